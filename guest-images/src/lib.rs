@@ -1,0 +1,1 @@
+//! The guest kernels that mkvmm carries with it.

@@ -1,0 +1,3 @@
+//! Linux gen_pool behaviour (work in progress).
+#![no_std]
+#![forbid(unsafe_code)]

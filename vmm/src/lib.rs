@@ -1,0 +1,1 @@
+//! mkvmm (work in progress).

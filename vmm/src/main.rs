@@ -1,0 +1,2 @@
+//! The `mkvmm` binary.
+fn main() {}
