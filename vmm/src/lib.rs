@@ -1,1 +1,3 @@
 //! mkvmm (work in progress).
+
+pub mod replay;
