@@ -1,1 +1,26 @@
 //! The guest kernels that mkvmm carries with it.
+//!
+//! There is one, the *probe*: an ELF64 image for the 64-bit boot protocol of
+//! Linux that prints what it was given and whether that is true. The README of
+//! this crate has its command line and its output.
+
+/// The probe's ELF image.
+///
+/// Its segments lie at 2 MiB (`p_paddr` = `p_vaddr`), span less than 512 KiB
+/// and may be loaded at any 2 MiB boundary of guest-physical memory; the entry
+/// point moves along.
+pub static PROBE: &[u8] = include_bytes!(env!("MKVMM_PROBE"));
+
+#[path = "../probe/src/pure/mod.rs"]
+pub mod pure;
+
+#[cfg(test)]
+mod tests {
+    use super::PROBE;
+
+    #[test]
+    fn the_probe_is_an_elf64_image_of_tens_of_kib() {
+        assert!(PROBE.starts_with(b"\x7fELF\x02\x01"));
+        assert!(PROBE.len() < 100 << 10);
+    }
+}

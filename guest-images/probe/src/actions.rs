@@ -1,0 +1,93 @@
+//! What the user asks for on the command line, in the order of asking.
+
+use core::arch::x86_64::__cpuid;
+
+use crate::Probe;
+use crate::checks::last_page;
+use crate::memory::{PAGE, tsc};
+use crate::pure::cmdline::{self, Word};
+use crate::pure::e820::USABLE;
+use crate::pure::range::{List, Range, subtract};
+use crate::service;
+
+/// What `touch` writes, made different for each address.
+const TOUCH: u64 = 0x6d6b_766d_6d00_0000;
+/// What `hold` fills pages with, made different for each word.
+const HOLD: u64 = 0x686f_6c64_0000_0000;
+
+impl Probe {
+    pub fn act(&mut self, text: &str) {
+        for word in cmdline::words(text) {
+            match word {
+                Word::Touch(value) => cmdline::addresses(value)
+                    .flatten()
+                    .for_each(|a| self.touch(a)),
+                Word::Hold(millions) => self.hold(millions.saturating_mul(1_000_000)),
+                Word::Caps => self.caps(),
+                _ => {}
+            }
+        }
+    }
+
+    fn touch(&mut self, addr: u64) {
+        let value = TOUCH ^ addr;
+        let read = (self.memory.poke(addr, value)).and_then(|()| self.memory.peek(addr));
+        match read {
+            Some(read) => say!("touch {addr:#x} wrote {value:#018x} read {read:#018x}"),
+            None => bad!(self, "touch {addr:#x} is out of reach"),
+        }
+    }
+
+    /// Marks the end of all our RAM and watches it. An initramfs that ends
+    /// there has been checked by now and is overwritten, so that it is always
+    /// the very last page that is watched.
+    fn hold(&mut self, cycles: u64) {
+        let mut pages = List::<512>::new();
+        let image = [self.memory.image];
+        for entry in self.boot_params.e820().filter(|entry| entry.kind == USABLE) {
+            let high = entry
+                .range()
+                .and_then(|r| Range::new(r.start.max(1 << 20), r.end));
+            let last = high.and_then(|range| subtract(range, &image).last());
+            pages.push(last.map(last_page).filter(|page| page.size() == PAGE));
+        }
+        for page in pages.as_slice() {
+            for addr in (page.start..page.end).step_by(8) {
+                self.memory.poke(addr, HOLD ^ addr);
+            }
+        }
+        let begin = tsc();
+        let mut checks = 0u64;
+        while {
+            for page in pages.as_slice() {
+                for addr in (page.start..page.end).step_by(8) {
+                    if self.memory.peek(addr) != Some(HOLD ^ addr) {
+                        say!("hold CHANGED at {addr:#x}");
+                        self.problems += 1;
+                        return;
+                    }
+                }
+            }
+            checks += 1;
+            tsc().wrapping_sub(begin) < cycles
+        } {}
+        say!("hold ok {checks} checks");
+    }
+
+    /// What an unmodified Linux does in ring 0 and a paravirtual KVM cannot
+    /// emulate. Where it cannot, KVM tells the VMM, and we are not heard again.
+    fn caps(&mut self) {
+        let features = __cpuid(1).ecx;
+        let mut tell = |name, ok| match ok {
+            true => say!("caps {name} ok"),
+            false => bad!(self, "caps {name} has no effect"),
+        };
+        tell("int3", service::int3());
+        if features & (1 << 13) != 0 {
+            tell("cmpxchg16b", service::cmpxchg16b());
+        }
+        if features & (1 << 26) != 0 {
+            tell("xsave", service::xsave());
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The probe: the guest kernel that mkvmm carries with it.
+//!
+//! It says what it was given and whether that is true: its memory map, the ends
+//! of each usable range, its initramfs, and that the rest of the pool is not
+//! there. The lines it prints and the words it obeys are in the README of
+//! `guest-images`.
+//!
+//! - [`entry`]: ring 0, in assembly: page tables, GDT, IDT, services
+//! - [`service`]: asking ring 0 from ring 3
+//! - [`mem_functions`]: what the compiler expects to find
+//! - [`console`]: whole lines to COM1
+//! - [`memory`]: looking at any physical address
+//! - [`boot_params`]: what the loader left for us
+//! - [`checks`]: the checks; [`actions`]: what the user asked for
+//! - [`pure`]: all that only computes, tested on the host
+//!
+//! Everything but `entry` runs in ring 3, at full speed on every kind of KVM.
+
+#![no_std]
+#![no_main]
+#![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
+
+#[macro_use]
+mod console;
+mod actions;
+mod boot_params;
+mod checks;
+mod entry;
+
+mod mem_functions;
+mod memory;
+mod pure;
+mod service;
+
+use boot_params::BootParams;
+use memory::Memory;
+use pure::cmdline::{self, End, Word};
+use pure::range::{List, Range};
+
+/// What the command line says, and what has gone wrong so far.
+struct Probe {
+    memory: Memory,
+    boot_params: BootParams,
+    pool: Option<Range>,
+    /// The instance's own chunks, ascending.
+    chunks: List<512>,
+    /// Size and checksum of the initramfs.
+    initrd: Option<(u64, u32)>,
+    problems: u32,
+}
+
+/// Called by `entry` in ring 3, relocated, with the low window and the image mapped.
+#[expect(unsafe_code, reason = "entry.rs calls it by its name")]
+#[unsafe(no_mangle)]
+extern "C" fn probe_main(
+    boot_params: u64,
+    page_tables: u64,
+    image_start: u64,
+    image_len: u64,
+    next_table: u64,
+) -> ! {
+    let image = Range {
+        start: image_start,
+        end: image_start + image_len,
+    };
+    let mut memory = Memory::new(page_tables, next_table, image);
+    let boot_params = BootParams::new(&mut memory, boot_params);
+    let cmdline = boot_params.cmdline(&mut memory);
+    let mut probe = Probe {
+        memory,
+        boot_params,
+        pool: None,
+        chunks: List::new(),
+        initrd: None,
+        problems: 0,
+    };
+    let text = cmdline.unwrap_or_default();
+    let (spin, end) = probe.read_words(text);
+    if cmdline.is_none() {
+        bad!(probe, "command line is not text or not there");
+    }
+    probe.check();
+    probe.act(text);
+
+    if probe.problems > 0 {
+        say!("FAIL {} problems", probe.problems);
+        service::end(End::Crash);
+    }
+    say!("pass");
+    while spin {
+        core::hint::spin_loop();
+    }
+    service::end(end);
+}
+
+impl Probe {
+    /// Takes in what the VMM says and names what is not for us.
+    fn read_words(&mut self, text: &str) -> (bool, End) {
+        let (mut spin, mut end) = (false, End::Reset);
+        let mut name = None;
+        for word in cmdline::words(text) {
+            match word {
+                Word::Name(value) => name = Some(value),
+                Word::Pool(range) => self.pool = Some(range),
+                Word::Chunks(value) => {
+                    for range in cmdline::ranges(value) {
+                        self.chunks.push(range);
+                    }
+                    self.chunks.sort();
+                }
+                Word::Initrd { size, crc32 } => self.initrd = Some((size, crc32)),
+                Word::Spin => spin = true,
+                Word::End(value) => end = value,
+                // In their own order, by `act`.
+                Word::Touch(_) | Word::Hold(_) | Word::Caps => {}
+                Word::Malformed(_) | Word::Unknown(_) => {}
+            }
+        }
+        match name {
+            Some(name) => say!("name {name}"),
+            None => bad!(self, "no name"),
+        }
+        self.name_strange_words(text);
+        (spin, end)
+    }
+
+    fn name_strange_words(&mut self, text: &str) {
+        let mut line = console::Line::new("probe: ignored");
+        let mut any = false;
+        for word in cmdline::words(text) {
+            match word {
+                Word::Unknown(text) => {
+                    line.add(format_args!(" {text}"));
+                    any = true;
+                }
+                Word::Malformed(text) => bad!(self, "cannot read {text}"),
+                _ => {}
+            }
+        }
+        if any {
+            line.print();
+        }
+    }
+}
+
+/// Called by `entry` after an exception that nobody expected.
+#[expect(unsafe_code, reason = "entry.rs calls it by its name")]
+#[unsafe(no_mangle)]
+extern "C" fn fault_main(vector: u64, rip: u64, cr2: u64, error: u64, cs: u64) -> ! {
+    say!(
+        "BAD exception {vector} error {error:#x} at {rip:#x} ring {} cr2 {cr2:#x}",
+        cs & 3
+    );
+    say!("FAIL 1 problems");
+    service::end(End::Crash)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    say!("BAD {info}");
+    say!("FAIL 1 problems");
+    service::end(End::Crash)
+}

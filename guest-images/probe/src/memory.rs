@@ -1,0 +1,145 @@
+//! Looking at physical memory by address.
+//!
+//! Virtual is physical. Pages are mapped when they are first wanted, by 1 GiB
+//! where the processor can and by 2 MiB elsewhere, into tables that lie in our
+//! own user-accessible bss: adding an entry that was not present needs neither
+//! ring 0 nor a TLB flush, and the tables stay few however large the pool is.
+
+// UNSAFETY: a kernel looks at physical memory by address.
+#![expect(unsafe_code, reason = "physical memory by address")]
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid, _rdtsc};
+
+use crate::entry;
+use crate::pure::range::Range;
+
+pub const PAGE: u64 = 4096;
+const PAGE_2M: u64 = 2 << 20;
+/// Present, writable, user.
+const TABLE: u64 = 0x7;
+/// The same, and the entry maps a page itself.
+const LARGE_PAGE: u64 = 0x87;
+
+pub struct Memory {
+    page_tables: u64,
+    next_table: u64,
+    /// The probe itself.
+    pub image: Range,
+    huge_pages: bool,
+    /// First address that the processor cannot form.
+    limit: u64,
+}
+
+impl Memory {
+    pub fn new(page_tables: u64, next_table: u64, image: Range) -> Self {
+        let extended = __cpuid(0x8000_0000).eax;
+        let huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
+        let width = match extended {
+            0x8000_0008.. => __cpuid(0x8000_0008).eax & 0xff,
+            _ => 36,
+        };
+        Self {
+            page_tables,
+            next_table,
+            image,
+            huge_pages,
+            // Half of the virtual addresses is ours: 47 bits.
+            limit: 1 << width.min(47),
+        }
+    }
+
+    /// The last page of our bss that nobody has touched yet.
+    pub fn untouched(&self) -> Range {
+        let end = self.page_tables + entry::PAGE_TABLES as u64 * PAGE;
+        Range {
+            start: end - PAGE,
+            end,
+        }
+    }
+
+    /// Makes `range` accessible. False if the processor has no such address or
+    /// our tables are used up.
+    pub fn map(&mut self, range: Range) -> bool {
+        let mut at = range.start & !(PAGE_2M - 1);
+        while at < range.end {
+            if at >= self.limit || !self.map_one(at) {
+                return false;
+            }
+            at += PAGE_2M;
+        }
+        true
+    }
+
+    fn map_one(&mut self, addr: u64) -> bool {
+        let mut table = self.page_tables;
+        for shift in [39, 30, 21] {
+            let slot = table + 8 * ((addr >> shift) & 511);
+            let entry = load(slot);
+            if entry & LARGE_PAGE == LARGE_PAGE {
+                return true;
+            }
+            if shift == 21 || shift == 30 && entry == 0 && self.huge_pages {
+                store(slot, addr >> shift << shift | LARGE_PAGE);
+                return true;
+            }
+            table = if entry != 0 {
+                entry & !(PAGE - 1)
+            } else {
+                let new = self.next_table;
+                if new >= self.untouched().end {
+                    return false;
+                }
+                self.next_table += PAGE;
+                store(slot, new | TABLE);
+                new
+            };
+        }
+        true
+    }
+
+    /// The 8 bytes at `addr`.
+    pub fn peek(&mut self, addr: u64) -> Option<u64> {
+        self.map(Range::sized(addr, 8)?).then(|| load(addr))
+    }
+
+    /// Writes 8 bytes at `addr`.
+    pub fn poke(&mut self, addr: u64, value: u64) -> Option<()> {
+        self.map(Range::sized(addr, 8)?).then(|| store(addr, value))
+    }
+
+    /// The memory of `range`, which nobody may change any more.
+    pub fn bytes(&mut self, range: Range) -> Option<&'static [u8]> {
+        if range.start == 0 || !self.map(range) {
+            return None;
+        }
+        let pointer = core::ptr::with_exposed_provenance(range.start as usize);
+        // SAFETY: mapped just now and never unmapped; not null; shorter than
+        // half of the address space. Whoever asks reads what the loader left
+        // there and what the probe leaves alone or puts back as it was.
+        Some(unsafe { core::slice::from_raw_parts(pointer, range.size() as usize) })
+    }
+}
+
+/// In assembly because address 0 is a legal one here, and 8 bytes must be one access.
+fn load(addr: u64) -> u64 {
+    let value;
+    // SAFETY: callers have mapped the address; reading has no effect on memory.
+    unsafe {
+        asm!("mov {}, [{}]", out(reg) value, in(reg) addr, options(nostack, preserves_flags))
+    };
+    value
+}
+
+fn store(addr: u64, value: u64) {
+    // SAFETY: callers have mapped the address and write only to page tables
+    // that are theirs, to RAM outside the image, and to addresses that the
+    // user named.
+    unsafe { asm!("mov [{}], {}", in(reg) addr, in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// The time stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: every x86-64 processor has it, and CR4.TSD is clear.
+    unsafe { _rdtsc() }
+}
