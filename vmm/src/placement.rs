@@ -80,7 +80,9 @@ impl PlacementPlan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     /// A piece found no place.
-    #[error("no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes")]
+    #[error(
+        "no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes"
+    )]
     NoRoom {
         /// Name of the piece.
         piece: &'static str,
@@ -224,7 +226,13 @@ mod tests {
         let mut facts = facts(16 * MIB, Some(4096));
         facts.initramfs_addr_max = Some(0x7fff_ffff);
         let error = plan(&facts, &mut pool).unwrap_err();
-        assert!(matches!(error, PlacementError::InitramfsTooHigh { max: 0x7fff_ffff, .. }));
+        assert!(matches!(
+            error,
+            PlacementError::InitramfsTooHigh {
+                max: 0x7fff_ffff,
+                ..
+            }
+        ));
         assert_eq!(pool.avail(), 64 * MIB);
     }
 }

@@ -287,6 +287,17 @@ pub fn check_host_can_give(requested: u64) -> Result<(), ReservationError> {
     }
 }
 
+/// Raises the soft limit of open files to the hard one: each guest needs a
+/// handful, and the usual soft limit of 1,024 would end at some 200 guests.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("the limit of open files cannot be raised: {error}");
+    }
+}
+
 /// `MemAvailable` of `/proc/meminfo` in bytes; `None` where there is no such
 /// line, and then nothing is refused.
 fn mem_available() -> Option<u64> {

@@ -82,7 +82,11 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
         Some(header) => put(&mut page, SETUP_HEADER_OFFSET, header),
         None => own_header(&mut page),
     }
-    put_hdr(&mut page, offset_of!(setup_header, type_of_loader), &[LOADER_UNDEFINED]);
+    put_hdr(
+        &mut page,
+        offset_of!(setup_header, type_of_loader),
+        &[LOADER_UNDEFINED],
+    );
     put_split(
         &mut page,
         CMDLINE_START,
@@ -91,7 +95,11 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
     );
     if facts.setup_header.is_none() {
         let size = u32::try_from(facts.cmdline_len).unwrap_or(u32::MAX);
-        put_hdr(&mut page, offset_of!(setup_header, cmdline_size), &size.to_le_bytes());
+        put_hdr(
+            &mut page,
+            offset_of!(setup_header, cmdline_size),
+            &size.to_le_bytes(),
+        );
     }
     let (initrd, initrd_size) = facts.initramfs.map_or((0, 0), |r| (r.start(), r.size()));
     put_split(
@@ -107,8 +115,16 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
         offset_of!(boot_params, ext_ramdisk_size),
     );
     let setup_data = put_e820(&mut page, facts.e820)?;
-    let first = if setup_data.is_empty() { 0 } else { SETUP_DATA_START };
-    put_hdr(&mut page, offset_of!(setup_header, setup_data), &first.to_le_bytes());
+    let first = if setup_data.is_empty() {
+        0
+    } else {
+        SETUP_DATA_START
+    };
+    put_hdr(
+        &mut page,
+        offset_of!(setup_header, setup_data),
+        &first.to_le_bytes(),
+    );
     Ok(BootParams { page, setup_data })
 }
 
@@ -116,14 +132,34 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
 /// trust the page, and the limits we keep.
 fn own_header(page: &mut [u8]) {
     let alignment = u32::try_from(KERNEL_ALIGN).unwrap_or(u32::MAX);
-    put_hdr(page, offset_of!(setup_header, boot_flag), &BOOT_FLAG.to_le_bytes());
-    put_hdr(page, offset_of!(setup_header, header), &HEADER_MAGIC.to_le_bytes());
-    put_hdr(page, offset_of!(setup_header, version), &PROTOCOL_VERSION.to_le_bytes());
+    put_hdr(
+        page,
+        offset_of!(setup_header, boot_flag),
+        &BOOT_FLAG.to_le_bytes(),
+    );
+    put_hdr(
+        page,
+        offset_of!(setup_header, header),
+        &HEADER_MAGIC.to_le_bytes(),
+    );
+    put_hdr(
+        page,
+        offset_of!(setup_header, version),
+        &PROTOCOL_VERSION.to_le_bytes(),
+    );
     put_hdr(page, offset_of!(setup_header, loadflags), &[1]); // LOADED_HIGH
-    put_hdr(page, offset_of!(setup_header, kernel_alignment), &alignment.to_le_bytes());
+    put_hdr(
+        page,
+        offset_of!(setup_header, kernel_alignment),
+        &alignment.to_le_bytes(),
+    );
     put_hdr(page, offset_of!(setup_header, relocatable_kernel), &[1]);
     let flags = XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G;
-    put_hdr(page, offset_of!(setup_header, xloadflags), &flags.to_le_bytes());
+    put_hdr(
+        page,
+        offset_of!(setup_header, xloadflags),
+        &flags.to_le_bytes(),
+    );
 }
 
 /// Fills the table of the page; rows beyond its 128 go into a
@@ -192,7 +228,11 @@ mod tests {
         (0..n)
             .map(|i| E820Entry {
                 range: AddrRange::with_size(0x1_0000_0000 + i * 0x2000, 0x1000).unwrap(),
-                kind: if i % 2 == 0 { E820Type::Usable } else { E820Type::Reserved },
+                kind: if i % 2 == 0 {
+                    E820Type::Usable
+                } else {
+                    E820Type::Reserved
+                },
             })
             .collect()
     }
@@ -248,7 +288,10 @@ mod tests {
         let rows = entries(20_000);
         assert!(matches!(
             build(&facts(&rows)),
-            Err(BootParamsError::SetupDataFull { entries: 20_000, .. })
+            Err(BootParamsError::SetupDataFull {
+                entries: 20_000,
+                ..
+            })
         ));
     }
 

@@ -20,7 +20,12 @@ const TYPE_TSS: u8 = 0xb;
 
 /// The table as it lies in guest memory: null, unused, code, data.
 pub fn table() -> [u64; 4] {
-    [0, 0, descriptor(&code_segment()), descriptor(&data_segment())]
+    [
+        0,
+        0,
+        descriptor(&code_segment()),
+        descriptor(&data_segment()),
+    ]
 }
 
 /// CS at entry: 64-bit, base 0, 4 GiB limit, ring 0.
@@ -95,6 +100,9 @@ mod tests {
     fn descriptors_are_those_of_the_boot_protocol() {
         // 4 GiB flat code with L, and 4 GiB flat data, as in every 64-bit
         // Linux boot loader.
-        assert_eq!(table(), [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+        assert_eq!(
+            table(),
+            [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
+        );
     }
 }

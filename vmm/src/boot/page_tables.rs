@@ -29,7 +29,9 @@ const IDENTITY_LIMIT: u64 = 1 << 47;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PageTableError {
     /// The ranges are spread over more gigabytes than there is room for tables.
-    #[error("the identity map of the boot images needs {needed} page tables, there is room for {room}")]
+    #[error(
+        "the identity map of the boot images needs {needed} page tables, there is room for {room}"
+    )]
     NoRoom {
         /// Pages needed.
         needed: u64,

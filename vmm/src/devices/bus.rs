@@ -175,7 +175,14 @@ mod tests {
         assert_eq!(bus.violations(), 1);
         assert!(matches!(
             events.try_recv(),
-            Some(VmmEvent::Violation { violation: Violation { addr: 0x1_1000_0000, len: 8, access: Access::Read }, .. })
+            Some(VmmEvent::Violation {
+                violation: Violation {
+                    addr: 0x1_1000_0000,
+                    len: 8,
+                    access: Access::Read
+                },
+                ..
+            })
         ));
     }
 

@@ -52,6 +52,16 @@ impl ConsoleQueue {
         }
     }
 
+    /// A line beyond the bound, for a guest that has ended: whoever cleans up
+    /// after it must not wait.
+    fn push_now(&self, line: Vec<u8>) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.lines.push_back(line);
+            self.changed.notify_all();
+        }
+    }
+
     /// The oldest lines; waits for some. `None` when closed and empty.
     fn pop_all(&self) -> Option<VecDeque<Vec<u8>>> {
         let mut state = self.lock();
@@ -139,10 +149,15 @@ impl ConsoleWriter {
     }
 
     fn end_line(&mut self) {
+        let line = self.take_line();
+        self.queue.push(line);
+    }
+
+    fn take_line(&mut self) -> Vec<u8> {
         let mut whole = self.prefix.clone();
         whole.append(&mut self.line);
         whole.push(b'\n');
-        self.queue.push(whole);
+        whole
     }
 }
 
@@ -162,7 +177,8 @@ impl Write for ConsoleWriter {
 impl Drop for ConsoleWriter {
     fn drop(&mut self) {
         if !self.line.is_empty() {
-            self.end_line();
+            let line = self.take_line();
+            self.queue.push_now(line);
         }
     }
 }

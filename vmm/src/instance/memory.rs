@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use mkpool::AddrRange;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError,
-    GuestRegionMmap,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap,
 };
 
 use crate::reservation::{Reservation, ReservationError};
@@ -58,7 +58,8 @@ impl InstanceMemory {
             .into_iter()
             .map(|(guest, range)| {
                 let region = reservation.lend(range)?;
-                GuestRegionMmap::new(region, GuestAddress(guest)).ok_or(MemoryError::Address { range })
+                GuestRegionMmap::new(region, GuestAddress(guest))
+                    .ok_or(MemoryError::Address { range })
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {

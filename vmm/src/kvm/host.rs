@@ -45,8 +45,12 @@ impl HostError {
     pub fn help(&self) -> Option<&'static str> {
         let Self::Open(errno) = self else { return None };
         Some(match errno.errno() {
-            libc::ENOENT => "load the kvm module (modprobe kvm_intel or kvm_amd), or enable virtualization in the firmware",
-            libc::EACCES | libc::EPERM => "your user needs read and write access to /dev/kvm (usually: membership in the group kvm)",
+            libc::ENOENT => {
+                "load the kvm module (modprobe kvm_intel or kvm_amd), or enable virtualization in the firmware"
+            }
+            libc::EACCES | libc::EPERM => {
+                "your user needs read and write access to /dev/kvm (usually: membership in the group kvm)"
+            }
             _ => return None,
         })
     }

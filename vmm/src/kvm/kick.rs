@@ -87,7 +87,8 @@ impl KickTarget {
     /// clears the flag then, so that whoever looks for commands now sees all
     /// that were sent before the kick.
     pub fn was_kicked(&mut self, error: &kvm_ioctls::Error) -> bool {
-        let kicked = io::Error::from_raw_os_error(error.errno()).kind() == io::ErrorKind::Interrupted;
+        let kicked =
+            io::Error::from_raw_os_error(error.errno()).kind() == io::ErrorKind::Interrupted;
         if kicked {
             self.vcpu.set_kvm_immediate_exit(0);
         }

@@ -85,7 +85,11 @@ fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmError> {
 /// Writes one 32-bit register of the page; only the delivery mode matters at
 /// reset, the rest (vector, mask) is zero.
 fn set_lvt(lapic: &mut kvm_lapic_state, register: usize, value: u32) {
-    for (byte, place) in value.to_le_bytes().iter().zip(&mut lapic.regs[register..register + 4]) {
+    for (byte, place) in value
+        .to_le_bytes()
+        .iter()
+        .zip(&mut lapic.regs[register..register + 4])
+    {
         *place = i8::from_le_bytes([*byte]);
     }
 }

@@ -87,10 +87,20 @@ pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
     let truncated = |what, end| BzImageError::Truncated { what, end, len };
     let version = field16(file, offset_of!(setup_header, version))
         .ok_or_else(|| truncated("the setup header", SETUP_HEADER_OFFSET as u64))?;
-    expect(version >= MIN_PROTOCOL, "version", version.into(), "boot protocol 2.12 or later")?;
+    expect(
+        version >= MIN_PROTOCOL,
+        "version",
+        version.into(),
+        "boot protocol 2.12 or later",
+    )?;
     let end = HEADER_END.min(0x202 + usize::from(*file.get(JUMP_OPERAND).unwrap_or(&0)));
     let used = SETUP_HEADER_OFFSET + offset_of!(setup_header, handover_offset);
-    expect(end >= used, "jump", end as u64, "a header that reaches init_size")?;
+    expect(
+        end >= used,
+        "jump",
+        end as u64,
+        "a header that reaches init_size",
+    )?;
     let bytes = file
         .get(SETUP_HEADER_OFFSET..end)
         .ok_or_else(|| truncated("the setup header", end as u64))?
@@ -99,15 +109,36 @@ pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
     let short = || truncated("the setup header", end as u64);
     let u32_field = |offset| field32(file, offset).map(u64::from).ok_or_else(short);
     let xloadflags = field16(file, offset_of!(setup_header, xloadflags)).ok_or_else(short)?;
-    expect(xloadflags & XLF_KERNEL_64 != 0, "xloadflags", xloadflags.into(), "XLF_KERNEL_64 (bit 0): a kernel with a 64-bit entry")?;
+    expect(
+        xloadflags & XLF_KERNEL_64 != 0,
+        "xloadflags",
+        xloadflags.into(),
+        "XLF_KERNEL_64 (bit 0): a kernel with a 64-bit entry",
+    )?;
     let kernel_alignment = u32_field(offset_of!(setup_header, kernel_alignment))?;
-    let sane = kernel_alignment.is_power_of_two() && (4096..=MAX_KERNEL).contains(&kernel_alignment);
-    expect(sane, "kernel_alignment", kernel_alignment, "a power of two from 4 KiB to 1 GiB")?;
+    let sane =
+        kernel_alignment.is_power_of_two() && (4096..=MAX_KERNEL).contains(&kernel_alignment);
+    expect(
+        sane,
+        "kernel_alignment",
+        kernel_alignment,
+        "a power of two from 4 KiB to 1 GiB",
+    )?;
     let init_size = u32_field(offset_of!(setup_header, init_size))?;
-    expect((1..=MAX_KERNEL).contains(&init_size), "init_size", init_size, "1 byte to 1 GiB")?;
+    expect(
+        (1..=MAX_KERNEL).contains(&init_size),
+        "init_size",
+        init_size,
+        "1 byte to 1 GiB",
+    )?;
     let relocatable = file.get(SETUP_HEADER_OFFSET + offset_of!(setup_header, relocatable_kernel));
     let relocatable = u64::from(*relocatable.ok_or_else(short)?);
-    expect(relocatable != 0, "relocatable_kernel", relocatable, "not 0: sub-pools lie anywhere")?;
+    expect(
+        relocatable != 0,
+        "relocatable_kernel",
+        relocatable,
+        "not 0: sub-pools lie anywhere",
+    )?;
     let anywhere = xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
     let addr_max = u32_field(offset_of!(setup_header, initrd_addr_max))?;
     Ok(SetupHeader {
@@ -131,13 +162,21 @@ pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>
     let compression = decompress::recognise(stream)?;
     // Checked by `payload`: four bytes follow the range.
     let want = u64::from(u32_at(file, end).unwrap_or(0));
-    expect(want <= MAX_KERNEL, "uncompressed size", want, "at most 1 GiB")?;
+    expect(
+        want <= MAX_KERNEL,
+        "uncompressed size",
+        want,
+        "at most 1 GiB",
+    )?;
     // gzip's own trailer ends with that size, so there it belongs to the stream.
     let stream = match compression {
         Compression::Gzip => file.get(start..end + 4).unwrap_or_default(),
         _ => stream,
     };
-    Ok((compression, decompress::decompress(compression, stream, want)?))
+    Ok((
+        compression,
+        decompress::decompress(compression, stream, want)?,
+    ))
 }
 
 /// The payload's place, without its last four bytes (the uncompressed size).
@@ -150,21 +189,39 @@ fn payload(file: &[u8]) -> Result<Range<usize>, BzImageError> {
     };
     let offset = u64::from(field32(file, offset_of!(setup_header, payload_offset)).unwrap_or(0));
     let length = u64::from(field32(file, offset_of!(setup_header, payload_length)).unwrap_or(0));
-    expect(length > 4, "payload_length", length, "more than its trailing size")?;
+    expect(
+        length > 4,
+        "payload_length",
+        length,
+        "more than its trailing size",
+    )?;
     let start = (setup_sects + 1) * SECTOR + offset;
     let end = start + length;
     if end > len {
-        return Err(BzImageError::Truncated { what: "the payload", end, len });
+        return Err(BzImageError::Truncated {
+            what: "the payload",
+            end,
+            len,
+        });
     }
     let as_index = |v: u64| usize::try_from(v).unwrap_or(usize::MAX);
     Ok(as_index(start)..as_index(end - 4))
 }
 
-fn expect(ok: bool, field: &'static str, value: u64, expected: &'static str) -> Result<(), BzImageError> {
+fn expect(
+    ok: bool,
+    field: &'static str,
+    value: u64,
+    expected: &'static str,
+) -> Result<(), BzImageError> {
     if ok {
         Ok(())
     } else {
-        Err(BzImageError::Field { field, value, expected })
+        Err(BzImageError::Field {
+            field,
+            value,
+            expected,
+        })
     }
 }
 
@@ -247,7 +304,10 @@ pub(crate) mod tests {
     fn every_truncation_is_an_error_and_none_panics() {
         let file = bzimage(&sized(vec![0; 8], 8));
         for len in 0..file.len() {
-            assert!(!is_bzimage(&file[..len]) || parse(&file[..len]).is_err(), "{len}");
+            assert!(
+                !is_bzimage(&file[..len]) || parse(&file[..len]).is_err(),
+                "{len}"
+            );
         }
     }
 }

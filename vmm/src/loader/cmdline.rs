@@ -46,7 +46,10 @@ mod tests {
         assert_eq!(check(&line, 2047).unwrap().as_bytes().len(), 2047);
         assert_eq!(
             check(&format!("{line}x"), 2047),
-            Err(CmdlineError::TooLong { len: 2048, max: 2047 })
+            Err(CmdlineError::TooLong {
+                len: 2048,
+                max: 2047
+            })
         );
         assert!(matches!(check("a\0b", 2047), Err(CmdlineError::Nul(_))));
     }

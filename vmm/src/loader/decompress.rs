@@ -39,13 +39,17 @@ impl fmt::Display for Compression {
 #[derive(Debug, thiserror::Error)]
 pub enum DecompressError {
     /// The first bytes belong to no compression known here.
-    #[error("the payload starts with {magic:02x?}, which is no compression known here (gzip, xz, lzma, zstd)")]
+    #[error(
+        "the payload starts with {magic:02x?}, which is no compression known here (gzip, xz, lzma, zstd)"
+    )]
     Unknown {
         /// The first bytes.
         magic: Vec<u8>,
     },
     /// Compressions that Linux has and this version does not.
-    #[error("the payload is compressed with {name}, which is not supported yet (gzip, xz, lzma and zstd are)")]
+    #[error(
+        "the payload is compressed with {name}, which is not supported yet (gzip, xz, lzma and zstd are)"
+    )]
     Unsupported {
         /// Its name.
         name: &'static str,
@@ -201,7 +205,10 @@ mod tests {
             for want in [100, data.len() as u64 - 1, data.len() as u64 + 1] {
                 let result = decompress(compression, &stream, want);
                 assert!(
-                    matches!(result, Err(DecompressError::Length { .. } | DecompressError::Damaged { .. })),
+                    matches!(
+                        result,
+                        Err(DecompressError::Length { .. } | DecompressError::Damaged { .. })
+                    ),
                     "{compression} {want}"
                 );
             }
@@ -214,7 +221,10 @@ mod tests {
         for compression in ALL {
             let stream = packed(compression, &data);
             let cut = &stream[..stream.len() / 2];
-            assert!(decompress(compression, cut, data.len() as u64).is_err(), "{compression}");
+            assert!(
+                decompress(compression, cut, data.len() as u64).is_err(),
+                "{compression}"
+            );
         }
     }
 }

@@ -172,7 +172,15 @@ impl Header {
             end: size_of::<Elf64_Ehdr>() as u64,
             len: file.len() as u64,
         };
-        let (Some(ident), Some(kind), Some(machine), Some(entry), Some(phoff), Some(phentsize), Some(phnum)) = (
+        let (
+            Some(ident),
+            Some(kind),
+            Some(machine),
+            Some(entry),
+            Some(phoff),
+            Some(phentsize),
+            Some(phnum),
+        ) = (
             file.get(4..6),
             u16_at(file, offset_of!(Elf64_Ehdr, e_type)),
             u16_at(file, offset_of!(Elf64_Ehdr, e_machine)),
@@ -180,26 +188,50 @@ impl Header {
             u64_at(file, offset_of!(Elf64_Ehdr, e_phoff)),
             u16_at(file, offset_of!(Elf64_Ehdr, e_phentsize)),
             u16_at(file, offset_of!(Elf64_Ehdr, e_phnum)),
-        ) else {
+        )
+        else {
             return Err(truncated);
         };
         let check = |ok: bool, field, value, expected| {
             if ok {
                 Ok(())
             } else {
-                Err(ElfError::Field { field, value, expected })
+                Err(ElfError::Field {
+                    field,
+                    value,
+                    expected,
+                })
             }
         };
         let class = u64::from(ident[0]) | u64::from(ident[1]) << 8;
-        check(ident == CLASS64_LSB, "e_ident (class, data)", class, "64-bit little-endian (0x102)")?;
+        check(
+            ident == CLASS64_LSB,
+            "e_ident (class, data)",
+            class,
+            "64-bit little-endian (0x102)",
+        )?;
         let executable = kind == ET_EXEC || kind == ET_DYN;
-        check(executable, "e_type", kind.into(), "ET_EXEC (2) or ET_DYN (3)")?;
-        check(machine == EM_X86_64, "e_machine", machine.into(), "x86-64 (0x3e)")?;
+        check(
+            executable,
+            "e_type",
+            kind.into(),
+            "ET_EXEC (2) or ET_DYN (3)",
+        )?;
+        check(
+            machine == EM_X86_64,
+            "e_machine",
+            machine.into(),
+            "x86-64 (0x3e)",
+        )?;
         let entry_size = usize::from(phentsize) == size_of::<Elf64_Phdr>();
         check(entry_size, "e_phentsize", phentsize.into(), "56")?;
         let count = (1..=MAX_HEADERS).contains(&phnum);
         check(count, "e_phnum", phnum.into(), "1 to 256")?;
-        Ok(Self { entry, phoff, phnum })
+        Ok(Self {
+            entry,
+            phoff,
+            phnum,
+        })
     }
 }
 

@@ -90,6 +90,11 @@ impl ImageFile {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// The content, to keep.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
 }
 
 /// What kind of file a kernel came from.
@@ -242,7 +247,10 @@ mod tests {
     fn what_is_no_kernel_is_told_by_its_first_bytes() {
         let text = KernelImage::parse(b"#!/bin/sh\necho hello\n".to_vec());
         assert!(matches!(text, Err(ImageError::Unknown { .. })));
-        assert!(matches!(KernelImage::parse(Vec::new()), Err(ImageError::Empty)));
+        assert!(matches!(
+            KernelImage::parse(Vec::new()),
+            Err(ImageError::Empty)
+        ));
     }
 
     #[test]
@@ -260,7 +268,13 @@ mod tests {
     fn only_regular_files_with_content_are_read() {
         let dir = std::env::temp_dir();
         assert!(matches!(ImageFile::read(&dir), Err(ImageError::NotAFile)));
-        assert!(matches!(ImageFile::read(Path::new("/dev/zero")), Err(ImageError::NotAFile)));
-        assert!(matches!(ImageFile::read(&dir.join("no such file")), Err(ImageError::Io(_))));
+        assert!(matches!(
+            ImageFile::read(Path::new("/dev/zero")),
+            Err(ImageError::NotAFile)
+        ));
+        assert!(matches!(
+            ImageFile::read(&dir.join("no such file")),
+            Err(ImageError::Io(_))
+        ));
     }
 }

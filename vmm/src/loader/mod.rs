@@ -53,9 +53,8 @@ pub enum LoadError {
     },
 }
 
-/// Copies kernel and initramfs to where `plan` says; BSS needs no work,
-/// because an instance's memory is zero when it first sees it and
-/// `fresh` says so, and is zeroed otherwise.
+/// Copies kernel and initramfs to where `plan` says. BSS needs no work: a
+/// sub-pool is zero when an instance gets it (`Reservation::scrub`).
 ///
 /// Returns the guest-physical address of the 64-bit entry.
 ///

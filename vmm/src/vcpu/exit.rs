@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use kvm_ioctls::VcpuExit;
 
+use crate::instance::InstanceName;
 use crate::instance::state::EndReason;
 
 /// What a device did with a write.
@@ -23,8 +24,8 @@ pub trait ExitBus: Debug + Send + Sync {
     fn mmio_write(&self, addr: u64, data: &[u8]) -> PioOutcome;
 }
 
-/// Handles one exit; `Some` when it was the guest's last.
-pub fn handle(exit: VcpuExit<'_>, bus: &dyn ExitBus) -> Option<EndReason> {
+/// Handles one exit of guest `name`; `Some` when it was the guest's last.
+pub fn handle(exit: VcpuExit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> Option<EndReason> {
     match exit {
         VcpuExit::IoIn(port, data) => {
             bus.pio_read(port, data);
@@ -38,7 +39,7 @@ pub fn handle(exit: VcpuExit<'_>, bus: &dyn ExitBus) -> Option<EndReason> {
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
         VcpuExit::Shutdown => Some(EndReason::TripleFault),
         other => {
-            log::error!("the guest did what KVM cannot run: {other:?}");
+            log::error!("{name}: the guest did what this KVM cannot run: {other:?}");
             Some(EndReason::KvmError)
         }
     }

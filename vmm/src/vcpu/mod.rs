@@ -72,10 +72,11 @@ impl Vcpu {
         events: EventSender,
     ) -> io::Result<VcpuHandle> {
         let (commands, receiver) = mpsc::channel();
+        let name = name.clone();
         // The kernel keeps 15 bytes of a thread's name.
         let thread = Builder::new()
             .name(format!("vcpu{}:{name}", self.index))
-            .spawn(move || run::thread(self.fd, &receiver, &*bus, id, &events))?;
+            .spawn(move || run::thread(self.fd, &receiver, &*bus, (id, &name), &events))?;
         Ok(VcpuHandle {
             commands,
             thread: Some(thread),
