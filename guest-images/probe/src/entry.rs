@@ -3,7 +3,7 @@
 //!
 //! A paravirtual KVM emulates supervisor code, about a million instructions a
 //! second, and knows only part of the instruction set, while ring 3 runs at
-//! full speed. So ring 0 does only what ring 3 cannot: about 600 instructions
+//! full speed. So ring 0 does only what ring 3 cannot: about 700 instructions
 //! until the `iretq`, and per printed line some ten plus one per byte.
 //!
 //! Ring 3 asks for a service with `ud2` (`rax` = number, `r8` = [`MAGIC`]):
