@@ -104,7 +104,7 @@ fn verify(elf: &[u8]) -> Result<(), String> {
         let header = phoff + 56 * n;
         let (kind, vaddr) = (field(elf, header, 4)?, field(elf, header + 16, 8)?);
         let (paddr, memsz) = (field(elf, header + 24, 8)?, field(elf, header + 40, 8)?);
-        if kind == PT_LOAD && (vaddr != paddr || vaddr < 0x20_0000 || vaddr + memsz > 0x28_0000) {
+        if kind == PT_LOAD && (vaddr != paddr || vaddr < 0x20_0000 || vaddr + memsz > 0x24_0000) {
             return Err(format!(
                 "segment {n} is at {vaddr:#x}, {paddr:#x}, {memsz:#x} bytes"
             ));

@@ -6,7 +6,7 @@
 
 /// The probe's ELF image.
 ///
-/// Its segments lie at 2 MiB (`p_paddr` = `p_vaddr`), span less than 512 KiB
+/// Its segments lie at 2 MiB (`p_paddr` = `p_vaddr`), span less than 256 KiB
 /// and may be loaded at any 2 MiB boundary of guest-physical memory; the entry
 /// point moves along.
 pub static PROBE: &[u8] = include_bytes!(env!("MKVMM_PROBE"));

@@ -1,7 +1,5 @@
 //! What the user asks for on the command line, in the order of asking.
 
-use core::arch::x86_64::__cpuid;
-
 use crate::Probe;
 use crate::checks::last_page;
 use crate::memory::{PAGE, tsc};
@@ -77,7 +75,7 @@ impl Probe {
     /// What an unmodified Linux does in ring 0 and a paravirtual KVM cannot
     /// emulate. Where it cannot, KVM tells the VMM, and we are not heard again.
     fn caps(&mut self) {
-        let features = __cpuid(1).ecx;
+        let features = service::cpuid(1).ecx;
         let mut tell = |name, ok| match ok {
             true => say!("caps {name} ok"),
             false => bad!(self, "caps {name} has no effect"),

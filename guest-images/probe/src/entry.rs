@@ -19,7 +19,7 @@ use core::arch::global_asm;
 pub const MAGIC: u32 = 0x6d6b_766d;
 
 /// Page tables in the bss, the first ones used by the entry code itself.
-pub const PAGE_TABLES: usize = 64;
+pub const PAGE_TABLES: usize = 32;
 
 pub const SERVICE_PRINT: u64 = 0;
 pub const SERVICE_RESET: u64 = 1;
@@ -28,6 +28,8 @@ pub const SERVICE_CRASH: u64 = 3;
 pub const SERVICE_INT3: u64 = 4;
 pub const SERVICE_CMPXCHG16B: u64 = 5;
 pub const SERVICE_XSAVE: u64 = 6;
+pub const SERVICE_CPUID: u64 = 7;
+pub const SERVICE_FLUSH: u64 = 8;
 
 global_asm!(
     r#"
@@ -224,7 +226,7 @@ breakpoint_entry:
     inc     byte ptr [rip + breakpoints]
     iretq
 
-// ---- services: rax number, rdi and rsi arguments, result in rax ------------
+// ---- services: rax number, rdi and rsi arguments, results in rax and rdi ----
 
 service:
     add     qword ptr [rsp], 2          // go on behind the ud2
@@ -240,6 +242,10 @@ service:
     je      service_cmpxchg16b
     cmp     eax, {xsave}
     je      service_xsave
+    cmp     eax, {cpuid}
+    je      service_cpuid
+    cmp     eax, {flush}
+    je      service_flush
 
 service_crash:
     sub     rsp, 16
@@ -304,6 +310,23 @@ service_xsave:
     mov     eax, 1
     iretq
 
+// The CPUID that ring 3 sees may be the host's own. edx:eax and ecx.
+service_cpuid:
+    mov     r9, rbx
+    mov     eax, edi
+    xor     ecx, ecx
+    cpuid
+    shl     rdx, 32
+    or      rax, rdx
+    mov     edi, ecx
+    mov     rbx, r9
+    iretq
+
+service_flush:
+    mov     rax, cr3
+    mov     cr3, rax
+    iretq
+
 // ---- data ----------------------------------------------------------------
 
     .section .data.gdt, "aw"
@@ -346,4 +369,6 @@ user_stack_top:
     int3 = const SERVICE_INT3,
     cmpxchg16b = const SERVICE_CMPXCHG16B,
     xsave = const SERVICE_XSAVE,
+    cpuid = const SERVICE_CPUID,
+    flush = const SERVICE_FLUSH,
 );

@@ -66,6 +66,7 @@ extern "C" fn probe_main(
     let mut memory = Memory::new(page_tables, next_table, image);
     let boot_params = BootParams::new(&mut memory, boot_params);
     let cmdline = boot_params.cmdline(&mut memory);
+    memory.keep();
     let mut probe = Probe {
         memory,
         boot_params,

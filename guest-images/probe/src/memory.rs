@@ -3,16 +3,19 @@
 //! Virtual is physical. Pages are mapped when they are first wanted, by 1 GiB
 //! where the processor can and by 2 MiB elsewhere, into tables that lie in our
 //! own user-accessible bss: adding an entry that was not present needs neither
-//! ring 0 nor a TLB flush, and the tables stay few however large the pool is.
+//! ring 0 nor a TLB flush. When the tables are used up, the mappings are dropped
+//! and made again as wanted, so that the tables stay few however large and
+//! scattered the pool is.
 
 // UNSAFETY: a kernel looks at physical memory by address.
 #![expect(unsafe_code, reason = "physical memory by address")]
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid, _rdtsc};
+use core::arch::x86_64::_rdtsc;
 
 use crate::entry;
 use crate::pure::range::Range;
+use crate::service::{self, cpuid};
 
 pub const PAGE: u64 = 4096;
 const PAGE_2M: u64 = 2 << 20;
@@ -24,6 +27,8 @@ const LARGE_PAGE: u64 = 0x87;
 pub struct Memory {
     page_tables: u64,
     next_table: u64,
+    /// Tables below are never given up.
+    first_spare: u64,
     /// The probe itself.
     pub image: Range,
     huge_pages: bool,
@@ -33,15 +38,16 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(page_tables: u64, next_table: u64, image: Range) -> Self {
-        let extended = __cpuid(0x8000_0000).eax;
-        let huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
+        let extended = cpuid(0x8000_0000).eax;
+        let huge_pages = cpuid(0x8000_0001).edx & (1 << 26) != 0;
         let width = match extended {
-            0x8000_0008.. => __cpuid(0x8000_0008).eax & 0xff,
+            0x8000_0008.. => cpuid(0x8000_0008).eax & 0xff,
             _ => 36,
         };
         Self {
             page_tables,
             next_table,
+            first_spare: next_table,
             image,
             huge_pages,
             // Half of the virtual addresses is ours: 47 bits.
@@ -51,24 +57,52 @@ impl Memory {
 
     /// The last page of our bss that nobody has touched yet.
     pub fn untouched(&self) -> Range {
-        let end = self.page_tables + entry::PAGE_TABLES as u64 * PAGE;
+        let end = self.tables_end();
         Range {
             start: end - PAGE,
             end,
         }
     }
 
-    /// Makes `range` accessible. False if the processor has no such address or
-    /// our tables are used up.
+    fn tables_end(&self) -> u64 {
+        self.page_tables + entry::PAGE_TABLES as u64 * PAGE
+    }
+
+    /// What is mapped now stays mapped.
+    pub fn keep(&mut self) {
+        self.first_spare = self.next_table;
+    }
+
+    /// Makes `range` accessible until the next call. False if the processor
+    /// has no such address or the range is too large for our tables.
     pub fn map(&mut self, range: Range) -> bool {
-        let mut at = range.start & !(PAGE_2M - 1);
-        while at < range.end {
-            if at >= self.limit || !self.map_one(at) {
-                return false;
+        range.end <= self.limit
+            && (self.try_map(range) || {
+                self.drop_mappings();
+                self.try_map(range)
+            })
+    }
+
+    fn try_map(&mut self, range: Range) -> bool {
+        (range.start & !(PAGE_2M - 1)..range.end)
+            .step_by(PAGE_2M as usize)
+            .all(|at| self.map_one(at))
+    }
+
+    /// Empties the spare tables and takes them out of those that stay.
+    fn drop_mappings(&mut self) {
+        let spare = self.first_spare..self.tables_end();
+        for slot in (self.page_tables..self.next_table).step_by(8) {
+            let entry = load(slot);
+            // Writes to live tables may be slow, so only where there is something.
+            let points_to_spare =
+                entry & LARGE_PAGE == TABLE && spare.contains(&(entry & !(PAGE - 1)));
+            if entry != 0 && (slot >= spare.start || points_to_spare) {
+                store(slot, 0);
             }
-            at += PAGE_2M;
         }
-        true
+        self.next_table = spare.start;
+        service::flush();
     }
 
     fn map_one(&mut self, addr: u64) -> bool {
@@ -87,7 +121,7 @@ impl Memory {
                 entry & !(PAGE - 1)
             } else {
                 let new = self.next_table;
-                if new >= self.untouched().end {
+                if new >= self.tables_end() {
                     return false;
                 }
                 self.next_table += PAGE;
@@ -108,13 +142,15 @@ impl Memory {
         self.map(Range::sized(addr, 8)?).then(|| store(addr, value))
     }
 
-    /// The memory of `range`, which nobody may change any more.
+    /// The memory of `range`, which nobody may change any more, for use before
+    /// the next range is mapped or [`Memory::keep`].
     pub fn bytes(&mut self, range: Range) -> Option<&'static [u8]> {
         if range.start == 0 || !self.map(range) {
             return None;
         }
         let pointer = core::ptr::with_exposed_provenance(range.start as usize);
-        // SAFETY: mapped just now and never unmapped; not null; shorter than
+        // SAFETY: mapped just now and, by the contract above, not looked at once
+        // it is not mapped any more; not null; shorter than
         // half of the address space. Whoever asks reads what the loader left
         // there and what the probe leaves alone or puts back as it was.
         Some(unsafe { core::slice::from_raw_parts(pointer, range.size() as usize) })

@@ -11,9 +11,9 @@ use crate::pure::cmdline::End;
 /// # Safety
 ///
 /// The arguments must be what the service expects: for `SERVICE_PRINT` address
-/// and length of readable bytes; the others take none.
-unsafe fn request(service: u64, first: u64, second: u64) -> u64 {
-    let result;
+/// and length of readable bytes; for the others any.
+unsafe fn request(service: u64, first: u64, second: u64) -> (u64, u64) {
+    let (result, more);
     // SAFETY: the handler goes on behind the `ud2`, keeps the stack and every
     // register but those named here, and reads only what the caller vouches for.
     unsafe {
@@ -21,7 +21,7 @@ unsafe fn request(service: u64, first: u64, second: u64) -> u64 {
             "ud2",
             inout("rax") service => result,
             in("r8") u64::from(entry::MAGIC),
-            inout("rdi") first => _,
+            inout("rdi") first => more,
             inout("rsi") second => _,
             out("rcx") _,
             out("rdx") _,
@@ -29,7 +29,7 @@ unsafe fn request(service: u64, first: u64, second: u64) -> u64 {
             options(nostack),
         );
     }
-    result
+    (result, more)
 }
 
 /// Writes the bytes to COM1.
@@ -46,20 +46,45 @@ pub fn print(bytes: &[u8]) {
 
 /// Whether ring 0 can take the breakpoint exception of an `int3`.
 pub fn int3() -> bool {
-    // SAFETY: takes no arguments.
-    unsafe { request(entry::SERVICE_INT3, 0, 0) == 1 }
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_INT3, 0, 0).0 == 1 }
 }
 
 /// Whether ring 0 can exchange 16 bytes.
 pub fn cmpxchg16b() -> bool {
-    // SAFETY: takes no arguments.
-    unsafe { request(entry::SERVICE_CMPXCHG16B, 0, 0) == 1 }
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_CMPXCHG16B, 0, 0).0 == 1 }
 }
 
 /// Whether ring 0 can save and restore extended state.
 pub fn xsave() -> bool {
-    // SAFETY: takes no arguments.
-    unsafe { request(entry::SERVICE_XSAVE, 0, 0) == 1 }
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_XSAVE, 0, 0).0 == 1 }
+}
+
+/// What the processor is said to have. In ring 3, `cpuid` itself may tell of the
+/// host's processor, for a paravirtual KVM cannot intercept it there.
+pub struct Cpuid {
+    pub eax: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// Executes `cpuid` for sub-leaf 0.
+pub fn cpuid(leaf: u32) -> Cpuid {
+    // SAFETY: no memory is named.
+    let (low, ecx) = unsafe { request(entry::SERVICE_CPUID, u64::from(leaf), 0) };
+    Cpuid {
+        eax: low as u32,
+        ecx: ecx as u32,
+        edx: (low >> 32) as u32,
+    }
+}
+
+/// Makes the processor forget translations that the tables no longer hold.
+pub fn flush() {
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_FLUSH, 0, 0) };
 }
 
 /// Ends the guest.
@@ -70,7 +95,7 @@ pub fn end(how: End) -> ! {
         End::Crash => entry::SERVICE_CRASH,
     };
     loop {
-        // SAFETY: takes no arguments. None of the three comes back.
+        // SAFETY: no memory is named. None of the three comes back.
         unsafe { request(service, 0, 0) };
     }
 }
