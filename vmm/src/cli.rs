@@ -181,7 +181,7 @@ fn supervise(
     if writer.join().is_err() {
         log::error!("the console thread panicked; this is a bug in mkvmm");
     }
-    while let Some(VmmEvent::ConsoleFailed(error)) = receiver.try_recv() {
+    if let Some(VmmEvent::ConsoleFailed(error)) = receiver.try_recv() {
         return Err(CliError::Output(error));
     }
     if let Some(error) = fleet.take_console_error() {

@@ -113,7 +113,7 @@ impl CliError {
             Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
             Self::Reservation(_) => ExitStatus::NoRoom,
             Self::Pool(error) => pool_status(error),
-            Self::Launch(LaunchError::Guest { source, .. }) => match source {
+            Self::Launch(LaunchError::Guest { source, .. }) => match &**source {
                 BuildError::Cmdline(_) => ExitStatus::Usage,
                 BuildError::PageTables(_) | BuildError::BootParams(_) => ExitStatus::NoRoom,
                 BuildError::Pool(error) => pool_status(error),
@@ -132,10 +132,7 @@ impl CliError {
             Self::Reservation(ReservationError::TooLarge { available, .. }) => {
                 Some(format!("at most {}M fit now", available >> 20))
             }
-            Self::Launch(LaunchError::Guest { source, .. }) => match source {
-                BuildError::Pool(error) => pool_help(error),
-                _ => None,
-            },
+            Self::Launch(LaunchError::Guest { source, .. }) => build_help(source),
             _ => None,
         }
     }
@@ -160,6 +157,13 @@ fn pool_status(error: &HostPoolError) -> ExitStatus {
             ReservationError::AddressSpace { .. } | ReservationError::Map { .. },
         ) => ExitStatus::NoRoom,
         _ => ExitStatus::Failed,
+    }
+}
+
+fn build_help(error: &BuildError) -> Option<String> {
+    match error {
+        BuildError::Pool(error) => pool_help(error),
+        _ => None,
     }
 }
 

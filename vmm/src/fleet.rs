@@ -27,7 +27,7 @@ pub enum LaunchError {
         name: InstanceName,
         /// Why.
         #[source]
-        source: BuildError,
+        source: Box<BuildError>,
     },
     /// The host has no descriptor left.
     #[error("the event channel cannot be made")]
@@ -88,7 +88,7 @@ impl Fleet {
                 .build_one(config)
                 .map_err(|source| LaunchError::Guest {
                     name: config.name.clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
             fleet.guests.insert(guest.id(), guest);
         }
@@ -119,7 +119,7 @@ impl Fleet {
                 .prepare(&around, &self.pool)
                 .map_err(|source| LaunchError::Guest {
                     name: guest.name().clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
         }
         for guest in self.guests.values_mut() {

@@ -176,7 +176,10 @@ mod tests {
                 "{hole}"
             );
         }
-        assert!(place("64T").is_err());
+        assert!(matches!(
+            place("64T"),
+            Err(MachineError::AddressWidth { .. })
+        ));
         assert!(matches!(
             place("4M@0x3fffffe00000"),
             Err(MachineError::AddressWidth { bits: 46, .. })

@@ -204,8 +204,8 @@ mod tests {
     fn what_memory_needed_says_is_just_enough() {
         let facts = facts(3 * MIB + 5, Some(100));
         let needed = facts.memory_needed().unwrap();
-        assert!(plan(&facts, &mut instance(0x4000_0000, needed)).is_ok());
-        assert!(plan(&facts, &mut instance(0x4000_0000, needed - 4096)).is_err());
+        plan(&facts, &mut instance(0x4000_0000, needed)).unwrap();
+        plan(&facts, &mut instance(0x4000_0000, needed - 4096)).unwrap_err();
     }
 
     #[test]

@@ -104,7 +104,7 @@ mod tests {
         let seen: u32 = guest.read_obj(GuestAddress(0x4040_7000)).unwrap();
         assert_eq!(seen, 0x1234);
         for outside in [0x10_0000, 0x403f_fffc, 0x4080_0000] {
-            assert!(guest.read_obj::<u32>(GuestAddress(outside)).is_err());
+            guest.read_obj::<u32>(GuestAddress(outside)).unwrap_err();
         }
     }
 }

@@ -19,6 +19,8 @@ pub enum Compression {
     Lzma,
     /// `CONFIG_KERNEL_ZSTD`.
     Zstd,
+    /// `CONFIG_KERNEL_LZ4`: the legacy frame.
+    Lz4,
     /// Not compressed at all.
     None,
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Compression {
             Self::Xz => "xz",
             Self::Lzma => "lzma",
             Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
             Self::None => "none",
         })
     }
@@ -40,7 +43,7 @@ impl fmt::Display for Compression {
 pub enum DecompressError {
     /// The first bytes belong to no compression known here.
     #[error(
-        "the payload starts with {magic:02x?}, which is no compression known here (gzip, xz, lzma, zstd)"
+        "the payload starts with {magic:02x?}, which is no compression known here (gzip, xz, lzma, lz4, zstd)"
     )]
     Unknown {
         /// The first bytes.
@@ -48,7 +51,7 @@ pub enum DecompressError {
     },
     /// Compressions that Linux has and this version does not.
     #[error(
-        "the payload is compressed with {name}, which is not supported yet (gzip, xz, lzma and zstd are)"
+        "the payload is compressed with {name}, which is not supported yet (gzip, xz, lzma, lz4 and zstd are)"
     )]
     Unsupported {
         /// Its name.
@@ -88,11 +91,11 @@ pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Ok(Compression::Xz),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        [0x02, 0x21, 0x4c, 0x18, ..] => Ok(Compression::Lz4),
         [0x5d, 0, 0, ..] => Ok(Compression::Lzma),
         [0x7f, b'E', b'L', b'F', ..] => Ok(Compression::None),
         [b'B', b'Z', b'h', ..] => unsupported("bzip2"),
         [0x89, b'L', b'Z', b'O', ..] => unsupported("lzo"),
-        [0x02, 0x21, 0x4c, 0x18, ..] => unsupported("lz4"),
         other => Err(DecompressError::Unknown {
             magic: other.iter().copied().take(6).collect(),
         }),
@@ -125,6 +128,7 @@ pub fn decompress(
                 .map_err(damaged)?
                 .single_frame(),
         ),
+        Compression::Lz4 => Box::new(Lz4Legacy::new(stream)),
         Compression::None => Box::new(stream),
     };
     let mut out = Vec::new();
@@ -141,6 +145,63 @@ pub fn decompress(
         });
     }
     Ok(out)
+}
+
+/// Magic number of lz4's legacy frame, little-endian.
+const LZ4_LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+/// Every block of a legacy frame but the last unpacks to this: 8 MiB.
+const LZ4_LEGACY_BLOCK: usize = 8 << 20;
+
+/// The legacy frame that `lz4 -l` writes: after the magic number, blocks with
+/// a little-endian length in front. Frames may follow each other.
+struct Lz4Legacy<'a> {
+    rest: &'a [u8],
+    block: Vec<u8>,
+    /// What of `block` has been read.
+    read: usize,
+}
+
+impl<'a> Lz4Legacy<'a> {
+    fn new(stream: &'a [u8]) -> Self {
+        Self {
+            rest: stream,
+            block: Vec::new(),
+            read: 0,
+        }
+    }
+
+    /// Unpacks the next block, if there is one.
+    fn next_block(&mut self) -> io::Result<bool> {
+        while let Some(rest) = self.rest.strip_prefix(&LZ4_LEGACY_MAGIC) {
+            self.rest = rest;
+        }
+        if self.rest.is_empty() {
+            return Ok(false);
+        }
+        let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let (length, rest) = self.rest.split_first_chunk().ok_or_else(short)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(io::Error::other)?;
+        let (packed, rest) = rest.split_at_checked(length).ok_or_else(short)?;
+        self.rest = rest;
+        self.block = lz4_flex::block::decompress(packed, LZ4_LEGACY_BLOCK)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.read = 0;
+        Ok(true)
+    }
+}
+
+impl Read for Lz4Legacy<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.read == self.block.len() {
+            if !self.next_block()? {
+                return Ok(0);
+            }
+        }
+        let mut unread = self.block.get(self.read..).unwrap_or_default();
+        let n = unread.read(out)?;
+        self.read += n;
+        Ok(n)
+    }
 }
 
 #[cfg(test)]
@@ -174,15 +235,25 @@ mod tests {
                 e.finish().unwrap()
             }
             Compression::Zstd => zstd::encode_all(data, 1).unwrap(),
+            Compression::Lz4 => {
+                let mut out = LZ4_LEGACY_MAGIC.to_vec();
+                for block in data.chunks(LZ4_LEGACY_BLOCK) {
+                    let packed = lz4_flex::block::compress(block);
+                    out.extend(u32::try_from(packed.len()).unwrap().to_le_bytes());
+                    out.extend(packed);
+                }
+                out
+            }
             Compression::None => data.to_vec(),
         }
     }
 
-    const ALL: [Compression; 5] = [
+    const ALL: [Compression; 6] = [
         Compression::Gzip,
         Compression::Xz,
         Compression::Lzma,
         Compression::Zstd,
+        Compression::Lz4,
         Compression::None,
     ];
 

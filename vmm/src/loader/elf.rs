@@ -264,7 +264,7 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
     if kind != PT_LOAD || load.memsz == 0 {
         return Ok(None);
     }
-    let file_end = load.offset.checked_add(load.filesz).unwrap_or(u64::MAX);
+    let file_end = load.offset.saturating_add(load.filesz);
     if file_end > len {
         return Err(ElfError::Truncated {
             what: "a PT_LOAD segment",
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn every_truncation_is_an_error_and_none_panics() {
         let file = elf(0x100_0000, &[(1, 0x400, 0x100_0000, 0xc00, 0x1000)]);
-        assert!(parse(&file).is_ok());
+        parse(&file).unwrap();
         for len in 0..file.len() {
             assert!(parse(&file[..len]).is_err(), "{len}");
         }
