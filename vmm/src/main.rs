@@ -1,2 +1,48 @@
-//! The `mkvmm` binary.
-fn main() {}
+//! The `mkvmm` binary: arguments, exit status, printing of errors.
+
+mod cli;
+mod error;
+
+use std::io::{self, Write};
+
+use clap::Parser;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use error::ExitStatus;
+
+fn main() -> ExitStatus {
+    // Only ever fails when a logger is already set.
+    if log::set_logger(&StderrLogger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+    cli::Cli::parse().run().unwrap_or_else(|error| {
+        // Nobody is left to tell when stderr is gone.
+        let _ = writeln!(anstream::stderr(), "{}", error.render());
+        error.status()
+    })
+}
+
+/// The VMM's own words: on stderr, a line each.
+struct StderrLogger;
+
+impl Log for StderrLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("mkvmm")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            _ => "",
+        };
+        // One write per line, so that lines of several threads do not mix.
+        let line = format!("mkvmm: {level}{}\n", record.args());
+        let _ = io::stderr().lock().write_all(line.as_bytes());
+    }
+
+    fn flush(&self) {}
+}

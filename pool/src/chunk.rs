@@ -1,0 +1,197 @@
+//! One contiguous span of a pool: its address, its raw size and its free granules.
+
+use crate::fit::{self, Algo, Ground, Mode};
+use crate::free_set::FreeSet;
+use crate::range::AddrRange;
+
+/// A span of memory that a pool hands out, with the tag of who owns it.
+///
+/// `size` and `avail` count raw bytes, as genalloc's do: a tail that is no whole granule is in
+/// both and can never be allocated (only [`Mode::Linux`] lets such a chunk in).
+#[derive(Debug, Clone)]
+pub struct Chunk<O> {
+    base: u64,
+    size: u64,
+    avail: u64,
+    order: u32,
+    free: FreeSet,
+    owner: O,
+}
+
+/// Why a range of granules cannot be freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadFree {
+    PastEnd,
+    NotAllocated { first_free: u64 },
+}
+
+impl<O> Chunk<O> {
+    /// A chunk of which everything is free. The order is below 64 (the pool saw to that).
+    pub(crate) fn new(base: u64, size: u64, order: u32, owner: O) -> Self {
+        // What would reach past the last address we can express is never handed out.
+        let reachable = size.min(u64::MAX.wrapping_sub(base));
+        let free = FreeSet::new(reachable.wrapping_shr(order));
+        Self {
+            base,
+            size,
+            avail: size,
+            order,
+            free,
+            owner,
+        }
+    }
+
+    /// Address of the first byte.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Raw size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Free bytes, an unusable tail included.
+    #[must_use]
+    pub fn avail(&self) -> u64 {
+        self.avail
+    }
+
+    /// Who the chunk was added for.
+    #[must_use]
+    pub fn owner(&self) -> &O {
+        &self.owner
+    }
+
+    /// The span as a range; `None` if it is empty or wraps, which only [`Mode::Linux`] allows.
+    #[must_use]
+    pub fn range(&self) -> Option<AddrRange> {
+        AddrRange::with_size(self.base, self.size).ok()
+    }
+
+    pub(crate) fn into_owner(self) -> O {
+        self.owner
+    }
+
+    /// Whether `addr` is one of the chunk's bytes, by Linux's inclusive and wrapping end.
+    pub(crate) fn contains(&self, addr: u64) -> bool {
+        self.base <= addr && addr <= self.last()
+    }
+
+    fn last(&self) -> u64 {
+        self.base.wrapping_add(self.size).wrapping_sub(1)
+    }
+
+    /// Whether all of the `size` bytes from `addr` on lie in the chunk.
+    pub(crate) fn has(&self, addr: u64, size: u64) -> bool {
+        if !self.contains(addr) {
+            return false;
+        }
+        let room = self.last().wrapping_sub(addr);
+        size == 0 || size.wrapping_sub(1) <= room
+    }
+
+    /// Where `algo` would place `n` granules.
+    pub(crate) fn search(&self, algo: Algo, n: u64, mode: Mode) -> Option<u64> {
+        if n > self.free.len() {
+            return None;
+        }
+        let ground = Ground {
+            base: self.base,
+            order: self.order,
+            mode,
+        };
+        fit::search(&self.free, algo, n, ground)
+    }
+
+    /// The addresses of `n` granules from granule `start` on.
+    pub(crate) fn addresses(&self, start: u64, n: u64) -> AddrRange {
+        let offset = start.wrapping_shl(self.order);
+        AddrRange::with_size(self.base.wrapping_add(offset), n.wrapping_shl(self.order))
+            .expect("granules end below the last address, see `new`")
+    }
+
+    /// Takes granules that `search` found.
+    pub(crate) fn take(&mut self, start: u64, n: u64) {
+        self.free.take(start, n);
+        self.avail = self.avail.wrapping_sub(n.wrapping_shl(self.order));
+    }
+
+    /// The granules that freeing `size` bytes at `addr` means: (first, count).
+    ///
+    /// The count comes from the size alone, as in Linux: two bytes across a granule border are
+    /// one granule.
+    pub(crate) fn granules(&self, addr: u64, size: u64) -> (u64, u64) {
+        let granule = 1_u64.wrapping_shl(self.order);
+        let first = addr.wrapping_sub(self.base).wrapping_shr(self.order);
+        (first, size.div_ceil(granule))
+    }
+
+    /// Whether `size` bytes at `addr`, an address inside, may be freed; nothing changes.
+    pub(crate) fn check_free(&self, addr: u64, size: u64) -> Result<(), BadFree> {
+        if !self.has(addr, size) {
+            return Err(BadFree::PastEnd);
+        }
+        let (first, n) = self.granules(addr, size);
+        let end = first.checked_add(n).filter(|&end| end <= self.free.len());
+        let end = match end {
+            Some(end) => end,
+            None if n == 0 => return Ok(()),
+            None => return Err(BadFree::PastEnd),
+        };
+        match self.free.next_free_run(first) {
+            Some((at, _)) if at < end => {
+                let first_free = self.base.wrapping_add(at.wrapping_shl(self.order));
+                Err(BadFree::NotAllocated { first_free })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Frees what [`check_free`](Self::check_free) agreed to.
+    pub(crate) fn give(&mut self, addr: u64, size: u64) {
+        let (first, n) = self.granules(addr, size);
+        if n > 0 {
+            self.free.give(first, n);
+            self.avail = self.avail.wrapping_add(n.wrapping_shl(self.order));
+        }
+    }
+
+    /// Whether no granule is allocated.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free.free() == self.free.len()
+    }
+
+    /// The longest free extent, the lowest of these.
+    pub(crate) fn longest(&self) -> Option<AddrRange> {
+        let (start, n) = self.free.longest()?;
+        Some(self.addresses(start, n))
+    }
+
+    /// Free extents in ascending order.
+    pub fn free_extents(&self) -> impl Iterator<Item = AddrRange> + '_ {
+        let mut from = 0_u64;
+        core::iter::from_fn(move || {
+            let (start, n) = self.free.next_free_run(from)?;
+            from = start.wrapping_add(n);
+            Some(self.addresses(start, n))
+        })
+    }
+
+    /// Allocated extents in ascending order; neighbouring allocations are one extent, because
+    /// a pool keeps no record of where one ends and the next begins.
+    pub fn used_extents(&self) -> impl Iterator<Item = AddrRange> + '_ {
+        let mut from = 0_u64;
+        core::iter::from_fn(move || {
+            let start = self.free.next_used(from)?;
+            let end = self
+                .free
+                .next_free_run(start)
+                .map_or(self.free.len(), |(at, _)| at);
+            from = end;
+            Some(self.addresses(start, end.wrapping_sub(start)))
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! Tests of the parameter's grammar; the recorded table of Linux's answers replays elsewhere.
+
+use super::*;
+
+#[test]
+fn memparse_reads_the_kernels_bases() {
+    assert_eq!(memparse("10"), (10, ""));
+    assert_eq!(memparse("0x1E"), (0x1e, ""));
+    assert_eq!(memparse("0X10g"), (0x10 << 30, ""));
+    assert_eq!(memparse("010M"), (8 << 20, ""));
+    assert_eq!(memparse("08M"), (0, "8M"));
+    assert_eq!(memparse("0x"), (0, "x"));
+    assert_eq!(memparse("0xG"), (0, "xG"));
+    assert_eq!(memparse(""), (0, ""));
+    assert_eq!(memparse("-1G"), (0, "-1G"));
+}
+
+#[test]
+fn memparse_takes_one_suffix_and_wraps() {
+    assert_eq!(memparse("1KK"), (1 << 10, "K"));
+    assert_eq!(memparse("1e"), (1 << 60, ""));
+    assert_eq!(memparse("16E"), (0, ""));
+    assert_eq!(memparse("18446744073709551617"), (1, ""));
+    assert_eq!(memparse("G@4G"), (0, "@4G"), "a suffix alone is consumed");
+}
+
+#[test]
+fn memparse_survives_text_that_is_not_ascii() {
+    assert_eq!(memparse("1é"), (1, "é"));
+    assert_eq!(memparse("٣"), (0, "٣"));
+}
+
+#[test]
+fn strict_sizes_know_byte_units() {
+    for (text, want) in [
+        ("0", 0),
+        ("4096B", 4096),
+        ("1KB", 1024),
+        ("1kib", 1024),
+        ("1GiB", 1 << 30),
+        ("0x10M", 16 << 20),
+        ("0x1B", 0x1b),
+    ] {
+        assert_eq!(parse_size(text), Ok(want), "{text}");
+    }
+    for text in [
+        "1iB", "1KBB", "1KiBs", "1 G", "1G ", "1KK", "0x1iB", "0x1EiB", "08",
+    ] {
+        assert!(
+            matches!(parse_size(text), Err(ParamError::Junk { .. })),
+            "{text}"
+        );
+    }
+    for text in ["", "G", " 1", "-1", "+1", "@", "é"] {
+        assert!(
+            matches!(parse_size(text), Err(ParamError::NoNumber { .. })),
+            "{text}"
+        );
+    }
+    for text in [
+        "16E",
+        "17E",
+        "18446744073709551616",
+        "0x1ffffffffffffffff",
+        "99999999999999999999K",
+    ] {
+        assert!(
+            matches!(parse_size(text), Err(ParamError::Overflow { .. })),
+            "{text}"
+        );
+    }
+    assert_eq!(parse_size("15E"), Ok(15 << 60));
+}
+
+#[test]
+fn strict_addresses_have_no_byte_units() {
+    assert_eq!(parse_addr("4G"), Ok(4 << 30));
+    assert!(matches!(parse_addr("4GB"), Err(ParamError::Junk { .. })));
+}
+
+#[test]
+fn strict_parameters_refuse_what_linux_swallows() {
+    let strict = |s| PoolParam::parse(s, ParamMode::Strict);
+    let linux = |s| PoolParam::parse(s, ParamMode::Linux);
+    for text in [
+        "1G@4Gjunk",
+        "1G@4G@8G",
+        "1G@4G ",
+        "17E@4G",
+        "15E@4E",
+        "1G@4GB",
+    ] {
+        assert!(linux(text).is_ok(), "{text}");
+        assert!(strict(text).is_err(), "{text}");
+    }
+    assert!(matches!(
+        strict("1G@4G@8G"),
+        Err(ParamError::RepeatedAddr { .. })
+    ));
+    assert!(matches!(strict("1G@"), Err(ParamError::ZeroAddr { .. })));
+    assert!(matches!(strict("1G@0"), Err(ParamError::ZeroAddr { .. })));
+    assert!(matches!(strict("0@4G"), Err(ParamError::ZeroSize { .. })));
+    assert!(matches!(strict("15E@4E"), Err(ParamError::Wraps { .. })));
+    assert_eq!(
+        strict("1G"),
+        Ok(PoolParam {
+            size: 1 << 30,
+            start: None
+        })
+    );
+}
+
+#[test]
+fn linux_parameters_have_the_rfcs_errors() {
+    let linux = |s| PoolParam::parse(s, ParamMode::Linux);
+    for text in [
+        "", "0", "G@4G", "1GB@4G", "1G@", "1G@0x", "1G,4G", " 1G", "16E",
+    ] {
+        assert!(linux(text).is_err(), "{text}");
+    }
+    assert_eq!(
+        linux("1G@4,000"),
+        Ok(PoolParam {
+            size: 1 << 30,
+            start: Some(4)
+        })
+    );
+}
+
+#[test]
+fn rounding_goes_up_and_refuses_unaligned_addresses() {
+    let param = |size, start| PoolParam { size, start };
+    assert_eq!(
+        param(5000, Some(0x10000)).rounded_to(4096),
+        Ok(param(8192, Some(0x10000)))
+    );
+    assert_eq!(param(8192, None).rounded_to(4096), Ok(param(8192, None)));
+    assert_eq!(
+        param(4096, Some(0x1001)).rounded_to(4096),
+        Err(ParamError::Unaligned {
+            start: 0x1001,
+            granule: 4096
+        })
+    );
+    assert!(matches!(
+        param(u64::MAX, None).rounded_to(4096),
+        Err(ParamError::Wraps { .. })
+    ));
+    let last_page = 0xffff_ffff_ffff_f000;
+    assert!(matches!(
+        param(1, Some(last_page)).rounded_to(4096),
+        Err(ParamError::Wraps { .. })
+    ));
+}

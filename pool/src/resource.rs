@@ -1,0 +1,449 @@
+//! The named tree of who holds what, laid out and printed as `/proc/iomem` is.
+//!
+//! Resources are looked up by handle or by address, never by name: names may repeat. Siblings
+//! never overlap, children lie inside their parent; that is checked on insertion, against the
+//! neighbours only, in O(log siblings).
+
+use crate::range::AddrRange;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// A handle on a resource; never used again after the resource is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceId(u64);
+
+/// Why the tree was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResourceError {
+    /// There is no such resource (any more).
+    #[error("there is no resource #{}", id.0)]
+    Unknown {
+        /// The handle given.
+        id: ResourceId,
+    },
+    /// Some byte belongs to a sibling already.
+    #[error("`{name}` at {range} overlaps `{existing}` at {existing_range}")]
+    Overlap {
+        /// What was to be inserted.
+        name: String,
+        /// Where.
+        range: AddrRange,
+        /// The sibling.
+        existing: String,
+        /// Where that lies.
+        existing_range: AddrRange,
+    },
+    /// The range leaves its parent.
+    #[error("`{name}` at {range} does not lie inside `{parent}` at {parent_range}")]
+    OutsideParent {
+        /// What was to be inserted.
+        name: String,
+        /// Where.
+        range: AddrRange,
+        /// The parent.
+        parent: String,
+        /// Where that lies.
+        parent_range: AddrRange,
+    },
+    /// A resource with children cannot be removed alone.
+    #[error("`{name}` at {range} still has {children} children")]
+    HasChildren {
+        /// The resource.
+        name: String,
+        /// Where.
+        range: AddrRange,
+        /// How many there are.
+        children: usize,
+    },
+    /// A name with control characters could forge lines of the printed tree.
+    #[error("the name {name:?} has control characters")]
+    BadName {
+        /// The name given.
+        name: String,
+    },
+}
+
+/// One line of the tree.
+#[derive(Debug, Clone)]
+pub struct Resource {
+    id: ResourceId,
+    name: String,
+    range: AddrRange,
+    parent: Option<ResourceId>,
+    /// By start address.
+    children: BTreeMap<u64, ResourceId>,
+}
+
+impl Resource {
+    /// Its handle.
+    #[must_use]
+    pub fn id(&self) -> ResourceId {
+        self.id
+    }
+
+    /// Its name; others may have the same.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The addresses it covers.
+    #[must_use]
+    pub fn range(&self) -> AddrRange {
+        self.range
+    }
+
+    /// What it lies in; `None` at the top.
+    #[must_use]
+    pub fn parent(&self) -> Option<ResourceId> {
+        self.parent
+    }
+
+    /// What lies directly in it, by ascending address.
+    pub fn children(&self) -> impl DoubleEndedIterator<Item = ResourceId> + '_ {
+        self.children.values().copied()
+    }
+}
+
+/// Who holds what.
+///
+/// ```
+/// use mkpool::{AddrRange, ResourceTree};
+/// let mut tree = ResourceTree::new();
+/// let pool = AddrRange::with_size(4 << 30, 1 << 30).unwrap();
+/// let root = tree.insert(None, pool, "Multikernel Memory Pool").unwrap();
+/// let region = AddrRange::with_size(4 << 30, 256 << 20).unwrap();
+/// tree.insert(Some(root), region, "mk-instance-1-web-region-0").unwrap();
+/// assert_eq!(
+///     tree.to_string(),
+///     "100000000-13fffffff : Multikernel Memory Pool\n  \
+///      100000000-10fffffff : mk-instance-1-web-region-0\n"
+/// );
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct ResourceTree {
+    resources: BTreeMap<ResourceId, Resource>,
+    roots: BTreeMap<u64, ResourceId>,
+    next: u64,
+}
+
+impl ResourceTree {
+    /// An empty tree.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many resources there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// Puts `range` under `parent`, or at the top.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceError::Overlap`] with a sibling, [`ResourceError::OutsideParent`],
+    /// [`ResourceError::Unknown`] parent, [`ResourceError::BadName`].
+    pub fn insert(
+        &mut self,
+        parent: Option<ResourceId>,
+        range: AddrRange,
+        name: impl Into<String>,
+    ) -> Result<ResourceId, ResourceError> {
+        let name = name.into();
+        if name.chars().any(char::is_control) {
+            return Err(ResourceError::BadName { name });
+        }
+        if let Some(parent) = parent {
+            let above = self.known(parent)?;
+            if !above.range.contains_range(&range) {
+                return Err(ResourceError::OutsideParent {
+                    name,
+                    range,
+                    parent: above.name.clone(),
+                    parent_range: above.range,
+                });
+            }
+        }
+        let siblings = self.level(parent)?;
+        // The last sibling that starts below our end overlaps us, or none does.
+        let below = siblings.range(..range.end()).next_back();
+        if let Some(sibling) = below.and_then(|(_, id)| self.resources.get(id))
+            && sibling.range.overlaps(&range)
+        {
+            return Err(ResourceError::Overlap {
+                name,
+                range,
+                existing: sibling.name.clone(),
+                existing_range: sibling.range,
+            });
+        }
+        let id = ResourceId(self.next);
+        // 2^64 insertions do not happen.
+        self.next = self.next.wrapping_add(1);
+        let children = BTreeMap::new();
+        self.resources.insert(
+            id,
+            Resource {
+                id,
+                name,
+                range,
+                parent,
+                children,
+            },
+        );
+        self.level_mut(parent).insert(range.start(), id);
+        Ok(id)
+    }
+
+    /// Takes out a resource without children.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceError::Unknown`] or [`ResourceError::HasChildren`].
+    pub fn remove(&mut self, id: ResourceId) -> Result<(), ResourceError> {
+        let resource = self.known(id)?;
+        if !resource.children.is_empty() {
+            return Err(ResourceError::HasChildren {
+                name: resource.name.clone(),
+                range: resource.range,
+                children: resource.children.len(),
+            });
+        }
+        self.remove_subtree(id)
+    }
+
+    /// Takes out a resource and everything below it.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceError::Unknown`].
+    pub fn remove_subtree(&mut self, id: ResourceId) -> Result<(), ResourceError> {
+        let top = self.known(id)?;
+        let (parent, start) = (top.parent, top.range.start());
+        self.level_mut(parent).remove(&start);
+        let mut doomed = Vec::from([id]);
+        while let Some(id) = doomed.pop() {
+            if let Some(resource) = self.resources.remove(&id) {
+                doomed.extend(resource.children());
+            }
+        }
+        Ok(())
+    }
+
+    /// The resource behind a handle.
+    #[must_use]
+    pub fn get(&self, id: ResourceId) -> Option<&Resource> {
+        self.resources.get(&id)
+    }
+
+    /// The deepest resource that holds `addr`.
+    #[must_use]
+    pub fn find(&self, addr: u64) -> Option<ResourceId> {
+        self.path(addr).last().map(|resource| resource.id)
+    }
+
+    /// All resources that hold `addr`, the outermost first.
+    #[must_use]
+    pub fn path(&self, addr: u64) -> Vec<&Resource> {
+        let mut path = Vec::new();
+        let mut level = &self.roots;
+        while let Some((_, id)) = level.range(..=addr).next_back() {
+            match self.resources.get(id) {
+                Some(resource) if resource.range.contains(addr) => {
+                    path.push(resource);
+                    level = &resource.children;
+                }
+                _ => break,
+            }
+        }
+        path
+    }
+
+    /// Everything in printing order, with its depth: by ascending address, parents first.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Resource)> + '_ {
+        let mut open: Vec<(usize, ResourceId)> =
+            self.roots.values().rev().map(|&id| (0, id)).collect();
+        core::iter::from_fn(move || {
+            let (depth, id) = open.pop()?;
+            let resource = self.resources.get(&id)?;
+            let below = depth.saturating_add(1);
+            open.extend(resource.children().rev().map(|child| (below, child)));
+            Some((depth, resource))
+        })
+    }
+
+    fn known(&self, id: ResourceId) -> Result<&Resource, ResourceError> {
+        self.resources.get(&id).ok_or(ResourceError::Unknown { id })
+    }
+
+    fn level(
+        &self,
+        parent: Option<ResourceId>,
+    ) -> Result<&BTreeMap<u64, ResourceId>, ResourceError> {
+        match parent {
+            None => Ok(&self.roots),
+            Some(id) => Ok(&self.known(id)?.children),
+        }
+    }
+
+    /// The children of a parent that is known to exist.
+    fn level_mut(&mut self, parent: Option<ResourceId>) -> &mut BTreeMap<u64, ResourceId> {
+        match parent.and_then(|id| self.resources.get_mut(&id)) {
+            None => &mut self.roots,
+            Some(resource) => &mut resource.children,
+        }
+    }
+}
+
+/// As `/proc/iomem`: two blanks per level, inclusive ends, at least eight hex digits.
+impl fmt::Display for ResourceTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (depth, resource) in self.iter() {
+            let (first, last) = (resource.range.start(), resource.range.last());
+            let indent = depth.saturating_mul(2);
+            writeln!(
+                f,
+                "{:indent$}{first:08x}-{last:08x} : {}",
+                "", resource.name
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    fn r(start: u64, end: u64) -> AddrRange {
+        AddrRange::new(start, end).unwrap()
+    }
+
+    #[test]
+    fn siblings_may_touch_but_not_overlap() {
+        let mut tree = ResourceTree::new();
+        let root = tree.insert(None, r(0x1000, 0x9000), "pool").unwrap();
+        tree.insert(Some(root), r(0x2000, 0x3000), "a").unwrap();
+        tree.insert(Some(root), r(0x3000, 0x4000), "b").unwrap();
+        for (start, end) in [
+            (0x1000, 0x2001),
+            (0x3fff, 0x5000),
+            (0x2800, 0x2900),
+            (0x1000, 0x9000),
+        ] {
+            let refused = tree.insert(Some(root), r(start, end), "c");
+            assert!(
+                matches!(refused, Err(ResourceError::Overlap { .. })),
+                "{start:#x}"
+            );
+        }
+        assert!(matches!(
+            tree.insert(None, r(0, 0x1001), "d"),
+            Err(ResourceError::Overlap { .. })
+        ));
+        assert_eq!(tree.len(), 3);
+    }
+
+    #[test]
+    fn children_stay_inside_their_parent() {
+        let mut tree = ResourceTree::new();
+        let root = tree.insert(None, r(0x1000, 0x9000), "pool").unwrap();
+        let outside = tree.insert(Some(root), r(0x8000, 0x9001), "a").unwrap_err();
+        assert_eq!(
+            outside.to_string(),
+            "`a` at 0x8000-0x9001 does not lie inside `pool` at 0x1000-0x9000"
+        );
+        tree.insert(Some(root), r(0x1000, 0x9000), "all of it")
+            .unwrap();
+    }
+
+    #[test]
+    fn prints_as_proc_iomem() {
+        let mut tree = ResourceTree::new();
+        let low = tree.insert(None, r(0x1000, 0xa_0000), "low").unwrap();
+        let pool = tree
+            .insert(None, r(0x1_0000_0000, 0x1_4000_0000), "pool")
+            .unwrap();
+        let region = tree
+            .insert(Some(pool), r(0x1_0000_0000, 0x1_1000_0000), "region")
+            .unwrap();
+        tree.insert(Some(region), r(0x1_0020_0000, 0x1_0040_0000), "kernel")
+            .unwrap();
+        tree.insert(Some(region), r(0x1_0000_0000, 0x1_0010_0000), "low window")
+            .unwrap();
+        tree.insert(Some(low), r(0x2000, 0x3000), "page").unwrap();
+        assert_eq!(
+            tree.to_string(),
+            "00001000-0009ffff : low\n  00002000-00002fff : page\n\
+             100000000-13fffffff : pool\n  100000000-10fffffff : region\n    \
+             100000000-1000fffff : low window\n    100200000-1003fffff : kernel\n"
+        );
+    }
+
+    #[test]
+    fn the_deepest_resource_is_found() {
+        let mut tree = ResourceTree::new();
+        let pool = tree.insert(None, r(0x1000, 0x9000), "pool").unwrap();
+        let region = tree
+            .insert(Some(pool), r(0x2000, 0x4000), "region")
+            .unwrap();
+        let page = tree
+            .insert(Some(region), r(0x2000, 0x3000), "page")
+            .unwrap();
+        assert_eq!(tree.find(0x2fff), Some(page));
+        assert_eq!(tree.find(0x3000), Some(region));
+        assert_eq!(tree.find(0x4000), Some(pool));
+        assert_eq!(tree.find(0x9000), None);
+        assert_eq!(tree.find(0), None);
+        let names: Vec<&str> = tree.path(0x2000).iter().map(|r| r.name()).collect();
+        assert_eq!(names, ["pool", "region", "page"]);
+    }
+
+    #[test]
+    fn removal_respects_children_and_never_reuses_a_handle() {
+        let mut tree = ResourceTree::new();
+        let pool = tree.insert(None, r(0x1000, 0x9000), "pool").unwrap();
+        let region = tree
+            .insert(Some(pool), r(0x2000, 0x4000), "region")
+            .unwrap();
+        assert!(matches!(
+            tree.remove(pool),
+            Err(ResourceError::HasChildren { children: 1, .. })
+        ));
+        assert_eq!(tree.len(), 2);
+        tree.remove(region).unwrap();
+        assert_eq!(
+            tree.remove(region),
+            Err(ResourceError::Unknown { id: region })
+        );
+        let again = tree
+            .insert(Some(pool), r(0x2000, 0x4000), "region")
+            .unwrap();
+        assert_ne!(again, region);
+        tree.insert(Some(again), r(0x2000, 0x3000), "page").unwrap();
+        tree.remove_subtree(pool).unwrap();
+        assert!(tree.is_empty());
+        let orphan = tree.insert(Some(pool), r(0x2000, 0x3000), "page");
+        assert_eq!(orphan, Err(ResourceError::Unknown { id: pool }));
+    }
+
+    #[test]
+    fn names_cannot_forge_lines() {
+        let mut tree = ResourceTree::new();
+        let forged = tree.insert(None, r(1, 2), "a\n00000000-00000000 : b");
+        assert!(matches!(forged, Err(ResourceError::BadName { .. })));
+        assert_eq!(tree.iter().count(), 0);
+    }
+}

@@ -1,0 +1,199 @@
+//! Tests of instance pools: both policies, strictness, and that failure changes nothing.
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+const BASE: u64 = 4 << 30;
+
+fn main_pool(size: u64) -> MainPool {
+    MainPool::new(AddrRange::with_size(BASE, size).unwrap(), PAGE_ORDER).unwrap()
+}
+
+/// A pool in which free extents of `hole` bytes alternate with single taken pages.
+fn holes(count: u64, hole: u64) -> MainPool {
+    let main = main_pool(count * (hole + PAGE));
+    for i in 0..count {
+        let offset = i * (hole + PAGE) + hole;
+        main.alloc_with(PAGE, Algo::Fixed { offset }).unwrap();
+    }
+    main
+}
+
+#[test]
+fn the_rfc_policy_falls_to_one_mib_then_to_256_kib() {
+    let main = holes(4, MIB + 512 * 1024);
+    let web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    let sizes: Vec<u64> = web.chunks().iter().rev().map(AddrRange::size).collect();
+    // 3 MiB miss, 1 MiB; 2 MiB miss, 1 MiB; the last MiB in one piece.
+    assert_eq!(sizes, [MIB, MIB, MIB]);
+    let main = holes(8, 512 * 1024);
+    let web = InstancePool::create(&main, 1, 3 * MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
+    let sizes: Vec<u64> = web.chunks().iter().rev().map(AddrRange::size).collect();
+    assert_eq!(
+        sizes,
+        [256 << 10, 256 << 10, 256 << 10, 256 << 10, 512 << 10]
+    );
+    assert_eq!(web.regions().len(), 3, "two neighbours are one region");
+}
+
+#[test]
+fn the_halving_policy_needs_fewer_chunks() {
+    let main = holes(8, 768 * 1024);
+    let web = InstancePool::create(&main, 1, 4 * MIB, 12, ChunkPolicy::Halving).unwrap();
+    let halving = web.chunks();
+    assert_eq!(halving.iter().map(AddrRange::size).sum::<u64>(), 4 * MIB);
+    assert_eq!(halving.last().unwrap().size(), 512 << 10);
+    web.destroy(&main).unwrap();
+    let rfc = InstancePool::create(&main, 1, 4 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    assert!(rfc.chunks().len() > halving.len());
+}
+
+#[test]
+fn a_failed_creation_gives_everything_back() {
+    for policy in [ChunkPolicy::Rfc, ChunkPolicy::Halving] {
+        let main = holes(4, MIB);
+        let before = main.free_extents();
+        let failed = InstancePool::create(&main, 7, 4 * MIB + PAGE, 12, policy).unwrap_err();
+        assert!(
+            matches!(
+                failed,
+                CreateError::NoRoom {
+                    id: 7,
+                    remaining: PAGE,
+                    ..
+                }
+            ),
+            "{failed}"
+        );
+        assert_eq!(main.free_extents(), before);
+    }
+}
+
+#[test]
+fn strict_chunks_are_aligned_to_the_instances_granule() {
+    let main = main_pool(64 * MIB);
+    main.alloc(PAGE).unwrap();
+    let mut web = InstancePool::create(&main, 1, 3 * MIB, 21, ChunkPolicy::Rfc).unwrap();
+    assert_eq!((web.size(), web.rounded_from()), (4 * MIB, Some(3 * MIB)));
+    assert!(
+        web.chunks()
+            .iter()
+            .all(|c| c.start() % (2 * MIB) == 0 && c.size() % (2 * MIB) == 0)
+    );
+    assert_eq!(
+        web.alloc(1, 4).unwrap(),
+        AddrRange::with_size(BASE + 2 * MIB, 2 * MIB).unwrap()
+    );
+}
+
+#[test]
+fn strict_creation_takes_no_piece_below_the_granule() {
+    let main = holes(8, MIB);
+    let before = main.free_extents();
+    let failed = InstancePool::create(&main, 1, 4 * MIB, 21, ChunkPolicy::Rfc).unwrap_err();
+    assert!(
+        matches!(failed, CreateError::NoRoom { chunks: 0, .. }),
+        "{failed}"
+    );
+    assert_eq!(main.free_extents(), before);
+    // The RFC makes an instance that claims 4 MiB and can allocate nothing.
+    let main = MainPool::linux(BASE, 8 * MIB, 12).unwrap();
+    for i in 0..8 {
+        main.alloc_with(PAGE, Algo::Fixed { offset: i * MIB })
+            .unwrap();
+    }
+    let mut hollow = InstancePool::create(&main, 1, MIB, 21, ChunkPolicy::Rfc).unwrap();
+    assert_eq!(hollow.avail(), MIB);
+    hollow.alloc(1, 0).unwrap_err();
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let main = main_pool(MIB);
+    let create =
+        |size, order| InstancePool::create(&main, 1, size, order, ChunkPolicy::Rfc).unwrap_err();
+    assert_eq!(
+        create(MIB, 11),
+        CreateError::BadOrder {
+            id: 1,
+            order: 11,
+            min: 12
+        }
+    );
+    assert_eq!(
+        create(MIB, 64),
+        CreateError::BadOrder {
+            id: 1,
+            order: 64,
+            min: 12
+        }
+    );
+    assert_eq!(create(0, 12), CreateError::ZeroSize { id: 1 });
+    assert_eq!(
+        create(u64::MAX, 12),
+        CreateError::TooLarge {
+            id: 1,
+            size: u64::MAX,
+            granule: PAGE
+        }
+    );
+    assert!(matches!(
+        create(1, 63),
+        CreateError::NoRoom {
+            requested: 0x8000_0000_0000_0000,
+            ..
+        }
+    ));
+    assert_eq!(main.avail(), MIB);
+}
+
+#[test]
+fn destroying_a_busy_instance_is_refused_or_forced() {
+    let main = main_pool(MIB);
+    let mut web = InstancePool::create(&main, 1, MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
+    let page = web.alloc(PAGE, 0).unwrap();
+    let Err(DestroyError::Busy { pool, allocations }) = web.destroy(&main) else {
+        panic!()
+    };
+    assert_eq!(allocations, [page]);
+    assert_eq!(main.avail(), MIB / 2);
+    assert_eq!(pool.destroy_forced(&main).unwrap(), [page]);
+    assert_eq!(main.free_extents(), [main.range()]);
+}
+
+#[test]
+fn chunks_go_back_where_they_came_from_and_only_once() {
+    let (main, other) = (main_pool(MIB), main_pool(MIB));
+    let web = InstancePool::create(&main, 1, MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
+    other.alloc(MIB).unwrap();
+    let Err(DestroyError::Foreign { pool }) = web.destroy(&other) else {
+        panic!()
+    };
+    assert_eq!(other.avail(), 0);
+    main.free(BASE, PAGE).unwrap();
+    let Err(DestroyError::Refused { pool, source }) = pool.destroy(&main) else {
+        panic!()
+    };
+    assert!(matches!(
+        source,
+        FreeError::NotAllocated {
+            first_free: BASE,
+            ..
+        }
+    ));
+    assert_eq!(main.avail(), MIB / 2 + PAGE, "nothing else went back");
+    main.alloc(PAGE).unwrap();
+    pool.destroy(&main).unwrap();
+    assert_eq!(main.avail(), MIB);
+}
+
+#[test]
+fn allocation_respects_alignment_of_gibibytes() {
+    let main = main_pool(16 << 30);
+    let mut web = InstancePool::create(&main, 1, 16 << 30, 12, ChunkPolicy::Rfc).unwrap();
+    web.alloc(1, 0).unwrap();
+    assert_eq!(web.alloc(1, 1 << 33).unwrap().start(), 1 << 33);
+    assert_eq!(web.alloc(1, 3), Err(AllocError::BadAlign { align: 3 }));
+    assert_eq!(web.alloc(1, 2).unwrap().start(), BASE + PAGE);
+}

@@ -1,0 +1,70 @@
+//! Where things lie in a guest's physical address space.
+//!
+//! `docs/memory-map.md` shows the same as a table. The low window is the
+//! first MiB of every guest, backed by 1 MiB of its own sub-pool; the pool
+//! lies above it, below or above the 32-bit hole. Addresses ascend; the
+//! assertions at the end prove the bands disjoint.
+
+/// Size of a guest page, and the pool's granule: 4 KiB.
+pub const PAGE_SIZE: u64 = 4096;
+/// Smallest placement unit of a kernel: 2 MiB, the size of a large page.
+pub const KERNEL_ALIGN: u64 = 2 << 20;
+
+/// The low window: guest addresses `[0, 1 MiB)`.
+pub const LOW_WINDOW_SIZE: u64 = 1 << 20;
+/// Default size of the control block (rings, mailboxes, later buffers).
+pub const CONTROL_BLOCK_SIZE: u64 = 1 << 20;
+
+/// The boot GDT: 4 descriptors of 8 bytes.
+pub const GDT_START: u64 = 0x500;
+/// An empty IDT: with limit 0, any exception before the kernel sets up its
+/// own is a triple fault, which ends the guest instead of running wild.
+pub const IDT_START: u64 = 0x520;
+/// boot_params ("zero page"), one page.
+pub const BOOT_PARAMS_START: u64 = 0x7000;
+/// Top of the stack that a kernel finds at entry; it grows down to 0x8000.
+pub const BOOT_STACK_TOP: u64 = 0x8ff0;
+/// Page tables of the identity map, PML4 first.
+pub const PAGE_TABLES_START: u64 = 0x9000;
+/// End (exclusive) of the room for page tables: 23 pages.
+pub const PAGE_TABLES_END: u64 = 0x2_0000;
+/// The kernel command line, NUL-terminated.
+pub const CMDLINE_START: u64 = 0x2_0000;
+/// Room for the command line with its NUL: 64 KiB.
+pub const CMDLINE_MAX: u64 = 0x1_0000;
+/// Nodes of the `setup_data` list.
+pub const SETUP_DATA_START: u64 = 0x3_0000;
+/// End (exclusive) of the room for `setup_data`: 384 KiB.
+pub const SETUP_DATA_END: u64 = 0x9_0000;
+/// The extended BIOS data area: from here to 1 MiB the low window is reserved.
+pub const EBDA_START: u64 = 0x9_fc00;
+
+/// Lowest address at which a pool without `@ADDR` is placed: 16 MiB, clear of
+/// everything that firmware tables or ISA devices ever used.
+pub const DYNAMIC_POOL_MIN: u64 = 16 << 20;
+
+/// The 32-bit hole, where no pool may lie: IOAPIC, LAPIC and our own pages.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// Intel's identity-map page for real mode (KVM_SET_IDENTITY_MAP_ADDR).
+pub const IDENTITY_MAP_START: u64 = 0xfffb_c000;
+/// Intel's three TSS pages (KVM_SET_TSS_ADDR).
+pub const TSS_START: u64 = 0xfffb_d000;
+/// End (exclusive) of the hole: 4 GiB.
+pub const HOLE_END: u64 = 1 << 32;
+
+const _: () = {
+    assert!(GDT_START + 4 * 8 <= IDT_START);
+    assert!(IDT_START < BOOT_PARAMS_START);
+    assert!(BOOT_PARAMS_START + PAGE_SIZE <= 0x8000);
+    assert!(BOOT_STACK_TOP < PAGE_TABLES_START);
+    assert!(PAGE_TABLES_START < PAGE_TABLES_END);
+    assert!(PAGE_TABLES_END <= CMDLINE_START);
+    assert!(CMDLINE_START + CMDLINE_MAX <= SETUP_DATA_START);
+    assert!(SETUP_DATA_END <= EBDA_START);
+    assert!(EBDA_START < LOW_WINDOW_SIZE);
+    assert!(LOW_WINDOW_SIZE <= DYNAMIC_POOL_MIN);
+    assert!(DYNAMIC_POOL_MIN < HOLE_START);
+    assert!(HOLE_START < IDENTITY_MAP_START);
+    assert!(IDENTITY_MAP_START + PAGE_SIZE <= TSS_START);
+    assert!(TSS_START + 3 * PAGE_SIZE <= HOLE_END);
+};

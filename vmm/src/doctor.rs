@@ -1,0 +1,174 @@
+//! What this host can do, found out by trying.
+//!
+//! Whether an unmodified Linux runs is not a matter of capabilities: some
+//! paravirtual back-ends answer every ioctl and then cannot emulate an
+//! instruction that Linux needs. So a probe executes those instructions in a
+//! guest of its own.
+
+use std::fmt;
+
+use mkpool::AddrRange;
+use serde::Serialize;
+
+use crate::boot::layout::DYNAMIC_POOL_MIN;
+use crate::builder::GuestConfig;
+use crate::devices::violation::ViolationPolicy;
+use crate::event_loop::{Supervisor, VmmEvent};
+use crate::fleet::Fleet;
+use crate::host_pool::HostPool;
+use crate::instance::state::EndReason;
+use crate::kvm::Host;
+use crate::loader::KernelImage;
+use crate::machine::MIN_POOL;
+
+/// How long the test guest may take before it counts as stuck.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The findings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Findings {
+    /// Whether `/dev/kvm` opens and has all that mkvmm needs.
+    pub kvm: Answer,
+    /// Whether guests of mkvmm's own run.
+    pub probe: Answer,
+    /// Whether an unmodified Linux kernel would run.
+    pub linux: Answer,
+    /// Bits of a guest-physical address, where KVM is there.
+    pub address_bits: Option<u32>,
+}
+
+/// Yes, or no and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// Yes or no.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+impl Answer {
+    fn yes() -> Self {
+        Self {
+            ok: true,
+            why: None,
+        }
+    }
+
+    fn no(why: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            why: Some(why.into()),
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.why {
+            None => f.write_str("yes"),
+            Some(why) => write!(f, "no: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "/dev/kvm:         {}", self.kvm)?;
+        if let Some(bits) = self.address_bits {
+            writeln!(f, "address width:    {bits} bits")?;
+        }
+        writeln!(f, "probe guests:     {}", self.probe)?;
+        writeln!(f, "unmodified Linux: {}", self.linux)
+    }
+}
+
+/// Examines the host; never fails, since failing is a finding.
+pub fn examine() -> Findings {
+    let host = match Host::open() {
+        Ok(host) => host,
+        Err(error) => {
+            let why = chain(&error);
+            return Findings {
+                kvm: Answer::no(why),
+                probe: Answer::no("no KVM"),
+                linux: Answer::no("no KVM"),
+                address_bits: None,
+            };
+        }
+    };
+    let address_bits = Some(host.address_bits());
+    let probe = answer(host, "", |_| "the probe ended badly".to_owned());
+    let linux = if probe.ok {
+        match Host::open() {
+            Ok(host) => answer(host, "caps", |reason| match reason {
+                EndReason::KvmError => {
+                    "this KVM cannot emulate an instruction that Linux executes \
+                     (int3, cmpxchg16b, xsave or xrstor in supervisor mode)"
+                        .to_owned()
+                }
+                other => format!("the test guest ended with {other}"),
+            }),
+            Err(error) => Answer::no(chain(&error)),
+        }
+    } else {
+        Answer::no("not even the probe runs")
+    };
+    Findings {
+        kvm: Answer::yes(),
+        probe,
+        linux,
+        address_bits,
+    }
+}
+
+/// Runs one probe with `cmdline`; yes when it ends by a clean reset.
+fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> Answer {
+    match run_probe(host, cmdline) {
+        Ok(Some(EndReason::Reboot)) => Answer::yes(),
+        Ok(Some(reason)) => Answer::no(explain(reason)),
+        Ok(None) => Answer::no("the test guest did not end in time"),
+        Err(error) => Answer::no(chain(&*error)),
+    }
+}
+
+fn run_probe(
+    host: Host,
+    cmdline: &str,
+) -> Result<Option<EndReason>, Box<dyn std::error::Error + Send + Sync>> {
+    let pool = HostPool::new(AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?)?;
+    let config = GuestConfig {
+        name: "doctor".parse()?,
+        kernel: KernelImage::probe()?.into(),
+        is_probe: true,
+        initramfs: None,
+        cmdline: cmdline.to_owned(),
+        memory: MIN_POOL,
+        violation: ViolationPolicy::Log,
+    };
+    let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
+    // Nobody reads what the probe prints.
+    fleet.console().close();
+    fleet.start()?;
+    let end = std::time::Instant::now() + PATIENCE;
+    while !fleet.is_done() {
+        match receiver.recv_until(end) {
+            Some(VmmEvent::Violation { .. }) => {}
+            Some(event) => fleet.on_event(event),
+            None => return Ok(None),
+        }
+    }
+    Ok(fleet.outcomes().first().map(|outcome| outcome.reason))
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

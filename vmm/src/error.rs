@@ -1,0 +1,182 @@
+//! Errors of the command line: exit status, cause and help.
+
+use std::io;
+use std::process::{ExitCode, Termination};
+
+use mkpool::{ParamError, RangeError};
+
+use mkvmm::builder::BuildError;
+use mkvmm::doctor::chain;
+use mkvmm::event_loop::EventLoopError;
+use mkvmm::fleet::LaunchError;
+use mkvmm::host_pool::HostPoolError;
+use mkvmm::kvm::HostError;
+use mkvmm::machine::MachineError;
+use mkvmm::placement::PlacementError;
+use mkvmm::reservation::ReservationError;
+use mkvmm::spec::{ResolveError, SpecError};
+
+/// How `mkvmm` ends; the numbers are part of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Everything asked for is done.
+    Done,
+    /// The VMM or KVM failed.
+    Failed,
+    /// Usage, or a value that validation refused.
+    Usage,
+    /// A file could not be read.
+    File,
+    /// The pool cannot hold it.
+    NoRoom,
+    /// A guest ended badly.
+    GuestFailed,
+    /// SIGINT or SIGTERM.
+    Interrupted,
+}
+
+impl ExitStatus {
+    /// The number.
+    pub const fn code(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::File => 3,
+            Self::NoRoom => 5,
+            Self::GuestFailed => 6,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl Termination for ExitStatus {
+    fn report(self) -> ExitCode {
+        // All codes are below 256.
+        ExitCode::from(u8::try_from(self.code()).unwrap_or(1))
+    }
+}
+
+/// Everything that can end a command.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// `--pool` cannot be read.
+    #[error("--pool")]
+    Param(#[source] ParamError),
+    /// The pool cannot lie there.
+    #[error("--pool")]
+    Machine(#[from] MachineError),
+    /// A `--guest` cannot be read.
+    #[error("--guest")]
+    Spec(#[source] SpecError),
+    /// Guests cannot be resolved.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// No usable KVM.
+    #[error("KVM")]
+    Host(#[from] HostError),
+    /// The host cannot give the pool.
+    #[error("--pool")]
+    Reservation(#[source] ReservationError),
+    /// The pool cannot be set up.
+    #[error("the pool")]
+    Pool(#[from] HostPoolError),
+    /// A guest cannot be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// See [`mkvmm::boot::e820::build`].
+    #[error("the memory map")]
+    Range(#[from] RangeError),
+    /// The event loop failed.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// A signal handler cannot be installed.
+    #[error("the kick signal cannot be set up")]
+    Signals(#[source] vmm_sys_util::errno::Error),
+    /// The host gives no descriptor or thread.
+    #[error("signals and consoles cannot be set up")]
+    SignalPipe(#[source] io::Error),
+    /// Standard output cannot be written.
+    #[error("standard output")]
+    Output(#[source] io::Error),
+    /// Never: the findings are plain data.
+    #[error("JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+impl CliError {
+    /// The exit status.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Param(_) | Self::Machine(_) | Self::Spec(_) => ExitStatus::Usage,
+            Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
+            Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
+            Self::Reservation(_) => ExitStatus::NoRoom,
+            Self::Pool(error) => pool_status(error),
+            Self::Launch(LaunchError::Guest { source, .. }) => match source {
+                BuildError::Cmdline(_) => ExitStatus::Usage,
+                BuildError::PageTables(_) | BuildError::BootParams(_) => ExitStatus::NoRoom,
+                BuildError::Pool(error) => pool_status(error),
+                _ => ExitStatus::Failed,
+            },
+            _ => ExitStatus::Failed,
+        }
+    }
+
+    /// The nearest thing that would work.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Machine(error) => error.help(),
+            Self::Spec(error) | Self::Resolve(ResolveError::Spec(error)) => error.help(),
+            Self::Host(error) => error.help().map(str::to_owned),
+            Self::Reservation(ReservationError::TooLarge { available, .. }) => {
+                Some(format!("at most {}M fit now", available >> 20))
+            }
+            Self::Launch(LaunchError::Guest { source, .. }) => match source {
+                BuildError::Pool(error) => pool_help(error),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The lines for stderr, without the final newline.
+    pub fn render(&self) -> String {
+        let mut text = format!("error: {}", chain(self));
+        if let Some(help) = self.help() {
+            text.push_str("\nhelp: ");
+            text.push_str(&help);
+        }
+        text
+    }
+}
+
+fn pool_status(error: &HostPoolError) -> ExitStatus {
+    match error {
+        HostPoolError::Carve { .. }
+        | HostPoolError::TooManyRegions { .. }
+        | HostPoolError::Placement(_)
+        | HostPoolError::Reservation(
+            ReservationError::AddressSpace { .. } | ReservationError::Map { .. },
+        ) => ExitStatus::NoRoom,
+        _ => ExitStatus::Failed,
+    }
+}
+
+fn pool_help(error: &HostPoolError) -> Option<String> {
+    match error {
+        HostPoolError::Carve { avail, .. } => Some(format!(
+            "the guests before it left {avail} bytes; give it less memory or make the pool larger"
+        )),
+        HostPoolError::Placement(PlacementError::NoRoom { needed, .. }) => needed.map(|bytes| {
+            format!(
+                "memory={}M is the least for these images",
+                bytes.div_ceil(1 << 20)
+            )
+        }),
+        HostPoolError::Placement(PlacementError::InitramfsTooHigh { max, .. }) => {
+            Some(format!("place the pool below {max:#x}"))
+        }
+        _ => None,
+    }
+}

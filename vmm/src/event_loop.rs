@@ -1,0 +1,188 @@
+//! ⑦ The event loop: what vCPU threads and signals tell the VMM.
+//!
+//! vCPU threads put typed events into a channel and poke an eventfd; signals
+//! arrive as bytes in a socket pair. One `event-manager` subscriber watches
+//! both and hands everything, in order, to a [`Supervisor`], on the one
+//! thread that owns the instances.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::devices::violation::Violation;
+use crate::instance::InstanceId;
+use crate::instance::state::EndReason;
+
+/// What the VMM hears from its other threads.
+#[derive(Debug)]
+pub enum VmmEvent {
+    /// A vCPU has left its guest for good.
+    Ended {
+        /// Whose vCPU.
+        id: InstanceId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A guest touched what is not its own.
+    Violation {
+        /// Which guest.
+        id: InstanceId,
+        /// What it did.
+        violation: Violation,
+        /// Later ones of this guest are only counted.
+        last_reported: bool,
+    },
+    /// The consoles cannot be written any more.
+    ConsoleFailed(io::Error),
+}
+
+/// The sending end; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EventSender {
+    events: Sender<VmmEvent>,
+    wake: Arc<EventFd>,
+}
+
+impl EventSender {
+    /// Sends `event` and wakes the loop. After the loop has ended nobody
+    /// listens, which is no concern of the sender's.
+    pub fn send(&self, event: VmmEvent) {
+        if self.events.send(event).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            log::error!("the event loop cannot be woken: {error}");
+        }
+    }
+}
+
+/// The receiving end.
+#[derive(Debug)]
+pub struct EventReceiver {
+    events: Receiver<VmmEvent>,
+    wake: Arc<EventFd>,
+}
+
+impl EventReceiver {
+    /// The oldest event, if there is one.
+    pub fn try_recv(&self) -> Option<VmmEvent> {
+        self.events.try_recv().ok()
+    }
+
+    /// The next event, waited for until `deadline`.
+    pub fn recv_until(&self, deadline: Instant) -> Option<VmmEvent> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.events.recv_timeout(left).ok()
+    }
+}
+
+/// A channel of events with an eventfd to wait on.
+///
+/// # Errors
+/// When the host has no descriptor left.
+pub fn event_channel() -> io::Result<(EventSender, EventReceiver)> {
+    let (sender, receiver) = mpsc::channel();
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+    Ok((
+        EventSender {
+            events: sender,
+            wake: Arc::clone(&wake),
+        },
+        EventReceiver {
+            events: receiver,
+            wake,
+        },
+    ))
+}
+
+/// Whoever owns the instances and acts on what is heard.
+pub trait Supervisor {
+    /// One event, on the loop's thread.
+    fn on_event(&mut self, event: VmmEvent);
+    /// SIGINT or SIGTERM arrived.
+    fn on_interrupt(&mut self);
+    /// Whether there is nothing left to wait for.
+    fn is_done(&self) -> bool;
+}
+
+/// Why the loop could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EventLoopError {
+    /// epoll failed.
+    #[error("the event loop failed")]
+    Manager(#[from] event_manager::Error),
+}
+
+/// Token of the eventfd in the subscriber's set.
+const WAKE: u32 = 0;
+/// Token of the signal socket.
+const SIGNALS: u32 = 1;
+
+struct Subscriber<'a, S> {
+    supervisor: &'a mut S,
+    receiver: &'a EventReceiver,
+    signals: &'a mut UnixStream,
+    failed: Option<event_manager::Error>,
+}
+
+impl<S: Supervisor> MutEventSubscriber for Subscriber<'_, S> {
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        match events.data() {
+            WAKE => {
+                // Emptied before the channel: an event sent in between pokes again.
+                if let Err(error) = self.receiver.wake.read() {
+                    log::debug!("spurious wake-up: {error}");
+                }
+                while let Some(event) = self.receiver.try_recv() {
+                    self.supervisor.on_event(event);
+                }
+            }
+            SIGNALS => {
+                let mut bytes = [0; 16];
+                if matches!(self.signals.read(&mut bytes), Ok(1..)) {
+                    self.supervisor.on_interrupt();
+                }
+            }
+            other => log::error!("event with unknown token {other}"),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let wake = Events::with_data(&*self.receiver.wake, WAKE, EventSet::IN);
+        let signals = Events::with_data(&*self.signals, SIGNALS, EventSet::IN);
+        self.failed = ops.add(wake).and_then(|()| ops.add(signals)).err();
+    }
+}
+
+/// Runs until `supervisor` is done. `signals` is a non-blocking socket in
+/// which each byte stands for SIGINT or SIGTERM.
+///
+/// # Errors
+/// [`EventLoopError`] when epoll fails.
+pub fn run<S: Supervisor>(
+    supervisor: &mut S,
+    receiver: &EventReceiver,
+    signals: &mut UnixStream,
+) -> Result<(), EventLoopError> {
+    let mut manager = EventManager::new()?;
+    let id = manager.add_subscriber(Subscriber {
+        supervisor,
+        receiver,
+        signals,
+        failed: None,
+    });
+    loop {
+        let subscriber = manager.subscriber_mut(id)?;
+        if let Some(error) = subscriber.failed.take() {
+            return Err(error.into());
+        }
+        if subscriber.supervisor.is_done() {
+            return Ok(());
+        }
+        manager.run()?;
+    }
+}

@@ -1,0 +1,103 @@
+//! Getting a vCPU thread out of KVM_RUN without a race.
+//!
+//! A signal alone is lost when it arrives just before KVM_RUN. So the signal
+//! handler sets `immediate_exit` in the thread's own `kvm_run`: a KVM_RUN
+//! entered after that returns EINTR at once (Documentation/virt/kvm/api.rst,
+//! `immediate_exit`). The thread clears the flag before it looks at its
+//! commands, never after.
+//!
+//! UNSAFETY: the handler writes through a raw pointer, since a signal handler
+//! can borrow nothing.
+#![expect(unsafe_code, reason = "a signal handler reaches kvm_run by pointer")]
+
+use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::VcpuFd;
+use libc::{c_int, c_void, siginfo_t};
+use vmm_sys_util::errno;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs; null where there
+    /// is none. A plain cell without a destructor: safe to read in a handler.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The signal used: the first real-time signal the C library leaves free.
+fn kick_signal() -> c_int {
+    SIGRTMIN()
+}
+
+/// Installs the handler; once per process, before the first vCPU thread.
+///
+/// # Errors
+/// What sigaction said.
+pub fn install() -> Result<(), errno::Error> {
+    register_signal_handler(kick_signal(), on_kick)
+}
+
+/// Kicks the vCPU thread behind `thread`. One that has ended is left alone.
+pub fn kick<T>(thread: &JoinHandle<T>) {
+    if let Err(error) = thread.kill(kick_signal()) {
+        log::warn!("a vCPU thread cannot be signalled: {error}");
+    }
+}
+
+extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: a non-null pointer was stored by `KickTarget::new` on this
+        // very thread and is the address of a byte of a live kvm_run mapping:
+        // `KickTarget` clears it before the vCPU can go. The byte is shared
+        // with the kernel, hence the atomic store.
+        unsafe { AtomicU8::from_ptr(flag) }.store(1, Ordering::Relaxed);
+    }
+}
+
+/// A vCPU that the current thread runs and that can be kicked meanwhile.
+#[derive(Debug)]
+pub struct KickTarget {
+    vcpu: VcpuFd,
+    // Not Send: the handler finds the vCPU through this thread only.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl KickTarget {
+    /// Ties `vcpu` to the current thread.
+    pub fn new(mut vcpu: VcpuFd) -> Self {
+        let flag = ptr::addr_of_mut!(vcpu.get_kvm_run().immediate_exit);
+        IMMEDIATE_EXIT.set(flag);
+        Self {
+            vcpu,
+            _thread: PhantomData,
+        }
+    }
+
+    /// The vCPU.
+    pub fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
+    }
+
+    /// Whether `error` of KVM_RUN means that a kick (or another signal) came;
+    /// clears the flag then, so that whoever looks for commands now sees all
+    /// that were sent before the kick.
+    pub fn was_kicked(&mut self, error: &kvm_ioctls::Error) -> bool {
+        let kicked =
+            io::Error::from_raw_os_error(error.errno()).kind() == io::ErrorKind::Interrupted;
+        if kicked {
+            self.vcpu.set_kvm_immediate_exit(0);
+        }
+        kicked
+    }
+}
+
+impl Drop for KickTarget {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+}

@@ -1,0 +1,11 @@
+//! ⑥ The typed edge over kvm-ioctls: the host's KVM, VMs and vCPU state.
+
+pub mod cpuid;
+pub mod host;
+pub mod kick;
+pub mod msrs;
+pub mod regs;
+pub mod vm;
+
+pub use host::{Host, HostError};
+pub use vm::{Vm, VmError};

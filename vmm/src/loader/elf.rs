@@ -1,0 +1,367 @@
+//! ELF64 kernels (`vmlinux`): program headers, checked one by one.
+//!
+//! Source: the System V ABI, chapter 5 (program loading), and the Linux/x86
+//! boot protocol: a relocatable kernel runs at any physical address that
+//! keeps its alignment, so only distances between segments matter, not their
+//! `p_paddr`.
+
+use std::mem::offset_of;
+use std::ops::Range;
+
+use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+
+use crate::boot::layout::KERNEL_ALIGN;
+use crate::loader::le::{u16_at, u32_at, u64_at};
+
+/// The first four bytes of every ELF file.
+pub const MAGIC: [u8; 4] = *b"\x7fELF";
+/// `e_ident[4..6]`: 64-bit, little-endian.
+const CLASS64_LSB: [u8; 2] = [2, 1];
+/// More program headers than any kernel has; a bound against nonsense.
+const MAX_HEADERS: u16 = 256;
+/// Largest kernel span accepted: 1 GiB, the kernel's own mapping of itself.
+const MAX_SPAN: u64 = 1 << 30;
+
+/// Why bytes are no ELF kernel that we can start. Each names the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ElfError {
+    /// The file ends inside a header or a segment.
+    #[error("the file is truncated: {what} ends at byte {end}, the file at {len}")]
+    Truncated {
+        /// What should have been there.
+        what: &'static str,
+        /// End of it, bytes.
+        end: u64,
+        /// Length of the file, bytes.
+        len: u64,
+    },
+    /// A header field has a value that cannot be.
+    #[error("{field} is {value:#x}, expected {expected}")]
+    Field {
+        /// The field's name in the ELF specification.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// No PT_LOAD segment with memory.
+    #[error("no PT_LOAD segment")]
+    NoSegments,
+    /// Two segments claim the same physical memory.
+    #[error("PT_LOAD segments at {first:#x} and {second:#x} overlap")]
+    Overlap {
+        /// p_paddr of the lower one.
+        first: u64,
+        /// p_paddr of the higher one.
+        second: u64,
+    },
+    /// The segments are spread too far.
+    #[error("the segments span {span:#x} bytes, more than {MAX_SPAN:#x}")]
+    Span {
+        /// From the lowest to the highest byte.
+        span: u64,
+    },
+}
+
+/// One PT_LOAD segment, relative to the kernel's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElfSegment {
+    /// Bytes from the kernel's (aligned) start to the segment.
+    pub offset: u64,
+    /// Where its initialised part lies in the file.
+    pub file: Range<usize>,
+    /// Bytes in memory; what the file does not hold is zero (BSS).
+    pub mem_size: u64,
+}
+
+/// A checked ELF kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElfKernel {
+    /// Ascending, disjoint.
+    pub segments: Vec<ElfSegment>,
+    /// The 64-bit entry, from the kernel's start.
+    pub entry_offset: u64,
+    /// Bytes from the kernel's start to its last byte in memory.
+    pub span: u64,
+    /// Alignment of the kernel's start, a power of two, at least 2 MiB.
+    pub align: u64,
+}
+
+/// A program header's fields that count here.
+#[derive(Clone, Copy)]
+struct Load {
+    offset: u64,
+    paddr: u64,
+    filesz: u64,
+    memsz: u64,
+}
+
+/// Checks the whole file; nothing is copied.
+///
+/// # Errors
+/// [`ElfError`] names the field and the value.
+pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
+    let header = Header::read(file)?;
+    let mut loads = Vec::new();
+    for i in 0..header.phnum {
+        if let Some(load) = read_load(file, &header, i)? {
+            loads.push(load);
+        }
+    }
+    loads.sort_by_key(|l| l.paddr);
+    for pair in loads.windows(2) {
+        if let [a, b] = pair
+            && a.paddr + a.memsz > b.paddr
+        {
+            return Err(ElfError::Overlap {
+                first: a.paddr,
+                second: b.paddr,
+            });
+        }
+    }
+    let (Some(first), Some(last)) = (loads.first(), loads.last()) else {
+        return Err(ElfError::NoSegments);
+    };
+    let start = first.paddr / KERNEL_ALIGN * KERNEL_ALIGN;
+    let span = last.paddr + last.memsz - start;
+    if span > MAX_SPAN {
+        return Err(ElfError::Span { span });
+    }
+    let within = |l: &&Load| (l.paddr..l.paddr + l.memsz).contains(&header.entry);
+    if !loads.iter().any(|l| within(&l)) {
+        return Err(ElfError::Field {
+            field: "e_entry",
+            value: header.entry,
+            expected: "a physical address inside a PT_LOAD segment",
+        });
+    }
+    let segments = loads
+        .iter()
+        .map(|l| ElfSegment {
+            offset: l.paddr - start,
+            // Both ends were checked against the file's length.
+            file: to_usize(l.offset)..to_usize(l.offset + l.filesz),
+            mem_size: l.memsz,
+        })
+        .collect();
+    Ok(ElfKernel {
+        segments,
+        entry_offset: header.entry - start,
+        span,
+        align: KERNEL_ALIGN,
+    })
+}
+
+/// A value already known to be within the file.
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The file header's fields that count here.
+struct Header {
+    entry: u64,
+    phoff: u64,
+    phnum: u16,
+}
+
+impl Header {
+    fn read(file: &[u8]) -> Result<Self, ElfError> {
+        let truncated = ElfError::Truncated {
+            what: "the ELF header",
+            end: size_of::<Elf64_Ehdr>() as u64,
+            len: file.len() as u64,
+        };
+        let (
+            Some(ident),
+            Some(kind),
+            Some(machine),
+            Some(entry),
+            Some(phoff),
+            Some(phentsize),
+            Some(phnum),
+        ) = (
+            file.get(4..6),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_type)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_machine)),
+            u64_at(file, offset_of!(Elf64_Ehdr, e_entry)),
+            u64_at(file, offset_of!(Elf64_Ehdr, e_phoff)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_phentsize)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_phnum)),
+        )
+        else {
+            return Err(truncated);
+        };
+        let check = |ok: bool, field, value, expected| {
+            if ok {
+                Ok(())
+            } else {
+                Err(ElfError::Field {
+                    field,
+                    value,
+                    expected,
+                })
+            }
+        };
+        let class = u64::from(ident[0]) | u64::from(ident[1]) << 8;
+        check(
+            ident == CLASS64_LSB,
+            "e_ident (class, data)",
+            class,
+            "64-bit little-endian (0x102)",
+        )?;
+        let executable = kind == ET_EXEC || kind == ET_DYN;
+        check(
+            executable,
+            "e_type",
+            kind.into(),
+            "ET_EXEC (2) or ET_DYN (3)",
+        )?;
+        check(
+            machine == EM_X86_64,
+            "e_machine",
+            machine.into(),
+            "x86-64 (0x3e)",
+        )?;
+        let entry_size = usize::from(phentsize) == size_of::<Elf64_Phdr>();
+        check(entry_size, "e_phentsize", phentsize.into(), "56")?;
+        let count = (1..=MAX_HEADERS).contains(&phnum);
+        check(count, "e_phnum", phnum.into(), "1 to 256")?;
+        Ok(Self {
+            entry,
+            phoff,
+            phnum,
+        })
+    }
+}
+
+/// Program header `index`, if it is a PT_LOAD with memory, checked.
+fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, ElfError> {
+    let len = file.len() as u64;
+    let size = size_of::<Elf64_Phdr>() as u64;
+    let at = header.phoff.checked_add(u64::from(index) * size);
+    let end = at.and_then(|at| at.checked_add(size));
+    let truncated = ElfError::Truncated {
+        what: "the program header table",
+        end: end.unwrap_or(u64::MAX),
+        len,
+    };
+    let (Some(at), Some(end)) = (at, end) else {
+        return Err(truncated);
+    };
+    if end > len {
+        return Err(truncated);
+    }
+    let at = to_usize(at);
+    let field = |offset: usize| u64_at(file, at + offset).ok_or(truncated.clone());
+    let kind = u32_at(file, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated.clone())?;
+    let load = Load {
+        offset: field(offset_of!(Elf64_Phdr, p_offset))?,
+        paddr: field(offset_of!(Elf64_Phdr, p_paddr))?,
+        filesz: field(offset_of!(Elf64_Phdr, p_filesz))?,
+        memsz: field(offset_of!(Elf64_Phdr, p_memsz))?,
+    };
+    if kind != PT_LOAD || load.memsz == 0 {
+        return Ok(None);
+    }
+    let file_end = load.offset.checked_add(load.filesz).unwrap_or(u64::MAX);
+    if file_end > len {
+        return Err(ElfError::Truncated {
+            what: "a PT_LOAD segment",
+            end: file_end,
+            len,
+        });
+    }
+    if load.filesz > load.memsz {
+        return Err(ElfError::Field {
+            field: "p_filesz",
+            value: load.filesz,
+            expected: "at most p_memsz",
+        });
+    }
+    if load.paddr.checked_add(load.memsz).is_none() {
+        return Err(ElfError::Field {
+            field: "p_paddr",
+            value: load.paddr,
+            expected: "an address that p_memsz does not carry past 2^64",
+        });
+    }
+    Ok(Some(load))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF with the given (p_type, offset, paddr, filesz, memsz) headers
+    /// and 0x1000 bytes in all.
+    fn elf(entry: u64, headers: &[(u32, u64, u64, u64, u64)]) -> Vec<u8> {
+        let mut file = vec![0_u8; 0x1000];
+        file[..4].copy_from_slice(&MAGIC);
+        file[4..6].copy_from_slice(&CLASS64_LSB);
+        file[16..18].copy_from_slice(&2_u16.to_le_bytes());
+        file[18..20].copy_from_slice(&62_u16.to_le_bytes());
+        file[24..32].copy_from_slice(&entry.to_le_bytes());
+        file[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        file[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        let count = u16::try_from(headers.len()).unwrap();
+        file[56..58].copy_from_slice(&count.to_le_bytes());
+        for (i, &(kind, offset, paddr, filesz, memsz)) in headers.iter().enumerate() {
+            let at = 64 + i * 56;
+            file[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+            file[at + 8..at + 16].copy_from_slice(&offset.to_le_bytes());
+            file[at + 24..at + 32].copy_from_slice(&paddr.to_le_bytes());
+            file[at + 32..at + 40].copy_from_slice(&filesz.to_le_bytes());
+            file[at + 40..at + 48].copy_from_slice(&memsz.to_le_bytes());
+        }
+        file
+    }
+
+    #[test]
+    fn segments_are_placed_relative_to_the_aligned_start() {
+        let file = elf(
+            0x100_0010,
+            &[
+                (1, 0x800, 0x120_0000, 0x100, 0x5000),
+                (4, 0, 0, 0, 0),
+                (1, 0x400, 0x100_0000, 0x400, 0x400),
+            ],
+        );
+        let kernel = parse(&file).unwrap();
+        assert_eq!(kernel.entry_offset, 0x10);
+        assert_eq!(kernel.span, 0x20_5000);
+        assert_eq!(kernel.align, 2 << 20);
+        assert_eq!(kernel.segments[0].file, 0x400..0x800);
+        assert_eq!(kernel.segments[1].offset, 0x20_0000);
+        assert_eq!(kernel.segments[1].mem_size, 0x5000);
+    }
+
+    #[test]
+    fn impossible_headers_are_refused_by_name() {
+        let refused = |headers: &[(u32, u64, u64, u64, u64)]| {
+            parse(&elf(0x100_0000, headers)).unwrap_err().to_string()
+        };
+        assert_eq!(refused(&[(4, 0, 0, 0, 0)]), "no PT_LOAD segment");
+        assert!(refused(&[(1, 0xf00, 0x100_0000, 0x200, 0x200)]).contains("truncated"));
+        assert!(refused(&[(1, u64::MAX, 0x100_0000, 0x200, 0x200)]).contains("truncated"));
+        assert!(refused(&[(1, 0, 0x100_0000, 0x200, 0x100)]).contains("p_filesz is 0x200"));
+        assert!(refused(&[(1, 0, u64::MAX - 1, 0, 0x100)]).contains("p_paddr"));
+        assert!(refused(&[(1, 0, 0x200_0000, 0, 0x100)]).contains("e_entry is 0x1000000"));
+        assert!(
+            refused(&[(1, 0, 0x100_0000, 0, 0x2000), (1, 0, 0x100_1000, 0, 0x100)])
+                .contains("overlap")
+        );
+        assert!(
+            refused(&[(1, 0, 0x100_0000, 0, 0x2000), (1, 0, 1 << 40, 0, 0x100)]).contains("span")
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_and_none_panics() {
+        let file = elf(0x100_0000, &[(1, 0x400, 0x100_0000, 0xc00, 0x1000)]);
+        assert!(parse(&file).is_ok());
+        for len in 0..file.len() {
+            assert!(parse(&file[..len]).is_err(), "{len}");
+        }
+    }
+}

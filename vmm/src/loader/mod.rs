@@ -1,0 +1,100 @@
+//! ④ Kernel images: recognised by content, checked whole, then copied where
+//! the plan says.
+//!
+//! [`KernelImage::parse`] turns bytes into an image whose every offset has
+//! been checked; [`load`] carries out a [`PlacementPlan`] and returns what the
+//! boot processor needs. Nothing is written before everything is known to fit.
+//!
+//! Neighbours: `placement.rs` decides the addresses, `boot/` writes what the
+//! kernel reads about itself.
+
+pub mod bzimage;
+pub mod cmdline;
+pub mod decompress;
+pub mod elf;
+pub mod image;
+mod le;
+
+use mkpool::AddrRange;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+pub use image::{ImageError, ImageFile, KernelFormat, KernelImage};
+
+use crate::placement::PlacementPlan;
+
+/// Where the boot processor starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootEntry {
+    /// RIP: the kernel's 64-bit entry.
+    pub rip: u64,
+    /// RSI: guest-physical address of boot_params.
+    pub boot_params: u64,
+}
+
+/// Why loading failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The plan and the guest's memory do not agree: a bug, not a bad image.
+    #[error("writing {range:?} of guest memory failed")]
+    Memory {
+        /// Guest-physical range.
+        range: AddrRange,
+        /// What vm-memory said.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// The plan has no room for a segment: a bug in the planner.
+    #[error("segment at {offset:#x} of the kernel does not fit its place {place:?}")]
+    Plan {
+        /// Offset from the kernel's start.
+        offset: u64,
+        /// The kernel's place.
+        place: AddrRange,
+    },
+}
+
+/// Copies kernel and initramfs to where `plan` says. BSS needs no work: a
+/// sub-pool is zero when an instance gets it (`Reservation::scrub`).
+///
+/// Returns the guest-physical address of the 64-bit entry.
+///
+/// # Errors
+/// [`LoadError`]; the caller scrubs the instance then.
+pub fn load(
+    memory: &GuestMemoryMmap,
+    kernel: &KernelImage,
+    initramfs: Option<&[u8]>,
+    plan: &PlacementPlan,
+) -> Result<u64, LoadError> {
+    for segment in kernel.segments() {
+        let misfit = LoadError::Plan {
+            offset: segment.offset,
+            place: plan.kernel,
+        };
+        let range = plan
+            .kernel
+            .start()
+            .checked_add(segment.offset)
+            .and_then(|start| AddrRange::with_size(start, segment.mem_size).ok())
+            .filter(|range| plan.kernel.contains_range(range))
+            .ok_or(misfit)?;
+        write(memory, range.start(), segment.data)?;
+    }
+    if let (Some(bytes), Some(place)) = (initramfs, plan.initramfs) {
+        write(memory, place.start(), bytes)?;
+    }
+    Ok(plan.kernel.start() + kernel.entry_offset())
+}
+
+/// Copies `bytes` to guest-physical `addr`.
+///
+/// # Errors
+/// [`LoadError::Memory`] when the guest has no memory there.
+pub fn write(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
+    let Ok(range) = AddrRange::with_size(addr, bytes.len() as u64) else {
+        return Ok(()); // nothing to write
+    };
+    memory
+        .write_slice(bytes, GuestAddress(addr))
+        .map_err(|source| LoadError::Memory { range, source })
+}

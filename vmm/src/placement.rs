@@ -1,0 +1,238 @@
+//! ④ Placement: where the pieces of an instance lie in its sub-pool.
+//!
+//! Does no I/O and knows no image, only facts about one, so that a plan can
+//! be printed, compared and tested without KVM. The sub-pool's allocator is
+//! the only thing it changes, and on failure not even that.
+
+use mkpool::{AddrRange, AllocError, InstancePool};
+
+use crate::boot::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
+use crate::loader::KernelImage;
+
+/// What placement needs to know of the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// Bytes of memory the kernel needs.
+    pub kernel_size: u64,
+    /// Alignment of its start, a power of two.
+    pub kernel_align: u64,
+    /// Bytes of initramfs, if there is one.
+    pub initramfs_size: Option<u64>,
+    /// Last address the initramfs may use, if there is a limit.
+    pub initramfs_addr_max: Option<u64>,
+}
+
+impl ImageFacts {
+    /// The facts of `kernel` and an initramfs of `initramfs_size` bytes.
+    pub fn new(kernel: &KernelImage, initramfs_size: Option<u64>) -> Self {
+        Self {
+            kernel_size: kernel.mem_size(),
+            kernel_align: kernel.align(),
+            initramfs_size,
+            initramfs_addr_max: kernel.initramfs_addr_max(),
+        }
+    }
+
+    /// Memory that is enough for these images in one piece aligned as the
+    /// kernel wants to be; `None` when no address space holds it.
+    pub fn memory_needed(&self) -> Option<u64> {
+        let pages = |bytes: u64| bytes.checked_next_multiple_of(PAGE_SIZE);
+        (LOW_WINDOW_SIZE + CONTROL_BLOCK_SIZE)
+            .checked_next_multiple_of(self.kernel_align)?
+            .checked_add(pages(self.kernel_size)?)?
+            .checked_add(pages(self.initramfs_size.unwrap_or(0))?)
+    }
+}
+
+/// Where everything lies, pool addresses (which are guest addresses).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlacementPlan {
+    /// Backing of guest addresses `[0, 1 MiB)`.
+    pub low_window: AddrRange,
+    /// For what the VMM needs after start.
+    pub control_block: AddrRange,
+    /// The kernel, from its aligned start.
+    pub kernel: AddrRange,
+    /// The initramfs, whole pages.
+    pub initramfs: Option<AddrRange>,
+}
+
+impl PlacementPlan {
+    /// The pieces and their names in the resource tree, in order of taking.
+    pub fn pieces(&self) -> impl Iterator<Item = (&'static str, AddrRange)> {
+        [
+            Some(("low window", self.low_window)),
+            Some(("control block", self.control_block)),
+            Some(("kernel", self.kernel)),
+            self.initramfs.map(|r| ("initramfs", r)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The pieces that are never the guest's RAM at their pool address.
+    pub fn withheld(&self) -> [AddrRange; 2] {
+        [self.low_window, self.control_block]
+    }
+}
+
+/// Why an instance cannot hold its images.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// A piece found no place.
+    #[error(
+        "no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes"
+    )]
+    NoRoom {
+        /// Name of the piece.
+        piece: &'static str,
+        /// Its size, bytes.
+        size: u64,
+        /// Its alignment, bytes.
+        align: u64,
+        /// The instance's memory, bytes.
+        memory: u64,
+        /// Memory that would do in one piece, if any would.
+        needed: Option<u64>,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// The initramfs would lie above what the kernel can reach.
+    #[error("the initramfs at {range:?} ends above the kernel's initrd_addr_max {max:#x}")]
+    InitramfsTooHigh {
+        /// Where it would lie.
+        range: AddrRange,
+        /// The kernel's limit.
+        max: u64,
+    },
+}
+
+/// Takes the pieces out of `pool`, in the order of the contract: low window,
+/// control block, kernel, initramfs.
+///
+/// # Errors
+/// [`PlacementError`]; everything taken so far goes back.
+pub fn plan(facts: &ImageFacts, pool: &mut InstancePool) -> Result<PlacementPlan, PlacementError> {
+    let mut taken = Vec::new();
+    let result = take_pieces(facts, pool, &mut taken);
+    if result.is_err() {
+        for range in taken {
+            // What was recorded as taken is what goes back; the allocator
+            // cannot refuse it.
+            if let Err(error) = pool.free(range.start(), range.size()) {
+                log::error!("placement: giving back {range:?} failed: {error}");
+            }
+        }
+    }
+    result
+}
+
+fn take_pieces(
+    facts: &ImageFacts,
+    pool: &mut InstancePool,
+    taken: &mut Vec<AddrRange>,
+) -> Result<PlacementPlan, PlacementError> {
+    let mut take = |piece, size, align| match pool.alloc(size, align) {
+        Ok(range) => {
+            taken.push(range);
+            Ok(range)
+        }
+        Err(source) => Err(PlacementError::NoRoom {
+            piece,
+            size,
+            align,
+            memory: pool.size(),
+            needed: facts.memory_needed(),
+            source,
+        }),
+    };
+    let low_window = take("low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
+    let control_block = take("control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
+    let kernel = take("kernel", facts.kernel_size, facts.kernel_align)?;
+    let initramfs = match facts.initramfs_size {
+        Some(size) => Some(take("initramfs", size, PAGE_SIZE)?),
+        None => None,
+    };
+    if let (Some(range), Some(max)) = (initramfs, facts.initramfs_addr_max)
+        && range.last() > max
+    {
+        return Err(PlacementError::InitramfsTooHigh { range, max });
+    }
+    Ok(PlacementPlan {
+        low_window,
+        control_block,
+        kernel,
+        initramfs,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mkpool::{ChunkPolicy, MainPool};
+
+    const MIB: u64 = 1 << 20;
+
+    fn instance(start: u64, size: u64) -> InstancePool {
+        let range = AddrRange::with_size(start, size).unwrap();
+        let main = MainPool::new(range, 12).unwrap();
+        InstancePool::create(&main, 1, size, 12, ChunkPolicy::Rfc).unwrap()
+    }
+
+    fn facts(kernel: u64, initramfs: Option<u64>) -> ImageFacts {
+        ImageFacts {
+            kernel_size: kernel,
+            kernel_align: 2 * MIB,
+            initramfs_size: initramfs,
+            initramfs_addr_max: None,
+        }
+    }
+
+    #[test]
+    fn pieces_are_taken_in_the_order_of_the_contract() {
+        let mut pool = instance(0x1_0000_0000, 128 * MIB);
+        let plan = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &mut pool).unwrap();
+        let at = |r: AddrRange| (r.start(), r.size());
+        assert_eq!(at(plan.low_window), (0x1_0000_0000, MIB));
+        assert_eq!(at(plan.control_block), (0x1_0010_0000, MIB));
+        assert_eq!(at(plan.kernel), (0x1_0020_0000, 62 * MIB));
+        assert_eq!(at(plan.initramfs.unwrap()), (0x1_0400_0000, 5 * MIB + 4096));
+    }
+
+    #[test]
+    fn what_memory_needed_says_is_just_enough() {
+        let facts = facts(3 * MIB + 5, Some(100));
+        let needed = facts.memory_needed().unwrap();
+        assert!(plan(&facts, &mut instance(0x4000_0000, needed)).is_ok());
+        assert!(plan(&facts, &mut instance(0x4000_0000, needed - 4096)).is_err());
+    }
+
+    #[test]
+    fn a_failed_plan_leaves_the_sub_pool_as_it_was() {
+        let mut pool = instance(0x4000_0000, 8 * MIB);
+        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &mut pool).unwrap_err();
+        assert!(matches!(
+            error,
+            PlacementError::NoRoom { piece: "initramfs", needed: Some(n), .. } if n == 68 * MIB
+        ));
+        assert_eq!(pool.avail(), 8 * MIB);
+        assert_eq!(pool.free_extents().len(), 1);
+    }
+
+    #[test]
+    fn the_kernels_limit_for_the_initramfs_is_kept() {
+        let mut pool = instance(0x7f00_0000, 64 * MIB);
+        let mut facts = facts(16 * MIB, Some(4096));
+        facts.initramfs_addr_max = Some(0x7fff_ffff);
+        let error = plan(&facts, &mut pool).unwrap_err();
+        assert!(matches!(
+            error,
+            PlacementError::InitramfsTooHigh {
+                max: 0x7fff_ffff,
+                ..
+            }
+        ));
+        assert_eq!(pool.avail(), 64 * MIB);
+    }
+}

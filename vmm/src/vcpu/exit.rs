@@ -1,0 +1,46 @@
+//! What becomes of a VM exit: the guest's accesses go to a bus, everything
+//! else is an end.
+
+use std::fmt::Debug;
+
+use kvm_ioctls::VcpuExit;
+
+use crate::instance::InstanceName;
+use crate::instance::state::EndReason;
+
+/// What a device did with a write.
+pub type PioOutcome = Option<EndReason>;
+
+/// What the vCPUs of an instance see of its devices. Implemented by
+/// `devices::bus`; every method may be called by several vCPUs at once.
+pub trait ExitBus: Debug + Send + Sync {
+    /// `in` from `port`; unclaimed ports read as all ones.
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// `out` to `port`; `Some` when that ends the guest.
+    fn pio_write(&self, port: u16, data: &[u8]) -> PioOutcome;
+    /// A read of memory that the guest does not have.
+    fn mmio_read(&self, addr: u64, data: &mut [u8]) -> PioOutcome;
+    /// A write to memory that the guest does not have.
+    fn mmio_write(&self, addr: u64, data: &[u8]) -> PioOutcome;
+}
+
+/// Handles one exit of guest `name`; `Some` when it was the guest's last.
+pub fn handle(exit: VcpuExit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> Option<EndReason> {
+    match exit {
+        VcpuExit::IoIn(port, data) => {
+            bus.pio_read(port, data);
+            None
+        }
+        VcpuExit::IoOut(port, data) => bus.pio_write(port, data),
+        VcpuExit::MmioRead(addr, data) => bus.mmio_read(addr, data),
+        VcpuExit::MmioWrite(addr, data) => bus.mmio_write(addr, data),
+        // With an in-kernel irqchip HLT stays in the kernel; these two are
+        // wake-ups without consequence.
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
+        VcpuExit::Shutdown => Some(EndReason::TripleFault),
+        other => {
+            log::error!("{name}: the guest did what this KVM cannot run: {other:?}");
+            Some(EndReason::KvmError)
+        }
+    }
+}
