@@ -6,7 +6,7 @@ use std::process::{ExitCode, Termination};
 use mkpool::{ParamError, RangeError};
 
 use mkvmm::builder::BuildError;
-use mkvmm::doctor::chain;
+use mkvmm::error_chain::chain;
 use mkvmm::event_loop::EventLoopError;
 use mkvmm::fleet::LaunchError;
 use mkvmm::host_pool::HostPoolError;

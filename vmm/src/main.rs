@@ -11,6 +11,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use error::ExitStatus;
 
 fn main() -> ExitStatus {
+    mkvmm::instance::timeline::now(); // the clock of all timelines starts here
     // Only ever fails when a logger is already set.
     if log::set_logger(&StderrLogger).is_ok() {
         log::set_max_level(LevelFilter::Info);

@@ -8,8 +8,7 @@
 
 use time::OffsetDateTime;
 
-/// Port of the index register; the data register is the next port.
-pub const CMOS_INDEX: u16 = 0x70;
+use crate::boot::acpi::CMOS_CENTURY;
 
 /// Index register: bit 7 masks NMIs and selects nothing.
 const INDEX_MASK: u8 = 0x7f;
@@ -57,7 +56,7 @@ fn register(index: u8, now: OffsetDateTime) -> u8 {
         0x0a => STATUS_A,
         0x0b => STATUS_B,
         0x0d => STATUS_D,
-        0x32 => bcd_of(year / 100), // the century, where PCs keep it
+        CMOS_CENTURY => bcd_of(year / 100),
         _ => 0,
     }
 }
