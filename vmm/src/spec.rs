@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let error = |text| spec(text).unwrap_err();
+        let error = |text: &str| spec(text).unwrap_err();
         assert_eq!(error("name=a"), SpecError::NoKernel);
         assert_eq!(
             error(""),
@@ -459,9 +459,17 @@ mod tests {
             error("kernel=probe,memory=0xffffffffffffffff"),
             SpecError::MemorySize { .. }
         ));
+        for cpus in ["0", "65", "two", "-1"] {
+            let text = format!("kernel=probe,cpus={cpus}");
+            assert!(matches!(error(&text), SpecError::Cpus { .. }), "{cpus}");
+        }
         assert!(matches!(
-            error("kernel=probe,cpus=2"),
-            SpecError::Cpus { .. }
+            error("kernel=probe,cpus-affinity=x"),
+            SpecError::Affinity(_)
+        ));
+        assert!(matches!(
+            error("kernel=probe,on-panic=cry"),
+            SpecError::Word { .. }
         ));
         assert!(matches!(
             error("kernel=probe,violation=shrug"),
