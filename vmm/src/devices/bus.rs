@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::{I8042Device, Trigger};
 
+use crate::devices::cmos::{CMOS_INDEX, Cmos};
+use crate::devices::pci::{CONFIG_ADDRESS, CONFIG_DATA, PciHost};
 use crate::devices::serial::{COM1_BASE, COM1_PORTS, SerialPort};
 use crate::devices::violation::{Access, Violation, ViolationCounter};
 use crate::instance::state::EndReason;
@@ -37,17 +39,21 @@ pub struct InstanceBus {
     serial: Mutex<SerialPort>,
     i8042: Mutex<I8042Device<ResetLatch>>,
     reset: ResetLatch,
+    cmos: Mutex<Cmos>,
+    pci: Mutex<PciHost>,
     violations: ViolationCounter,
 }
 
 impl InstanceBus {
-    /// A bus with COM1 and the i8042.
+    /// A bus with COM1, the i8042, a clock and an empty PCI bus.
     pub fn new(serial: SerialPort, violations: ViolationCounter) -> Self {
         let reset = ResetLatch::default();
         Self {
             serial: Mutex::new(serial),
             i8042: Mutex::new(I8042Device::new(reset.clone())),
             reset,
+            cmos: Mutex::default(),
+            pci: Mutex::default(),
             violations,
         }
     }
@@ -70,6 +76,8 @@ impl InstanceBus {
 enum Claim {
     Serial(u8),
     I8042(u8),
+    Cmos(u8),
+    Pci(u16),
     Nobody,
 }
 
@@ -79,6 +87,8 @@ fn claim(port: u16) -> Claim {
     match port {
         COM1_BASE.. if port < COM1_BASE + COM1_PORTS => Claim::Serial(offset(COM1_BASE)),
         I8042_DATA | I8042_COMMAND => Claim::I8042(offset(I8042_DATA)),
+        CMOS_INDEX.. if port < CMOS_INDEX + 2 => Claim::Cmos(offset(CMOS_INDEX)),
+        CONFIG_ADDRESS.. if port < CONFIG_DATA + 4 => Claim::Pci(port - CONFIG_ADDRESS),
         _ => Claim::Nobody,
     }
 }
@@ -101,6 +111,8 @@ impl ExitBus for InstanceBus {
                 let mut i8042 = lock(&self.i8042);
                 data.fill_with(|| i8042.read(offset));
             }
+            Claim::Cmos(offset) => data.fill(lock(&self.cmos).read(offset)),
+            Claim::Pci(offset) => lock(&self.pci).read(offset, data),
             Claim::Nobody => data.fill(0xff),
         }
     }
@@ -115,6 +127,15 @@ impl ExitBus for InstanceBus {
                 None
             }
             Claim::I8042(offset) => self.write_i8042(offset, data),
+            Claim::Cmos(offset) => {
+                let mut cmos = lock(&self.cmos);
+                data.iter().for_each(|&byte| cmos.write(offset, byte));
+                None
+            }
+            Claim::Pci(offset) => {
+                lock(&self.pci).write(offset, data);
+                None
+            }
             Claim::Nobody => None,
         }
     }
@@ -167,7 +188,7 @@ mod tests {
     fn empty_ports_and_foreign_memory_read_as_all_ones() {
         let (bus, events) = bus(ViolationPolicy::Log);
         let mut data = [0; 4];
-        bus.pio_read(0xcf8, &mut data);
+        bus.pio_read(0x2f8, &mut data);
         assert_eq!(data, [0xff; 4]);
         let mut data = [0; 8];
         assert_eq!(bus.mmio_read(0x1_1000_0000, &mut data), None);
