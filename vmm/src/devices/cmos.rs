@@ -64,7 +64,7 @@ fn register(index: u8, now: OffsetDateTime) -> u8 {
 
 /// Two decimal digits, one in each nibble.
 fn bcd(value: u8) -> u8 {
-    (value / 10) << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 fn bcd_of(value: i32) -> u8 {
