@@ -84,6 +84,46 @@ impl Report {
         let regions = self.tree.iter().filter(own);
         regions.map(|line| (line.start, line.last)).collect()
     }
+
+    /// Holds the map of guest `name` against the tree: sorted, disjoint and
+    /// merged; above 1 MiB usable is what its regions have beside low window
+    /// and control block, and the rest of the pool is reserved.
+    ///
+    /// # Errors
+    /// The first thing that is not so.
+    pub fn check_map(&self, name: &str) -> Result<(), String> {
+        let entries: Vec<_> = self.e820(name).iter().map(|l| e820_entry(l)).collect();
+        for pair in entries.windows(2) {
+            let ((_, last, kind), (start, _, next)) = (pair[0], pair[1]);
+            if start <= last || (start == last + 1 && kind == next) {
+                return Err(format!("entries {pair:x?} overlap or are not merged"));
+            }
+        }
+        let (pool_start, pool_last) = self.pool();
+        let mut published = 0;
+        let mut usable = 0;
+        for &(start, last, kind) in entries.iter().filter(|e| e.1 >= pool_start) {
+            // An entry that the pool's first one was merged with begins before.
+            let size = last + 1 - start.max(pool_start);
+            published += size;
+            let own = self.regions(name);
+            let is_own = own.iter().any(|&(a, z)| a <= start && last <= z);
+            match kind {
+                "usable" if is_own => usable += size,
+                "reserved" if last <= pool_last => {}
+                _ => return Err(format!("{start:#x}-{last:#x} {kind} is not its own")),
+            }
+        }
+        let sizes = self.regions(name).into_iter().map(|(a, z)| z + 1 - a);
+        let own: u64 = sizes.sum();
+        if published != pool_last + 1 - pool_start {
+            return Err(format!("only {published:#x} bytes of the pool are in it"));
+        }
+        if usable + (2 << 20) != own {
+            return Err(format!("{usable:#x} bytes of {own:#x} are usable"));
+        }
+        Ok(())
+    }
 }
 
 /// An e820 entry as `(first byte, last byte, type)`, out of a line
