@@ -21,6 +21,7 @@ use crate::instance::state::{EndReason, OnEnd};
 use crate::kvm::Host;
 use crate::loader::KernelImage;
 use crate::machine::MIN_POOL;
+use crate::reservation::ReservationConfig;
 
 /// How long the test guest may take before it counts as stuck.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -137,7 +138,11 @@ fn run_probe(
     host: Host,
     cmdline: &str,
 ) -> Result<Option<EndReason>, Box<dyn std::error::Error + Send + Sync>> {
-    let pool = HostPool::new(AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?)?;
+    let pool = HostPool::new(
+        AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?,
+        ReservationConfig::default(),
+        &|_| (),
+    )?;
     let config = GuestConfig {
         name: "doctor".parse()?,
         kernel: KernelImage::probe()?.into(),

@@ -1,8 +1,11 @@
 //! ④ Placement: where the pieces of an instance lie in its sub-pool.
 //!
-//! Does no I/O and knows no image, only facts about one, so that a plan can
-//! be printed, compared and tested without KVM. The sub-pool's allocator is
-//! the only thing it changes, and on failure not even that.
+//! A pure function: facts about images and the state of a sub-pool go in, a
+//! plan and the sub-pool's next state come out. It does no I/O and changes
+//! nothing, so a plan can be printed, compared and tested without KVM;
+//! loading merely obeys it.
+
+use std::fmt;
 
 use mkpool::{AddrRange, AllocError, InstancePool};
 
@@ -108,44 +111,37 @@ pub enum PlacementError {
     },
 }
 
-/// Takes the pieces out of `pool`, in the order of the contract: low window,
-/// control block, kernel, initramfs.
-///
-/// # Errors
-/// [`PlacementError`]; everything taken so far goes back.
-pub fn plan(facts: &ImageFacts, pool: &mut InstancePool) -> Result<PlacementPlan, PlacementError> {
-    let mut taken = Vec::new();
-    let result = take_pieces(facts, pool, &mut taken);
-    if result.is_err() {
-        for range in taken {
-            // What was recorded as taken is what goes back; the allocator
-            // cannot refuse it.
-            if let Err(error) = pool.free(range.start(), range.size()) {
-                log::error!("placement: giving back {range:?} failed: {error}");
-            }
+/// As the resource tree prints them, a line each.
+impl fmt::Display for PlacementPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, range) in self.pieces() {
+            writeln!(f, "{:08x}-{:08x} : {name}", range.start(), range.last())?;
         }
+        Ok(())
     }
-    result
 }
 
-fn take_pieces(
+/// Finds places for the pieces, in the order of the contract: low window,
+/// control block, kernel, initramfs. Returns the plan and the sub-pool with
+/// the pieces taken.
+///
+/// # Errors
+/// [`PlacementError`] with the numbers.
+pub fn plan(
     facts: &ImageFacts,
-    pool: &mut InstancePool,
-    taken: &mut Vec<AddrRange>,
-) -> Result<PlacementPlan, PlacementError> {
-    let mut take = |piece, size, align| match pool.alloc(size, align) {
-        Ok(range) => {
-            taken.push(range);
-            Ok(range)
-        }
-        Err(source) => Err(PlacementError::NoRoom {
-            piece,
-            size,
-            align,
-            memory: pool.size(),
-            needed: facts.memory_needed(),
-            source,
-        }),
+    pool: &InstancePool,
+) -> Result<(PlacementPlan, InstancePool), PlacementError> {
+    let mut next = pool.clone();
+    let mut take = |piece, size, align| {
+        next.alloc(size, align)
+            .map_err(|source| PlacementError::NoRoom {
+                piece,
+                size,
+                align,
+                memory: pool.size(),
+                needed: facts.memory_needed(),
+                source,
+            })
     };
     let low_window = take("low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
     let control_block = take("control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
@@ -159,12 +155,13 @@ fn take_pieces(
     {
         return Err(PlacementError::InitramfsTooHigh { range, max });
     }
-    Ok(PlacementPlan {
+    let plan = PlacementPlan {
         low_window,
         control_block,
         kernel,
         initramfs,
-    })
+    };
+    Ok((plan, next))
 }
 
 #[cfg(test)]
@@ -191,8 +188,10 @@ mod tests {
 
     #[test]
     fn pieces_are_taken_in_the_order_of_the_contract() {
-        let mut pool = instance(0x1_0000_0000, 128 * MIB);
-        let plan = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &mut pool).unwrap();
+        let pool = instance(0x1_0000_0000, 128 * MIB);
+        let (plan, next) = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &pool).unwrap();
+        assert_eq!(next.avail(), 128 * MIB - 69 * MIB - 4096);
+        assert_eq!(pool.avail(), 128 * MIB);
         let at = |r: AddrRange| (r.start(), r.size());
         assert_eq!(at(plan.low_window), (0x1_0000_0000, MIB));
         assert_eq!(at(plan.control_block), (0x1_0010_0000, MIB));
@@ -204,28 +203,40 @@ mod tests {
     fn what_memory_needed_says_is_just_enough() {
         let facts = facts(3 * MIB + 5, Some(100));
         let needed = facts.memory_needed().unwrap();
-        plan(&facts, &mut instance(0x4000_0000, needed)).unwrap();
-        plan(&facts, &mut instance(0x4000_0000, needed - 4096)).unwrap_err();
+        plan(&facts, &instance(0x4000_0000, needed)).unwrap();
+        plan(&facts, &instance(0x4000_0000, needed - 4096)).unwrap_err();
     }
 
     #[test]
-    fn a_failed_plan_leaves_the_sub_pool_as_it_was() {
-        let mut pool = instance(0x4000_0000, 8 * MIB);
-        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &mut pool).unwrap_err();
+    fn what_does_not_fit_is_told_with_what_would() {
+        let pool = instance(0x4000_0000, 8 * MIB);
+        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &pool).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::NoRoom { piece: "initramfs", needed: Some(n), .. } if n == 68 * MIB
         ));
-        assert_eq!(pool.avail(), 8 * MIB);
-        assert_eq!(pool.free_extents().len(), 1);
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_plan_and_it_can_be_read() {
+        let facts = facts(2 * MIB, None);
+        let (first, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
+        let (second, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
+        assert_eq!(first, second);
+        assert_eq!(
+            first.to_string(),
+            "100000000-1000fffff : low window\n\
+             100100000-1001fffff : control block\n\
+             100200000-1003fffff : kernel\n"
+        );
     }
 
     #[test]
     fn the_kernels_limit_for_the_initramfs_is_kept() {
-        let mut pool = instance(0x7f00_0000, 64 * MIB);
+        let pool = instance(0x7f00_0000, 64 * MIB);
         let mut facts = facts(16 * MIB, Some(4096));
         facts.initramfs_addr_max = Some(0x7fff_ffff);
-        let error = plan(&facts, &mut pool).unwrap_err();
+        let error = plan(&facts, &pool).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::InitramfsTooHigh {

@@ -89,12 +89,20 @@ impl InstanceMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reservation::ReservationConfig;
     use vm_memory::Bytes;
 
     #[test]
     fn the_low_window_shows_the_sub_pool_and_neighbours_are_not_there() {
         let range = |start, size| AddrRange::with_size(start, size).unwrap();
-        let pool = Arc::new(Reservation::new(range(0x4000_0000, 16 << 20)).unwrap());
+        let pool = Arc::new(
+            Reservation::new(
+                range(0x4000_0000, 16 << 20),
+                ReservationConfig::default(),
+                &|_| (),
+            )
+            .unwrap(),
+        );
         let own = range(0x4040_0000, 4 << 20);
         let low = range(0x4040_0000, 1 << 20);
         let memory = InstanceMemory::new(&pool, &[own], low).unwrap();
