@@ -6,7 +6,7 @@
 //! granules. The set exists from the first best fit on.
 
 use super::leaf::{SHORT, short_bit};
-use super::node::{Below, FAN, Link, child_bits};
+use super::node::{Below, FAN, FAN_BITS, Link, child_bits};
 use super::tree::{ROOT, Tree, local};
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -71,32 +71,26 @@ impl Tree {
         let (mut id, mut level, mut base) = (ROOT, self.levels, 0);
         loop {
             let node = self.nodes.get(id);
-            let bits = child_bits(level);
-            // As in `Node::summary`: what reaches child `i`, and whether it began inside.
-            let (mut carry, mut inside) = (0, false);
-            let mut deeper = None;
-            for i in 0..FAN {
-                let from = base + ((i as u64) << bits);
-                let run = carry + node.pre[i];
-                if node.pre[i] >> bits != 0 {
-                    carry = run;
+            let mut bits = child_bits(level) + FAN_BITS;
+            let mut place = 1;
+            while place < FAN {
+                place *= 2;
+                bits -= 1;
+                let (left, right) = (node.place(place), node.place(place + 1));
+                if left.short & bit != 0 {
                     continue;
                 }
-                if inside && run == len {
-                    return Some(from - carry);
+                base += 1 << bits;
+                let span = 1 << bits;
+                if left.pre < span && right.pre < span && left.suf + right.pre == len {
+                    return Some(base - left.suf);
                 }
-                if node.short[i] & bit != 0 {
-                    deeper = Some((node.links[i], from));
-                    break;
-                }
-                inside = true;
-                carry = node.suf[i];
+                place += 1;
             }
-            let (link, from) = deeper?;
-            let Below::Mixed(below) = link.open() else {
+            let Below::Mixed(below) = node.links[place - FAN].open() else {
                 return None;
             };
-            (id, level, base) = (below, level - 1, from);
+            (id, level) = (below, level - 1);
             if level == 0 {
                 let at = self.leaves.get(id).exact(local(len))?;
                 return Some(base + u64::from(at));
@@ -144,14 +138,14 @@ impl Tree {
                 let bits = child_bits(level);
                 for i in 0..FAN {
                     let from = base + ((i as u64) << bits);
-                    if node.max[i] > SHORT || node.pre[i] >> bits != 0 {
+                    if node.child(i).max > SHORT || node.child(i).pre >> bits != 0 {
                         self.collect(node.links[i], level - 1, from, found);
                         continue;
                     }
                     // Nothing long inside: only its ends matter.
-                    found.used_from(from + node.pre[i]);
-                    if node.suf[i] > 0 {
-                        found.free_from(from + (1 << bits) - node.suf[i]);
+                    found.used_from(from + node.child(i).pre);
+                    if node.child(i).suf > 0 {
+                        found.free_from(from + (1 << bits) - node.child(i).suf);
                     }
                 }
             }
@@ -164,7 +158,7 @@ impl Tree {
             return;
         }
         let start = self.run_start(a);
-        let end = self.next(b, false).unwrap_or_else(|| self.span());
+        let end = self.next(b, u64::MAX, false).unwrap_or_else(|| self.span());
         let whole = (end - start, start);
         let pieces = [(a - start, start), (end - b, b)];
         let Some(long) = &mut self.long else { return };

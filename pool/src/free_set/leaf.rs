@@ -59,6 +59,36 @@ impl Summary {
             short: 0,
         }
     }
+
+    /// Two neighbours of `1 << bits` granules each as one: `a` then `b`, or the other way round.
+    ///
+    /// Which way is as good as random on the way up a tree, so it is not branched on.
+    #[inline(always)]
+    pub(super) fn join(a: &Self, b: &Self, swapped: bool, bits: u32) -> Self {
+        let span = 1 << bits;
+        let left_pre = if swapped { b.pre } else { a.pre };
+        let left_suf = if swapped { b.suf } else { a.suf };
+        let right_pre = if swapped { a.pre } else { b.pre };
+        let right_suf = if swapped { a.suf } else { b.suf };
+        let (left_full, right_full) = (left_pre == span, right_pre == span);
+        let across = left_suf + right_pre;
+        // If either is wholly free the run across the border touches an end of the whole.
+        let inner = if left_full || right_full {
+            0
+        } else {
+            short_bit(across)
+        };
+        Self {
+            pre: if left_full { across } else { left_pre },
+            suf: if right_full {
+                left_suf + right_suf
+            } else {
+                right_suf
+            },
+            max: a.max.max(b.max).max(across),
+            short: a.short | b.short | inner,
+        }
+    }
 }
 
 /// Free and used granules of one leaf.
@@ -87,25 +117,23 @@ impl Leaf {
         }
     }
 
-    /// Makes `a..b`, which is uniform, free or used. Returns the free run it was cut out of, or
-    /// became part of.
-    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> (u32, u32) {
+    /// Makes `a..b`, which is uniform, free or used. A bitmap returns the free run it was cut
+    /// out of, or became part of.
+    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> Option<(u32, u32)> {
         match self {
             Self::List(list) => {
-                let before = list.run_at(a);
                 list.flip(a, b);
-                let run = if to_free { list.run_at(a) } else { before };
                 if list.edges() > LIST_MAX {
                     *self = Self::Bits(Box::new(Bits::from_list(list)));
                 }
-                run
+                None
             }
             Self::Bits(bits) => {
                 let run = bits.flip(a, b, to_free);
                 if bits.edges() < BITS_MIN {
                     *self = Self::List(bits.to_list());
                 }
-                run
+                Some(run)
             }
         }
     }
