@@ -28,6 +28,7 @@
 mod align;
 mod best;
 mod bits;
+mod indices;
 mod leaf;
 mod list;
 mod node;

@@ -8,6 +8,7 @@
 //! A class is built by its first use, in one pass over the nodes there are at that time, and
 //! makes every later change dearer by one path of such numbers.
 
+use super::indices::Cut;
 use super::leaf::{LEN, Leaf};
 use super::node::{Below, FAN, FAN_BITS, Link, Node, child_bits, width};
 use super::slab::Slab;
@@ -125,21 +126,13 @@ impl Class {
             .into()
     }
 
-    /// The room in a leaf that had `old` and in which `run` was cut, or has come to be, if that
-    /// is known.
-    pub(super) fn leaf_room_after(
-        &self,
-        leaf: &Leaf,
-        base: u64,
-        old: u64,
-        run: Option<(u32, u32)>,
-        to_free: bool,
-    ) -> u64 {
-        let Some((start, end)) = run else {
+    /// The room in a leaf that had `old`, after `cut`.
+    pub(super) fn leaf_room_after(&self, leaf: &Leaf, base: u64, old: u64, cut: Cut) -> u64 {
+        let Some((start, end)) = cut.run else {
             return self.leaf_room(leaf, base, LEN);
         };
         let of_run = room(start, end, self.mask, self.off.wrapping_add(base)).into();
-        if to_free {
+        if cut.to_free {
             return old.max(of_run);
         }
         // Only if the best place was in the run that was cut can there be less room now.
@@ -164,24 +157,21 @@ impl Tree {
             return None;
         }
         self.use_class(mask, off & mask);
-        self.search_class(self.classes.last()?, n)
+        self.search_class(self.indices.classes.last()?, n)
     }
 
     /// Moves the class to the end of the list, or makes it.
     fn use_class(&mut self, mask: u64, off: u64) {
-        if let Some(i) = self
-            .classes
-            .iter()
-            .position(|c| c.mask == mask && c.off == off)
-        {
-            if i + 1 < self.classes.len() {
-                let class = self.classes.remove(i);
-                self.classes.push(class);
+        let classes = &mut self.indices.classes;
+        if let Some(i) = classes.iter().position(|c| c.mask == mask && c.off == off) {
+            if i + 1 < classes.len() {
+                let class = classes.remove(i);
+                classes.push(class);
             }
             return;
         }
-        if self.classes.len() == MAX_CLASSES {
-            self.classes.remove(0);
+        if classes.len() == MAX_CLASSES {
+            classes.remove(0);
         }
         let mut class = Class {
             mask,
@@ -190,7 +180,7 @@ impl Tree {
         };
         class.rooms.resize(self.nodes.bound(), [0; 2 * FAN - 2]);
         self.fill(&mut class, ROOT, self.levels, 0);
-        self.classes.push(class);
+        self.indices.classes.push(class);
     }
 
     /// Computes the rooms of the children of a node, deepest first.

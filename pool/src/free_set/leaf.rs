@@ -39,8 +39,6 @@ pub(super) struct Summary {
     pub suf: u64,
     /// The longest free run.
     pub max: u64,
-    /// Exact lengths (bit `l - 1` for length `l`) of the short free runs that touch neither end.
-    pub short: u64,
 }
 
 impl Summary {
@@ -48,7 +46,6 @@ impl Summary {
         pre: 0,
         suf: 0,
         max: 0,
-        short: 0,
     };
 
     pub(super) const fn free(span: u64) -> Self {
@@ -56,37 +53,21 @@ impl Summary {
             pre: span,
             suf: span,
             max: span,
-            short: 0,
         }
     }
 
     /// Two neighbours of `1 << bits` granules each as one: `a` then `b`, or the other way round.
-    ///
-    /// Which way is as good as random on the way up a tree, so it is not branched on.
+    // Inlined so that summaries travel in registers; through memory each level of a tree would
+    // wait for its own stores.
     #[inline(always)]
     pub(super) fn join(a: &Self, b: &Self, swapped: bool, bits: u32) -> Self {
         let span = 1 << bits;
-        let left_pre = if swapped { b.pre } else { a.pre };
-        let left_suf = if swapped { b.suf } else { a.suf };
-        let right_pre = if swapped { a.pre } else { b.pre };
-        let right_suf = if swapped { a.suf } else { b.suf };
-        let (left_full, right_full) = (left_pre == span, right_pre == span);
-        let across = left_suf + right_pre;
-        // If either is wholly free the run across the border touches an end of the whole.
-        let inner = if left_full || right_full {
-            0
-        } else {
-            short_bit(across)
-        };
+        let (left, right) = if swapped { (b, a) } else { (a, b) };
+        let across = left.suf + right.pre;
         Self {
-            pre: if left_full { across } else { left_pre },
-            suf: if right_full {
-                left_suf + right_suf
-            } else {
-                right_suf
-            },
+            pre: if left.pre == span { across } else { left.pre },
+            suf: if right.pre == span { across } else { right.suf },
             max: a.max.max(b.max).max(across),
-            short: a.short | b.short | inner,
         }
     }
 }
@@ -138,6 +119,14 @@ impl Leaf {
         }
     }
 
+    /// Exact lengths of the short runs that touch neither end, see [`short_bit`].
+    pub(super) fn short(&self) -> u64 {
+        match self {
+            Self::List(list) => list.short(),
+            Self::Bits(bits) => bits.short(),
+        }
+    }
+
     pub(super) fn summary(&self) -> Summary {
         match self {
             Self::List(list) => list.summary(),
@@ -164,7 +153,7 @@ impl Leaf {
     /// The first position with `n` free granules.
     pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
         match self {
-            Self::List(list) => list.runs().find(|(s, e)| e - s >= n).map(|(s, _)| s),
+            Self::List(list) => list.first_fit(n),
             Self::Bits(bits) => bits.first_fit_from(0, n),
         }
     }

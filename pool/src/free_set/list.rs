@@ -110,20 +110,47 @@ impl List {
         }
     }
 
+    /// The edge that ends the free run at the start of the leaf, if one does; then the inner
+    /// free runs as (start, end); then the start of the free run at the end, if there is one.
+    fn parts(&self) -> (Option<u16>, &[[u16; 2]], Option<u16>) {
+        let (pre, rest) = match self.edges.split_first() {
+            Some((first, rest)) if self.first_free => (Some(*first), rest),
+            _ => (None, &self.edges[..]),
+        };
+        let (inner, tail) = rest.as_chunks();
+        (pre, inner, tail.first().copied())
+    }
+
     pub(super) fn summary(&self) -> Summary {
-        let mut summary = Summary::USED;
-        for (start, end) in self.runs() {
-            let len = u64::from(end - start);
-            summary.max = summary.max.max(len);
-            if start == 0 {
-                summary.pre = len;
-            } else if end < LEN {
-                summary.short |= short_bit(len);
-            }
-            if end == LEN {
-                summary.suf = len;
-            }
+        let (pre, inner, tail) = self.parts();
+        let pre = u64::from(pre.unwrap_or(0));
+        let suf = tail.map_or(0, |start| u64::from(LEN) - u64::from(start));
+        let longest = inner
+            .iter()
+            .fold(0, |longest, [start, end]| longest.max(end - start));
+        Summary {
+            pre,
+            suf,
+            max: pre.max(suf).max(longest.into()),
         }
-        summary
+    }
+
+    pub(super) fn short(&self) -> u64 {
+        let (_, inner, _) = self.parts();
+        inner.iter().fold(0, |mask, [start, end]| {
+            mask | short_bit((end - start).into())
+        })
+    }
+
+    /// The first position with `n` free granules, which is not a whole leaf.
+    pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
+        let (pre, inner, tail) = self.parts();
+        if pre.is_some_and(|pre| u32::from(pre) >= n) {
+            return Some(0);
+        }
+        let fits = |[start, end]: &&[u16; 2]| u32::from(end - start) >= n;
+        let start = inner.iter().find(fits).map(|run| run[0]).or(tail)?;
+        let start = u32::from(start);
+        (LEN - start >= n).then_some(start)
     }
 }

@@ -85,6 +85,11 @@ impl Node {
         &self.sums[place - 2]
     }
 
+    /// Whether all of the place, with children of `1 << bits` granules, is free.
+    pub(super) fn is_full(&self, place: usize, bits: u32) -> bool {
+        self.place(place).pre >> width(place, bits) != 0
+    }
+
     /// What is known of a child.
     #[inline]
     pub(super) fn child(&self, i: usize) -> &Summary {
@@ -92,8 +97,7 @@ impl Node {
     }
 
     /// Puts a child in its place; the summary of the whole node, if that may have changed.
-    // Inlined so that summaries travel in registers; through memory each level would wait for
-    // its own stores.
+    // Inlined for the same reason as the join.
     #[inline(always)]
     pub(super) fn set(&mut self, i: usize, link: Link, new: Summary, bits: u32) -> Option<Summary> {
         self.links[i] = link;

@@ -1,11 +1,9 @@
 //! The tree over the leaves: changes, first fit, and walks to the next free or used granule.
 
-use super::align::Class;
+use super::indices::{Cut, Indices};
 use super::leaf::{self, Leaf, Summary};
 use super::node::{Below, FAN, FAN_BITS, Link, Node, child_bits};
 use super::slab::Slab;
-use alloc::collections::BTreeSet;
-use alloc::vec::Vec;
 
 /// Index of the root in the slab of nodes: the first node made, never removed.
 pub(super) const ROOT: u32 = 0;
@@ -29,10 +27,8 @@ pub(super) struct Tree {
     pub(super) sum: Summary,
     pub(super) nodes: Slab<Node>,
     pub(super) leaves: Slab<Leaf>,
-    /// Runs longer than short ones as (length, start), once best fit has asked.
-    pub(super) long: Option<BTreeSet<(u64, u64)>>,
-    /// One for every alignment that was asked for.
-    pub(super) classes: Vec<Class>,
+    /// What best fit and aligned first fit need, once they were asked for.
+    pub(super) indices: Indices,
 }
 
 /// A node and the number of one of its children.
@@ -64,8 +60,7 @@ impl Tree {
             sum: Summary::USED,
             nodes,
             leaves: Slab::new(),
-            long: None,
-            classes: Vec::new(),
+            indices: Indices::default(),
         };
         // What lies behind `len` stays used, so no search ever looks at it.
         tree.flip(0, len, true);
@@ -79,7 +74,7 @@ impl Tree {
 
     /// Makes `a..b`, which is uniform and not empty, free or used.
     pub(super) fn flip(&mut self, a: u64, b: u64, to_free: bool) {
-        self.index_flip(a, b, to_free);
+        self.index_long_flip(a, b, to_free);
         let flip = Flip { a, b, to_free };
         if (a ^ (b - 1)) >> leaf::BITS == 0 && b - a < u64::from(leaf::LEN) {
             self.flip_inside_leaf(flip);
@@ -100,7 +95,7 @@ impl Tree {
         let base = flip.a & !(u64::from(leaf::LEN) - 1);
         let mut sum = self.flip_leaf((path[1], number(1)), base, flip);
         for level in 1..self.levels {
-            if sum.is_none() && self.classes.is_empty() {
+            if sum.is_none() && self.indices.is_empty() {
                 return;
             }
             let at = (path[level as usize + 1], number(level + 1));
@@ -146,19 +141,10 @@ impl Tree {
             }
             above = self.nodes.get_mut(id).set(i, Link::mixed(below), sum, bits);
         }
-        if !self.classes.is_empty() {
-            self.set_node_rooms(at, level, base, below);
+        if !self.indices.is_empty() {
+            self.indices.set_node(&self.nodes, at, level, base, below);
         }
         above
-    }
-
-    /// Brings the classes up to date with [`set_node`](Self::set_node).
-    #[inline(never)]
-    fn set_node_rooms(&mut self, at: Place, level: u32, base: u64, below: u32) {
-        for class in &mut self.classes {
-            let room = class.node_room(&self.nodes, below, level, base);
-            class.set_room(&self.nodes, at, room, child_bits(level + 1), base);
-        }
     }
 
     /// Flips what of `a..b` lies below the node at `base`; its summary if that has changed.
@@ -213,9 +199,17 @@ impl Tree {
             .nodes
             .get_mut(id)
             .set(i, Link::mixed(leaf_id), sum, leaf::BITS);
-        for class in &mut self.classes {
-            let room = class.leaf_room_after(leaf, base, class.room_of(at), run, flip.to_free);
-            class.set_room(&self.nodes, at, room, leaf::BITS, base);
+        if !self.indices.is_empty() {
+            self.indices.set_leaf(
+                &self.nodes,
+                at,
+                base,
+                leaf,
+                Cut {
+                    run,
+                    to_free: flip.to_free,
+                },
+            );
         }
         above
     }
@@ -233,9 +227,8 @@ impl Tree {
             .nodes
             .get_mut(at.0)
             .set(at.1, Link::uniform(free), sum, bits);
-        for class in &mut self.classes {
-            let room = class.uniform_room(base, 1 << bits, free);
-            class.set_room(&self.nodes, at, room, bits, base);
+        if !self.indices.is_empty() {
+            self.indices.set_uniform(&self.nodes, at, bits, base, free);
         }
         above
     }
@@ -243,9 +236,7 @@ impl Tree {
     /// A new node at `base` for what was uniform so far.
     fn split(&mut self, free: bool, level: u32, base: u64) -> u32 {
         let id = self.nodes.insert(Node::uniform(free, child_bits(level)));
-        for class in &mut self.classes {
-            class.place_uniform(id, base, child_bits(level), free);
-        }
+        self.indices.split(id, base, child_bits(level), free);
         id
     }
 
