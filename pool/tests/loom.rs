@@ -1,6 +1,7 @@
 //! Every interleaving of a few threads on one main pool, by loom's model checker:
 //! `RUSTFLAGS="--cfg loom" cargo test -p mkpool --test loom --release`
 #![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use loom::sync::Arc;
 use loom::thread;

@@ -1,5 +1,6 @@
 //! Many threads on one main pool: nothing is handed out twice, nothing is lost.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use mkpool::{AddrRange, Algo, ChunkPolicy, InstancePool, MainPool, PAGE_ORDER};
 use std::sync::Arc;
