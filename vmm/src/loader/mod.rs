@@ -8,12 +8,15 @@
 //! Neighbours: `placement.rs` decides the addresses, `boot/` writes what the
 //! kernel reads about itself.
 
+mod blocks;
 pub mod bzimage;
 pub mod cmdline;
 pub mod decompress;
 pub mod elf;
 pub mod image;
 mod le;
+mod lz4_legacy;
+mod lzop;
 
 use mkpool::AddrRange;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
