@@ -94,7 +94,7 @@ impl<O> Chunk<O> {
     }
 
     /// Where `algo` would place `n` granules.
-    pub(crate) fn search(&self, algo: Algo, n: u64, mode: Mode) -> Option<u64> {
+    pub(crate) fn search(&mut self, algo: Algo, n: u64, mode: Mode) -> Option<u64> {
         if n > self.free.len() {
             return None;
         }
@@ -103,7 +103,7 @@ impl<O> Chunk<O> {
             order: self.order,
             mode,
         };
-        fit::search(&self.free, algo, n, ground)
+        fit::search(&mut self.free, algo, n, ground)
     }
 
     /// The addresses of `n` granules from granule `start` on.
@@ -141,8 +141,8 @@ impl<O> Chunk<O> {
             None if n == 0 => return Ok(()),
             None => return Err(BadFree::PastEnd),
         };
-        match self.free.next_free_run(first) {
-            Some((at, _)) if at < end => {
+        match self.free.next_free(first) {
+            Some(at) if at < end => {
                 let first_free = self.base.wrapping_add(at.wrapping_shl(self.order));
                 Err(BadFree::NotAllocated { first_free })
             }
@@ -174,9 +174,9 @@ impl<O> Chunk<O> {
     pub fn free_extents(&self) -> impl Iterator<Item = AddrRange> + '_ {
         let mut from = 0_u64;
         core::iter::from_fn(move || {
-            let (start, n) = self.free.next_free_run(from)?;
-            from = start.wrapping_add(n);
-            Some(self.addresses(start, n))
+            let start = self.free.next_free(from)?;
+            from = self.free.next_used(start).unwrap_or(self.free.len());
+            Some(self.addresses(start, from.wrapping_sub(start)))
         })
     }
 
@@ -186,12 +186,8 @@ impl<O> Chunk<O> {
         let mut from = 0_u64;
         core::iter::from_fn(move || {
             let start = self.free.next_used(from)?;
-            let end = self
-                .free
-                .next_free_run(start)
-                .map_or(self.free.len(), |(at, _)| at);
-            from = end;
-            Some(self.addresses(start, end.wrapping_sub(start)))
+            from = self.free.next_free(start).unwrap_or(self.free.len());
+            Some(self.addresses(start, from.wrapping_sub(start)))
         })
     }
 }

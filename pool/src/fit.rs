@@ -47,7 +47,7 @@ pub(crate) struct Ground {
 }
 
 /// The granule at which `algo` places `n` granules (at least 1), if there is room.
-pub(crate) fn search(free: &FreeSet, algo: Algo, n: u64, ground: Ground) -> Option<u64> {
+pub(crate) fn search(free: &mut FreeSet, algo: Algo, n: u64, ground: Ground) -> Option<u64> {
     match algo {
         Algo::FirstFit => free.first_fit(n),
         Algo::BestFit => free.best_fit(n),
@@ -66,11 +66,13 @@ pub(crate) fn search(free: &FreeSet, algo: Algo, n: u64, ground: Ground) -> Opti
 
 /// Whether `n` granules from `start` on are all free.
 pub(crate) fn room_at(free: &FreeSet, start: u64, n: u64) -> bool {
-    free.next_free_run(start)
-        .is_some_and(|(at, len)| at == start && len >= n)
+    let Some(end) = start.checked_add(n).filter(|&end| end <= free.len()) else {
+        return false;
+    };
+    free.next_free(start) == Some(start) && free.next_used(start).is_none_or(|used| used >= end)
 }
 
-fn aligned(free: &FreeSet, align: u64, n: u64, ground: Ground) -> Option<u64> {
+fn aligned(free: &mut FreeSet, align: u64, n: u64, ground: Ground) -> Option<u64> {
     if ground.mode == Mode::Linux {
         return aligned_linux(free, align, n, ground);
     }
@@ -80,7 +82,7 @@ fn aligned(free: &FreeSet, align: u64, n: u64, ground: Ground) -> Option<u64> {
 }
 
 /// `gen_pool_first_fit_align` with its C types: `align` is an `int`, the masks are 64 bits.
-fn aligned_linux(free: &FreeSet, align: u64, n: u64, ground: Ground) -> Option<u64> {
+fn aligned_linux(free: &mut FreeSet, align: u64, n: u64, ground: Ground) -> Option<u64> {
     let granule_mask = 1_u64.wrapping_shl(ground.order).wrapping_sub(1);
     let as_int = c_int(align);
     let mask = as_int
@@ -95,7 +97,7 @@ fn aligned_linux(free: &FreeSet, align: u64, n: u64, ground: Ground) -> Option<u
     // next, so this one quirk costs O(extents), each in O(log n).
     let mut start = 0_u64;
     loop {
-        let (next, _) = free.next_free_run(start)?;
+        let next = free.next_free(start)?;
         let index = (next.wrapping_add(off).wrapping_add(mask) & !mask).wrapping_sub(off);
         let end = index.checked_add(n).filter(|&end| end <= free.len())?;
         match free.next_used(index).filter(|&used| used < end) {
@@ -139,14 +141,14 @@ mod tests {
         let mut free = FreeSet::new(16 << 18);
         free.take(0, 1);
         let algo = Algo::FirstFitAlign { align: 1 << 31 };
-        assert_eq!(search(&free, algo, 1, LINUX), Some(1 << 19));
+        assert_eq!(search(&mut free, algo, 1, LINUX), Some(1 << 19));
         free.take(1 << 19, 1);
-        assert_eq!(search(&free, algo, 1, LINUX), None);
+        assert_eq!(search(&mut free, algo, 1, LINUX), None);
         let strict = Ground {
             mode: Mode::Strict,
             ..LINUX
         };
-        assert_eq!(search(&free, algo, 1, strict), Some(2 << 19));
+        assert_eq!(search(&mut free, algo, 1, strict), Some(2 << 19));
     }
 
     #[test]
@@ -155,23 +157,29 @@ mod tests {
         free.take(0, 8);
         let at_zero = Ground { base: 0, ..LINUX };
         assert_eq!(
-            search(&free, Algo::FirstFitAlign { align: 0 }, 1, at_zero),
+            search(&mut free, Algo::FirstFitAlign { align: 0 }, 1, at_zero),
             None
         );
     }
 
     #[test]
     fn fixed_wants_whole_granules_of_offset() {
-        let free = FreeSet::new(4);
+        let mut free = FreeSet::new(4);
         assert_eq!(
-            search(&free, Algo::Fixed { offset: 4096 }, 3, LINUX),
+            search(&mut free, Algo::Fixed { offset: 4096 }, 3, LINUX),
             Some(1)
         );
-        assert_eq!(search(&free, Algo::Fixed { offset: 4096 }, 4, LINUX), None);
-        assert_eq!(search(&free, Algo::Fixed { offset: 4097 }, 1, LINUX), None);
+        assert_eq!(
+            search(&mut free, Algo::Fixed { offset: 4096 }, 4, LINUX),
+            None
+        );
+        assert_eq!(
+            search(&mut free, Algo::Fixed { offset: 4097 }, 1, LINUX),
+            None
+        );
         assert_eq!(
             search(
-                &free,
+                &mut free,
                 Algo::Fixed {
                     offset: u64::MAX << 12
                 },
@@ -186,9 +194,12 @@ mod tests {
     fn order_alignment_counts_from_the_chunks_start() {
         let mut free = FreeSet::new(16);
         free.take(0, 1);
-        assert_eq!(search(&free, Algo::FirstFitOrderAlign, 3, LINUX), Some(4));
         assert_eq!(
-            search(&free, Algo::FirstFitOrderAlign, u64::MAX, LINUX),
+            search(&mut free, Algo::FirstFitOrderAlign, 3, LINUX),
+            Some(4)
+        );
+        assert_eq!(
+            search(&mut free, Algo::FirstFitOrderAlign, u64::MAX, LINUX),
             None
         );
     }

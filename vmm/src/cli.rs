@@ -55,12 +55,16 @@ struct RunArgs {
     #[arg(long, value_name = "SIZE[@ADDR]")]
     pool: String,
     /// A guest: name, kernel (a path, or `probe`), initrd, cmdline, memory, cpus,
-    /// violation (log or stop); repeatable. A comma inside a value is written `,,`
+    /// cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
+    /// restart); repeatable. A comma inside a value is written `,,`
     #[arg(long = "guest", value_name = "KEY=VAL,…", required = true)]
     guests: Vec<String>,
     /// Print the resource tree and every guest's e820 on stderr before they start
     #[arg(long)]
     show: bool,
+    /// Print every guest's boot timeline on stderr after its end
+    #[arg(long)]
+    timeline: bool,
     /// Do everything but start the guests
     #[arg(long)]
     dry_run: bool,
@@ -148,7 +152,13 @@ fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         return Ok(ExitStatus::Done);
     }
     fleet.start()?;
-    supervise(&mut fleet, &receiver, &mut signals)
+    let status = supervise(&mut fleet, &receiver, &mut signals)?;
+    if args.timeline {
+        for outcome in fleet.outcomes() {
+            eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
+        }
+    }
+    Ok(status)
 }
 
 /// Runs the started fleet to its end, with a thread that writes the consoles.

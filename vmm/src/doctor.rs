@@ -13,10 +13,11 @@ use serde::Serialize;
 use crate::boot::layout::DYNAMIC_POOL_MIN;
 use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
+use crate::error_chain::chain;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::fleet::Fleet;
 use crate::host_pool::HostPool;
-use crate::instance::state::EndReason;
+use crate::instance::state::{EndReason, OnEnd};
 use crate::kvm::Host;
 use crate::loader::KernelImage;
 use crate::machine::MIN_POOL;
@@ -144,7 +145,11 @@ fn run_probe(
         initramfs: None,
         cmdline: cmdline.to_owned(),
         memory: MIN_POOL,
+        cpus: 1,
+        affinity: None,
         violation: ViolationPolicy::Log,
+        on_reboot: OnEnd::Stop,
+        on_panic: OnEnd::Stop,
     };
     let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
     // Nobody reads what the probe prints.
@@ -159,16 +164,4 @@ fn run_probe(
         }
     }
     Ok(fleet.outcomes().first().map(|outcome| outcome.reason))
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -9,22 +9,23 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::devices::violation::Violation;
-use crate::instance::InstanceId;
 use crate::instance::state::EndReason;
+use crate::instance::{InstanceId, RunId};
 
 /// What the VMM hears from its other threads.
 #[derive(Debug)]
 pub enum VmmEvent {
     /// A vCPU has left its guest for good.
     Ended {
-        /// Whose vCPU.
-        id: InstanceId,
+        /// Whose vCPU, in which of its runs.
+        run: RunId,
         /// Why.
         reason: EndReason,
     },
@@ -105,6 +106,8 @@ pub trait Supervisor {
     fn on_event(&mut self, event: VmmEvent);
     /// SIGINT or SIGTERM arrived.
     fn on_interrupt(&mut self);
+    /// A second has passed.
+    fn on_tick(&mut self);
     /// Whether there is nothing left to wait for.
     fn is_done(&self) -> bool;
 }
@@ -115,17 +118,25 @@ pub enum EventLoopError {
     /// epoll failed.
     #[error("the event loop failed")]
     Manager(#[from] event_manager::Error),
+    /// The timer cannot be made.
+    #[error("the event loop gets no timer")]
+    Timer(#[from] vmm_sys_util::errno::Error),
 }
 
 /// Token of the eventfd in the subscriber's set.
 const WAKE: u32 = 0;
 /// Token of the signal socket.
 const SIGNALS: u32 = 1;
+/// Token of the timer.
+const TIMER: u32 = 2;
+/// The timer's interval.
+const TICK: Duration = Duration::from_secs(1);
 
 struct Subscriber<'a, S> {
     supervisor: &'a mut S,
     receiver: &'a EventReceiver,
     signals: &'a mut UnixStream,
+    timer: TimerFd,
     failed: Option<event_manager::Error>,
 }
 
@@ -147,6 +158,12 @@ impl<S: Supervisor> MutEventSubscriber for Subscriber<'_, S> {
                     self.supervisor.on_interrupt();
                 }
             }
+            TIMER => {
+                if let Err(error) = self.timer.wait() {
+                    log::debug!("spurious tick: {error}");
+                }
+                self.supervisor.on_tick();
+            }
             other => log::error!("event with unknown token {other}"),
         }
     }
@@ -154,7 +171,9 @@ impl<S: Supervisor> MutEventSubscriber for Subscriber<'_, S> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let wake = Events::with_data(&*self.receiver.wake, WAKE, EventSet::IN);
         let signals = Events::with_data(&*self.signals, SIGNALS, EventSet::IN);
-        self.failed = ops.add(wake).and_then(|()| ops.add(signals)).err();
+        let timer = Events::with_data(&self.timer, TIMER, EventSet::IN);
+        let all = [wake, signals, timer];
+        self.failed = all.into_iter().try_for_each(|events| ops.add(events)).err();
     }
 }
 
@@ -168,11 +187,14 @@ pub fn run<S: Supervisor>(
     receiver: &EventReceiver,
     signals: &mut UnixStream,
 ) -> Result<(), EventLoopError> {
+    let mut timer = TimerFd::new()?;
+    timer.reset(TICK, Some(TICK))?;
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Subscriber {
         supervisor,
         receiver,
         signals,
+        timer,
         failed: None,
     });
     loop {

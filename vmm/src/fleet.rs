@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use mkpool::RangeError;
 
-use crate::builder::{self, BuildError, Guest, GuestConfig, Surroundings};
+use crate::builder::{self, BuildError, GuestConfig, Surroundings};
 use crate::devices::console::ConsoleQueue;
 use crate::devices::violation::Violation;
+use crate::error_chain::chain;
 use crate::event_loop::{EventReceiver, EventSender, Supervisor, VmmEvent, event_channel};
+use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
-use crate::instance::state::{EndReason, State};
-use crate::instance::{InstanceId, InstanceName};
+use crate::instance::state::{EndReason, OnEnd, State};
+use crate::instance::timeline::{Stage, Timeline};
+use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 
 /// Why nothing was launched.
@@ -35,7 +38,7 @@ pub enum LaunchError {
 }
 
 /// How a guest ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// Its name.
     pub name: InstanceName,
@@ -43,8 +46,12 @@ pub struct Outcome {
     pub reason: EndReason,
     /// Accesses to what was not its own.
     pub violations: u64,
-    /// From the start of its vCPUs to its end.
+    /// From the start of its vCPUs to its end; the last run's.
     pub lifetime: Duration,
+    /// When it reached which stage.
+    pub timeline: Arc<Timeline>,
+    /// The last 64 KiB that it printed.
+    pub console_tail: Vec<u8>,
 }
 
 /// The guests of one pool.
@@ -187,23 +194,51 @@ impl Fleet {
         }
     }
 
-    fn on_end(&mut self, id: InstanceId, reason: EndReason) {
-        let Some(guest) = self.guests.remove(&id) else {
+    fn on_end(&mut self, run: RunId, reason: EndReason) {
+        let Some(mut guest) = self.guests.remove(&run.id) else {
             return; // another vCPU of the guest was first
         };
-        let outcome = Outcome {
-            name: guest.name().clone(),
-            reason,
-            violations: guest.violations(),
-            lifetime: guest.started().elapsed(),
-        };
+        if guest.run_id() != run {
+            self.guests.insert(run.id, guest); // news of an earlier run
+            return;
+        }
+        guest.stop(reason);
+        let outcome = outcome(&guest, reason);
         log_outcome(&outcome);
+        let restart = guest.on_end(reason) == OnEnd::Restart && !self.interrupted;
+        if restart && self.restart(&mut guest) {
+            self.guests.insert(run.id, guest);
+            return;
+        }
         self.outcomes.push(outcome);
         if let Err(error) = self.release(guest) {
             log::error!("giving back a guest's memory failed: {error}");
         }
         if self.guests.is_empty() {
             self.console.close();
+        }
+    }
+
+    /// Boots a guest again from the images it was loaded with.
+    fn restart(&self, guest: &mut Guest) -> bool {
+        let around = Surroundings {
+            host: &self.host,
+            events: &self.events,
+            console: &self.console,
+        };
+        match guest.prepare(&around, &self.pool) {
+            Ok(()) => {
+                guest.run();
+                true
+            }
+            Err(error) => {
+                log::error!(
+                    "{}: cannot be started again: {}",
+                    guest.name(),
+                    chain(&error)
+                );
+                false
+            }
         }
     }
 
@@ -230,12 +265,29 @@ impl Fleet {
     }
 }
 
+fn outcome(guest: &Guest, reason: EndReason) -> Outcome {
+    let timeline = Arc::clone(guest.timeline());
+    let span = timeline
+        .at(Stage::Exec)
+        .zip(timeline.at(Stage::Ended))
+        .map_or(0, |(start, end)| end.saturating_sub(start));
+    Outcome {
+        name: guest.name().clone(),
+        reason,
+        violations: guest.violations(),
+        lifetime: Duration::from_nanos(span),
+        timeline,
+        console_tail: guest.console_tail(),
+    }
+}
+
 fn log_outcome(outcome: &Outcome) {
     let Outcome {
         name,
         reason,
         violations,
         lifetime,
+        ..
     } = outcome;
     let text = format!(
         "{name}: {} ({reason}) after {:.3} s, {violations} violations",
@@ -251,7 +303,7 @@ fn log_outcome(outcome: &Outcome) {
 impl Supervisor for Fleet {
     fn on_event(&mut self, event: VmmEvent) {
         match event {
-            VmmEvent::Ended { id, reason } => self.on_end(id, reason),
+            VmmEvent::Ended { run, reason } => self.on_end(run, reason),
             VmmEvent::Violation {
                 id,
                 violation,
@@ -267,6 +319,16 @@ impl Supervisor for Fleet {
     fn on_interrupt(&mut self) {
         self.interrupted = true;
         self.kill_all();
+    }
+
+    fn on_tick(&mut self) {
+        let halted = self.guests.values_mut().filter_map(|guest| {
+            let halted = guest.is_halted();
+            halted.then(|| guest.run_id())
+        });
+        for run in halted.collect::<Vec<_>>() {
+            self.on_end(run, EndReason::Halt);
+        }
     }
 
     fn is_done(&self) -> bool {

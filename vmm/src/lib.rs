@@ -15,7 +15,7 @@
 //! | ⑤ | [`boot`] | e820, boot_params, page tables, descriptors |
 //! | ⑥ | [`kvm`], [`vcpu`] | a VM with those slots, a thread per vCPU |
 //! | ⑦ | [`devices`], [`event_loop`] | ports, consoles, violations, events |
-//! | – | [`builder`], [`fleet`] | the recipe for one guest, and for all or none |
+//! | – | [`builder`], [`guest`], [`fleet`] | the recipe, one guest's life, all guests or none |
 //! | – | [`spec`] | what users write, checked |
 //!
 //! ```text
@@ -35,8 +35,10 @@ pub mod boot;
 pub mod builder;
 pub mod devices;
 pub mod doctor;
+pub mod error_chain;
 pub mod event_loop;
 pub mod fleet;
+pub mod guest;
 pub mod host_pool;
 pub mod instance;
 pub mod kvm;

@@ -6,20 +6,45 @@ mod error;
 use std::io::{self, Write};
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use error::ExitStatus;
 
 fn main() -> ExitStatus {
+    mkvmm::instance::timeline::now(); // the clock of all timelines starts here
     // Only ever fails when a logger is already set.
     if log::set_logger(&StderrLogger).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
-    cli::Cli::parse().run().unwrap_or_else(|error| {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    cli.run().unwrap_or_else(|error| {
         // Nobody is left to tell when stderr is gone.
         let _ = writeln!(anstream::stderr(), "{}", error.render());
         error.status()
     })
+}
+
+/// What clap has to say: help and version as they are, errors on one line.
+fn refuse(error: &clap::Error) -> ExitStatus {
+    // Nobody is left to tell when the stream is gone.
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            return ExitStatus::Done;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+        }
+        _ => {
+            let text = error::one_line(&error.render().to_string());
+            let _ = writeln!(anstream::stderr(), "{text}");
+        }
+    }
+    ExitStatus::Usage
 }
 
 /// The VMM's own words: on stderr, a line each.

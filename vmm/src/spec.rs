@@ -13,24 +13,31 @@ use mkpool::{ParamError, parse_size};
 use crate::boot::layout::PAGE_SIZE;
 use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
+use crate::instance::state::OnEnd;
 use crate::instance::{InstanceName, NameError};
 use crate::loader::cmdline::DEFAULT_LINUX;
 use crate::loader::{ImageError, ImageFile, KernelImage};
+use crate::vcpu::affinity::{CpuSet, CpuSetError};
 
 /// Memory of a guest that does not say: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
 /// The kernel that needs no file.
 const PROBE: &str = "probe";
 /// The keys of `--guest`.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 10] = [
     "name",
     "kernel",
     "initrd",
     "cmdline",
     "memory",
     "cpus",
+    "cpus-affinity",
     "violation",
+    "on-reboot",
+    "on-panic",
 ];
+/// Most vCPUs of a guest.
+pub const MAX_CPUS: u8 = 64;
 
 /// Why a `--guest` was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,17 +81,24 @@ pub enum SpecError {
         /// The size.
         size: u64,
     },
-    /// Not a number of vCPUs that is supported.
-    #[error("cpus={text}: guests have one vCPU in this version")]
+    /// Not a number of vCPUs.
+    #[error("cpus={text}: a guest has 1 to {MAX_CPUS} vCPUs")]
     Cpus {
         /// The value.
         text: String,
     },
-    /// Not a policy.
-    #[error("violation={text}: the policies are log and stop")]
-    Policy {
+    /// Not a list of processors.
+    #[error("cpus-affinity")]
+    Affinity(#[from] CpuSetError),
+    /// Not one of a key's words.
+    #[error("{key}={text}: it is {words}")]
+    Word {
+        /// The key.
+        key: &'static str,
         /// The value.
         text: String,
+        /// The words there are.
+        words: &'static str,
     },
 }
 
@@ -157,8 +171,16 @@ pub struct GuestSpec {
     pub cmdline: Option<String>,
     /// `memory`, bytes, whole pages.
     pub memory: u64,
+    /// `cpus`.
+    pub cpus: u8,
+    /// `cpus-affinity`.
+    pub affinity: Option<CpuSet>,
     /// `violation`.
     pub violation: ViolationPolicy,
+    /// `on-reboot`.
+    pub on_reboot: OnEnd,
+    /// `on-panic`.
+    pub on_panic: OnEnd,
 }
 
 impl FromStr for GuestSpec {
@@ -179,12 +201,18 @@ impl FromStr for GuestSpec {
                 return Err(SpecError::Repeated { key: KEYS[index] });
             }
         }
-        let [name, kernel, initrd, cmdline, memory, cpus, violation] = values;
-        if let Some(text) = cpus
-            && text != "1"
-        {
-            return Err(SpecError::Cpus { text });
-        }
+        let [
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            memory,
+            cpus,
+            affinity,
+            violation,
+            on_reboot,
+            on_panic,
+        ] = values;
         Ok(Self {
             name: name.map(|n| n.parse()).transpose()?,
             kernel: match kernel {
@@ -195,17 +223,46 @@ impl FromStr for GuestSpec {
             initrd: initrd.map(PathBuf::from),
             cmdline,
             memory: memory.map_or(Ok(DEFAULT_MEMORY), |m| parse_memory(&m))?,
+            cpus: cpus.map_or(Ok(1), parse_cpus)?,
+            affinity: affinity.map(|a| parse_affinity(&a)).transpose()?,
             violation: match violation.as_deref() {
                 None | Some("log") => ViolationPolicy::Log,
                 Some("stop") => ViolationPolicy::Stop,
-                Some(text) => {
-                    return Err(SpecError::Policy {
-                        text: text.to_owned(),
-                    });
-                }
+                Some(text) => return Err(word("violation", text, "log or stop")),
             },
+            on_reboot: parse_on_end("on-reboot", on_reboot.as_deref())?,
+            on_panic: parse_on_end("on-panic", on_panic.as_deref())?,
         })
     }
+}
+
+fn word(key: &'static str, text: &str, words: &'static str) -> SpecError {
+    SpecError::Word {
+        key,
+        text: text.to_owned(),
+        words,
+    }
+}
+
+fn parse_on_end(key: &'static str, value: Option<&str>) -> Result<OnEnd, SpecError> {
+    match value {
+        None | Some("stop") => Ok(OnEnd::Stop),
+        Some("restart") => Ok(OnEnd::Restart),
+        Some(text) => Err(word(key, text, "stop or restart")),
+    }
+}
+
+fn parse_cpus(text: String) -> Result<u8, SpecError> {
+    match text.parse() {
+        Ok(cpus @ 1..=MAX_CPUS) => Ok(cpus),
+        _ => Err(SpecError::Cpus { text }),
+    }
+}
+
+fn parse_affinity(text: &str) -> Result<CpuSet, SpecError> {
+    let set: CpuSet = text.parse()?;
+    set.check()?;
+    Ok(set)
 }
 
 fn parse_memory(text: &str) -> Result<u64, SpecError> {
@@ -275,7 +332,11 @@ fn config(
             .clone()
             .unwrap_or_else(|| default_cmdline.to_owned()),
         memory: spec.memory,
+        cpus: spec.cpus,
+        affinity: spec.affinity.clone(),
         violation: spec.violation,
+        on_reboot: spec.on_reboot,
+        on_panic: spec.on_panic,
     })
 }
 
@@ -342,7 +403,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let spec = spec(
-            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=1,violation=stop",
+            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop",
         )
         .unwrap();
         assert_eq!(spec.name.unwrap().as_str(), "web");
@@ -350,7 +411,13 @@ mod tests {
         assert_eq!(spec.initrd, Some("/i.gz".into()));
         assert_eq!(spec.cmdline.unwrap(), "console=ttyS0,115200 quiet");
         assert_eq!(spec.memory, 64 << 20);
+        assert_eq!(spec.cpus, 4);
+        assert_eq!(spec.affinity.unwrap().to_string(), "0");
         assert_eq!(spec.violation, ViolationPolicy::Stop);
+        assert_eq!(
+            (spec.on_reboot, spec.on_panic),
+            (OnEnd::Restart, OnEnd::Stop)
+        );
     }
 
     #[test]
@@ -363,7 +430,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let error = |text| spec(text).unwrap_err();
+        let error = |text: &str| spec(text).unwrap_err();
         assert_eq!(error("name=a"), SpecError::NoKernel);
         assert_eq!(
             error(""),
@@ -392,13 +459,21 @@ mod tests {
             error("kernel=probe,memory=0xffffffffffffffff"),
             SpecError::MemorySize { .. }
         ));
+        for cpus in ["0", "65", "two", "-1"] {
+            let text = format!("kernel=probe,cpus={cpus}");
+            assert!(matches!(error(&text), SpecError::Cpus { .. }), "{cpus}");
+        }
         assert!(matches!(
-            error("kernel=probe,cpus=2"),
-            SpecError::Cpus { .. }
+            error("kernel=probe,cpus-affinity=x"),
+            SpecError::Affinity(_)
+        ));
+        assert!(matches!(
+            error("kernel=probe,on-panic=cry"),
+            SpecError::Word { .. }
         ));
         assert!(matches!(
             error("kernel=probe,violation=shrug"),
-            SpecError::Policy { .. }
+            SpecError::Word { .. }
         ));
     }
 

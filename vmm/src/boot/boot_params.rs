@@ -38,7 +38,10 @@ const _: () = assert!(size_of::<boot_params>() as u64 == PAGE_SIZE);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BootParamsError {
     /// More setup_data than the low window has room for.
-    #[error("{entries} e820 entries need {needed} bytes of setup_data, there is room for {room}")]
+    #[error(
+        "setup_data needs {needed} bytes with the {entries} rows of the e820 map, \
+         there is room for {room}"
+    )]
     SetupDataFull {
         /// Rows of the e820 map.
         entries: usize,
@@ -61,7 +64,24 @@ pub struct BootParamsFacts<'a> {
     pub cmdline_len: usize,
     /// Address and exact size of the initramfs; the size need not be whole pages.
     pub initramfs: Option<AddrRange>,
+    /// Guest-physical address of the RSDP.
+    pub rsdp: u64,
+    /// Nodes for the `setup_data` list, in this order; the first one's data
+    /// will lie at [`FIRST_SETUP_DATA`].
+    pub setup_data: &'a [SetupData],
 }
+
+/// A node of the `setup_data` list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetupData {
+    /// Its type: `SETUP_…` of the kernel, or a number out of its range.
+    pub kind: u32,
+    /// Its content.
+    pub data: Vec<u8>,
+}
+
+/// Guest-physical address of the first node's data.
+pub const FIRST_SETUP_DATA: u64 = SETUP_DATA_START + SETUP_DATA_HEAD as u64;
 
 /// boot_params and what it points to, ready to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +134,14 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
         offset_of!(setup_header, ramdisk_size),
         offset_of!(boot_params, ext_ramdisk_size),
     );
-    let setup_data = put_e820(&mut page, facts.e820)?;
+    put(
+        &mut page,
+        offset_of!(boot_params, acpi_rsdp_addr),
+        &facts.rsdp.to_le_bytes(),
+    );
+    let mut nodes = facts.setup_data.to_vec();
+    nodes.extend(put_e820(&mut page, facts.e820));
+    let setup_data = link(&nodes, facts.e820.len())?;
     let first = if setup_data.is_empty() {
         0
     } else {
@@ -165,7 +192,7 @@ fn own_header(page: &mut [u8]) {
 /// Fills the table of the page; rows beyond its 128 go into a
 /// `SETUP_E820_EXT` node, which is returned. The count is that of the rows
 /// really written.
-fn put_e820(page: &mut [u8], entries: &[E820Entry]) -> Result<Vec<u8>, BootParamsError> {
+fn put_e820(page: &mut [u8], entries: &[E820Entry]) -> Option<SetupData> {
     let (first, rest) = entries.split_at(entries.len().min(E820_MAX_ENTRIES_ZEROPAGE));
     let mut count: u8 = 0;
     for (i, entry) in first.iter().enumerate() {
@@ -174,25 +201,40 @@ fn put_e820(page: &mut [u8], entries: &[E820Entry]) -> Result<Vec<u8>, BootParam
         count += 1;
     }
     put(page, offset_of!(boot_params, e820_entries), &[count]);
-    if rest.is_empty() {
-        return Ok(Vec::new());
+    (!rest.is_empty()).then(|| SetupData {
+        kind: SETUP_E820_EXT,
+        data: rest.iter().flat_map(e820_row).collect(),
+    })
+}
+
+/// Lays nodes behind each other from [`SETUP_DATA_START`] on, each at a
+/// multiple of 8 bytes and pointing to the next.
+fn link(nodes: &[SetupData], entries: usize) -> Result<Vec<u8>, BootParamsError> {
+    let mut list = Vec::new();
+    for (i, node) in nodes.iter().enumerate() {
+        let end = (list.len() + SETUP_DATA_HEAD + node.data.len()).next_multiple_of(8);
+        let next = if i + 1 == nodes.len() {
+            0
+        } else {
+            SETUP_DATA_START + end as u64
+        };
+        // Beyond 4 GiB it does not fit the room either.
+        let length = u32::try_from(node.data.len()).unwrap_or(u32::MAX);
+        list.extend_from_slice(&next.to_le_bytes());
+        list.extend_from_slice(&node.kind.to_le_bytes());
+        list.extend_from_slice(&length.to_le_bytes());
+        list.extend_from_slice(&node.data);
+        list.resize(end, 0);
     }
-    let body: Vec<u8> = rest.iter().flat_map(e820_row).collect();
-    let needed = (SETUP_DATA_HEAD + body.len()) as u64;
-    let room = SETUP_DATA_END - SETUP_DATA_START;
-    let (Ok(length), true) = (u32::try_from(body.len()), needed <= room) else {
+    let (needed, room) = (list.len() as u64, SETUP_DATA_END - SETUP_DATA_START);
+    if needed > room {
         return Err(BootParamsError::SetupDataFull {
-            entries: entries.len(),
+            entries,
             needed,
             room,
         });
-    };
-    let mut node = Vec::with_capacity(SETUP_DATA_HEAD + body.len());
-    node.extend_from_slice(&0_u64.to_le_bytes()); // the last node
-    node.extend_from_slice(&SETUP_E820_EXT.to_le_bytes());
-    node.extend_from_slice(&length.to_le_bytes());
-    node.extend_from_slice(&body);
-    Ok(node)
+    }
+    Ok(list)
 }
 
 fn e820_row(entry: &E820Entry) -> [u8; E820_ROW] {
@@ -243,6 +285,8 @@ mod tests {
             e820,
             cmdline_len: 7,
             initramfs: Some(AddrRange::with_size(0x12_3456_7000, 0x1_0000_0001).unwrap()),
+            rsdp: 0xe_0000,
+            setup_data: &[],
         }
     }
 
@@ -266,6 +310,7 @@ mod tests {
         assert_eq!(u32_at(page, 0x2d0), 0); // first row: 0x1_0000_0000
         assert_eq!(u32_at(page, 0x2d4), 1);
         assert_eq!(u32_at(page, 0x2d0 + 16), 1); // usable
+        assert_eq!(u32_at(page, 0x070), 0xe_0000); // acpi_rsdp_addr
         assert_eq!(page[0x1ef], 0); // sentinel
         assert!(built.setup_data.is_empty());
         assert_eq!(u32_at(page, 0x250), 0); // setup_data
@@ -280,7 +325,29 @@ mod tests {
         assert_eq!(u32_at(&built.setup_data, 8), SETUP_E820_EXT);
         assert_eq!(u32_at(&built.setup_data, 12), 40);
         assert_eq!(built.setup_data.len(), 16 + 40);
+        assert_eq!(u32_at(&built.setup_data, 0), 0);
         assert_eq!(built.setup_data[16..36], e820_row(&rows[128]));
+    }
+
+    #[test]
+    fn nodes_are_linked_and_the_first_ones_data_is_where_promised() {
+        let node = |kind, data: &[u8]| SetupData {
+            kind,
+            data: data.to_vec(),
+        };
+        let nodes = [node(0x77, b"manifest!"), node(9, &[1; 32])];
+        let rows = entries(1);
+        let mut facts = facts(&rows);
+        facts.setup_data = &nodes;
+        let list = build(&facts).unwrap().setup_data;
+        assert_eq!(u64::from(u32_at(&list, 0)), SETUP_DATA_START + 32);
+        let data = usize::try_from(FIRST_SETUP_DATA - SETUP_DATA_START).unwrap();
+        assert_eq!(&list[data..data + 9], b"manifest!");
+        assert_eq!(
+            (u32_at(&list, 32), u32_at(&list, 40), u32_at(&list, 44)),
+            (0, 9, 32)
+        );
+        assert_eq!(list.len(), 32 + 48);
     }
 
     #[test]

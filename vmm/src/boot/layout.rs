@@ -1,4 +1,4 @@
-//! Where things lie in a guest's physical address space.
+//! Where things lie in a guest's physical address space and at its ports.
 //!
 //! `docs/memory-map.md` shows the same as a table. The low window is the
 //! first MiB of every guest, backed by 1 MiB of its own sub-pool; the pool
@@ -39,18 +39,62 @@ pub const SETUP_DATA_END: u64 = 0x9_0000;
 /// The extended BIOS data area: from here to 1 MiB the low window is reserved.
 pub const EBDA_START: u64 = 0x9_fc00;
 
+/// ACPI tables, where a guest looks for the RSDP: 0xe_0000 to 1 MiB.
+pub const ACPI_START: u64 = 0xe_0000;
+/// End (exclusive) of the room for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+
 /// Lowest address at which a pool without `@ADDR` is placed: 16 MiB, clear of
 /// everything that firmware tables or ISA devices ever used.
 pub const DYNAMIC_POOL_MIN: u64 = 16 << 20;
 
 /// The 32-bit hole, where no pool may lie: IOAPIC, LAPIC and our own pages.
 pub const HOLE_START: u64 = 0xc000_0000;
+/// The IOAPIC's registers, in the kernel's irqchip.
+pub const IOAPIC_START: u64 = 0xfec0_0000;
+/// The local APIC's registers.
+pub const LAPIC_START: u64 = 0xfee0_0000;
 /// Intel's identity-map page for real mode (KVM_SET_IDENTITY_MAP_ADDR).
 pub const IDENTITY_MAP_START: u64 = 0xfffb_c000;
 /// Intel's three TSS pages (KVM_SET_TSS_ADDR).
 pub const TSS_START: u64 = 0xfffb_d000;
 /// End (exclusive) of the hole: 4 GiB.
 pub const HOLE_END: u64 = 1 << 32;
+
+// I/O ports and interrupt lines.
+
+/// The i8042: data port; its command port is 0x64.
+pub const I8042_BASE: u16 = 0x60;
+/// The CMOS clock: index and data port.
+pub const CMOS_BASE: u16 = 0x70;
+/// POST codes: bytes a guest leaves as marks of its progress.
+pub const POST_PORT: u16 = 0x80;
+/// Text for the debugger, a byte at a time, as Bochs has it.
+pub const DEBUG_PORT: u16 = 0xe9;
+/// COM1, eight registers.
+pub const COM1_BASE: u16 = 0x3f8;
+/// COM1's registers.
+pub const COM1_PORTS: u16 = 8;
+/// COM1's interrupt line.
+pub const COM1_IRQ: u32 = 4;
+/// pvpanic: where a guest says that it panics.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// ACPI fixed hardware: the PM1a event block, 4 bytes.
+pub const PM_BASE: u16 = 0x600;
+/// ACPI: the PM1a control block, 2 bytes.
+pub const PM1_CONTROL: u16 = PM_BASE + 4;
+/// ACPI: the power-management timer, 4 bytes.
+pub const PM_TIMER: u16 = PM_BASE + 8;
+/// Ports from `PM_BASE` on that belong to the fixed hardware.
+pub const PM_PORTS: u16 = 12;
+/// ACPI: the system control interrupt, ISA line 9.
+pub const SCI_IRQ: u32 = 9;
+/// PCI configuration: the address register, 4 bytes; data register behind it.
+pub const PCI_BASE: u16 = 0xcf8;
+/// PCI's ports: address and data register.
+pub const PCI_PORTS: u16 = 8;
+/// The reset control register, inside PCI's address register: byte access.
+pub const RESET_PORT: u16 = 0xcf9;
 
 const _: () = {
     assert!(GDT_START + 4 * 8 <= IDT_START);
@@ -61,10 +105,14 @@ const _: () = {
     assert!(PAGE_TABLES_END <= CMDLINE_START);
     assert!(CMDLINE_START + CMDLINE_MAX <= SETUP_DATA_START);
     assert!(SETUP_DATA_END <= EBDA_START);
-    assert!(EBDA_START < LOW_WINDOW_SIZE);
+    assert!(EBDA_START < ACPI_START);
+    assert!(ACPI_START < ACPI_END);
+    assert!(ACPI_END <= LOW_WINDOW_SIZE);
     assert!(LOW_WINDOW_SIZE <= DYNAMIC_POOL_MIN);
     assert!(DYNAMIC_POOL_MIN < HOLE_START);
-    assert!(HOLE_START < IDENTITY_MAP_START);
+    assert!(HOLE_START < IOAPIC_START);
+    assert!(IOAPIC_START + PAGE_SIZE <= LAPIC_START);
+    assert!(LAPIC_START + PAGE_SIZE <= IDENTITY_MAP_START);
     assert!(IDENTITY_MAP_START + PAGE_SIZE <= TSS_START);
     assert!(TSS_START + 3 * PAGE_SIZE <= HOLE_END);
 };

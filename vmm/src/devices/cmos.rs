@@ -8,8 +8,7 @@
 
 use time::OffsetDateTime;
 
-/// Port of the index register; the data register is the next port.
-pub const CMOS_INDEX: u16 = 0x70;
+use crate::boot::acpi::CMOS_CENTURY;
 
 /// Index register: bit 7 masks NMIs and selects nothing.
 const INDEX_MASK: u8 = 0x7f;
@@ -57,14 +56,14 @@ fn register(index: u8, now: OffsetDateTime) -> u8 {
         0x0a => STATUS_A,
         0x0b => STATUS_B,
         0x0d => STATUS_D,
-        0x32 => bcd_of(year / 100), // the century, where PCs keep it
+        CMOS_CENTURY => bcd_of(year / 100),
         _ => 0,
     }
 }
 
 /// Two decimal digits, one in each nibble.
 fn bcd(value: u8) -> u8 {
-    (value / 10) << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 fn bcd_of(value: i32) -> u8 {

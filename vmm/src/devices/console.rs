@@ -114,6 +114,32 @@ impl ConsoleQueue {
     }
 }
 
+/// Bytes of a guest's output that stay readable after its end.
+const TAIL_MAX: usize = 64 << 10;
+
+/// The last of what a guest printed, whatever became of it.
+#[derive(Debug, Default)]
+pub struct ConsoleTail(Mutex<VecDeque<u8>>);
+
+impl ConsoleTail {
+    /// The bytes as the guest sent them, oldest first.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.lock().iter().copied().collect()
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        let mut tail = self.lock();
+        tail.extend(bytes);
+        let over = tail.len().saturating_sub(TAIL_MAX);
+        tail.drain(..over);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        // Bytes are bytes, whatever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One guest's end of the queue. What it was given without a newline is
 /// written when it goes.
 #[derive(Debug)]
@@ -121,15 +147,18 @@ pub struct ConsoleWriter {
     queue: Arc<ConsoleQueue>,
     prefix: Vec<u8>,
     line: Vec<u8>,
+    tail: Arc<ConsoleTail>,
 }
 
 impl ConsoleWriter {
-    /// A writer whose lines begin with `name: `.
-    pub fn new(queue: &Arc<ConsoleQueue>, name: &InstanceName) -> Self {
+    /// A writer whose lines begin with `name: `, and which keeps the last of
+    /// them in `tail`.
+    pub fn new(queue: &Arc<ConsoleQueue>, name: &InstanceName, tail: &Arc<ConsoleTail>) -> Self {
         Self {
             queue: Arc::clone(queue),
             prefix: format!("{name}: ").into_bytes(),
             line: Vec::new(),
+            tail: Arc::clone(tail),
         }
     }
 
@@ -163,6 +192,7 @@ impl ConsoleWriter {
 
 impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.tail.push(bytes);
         for &byte in bytes {
             self.put(byte);
         }
@@ -187,6 +217,24 @@ impl Drop for ConsoleWriter {
 mod tests {
     use super::*;
 
+    fn writer(queue: &Arc<ConsoleQueue>, name: &InstanceName) -> ConsoleWriter {
+        ConsoleWriter::new(queue, name, &Arc::default())
+    }
+
+    #[test]
+    fn the_tail_keeps_the_last_64_kib() {
+        let tail = Arc::default();
+        let name = "a".parse().unwrap();
+        let queue = ConsoleQueue::new();
+        queue.close();
+        let mut writer = ConsoleWriter::new(&queue, &name, &tail);
+        writer.write_all(&vec![b'x'; TAIL_MAX]).unwrap();
+        writer.write_all(b"last\r\n").unwrap();
+        let bytes = tail.bytes();
+        assert_eq!(bytes.len(), TAIL_MAX);
+        assert!(bytes.ends_with(b"xlast\r\n"));
+    }
+
     fn written(feed: impl FnOnce(&Arc<ConsoleQueue>)) -> String {
         let queue = ConsoleQueue::new();
         feed(&queue);
@@ -200,7 +248,7 @@ mod tests {
     fn lines_are_whole_and_carry_their_guests_name() {
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         let out = written(|queue| {
-            let (mut a, mut b) = (ConsoleWriter::new(queue, &a), ConsoleWriter::new(queue, &b));
+            let (mut a, mut b) = (writer(queue, &a), writer(queue, &b));
             a.write_all(b"hel").unwrap();
             b.write_all(b"one\r\ntwo").unwrap();
             a.write_all(b"lo\n\n").unwrap();
@@ -212,7 +260,7 @@ mod tests {
     fn an_endless_line_is_broken() {
         let name = "a".parse().unwrap();
         let out = written(|queue| {
-            let mut writer = ConsoleWriter::new(queue, &name);
+            let mut writer = writer(queue, &name);
             writer.write_all(&[b'x'; LINE_MAX + 1]).unwrap();
         });
         let lengths: Vec<usize> = out.lines().map(str::len).collect();
@@ -223,7 +271,7 @@ mod tests {
     fn a_full_queue_holds_the_guest_until_it_is_drained_or_closed() {
         let queue = ConsoleQueue::new();
         let name = "a".parse().unwrap();
-        let mut writer = ConsoleWriter::new(&queue, &name);
+        let mut writer = writer(&queue, &name);
         let guest = std::thread::spawn(move || {
             for _ in 0..3 * QUEUE_LINES {
                 writer.write_all(b"x\n").unwrap();

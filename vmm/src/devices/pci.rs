@@ -7,11 +7,6 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2.
 
-/// Port of the address register; it takes 32-bit accesses only.
-pub const CONFIG_ADDRESS: u16 = 0xcf8;
-/// First of the four ports of the data register.
-pub const CONFIG_DATA: u16 = 0xcfc;
-
 /// Address register: enable bit.
 const ENABLE: u32 = 1 << 31;
 /// Address register: the dword of a function's configuration space.
@@ -30,8 +25,8 @@ pub struct PciHost {
 }
 
 impl PciHost {
-    /// `in` from one of the ports of `CONFIG_ADDRESS` to `CONFIG_DATA + 3`;
-    /// `offset` counts from `CONFIG_ADDRESS`.
+    /// `in` from one of the eight ports; `offset` counts from the address
+    /// register, the data register is at 4.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let (register, offset) = match offset {
             0..4 => (self.address, offset),
@@ -42,7 +37,8 @@ impl PciHost {
         data.fill_with(|| *rest.next().unwrap_or(&0xff));
     }
 
-    /// `out` to one of those ports. The configuration space is read-only.
+    /// `out` to one of those ports. The address register takes 32-bit accesses
+    /// only, the configuration space is read-only.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         if let (0, Ok(address)) = (offset, data.try_into()) {
             self.address = u32::from_le_bytes(address);

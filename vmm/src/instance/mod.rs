@@ -2,6 +2,7 @@
 
 pub mod memory;
 pub mod state;
+pub mod timeline;
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +10,15 @@ use std::str::FromStr;
 /// Number of an instance, never reused while the VMM lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u32);
+
+/// One run of an instance: news of an earlier run are no news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RunId {
+    /// The instance.
+    pub id: InstanceId,
+    /// Counts its boots, from 1.
+    pub epoch: u32,
+}
 
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

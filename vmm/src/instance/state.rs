@@ -3,10 +3,12 @@
 //! ```text
 //!            load          exec
 //!   ready ────────► loaded ────► active ──► stopped (poweroff, reboot, halt, killed)
-//!                                  └──────► failed  (triple-fault, violation, kvm-error)
+//!                                  │  ▲     failed  (panic, triple-fault, violation,
+//!                                  ▼  │              kvm-error)
+//!                                 exec again: on-reboot, on-panic = restart
 //! ```
 //!
-//! `run` walks this line once; pause, resume, unload and a second `exec` come
+//! `run` walks this line once for each guest; pause, resume and unload come
 //! with the control socket.
 
 use std::fmt;
@@ -14,10 +16,16 @@ use std::fmt;
 /// Why a vCPU, and with it the instance, came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EndReason {
-    /// The guest asked for a reset (i8042).
+    /// The guest turned itself off (ACPI soft-off).
+    Poweroff,
+    /// The guest asked for a reset (i8042 or ACPI).
     Reboot,
+    /// Every vCPU sleeps with interrupts off: nothing can wake it any more.
+    Halt,
     /// The VMM ended it, on request.
     Killed,
+    /// The guest's kernel panicked and said so (pvpanic).
+    Panic,
     /// An exception that the guest could not handle.
     TripleFault,
     /// It touched what is not its own, and its policy says stop.
@@ -30,8 +38,8 @@ impl EndReason {
     /// `failed` or `stopped`.
     pub const fn state(self) -> State {
         match self {
-            Self::Reboot | Self::Killed => State::Stopped,
-            Self::TripleFault | Self::Violation | Self::KvmError => State::Failed,
+            Self::Poweroff | Self::Reboot | Self::Halt | Self::Killed => State::Stopped,
+            Self::Panic | Self::TripleFault | Self::Violation | Self::KvmError => State::Failed,
         }
     }
 }
@@ -39,13 +47,26 @@ impl EndReason {
 impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
+            Self::Halt => "halt",
             Self::Killed => "killed",
+            Self::Panic => "panic",
             Self::TripleFault => "triple-fault",
             Self::Violation => "violation",
             Self::KvmError => "kvm-error",
         })
     }
+}
+
+/// What follows when a guest ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnEnd {
+    /// Nothing: it stays ended.
+    #[default]
+    Stop,
+    /// It is booted again from the images it was loaded with.
+    Restart,
 }
 
 /// Where an instance stands.

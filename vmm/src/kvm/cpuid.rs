@@ -14,34 +14,146 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: more than one logical processor per package (EBX 23:16).
 const HTT: u32 = 1 << 28;
+/// Leaf 0x8000_0001, ECX, AMD: the same, as cores.
+const CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 0xb, ECX 15:8: what a level is.
+const LEVEL_THREAD: u32 = 1 << 8;
+const LEVEL_CORE: u32 = 2 << 8;
 
-/// The set for vCPU `index` of a guest with one vCPU.
-pub fn for_vcpu(host: &Host, index: u8) -> CpuId {
-    let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
-    let mut cpuid = host.supported_cpuid().clone();
-    for entry in cpuid.as_mut_slice() {
-        patch(entry, u32::from(index), deadline);
-    }
-    cpuid
+/// First leaf of mkvmm's own range: hypervisors stand 0x100 leaves apart,
+/// KVM is at 0x4000_0000.
+pub const MKVMM_LEAF: u32 = 0x4000_0100;
+/// EBX, ECX, EDX of that leaf.
+pub const MKVMM_SIGNATURE: [u8; 12] = *b"mkvmmkvmmkvm";
+
+/// What the guest is told about itself in mkvmm's leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MkvmmLeaves {
+    /// The pool's first address.
+    pub pool_start: u64,
+    /// The pool's size in bytes.
+    pub pool_size: u64,
+    /// Guest-physical address of the manifest (an FDT).
+    pub manifest_addr: u64,
+    /// Bytes of the manifest.
+    pub manifest_size: u32,
+    /// Version of the manifest's format.
+    pub manifest_version: u32,
 }
 
-fn patch(entry: &mut kvm_cpuid_entry2, apic_id: u32, deadline: bool) {
+/// The topology of one vCPU: `cpus` cores in one package, one thread each,
+/// APIC ids counting from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// This vCPU.
+    pub index: u8,
+    /// All of them.
+    pub cpus: u8,
+}
+
+/// Why no CPUID could be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a CPUID of {entries} entries is more than KVM takes")]
+pub struct CpuidError {
+    /// KVM's entries and ours.
+    entries: usize,
+}
+
+/// The set for one vCPU.
+///
+/// # Errors
+/// [`CpuidError`] when KVM already fills its own limit.
+pub fn for_vcpu(host: &Host, topology: Topology, leaves: MkvmmLeaves) -> Result<CpuId, CpuidError> {
+    let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
+    let mut entries = host.supported_cpuid().as_slice().to_vec();
+    for entry in &mut entries {
+        patch(entry, topology, deadline);
+    }
+    entries.extend(leaves.entries());
+    // The one thing that can be wrong is the number of entries.
+    let refused = CpuidError {
+        entries: entries.len(),
+    };
+    CpuId::from_entries(&entries).ok().ok_or(refused)
+}
+
+impl MkvmmLeaves {
+    fn entries(self) -> [kvm_cpuid_entry2; 3] {
+        let word = |i: usize| {
+            let bytes = MKVMM_SIGNATURE.iter().skip(4 * i).take(4).rev();
+            bytes.fold(0_u32, |word, &byte| word << 8 | u32::from(byte))
+        };
+        let leaf = |index, [eax, ebx, ecx, edx]: [u32; 4]| kvm_cpuid_entry2 {
+            function: MKVMM_LEAF + index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..kvm_cpuid_entry2::default()
+        };
+        let (start, size) = (halves(self.pool_start), halves(self.pool_size));
+        let manifest = halves(self.manifest_addr);
+        [
+            leaf(0, [MKVMM_LEAF + 2, word(0), word(1), word(2)]),
+            leaf(1, [start[0], start[1], size[0], size[1]]),
+            leaf(
+                2,
+                [
+                    manifest[0],
+                    manifest[1],
+                    self.manifest_size,
+                    self.manifest_version,
+                ],
+            ),
+        ]
+    }
+}
+
+/// Low and high 32 bits.
+fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+    ]
+}
+
+fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
+    let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
+    // Bits of an APIC id that tell the cores of a package apart.
+    let core_bits = cpus.next_power_of_two().trailing_zeros();
     match entry.function {
         1 => {
             // EBX: initial APIC id (31:24), logical processors (23:16), and
             // below them the CLFLUSH size, which stays.
-            entry.ebx = (entry.ebx & 0xffff) | 1 << 16 | apic_id << 24;
+            entry.ebx = (entry.ebx & 0xffff) | cpus << 16 | apic_id << 24;
             entry.ecx |= HYPERVISOR;
-            entry.edx &= !HTT;
+            entry.edx = if cpus > 1 {
+                entry.edx | HTT
+            } else {
+                entry.edx & !HTT
+            };
             if deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
         }
-        // Extended topology: one thread in one core. EDX is the x2APIC id.
+        // Deterministic cache parameters: up to level 2 a core's own, beyond
+        // it the package's. EAX: cores in the package (31:26), processors
+        // that share this cache (25:14), level (7:5).
+        4 => {
+            let shared = if entry.eax >> 5 & 7 > 2 {
+                (1 << core_bits) - 1
+            } else {
+                0
+            };
+            let cores = (1_u32 << core_bits).min(64) - 1;
+            entry.eax = (entry.eax & 0x3fff) | shared << 14 | cores << 26;
+        }
+        // Extended topology. EDX is the x2APIC id on every level.
         0xb | 0x1f => {
             let (level, shift, count) = match entry.index {
-                0 => (1 << 8, 0, 1),
-                1 => (2 << 8, 0, 1),
+                0 => (LEVEL_THREAD, 0, 1),
+                1 => (LEVEL_CORE, core_bits, cpus),
                 _ => (0, 0, 0),
             };
             entry.eax = shift;
@@ -49,15 +161,22 @@ fn patch(entry: &mut kvm_cpuid_entry2, apic_id: u32, deadline: bool) {
             entry.ecx = level | entry.index;
             entry.edx = apic_id;
         }
-        // Deterministic cache parameters: caches shared by one processor.
-        4 => entry.eax &= 0x3fff,
-        // AMD: number of threads (ECX 7:0 counts from 0), and APIC ids.
-        0x8000_0008 => entry.ecx &= !0xf0ff,
+        0x8000_0001 if cpus > 1 => entry.ecx |= CMP_LEGACY,
+        // AMD: cores (7:0 counts from 0), bits of the APIC id (15:12).
+        0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | core_bits << 12 | (cpus - 1),
+        // AMD cache topology: EAX 25:14 as in leaf 4.
+        0x8000_001d => {
+            let shared = if entry.eax >> 5 & 7 > 2 { cpus - 1 } else { 0 };
+            entry.eax = (entry.eax & !(0xfff << 14)) | shared << 14;
+        }
+        // AMD: extended APIC id, core id with one thread, node 0 of 1.
         0x8000_001e => {
             entry.eax = apic_id;
-            entry.ebx &= !0xffff;
-            entry.ecx &= !0x7ff;
+            entry.ebx = apic_id;
+            entry.ecx = 0;
         }
+        // AMD's extended topology would tell of the host's: leaf 0xb has it.
+        0x8000_0026 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }
 }
@@ -66,17 +185,68 @@ fn patch(entry: &mut kvm_cpuid_entry2, apic_id: u32, deadline: bool) {
 mod tests {
     use super::*;
 
+    fn patched(
+        function: u32,
+        index: u32,
+        entry: kvm_cpuid_entry2,
+        topology: (u8, u8),
+    ) -> kvm_cpuid_entry2 {
+        let mut entry = kvm_cpuid_entry2 {
+            function,
+            index,
+            ..entry
+        };
+        let (index, cpus) = topology;
+        patch(&mut entry, Topology { index, cpus }, true);
+        entry
+    }
+
     #[test]
     fn leaf_1_names_the_vcpu_and_the_hypervisor() {
-        let mut entry = kvm_cpuid_entry2 {
-            function: 1,
+        let entry = kvm_cpuid_entry2 {
             ebx: 0x0710_0800,
             edx: HTT | 1,
             ..kvm_cpuid_entry2::default()
         };
-        patch(&mut entry, 3, true);
-        assert_eq!(entry.ebx, 0x0301_0800);
-        assert_eq!(entry.ecx, HYPERVISOR | TSC_DEADLINE);
-        assert_eq!(entry.edx, 1);
+        let single = patched(1, 0, entry, (0, 1));
+        assert_eq!((single.ebx, single.edx), (0x0001_0800, 1));
+        let fourth = patched(1, 0, entry, (3, 4));
+        assert_eq!((fourth.ebx, fourth.edx), (0x0304_0800, HTT | 1));
+        assert_eq!(fourth.ecx, HYPERVISOR | TSC_DEADLINE);
+    }
+
+    #[test]
+    fn the_topology_is_cores_of_one_package() {
+        let none = kvm_cpuid_entry2::default();
+        let core = patched(0xb, 1, none, (5, 6));
+        assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (3, 6, 0x201, 5));
+        let beyond = patched(0xb, 2, none, (5, 6));
+        assert_eq!((beyond.ebx, beyond.ecx), (0, 2));
+    }
+
+    #[test]
+    fn mkvmms_leaves_carry_its_name_and_64_bit_numbers() {
+        let [first, pool, manifest] = MkvmmLeaves {
+            pool_start: 0x1_2000_0000,
+            pool_size: 0x2_4000_0000,
+            manifest_addr: 0x3_0000,
+            manifest_size: 800,
+            manifest_version: 1,
+        }
+        .entries();
+        let name: Vec<u8> = [first.ebx, first.ecx, first.edx]
+            .iter()
+            .flat_map(|r| r.to_le_bytes())
+            .collect();
+        assert_eq!(name, MKVMM_SIGNATURE);
+        assert_eq!(first.eax, 0x4000_0102);
+        assert_eq!(
+            (pool.eax, pool.ebx, pool.ecx, pool.edx),
+            (0x2000_0000, 1, 0x4000_0000, 2)
+        );
+        assert_eq!(
+            (manifest.eax, manifest.ecx, manifest.edx),
+            (0x3_0000, 800, 1)
+        );
     }
 }

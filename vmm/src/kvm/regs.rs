@@ -32,8 +32,7 @@ const APIC_LVT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 4 << 8;
 const DELIVERY_EXTINT: u32 = 7 << 8;
 
-/// Sets general, special and FPU registers and the local APIC of the boot
-/// processor.
+/// Sets general, special and FPU registers of the boot processor.
 ///
 /// # Errors
 /// [`VmError`] names the ioctl.
@@ -53,8 +52,7 @@ pub fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), VmError> {
         rflags: RFLAGS_RESERVED,
         ..kvm_regs::default()
     })
-    .map_err(ioctl("KVM_SET_REGS"))?;
-    set_lapic(vcpu)
+    .map_err(ioctl("KVM_SET_REGS"))
 }
 
 fn set_special(vcpu: &VcpuFd) -> Result<(), VmError> {
@@ -74,8 +72,12 @@ fn set_special(vcpu: &VcpuFd) -> Result<(), VmError> {
     vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))
 }
 
-/// LINT0 = ExtINT (the PIC's interrupts come through), LINT1 = NMI.
-fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmError> {
+/// Sets up the local APIC: LINT0 = ExtINT (the PIC's interrupts come
+/// through), LINT1 = NMI.
+///
+/// # Errors
+/// [`VmError`] names the ioctl.
+pub fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmError> {
     let mut lapic = vcpu.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
     set_lvt(&mut lapic, APIC_LVT0, DELIVERY_EXTINT);
     set_lvt(&mut lapic, APIC_LVT1, DELIVERY_NMI);

@@ -2,11 +2,9 @@
 
 use std::ffi::{CString, NulError};
 
-/// What Linux guests get when nothing is given: a console, and a reset that
-/// the VMM sees (`reboot=k` is the i8042's; there is no ACPI yet). The i8042
-/// has no keyboard behind it, so probing for one is skipped.
-pub const DEFAULT_LINUX: &str =
-    "console=ttyS0 reboot=k panic=-1 i8042.noaux i8042.nomux i8042.dumbkbd";
+/// What Linux guests get when nothing is given: a console, and an end when
+/// the kernel panics. Reboot and poweroff go through ACPI.
+pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1";
 
 /// Why a command line was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

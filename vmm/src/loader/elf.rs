@@ -8,7 +8,7 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD};
 
 use crate::boot::layout::KERNEL_ALIGN;
 use crate::loader::le::{u16_at, u32_at, u64_at};
@@ -45,6 +45,9 @@ pub enum ElfError {
         /// What it may hold.
         expected: &'static str,
     },
+    /// A program for an operating system, not one itself.
+    #[error("a program that asks for an interpreter (PT_INTERP), not a kernel")]
+    Interpreter,
     /// No PT_LOAD segment with memory.
     #[error("no PT_LOAD segment")]
     NoSegments,
@@ -261,6 +264,10 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
         filesz: field(offset_of!(Elf64_Phdr, p_filesz))?,
         memsz: field(offset_of!(Elf64_Phdr, p_memsz))?,
     };
+    // /bin/true has all that a kernel has, and an entry that would even run.
+    if kind == PT_INTERP {
+        return Err(ElfError::Interpreter);
+    }
     if kind != PT_LOAD || load.memsz == 0 {
         return Ok(None);
     }
@@ -342,6 +349,7 @@ mod tests {
             parse(&elf(0x100_0000, headers)).unwrap_err().to_string()
         };
         assert_eq!(refused(&[(4, 0, 0, 0, 0)]), "no PT_LOAD segment");
+        assert!(refused(&[(3, 0, 0, 0, 0), (1, 0, 0x100_0000, 0, 0x100)]).contains("interpreter"));
         assert!(refused(&[(1, 0xf00, 0x100_0000, 0x200, 0x200)]).contains("truncated"));
         assert!(refused(&[(1, u64::MAX, 0x100_0000, 0x200, 0x200)]).contains("truncated"));
         assert!(refused(&[(1, 0, 0x100_0000, 0x200, 0x100)]).contains("p_filesz is 0x200"));

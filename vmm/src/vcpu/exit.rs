@@ -8,8 +8,8 @@ use kvm_ioctls::VcpuExit;
 use crate::instance::InstanceName;
 use crate::instance::state::EndReason;
 
-/// What a device did with a write.
-pub type PioOutcome = Option<EndReason>;
+/// What an access led to: `Some` when it ended the guest.
+pub type ExitOutcome = Option<EndReason>;
 
 /// What the vCPUs of an instance see of its devices. Implemented by
 /// `devices::bus`; every method may be called by several vCPUs at once.
@@ -17,11 +17,13 @@ pub trait ExitBus: Debug + Send + Sync {
     /// `in` from `port`; unclaimed ports read as all ones.
     fn pio_read(&self, port: u16, data: &mut [u8]);
     /// `out` to `port`; `Some` when that ends the guest.
-    fn pio_write(&self, port: u16, data: &[u8]) -> PioOutcome;
+    fn pio_write(&self, port: u16, data: &[u8]) -> ExitOutcome;
     /// A read of memory that the guest does not have.
-    fn mmio_read(&self, addr: u64, data: &mut [u8]) -> PioOutcome;
+    fn mmio_read(&self, addr: u64, data: &mut [u8]) -> ExitOutcome;
     /// A write to memory that the guest does not have.
-    fn mmio_write(&self, addr: u64, data: &[u8]) -> PioOutcome;
+    fn mmio_write(&self, addr: u64, data: &[u8]) -> ExitOutcome;
+    /// A vCPU came out of its guest for the first time.
+    fn first_exit(&self);
 }
 
 /// Handles one exit of guest `name`; `Some` when it was the guest's last.

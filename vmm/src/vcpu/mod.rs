@@ -11,10 +11,12 @@
 //! its thread, which waits for [`VcpuCommand::Run`], and yields the handle.
 //! So all guests of a launch can be complete before the first one runs.
 
+pub mod affinity;
 mod exit;
 mod run;
+mod sleep;
 
-pub use exit::{ExitBus, PioOutcome};
+pub use exit::{ExitBus, ExitOutcome};
 
 use std::io;
 use std::sync::Arc;
@@ -23,19 +25,36 @@ use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 
+use crate::builder::BuildError;
 use crate::event_loop::EventSender;
-use crate::instance::{InstanceId, InstanceName};
-use crate::kvm::vm::VmError;
+use crate::instance::{InstanceName, RunId};
+use crate::kvm::cpuid::{MkvmmLeaves, Topology};
+use crate::kvm::vm::ioctl;
 use crate::kvm::{Host, Vm, cpuid, kick, msrs, regs};
 use crate::loader::BootEntry;
+use crate::vcpu::affinity::CpuSet;
+use crate::vcpu::sleep::{IdleMeter, SleepState};
 
 /// What a vCPU thread can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VcpuCommand {
     /// Enter the guest.
     Run,
+    /// Look whether it sleeps for good.
+    Look,
     /// Leave it for good.
     Stop,
+}
+
+/// What all vCPUs of a guest have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct VcpuSetup {
+    /// How many there are.
+    pub cpus: u8,
+    /// Where the first one starts.
+    pub entry: BootEntry,
+    /// What the guest is told about itself.
+    pub leaves: MkvmmLeaves,
 }
 
 /// A configured vCPU that does not run yet.
@@ -46,17 +65,26 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Creates vCPU `index` of `vm` in the state of the 64-bit boot protocol.
+    /// Creates vCPU `index` of `vm`. The first one is in the state of the
+    /// 64-bit boot protocol; the others wait in the kernel's local APIC for
+    /// the first one to start them (INIT, SIPI).
     ///
     /// # Errors
-    /// [`VmError`] names the ioctl.
-    pub fn new(host: &Host, vm: &Vm, index: u8, entry: BootEntry) -> Result<Self, VmError> {
+    /// [`BuildError`] names the ioctl.
+    pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, BuildError> {
         let fd = vm.create_vcpu(index)?;
+        let topology = Topology {
+            index,
+            cpus: setup.cpus,
+        };
         // CPUID first: hosts from 6.13 on judge MSRs by it.
-        fd.set_cpuid2(&cpuid::for_vcpu(host, index))
-            .map_err(crate::kvm::vm::ioctl("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&cpuid::for_vcpu(host, topology, setup.leaves)?)
+            .map_err(ioctl("KVM_SET_CPUID2"))?;
         msrs::set(&fd)?;
-        regs::set_boot_state(&fd, entry)?;
+        regs::set_lapic(&fd)?;
+        if index == 0 {
+            regs::set_boot_state(&fd, setup.entry)?;
+        }
         Ok(Self { fd, index })
     }
 
@@ -66,20 +94,36 @@ impl Vcpu {
     /// When the host gives no thread.
     pub fn start(
         self,
-        id: InstanceId,
+        run: RunId,
         name: &InstanceName,
+        affinity: Option<CpuSet>,
         bus: Arc<dyn ExitBus>,
-        events: EventSender,
+        events: &EventSender,
     ) -> io::Result<VcpuHandle> {
         let (commands, receiver) = mpsc::channel();
-        let name = name.clone();
+        let sleep = Arc::new(SleepState::default());
+        let body = run::Body {
+            run,
+            name: name.clone(),
+            commands: receiver,
+            bus,
+            sleep: Arc::clone(&sleep),
+            events: events.clone(),
+        };
         // The kernel keeps 15 bytes of a thread's name.
         let thread = Builder::new()
             .name(format!("vcpu{}:{name}", self.index))
-            .spawn(move || run::thread(self.fd, &receiver, &*bus, (id, &name), &events))?;
+            .spawn(move || {
+                if let Some(affinity) = affinity {
+                    affinity.apply();
+                }
+                body.run(self.fd);
+            })?;
         Ok(VcpuHandle {
             commands,
             thread: Some(thread),
+            sleep,
+            idle: IdleMeter::default(),
         })
     }
 }
@@ -90,6 +134,8 @@ impl Vcpu {
 pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
     thread: Option<JoinHandle<()>>,
+    sleep: Arc<SleepState>,
+    idle: IdleMeter,
 }
 
 impl VcpuHandle {
@@ -100,6 +146,17 @@ impl VcpuHandle {
         if let (true, Some(thread)) = (sent, &self.thread) {
             kick::kick(thread);
         }
+    }
+
+    /// Whether the vCPU was found asleep for good; has it look again if it
+    /// was idle since the last call.
+    pub fn check_sleep(&mut self) -> bool {
+        let idle = self.idle.was_idle(&self.sleep);
+        let asleep = idle && self.sleep.is_asleep();
+        if idle && !asleep {
+            self.send(VcpuCommand::Look);
+        }
+        asleep
     }
 
     /// Waits for the thread to end.

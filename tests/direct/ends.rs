@@ -1,0 +1,130 @@
+//! How guests and mkvmm end, and with which status.
+
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Finished, Mkvmm, Stdout};
+use rustix::process::Signal;
+
+const SPINNING: [&str; 3] = ["s1", "s2", "s3"];
+/// An interrupt is answered at once; this allows for a machine that is busy.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Three guests that never end by themselves.
+fn spinning() -> Mkvmm {
+    SPINNING
+        .iter()
+        .fold(Mkvmm::run("64M@0x100000000"), |run, name| {
+            run.guest(format!("name={name},kernel=probe,memory=8M,cmdline=spin"))
+        })
+}
+
+/// Interrupts three running guests.
+fn interrupted_by(signal: Signal) -> Finished {
+    let mut run = spinning().spawn();
+    run.wait_for_lines("probe: pass", 3);
+    let sent = Instant::now();
+    run.signal(signal);
+    let run = run.wait();
+    assert!(sent.elapsed() < SOON, "{:?}\n{run}", sent.elapsed());
+    run
+}
+
+#[test]
+fn ctrl_c_ends_all_guests() {
+    if skips_without_kvm() {
+        return;
+    }
+    let run = interrupted_by(Signal::INT);
+    // What they printed before is there, and whole.
+    run.expect_code(130).consoles(&SPINNING);
+}
+
+#[test]
+fn sigterm_ends_all_guests() {
+    if skips_without_kvm() {
+        return;
+    }
+    interrupted_by(Signal::TERM).expect_code(130);
+}
+
+#[test]
+fn a_guest_that_does_nothing_can_be_interrupted() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut run = Mkvmm::run("16M@0x100000000")
+        .guest("name=idle,kernel=probe,memory=8M,cmdline=end=halt")
+        .spawn();
+    run.wait_for_lines("probe: pass", 1);
+    run.signal(Signal::INT);
+    let run = run.wait();
+    // Halting with interrupts off may count as an end of its own.
+    assert!(matches!(run.code(), Some(0 | 130)), "{run}");
+}
+
+#[test]
+fn ctrl_c_works_when_nobody_reads_the_consoles() {
+    if skips_without_kvm() {
+        return;
+    }
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut run = (0..12)
+            .fold(Mkvmm::run("64M@0x100000000"), |run, i| {
+                run.guest(format!("name=s{i},kernel=probe,memory=4M,cmdline=spin"))
+            })
+            .stdout(Stdout::Unread)
+            .spawn();
+        run.wait_for_full_pipe();
+        let sent = Instant::now();
+        run.signal(signal);
+        let run = run.wait();
+        run.expect_code(130);
+        assert!(sent.elapsed() < SOON, "{:?}\n{run}", sent.elapsed());
+    }
+}
+
+#[test]
+fn guests_end_when_their_consoles_cannot_be_written() {
+    if skips_without_kvm() {
+        return;
+    }
+    // They would spin for ever; the status says that not all was well.
+    let run = spinning().stdout(Stdout::Closed).finish();
+    run.expect_code(1);
+    let errors = run.stderr.lines().filter(|l| l.starts_with("error: "));
+    assert_eq!(errors.count(), 1, "{run}");
+}
+
+#[test]
+fn a_crashed_guest_makes_the_status_6_and_harms_no_neighbour() {
+    if skips_without_kvm() {
+        return;
+    }
+    let run = Mkvmm::run("64M@0x100000000")
+        .guest("name=bad,kernel=probe,memory=8M,cmdline=end=crash")
+        .guest("name=good,kernel=probe,memory=8M,cmdline=hold=300")
+        .guest("name=other,kernel=probe,memory=8M")
+        .finish();
+    let consoles = run.expect_code(6).consoles(&["bad", "good", "other"]);
+    for name in ["bad", "good", "other"] {
+        assert!(consoles.has(name, "probe: pass"), "{name}\n{run}");
+    }
+    let held = consoles.starting("good", "probe: hold ok");
+    assert_eq!(held.len(), 1, "{run}");
+    let why = |l: &str| l.contains("bad: ") && l.contains("triple-fault");
+    assert!(run.stderr.lines().any(why), "{run}");
+}
+
+#[test]
+fn a_clean_end_of_all_guests_is_status_0() {
+    if skips_without_kvm() {
+        return;
+    }
+    let run = Mkvmm::run("16M@0x100000000")
+        .guest("name=a,kernel=probe,memory=8M,cmdline=end=reset")
+        .finish();
+    run.expect_code(0);
+    let why = |l: &str| l.contains("a: ") && l.contains("reboot");
+    assert!(run.stderr.lines().any(why), "{run}");
+}

@@ -1,0 +1,23 @@
+//! What the integration tests share.
+//!
+//! | module | what for |
+//! |---|---|
+//! | [`mkvmm`] | runs the binary: arguments, timeouts, signals, both streams |
+//! | [`console`] | takes the prefixed lines of many guests apart |
+//! | [`report`] | reads what `run --show` prints |
+//! | [`tier`] | what this host can do, and so which tests can run |
+//! | [`scratch`] | files that are gone when the test is |
+//!
+//! Everything here panics with what it saw when that is not what a test may
+//! expect: a panic is how a test fails.
+
+pub mod console;
+pub mod mkvmm;
+pub mod report;
+pub mod scratch;
+pub mod tier;
+
+pub use console::Consoles;
+pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
+pub use report::Report;
+pub use scratch::Scratch;

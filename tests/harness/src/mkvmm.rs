@@ -1,0 +1,353 @@
+//! Runs `mkvmm` and never waits for ever.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{PipeReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Consoles, Report};
+
+/// How long a command may take unless a test says otherwise: far longer than
+/// it does, since the machine may be busy.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(5);
+
+/// The binary under test: the one cargo names, or the one beside this test.
+pub fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("CARGO_BIN_EXE_mkvmm") {
+        return path.into();
+    }
+    let this = env::current_exe().expect("a running program has a path");
+    // target/PROFILE/deps/TEST and target/PROFILE/mkvmm
+    let profile = this.ancestors().nth(2).expect("tests lie in PROFILE/deps");
+    profile.join("mkvmm")
+}
+
+/// What becomes of the standard output of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdout {
+    /// It is read all the time and kept.
+    Kept,
+    /// A pipe of one page that stays open and that nobody reads.
+    Unread,
+    /// A pipe whose reader has gone before the command starts.
+    Closed,
+}
+
+/// A command line of `mkvmm`.
+#[derive(Debug)]
+pub struct Mkvmm {
+    args: Vec<OsString>,
+    stdout: Stdout,
+    timeout: Duration,
+}
+
+impl Mkvmm {
+    /// `mkvmm` with these arguments.
+    pub fn new<I: IntoIterator<Item: Into<OsString>>>(args: I) -> Self {
+        Self {
+            args: args.into_iter().map(Into::into).collect(),
+            stdout: Stdout::Kept,
+            timeout: TIMEOUT,
+        }
+    }
+
+    /// `mkvmm run --pool POOL`.
+    pub fn run(pool: &str) -> Self {
+        Self::new(["run", "--pool", pool])
+    }
+
+    /// Adds one argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds `--guest SPEC`.
+    pub fn guest(self, spec: impl Into<OsString>) -> Self {
+        self.arg("--guest").arg(spec)
+    }
+
+    /// Adds `--show`.
+    pub fn show(self) -> Self {
+        self.arg("--show")
+    }
+
+    /// Says what becomes of its standard output.
+    pub fn stdout(mut self, stdout: Stdout) -> Self {
+        self.stdout = stdout;
+        self
+    }
+
+    /// Says how long it may take.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn finish(self) -> Finished {
+        self.spawn().wait()
+    }
+
+    /// Starts it.
+    pub fn spawn(self) -> Running {
+        let mut command = Command::new(binary());
+        command
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut unread = None;
+        match self.stdout {
+            Stdout::Kept => {
+                command.stdout(Stdio::piped());
+            }
+            Stdout::Unread | Stdout::Closed => {
+                let (reader, writer) = std::io::pipe().expect("there are descriptors left");
+                rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a page is a size");
+                command.stdout(writer);
+                unread = (self.stdout == Stdout::Unread).then_some(reader);
+            }
+        }
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", binary().display()));
+        Running {
+            stdout: child.stdout.take().map(Stream::read),
+            stderr: Stream::read(child.stderr.take().expect("stderr is a pipe")),
+            child,
+            unread,
+            args: self.args,
+            started: Instant::now(),
+            timeout: self.timeout,
+        }
+    }
+}
+
+/// A stream that a thread reads to its end.
+#[derive(Debug)]
+struct Stream {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Stream {
+    fn read(mut from: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&bytes);
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(&buffer[..count]);
+            }
+        });
+        Self { bytes, thread }
+    }
+
+    fn text(&self) -> String {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// A command that runs; it is killed when the test goes before it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdout: Option<Stream>,
+    stderr: Stream,
+    unread: Option<PipeReader>,
+    args: Vec<OsString>,
+    started: Instant,
+    timeout: Duration,
+}
+
+impl Running {
+    /// What it has written to its standard output.
+    pub fn stdout(&self) -> String {
+        self.stdout.as_ref().map(Stream::text).unwrap_or_default()
+    }
+
+    /// What it has written to its standard error.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Waits until its standard output has `count` lines that end with `text`.
+    pub fn wait_for_lines(&mut self, text: &str, count: usize) {
+        self.wait_until(&format!("{count} lines `{text}`"), |this| {
+            this.stdout().lines().filter(|l| l.ends_with(text)).count() >= count
+        });
+    }
+
+    /// Waits until the pipe that nobody reads has no more room.
+    pub fn wait_for_full_pipe(&mut self) {
+        self.wait_until("a full pipe", |this| {
+            let pipe = this.unread.as_ref().expect("stdout is Stdout::Unread");
+            // A write that does not fit into the page waits whole.
+            rustix::io::ioctl_fionread(pipe).expect("a pipe has a length") > 3072
+        });
+    }
+
+    /// Waits until `happened`.
+    pub fn wait_until(&mut self, what: &str, happened: impl Fn(&Self) -> bool) {
+        while !happened(self) {
+            // One more look: it may have happened just before the end.
+            if self.has_ended() && !happened(self) {
+                self.give_up(&format!("ended before {what}"));
+            }
+            if self.started.elapsed() > self.timeout {
+                self.give_up(&format!("{what} did not come in {:?}", self.timeout));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
+    }
+
+    /// Waits for its end and for the ends of its streams.
+    pub fn wait(mut self) -> Finished {
+        let status = loop {
+            let ended = self.child.try_wait().expect("it is our child");
+            if let Some(status) = ended {
+                break status;
+            }
+            if self.started.elapsed() > self.timeout {
+                self.give_up(&format!("no end in {:?}", self.timeout));
+            }
+            thread::sleep(POLL);
+        };
+        let elapsed = self.started.elapsed();
+        self.wait_for_streams();
+        Finished {
+            status,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+            elapsed,
+            args: self.args.clone(),
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        let ended = self.child.try_wait().expect("it is our child").is_some();
+        if ended {
+            self.wait_for_streams();
+        }
+        ended
+    }
+
+    /// A stream that outlives its process is held by something left behind.
+    fn wait_for_streams(&mut self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        let streams = |this: &Self| {
+            let stdout = this.stdout.as_ref();
+            this.stderr.thread.is_finished() && stdout.is_none_or(|s| s.thread.is_finished())
+        };
+        while !streams(self) {
+            if Instant::now() > end {
+                self.give_up("it ended, but something still holds its streams");
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn give_up(&mut self, why: &str) -> ! {
+        // Nothing is lost when it has ended already.
+        let _ = self.child.kill();
+        panic!(
+            "mkvmm {:?}: {why}\n--- stdout\n{}--- stderr\n{}",
+            self.args,
+            self.stdout(),
+            self.stderr()
+        )
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    status: ExitStatus,
+    /// Its whole standard output.
+    pub stdout: String,
+    /// Its whole standard error.
+    pub stderr: String,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    args: Vec<OsString>,
+}
+
+impl Finished {
+    /// Its exit status, where no signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// Fails unless the exit status is `code`.
+    #[track_caller]
+    pub fn expect_code(&self, code: i32) -> &Self {
+        assert!(
+            self.code() == Some(code),
+            "{} instead of status {code}\n{self}",
+            self.status
+        );
+        self
+    }
+
+    /// The lines of each guest; fails on a line that is no guest's.
+    #[track_caller]
+    pub fn consoles(&self, names: &[&str]) -> Consoles {
+        Consoles::parse(&self.stdout, names).unwrap_or_else(|why| panic!("{why}\n{self}"))
+    }
+
+    /// What `--show` printed.
+    #[track_caller]
+    pub fn report(&self) -> Report {
+        Report::parse(&self.stderr).unwrap_or_else(|why| panic!("{why}\n{self}"))
+    }
+
+    /// Fails unless this is a refusal as the interface has it: `code`, an
+    /// empty standard output, and on stderr one line `error: …`, after which
+    /// there may be one line `help: …`. Returns the error's line.
+    #[track_caller]
+    pub fn expect_refusal(&self, code: i32) -> &str {
+        self.expect_code(code);
+        assert!(self.stdout.is_empty(), "no guest may have run\n{self}");
+        let mut lines = self.stderr.lines();
+        let error = lines.next().unwrap_or_default();
+        assert!(error.starts_with("error: "), "no error line\n{self}");
+        if let Some(help) = lines.next() {
+            assert!(help.starts_with("help: "), "not a help line\n{self}");
+        }
+        assert_eq!(lines.next(), None, "more than an error and a help\n{self}");
+        error
+    }
+}
+
+impl std::fmt::Display for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "mkvmm {:?}: {}\n--- stdout\n{}--- stderr\n{}",
+            self.args, self.status, self.stdout, self.stderr
+        )
+    }
+}
