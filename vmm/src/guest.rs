@@ -282,7 +282,7 @@ impl Guest {
         let (Some(place), Some(file)) = (self.plan.initramfs, &self.config.initramfs) else {
             return Ok(None);
         };
-        AddrRange::with_size(place.start(), file.bytes().len() as u64).map(Some)
+        AddrRange::with_size(place.start(), file.size()).map(Some)
     }
 
     fn manifest(&self, pool: AddrRange) -> Result<Vec<u8>, BuildError> {

@@ -16,6 +16,10 @@ pub struct ImageFacts {
     pub kernel_size: u64,
     /// Alignment of its start, a power of two.
     pub kernel_align: u64,
+    /// Lowest address of the kernel's start.
+    pub kernel_addr_min: u64,
+    /// Last address the kernel may use, if there is a limit.
+    pub kernel_addr_max: Option<u64>,
     /// Bytes of initramfs, if there is one.
     pub initramfs_size: Option<u64>,
     /// Last address the initramfs may use, if there is a limit.
@@ -28,6 +32,8 @@ impl ImageFacts {
         Self {
             kernel_size: kernel.mem_size(),
             kernel_align: kernel.align(),
+            kernel_addr_min: kernel.kernel_addr_min(),
+            kernel_addr_max: kernel.kernel_addr_max(),
             initramfs_size,
             initramfs_addr_max: kernel.initramfs_addr_max(),
         }
@@ -98,6 +104,27 @@ pub enum PlacementError {
         #[source]
         source: AllocError,
     },
+    /// A kernel that unpacks itself would do so outside the memory it gets.
+    #[error("no room for the kernel ({size} bytes) at or above its pref_address {min:#x}")]
+    KernelTooLow {
+        /// Its size, bytes.
+        size: u64,
+        /// The kernel's limit.
+        min: u64,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// The kernel would lie above what it can run at.
+    #[error(
+        "the kernel at {range:?} ends above {max:#x}: XLF_CAN_BE_LOADED_ABOVE_4G is not set in its xloadflags"
+    )]
+    KernelTooHigh {
+        /// Where it would lie.
+        range: AddrRange,
+        /// The kernel's limit.
+        max: u64,
+    },
     /// The initramfs would lie above what the kernel can reach.
     #[error("the initramfs at {range:?} ends above the kernel's initrd_addr_max {max:#x}")]
     InitramfsTooHigh {
@@ -117,15 +144,64 @@ pub fn plan(facts: &ImageFacts, pool: &mut InstancePool) -> Result<PlacementPlan
     let mut taken = Vec::new();
     let result = take_pieces(facts, pool, &mut taken);
     if result.is_err() {
-        for range in taken {
-            // What was recorded as taken is what goes back; the allocator
-            // cannot refuse it.
-            if let Err(error) = pool.free(range.start(), range.size()) {
-                log::error!("placement: giving back {range:?} failed: {error}");
+        give_back(pool, &taken);
+    }
+    result
+}
+
+fn give_back(pool: &mut InstancePool, taken: &[AddrRange]) {
+    for range in taken {
+        // What was recorded as taken is what goes back; the allocator cannot
+        // refuse it.
+        if let Err(error) = pool.free(range.start(), range.size()) {
+            log::error!("placement: giving back {range:?} failed: {error}");
+        }
+    }
+}
+
+fn take(
+    facts: &ImageFacts,
+    pool: &mut InstancePool,
+    piece: &'static str,
+    size: u64,
+    align: u64,
+) -> Result<AddrRange, PlacementError> {
+    pool.alloc(size, align)
+        .map_err(|source| PlacementError::NoRoom {
+            piece,
+            size,
+            align,
+            memory: pool.size(),
+            needed: facts.memory_needed(),
+            source,
+        })
+}
+
+/// The kernel's place: the first that fits and is not too low.
+fn take_kernel(facts: &ImageFacts, pool: &mut InstancePool) -> Result<AddrRange, PlacementError> {
+    let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
+    let mut kernel = take(facts, pool, "kernel", size, align)?;
+    // The allocator knows no lower limit, so what is too low is held until
+    // the search is over.
+    let mut held = Vec::new();
+    let mut found = Ok(());
+    while kernel.start() < min {
+        give_back(pool, &[kernel]);
+        let below = min - kernel.start();
+        let higher = pool.alloc(below, align).and_then(|range| {
+            held.push(range);
+            pool.alloc(size, align)
+        });
+        match higher {
+            Ok(range) => kernel = range,
+            Err(source) => {
+                found = Err(PlacementError::KernelTooLow { size, min, source });
+                break;
             }
         }
     }
-    result
+    give_back(pool, &held);
+    found.map(|()| kernel)
 }
 
 fn take_pieces(
@@ -133,27 +209,20 @@ fn take_pieces(
     pool: &mut InstancePool,
     taken: &mut Vec<AddrRange>,
 ) -> Result<PlacementPlan, PlacementError> {
-    let mut take = |piece, size, align| match pool.alloc(size, align) {
-        Ok(range) => {
-            taken.push(range);
-            Ok(range)
-        }
-        Err(source) => Err(PlacementError::NoRoom {
-            piece,
-            size,
-            align,
-            memory: pool.size(),
-            needed: facts.memory_needed(),
-            source,
-        }),
-    };
-    let low_window = take("low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
-    let control_block = take("control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
-    let kernel = take("kernel", facts.kernel_size, facts.kernel_align)?;
+    let low_window = take(facts, pool, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
+    taken.push(low_window);
+    let control_block = take(facts, pool, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
+    taken.push(control_block);
+    let kernel = take_kernel(facts, pool)?;
+    taken.push(kernel);
+    if let Some(max) = facts.kernel_addr_max.filter(|&max| kernel.last() > max) {
+        return Err(PlacementError::KernelTooHigh { range: kernel, max });
+    }
     let initramfs = match facts.initramfs_size {
-        Some(size) => Some(take("initramfs", size, PAGE_SIZE)?),
+        Some(size) => Some(take(facts, pool, "initramfs", size, PAGE_SIZE)?),
         None => None,
     };
+    taken.extend(initramfs);
     if let (Some(range), Some(max)) = (initramfs, facts.initramfs_addr_max)
         && range.last() > max
     {
@@ -184,6 +253,8 @@ mod tests {
         ImageFacts {
             kernel_size: kernel,
             kernel_align: 2 * MIB,
+            kernel_addr_min: 0,
+            kernel_addr_max: None,
             initramfs_size: initramfs,
             initramfs_addr_max: None,
         }
@@ -218,6 +289,34 @@ mod tests {
         ));
         assert_eq!(pool.avail(), 8 * MIB);
         assert_eq!(pool.free_extents().len(), 1);
+    }
+
+    #[test]
+    fn a_kernel_that_unpacks_itself_lies_at_its_pref_address_or_above() {
+        let mut pool = instance(MIB, 255 * MIB);
+        let mut facts = facts(62 * MIB, Some(4096));
+        facts.kernel_addr_min = 16 * MIB;
+        let placed = plan(&facts, &mut pool).unwrap();
+        assert_eq!(placed.kernel.start(), 16 * MIB);
+        // What was held meanwhile is free again.
+        assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
+        assert_eq!(pool.avail(), (255 - 64) * MIB - 4096);
+
+        let mut pool = instance(MIB, 72 * MIB);
+        let error = plan(&facts, &mut pool).unwrap_err();
+        assert!(matches!(error, PlacementError::KernelTooLow { min, .. } if min == 16 * MIB));
+        assert_eq!(pool.avail(), 72 * MIB);
+    }
+
+    #[test]
+    fn a_kernel_without_the_above_4g_flag_stays_below() {
+        let mut facts = facts(16 * MIB, None);
+        facts.kernel_addr_max = Some(0xffff_ffff);
+        plan(&facts, &mut instance(0x4000_0000, 64 * MIB)).unwrap();
+        let mut pool = instance(0x1_0000_0000, 64 * MIB);
+        let error = plan(&facts, &mut pool).unwrap_err();
+        assert!(error.to_string().contains("XLF_CAN_BE_LOADED_ABOVE_4G"));
+        assert_eq!(pool.avail(), 64 * MIB);
     }
 
     #[test]

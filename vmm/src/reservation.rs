@@ -13,6 +13,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -72,6 +73,15 @@ pub enum ReservationError {
         /// What vm-memory said.
         #[source]
         source: MmapRegionError,
+    },
+    /// Writing through the memfd failed.
+    #[error("writing {range:?} of the pool failed")]
+    Write {
+        /// The range to be written.
+        range: AddrRange,
+        /// What pwrite said.
+        #[source]
+        source: std::io::Error,
     },
     /// Punching the range out of the memfd failed.
     #[error("scrubbing {range:?} failed")]
@@ -170,6 +180,23 @@ impl Reservation {
             range.size(),
         )
         .map_err(|source| ReservationError::Scrub { range, source })
+    }
+
+    /// Writes `bytes` at pool address `addr` through the file: the kernel puts
+    /// fresh pages in place already filled, where a copy through the mapping
+    /// would take a fault and a zeroed page for each.
+    ///
+    /// # Errors
+    /// [`ReservationError::Outside`], or [`ReservationError::Write`] with the
+    /// kernel's reason; part of it may have been written.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), ReservationError> {
+        let Ok(range) = AddrRange::with_size(addr, bytes.len() as u64) else {
+            return Ok(()); // nothing to write
+        };
+        let offset = self.offset_of(range)?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|source| ReservationError::Write { range, source })
     }
 
     /// Bytes of host memory that the pool holds at the moment.
