@@ -10,6 +10,7 @@ use mkvmm::event_loop::{EventReceiver, Supervisor};
 use mkvmm::fleet::{Fleet, LaunchError};
 use mkvmm::host_pool::HostPool;
 use mkvmm::kvm::{Host, kick};
+use mkvmm::reservation::ReservationConfig;
 use mkvmm::spec::{GuestSpec, resolve};
 
 const MIB: u64 = 1 << 20;
@@ -65,7 +66,7 @@ fn resident() -> u64 {
 
 fn pool() -> HostPool {
     let range = AddrRange::with_size(0x1_0000_0000, POOL).expect("a range");
-    HostPool::new(range).expect("128 MiB are there")
+    HostPool::new(range, ReservationConfig::default(), &|_| ()).expect("128 MiB are there")
 }
 
 fn build(pool: HostPool, specs: &[String]) -> Result<(Fleet, EventReceiver), LaunchError> {

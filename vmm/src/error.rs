@@ -14,6 +14,7 @@ use mkvmm::kvm::HostError;
 use mkvmm::machine::MachineError;
 use mkvmm::placement::PlacementError;
 use mkvmm::reservation::ReservationError;
+use mkvmm::reservation::backing::BackingError;
 use mkvmm::spec::{ResolveError, SpecError};
 
 /// How `mkvmm` ends; the numbers are part of the interface.
@@ -66,6 +67,12 @@ pub enum CliError {
     /// The pool cannot lie there.
     #[error("--pool")]
     Machine(#[from] MachineError),
+    /// `--backing` is none.
+    #[error("--backing")]
+    Backing(#[source] BackingError),
+    /// `--hold` is no range.
+    #[error("--hold")]
+    Hold(#[source] ParamError),
     /// A `--guest` cannot be read.
     #[error("--guest")]
     Spec(#[source] SpecError),
@@ -108,7 +115,12 @@ impl CliError {
     /// The exit status.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Param(_) | Self::Machine(_) | Self::Spec(_) => ExitStatus::Usage,
+            Self::Param(_)
+            | Self::Machine(_)
+            | Self::Backing(_)
+            | Self::Hold(_)
+            | Self::Range(_)
+            | Self::Spec(_) => ExitStatus::Usage,
             Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
             Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
             Self::Reservation(_) => ExitStatus::NoRoom,
@@ -129,9 +141,8 @@ impl CliError {
             Self::Machine(error) => error.help(),
             Self::Spec(error) | Self::Resolve(ResolveError::Spec(error)) => error.help(),
             Self::Host(error) => error.help().map(str::to_owned),
-            Self::Reservation(ReservationError::TooLarge { available, .. }) => {
-                Some(format!("at most {}M fit now", available >> 20))
-            }
+            Self::Reservation(error) => reservation_help(error),
+            Self::Pool(HostPoolError::Reservation(error)) => reservation_help(error),
             Self::Launch(LaunchError::Guest { source, .. }) => build_help(source),
             _ => None,
         }
@@ -176,12 +187,47 @@ fn pool_status(error: &HostPoolError) -> ExitStatus {
     match error {
         HostPoolError::Carve { .. }
         | HostPoolError::TooManyRegions { .. }
+        | HostPoolError::Hold { .. }
         | HostPoolError::Placement(_)
         | HostPoolError::Reservation(
-            ReservationError::AddressSpace { .. } | ReservationError::Map { .. },
+            ReservationError::AddressSpace { .. }
+            | ReservationError::Map { .. }
+            | ReservationError::NoNode { .. }
+            | ReservationError::Prealloc { .. }
+            | ReservationError::Lock { .. },
         ) => ExitStatus::NoRoom,
         _ => ExitStatus::Failed,
     }
+}
+
+fn reservation_help(error: &ReservationError) -> Option<String> {
+    Some(match error {
+        ReservationError::TooLarge {
+            available,
+            backing,
+            requested,
+        } if backing.is_hugetlb() => {
+            let pages = requested.div_ceil(backing.page_size());
+            format!(
+                "{} free; {pages} pages are needed: write a number to \
+                 /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
+                available / backing.page_size(),
+                backing.page_size() >> 10
+            )
+        }
+        ReservationError::TooLarge { available, .. } => {
+            format!("at most {}M fit now", available >> 20)
+        }
+        ReservationError::NoThp => {
+            "write `advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled, \
+             or leave --backing thp out"
+                .to_owned()
+        }
+        ReservationError::Lock { .. } => {
+            "raise the limit of locked memory (ulimit -l), or leave --lock out".to_owned()
+        }
+        _ => return None,
+    })
 }
 
 fn build_help(error: &BuildError) -> Option<String> {

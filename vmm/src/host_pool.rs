@@ -8,13 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use mkpool::{
-    AddrRange, ChunkPolicy, CreateError, DestroyError, InstancePool, MainPool, PAGE_ORDER,
+    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, InstancePool, MainPool,
     PoolError, ResourceError, ResourceId, ResourceTree,
 };
 
 use crate::instance::{InstanceId, InstanceName};
 use crate::placement::{self, ImageFacts, PlacementError, PlacementPlan};
-use crate::reservation::{Reservation, ReservationError};
+use crate::reservation::{Reservation, ReservationConfig, ReservationError};
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
@@ -53,6 +53,15 @@ pub enum HostPoolError {
         memory: u64,
         /// Regions after merging adjacent chunks.
         regions: usize,
+    },
+    /// A range to be held is not free, or not in the pool.
+    #[error("{range:?} cannot be held")]
+    Hold {
+        /// The range.
+        range: AddrRange,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
     },
     /// The images do not fit.
     #[error(transparent)]
@@ -103,16 +112,21 @@ pub struct HostPool {
 }
 
 impl HostPool {
-    /// Reserves `range` and puts an allocator and a tree over it.
+    /// Reserves `range` and puts an allocator and a tree over it. The
+    /// allocator's granule is the backing's page.
     ///
     /// # Errors
     /// [`HostPoolError`]; nothing is reserved then.
-    pub fn new(range: AddrRange) -> Result<Self, HostPoolError> {
-        let main = MainPool::new(range, PAGE_ORDER)?;
+    pub fn new(
+        range: AddrRange,
+        config: ReservationConfig,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, HostPoolError> {
+        let main = MainPool::new(range, config.backing.page_order())?;
         let mut tree = ResourceTree::new();
         let root = tree.insert(None, range, POOL_NAME)?;
         Ok(Self {
-            reservation: Arc::new(Reservation::new(range)?),
+            reservation: Arc::new(Reservation::new(range, config, progress)?),
             main,
             tree,
             root,
@@ -140,6 +154,21 @@ impl HostPool {
         let id = self.next_id;
         self.next_id += 1;
         InstanceId(id)
+    }
+
+    /// Takes `range` away from all instances, for good: to fragment the pool
+    /// on purpose, or to leave room.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Hold`] when it is not free or not in the pool.
+    pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
+        // An address below the pool has no offset in it: none is free there.
+        let offset = range.start().wrapping_sub(self.range().start());
+        let fixed = Algo::Fixed { offset };
+        let held = self.main.alloc_with(range.size(), fixed);
+        let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
+        self.tree.insert(Some(self.root), held, "held")?;
+        Ok(())
     }
 
     /// Carves `memory` bytes out of the pool for an instance.
@@ -203,7 +232,8 @@ impl HostPool {
         sub_pool: &mut SubPool,
         facts: &ImageFacts,
     ) -> Result<PlacementPlan, HostPoolError> {
-        let plan = placement::plan(facts, &mut sub_pool.pool)?;
+        let (plan, next) = placement::plan(facts, &sub_pool.pool)?;
+        sub_pool.pool = next;
         for (name, range) in plan.pieces() {
             let region = sub_pool
                 .regions
@@ -263,7 +293,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn pool(size: u64) -> HostPool {
-        HostPool::new(AddrRange::with_size(0x1_0000_0000, size).unwrap()).unwrap()
+        let range = AddrRange::with_size(0x1_0000_0000, size).unwrap();
+        HostPool::new(range, ReservationConfig::default(), &|_| ()).unwrap()
     }
 
     fn name(text: &str) -> InstanceName {
@@ -325,6 +356,25 @@ mod tests {
         assert_eq!(small.avail(), 32 * MIB);
         pool.release(small).unwrap();
         assert_eq!(pool.avail(), 64 * MIB);
+    }
+
+    #[test]
+    fn what_is_held_splits_what_comes_after() {
+        let mut pool = pool(64 * MIB);
+        for i in 0..5 {
+            let start = 0x1_0000_0000 + (8 * i + 7) * MIB;
+            pool.hold(AddrRange::with_size(start, MIB).unwrap())
+                .unwrap();
+        }
+        let again = AddrRange::with_size(0x1_0000_0000 + 7 * MIB, MIB).unwrap();
+        for bad in [again, AddrRange::with_size(0x1000, MIB).unwrap()] {
+            assert!(matches!(pool.hold(bad), Err(HostPoolError::Hold { .. })));
+        }
+        let id = pool.next_id();
+        let split = pool.carve(id, &name("split"), 56 * MIB).unwrap();
+        assert!(split.regions().len() >= 5, "{:?}", split.regions());
+        pool.release(split).unwrap();
+        assert_eq!(pool.avail(), 59 * MIB);
     }
 
     #[test]

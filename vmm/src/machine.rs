@@ -8,7 +8,6 @@ use mkpool::{AddrRange, ParamError, PoolParam, RangeError};
 
 use crate::boot::layout::{
     CONTROL_BLOCK_SIZE, DYNAMIC_POOL_MIN, HOLE_END, HOLE_START, KERNEL_ALIGN, LOW_WINDOW_SIZE,
-    PAGE_SIZE,
 };
 
 /// Less than this holds no guest: low window, control block, kernel.
@@ -90,22 +89,24 @@ fn limit(bits: u32) -> u64 {
 /// Finds the pool's place.
 ///
 /// With an address it lies exactly there, or nowhere. Without one, the rule
-/// is: at 16 MiB if it ends below the hole from there, else at 4 GiB. A size
-/// that is no whole number of pages is rounded up; compare it with the
-/// parameter's to say so.
+/// is: at 16 MiB, or at the first page of the backing above that, if it ends
+/// below the hole from there, else at 4 GiB. A size that is no whole number
+/// of pages is rounded up; compare it with the parameter's to say so.
 ///
-/// `bits` is the width of a physical address on this machine.
+/// `bits` is the width of a physical address on this machine, `page` the
+/// size of the backing's pages.
 ///
 /// # Errors
 /// [`MachineError`] with the numbers.
-pub fn place_pool(param: PoolParam, bits: u32) -> Result<AddrRange, MachineError> {
+pub fn place_pool(param: PoolParam, bits: u32, page: u64) -> Result<AddrRange, MachineError> {
     if param.size < MIN_POOL {
         return Err(MachineError::TooSmall { size: param.size });
     }
-    let param = param.rounded_to(PAGE_SIZE)?;
+    let param = param.rounded_to(page)?;
+    let lowest = DYNAMIC_POOL_MIN.next_multiple_of(page);
     let start = match param.start {
         Some(start) => start,
-        None if param.size <= HOLE_START - DYNAMIC_POOL_MIN => DYNAMIC_POOL_MIN,
+        None if param.size <= HOLE_START - lowest => lowest,
         None => HOLE_END,
     };
     let range = AddrRange::with_size(start, param.size)?;
@@ -128,7 +129,11 @@ mod tests {
     use mkpool::ParamMode;
 
     fn place(text: &str) -> Result<AddrRange, MachineError> {
-        place_pool(PoolParam::parse(text, ParamMode::Strict).unwrap(), 46)
+        place_on(text, 4096)
+    }
+
+    fn place_on(text: &str, page: u64) -> Result<AddrRange, MachineError> {
+        place_pool(PoolParam::parse(text, ParamMode::Strict).unwrap(), 46, page)
     }
 
     #[test]
@@ -149,6 +154,14 @@ mod tests {
         assert_eq!(place("512M").unwrap().start(), 16 << 20);
         assert_eq!(place("3056M").unwrap().end(), HOLE_START);
         assert_eq!(place("3060M").unwrap().start(), HOLE_END);
+    }
+
+    #[test]
+    fn huge_pages_align_the_place_and_round_the_size() {
+        let range = place_on("1500M", 1 << 30).unwrap();
+        assert_eq!((range.start(), range.size()), (1 << 30, 2 << 30));
+        assert_eq!(place_on("3G", 1 << 30).unwrap().start(), HOLE_END);
+        assert!(place_on("1G@0x110000000", 1 << 30).is_err_and(|e| e.help().is_some()));
     }
 
     #[test]

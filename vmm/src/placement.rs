@@ -1,8 +1,11 @@
 //! ④ Placement: where the pieces of an instance lie in its sub-pool.
 //!
-//! Does no I/O and knows no image, only facts about one, so that a plan can
-//! be printed, compared and tested without KVM. The sub-pool's allocator is
-//! the only thing it changes, and on failure not even that.
+//! A pure function: facts about images and the state of a sub-pool go in, a
+//! plan and the sub-pool's next state come out. It does no I/O and changes
+//! nothing, so a plan can be printed, compared and tested without KVM;
+//! loading merely obeys it.
+
+use std::fmt;
 
 use mkpool::{AddrRange, AllocError, InstancePool};
 
@@ -135,105 +138,98 @@ pub enum PlacementError {
     },
 }
 
-/// Takes the pieces out of `pool`, in the order of the contract: low window,
-/// control block, kernel, initramfs.
+/// As the resource tree prints them, a line each.
+impl fmt::Display for PlacementPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, range) in self.pieces() {
+            writeln!(f, "{:08x}-{:08x} : {name}", range.start(), range.last())?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds places for the pieces, in the order of the contract: low window,
+/// control block, kernel, initramfs. Returns the plan and the sub-pool with
+/// the pieces taken.
 ///
 /// # Errors
-/// [`PlacementError`]; everything taken so far goes back.
-pub fn plan(facts: &ImageFacts, pool: &mut InstancePool) -> Result<PlacementPlan, PlacementError> {
-    let mut taken = Vec::new();
-    let result = take_pieces(facts, pool, &mut taken);
-    if result.is_err() {
-        give_back(pool, &taken);
-    }
-    result
-}
-
-fn give_back(pool: &mut InstancePool, taken: &[AddrRange]) {
-    for range in taken {
-        // What was recorded as taken is what goes back; the allocator cannot
-        // refuse it.
-        if let Err(error) = pool.free(range.start(), range.size()) {
-            log::error!("placement: giving back {range:?} failed: {error}");
-        }
-    }
-}
-
-fn take(
+/// [`PlacementError`] with the numbers.
+pub fn plan(
     facts: &ImageFacts,
-    pool: &mut InstancePool,
-    piece: &'static str,
-    size: u64,
-    align: u64,
-) -> Result<AddrRange, PlacementError> {
-    pool.alloc(size, align)
-        .map_err(|source| PlacementError::NoRoom {
-            piece,
-            size,
-            align,
-            memory: pool.size(),
-            needed: facts.memory_needed(),
-            source,
-        })
-}
-
-/// The kernel's place: the first that fits and is not too low.
-fn take_kernel(facts: &ImageFacts, pool: &mut InstancePool) -> Result<AddrRange, PlacementError> {
-    let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
-    let mut kernel = take(facts, pool, "kernel", size, align)?;
-    // The allocator knows no lower limit, so what is too low is held until
-    // the search is over.
-    let mut held = Vec::new();
-    let mut found = Ok(());
-    while kernel.start() < min {
-        give_back(pool, &[kernel]);
-        let below = min - kernel.start();
-        let higher = pool.alloc(below, align).and_then(|range| {
-            held.push(range);
-            pool.alloc(size, align)
-        });
-        match higher {
-            Ok(range) => kernel = range,
-            Err(source) => {
-                found = Err(PlacementError::KernelTooLow { size, min, source });
-                break;
-            }
-        }
+    pool: &InstancePool,
+) -> Result<(PlacementPlan, InstancePool), PlacementError> {
+    let mut next = pool.clone();
+    let take = |next: &mut InstancePool, piece, size, align| {
+        next.alloc(size, align)
+            .map_err(|source| PlacementError::NoRoom {
+                piece,
+                size,
+                align,
+                memory: pool.size(),
+                needed: facts.memory_needed(),
+                source,
+            })
+    };
+    let low_window = take(&mut next, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
+    let control_block = take(&mut next, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
+    let mut kernel = take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
+    if kernel.start() < facts.kernel_addr_min {
+        kernel = move_up(facts, &mut next, kernel)?;
     }
-    give_back(pool, &held);
-    found.map(|()| kernel)
-}
-
-fn take_pieces(
-    facts: &ImageFacts,
-    pool: &mut InstancePool,
-    taken: &mut Vec<AddrRange>,
-) -> Result<PlacementPlan, PlacementError> {
-    let low_window = take(facts, pool, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
-    taken.push(low_window);
-    let control_block = take(facts, pool, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
-    taken.push(control_block);
-    let kernel = take_kernel(facts, pool)?;
-    taken.push(kernel);
     if let Some(max) = facts.kernel_addr_max.filter(|&max| kernel.last() > max) {
         return Err(PlacementError::KernelTooHigh { range: kernel, max });
     }
     let initramfs = match facts.initramfs_size {
-        Some(size) => Some(take(facts, pool, "initramfs", size, PAGE_SIZE)?),
+        Some(size) => Some(take(&mut next, "initramfs", size, PAGE_SIZE)?),
         None => None,
     };
-    taken.extend(initramfs);
     if let (Some(range), Some(max)) = (initramfs, facts.initramfs_addr_max)
         && range.last() > max
     {
         return Err(PlacementError::InitramfsTooHigh { range, max });
     }
-    Ok(PlacementPlan {
+    let plan = PlacementPlan {
         low_window,
         control_block,
         kernel,
         initramfs,
-    })
+    };
+    Ok((plan, next))
+}
+
+/// A higher place than `low` for the kernel: the first that is not below its
+/// lowest address.
+fn move_up(
+    facts: &ImageFacts,
+    pool: &mut InstancePool,
+    low: AddrRange,
+) -> Result<AddrRange, PlacementError> {
+    let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
+    let (mut kernel, mut held) = (low, Vec::new());
+    // The allocator knows no lower limit, so what is too low is held until
+    // the search is over.
+    while kernel.start() < min {
+        give_back(pool, kernel);
+        let below = min - kernel.start();
+        kernel = pool
+            .alloc(below, align)
+            .and_then(|range| {
+                held.push(range);
+                pool.alloc(size, align)
+            })
+            .map_err(|source| PlacementError::KernelTooLow { size, min, source })?;
+    }
+    for range in held {
+        give_back(pool, range);
+    }
+    Ok(kernel)
+}
+
+fn give_back(pool: &mut InstancePool, range: AddrRange) {
+    // It was just taken; the allocator cannot refuse it.
+    if let Err(error) = pool.free(range.start(), range.size()) {
+        log::error!("placement: giving back {range:?} failed: {error}");
+    }
 }
 
 #[cfg(test)]
@@ -262,8 +258,10 @@ mod tests {
 
     #[test]
     fn pieces_are_taken_in_the_order_of_the_contract() {
-        let mut pool = instance(0x1_0000_0000, 128 * MIB);
-        let plan = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &mut pool).unwrap();
+        let pool = instance(0x1_0000_0000, 128 * MIB);
+        let (plan, next) = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &pool).unwrap();
+        assert_eq!(next.avail(), 128 * MIB - 69 * MIB - 4096);
+        assert_eq!(pool.avail(), 128 * MIB);
         let at = |r: AddrRange| (r.start(), r.size());
         assert_eq!(at(plan.low_window), (0x1_0000_0000, MIB));
         assert_eq!(at(plan.control_block), (0x1_0010_0000, MIB));
@@ -275,56 +273,64 @@ mod tests {
     fn what_memory_needed_says_is_just_enough() {
         let facts = facts(3 * MIB + 5, Some(100));
         let needed = facts.memory_needed().unwrap();
-        plan(&facts, &mut instance(0x4000_0000, needed)).unwrap();
-        plan(&facts, &mut instance(0x4000_0000, needed - 4096)).unwrap_err();
+        plan(&facts, &instance(0x4000_0000, needed)).unwrap();
+        plan(&facts, &instance(0x4000_0000, needed - 4096)).unwrap_err();
     }
 
     #[test]
-    fn a_failed_plan_leaves_the_sub_pool_as_it_was() {
-        let mut pool = instance(0x4000_0000, 8 * MIB);
-        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &mut pool).unwrap_err();
+    fn what_does_not_fit_is_told_with_what_would() {
+        let pool = instance(0x4000_0000, 8 * MIB);
+        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &pool).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::NoRoom { piece: "initramfs", needed: Some(n), .. } if n == 68 * MIB
         ));
-        assert_eq!(pool.avail(), 8 * MIB);
-        assert_eq!(pool.free_extents().len(), 1);
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_plan_and_it_can_be_read() {
+        let facts = facts(2 * MIB, None);
+        let (first, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
+        let (second, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
+        assert_eq!(first, second);
+        assert_eq!(
+            first.to_string(),
+            "100000000-1000fffff : low window\n\
+             100100000-1001fffff : control block\n\
+             100200000-1003fffff : kernel\n"
+        );
     }
 
     #[test]
     fn a_kernel_that_unpacks_itself_lies_at_its_pref_address_or_above() {
-        let mut pool = instance(MIB, 255 * MIB);
+        let pool = instance(MIB, 255 * MIB);
         let mut facts = facts(62 * MIB, Some(4096));
         facts.kernel_addr_min = 16 * MIB;
-        let placed = plan(&facts, &mut pool).unwrap();
+        let (placed, next) = plan(&facts, &pool).unwrap();
         assert_eq!(placed.kernel.start(), 16 * MIB);
         // What was held meanwhile is free again.
         assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
-        assert_eq!(pool.avail(), (255 - 64) * MIB - 4096);
+        assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
 
-        let mut pool = instance(MIB, 72 * MIB);
-        let error = plan(&facts, &mut pool).unwrap_err();
+        let error = plan(&facts, &instance(MIB, 72 * MIB)).unwrap_err();
         assert!(matches!(error, PlacementError::KernelTooLow { min, .. } if min == 16 * MIB));
-        assert_eq!(pool.avail(), 72 * MIB);
     }
 
     #[test]
     fn a_kernel_without_the_above_4g_flag_stays_below() {
         let mut facts = facts(16 * MIB, None);
         facts.kernel_addr_max = Some(0xffff_ffff);
-        plan(&facts, &mut instance(0x4000_0000, 64 * MIB)).unwrap();
-        let mut pool = instance(0x1_0000_0000, 64 * MIB);
-        let error = plan(&facts, &mut pool).unwrap_err();
+        plan(&facts, &instance(0x4000_0000, 64 * MIB)).unwrap();
+        let error = plan(&facts, &instance(0x1_0000_0000, 64 * MIB)).unwrap_err();
         assert!(error.to_string().contains("XLF_CAN_BE_LOADED_ABOVE_4G"));
-        assert_eq!(pool.avail(), 64 * MIB);
     }
 
     #[test]
     fn the_kernels_limit_for_the_initramfs_is_kept() {
-        let mut pool = instance(0x7f00_0000, 64 * MIB);
+        let pool = instance(0x7f00_0000, 64 * MIB);
         let mut facts = facts(16 * MIB, Some(4096));
         facts.initramfs_addr_max = Some(0x7fff_ffff);
-        let error = plan(&facts, &mut pool).unwrap_err();
+        let error = plan(&facts, &pool).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::InitramfsTooHigh {

@@ -75,8 +75,12 @@ impl InstanceMemory {
 
     /// Copies `bytes` to pool address `addr` through the pool's file, which
     /// spares fresh memory the faults and the zeroing. False when it cannot
-    /// be done that way; then [`InstanceMemory::guest`] can, or knows why not.
+    /// be done that way, or is not worth it; then [`InstanceMemory::guest`] can
+    /// do it, or knows why not.
     pub fn fill(&self, addr: u64, bytes: &[u8]) -> bool {
+        if !self.reservation.prefers_write() {
+            return false;
+        }
         let own = AddrRange::with_size(addr, bytes.len() as u64)
             .is_ok_and(|range| self.ranges().any(|own| own.contains_range(&range)));
         own && self.reservation.write(addr, bytes).is_ok()
@@ -98,12 +102,20 @@ impl InstanceMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reservation::ReservationConfig;
     use vm_memory::Bytes;
 
     #[test]
     fn the_low_window_shows_the_sub_pool_and_neighbours_are_not_there() {
         let range = |start, size| AddrRange::with_size(start, size).unwrap();
-        let pool = Arc::new(Reservation::new(range(0x4000_0000, 16 << 20)).unwrap());
+        let pool = Arc::new(
+            Reservation::new(
+                range(0x4000_0000, 16 << 20),
+                ReservationConfig::default(),
+                &|_| (),
+            )
+            .unwrap(),
+        );
         let own = range(0x4040_0000, 4 << 20);
         let low = range(0x4040_0000, 1 << 20);
         let memory = InstanceMemory::new(&pool, &[own], low).unwrap();

@@ -1,4 +1,4 @@
-//! The command line of `mkvmm`: arguments in, typed calls out.
+//! `mkvmm run`: one shot, in the foreground.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -7,50 +7,23 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{CommandFactory, Parser, Subcommand};
-use mkpool::{ParamMode, PoolParam};
+use indicatif::{ProgressBar, ProgressStyle};
+use mkpool::{AddrRange, ParamError, ParamMode, PoolParam};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{CliError, ExitStatus};
 use mkvmm::event_loop::{self, EventReceiver, VmmEvent};
 use mkvmm::fleet::Fleet;
-use mkvmm::host_pool::HostPool;
+use mkvmm::host_pool::{HostPool, HostPoolError};
 use mkvmm::instance::state::State;
 use mkvmm::kvm::{Host, kick};
 use mkvmm::machine::place_pool;
-use mkvmm::reservation::check_host_can_give;
+use mkvmm::reservation::ReservationConfig;
+use mkvmm::reservation::backing::{Backing, raise_descriptor_limit};
 use mkvmm::spec::{GuestSpec, resolve};
-use mkvmm::{doctor, reservation};
-
-/// Several guest kernels out of one reserved memory pool, on KVM.
-#[derive(Debug, Parser)]
-#[command(name = "mkvmm", version, max_term_width = 100)]
-pub struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Reserve a pool, launch all guests or none, end when the last one ends
-    Run(RunArgs),
-    /// Say what this host can do, and why not
-    Doctor {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print shell completions
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
-    /// Print the man page (roff)
-    Man,
-}
 
 #[derive(Debug, clap::Args)]
-struct RunArgs {
+pub struct RunArgs {
     /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
     #[arg(long, value_name = "SIZE[@ADDR]")]
     pool: String,
@@ -60,6 +33,22 @@ struct RunArgs {
     /// restart); repeatable. A comma inside a value is written `,,`
     #[arg(long = "guest", value_name = "KEY=VAL,…", required = true)]
     guests: Vec<String>,
+    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G
+    #[arg(long, value_name = "KIND", default_value = "normal")]
+    backing: String,
+    /// Bring in all of the pool's pages at the start
+    #[arg(long)]
+    prealloc: bool,
+    /// Keep the pool's pages from being swapped out
+    #[arg(long)]
+    lock: bool,
+    /// Take the pool's pages from this NUMA node
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<u32>,
+    /// Take a part of the pool away from all guests first, for instance to
+    /// fragment the pool on purpose; repeatable
+    #[arg(long = "hold", value_name = "SIZE@ADDR")]
+    holds: Vec<String>,
     /// Print the resource tree and every guest's e820 on stderr before they start
     #[arg(long)]
     show: bool,
@@ -71,55 +60,11 @@ struct RunArgs {
     dry_run: bool,
 }
 
-impl Cli {
-    /// Carries out the command.
-    ///
-    /// # Errors
-    /// [`CliError`], which knows its exit status.
-    pub fn run(self) -> Result<ExitStatus, CliError> {
-        match self.command {
-            Command::Run(args) => run(&args),
-            Command::Doctor { json } => print_doctor(json),
-            Command::Completions { shell } => {
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);
-                print(&text)
-            }
-            Command::Man => {
-                let mut text = Vec::new();
-                clap_mangen::Man::new(Self::command())
-                    .render(&mut text)
-                    .map_err(CliError::Output)?;
-                print(&text)
-            }
-        }
-    }
-}
-
-fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
-    let mut out = io::stdout().lock();
-    out.write_all(text)
-        .and_then(|()| out.flush())
-        .map_err(CliError::Output)?;
-    Ok(ExitStatus::Done)
-}
-
-fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
-    kick::install().map_err(CliError::Signals)?;
-    // The test guests' ends are findings, not news.
-    log::set_max_level(log::LevelFilter::Off);
-    let findings = doctor::examine();
-    let text = if json {
-        let mut text = serde_json::to_string_pretty(&findings).map_err(CliError::Json)?;
-        text.push('\n');
-        text
-    } else {
-        findings.to_string()
-    };
-    print(text.as_bytes())
-}
-
-fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
+/// `mkvmm run`.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
     // All that can be wrong with the arguments comes before any resource.
     let param = PoolParam::parse(&args.pool, ParamMode::Strict).map_err(CliError::Param)?;
     let specs = args
@@ -128,10 +73,13 @@ fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         .map(|text| text.parse::<GuestSpec>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(CliError::Spec)?;
+    let backing: Backing = args.backing.parse().map_err(CliError::Backing)?;
+    let holds = args.holds.iter().map(|text| parse_hold(text));
+    let holds = holds.collect::<Result<Vec<_>, _>>()?;
     let configs = resolve(&specs)?;
 
     let host = Host::open()?;
-    let range = place_pool(param, host.address_bits())?;
+    let range = place_pool(param, host.address_bits(), backing.page_size())?;
     if range.size() != param.size {
         log::warn!(
             "the pool of {} bytes is rounded up to {}",
@@ -139,12 +87,23 @@ fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
             range.size()
         );
     }
-    check_host_can_give(range.size()).map_err(CliError::Reservation)?;
-    reservation::raise_descriptor_limit();
+    backing
+        .check_host_can_give(range.size())
+        .map_err(CliError::Reservation)?;
+    raise_descriptor_limit();
     let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
     kick::install().map_err(CliError::Signals)?;
 
-    let pool = HostPool::new(range)?;
+    let config = ReservationConfig {
+        backing,
+        prealloc: args.prealloc,
+        lock: args.lock,
+        numa_node: args.numa_node,
+    };
+    let mut pool = reserve(range, config)?;
+    for hold in holds {
+        pool.hold(hold)?;
+    }
     let (mut fleet, receiver) = Fleet::build(host, pool, &configs)?;
     if args.show {
         eprint!("{}", fleet.report()?);
@@ -160,6 +119,32 @@ fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         }
     }
     Ok(status)
+}
+
+/// `--hold SIZE@ADDR`: a range of the pool.
+fn parse_hold(text: &str) -> Result<AddrRange, CliError> {
+    let param = PoolParam::parse(text, ParamMode::Strict).map_err(CliError::Hold)?;
+    let start = param.start.ok_or_else(|| {
+        let text = text.to_owned();
+        CliError::Hold(ParamError::ZeroAddr { text })
+    })?;
+    Ok(AddrRange::with_size(start, param.size)?)
+}
+
+/// Reserves the pool, with a progress bar where that takes long.
+fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, HostPoolError> {
+    if !config.prealloc {
+        return HostPool::new(range, config, &|_| ());
+    }
+    // On a terminal only; hidden elsewhere by the library.
+    let bar = ProgressBar::new(range.size());
+    let style = "prealloc {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    let pool = HostPool::new(range, config, &|done| bar.set_position(done));
+    bar.finish_and_clear();
+    pool
 }
 
 /// Runs the started fleet to its end, with a thread that writes the consoles.

@@ -1,0 +1,86 @@
+//! The command line of `mkvmm`: arguments in, typed calls out.
+
+mod run;
+
+use std::io::{self, Write};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::{CliError, ExitStatus};
+use mkvmm::doctor;
+use mkvmm::kvm::kick;
+
+/// Several guest kernels out of one reserved memory pool, on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "mkvmm", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reserve a pool, launch all guests or none, end when the last one ends
+    Run(run::RunArgs),
+    /// Say what this host can do, and why not
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page (roff)
+    Man,
+}
+
+impl Cli {
+    /// Carries out the command.
+    ///
+    /// # Errors
+    /// [`CliError`], which knows its exit status.
+    pub fn run(self) -> Result<ExitStatus, CliError> {
+        match self.command {
+            Command::Run(args) => run::run(&args),
+            Command::Doctor { json } => print_doctor(json),
+            Command::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);
+                print(&text)
+            }
+            Command::Man => {
+                let mut text = Vec::new();
+                clap_mangen::Man::new(Self::command())
+                    .render(&mut text)
+                    .map_err(CliError::Output)?;
+                print(&text)
+            }
+        }
+    }
+}
+
+fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)
+        .and_then(|()| out.flush())
+        .map_err(CliError::Output)?;
+    Ok(ExitStatus::Done)
+}
+
+fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
+    kick::install().map_err(CliError::Signals)?;
+    // The test guests' ends are findings, not news.
+    log::set_max_level(log::LevelFilter::Off);
+    let findings = doctor::examine();
+    let text = if json {
+        let mut text = serde_json::to_string_pretty(&findings).map_err(CliError::Json)?;
+        text.push('\n');
+        text
+    } else {
+        findings.to_string()
+    };
+    print(text.as_bytes())
+}

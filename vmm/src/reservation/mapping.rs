@@ -1,0 +1,166 @@
+//! The one mapping of the pool, and what the host is told about it.
+//!
+//! UNSAFETY: mmap, munmap, madvise, mlock and mbind take raw addresses.
+#![expect(unsafe_code, reason = "owns the one mapping of the pool")]
+
+use std::ptr::NonNull;
+
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// One shared mapping of a file inside a span of address space of its own,
+/// unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    /// The span: the mapping and, around it, inaccessible padding of up to a
+    /// page of the backing that aligns it.
+    span: NonNull<u8>,
+    span_len: usize,
+    /// First byte of the mapping.
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain shared memory. This type never reads or writes
+// it; whoever does goes through vm-memory's volatile accessors, which are
+// made for memory that others change at any time.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `&Mapping` gives out nothing but the address.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` at a host address that equals `pool_start`
+    /// modulo `align`, a power of two.
+    ///
+    /// # Errors
+    /// What mmap said.
+    pub fn new(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        pool_start: u64,
+        align: usize,
+        flags: MapFlags,
+    ) -> Result<Self, Errno> {
+        let span_len = len.checked_add(align).ok_or(Errno::NOMEM)?;
+        // SAFETY: a new private mapping at an address the kernel chooses
+        // replaces nothing.
+        let span = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                span_len,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let span = NonNull::new(span.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let wanted = usize::try_from(pool_start % align as u64).unwrap_or(0);
+        let skip = wanted.wrapping_sub(span.as_ptr().addr()) % align;
+        // SAFETY: `skip` is below `align`, so the sum stays in the span.
+        let base = unsafe { span.add(skip) };
+        // From here on, leaving early unmaps the span.
+        let mapping = Self {
+            span,
+            span_len,
+            base,
+            len,
+        };
+        // SAFETY: MAP_FIXED replaces only pages of the span mapped above,
+        // which nothing else knows of: skip + len <= span_len.
+        unsafe {
+            rustix::mm::mmap(
+                base.as_ptr().cast(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags | MapFlags::SHARED | MapFlags::FIXED,
+                fd,
+                0,
+            )
+        }?;
+        // Guest memory has no place in a core dump; a kernel that does not
+        // know the advice loses nothing.
+        mapping.advise(0, len, Advice::LinuxDontDump).ok();
+        Ok(mapping)
+    }
+
+    /// The first byte.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Asks for transparent huge pages.
+    ///
+    /// # Errors
+    /// What madvise said.
+    pub fn use_huge_pages(&self) -> Result<(), Errno> {
+        self.advise(0, self.len, Advice::LinuxHugepage)
+    }
+
+    /// Brings in the pages of `[offset, offset + len)`, writable, as if each
+    /// had been written to, without changing them.
+    ///
+    /// # Errors
+    /// What madvise said; ENOMEM and EFAULT mean that there is no memory.
+    pub fn populate(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.advise(offset, len, Advice::LinuxPopulateWrite)
+    }
+
+    /// Keeps all pages from being swapped out.
+    ///
+    /// # Errors
+    /// What mlock said: EPERM or ENOMEM where the limit does not allow it.
+    pub fn lock(&self) -> Result<(), Errno> {
+        // SAFETY: base and len are this mapping; locking changes no content.
+        unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.len) }
+    }
+
+    /// Takes pages from NUMA node `node` only. For pages that come later.
+    ///
+    /// # Errors
+    /// What mbind said.
+    pub fn bind_to_node(&self, node: u32) -> Result<(), Errno> {
+        let mut mask = [0_u64; 16]; // 1,024 nodes: MAX_NUMNODES of any kernel
+        let word = mask.get_mut(node as usize / 64).ok_or(Errno::INVAL)?;
+        *word = 1 << (node % 64);
+        // SAFETY: base and len are this mapping, the mask has the number of
+        // bits stated; a policy changes no content.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.len,
+                libc::MPOL_BIND,
+                mask.as_ptr(),
+                // The kernel reads one bit less than it is told.
+                mask.len() * 64 + 1,
+                0,
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => {
+                Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+            }
+        }
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: offset was just checked to lie in the mapping.
+        let start = unsafe { self.base.add(offset) };
+        // SAFETY: the range is part of this mapping, and none of the advice
+        // used here changes its content or protection.
+        unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, advice) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the span was mapped by `new` and is known to nobody else;
+        // regions lent out are gone, as each of their users holds an Arc of
+        // the reservation. munmap of a valid span cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.span.as_ptr().cast(), self.span_len) };
+    }
+}
