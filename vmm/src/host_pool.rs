@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mkpool::{
     AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, InstancePool, MainPool,
-    PoolError, ResourceError, ResourceId, ResourceTree,
+    PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
 };
 
 use crate::instance::{InstanceId, InstanceName};
