@@ -11,6 +11,7 @@ use mkvmm::host_pool::HostPool;
 use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::loader::{self, BootMode, Initramfs, KernelImage};
 use mkvmm::placement::ImageFacts;
+use mkvmm::reservation::ReservationConfig;
 use mkvmm_test_harness::{images, tier};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -62,7 +63,8 @@ fn pack(tool: &str, arguments: &[&str], data: &[u8]) -> Option<Vec<u8>> {
 fn expect_loaded(file: Vec<u8>, content: &[u8]) {
     let kernel = KernelImage::parse(file, BootMode::Elf).expect("it is a kernel");
     let range = AddrRange::with_size(0x1_0000_0000, 64 * MIB).expect("a range");
-    let mut pool = HostPool::new(range).expect("64 MiB are there");
+    let mut pool =
+        HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("64 MiB are there");
     let name = "a".parse().expect("a name");
     let facts = ImageFacts::new(&kernel, None);
     // The second time the memory has been written before, BSS included.

@@ -22,6 +22,7 @@ use mkvmm::instance::state::OnEnd;
 use mkvmm::kvm::Host;
 use mkvmm::loader::{self, BootMode, KernelImage, bzimage};
 use mkvmm::placement::ImageFacts;
+use mkvmm::reservation::ReservationConfig;
 use mkvmm_guest_images::PROBE;
 use mkvmm_test_harness::{images, tier};
 use peak_alloc::PeakAlloc;
@@ -101,7 +102,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let range = AddrRange::with_size(0x1_0000_0000, 256 * MIB).expect("a range");
-        let pool = HostPool::new(range).expect("256 MiB are there");
+        let pool =
+            HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("256 MiB are there");
         let host = Host::open().ok();
         if host.is_none() {
             tier::announce("without KVM: images are loaded, guests not built");

@@ -16,6 +16,7 @@ use mkvmm::host_pool::{HostPool, SubPool};
 use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::loader::{self, BootMode, ImageCache, ImageSource, KernelImage};
 use mkvmm::placement::{ImageFacts, PlacementPlan};
+use mkvmm::reservation::ReservationConfig;
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
@@ -37,7 +38,8 @@ struct Place {
 impl Place {
     fn new(kernel: &KernelImage) -> Self {
         let range = AddrRange::with_size(0x1_0000_0000, MEMORY).expect("a range");
-        let mut pool = HostPool::new(range).expect("256 MiB are there");
+        let mut pool =
+            HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("256 MiB are there");
         let id = pool.next_id();
         let name = "bench".parse().expect("a name");
         let mut sub_pool = pool.carve(id, &name, MEMORY).expect("it fits");
