@@ -25,7 +25,7 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::kvm::cpuid::CpuidError;
 use crate::kvm::{Host, VmError};
 use crate::loader::cmdline::{self, CmdlineError};
-use crate::loader::{self, ImageFile, KernelImage, LoadError};
+use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
 use crate::placement::{ImageFacts, PlacementPlan};
 use crate::reservation::ReservationError;
 use crate::vcpu::affinity::CpuSet;
@@ -41,7 +41,9 @@ pub struct GuestConfig {
     /// instance on its command line.
     pub is_probe: bool,
     /// Its initramfs.
-    pub initramfs: Option<Arc<ImageFile>>,
+    pub initramfs: Option<Initramfs>,
+    /// What there is to say about its images: the kernel's first.
+    pub images: Vec<ImageInfo>,
     /// Its command line.
     pub cmdline: String,
     /// Its memory in bytes.
@@ -159,7 +161,7 @@ fn furnish(
 ) -> Result<Furnished, BuildError> {
     let text = full_cmdline(config, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
-    let initramfs_size = config.initramfs.as_ref().map(|i| i.bytes().len() as u64);
+    let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
     let facts = ImageFacts::new(&config.kernel, initramfs_size);
     let plan = pool.place(sub_pool, &facts)?;
     timeline.reach(Stage::Placed);
@@ -184,8 +186,7 @@ pub fn load_images(
     memory: &InstanceMemory,
     plan: &PlacementPlan,
 ) -> Result<u64, LoadError> {
-    let initramfs = config.initramfs.as_deref().map(ImageFile::bytes);
-    loader::load(memory.guest(), &config.kernel, initramfs, plan)
+    loader::load(memory, &config.kernel, config.initramfs.as_ref(), plan)
 }
 
 /// What the kernel gets to read: for the probe, first what it is to check.
@@ -201,11 +202,10 @@ fn full_cmdline(config: &GuestConfig, pool: AddrRange, regions: &[AddrRange]) ->
         format!("chunks={}", chunks.join(",")),
     ];
     if let Some(initramfs) = &config.initramfs {
-        let bytes = initramfs.bytes();
         words.push(format!(
             "initrd={}:{:08x}",
-            bytes.len(),
-            crc32fast::hash(bytes)
+            initramfs.size(),
+            initramfs.crc32()
         ));
     }
     if !config.cmdline.is_empty() {

@@ -248,9 +248,10 @@ fn pool_help(error: &HostPoolError) -> Option<String> {
                 bytes.div_ceil(1 << 20)
             )
         }),
-        HostPoolError::Placement(PlacementError::InitramfsTooHigh { max, .. }) => {
-            Some(format!("place the pool below {max:#x}"))
-        }
+        HostPoolError::Placement(
+            PlacementError::InitramfsTooHigh { max, .. }
+            | PlacementError::KernelTooHigh { max, .. },
+        ) => Some(format!("place the pool below {max:#x}")),
         _ => None,
     }
 }

@@ -27,7 +27,7 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
-use crate::loader::{self, BootEntry};
+use crate::loader::{self, BootEntry, ImageInfo};
 use crate::placement::PlacementPlan;
 use crate::vcpu::{ExitBus, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
@@ -121,6 +121,11 @@ impl Guest {
     /// Its memory: ascending, adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         self.sub_pool.regions()
+    }
+
+    /// What there is to say about its images: the kernel's first.
+    pub fn images(&self) -> &[ImageInfo] {
+        &self.config.images
     }
 
     /// Where its pieces lie.
@@ -282,7 +287,7 @@ impl Guest {
         let (Some(place), Some(file)) = (self.plan.initramfs, &self.config.initramfs) else {
             return Ok(None);
         };
-        AddrRange::with_size(place.start(), file.bytes().len() as u64).map(Some)
+        AddrRange::with_size(place.start(), file.size()).map(Some)
     }
 
     fn manifest(&self, pool: AddrRange) -> Result<Vec<u8>, BuildError> {

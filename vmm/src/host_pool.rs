@@ -305,6 +305,8 @@ mod tests {
         ImageFacts {
             kernel_size: 62 * MIB,
             kernel_align: 2 * MIB,
+            kernel_addr_min: 0,
+            kernel_addr_max: None,
             initramfs_size,
             initramfs_addr_max: None,
         }

@@ -19,6 +19,10 @@ pub struct ImageFacts {
     pub kernel_size: u64,
     /// Alignment of its start, a power of two.
     pub kernel_align: u64,
+    /// Lowest address of the kernel's start.
+    pub kernel_addr_min: u64,
+    /// Last address the kernel may use, if there is a limit.
+    pub kernel_addr_max: Option<u64>,
     /// Bytes of initramfs, if there is one.
     pub initramfs_size: Option<u64>,
     /// Last address the initramfs may use, if there is a limit.
@@ -31,6 +35,8 @@ impl ImageFacts {
         Self {
             kernel_size: kernel.mem_size(),
             kernel_align: kernel.align(),
+            kernel_addr_min: kernel.kernel_addr_min(),
+            kernel_addr_max: kernel.kernel_addr_max(),
             initramfs_size,
             initramfs_addr_max: kernel.initramfs_addr_max(),
         }
@@ -101,6 +107,27 @@ pub enum PlacementError {
         #[source]
         source: AllocError,
     },
+    /// A kernel that unpacks itself would do so outside the memory it gets.
+    #[error("no room for the kernel ({size} bytes) at or above its pref_address {min:#x}")]
+    KernelTooLow {
+        /// Its size, bytes.
+        size: u64,
+        /// The kernel's limit.
+        min: u64,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// The kernel would lie above what it can run at.
+    #[error(
+        "the kernel at {range:?} ends above {max:#x}: XLF_CAN_BE_LOADED_ABOVE_4G is not set in its xloadflags"
+    )]
+    KernelTooHigh {
+        /// Where it would lie.
+        range: AddrRange,
+        /// The kernel's limit.
+        max: u64,
+    },
     /// The initramfs would lie above what the kernel can reach.
     #[error("the initramfs at {range:?} ends above the kernel's initrd_addr_max {max:#x}")]
     InitramfsTooHigh {
@@ -132,7 +159,7 @@ pub fn plan(
     pool: &InstancePool,
 ) -> Result<(PlacementPlan, InstancePool), PlacementError> {
     let mut next = pool.clone();
-    let mut take = |piece, size, align| {
+    let take = |next: &mut InstancePool, piece, size, align| {
         next.alloc(size, align)
             .map_err(|source| PlacementError::NoRoom {
                 piece,
@@ -143,11 +170,17 @@ pub fn plan(
                 source,
             })
     };
-    let low_window = take("low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
-    let control_block = take("control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
-    let kernel = take("kernel", facts.kernel_size, facts.kernel_align)?;
+    let low_window = take(&mut next, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
+    let control_block = take(&mut next, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
+    let mut kernel = take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
+    if kernel.start() < facts.kernel_addr_min {
+        kernel = move_up(facts, &mut next, kernel)?;
+    }
+    if let Some(max) = facts.kernel_addr_max.filter(|&max| kernel.last() > max) {
+        return Err(PlacementError::KernelTooHigh { range: kernel, max });
+    }
     let initramfs = match facts.initramfs_size {
-        Some(size) => Some(take("initramfs", size, PAGE_SIZE)?),
+        Some(size) => Some(take(&mut next, "initramfs", size, PAGE_SIZE)?),
         None => None,
     };
     if let (Some(range), Some(max)) = (initramfs, facts.initramfs_addr_max)
@@ -162,6 +195,41 @@ pub fn plan(
         initramfs,
     };
     Ok((plan, next))
+}
+
+/// A higher place than `low` for the kernel: the first that is not below its
+/// lowest address.
+fn move_up(
+    facts: &ImageFacts,
+    pool: &mut InstancePool,
+    low: AddrRange,
+) -> Result<AddrRange, PlacementError> {
+    let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
+    let (mut kernel, mut held) = (low, Vec::new());
+    // The allocator knows no lower limit, so what is too low is held until
+    // the search is over.
+    while kernel.start() < min {
+        give_back(pool, kernel);
+        let below = min - kernel.start();
+        kernel = pool
+            .alloc(below, align)
+            .and_then(|range| {
+                held.push(range);
+                pool.alloc(size, align)
+            })
+            .map_err(|source| PlacementError::KernelTooLow { size, min, source })?;
+    }
+    for range in held {
+        give_back(pool, range);
+    }
+    Ok(kernel)
+}
+
+fn give_back(pool: &mut InstancePool, range: AddrRange) {
+    // It was just taken; the allocator cannot refuse it.
+    if let Err(error) = pool.free(range.start(), range.size()) {
+        log::error!("placement: giving back {range:?} failed: {error}");
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +249,8 @@ mod tests {
         ImageFacts {
             kernel_size: kernel,
             kernel_align: 2 * MIB,
+            kernel_addr_min: 0,
+            kernel_addr_max: None,
             initramfs_size: initramfs,
             initramfs_addr_max: None,
         }
@@ -229,6 +299,30 @@ mod tests {
              100100000-1001fffff : control block\n\
              100200000-1003fffff : kernel\n"
         );
+    }
+
+    #[test]
+    fn a_kernel_that_unpacks_itself_lies_at_its_pref_address_or_above() {
+        let pool = instance(MIB, 255 * MIB);
+        let mut facts = facts(62 * MIB, Some(4096));
+        facts.kernel_addr_min = 16 * MIB;
+        let (placed, next) = plan(&facts, &pool).unwrap();
+        assert_eq!(placed.kernel.start(), 16 * MIB);
+        // What was held meanwhile is free again.
+        assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
+        assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
+
+        let error = plan(&facts, &instance(MIB, 72 * MIB)).unwrap_err();
+        assert!(matches!(error, PlacementError::KernelTooLow { min, .. } if min == 16 * MIB));
+    }
+
+    #[test]
+    fn a_kernel_without_the_above_4g_flag_stays_below() {
+        let mut facts = facts(16 * MIB, None);
+        facts.kernel_addr_max = Some(0xffff_ffff);
+        plan(&facts, &instance(0x4000_0000, 64 * MIB)).unwrap();
+        let error = plan(&facts, &instance(0x1_0000_0000, 64 * MIB)).unwrap_err();
+        assert!(error.to_string().contains("XLF_CAN_BE_LOADED_ABOVE_4G"));
     }
 
     #[test]

@@ -3,10 +3,9 @@
 //! A [`GuestSpec`] is the text of `--guest`; [`resolve`] reads the files and
 //! turns all of them into [`GuestConfig`]s, or refuses the lot.
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use mkpool::{ParamError, parse_size};
 
@@ -15,19 +14,23 @@ use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
 use crate::instance::state::OnEnd;
 use crate::instance::{InstanceName, NameError};
+use crate::loader::cache::{Batch, CacheError};
 use crate::loader::cmdline::DEFAULT_LINUX;
-use crate::loader::{ImageError, ImageFile, KernelImage};
+use crate::loader::{BootMode, ImageCache, ImageSource, Initramfs};
 use crate::vcpu::affinity::{CpuSet, CpuSetError};
 
 /// Memory of a guest that does not say: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
 /// The kernel that needs no file.
 const PROBE: &str = "probe";
+/// The key that may be given several times.
+const INITRD: &str = "initrd";
 /// The keys of `--guest`.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "name",
     "kernel",
-    "initrd",
+    INITRD,
+    "boot",
     "cmdline",
     "memory",
     "cpus",
@@ -110,9 +113,9 @@ impl SpecError {
                 "the keys are {}; a comma inside a value is written `,,`",
                 KEYS.join(", ")
             )),
-            Self::NoKernel => {
-                Some("kernel=PATH, or kernel=probe for the built-in test guest".to_owned())
-            }
+            Self::NoKernel => Some(
+                "kernel=PATH, kernel=fd:N, or kernel=probe for the built-in test guest".to_owned(),
+            ),
             Self::MemorySize { .. } => Some("for instance memory=128M".to_owned()),
             _ => None,
         }
@@ -129,7 +132,7 @@ pub struct FileError {
     pub path: PathBuf,
     /// What is wrong with it.
     #[source]
-    pub source: ImageError,
+    pub source: CacheError,
 }
 
 /// Why guests could not be resolved.
@@ -154,8 +157,8 @@ pub enum ResolveError {
 pub enum KernelSource {
     /// The built-in test guest.
     Probe,
-    /// A file.
-    Path(PathBuf),
+    /// A file, a pipe or an inherited descriptor.
+    Image(ImageSource),
 }
 
 /// The text of one `--guest`, taken apart.
@@ -165,8 +168,10 @@ pub struct GuestSpec {
     pub name: Option<InstanceName>,
     /// `kernel`.
     pub kernel: KernelSource,
-    /// `initrd`.
-    pub initrd: Option<PathBuf>,
+    /// `initrd`, in order.
+    pub initrds: Vec<ImageSource>,
+    /// `boot`.
+    pub boot: BootMode,
     /// `cmdline`.
     pub cmdline: Option<String>,
     /// `memory`, bytes, whole pages.
@@ -188,6 +193,7 @@ impl FromStr for GuestSpec {
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let mut values: [Option<String>; KEYS.len()] = Default::default();
+        let mut initrds = Vec::new();
         for part in split_at_single_commas(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(SpecError::NoValue { text: part });
@@ -197,6 +203,10 @@ impl FromStr for GuestSpec {
                     key: key.to_owned(),
                 });
             };
+            if key == INITRD {
+                initrds.push(image_source(value));
+                continue;
+            }
             if values[index].replace(value.to_owned()).is_some() {
                 return Err(SpecError::Repeated { key: KEYS[index] });
             }
@@ -204,7 +214,8 @@ impl FromStr for GuestSpec {
         let [
             name,
             kernel,
-            initrd,
+            _in_initrds,
+            boot,
             cmdline,
             memory,
             cpus,
@@ -218,9 +229,14 @@ impl FromStr for GuestSpec {
             kernel: match kernel {
                 None => return Err(SpecError::NoKernel),
                 Some(kernel) if kernel == PROBE => KernelSource::Probe,
-                Some(path) => KernelSource::Path(path.into()),
+                Some(kernel) => KernelSource::Image(image_source(&kernel)),
             },
-            initrd: initrd.map(PathBuf::from),
+            initrds,
+            boot: match boot.as_deref() {
+                None | Some("elf") => BootMode::Elf,
+                Some("bzimage") => BootMode::BzImage,
+                Some(text) => return Err(word("boot", text, "elf or bzimage")),
+            },
             cmdline,
             memory: memory.map_or(Ok(DEFAULT_MEMORY), |m| parse_memory(&m))?,
             cpus: cpus.map_or(Ok(1), parse_cpus)?,
@@ -233,6 +249,13 @@ impl FromStr for GuestSpec {
             on_reboot: parse_on_end("on-reboot", on_reboot.as_deref())?,
             on_panic: parse_on_end("on-panic", on_panic.as_deref())?,
         })
+    }
+}
+
+fn image_source(text: &str) -> ImageSource {
+    match text.parse() {
+        Ok(source) => source,
+        Err(never) => match never {},
     }
 }
 
@@ -287,12 +310,23 @@ fn split_at_single_commas(text: &str) -> Vec<String> {
     parts
 }
 
-/// Reads all files (each path once) and checks what guests have in common.
+/// [`resolve_with`] a cache that nobody else uses.
+///
+/// # Errors
+/// As [`resolve_with`].
+pub fn resolve(specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
+    resolve_with(specs, &mut ImageCache::new(u64::MAX))
+}
+
+/// Reads all images, each source once, and checks what guests have in common.
 ///
 /// # Errors
 /// [`ResolveError`]; nothing has been reserved yet.
-pub fn resolve(specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
-    let mut images = Images::default();
+pub fn resolve_with(
+    specs: &[GuestSpec],
+    cache: &mut ImageCache,
+) -> Result<Vec<GuestConfig>, ResolveError> {
+    let mut images = cache.batch();
     let mut names = BTreeSet::new();
     let mut configs = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
@@ -314,19 +348,30 @@ pub fn resolve(specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
 fn config(
     spec: &GuestSpec,
     name: &InstanceName,
-    images: &mut Images,
+    images: &mut Batch<'_>,
 ) -> Result<GuestConfig, FileError> {
     let is_probe = spec.kernel == KernelSource::Probe;
     let default_cmdline = if is_probe { "" } else { DEFAULT_LINUX };
+    let (kernel, info) = match &spec.kernel {
+        KernelSource::Probe => images.probe().map_err(file_error("kernel", PROBE)),
+        KernelSource::Image(source) => images
+            .kernel(source, spec.boot)
+            .map_err(file_error("kernel", source)),
+    }?;
+    let (mut archives, mut infos) = (Vec::new(), vec![info]);
+    for source in &spec.initrds {
+        let (archive, info) = images
+            .initramfs(source)
+            .map_err(file_error("initramfs", source))?;
+        archives.push(archive);
+        infos.push(info);
+    }
     Ok(GuestConfig {
         name: name.clone(),
-        kernel: images.kernel(&spec.kernel)?,
+        kernel,
         is_probe,
-        initramfs: spec
-            .initrd
-            .as_deref()
-            .map(|path| images.initramfs(path))
-            .transpose()?,
+        initramfs: Initramfs::new(archives),
+        images: infos,
         cmdline: spec
             .cmdline
             .clone()
@@ -340,54 +385,10 @@ fn config(
     })
 }
 
-/// Images read so far: guests of one launch often share them.
-#[derive(Default)]
-struct Images {
-    kernels: HashMap<PathBuf, Arc<KernelImage>>,
-    initramfs: HashMap<PathBuf, Arc<ImageFile>>,
-    probe: Option<Arc<KernelImage>>,
-}
-
-impl Images {
-    fn kernel(&mut self, source: &KernelSource) -> Result<Arc<KernelImage>, FileError> {
-        let path = match source {
-            KernelSource::Probe => return self.probe(),
-            KernelSource::Path(path) => path,
-        };
-        if let Some(kernel) = self.kernels.get(path) {
-            return Ok(Arc::clone(kernel));
-        }
-        let kernel = ImageFile::read(path)
-            .and_then(|file| KernelImage::parse(file.into_bytes()))
-            .map_err(file_error("kernel", path))?;
-        let kernel = Arc::new(kernel);
-        self.kernels.insert(path.clone(), Arc::clone(&kernel));
-        Ok(kernel)
-    }
-
-    fn probe(&mut self) -> Result<Arc<KernelImage>, FileError> {
-        if let Some(probe) = &self.probe {
-            return Ok(Arc::clone(probe));
-        }
-        let probe = KernelImage::probe().map_err(file_error("kernel", Path::new(PROBE)))?;
-        Ok(Arc::clone(self.probe.insert(Arc::new(probe))))
-    }
-
-    fn initramfs(&mut self, path: &Path) -> Result<Arc<ImageFile>, FileError> {
-        if let Some(file) = self.initramfs.get(path) {
-            return Ok(Arc::clone(file));
-        }
-        let file = ImageFile::read(path).map_err(file_error("initramfs", path))?;
-        let file = Arc::new(file);
-        self.initramfs.insert(path.to_owned(), Arc::clone(&file));
-        Ok(file)
-    }
-}
-
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(ImageError) -> FileError {
+fn file_error(what: &'static str, path: impl ToString) -> impl FnOnce(CacheError) -> FileError {
     move |source| FileError {
         what,
-        path: path.to_owned(),
+        path: path.to_string().into(),
         source,
     }
 }
@@ -403,12 +404,14 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let spec = spec(
-            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop",
+            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop",
         )
         .unwrap();
         assert_eq!(spec.name.unwrap().as_str(), "web");
-        assert_eq!(spec.kernel, KernelSource::Path("/boot/vmlinuz".into()));
-        assert_eq!(spec.initrd, Some("/i.gz".into()));
+        let path = |p: &str| ImageSource::Path(p.into());
+        assert_eq!(spec.kernel, KernelSource::Image(path("/boot/vmlinuz")));
+        assert_eq!(spec.initrds, [path("/i.gz"), ImageSource::Fd(3)]);
+        assert_eq!(spec.boot, BootMode::BzImage);
         assert_eq!(spec.cmdline.unwrap(), "console=ttyS0,115200 quiet");
         assert_eq!(spec.memory, 64 << 20);
         assert_eq!(spec.cpus, 4);
@@ -425,6 +428,7 @@ mod tests {
         let spec = spec("kernel=probe").unwrap();
         assert_eq!(spec.kernel, KernelSource::Probe);
         assert_eq!(spec.memory, DEFAULT_MEMORY);
+        assert_eq!(spec.boot, BootMode::Elf);
         assert_eq!(spec.name, None);
     }
 
@@ -466,6 +470,10 @@ mod tests {
         assert!(matches!(
             error("kernel=probe,cpus-affinity=x"),
             SpecError::Affinity(_)
+        ));
+        assert!(matches!(
+            error("kernel=probe,boot=grub"),
+            SpecError::Word { .. }
         ));
         assert!(matches!(
             error("kernel=probe,on-panic=cry"),

@@ -6,12 +6,14 @@
 //! | [`console`] | takes the prefixed lines of many guests apart |
 //! | [`report`] | reads what `run --show` prints |
 //! | [`tier`] | what this host can do, and so which tests can run |
+//! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`scratch`] | files that are gone when the test is |
 //!
 //! Everything here panics with what it saw when that is not what a test may
 //! expect: a panic is how a test fails.
 
 pub mod console;
+pub mod images;
 pub mod mkvmm;
 pub mod report;
 pub mod scratch;

@@ -68,9 +68,14 @@ pub fn skips_without_kvm() -> bool {
         return false;
     };
     assert!(!is_required(), "{REQUIRE}=1, but no guest runs: {why}");
+    announce(&format!("skipped: {why}"));
+    true
+}
+
+/// Says something about the current test past libtest.
+pub fn announce(what: &str) {
     let thread = thread::current();
     let test = thread.name().unwrap_or("a test");
     // A message that cannot be written changes nothing.
-    let _ = writeln!(io::stderr(), "{test}: skipped: {why}");
-    true
+    let _ = writeln!(io::stderr(), "{test}: {what}");
 }

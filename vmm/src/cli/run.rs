@@ -27,8 +27,9 @@ pub struct RunArgs {
     /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
     #[arg(long, value_name = "SIZE[@ADDR]")]
     pool: String,
-    /// A guest: name, kernel (a path, or `probe`), initrd, cmdline, memory, cpus,
-    /// cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
+    /// A guest: name, kernel (a path, `fd:N` for an inherited descriptor, or
+    /// `probe`), initrd (likewise; several are concatenated), boot (elf, or bzimage
+    /// to unpack in the guest), cmdline, memory, cpus, cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
     /// restart); repeatable. A comma inside a value is written `,,`
     #[arg(long = "guest", value_name = "KEY=VAL,…", required = true)]
     guests: Vec<String>,

@@ -172,6 +172,7 @@ fn run_probe(
         kernel: KernelImage::probe()?.into(),
         is_probe: true,
         initramfs: None,
+        images: Vec::new(),
         cmdline: cmdline.to_owned(),
         memory: MIN_POOL,
         cpus: 1,

@@ -38,7 +38,7 @@ pub enum MemoryError {
 pub struct InstanceMemory {
     guest: GuestMemoryMmap,
     // Behind `guest`, so that it goes last: the regions point into it.
-    _reservation: Arc<Reservation>,
+    reservation: Arc<Reservation>,
 }
 
 impl InstanceMemory {
@@ -64,13 +64,26 @@ impl InstanceMemory {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             guest: GuestMemoryMmap::from_regions(regions)?,
-            _reservation: Arc::clone(reservation),
+            reservation: Arc::clone(reservation),
         })
     }
 
     /// Access to the guest's memory, bounds-checked.
     pub fn guest(&self) -> &GuestMemoryMmap {
         &self.guest
+    }
+
+    /// Copies `bytes` to pool address `addr` through the pool's file, which
+    /// spares fresh memory the faults and the zeroing. False when it cannot
+    /// be done that way, or is not worth it; then [`InstanceMemory::guest`] can
+    /// do it, or knows why not.
+    pub fn fill(&self, addr: u64, bytes: &[u8]) -> bool {
+        if !self.reservation.prefers_write() {
+            return false;
+        }
+        let own = AddrRange::with_size(addr, bytes.len() as u64)
+            .is_ok_and(|range| self.ranges().any(|own| own.contains_range(&range)));
+        own && self.reservation.write(addr, bytes).is_ok()
     }
 
     /// Number of regions, which is the number of memory slots.

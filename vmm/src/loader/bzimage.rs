@@ -2,7 +2,8 @@
 //!
 //! Source: Documentation/arch/x86/boot.rst. By default the payload is found
 //! through the header, decompressed on the host and booted as the ELF file it
-//! is; the guest is spared its own decompressor.
+//! is; the guest is spared its own decompressor. With `boot=bzimage` the
+//! protected-mode kernel is loaded as it stands and unpacks itself.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -11,7 +12,8 @@ use linux_loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_h
 
 use crate::boot::boot_params::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use crate::loader::decompress::{self, Compression, DecompressError};
-use crate::loader::le::{u16_at, u32_at};
+use crate::loader::le::{u16_at, u32_at, u64_at};
+use crate::loader::version;
 
 /// Oldest protocol whose fields all of this relies on: 2.12 (Linux 3.8), the
 /// first with `xloadflags`.
@@ -26,6 +28,12 @@ const HEADER_END: usize = 0x290;
 /// The end of the header is given by the jump instruction at 0x200: its
 /// operand at 0x201 counts from 0x202.
 const JUMP_OPERAND: usize = 0x201;
+/// `syssize` counts paragraphs.
+const PARAGRAPH: u64 = 16;
+/// The 64-bit entry, from the start of the protected-mode kernel.
+pub const ENTRY_64: u64 = 0x200;
+/// Last address that a kernel without `XLF_CAN_BE_LOADED_ABOVE_4G` reaches.
+const LAST_32: u64 = u32::MAX as u64;
 
 /// Why a bzImage was refused. Each names the field.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,16 @@ pub enum BzImageError {
         /// What it may hold.
         expected: &'static str,
     },
+    /// The kernel asks for less memory than it fills.
+    #[error("init_size is {init_size:#x}, less than the {needed:#x} bytes of {what}")]
+    InitSize {
+        /// What the field holds, bytes.
+        init_size: u64,
+        /// What it must cover, bytes.
+        needed: u64,
+        /// What that is.
+        what: &'static str,
+    },
     /// The payload could not be unpacked.
     #[error("unpacking the kernel failed")]
     Payload(#[from] DecompressError),
@@ -64,10 +82,18 @@ pub struct SetupHeader {
     pub init_size: u64,
     /// Alignment of the kernel's start, a power of two.
     pub kernel_alignment: u64,
+    /// The lowest address to which the kernel unpacks itself.
+    pub pref_address: u64,
     /// Longest command line, bytes without the NUL.
     pub cmdline_size: u64,
     /// Last address the initramfs may use; `None` when anything goes.
     pub initrd_addr_max: Option<u64>,
+    /// Last address the kernel may use; `None` when anything goes.
+    pub kernel_addr_max: Option<u64>,
+    /// The version string, as `file` prints it; `None` when there is none.
+    pub version: Option<String>,
+    /// The protected-mode kernel's place in the file.
+    kernel: Range<usize>,
     /// Where the compressed kernel lies in the file, without the trailing size.
     payload: Range<usize>,
 }
@@ -83,10 +109,13 @@ pub fn is_bzimage(file: &[u8]) -> bool {
 /// # Errors
 /// [`BzImageError`] names the field and the value.
 pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
-    let len = file.len() as u64;
-    let truncated = |what, end| BzImageError::Truncated { what, end, len };
+    let short = |end: usize| BzImageError::Truncated {
+        what: "the setup header",
+        end: end as u64,
+        len: file.len() as u64,
+    };
     let version = field16(file, offset_of!(setup_header, version))
-        .ok_or_else(|| truncated("the setup header", SETUP_HEADER_OFFSET as u64))?;
+        .ok_or_else(|| short(SETUP_HEADER_OFFSET))?;
     expect(
         version >= MIN_PROTOCOL,
         "version",
@@ -103,65 +132,82 @@ pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
     )?;
     let bytes = file
         .get(SETUP_HEADER_OFFSET..end)
-        .ok_or_else(|| truncated("the setup header", end as u64))?
-        .to_vec();
-
-    let short = || truncated("the setup header", end as u64);
-    let u32_field = |offset| field32(file, offset).map(u64::from).ok_or_else(short);
-    let xloadflags = field16(file, offset_of!(setup_header, xloadflags)).ok_or_else(short)?;
-    expect(
-        xloadflags & XLF_KERNEL_64 != 0,
-        "xloadflags",
-        xloadflags.into(),
-        "XLF_KERNEL_64 (bit 0): a kernel with a 64-bit entry",
-    )?;
-    let kernel_alignment = u32_field(offset_of!(setup_header, kernel_alignment))?;
-    let sane =
-        kernel_alignment.is_power_of_two() && (4096..=MAX_KERNEL).contains(&kernel_alignment);
-    expect(
-        sane,
-        "kernel_alignment",
-        kernel_alignment,
-        "a power of two from 4 KiB to 1 GiB",
-    )?;
-    let init_size = u32_field(offset_of!(setup_header, init_size))?;
+        .ok_or_else(|| short(end))?;
+    // From here on every field is known to be in the file.
+    let u32_field = |offset| u64::from(field32(file, offset).unwrap_or(0));
+    let init_size = u32_field(offset_of!(setup_header, init_size));
     expect(
         (1..=MAX_KERNEL).contains(&init_size),
         "init_size",
         init_size,
         "1 byte to 1 GiB",
     )?;
+    let anywhere = load_flags(file)?;
+    let kernel = kernel(file)?;
+    let pref_address = offset_of!(setup_header, pref_address);
+    Ok(SetupHeader {
+        bytes: bytes.to_vec(),
+        init_size,
+        kernel_alignment: kernel_alignment(file)?,
+        pref_address: u64_at(file, SETUP_HEADER_OFFSET + pref_address).unwrap_or(0),
+        cmdline_size: u32_field(offset_of!(setup_header, cmdline_size)),
+        initrd_addr_max: (!anywhere)
+            .then_some(u32_field(offset_of!(setup_header, initrd_addr_max))),
+        kernel_addr_max: (!anywhere).then_some(LAST_32),
+        version: version_string(file, kernel.start),
+        payload: payload(file, &kernel)?,
+        kernel,
+    })
+}
+
+/// Checks that the kernel has a 64-bit entry and is relocatable; whether it
+/// may lie above 4 GiB.
+fn load_flags(file: &[u8]) -> Result<bool, BzImageError> {
+    let xloadflags = field16(file, offset_of!(setup_header, xloadflags)).unwrap_or(0);
+    expect(
+        xloadflags & XLF_KERNEL_64 != 0,
+        "xloadflags",
+        xloadflags.into(),
+        "XLF_KERNEL_64 (bit 0): a kernel with a 64-bit entry",
+    )?;
     let relocatable = file.get(SETUP_HEADER_OFFSET + offset_of!(setup_header, relocatable_kernel));
-    let relocatable = u64::from(*relocatable.ok_or_else(short)?);
+    let relocatable = u64::from(*relocatable.unwrap_or(&0));
     expect(
         relocatable != 0,
         "relocatable_kernel",
         relocatable,
         "not 0: sub-pools lie anywhere",
     )?;
-    let anywhere = xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
-    let addr_max = u32_field(offset_of!(setup_header, initrd_addr_max))?;
-    Ok(SetupHeader {
-        payload: payload(file)?,
-        bytes,
-        init_size,
-        kernel_alignment,
-        cmdline_size: u32_field(offset_of!(setup_header, cmdline_size))?,
-        initrd_addr_max: (!anywhere).then_some(addr_max),
-    })
+    Ok(xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0)
+}
+
+fn kernel_alignment(file: &[u8]) -> Result<u64, BzImageError> {
+    let alignment = field32(file, offset_of!(setup_header, kernel_alignment)).unwrap_or(0);
+    let alignment = u64::from(alignment);
+    expect(
+        alignment.is_power_of_two() && (4096..=MAX_KERNEL).contains(&alignment),
+        "kernel_alignment",
+        alignment,
+        "a power of two from 4 KiB to 1 GiB",
+    )?;
+    Ok(alignment)
+}
+
+/// The compression of the payload, if it is one known here.
+pub fn compression(file: &[u8], header: &SetupHeader) -> Option<Compression> {
+    decompress::recognise(file.get(header.payload.clone())?).ok()
 }
 
 /// Decompresses the kernel inside: an ELF file, followed by relocations that
 /// a kernel at its linked virtual address does not need.
 ///
 /// # Errors
-/// [`BzImageError::Payload`].
+/// [`BzImageError`].
 pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>), BzImageError> {
     let Range { start, end } = header.payload;
     let stream = file.get(start..end).unwrap_or_default();
     let compression = decompress::recognise(stream)?;
-    // Checked by `payload`: four bytes follow the range.
-    let want = u64::from(u32_at(file, end).unwrap_or(0));
+    let want = unpacked_size(file, header);
     expect(
         want <= MAX_KERNEL,
         "uncompressed size",
@@ -179,14 +225,70 @@ pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>
     ))
 }
 
-/// The payload's place, without its last four bytes (the uncompressed size).
-fn payload(file: &[u8]) -> Result<Range<usize>, BzImageError> {
+/// The protected-mode kernel, which unpacks itself in the guest.
+///
+/// # Errors
+/// [`BzImageError::InitSize`] when it could not do so in the memory it asks
+/// for.
+pub fn whole(file: &[u8], header: &SetupHeader) -> Result<Range<usize>, BzImageError> {
+    let packed = (header.kernel.end - header.kernel.start) as u64;
+    header.check_init_size(packed, "the protected-mode kernel")?;
+    header.check_init_size(unpacked_size(file, header), "the unpacked kernel")?;
+    let entry = ENTRY_64 < packed;
+    let expected = "a kernel that reaches its 64-bit entry at 0x200";
+    expect(entry, "syssize", packed / PARAGRAPH, expected)?;
+    Ok(header.kernel.clone())
+}
+
+impl SetupHeader {
+    /// Checks that the kernel asks for the memory that `what` fills.
+    ///
+    /// # Errors
+    /// [`BzImageError::InitSize`].
+    pub fn check_init_size(&self, needed: u64, what: &'static str) -> Result<(), BzImageError> {
+        let init_size = self.init_size;
+        if needed <= init_size {
+            return Ok(());
+        }
+        Err(BzImageError::InitSize {
+            init_size,
+            needed,
+            what,
+        })
+    }
+}
+
+/// The size that stands behind the payload; `payload` made sure it is there.
+fn unpacked_size(file: &[u8], header: &SetupHeader) -> u64 {
+    u64::from(u32_at(file, header.payload.end).unwrap_or(0))
+}
+
+/// The protected-mode kernel's place: behind the setup sectors, `syssize`
+/// paragraphs long. Behind it there may be a signature.
+fn kernel(file: &[u8]) -> Result<Range<usize>, BzImageError> {
     let len = file.len() as u64;
     let setup_sects = match file.get(SETUP_HEADER_OFFSET) {
         Some(0) => 4, // the protocol's default
         Some(&n) => u64::from(n),
         None => 0,
     };
+    let start = (setup_sects + 1) * SECTOR;
+    let syssize = u64::from(field32(file, offset_of!(setup_header, syssize)).unwrap_or(0));
+    expect(syssize > 0, "syssize", syssize, "more than 0")?;
+    let end = start + syssize * PARAGRAPH;
+    // Some builds round the size up and do not pad the file.
+    if start >= len || end - end.min(len) >= PARAGRAPH {
+        return Err(BzImageError::Truncated {
+            what: "the protected-mode kernel (setup_sects, syssize)",
+            end,
+            len,
+        });
+    }
+    Ok(as_index(start)..as_index(end.min(len)))
+}
+
+/// The payload's place, without its last four bytes (the uncompressed size).
+fn payload(file: &[u8], kernel: &Range<usize>) -> Result<Range<usize>, BzImageError> {
     let offset = u64::from(field32(file, offset_of!(setup_header, payload_offset)).unwrap_or(0));
     let length = u64::from(field32(file, offset_of!(setup_header, payload_length)).unwrap_or(0));
     expect(
@@ -195,17 +297,31 @@ fn payload(file: &[u8]) -> Result<Range<usize>, BzImageError> {
         length,
         "more than its trailing size",
     )?;
-    let start = (setup_sects + 1) * SECTOR + offset;
+    let start = kernel.start as u64 + offset;
     let end = start + length;
-    if end > len {
+    if end > kernel.end as u64 {
         return Err(BzImageError::Truncated {
-            what: "the payload",
+            what: "the payload (payload_offset, payload_length)",
             end,
-            len,
+            len: kernel.end as u64,
         });
     }
-    let as_index = |v: u64| usize::try_from(v).unwrap_or(usize::MAX);
     Ok(as_index(start)..as_index(end - 4))
+}
+
+/// The string at `kernel_version`, which counts from 0x200 and must lie in
+/// the setup sectors.
+fn version_string(file: &[u8], setup_end: usize) -> Option<String> {
+    let offset = usize::from(field16(file, offset_of!(setup_header, kernel_version))?);
+    if offset == 0 {
+        return None; // the protocol's word for none
+    }
+    version::text(file.get(0x200 + offset..setup_end)?)
+}
+
+/// A value already known to be within the file.
+fn as_index(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 fn expect(
@@ -234,80 +350,5 @@ fn field32(file: &[u8], offset: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A bzImage around `payload`, which must end with the uncompressed size.
-    pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
-        let mut file = vec![0_u8; 1024 + 0x100];
-        file[0x1f1] = 1;
-        file[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-        file[0x200..0x202].copy_from_slice(&[0xeb, 0x6a]);
-        file[0x202..0x206].copy_from_slice(b"HdrS");
-        file[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-        file[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
-        file[0x230..0x234].copy_from_slice(&0x20_0000_u32.to_le_bytes());
-        file[0x234] = 1;
-        file[0x236..0x238].copy_from_slice(&3_u16.to_le_bytes());
-        file[0x238..0x23c].copy_from_slice(&2047_u32.to_le_bytes());
-        file[0x248..0x24c].copy_from_slice(&0x100_u32.to_le_bytes());
-        let length = u32::try_from(payload.len()).unwrap();
-        file[0x24c..0x250].copy_from_slice(&length.to_le_bytes());
-        file[0x260..0x264].copy_from_slice(&0x100_0000_u32.to_le_bytes());
-        file.extend_from_slice(payload);
-        file
-    }
-
-    fn sized(mut stream: Vec<u8>, size: u32) -> Vec<u8> {
-        stream.extend_from_slice(&size.to_le_bytes());
-        stream
-    }
-
-    #[test]
-    fn the_payload_is_found_and_unpacked() {
-        let kernel = b"\x7fELF and the rest of a kernel".to_vec();
-        let stream = zstd::encode_all(&kernel[..], 1).unwrap();
-        let file = bzimage(&sized(stream, u32::try_from(kernel.len()).unwrap()));
-        assert!(is_bzimage(&file));
-        let header = parse(&file).unwrap();
-        assert_eq!(header.init_size, 0x100_0000);
-        assert_eq!(header.initrd_addr_max, None);
-        assert_eq!(unpack(&file, &header).unwrap(), (Compression::Zstd, kernel));
-    }
-
-    #[test]
-    fn the_limit_of_the_initramfs_counts_without_the_above_4g_flag() {
-        let mut file = bzimage(&sized(vec![0; 8], 8));
-        file[0x236] = 1;
-        assert_eq!(parse(&file).unwrap().initrd_addr_max, Some(0x7fff_ffff));
-    }
-
-    #[test]
-    fn bad_fields_are_named() {
-        let good = bzimage(&sized(vec![0; 8], 8));
-        let refused = |at: usize, bytes: &[u8]| {
-            let mut file = good.clone();
-            file[at..at + bytes.len()].copy_from_slice(bytes);
-            parse(&file).unwrap_err().to_string()
-        };
-        assert!(refused(0x206, &[0x0a, 2]).starts_with("version is 0x20a"));
-        assert!(refused(0x236, &[0, 0]).starts_with("xloadflags is 0x0"));
-        assert!(refused(0x230, &[1, 0, 0, 0]).starts_with("kernel_alignment is 0x1,"));
-        assert!(refused(0x260, &[0, 0, 0, 0]).starts_with("init_size is 0x0"));
-        assert!(refused(0x234, &[0]).starts_with("relocatable_kernel is 0x0"));
-        assert!(refused(0x24c, &[0, 0, 0, 0x10]).contains("the payload ends at byte"));
-        assert!(refused(0x24c, &[4, 0, 0, 0]).starts_with("payload_length is 0x4"));
-        assert!(refused(0x248, &[0xff, 0xff, 0xff, 0xff]).contains("truncated"));
-    }
-
-    #[test]
-    fn every_truncation_is_an_error_and_none_panics() {
-        let file = bzimage(&sized(vec![0; 8], 8));
-        for len in 0..file.len() {
-            assert!(
-                !is_bzimage(&file[..len]) || parse(&file[..len]).is_err(),
-                "{len}"
-            );
-        }
-    }
-}
+#[path = "bzimage_tests.rs"]
+pub(crate) mod tests;

@@ -1,12 +1,22 @@
 //! Kernel payloads, decompressed on the host with a bound.
 //!
-//! Linux appends the uncompressed size to the payload (4 bytes,
-//! little-endian; for gzip they are part of the format). That size is the
-//! bound and the expected length: a bomb is cut off, a damaged stream is told
-//! from a whole one.
+//! Linux's build appends the uncompressed size to the payload (`size_append`
+//! in scripts/Makefile.lib: 4 bytes, little-endian; for gzip they are part of
+//! the format). That size is the bound and the expected length: a bomb is cut
+//! off, a damaged stream is told from a whole one.
 
 use std::fmt;
 use std::io::{self, Read};
+
+use crate::loader::blocks::BlockReader;
+use crate::loader::{lz4_legacy, lzop};
+
+/// Most working memory that an xz or lzma stream may ask for: its dictionary
+/// (Linux's build uses at most 128 MiB) and liblzma's own few MiB. zstd keeps
+/// its own limit, a window of 128 MiB.
+const MAX_WORKING_MEMORY: u64 = 256 << 20;
+/// Steps in which the output grows, at least.
+const STEP: u64 = 1 << 20;
 
 /// A compression that a kernel payload may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +31,10 @@ pub enum Compression {
     Zstd,
     /// `CONFIG_KERNEL_LZ4`: the legacy frame.
     Lz4,
+    /// `CONFIG_KERNEL_BZIP2`.
+    Bzip2,
+    /// `CONFIG_KERNEL_LZO`: the container of `lzop`.
+    Lzo,
     /// Not compressed at all.
     None,
 }
@@ -33,6 +47,8 @@ impl fmt::Display for Compression {
             Self::Lzma => "lzma",
             Self::Zstd => "zstd",
             Self::Lz4 => "lz4",
+            Self::Bzip2 => "bzip2",
+            Self::Lzo => "lzo",
             Self::None => "none",
         })
     }
@@ -43,19 +59,11 @@ impl fmt::Display for Compression {
 pub enum DecompressError {
     /// The first bytes belong to no compression known here.
     #[error(
-        "the payload starts with {magic:02x?}, which is no compression known here (gzip, xz, lzma, lz4, zstd)"
+        "the payload starts with {magic:02x?}, which is no compression known here (gzip, bzip2, lzma, xz, lzo, lz4, zstd)"
     )]
     Unknown {
         /// The first bytes.
         magic: Vec<u8>,
-    },
-    /// Compressions that Linux has and this version does not.
-    #[error(
-        "the payload is compressed with {name}, which is not supported yet (gzip, xz, lzma, lz4 and zstd are)"
-    )]
-    Unsupported {
-        /// Its name.
-        name: &'static str,
     },
     /// The stream is damaged.
     #[error("the {compression} payload is damaged")]
@@ -84,9 +92,8 @@ pub enum DecompressError {
 /// `lib/decompress.c` do.
 ///
 /// # Errors
-/// [`DecompressError::Unknown`] or [`DecompressError::Unsupported`].
+/// [`DecompressError::Unknown`].
 pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
-    let unsupported = |name| Err(DecompressError::Unsupported { name });
     match payload {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Ok(Compression::Xz),
@@ -94,8 +101,8 @@ pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
         [0x02, 0x21, 0x4c, 0x18, ..] => Ok(Compression::Lz4),
         [0x5d, 0, 0, ..] => Ok(Compression::Lzma),
         [0x7f, b'E', b'L', b'F', ..] => Ok(Compression::None),
-        [b'B', b'Z', b'h', ..] => unsupported("bzip2"),
-        [0x89, b'L', b'Z', b'O', ..] => unsupported("lzo"),
+        [b'B', b'Z', b'h', ..] => Ok(Compression::Bzip2),
+        [0x89, b'L', b'Z', b'O', ..] => Ok(Compression::Lzo),
         other => Err(DecompressError::Unknown {
             magic: other.iter().copied().take(6).collect(),
         }),
@@ -105,7 +112,8 @@ pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
 /// Unpacks `stream` to exactly `want` bytes.
 ///
 /// # Errors
-/// [`DecompressError`]; memory never grows beyond `want`.
+/// [`DecompressError`]; the output never grows beyond `want`, nor the
+/// decoder's own memory beyond some 256 MiB.
 pub fn decompress(
     compression: Compression,
     stream: &[u8],
@@ -115,26 +123,23 @@ pub fn decompress(
         compression,
         source,
     };
-    let mut reader: Box<dyn Read + '_> = match compression {
-        Compression::Gzip => Box::new(flate2::read::GzDecoder::new(stream)),
-        Compression::Xz => Box::new(liblzma::read::XzDecoder::new(stream)),
-        Compression::Lzma => {
-            let decoder = liblzma::stream::Stream::new_lzma_decoder(u64::MAX)
-                .map_err(|e| damaged(io::Error::other(e)))?;
-            Box::new(liblzma::read::XzDecoder::new_stream(stream, decoder))
-        }
-        Compression::Zstd => Box::new(
-            zstd::stream::read::Decoder::with_buffer(stream)
-                .map_err(damaged)?
-                .single_frame(),
-        ),
-        Compression::Lz4 => Box::new(Lz4Legacy::new(stream)),
-        Compression::None => Box::new(stream),
-    };
+    let mut reader = decoder(compression, stream).map_err(damaged)?;
     let mut out = Vec::new();
-    let mut bounded = reader.by_ref().take(want);
-    bounded.read_to_end(&mut out).map_err(damaged)?;
-    let got = out.len() as u64;
+    let mut got = 0;
+    while got < want {
+        // Whatever size is claimed, no more is set aside than twice what has
+        // come so far: a lie costs nothing.
+        let step = (want - got).min(got.max(STEP));
+        out.reserve_exact(usize::try_from(step).unwrap_or(usize::MAX));
+        let mut bounded = reader.by_ref().take(step);
+        bounded.read_to_end(&mut out).map_err(damaged)?;
+        if out.len() as u64 != got + step {
+            got = out.len() as u64;
+            break;
+        }
+        got += step;
+    }
+    // The end must be seen, too: a checksum may follow the last byte.
     let over = got == want && reader.read(&mut [0]).map_err(damaged)? > 0;
     if got != want || over {
         return Err(DecompressError::Length {
@@ -147,155 +152,30 @@ pub fn decompress(
     Ok(out)
 }
 
-/// Magic number of lz4's legacy frame, little-endian.
-const LZ4_LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
-/// Every block of a legacy frame but the last unpacks to this: 8 MiB.
-const LZ4_LEGACY_BLOCK: usize = 8 << 20;
-
-/// The legacy frame that `lz4 -l` writes: after the magic number, blocks with
-/// a little-endian length in front. Frames may follow each other.
-struct Lz4Legacy<'a> {
-    rest: &'a [u8],
-    block: Vec<u8>,
-    /// What of `block` has been read.
-    read: usize,
-}
-
-impl<'a> Lz4Legacy<'a> {
-    fn new(stream: &'a [u8]) -> Self {
-        Self {
-            rest: stream,
-            block: Vec::new(),
-            read: 0,
+/// A reader of what `stream` unpacks to.
+fn decoder(compression: Compression, stream: &[u8]) -> io::Result<Box<dyn Read + '_>> {
+    use liblzma::read::XzDecoder;
+    use liblzma::stream::Stream;
+    Ok(match compression {
+        Compression::Gzip => Box::new(flate2::read::GzDecoder::new(stream)),
+        Compression::Xz => {
+            let decoder = Stream::new_stream_decoder(MAX_WORKING_MEMORY, 0)?;
+            Box::new(XzDecoder::new_stream(stream, decoder))
         }
-    }
-
-    /// Unpacks the next block, if there is one.
-    fn next_block(&mut self) -> io::Result<bool> {
-        while let Some(rest) = self.rest.strip_prefix(&LZ4_LEGACY_MAGIC) {
-            self.rest = rest;
+        Compression::Lzma => {
+            let decoder = Stream::new_lzma_decoder(MAX_WORKING_MEMORY)?;
+            Box::new(XzDecoder::new_stream(stream, decoder))
         }
-        if self.rest.is_empty() {
-            return Ok(false);
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame())
         }
-        let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        let (length, rest) = self.rest.split_first_chunk().ok_or_else(short)?;
-        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(io::Error::other)?;
-        let (packed, rest) = rest.split_at_checked(length).ok_or_else(short)?;
-        self.rest = rest;
-        self.block = lz4_flex::block::decompress(packed, LZ4_LEGACY_BLOCK)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        self.read = 0;
-        Ok(true)
-    }
-}
-
-impl Read for Lz4Legacy<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.read == self.block.len() {
-            if !self.next_block()? {
-                return Ok(0);
-            }
-        }
-        let mut unread = self.block.get(self.read..).unwrap_or_default();
-        let n = unread.read(out)?;
-        self.read += n;
-        Ok(n)
-    }
+        Compression::Lz4 => Box::new(BlockReader::new(lz4_legacy::Blocks::new(stream))),
+        Compression::Bzip2 => Box::new(bzip2::read::BzDecoder::new(stream)),
+        Compression::Lzo => Box::new(BlockReader::new(lzop::Blocks::new(stream)?)),
+        Compression::None => Box::new(stream),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn sample() -> Vec<u8> {
-        let mut data = b"\x7fELF".to_vec();
-        data.extend((0..100_000_u32).flat_map(|i| (i / 7).to_le_bytes()));
-        data
-    }
-
-    fn packed(compression: Compression, data: &[u8]) -> Vec<u8> {
-        match compression {
-            Compression::Gzip => {
-                let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                e.write_all(data).unwrap();
-                e.finish().unwrap()
-            }
-            Compression::Xz => {
-                let mut e = liblzma::write::XzEncoder::new(Vec::new(), 1);
-                e.write_all(data).unwrap();
-                e.finish().unwrap()
-            }
-            Compression::Lzma => {
-                let options = liblzma::stream::LzmaOptions::new_preset(1).unwrap();
-                let stream = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
-                let mut e = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
-                e.write_all(data).unwrap();
-                e.finish().unwrap()
-            }
-            Compression::Zstd => zstd::encode_all(data, 1).unwrap(),
-            Compression::Lz4 => {
-                let mut out = LZ4_LEGACY_MAGIC.to_vec();
-                for block in data.chunks(LZ4_LEGACY_BLOCK) {
-                    let packed = lz4_flex::block::compress(block);
-                    out.extend(u32::try_from(packed.len()).unwrap().to_le_bytes());
-                    out.extend(packed);
-                }
-                out
-            }
-            Compression::None => data.to_vec(),
-        }
-    }
-
-    const ALL: [Compression; 6] = [
-        Compression::Gzip,
-        Compression::Xz,
-        Compression::Lzma,
-        Compression::Zstd,
-        Compression::Lz4,
-        Compression::None,
-    ];
-
-    #[test]
-    fn what_was_packed_is_recognised_and_unpacked() {
-        let data = sample();
-        for compression in ALL {
-            let stream = packed(compression, &data);
-            assert_eq!(recognise(&stream).unwrap(), compression);
-            let out = decompress(compression, &stream, data.len() as u64).unwrap();
-            assert_eq!(out, data, "{compression}");
-        }
-    }
-
-    #[test]
-    fn a_bomb_is_cut_off_and_a_short_stream_told() {
-        let data = sample();
-        for compression in ALL {
-            let stream = packed(compression, &data);
-            for want in [100, data.len() as u64 - 1, data.len() as u64 + 1] {
-                let result = decompress(compression, &stream, want);
-                assert!(
-                    matches!(
-                        result,
-                        Err(DecompressError::Length { .. } | DecompressError::Damaged { .. })
-                    ),
-                    "{compression} {want}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn truncated_streams_are_errors() {
-        let data = sample();
-        for compression in ALL {
-            let stream = packed(compression, &data);
-            let cut = &stream[..stream.len() / 2];
-            assert!(
-                decompress(compression, cut, data.len() as u64).is_err(),
-                "{compression}"
-            );
-        }
-    }
-}
+#[path = "decompress_tests.rs"]
+pub(crate) mod tests;

@@ -8,18 +8,29 @@
 //! Neighbours: `placement.rs` decides the addresses, `boot/` writes what the
 //! kernel reads about itself.
 
+mod blocks;
 pub mod bzimage;
+pub mod cache;
 pub mod cmdline;
 pub mod decompress;
 pub mod elf;
 pub mod image;
+pub mod initramfs;
 mod le;
+mod lz4_legacy;
+mod lzop;
+pub mod source;
+mod version;
 
 use mkpool::AddrRange;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-pub use image::{ImageError, ImageFile, KernelFormat, KernelImage};
+pub use cache::{ImageCache, ImageInfo};
+pub use image::{BootMode, ImageError, KernelFormat, KernelImage};
+pub use initramfs::Initramfs;
+pub use source::ImageSource;
 
+use crate::instance::memory::InstanceMemory;
 use crate::placement::PlacementPlan;
 
 /// Where the boot processor starts.
@@ -53,17 +64,22 @@ pub enum LoadError {
     },
 }
 
-/// Copies kernel and initramfs to where `plan` says. BSS needs no work: a
-/// sub-pool is zero when an instance gets it (`Reservation::scrub`).
+/// Copies kernel and initramfs to where `plan` says.
+///
+/// The contract about zeros: a sub-pool reads as zero when its images are
+/// loaded. It is new from the pool, where [`crate::host_pool::HostPool`] puts
+/// back only what was scrubbed, or it was scrubbed before it was loaded again.
+/// So BSS, the rest of a bzImage's `init_size` and the gaps between archives
+/// are not written here.
 ///
 /// Returns the guest-physical address of the 64-bit entry.
 ///
 /// # Errors
 /// [`LoadError`]; the caller scrubs the instance then.
 pub fn load(
-    memory: &GuestMemoryMmap,
+    memory: &InstanceMemory,
     kernel: &KernelImage,
-    initramfs: Option<&[u8]>,
+    initramfs: Option<&Initramfs>,
     plan: &PlacementPlan,
 ) -> Result<u64, LoadError> {
     for segment in kernel.segments() {
@@ -78,12 +94,22 @@ pub fn load(
             .and_then(|start| AddrRange::with_size(start, segment.mem_size).ok())
             .filter(|range| plan.kernel.contains_range(range))
             .ok_or(misfit)?;
-        write(memory, range.start(), segment.data)?;
+        fill(memory, range.start(), segment.data)?;
     }
-    if let (Some(bytes), Some(place)) = (initramfs, plan.initramfs) {
-        write(memory, place.start(), bytes)?;
+    if let (Some(initramfs), Some(place)) = (initramfs, plan.initramfs) {
+        for (offset, archive) in initramfs.parts() {
+            fill(memory, place.start() + offset, archive)?;
+        }
     }
     Ok(plan.kernel.start() + kernel.entry_offset())
+}
+
+/// Copies many bytes, in the way that costs fresh memory least.
+fn fill(memory: &InstanceMemory, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
+    if memory.fill(addr, bytes) {
+        return Ok(());
+    }
+    write(memory.guest(), addr, bytes)
 }
 
 /// Copies `bytes` to guest-physical `addr`.

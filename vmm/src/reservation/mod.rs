@@ -16,6 +16,7 @@ mod mapping;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -134,6 +135,15 @@ pub enum ReservationError {
         /// What vm-memory said.
         #[source]
         source: MmapRegionError,
+    },
+    /// Writing through the memfd failed.
+    #[error("writing {range:?} of the pool failed")]
+    Write {
+        /// The range to be written.
+        range: AddrRange,
+        /// What pwrite said.
+        #[source]
+        source: std::io::Error,
     },
     /// Punching the range out of the memfd failed.
     #[error("scrubbing {range:?} failed")]
@@ -340,6 +350,37 @@ impl Reservation {
             offset += len;
         }
         Ok(())
+    }
+
+    /// Whether [`Reservation::write`] beats a copy through the mapping: where
+    /// pages come one by one, when they are first touched. Pages that are
+    /// there already are cheaper to copy into, and huge ones come through the
+    /// mapping only, which has the advice for them.
+    pub fn prefers_write(&self) -> bool {
+        let ReservationConfig {
+            backing,
+            prealloc,
+            lock,
+            numa_node: _,
+        } = self.config;
+        backing == Backing::Normal && !prealloc && !lock
+    }
+
+    /// Writes `bytes` at pool address `addr` through the file: the kernel puts
+    /// fresh pages in place already filled, where a copy through the mapping
+    /// takes a fault and a zeroed page for each.
+    ///
+    /// # Errors
+    /// [`ReservationError::Outside`], or [`ReservationError::Write`] with the
+    /// kernel's reason; part of it may have been written.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), ReservationError> {
+        let Ok(range) = AddrRange::with_size(addr, bytes.len() as u64) else {
+            return Ok(()); // nothing to write
+        };
+        let offset = self.offset_of(range)?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|source| ReservationError::Write { range, source })
     }
 
     /// Bytes of host memory that the pool holds at the moment.

@@ -1,0 +1,70 @@
+//! Images made by the tests: an ELF kernel, and a bzImage around anything.
+
+use std::path::PathBuf;
+
+/// Bytes in front of an ELF kernel's segment.
+pub const ELF_HEAD: usize = 0x1000;
+/// Bytes of zeros behind it in memory.
+pub const ELF_BSS: u64 = 0x5000;
+
+/// An ELF kernel with `data` as its one segment, at 16 MiB, and its BSS.
+pub fn elf(data: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; ELF_HEAD];
+    put(&mut file, 0, b"\x7fELF\x02\x01\x01");
+    put(&mut file, 16, &[2, 0, 62, 0, 1]);
+    put(&mut file, 24, &0x100_0000_u64.to_le_bytes()); // e_entry
+    put(&mut file, 32, &64_u64.to_le_bytes()); // e_phoff
+    put(&mut file, 52, &[64, 0, 56, 0, 1, 0]); // e_ehsize, e_phentsize, e_phnum
+    let size = data.len() as u64;
+    put(&mut file, 64, &[1, 0, 0, 0, 7]); // PT_LOAD, rwx
+    let fields = [ELF_HEAD as u64, 0x100_0000, 0x100_0000, size];
+    for (i, field) in fields.into_iter().enumerate() {
+        put(&mut file, 72 + 8 * i, &field.to_le_bytes());
+    }
+    put(&mut file, 104, &(size + ELF_BSS).to_le_bytes());
+    file.extend_from_slice(data);
+    file
+}
+
+/// A bzImage around `payload`, which must end with its unpacked size, for a
+/// kernel of up to `init_size` bytes.
+pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
+    const SETUP: usize = 1024;
+    const STUB: usize = 0x400;
+    let mut file = vec![0; SETUP + STUB];
+    let u32_of = |n: usize| u32::try_from(n).expect("a test's image is small");
+    put(&mut file, 0x1f1, &[1]); // setup_sects
+    let paragraphs = u32_of((STUB + payload.len()).div_ceil(16));
+    put(&mut file, 0x1f4, &paragraphs.to_le_bytes()); // syssize
+    put(&mut file, 0x1fe, b"\x55\xaa\xeb\x6aHdrS\x0f\x02");
+    put(&mut file, 0x211, &[1]); // LOADED_HIGH
+    put(&mut file, 0x22c, &0x7fff_ffff_u32.to_le_bytes()); // initrd_addr_max
+    put(&mut file, 0x230, &0x20_0000_u32.to_le_bytes()); // kernel_alignment
+    put(&mut file, 0x234, &[1, 21]); // relocatable, min_alignment
+    put(&mut file, 0x236, &[3]); // xloadflags
+    put(&mut file, 0x238, &2047_u32.to_le_bytes()); // cmdline_size
+    put(&mut file, 0x248, &u32_of(STUB).to_le_bytes()); // payload_offset
+    put(&mut file, 0x24c, &u32_of(payload.len()).to_le_bytes());
+    put(&mut file, 0x258, &0x100_0000_u64.to_le_bytes()); // pref_address
+    put(&mut file, 0x260, &init_size.to_le_bytes());
+    file.extend_from_slice(payload);
+    file
+}
+
+/// Debian's kernel `version`, where `scripts/fetch-kernels` has put it; says
+/// so when it has not.
+pub fn debian_kernel(version: &str) -> Option<PathBuf> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let path = PathBuf::from(root).join(format!(".cache/guests/vmlinuz-{version}"));
+    if path.is_file() {
+        return Some(path);
+    }
+    crate::tier::announce(&format!(
+        "without Debian's kernel {version}: scripts/fetch-kernels fetches it"
+    ));
+    None
+}
+
+fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}

@@ -1,0 +1,29 @@
+//! Any bytes as a bzImage, in both ways to boot one. Whatever the input says
+//! otherwise, it gets the marks without which it would be refused at once.
+#![no_main]
+
+mod check;
+
+use libfuzzer_sys::fuzz_target;
+use mkvmm::loader::{BootMode, KernelImage};
+
+/// Offset and bytes: boot_flag, header, protocol 2.15.
+const MARKS: [(usize, &[u8]); 3] = [
+    (0x1fe, &[0x55, 0xaa]),
+    (0x202, b"HdrS"),
+    (0x206, &[0x0f, 0x02]),
+];
+
+fuzz_target!(|data: &[u8]| {
+    let mut file = data.to_vec();
+    for (at, bytes) in MARKS {
+        if let Some(place) = file.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+    for boot in [BootMode::Elf, BootMode::BzImage] {
+        if let Ok(kernel) = KernelImage::parse(file.clone(), boot) {
+            check::check(&kernel);
+        }
+    }
+});

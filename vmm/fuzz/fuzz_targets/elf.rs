@@ -1,0 +1,27 @@
+//! Any bytes as an ELF kernel. Whatever the input says otherwise, it gets the
+//! marks without which it would be refused at once.
+#![no_main]
+
+mod check;
+
+use libfuzzer_sys::fuzz_target;
+use mkvmm::loader::{BootMode, KernelImage};
+
+/// Offset and bytes: magic, class and data; machine; e_phentsize.
+const MARKS: [(usize, &[u8]); 3] = [
+    (0, &[0x7f, b'E', b'L', b'F', 2, 1]),
+    (18, &[62, 0]),
+    (54, &[56, 0]),
+];
+
+fuzz_target!(|data: &[u8]| {
+    let mut file = data.to_vec();
+    for (at, bytes) in MARKS {
+        if let Some(place) = file.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+    if let Ok(kernel) = KernelImage::parse(file, BootMode::Elf) {
+        check::check(&kernel);
+    }
+});
