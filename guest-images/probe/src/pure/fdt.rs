@@ -5,8 +5,6 @@
 use super::range::Range;
 
 const MAGIC: u32 = 0xd00d_feed;
-/// Bytes of the header of format version 17.
-pub const HEADER_LEN: usize = 40;
 /// The format that we read: version 17 and all that is compatible with 16.
 const COMPATIBLE: u32 = 16;
 const BEGIN_NODE: u32 = 1;
@@ -277,7 +275,9 @@ mod tests {
         }
         assert!(Fdt::new(&changed).is_err());
         let ends = bytes.len() - usize::try_from(u32_at(&bytes, 32).unwrap()).unwrap();
-        let end = bytes[..ends].windows(4).rposition(|w| w == END_NODE.to_be_bytes());
+        let end = bytes[..ends]
+            .windows(4)
+            .rposition(|w| w == END_NODE.to_be_bytes());
         let mut changed = bytes.clone();
         changed[end.unwrap() + 3] = NOP as u8;
         assert!(Fdt::new(&changed).is_err());

@@ -6,7 +6,7 @@ use super::range::Range;
 /// First leaf of the range in which hypervisors announce themselves in CPUID.
 pub const FIRST_LEAF: u32 = 0x4000_0000;
 /// First leaf behind that range.
-pub const LAST_LEAF: u32 = 0x4001_0000;
+pub const END_LEAF: u32 = 0x4001_0000;
 /// Distance of two hypervisors in that range.
 pub const LEAF_STEP: usize = 0x100;
 /// EBX, ECX, EDX of mkvmm's first leaf.
@@ -147,7 +147,10 @@ mod tests {
         assert_eq!((manifest.id, manifest.name, manifest.cpus), (7, "web", 2));
         assert_eq!(manifest.pool, range(0x1_0000_0000, 0x4000_0000));
         assert_eq!(manifest.kernel, range(0x1_0020_0000, 0x20_0000));
-        assert_eq!(manifest.initramfs, Some((range(0x1_0060_0000, 0x1000), 1234)));
+        assert_eq!(
+            manifest.initramfs,
+            Some((range(0x1_0060_0000, 0x1000), 1234))
+        );
         assert_eq!(manifest.cmdline, "name=web spin");
         let chunks: Vec<_> = manifest.chunks().flatten().map(|c| c.start).collect();
         assert_eq!(chunks, [0x1_0000_0000, 0x1_1000_0000]);
