@@ -76,7 +76,7 @@ impl<'a> Manifest<'a> {
             address: fdt.u64("", "address").ok_or("has no address")?,
             pool: one("pool").ok_or("has no pool")?,
             id: fdt.u32("instance", "id").ok_or("has no id")?,
-            name: fdt.text("instance", "name").ok_or("has no name")?,
+            name: fdt.text("instance", "label").ok_or("has no name")?,
             cpus: fdt.u32("instance", "cpus").ok_or("has no cpus")?,
             low_window: one("low-window").ok_or("has no low window")?,
             control_block: one("control-block").ok_or("has no control block")?,
@@ -118,7 +118,7 @@ mod tests {
         let chunks = [0x1_0000_0000, 0x100_0000, 0x1_1000_0000, 0x100_0000];
         node("instance", &chunks, &|fdt| {
             fdt.property_u32("id", 7).unwrap();
-            fdt.property_string("name", "web").unwrap();
+            fdt.property_string("label", "web").unwrap();
             fdt.property_u32("cpus", 2).unwrap();
         });
         node("low-window", &[0x1_0000_0000, 0x10_0000], &|_| {});
