@@ -28,7 +28,7 @@ pub enum ChunkPolicy {
 /// Why an instance pool was not created; the main pool is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
-    /// The granule is smaller than a page or than the main pool's, or does not fit 64 bits.
+    /// The granule is smaller than a page, or does not fit 64 bits.
     #[error("instance {id}: order {order} is not between {min} and 63")]
     BadOrder {
         /// The instance.
@@ -131,11 +131,17 @@ pub struct InstancePool {
     pool: GenPool,
 }
 
+/// Chunks are made of whole granules of both pools.
+fn chunk_granule(main: &MainPool, order: u32) -> u64 {
+    1_u64.wrapping_shl(order.max(main.order()))
+}
+
 impl InstancePool {
     /// Takes chunks of `main` until `size` bytes are reached. All or nothing.
     ///
-    /// Strict mode rounds the size up to the granule (see [`rounded_from`](Self::rounded_from)),
-    /// takes chunks aligned to the granule and none below it. Linux mode does what the RFC does.
+    /// Strict mode rounds the size up to the granule, its own or the main pool's, whichever is
+    /// larger (see [`rounded_from`](Self::rounded_from)), takes chunks aligned to it and none
+    /// below it. Linux mode does what the RFC does.
     ///
     /// # Errors
     ///
@@ -148,14 +154,14 @@ impl InstancePool {
         policy: ChunkPolicy,
     ) -> Result<Self, CreateError> {
         let strict = main.mode() == Mode::Strict;
-        let min = main.order().max(PAGE_ORDER);
+        let min = PAGE_ORDER;
         if order < min || order > 63 {
             return Err(CreateError::BadOrder { id, order, min });
         }
         if strict && size == 0 {
             return Err(CreateError::ZeroSize { id });
         }
-        let granule = 1_u64.wrapping_shl(order);
+        let granule = chunk_granule(main, order);
         let wanted = if strict {
             size.checked_next_multiple_of(granule)
         } else {
@@ -214,7 +220,7 @@ impl InstancePool {
         policy: ChunkPolicy,
         remaining: u64,
     ) -> Result<AddrRange, AllocError> {
-        let granule = self.pool.granule();
+        let granule = chunk_granule(main, self.pool.order());
         let strict = main.mode() == Mode::Strict;
         let mut tried = remaining;
         let mut failure = match self.take(main, tried) {

@@ -197,3 +197,21 @@ fn allocation_respects_alignment_of_gibibytes() {
     assert_eq!(web.alloc(1, 3), Err(AllocError::BadAlign { align: 3 }));
     assert_eq!(web.alloc(1, 2).unwrap().start(), BASE + PAGE);
 }
+
+#[test]
+fn an_instance_may_divide_finer_than_its_main_pool() {
+    // The main pool hands out 2 MiB pages; the instance allocates 4 KiB pages in them.
+    let main = MainPool::new(AddrRange::with_size(1 << 30, 64 << 20).unwrap(), 21).unwrap();
+    let mut instance =
+        InstancePool::create(&main, 1, 5 << 20, PAGE_ORDER, ChunkPolicy::Halving).unwrap();
+    assert_eq!(instance.size(), 6 << 20);
+    assert_eq!(instance.rounded_from(), Some(5 << 20));
+    let page = instance.alloc(4096, 0).unwrap();
+    assert_eq!((page.start(), page.size()), (1 << 30, 4096));
+    assert_eq!(
+        instance.alloc(1 << 20, 0).unwrap().start(),
+        (1 << 30) + 4096
+    );
+    instance.destroy_forced(&main).unwrap();
+    assert_eq!(main.avail(), 64 << 20);
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mkpool::{
     AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, InstancePool, MainPool,
-    PoolError, ResourceError, ResourceId, ResourceTree,
+    PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
 };
 
 use crate::instance::{InstanceId, InstanceName};
@@ -181,19 +181,13 @@ impl HostPool {
         name: &InstanceName,
         memory: u64,
     ) -> Result<SubPool, HostPoolError> {
-        let pool = InstancePool::create(
-            &self.main,
-            id.0,
-            memory,
-            self.main.order(),
-            ChunkPolicy::Rfc,
-        )
-        .map_err(|source| HostPoolError::Carve {
-            memory,
-            avail: self.main.avail(),
-            largest_free: self.main.largest_free().map_or(0, |r| r.size()),
-            source,
-        })?;
+        let pool = InstancePool::create(&self.main, id.0, memory, PAGE_ORDER, ChunkPolicy::Rfc)
+            .map_err(|source| HostPoolError::Carve {
+                memory,
+                avail: self.main.avail(),
+                largest_free: self.main.largest_free().map_or(0, |r| r.size()),
+                source,
+            })?;
         let mut sub_pool = SubPool {
             regions: pool.regions(),
             pool,

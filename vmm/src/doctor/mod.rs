@@ -5,6 +5,8 @@
 //! instruction that Linux needs. So a probe executes those instructions in a
 //! guest of its own.
 
+pub mod offers;
+
 use std::fmt;
 
 use mkpool::AddrRange;
@@ -13,6 +15,7 @@ use serde::Serialize;
 use crate::boot::layout::DYNAMIC_POOL_MIN;
 use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
+use crate::doctor::offers::Offers;
 use crate::error_chain::chain;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::fleet::Fleet;
@@ -37,6 +40,12 @@ pub struct Findings {
     pub linux: Answer,
     /// Bits of a guest-physical address, where KVM is there.
     pub address_bits: Option<u32>,
+    /// Memory slots a guest may have: its regions and the low window.
+    pub memory_slots: Option<usize>,
+    /// vCPUs that KVM gives to one guest.
+    pub max_vcpus: Option<usize>,
+    /// What the host can make a pool of.
+    pub offers: Offers,
 }
 
 /// Yes, or no and why.
@@ -76,12 +85,19 @@ impl fmt::Display for Answer {
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "/dev/kvm:         {}", self.kvm)?;
-        if let Some(bits) = self.address_bits {
-            writeln!(f, "address width:    {bits} bits")?;
+        writeln!(f, "{:<18}{}", "/dev/kvm:", self.kvm)?;
+        for (label, number) in [
+            ("address bits:", self.address_bits.map(u64::from)),
+            ("memory slots:", self.memory_slots.map(|n| n as u64)),
+            ("vCPUs per guest:", self.max_vcpus.map(|n| n as u64)),
+        ] {
+            if let Some(number) = number {
+                writeln!(f, "{label:<18}{number}")?;
+            }
         }
-        writeln!(f, "probe guests:     {}", self.probe)?;
-        writeln!(f, "unmodified Linux: {}", self.linux)
+        writeln!(f, "{:<18}{}", "probe guests:", self.probe)?;
+        writeln!(f, "{:<18}{}", "unmodified Linux:", self.linux)?;
+        self.offers.fmt(f)
     }
 }
 
@@ -96,10 +112,15 @@ pub fn examine() -> Findings {
                 probe: Answer::no("no KVM"),
                 linux: Answer::no("no KVM"),
                 address_bits: None,
+                memory_slots: None,
+                max_vcpus: None,
+                offers: offers::look(),
             };
         }
     };
     let address_bits = Some(host.address_bits());
+    let memory_slots = Some(host.memory_slots());
+    let max_vcpus = Some(host.kvm().get_max_vcpus());
     let probe = answer(host, "", |_| "the probe ended badly".to_owned());
     let linux = if probe.ok {
         match Host::open() {
@@ -121,6 +142,9 @@ pub fn examine() -> Findings {
         probe,
         linux,
         address_bits,
+        memory_slots,
+        max_vcpus,
+        offers: offers::look(),
     }
 }
 
