@@ -141,7 +141,7 @@ impl<O> Chunk<O> {
             None if n == 0 => return Ok(()),
             None => return Err(BadFree::PastEnd),
         };
-        match self.free.next_free(first) {
+        match self.free.next_free_before(first, end) {
             Some(at) if at < end => {
                 let first_free = self.base.wrapping_add(at.wrapping_shl(self.order));
                 Err(BadFree::NotAllocated { first_free })

@@ -28,6 +28,7 @@
 mod align;
 mod best;
 mod bits;
+mod indices;
 mod leaf;
 mod list;
 mod node;
@@ -101,17 +102,24 @@ impl FreeSet {
 
     /// The first free position at or behind `from`.
     pub(crate) fn next_free(&self, from: u64) -> Option<u64> {
+        self.next_free_before(from, self.len)
+    }
+
+    /// The first free position in `from..limit`, or perhaps one behind that.
+    pub(crate) fn next_free_before(&self, from: u64, limit: u64) -> Option<u64> {
         match &self.tree {
             _ if from >= self.len => None,
             None => Some(from),
-            Some(tree) => tree.next(from, true),
+            Some(tree) => tree.next(from, limit, true),
         }
     }
 
     /// The first used position at or behind `from`.
     pub(crate) fn next_used(&self, from: u64) -> Option<u64> {
         match &self.tree {
-            Some(tree) if from < self.len => tree.next(from, false).filter(|&at| at < self.len),
+            Some(tree) if from < self.len => {
+                tree.next(from, self.len, false).filter(|&at| at < self.len)
+            }
             _ => None,
         }
     }

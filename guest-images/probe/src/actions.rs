@@ -12,16 +12,27 @@ use crate::service;
 const TOUCH: u64 = 0x6d6b_766d_6d00_0000;
 /// What `hold` fills pages with, made different for each word.
 const HOLD: u64 = 0x686f_6c64_0000_0000;
+/// What `marks` writes to the POST port.
+const POST_CODE: u8 = 0x6d;
+/// What `marks` writes to the debug port.
+const MARK: &[u8] = b"probe checked\n";
+
+/// Leaves a mark at each of the debug ports.
+fn leave_marks() {
+    service::write_port(0x80, POST_CODE);
+    service::print_to(service::DEBUG_PORT, MARK);
+}
 
 impl Probe {
-    pub fn act(&mut self, text: &str) {
-        for word in cmdline::words(text) {
+    pub fn act(&mut self) {
+        for word in cmdline::words(self.cmdline) {
             match word {
                 Word::Touch(value) => cmdline::addresses(value)
                     .flatten()
                     .for_each(|a| self.touch(a)),
                 Word::Hold(millions) => self.hold(millions.saturating_mul(1_000_000)),
                 Word::Caps => self.caps(),
+                Word::Marks => leave_marks(),
                 _ => {}
             }
         }

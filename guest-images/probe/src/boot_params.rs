@@ -5,6 +5,7 @@
 
 use crate::memory::Memory;
 use crate::pure::e820::{ENTRY_LEN, Entry};
+use crate::pure::manifest::SETUP_DATA_TYPE;
 use crate::pure::range::Range;
 
 const EXT_RAMDISK_IMAGE: usize = 0x0c0;
@@ -29,7 +30,9 @@ pub struct BootParams {
     zero_page: &'static [u8],
     /// Data of the `SETUP_E820_EXT` nodes, mostly none.
     extensions: [&'static [u8]; 8],
-    /// What was wrong with the chain of `setup_data`.
+    /// Where the chain of `setup_data` has the manifest.
+    pub manifest: Option<Range>,
+    /// What was wrong with the chain.
     pub complaint: Option<&'static str>,
 }
 
@@ -39,6 +42,7 @@ impl BootParams {
         let mut this = Self {
             zero_page: zero_page.unwrap_or(&[0; 4096]),
             extensions: [&[]; 8],
+            manifest: None,
             complaint: zero_page.is_none().then_some("no boot_params"),
         };
         if let Err(complaint) = this.follow_setup_data(memory) {
@@ -57,15 +61,19 @@ impl BootParams {
             let next = memory.peek(node).ok_or("setup_data out of reach")?;
             let word = memory.peek(node + 8).ok_or("setup_data out of reach")?;
             let (kind, len) = (word as u32, word >> 32);
-            if kind == SETUP_E820_EXT
-                && let Some(range) = Range::sized(node + NODE_HEADER, len)
-            {
-                let place = self
-                    .extensions
-                    .get_mut(found)
-                    .ok_or("too many SETUP_E820_EXT")?;
-                *place = memory.bytes(range).ok_or("SETUP_E820_EXT out of reach")?;
-                found += 1;
+            let data = Range::sized(node + NODE_HEADER, len);
+            match (kind, data) {
+                (SETUP_E820_EXT, Some(range)) => {
+                    let place = self.extensions.get_mut(found);
+                    let place = place.ok_or("too many SETUP_E820_EXT")?;
+                    *place = memory.bytes(range).ok_or("SETUP_E820_EXT out of reach")?;
+                    found += 1;
+                }
+                (SETUP_DATA_TYPE, _) if self.manifest.is_some() => {
+                    return Err("setup_data has two manifests");
+                }
+                (SETUP_DATA_TYPE, range) => self.manifest = range,
+                _ => {}
             }
             node = next;
         }
@@ -82,9 +90,14 @@ impl BootParams {
         u64::from(self.u32(low)) | u64::from(self.u32(high)) << 32
     }
 
+    /// Where the command line is.
+    pub fn cmdline_addr(&self) -> u64 {
+        self.split_u64(CMD_LINE_PTR, EXT_CMD_LINE_PTR)
+    }
+
     /// The command line, if it is there and is text.
     pub fn cmdline(&self, memory: &mut Memory) -> Option<&'static str> {
-        let addr = self.split_u64(CMD_LINE_PTR, EXT_CMD_LINE_PTR);
+        let addr = self.cmdline_addr();
         // Not further than the first 1 MiB if it lies there: what follows need not be RAM.
         let end = addr.saturating_add(MAX_CMDLINE);
         let end = if addr < 1 << 20 {

@@ -8,7 +8,7 @@ use crate::pure::e820::USABLE;
 use crate::pure::range::{List, Range, subtract};
 
 /// Where memory that belongs to the pool can begin.
-const LOW_WINDOW: u64 = 1 << 20;
+pub const LOW_WINDOW: u64 = 1 << 20;
 /// Stretches of foreign pool memory that are read; each read is an MMIO exit.
 const STRETCHES: usize = 16;
 
@@ -21,6 +21,7 @@ impl Probe {
             bad!(self, "{complaint}");
         }
         self.check_map();
+        self.check_manifest();
         self.check_bss();
         self.check_usable();
         self.check_fresh();
@@ -242,7 +243,7 @@ pub fn last_page(range: Range) -> Range {
 }
 
 /// A range as Linux prints resources, with the last address instead of the end.
-struct Mem(Range);
+pub struct Mem(pub Range);
 
 impl core::fmt::Display for Mem {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

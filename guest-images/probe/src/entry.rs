@@ -22,7 +22,7 @@ pub const MAGIC: u32 = 0x6d6b_766d;
 pub const PAGE_TABLES: usize = 32;
 
 pub const SERVICE_PRINT: u64 = 0;
-pub const SERVICE_RESET: u64 = 1;
+pub const SERVICE_OUT8: u64 = 1;
 pub const SERVICE_HALT: u64 = 2;
 pub const SERVICE_CRASH: u64 = 3;
 pub const SERVICE_INT3: u64 = 4;
@@ -30,6 +30,7 @@ pub const SERVICE_CMPXCHG16B: u64 = 5;
 pub const SERVICE_XSAVE: u64 = 6;
 pub const SERVICE_CPUID: u64 = 7;
 pub const SERVICE_FLUSH: u64 = 8;
+pub const SERVICE_OUT16: u64 = 9;
 
 global_asm!(
     r#"
@@ -226,14 +227,16 @@ breakpoint_entry:
     inc     byte ptr [rip + breakpoints]
     iretq
 
-// ---- services: rax number, rdi and rsi arguments, results in rax and rdi ----
+// ---- services: rax number; rdi, rsi, rdx arguments; results in rax and rdi ----
 
 service:
     add     qword ptr [rsp], 2          // go on behind the ud2
     cmp     eax, {print}
     je      service_print
-    cmp     eax, {reset}
-    je      service_reset
+    cmp     eax, {out8}
+    je      service_out8
+    cmp     eax, {out16}
+    je      service_out16
     cmp     eax, {halt}
     je      service_halt
     cmp     eax, {int3}
@@ -259,14 +262,22 @@ service_crash:
 service_print:
     mov     rcx, rsi
     mov     rsi, rdi
-    mov     edx, 0x3f8
     cld
     rep outsb
     iretq
 
-service_reset:
-    mov     al, 0xfe
-    out     0x64, al
+service_out8:
+    mov     edx, edi
+    mov     eax, esi
+    out     dx, al
+    iretq
+
+service_out16:
+    mov     edx, edi
+    mov     eax, esi
+    out     dx, ax
+    iretq
+
 service_halt:
     cli
     hlt
@@ -310,7 +321,7 @@ service_xsave:
     mov     eax, 1
     iretq
 
-// The CPUID that ring 3 sees may be the host's own. edx:eax and ecx.
+// The CPUID that ring 3 sees may be the host's own. edx:eax and ebx:ecx.
 service_cpuid:
     mov     r9, rbx
     mov     eax, edi
@@ -318,7 +329,8 @@ service_cpuid:
     cpuid
     shl     rdx, 32
     or      rax, rdx
-    mov     edi, ecx
+    shl     rbx, 32
+    lea     rdi, [rbx + rcx]
     mov     rbx, r9
     iretq
 
@@ -364,7 +376,8 @@ user_stack_top:
     magic = const MAGIC,
     tables = const PAGE_TABLES,
     print = const SERVICE_PRINT,
-    reset = const SERVICE_RESET,
+    out8 = const SERVICE_OUT8,
+    out16 = const SERVICE_OUT16,
     halt = const SERVICE_HALT,
     int3 = const SERVICE_INT3,
     cmpxchg16b = const SERVICE_CMPXCHG16B,

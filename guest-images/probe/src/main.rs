@@ -11,7 +11,8 @@
 //! - [`console`]: whole lines to COM1
 //! - [`memory`]: looking at any physical address
 //! - [`boot_params`]: what the loader left for us
-//! - [`checks`]: the checks; [`actions`]: what the user asked for
+//! - [`checks`]: the checks; [`manifest`]: those of the manifest
+//! - [`actions`]: what the user asked for
 //! - [`pure`]: all that only computes, tested on the host
 //!
 //! Everything but `entry` runs in ring 3, at full speed on every kind of KVM.
@@ -26,7 +27,7 @@ mod actions;
 mod boot_params;
 mod checks;
 mod entry;
-
+mod manifest;
 mod mem_functions;
 mod memory;
 mod pure;
@@ -41,6 +42,8 @@ use pure::range::{List, Range};
 struct Probe {
     memory: Memory,
     boot_params: BootParams,
+    cmdline: &'static str,
+    name: Option<&'static str>,
     pool: Option<Range>,
     /// The instance's own chunks, ascending.
     chunks: List<512>,
@@ -70,18 +73,19 @@ extern "C" fn probe_main(
     let mut probe = Probe {
         memory,
         boot_params,
+        cmdline: cmdline.unwrap_or_default(),
+        name: None,
         pool: None,
         chunks: List::new(),
         initrd: None,
         problems: 0,
     };
-    let text = cmdline.unwrap_or_default();
-    let (spin, end) = probe.read_words(text);
+    let (spin, end) = probe.read_words();
     if cmdline.is_none() {
         bad!(probe, "command line is not text or not there");
     }
     probe.check();
-    probe.act(text);
+    probe.act();
 
     if probe.problems > 0 {
         say!("FAIL {} problems", probe.problems);
@@ -96,12 +100,11 @@ extern "C" fn probe_main(
 
 impl Probe {
     /// Takes in what the VMM says and names what is not for us.
-    fn read_words(&mut self, text: &str) -> (bool, End) {
+    fn read_words(&mut self) -> (bool, End) {
         let (mut spin, mut end) = (false, End::Reset);
-        let mut name = None;
-        for word in cmdline::words(text) {
+        for word in cmdline::words(self.cmdline) {
             match word {
-                Word::Name(value) => name = Some(value),
+                Word::Name(value) => self.name = Some(value),
                 Word::Pool(range) => self.pool = Some(range),
                 Word::Chunks(value) => {
                     for range in cmdline::ranges(value) {
@@ -113,22 +116,22 @@ impl Probe {
                 Word::Spin => spin = true,
                 Word::End(value) => end = value,
                 // In their own order, by `act`.
-                Word::Touch(_) | Word::Hold(_) | Word::Caps => {}
+                Word::Touch(_) | Word::Hold(_) | Word::Caps | Word::Marks => {}
                 Word::Malformed(_) | Word::Unknown(_) => {}
             }
         }
-        match name {
+        match self.name {
             Some(name) => say!("name {name}"),
             None => bad!(self, "no name"),
         }
-        self.name_strange_words(text);
+        self.name_strange_words();
         (spin, end)
     }
 
-    fn name_strange_words(&mut self, text: &str) {
+    fn name_strange_words(&mut self) {
         let mut line = console::Line::new("probe: ignored");
         let mut any = false;
-        for word in cmdline::words(text) {
+        for word in cmdline::words(self.cmdline) {
             match word {
                 Word::Unknown(text) => {
                     line.add(format_args!(" {text}"));

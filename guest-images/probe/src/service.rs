@@ -8,11 +8,16 @@ use core::arch::asm;
 use crate::entry;
 use crate::pure::cmdline::End;
 
+/// COM1's data register.
+const COM1_PORT: u16 = 0x3f8;
+/// Text for whoever debugs the guest, a byte at a time.
+pub const DEBUG_PORT: u16 = 0xe9;
+
 /// # Safety
 ///
 /// The arguments must be what the service expects: for `SERVICE_PRINT` address
-/// and length of readable bytes; for the others any.
-unsafe fn request(service: u64, first: u64, second: u64) -> (u64, u64) {
+/// and length of readable bytes, and a port; for the others any.
+unsafe fn request(service: u64, [first, second, third]: [u64; 3]) -> (u64, u64) {
     let (result, more);
     // SAFETY: the handler goes on behind the `ud2`, keeps the stack and every
     // register but those named here, and reads only what the caller vouches for.
@@ -24,7 +29,7 @@ unsafe fn request(service: u64, first: u64, second: u64) -> (u64, u64) {
             inout("rdi") first => more,
             inout("rsi") second => _,
             out("rcx") _,
-            out("rdx") _,
+            inout("rdx") third => _,
             out("r9") _,
             options(nostack),
         );
@@ -34,38 +39,51 @@ unsafe fn request(service: u64, first: u64, second: u64) -> (u64, u64) {
 
 /// Writes the bytes to COM1.
 pub fn print(bytes: &[u8]) {
+    print_to(COM1_PORT, bytes);
+}
+
+/// Writes the bytes to a port, one after the other.
+pub fn print_to(port: u16, bytes: &[u8]) {
+    let arguments = [bytes.as_ptr() as u64, bytes.len() as u64, port.into()];
     // SAFETY: a slice is readable for its length.
-    unsafe {
-        request(
-            entry::SERVICE_PRINT,
-            bytes.as_ptr() as u64,
-            bytes.len() as u64,
-        )
-    };
+    unsafe { request(entry::SERVICE_PRINT, arguments) };
+}
+
+/// Writes a byte to a port.
+pub fn write_port(port: u16, value: u8) {
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_OUT8, [port.into(), value.into(), 0]) };
+}
+
+/// Writes 16 bits to a port.
+fn write_port16(port: u16, value: u16) {
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_OUT16, [port.into(), value.into(), 0]) };
 }
 
 /// Whether ring 0 can take the breakpoint exception of an `int3`.
 pub fn int3() -> bool {
     // SAFETY: no memory is named.
-    unsafe { request(entry::SERVICE_INT3, 0, 0).0 == 1 }
+    unsafe { request(entry::SERVICE_INT3, [0; 3]).0 == 1 }
 }
 
 /// Whether ring 0 can exchange 16 bytes.
 pub fn cmpxchg16b() -> bool {
     // SAFETY: no memory is named.
-    unsafe { request(entry::SERVICE_CMPXCHG16B, 0, 0).0 == 1 }
+    unsafe { request(entry::SERVICE_CMPXCHG16B, [0; 3]).0 == 1 }
 }
 
 /// Whether ring 0 can save and restore extended state.
 pub fn xsave() -> bool {
     // SAFETY: no memory is named.
-    unsafe { request(entry::SERVICE_XSAVE, 0, 0).0 == 1 }
+    unsafe { request(entry::SERVICE_XSAVE, [0; 3]).0 == 1 }
 }
 
 /// What the processor is said to have. In ring 3, `cpuid` itself may tell of the
 /// host's processor, for a paravirtual KVM cannot intercept it there.
 pub struct Cpuid {
     pub eax: u32,
+    pub ebx: u32,
     pub ecx: u32,
     pub edx: u32,
 }
@@ -73,29 +91,40 @@ pub struct Cpuid {
 /// Executes `cpuid` for sub-leaf 0.
 pub fn cpuid(leaf: u32) -> Cpuid {
     // SAFETY: no memory is named.
-    let (low, ecx) = unsafe { request(entry::SERVICE_CPUID, u64::from(leaf), 0) };
+    let (first, second) = unsafe { request(entry::SERVICE_CPUID, [leaf.into(), 0, 0]) };
     Cpuid {
-        eax: low as u32,
-        ecx: ecx as u32,
-        edx: (low >> 32) as u32,
+        eax: first as u32,
+        ebx: (second >> 32) as u32,
+        ecx: second as u32,
+        edx: (first >> 32) as u32,
     }
 }
 
 /// Makes the processor forget translations that the tables no longer hold.
 pub fn flush() {
     // SAFETY: no memory is named.
-    unsafe { request(entry::SERVICE_FLUSH, 0, 0) };
+    unsafe { request(entry::SERVICE_FLUSH, [0; 3]) };
 }
 
-/// Ends the guest.
+/// Ends the guest; where the machine does not know the way, it halts.
 pub fn end(how: End) -> ! {
-    let service = match how {
-        End::Reset => entry::SERVICE_RESET,
-        End::Halt => entry::SERVICE_HALT,
-        End::Crash => entry::SERVICE_CRASH,
-    };
+    match how {
+        // The keyboard controller pulses the reset line.
+        End::Reset => write_port(0x64, 0xfe),
+        // The reset register that the FADT names.
+        End::AcpiReset => write_port(0xcf9, 6),
+        // PM1a control: SLP_TYP of S5, SLP_EN.
+        End::Poweroff => write_port16(0x604, 5 << 10 | 1 << 13),
+        // pvpanic: panicked.
+        End::Panic => write_port(0x505, 1),
+        End::Crash => {
+            // SAFETY: no memory is named. It does not come back.
+            unsafe { request(entry::SERVICE_CRASH, [0; 3]) };
+        }
+        End::Halt => {}
+    }
     loop {
-        // SAFETY: no memory is named. None of the three comes back.
-        unsafe { request(service, 0, 0) };
+        // SAFETY: no memory is named. It does not come back.
+        unsafe { request(entry::SERVICE_HALT, [0; 3]) };
     }
 }

@@ -8,22 +8,27 @@
 //! A class is built by its first use, in one pass over the nodes there are at that time, and
 //! makes every later change dearer by one path of such numbers.
 
+use super::indices::Cut;
 use super::leaf::{LEN, Leaf};
-use super::node::{Below, FAN, Link, Node, child_bits};
+use super::node::{Below, FAN, FAN_BITS, Link, Node, child_bits, width};
 use super::slab::Slab;
-use super::tree::{ROOT, Tree, local};
+use super::tree::{Place, ROOT, Tree, local};
 use alloc::vec::Vec;
 
 /// More alignments than this at once are not kept; the one used longest ago goes.
 const MAX_CLASSES: usize = 40;
+
+/// The rooms of one node, by place of its heap less 2.
+type Rooms = [u64; 2 * FAN - 2];
 
 /// One alignment: positions at which `at + off` has no bit of `mask`.
 #[derive(Debug, Clone)]
 pub(super) struct Class {
     mask: u64,
     off: u64,
-    /// By node and child: the most free granules from an aligned position on.
-    pub(super) rooms: Vec<[u64; FAN]>,
+    /// By node, and place in its heap (2 to 15, as in [`Node`]): the most free granules from an
+    /// aligned position on.
+    rooms: Vec<Rooms>,
 }
 
 /// The first aligned position of a leaf at or behind `at`; `off` includes the leaf's base.
@@ -58,21 +63,62 @@ impl Class {
         }
     }
 
-    /// Makes a place for a node whose children are all free or all used.
-    pub(super) fn place_uniform(&mut self, id: u32, base: u64, span: u64, free: bool) {
-        let mut rooms = [0; FAN];
-        for (i, slot) in rooms.iter_mut().enumerate() {
-            *slot = self.uniform_room(base + i as u64 * span, span, free);
+    /// Makes room for a node whose children of `1 << bits` are all free or all used.
+    pub(super) fn place_uniform(&mut self, id: u32, base: u64, bits: u32, free: bool) {
+        let mut rooms = [0; 2 * FAN - 2];
+        for (place, slot) in (2..).zip(&mut rooms) {
+            let bits = width(place, bits);
+            let number = place as u64 - (1 << place.ilog2());
+            *slot = self.uniform_room(base + (number << bits), 1 << bits, free);
         }
-        self.place(id, rooms);
-    }
-
-    fn place(&mut self, id: u32, rooms: [u64; FAN]) {
         let id = id as usize;
         if self.rooms.len() <= id {
-            self.rooms.resize(id + 1, [0; FAN]);
+            self.rooms.resize(id + 1, [0; 2 * FAN - 2]);
         }
         self.rooms[id] = rooms;
+    }
+
+    /// The room in a child.
+    pub(super) fn room_of(&self, at: Place) -> u64 {
+        self.rooms[at.0 as usize][FAN - 2 + at.1]
+    }
+
+    /// Sets the room in the child at `base`, of `1 << bits` granules, whose node is up to date.
+    pub(super) fn set_room(
+        &mut self,
+        nodes: &Slab<Node>,
+        at: Place,
+        room: u64,
+        bits: u32,
+        base: u64,
+    ) {
+        let node = nodes.get(at.0);
+        let (mut place, mut room, mut bits, mut base) = (FAN + at.1, room, bits, base);
+        while place > 1 {
+            self.rooms[at.0 as usize][place - 2] = room;
+            base &= !(1 << bits);
+            place /= 2;
+            room = self.join(&self.rooms[at.0 as usize], node, place, base + (1 << bits));
+            bits += 1;
+        }
+    }
+
+    /// The room in a place of a node's heap, from its two halves and the border between them.
+    fn join(&self, rooms: &Rooms, node: &Node, place: usize, border: u64) -> u64 {
+        let (left, right) = (2 * place, 2 * place + 1);
+        let across = self.crossing(node, left, border);
+        rooms[left - 2].max(rooms[right - 2]).max(across)
+    }
+
+    /// The room from an aligned position on that lies in the free run which ends the place
+    /// `left`, just before `border`, and goes on in the place behind it.
+    fn crossing(&self, node: &Node, left: usize, border: u64) -> u64 {
+        let at = up_wide(border - node.place(left).suf, self.mask, self.off);
+        if at < border {
+            border + node.place(left + 1).pre - at
+        } else {
+            0
+        }
     }
 
     fn leaf_room(&self, leaf: &Leaf, base: u64, limit: u32) -> u64 {
@@ -80,17 +126,13 @@ impl Class {
             .into()
     }
 
-    /// The room in a leaf that had `old` and in which `run` was cut, or has come to be.
-    pub(super) fn leaf_room_after(
-        &self,
-        leaf: &Leaf,
-        base: u64,
-        old: u64,
-        run: (u32, u32),
-        to_free: bool,
-    ) -> u64 {
-        let of_run = room(run.0, run.1, self.mask, self.off.wrapping_add(base)).into();
-        if to_free {
+    /// The room in a leaf that had `old`, after `cut`.
+    pub(super) fn leaf_room_after(&self, leaf: &Leaf, base: u64, old: u64, cut: Cut) -> u64 {
+        let Some((start, end)) = cut.run else {
+            return self.leaf_room(leaf, base, LEN);
+        };
+        let of_run = room(start, end, self.mask, self.off.wrapping_add(base)).into();
+        if cut.to_free {
             return old.max(of_run);
         }
         // Only if the best place was in the run that was cut can there be less room now.
@@ -101,30 +143,10 @@ impl Class {
         }
     }
 
-    /// The room in a node, from that in its children and across their borders.
+    /// The room in a whole node at `level`, which begins at `base`.
     pub(super) fn node_room(&self, nodes: &Slab<Node>, id: u32, level: u32, base: u64) -> u64 {
-        let node = nodes.get(id);
-        let bits = child_bits(level);
-        let rooms = &self.rooms[id as usize];
-        let (mut best, mut carry) = (0, 0);
-        for (i, &room) in rooms.iter().enumerate() {
-            let from = base + ((i as u64) << bits);
-            best = best.max(room);
-            if node.pre[i] >> bits != 0 {
-                carry += node.pre[i];
-                continue;
-            }
-            best = best.max(self.crossing(from - carry, from, from + node.pre[i]));
-            carry = node.suf[i];
-        }
-        let end = base + ((FAN as u64) << bits);
-        best.max(self.crossing(end - carry, end, end))
-    }
-
-    /// The room in the free run `start..end` from an aligned place before `border` on.
-    fn crossing(&self, start: u64, border: u64, end: u64) -> u64 {
-        let at = up_wide(start, self.mask, self.off);
-        if at < border { end - at } else { 0 }
+        let border = base + (1 << (child_bits(level) + FAN_BITS - 1));
+        self.join(&self.rooms[id as usize], nodes.get(id), 1, border)
     }
 }
 
@@ -135,33 +157,30 @@ impl Tree {
             return None;
         }
         self.use_class(mask, off & mask);
-        self.search_class(self.classes.last()?, n)
+        self.search_class(self.indices.classes.last()?, n)
     }
 
     /// Moves the class to the end of the list, or makes it.
     fn use_class(&mut self, mask: u64, off: u64) {
-        if let Some(i) = self
-            .classes
-            .iter()
-            .position(|c| c.mask == mask && c.off == off)
-        {
-            if i + 1 < self.classes.len() {
-                let class = self.classes.remove(i);
-                self.classes.push(class);
+        let classes = &mut self.indices.classes;
+        if let Some(i) = classes.iter().position(|c| c.mask == mask && c.off == off) {
+            if i + 1 < classes.len() {
+                let class = classes.remove(i);
+                classes.push(class);
             }
             return;
         }
-        if self.classes.len() == MAX_CLASSES {
-            self.classes.remove(0);
+        if classes.len() == MAX_CLASSES {
+            classes.remove(0);
         }
         let mut class = Class {
             mask,
             off,
             rooms: Vec::new(),
         };
-        class.rooms.resize(self.nodes.bound(), [0; FAN]);
+        class.rooms.resize(self.nodes.bound(), [0; 2 * FAN - 2]);
         self.fill(&mut class, ROOT, self.levels, 0);
-        self.classes.push(class);
+        self.indices.classes.push(class);
     }
 
     /// Computes the rooms of the children of a node, deepest first.
@@ -180,7 +199,7 @@ impl Tree {
                     class.node_room(&self.nodes, below, level - 1, from)
                 }
             };
-            class.rooms[id as usize][i] = room;
+            class.set_room(&self.nodes, (id, i), room, bits, from);
         }
     }
 
@@ -188,38 +207,33 @@ impl Tree {
         let (mut id, mut level, mut base) = (ROOT, self.levels, 0);
         loop {
             let (node, rooms) = (self.nodes.get(id), &class.rooms[id as usize]);
-            let bits = child_bits(level);
-            let mut carry = 0;
-            let mut deeper = None;
-            for (i, &room) in rooms.iter().enumerate() {
-                let from = base + ((i as u64) << bits);
-                if class.crossing(from - carry, from, from + node.pre[i]) >= n {
-                    return Some(up_wide(from - carry, class.mask, class.off));
+            let mut bits = child_bits(level) + FAN_BITS;
+            let mut place = 1;
+            while place < FAN {
+                place *= 2;
+                bits -= 1;
+                if rooms[place - 2] >= n {
+                    continue;
                 }
-                if room >= n {
-                    deeper = Some((node.links[i], from));
-                    break;
+                base += 1 << bits;
+                if class.crossing(node, place, base) >= n {
+                    let start = base - node.place(place).suf;
+                    return Some(up_wide(start, class.mask, class.off));
                 }
-                carry = if node.suf[i] >> bits == 0 {
-                    node.suf[i]
-                } else {
-                    carry + node.suf[i]
-                };
+                place += 1;
+                if rooms[place - 2] < n {
+                    return None;
+                }
             }
-            let Some((link, from)) = deeper else {
-                let end = base + ((FAN as u64) << bits);
-                let fits = class.crossing(end - carry, end, end) >= n;
-                return fits.then(|| up_wide(end - carry, class.mask, class.off));
-            };
-            match self.below(link, level) {
-                Step::Free => return Some(up_wide(from, class.mask, class.off)),
+            match self.below(node.links[place - FAN], level) {
+                Step::Free => return Some(up_wide(base, class.mask, class.off)),
                 Step::Used => return None,
                 Step::Leaf(leaf) => {
-                    let off = class.off.wrapping_add(from);
+                    let off = class.off.wrapping_add(base);
                     let at = leaf.aligned_fit(local(n), class.mask, off)?;
-                    return Some(from + u64::from(at));
+                    return Some(base + u64::from(at));
                 }
-                Step::Node(below) => (id, level, base) = (below, level - 1, from),
+                Step::Node(below) => (id, level) = (below, level - 1),
             }
         }
     }

@@ -202,8 +202,11 @@ impl Bits {
             pre: pre.into(),
             suf: suf.into(),
             max: self.max.into(),
-            short: self.short,
         }
+    }
+
+    pub(super) fn short(&self) -> u64 {
+        self.short
     }
 
     /// The longest run, known to be no longer than `limit`.

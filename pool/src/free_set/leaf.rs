@@ -39,8 +39,6 @@ pub(super) struct Summary {
     pub suf: u64,
     /// The longest free run.
     pub max: u64,
-    /// Exact lengths (bit `l - 1` for length `l`) of the short free runs that touch neither end.
-    pub short: u64,
 }
 
 impl Summary {
@@ -48,7 +46,6 @@ impl Summary {
         pre: 0,
         suf: 0,
         max: 0,
-        short: 0,
     };
 
     pub(super) const fn free(span: u64) -> Self {
@@ -56,7 +53,21 @@ impl Summary {
             pre: span,
             suf: span,
             max: span,
-            short: 0,
+        }
+    }
+
+    /// Two neighbours of `1 << bits` granules each as one: `a` then `b`, or the other way round.
+    // Inlined so that summaries travel in registers; through memory each level of a tree would
+    // wait for its own stores.
+    #[inline(always)]
+    pub(super) fn join(a: &Self, b: &Self, swapped: bool, bits: u32) -> Self {
+        let span = 1 << bits;
+        let (left, right) = if swapped { (b, a) } else { (a, b) };
+        let across = left.suf + right.pre;
+        Self {
+            pre: if left.pre == span { across } else { left.pre },
+            suf: if right.pre == span { across } else { right.suf },
+            max: a.max.max(b.max).max(across),
         }
     }
 }
@@ -87,26 +98,32 @@ impl Leaf {
         }
     }
 
-    /// Makes `a..b`, which is uniform, free or used. Returns the free run it was cut out of, or
-    /// became part of.
-    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> (u32, u32) {
+    /// Makes `a..b`, which is uniform, free or used. A bitmap returns the free run it was cut
+    /// out of, or became part of.
+    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> Option<(u32, u32)> {
         match self {
             Self::List(list) => {
-                let before = list.run_at(a);
                 list.flip(a, b);
-                let run = if to_free { list.run_at(a) } else { before };
                 if list.edges() > LIST_MAX {
                     *self = Self::Bits(Box::new(Bits::from_list(list)));
                 }
-                run
+                None
             }
             Self::Bits(bits) => {
                 let run = bits.flip(a, b, to_free);
                 if bits.edges() < BITS_MIN {
                     *self = Self::List(bits.to_list());
                 }
-                run
+                Some(run)
             }
+        }
+    }
+
+    /// Exact lengths of the short runs that touch neither end, see [`short_bit`].
+    pub(super) fn short(&self) -> u64 {
+        match self {
+            Self::List(list) => list.short(),
+            Self::Bits(bits) => bits.short(),
         }
     }
 
@@ -136,7 +153,7 @@ impl Leaf {
     /// The first position with `n` free granules.
     pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
         match self {
-            Self::List(list) => list.runs().find(|(s, e)| e - s >= n).map(|(s, _)| s),
+            Self::List(list) => list.first_fit(n),
             Self::Bits(bits) => bits.first_fit_from(0, n),
         }
     }

@@ -1,6 +1,6 @@
 //! An inner node: what is known about its eight children, and how that adds up.
 
-use super::leaf::{self, Summary, short_bit};
+use super::leaf::{self, Summary};
 
 /// log2 of [`FAN`].
 pub(super) const FAN_BITS: u32 = 3;
@@ -47,14 +47,15 @@ pub(super) const fn child_bits(level: u32) -> u32 {
     leaf::BITS + (level - 1) * FAN_BITS
 }
 
-/// Eight children; the fields of their summaries lie side by side.
+/// Eight children, and a binary tree of summaries over them.
+///
+/// The tree is a heap: place 1 is the node itself (kept by the node above, not here), 2 and 3
+/// are its halves, 4 to 7 its quarters, 8 to 15 the children. A change climbs three places.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub links: [Link; FAN],
-    pub pre: [u64; FAN],
-    pub suf: [u64; FAN],
-    pub max: [u64; FAN],
-    pub short: [u64; FAN],
+    /// Places 2 to 15.
+    sums: [Summary; 2 * FAN - 2],
 }
 
 impl Default for Node {
@@ -64,60 +65,62 @@ impl Default for Node {
 }
 
 impl Node {
-    /// A node whose children, of `span` granules each, are all free or all used.
-    pub(super) fn uniform(free: bool, span: u64) -> Self {
-        let len = if free { span } else { 0 };
-        Self {
+    /// A node whose children, of `1 << bits` granules each, are all free or all used.
+    pub(super) fn uniform(free: bool, bits: u32) -> Self {
+        let mut node = Self {
             links: [Link::uniform(free); FAN],
-            pre: [len; FAN],
-            suf: [len; FAN],
-            max: [len; FAN],
-            short: [0; FAN],
-        }
-    }
-
-    /// Puts a child in its place; whether its summary has changed by that.
-    pub(super) fn set(&mut self, i: usize, link: Link, new: Summary) -> bool {
-        let old = Summary {
-            pre: self.pre[i],
-            suf: self.suf[i],
-            max: self.max[i],
-            short: self.short[i],
+            sums: [Summary::USED; 2 * FAN - 2],
         };
-        self.links[i] = link;
-        if old == new {
-            return false;
+        if free {
+            for place in 2..2 * FAN {
+                node.sums[place - 2] = Summary::free(1 << width(place, bits));
+            }
         }
-        (self.pre[i], self.suf[i]) = (new.pre, new.suf);
-        (self.max[i], self.short[i]) = (new.max, new.short);
-        true
+        node
     }
 
-    /// The whole node, from its children of `span` granules.
-    pub(super) fn summary(&self, span: u64) -> Summary {
-        let mut sum = Summary::USED;
-        // The free run that reaches the border before child `i`, and whether it began inside.
-        let (mut carry, mut inside) = (0, false);
-        for i in 0..FAN {
-            let run = carry + self.pre[i];
-            sum.max = sum.max.max(self.max[i]).max(run);
-            sum.short |= self.short[i];
-            if self.pre[i] == span {
-                carry = run;
-                continue;
-            }
-            if inside {
-                sum.short |= short_bit(run);
-            } else {
-                sum.pre = run;
-                inside = true;
-            }
-            carry = self.suf[i];
-        }
-        sum.suf = carry;
-        if !inside {
-            sum.pre = carry;
-        }
-        sum
+    /// What is known of a place of the heap, 2 to 15.
+    #[inline]
+    pub(super) fn place(&self, place: usize) -> &Summary {
+        &self.sums[place - 2]
     }
+
+    /// Whether all of the place, with children of `1 << bits` granules, is free.
+    pub(super) fn is_full(&self, place: usize, bits: u32) -> bool {
+        self.place(place).pre >> width(place, bits) != 0
+    }
+
+    /// What is known of a child.
+    #[inline]
+    pub(super) fn child(&self, i: usize) -> &Summary {
+        self.place(FAN + i)
+    }
+
+    /// Puts a child in its place; the summary of the whole node, if that may have changed.
+    // Inlined for the same reason as the join.
+    #[inline(always)]
+    pub(super) fn set(&mut self, i: usize, link: Link, new: Summary, bits: u32) -> Option<Summary> {
+        self.links[i] = link;
+        let (mut place, mut sum, mut bits) = (FAN + i, new, bits);
+        loop {
+            let slot = &mut self.sums[place - 2];
+            if *slot == sum {
+                return None;
+            }
+            *slot = sum;
+            // The new summary stays in registers: reading back what was just written is slow.
+            let sibling = &self.sums[(place ^ 1) - 2];
+            sum = Summary::join(&sum, sibling, place % 2 == 1, bits);
+            place /= 2;
+            if place == 1 {
+                return Some(sum);
+            }
+            bits += 1;
+        }
+    }
+}
+
+/// log2 of the granules below a place, for children of `1 << bits`.
+pub(super) fn width(place: usize, bits: u32) -> u32 {
+    bits + FAN_BITS - place.ilog2()
 }

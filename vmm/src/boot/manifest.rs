@@ -63,7 +63,8 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
 
     let instance = fdt.begin_node("instance")?;
     fdt.property_u32("id", facts.id)?;
-    fdt.property_string("name", facts.name)?;
+    // A property `name` would have to be the node's own name, or dtc refuses it.
+    fdt.property_string("label", facts.name)?;
     fdt.property_u32("cpus", facts.cpus.into())?;
     fdt.property_array_u64("reg", &reg(facts.chunks))?;
     fdt.end_node(instance)?;
@@ -124,6 +125,7 @@ mod tests {
         let contains = |needle: &[u8]| fdt.windows(needle.len()).any(|w| w == needle);
         assert!(contains(b"mkvmm,manifest\0"));
         assert!(contains(b"console=ttyS0\0"));
+        assert!(contains(b"\0label\0") && !contains(b"\0name\0"));
         let pool = [0x1_0000_0000_u64.to_be_bytes(), (1_u64 << 30).to_be_bytes()].concat();
         assert!(contains(&pool));
         assert!(!contains(b"initramfs"));

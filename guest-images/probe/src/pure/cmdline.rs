@@ -27,7 +27,9 @@ pub enum Word<'a> {
     Spin,
     /// `caps`
     Caps,
-    /// `end=reset|crash|halt`
+    /// `marks`
+    Marks,
+    /// `end=reset|acpi-reset|poweroff|panic|crash|halt`
     End(End),
     /// A known key whose value cannot be read.
     Malformed(&'a str),
@@ -40,6 +42,12 @@ pub enum Word<'a> {
 pub enum End {
     /// Reset through the keyboard controller.
     Reset,
+    /// Reset through the register that ACPI names.
+    AcpiReset,
+    /// ACPI soft-off.
+    Poweroff,
+    /// What a panicking kernel tells a pvpanic device.
+    Panic,
     /// Triple fault.
     Crash,
     /// `cli; hlt`
@@ -56,6 +64,7 @@ fn word(text: &str) -> Word<'_> {
         None => match text {
             "spin" => Some(Word::Spin),
             "caps" => Some(Word::Caps),
+            "marks" => Some(Word::Marks),
             _ => return Word::Unknown(text),
         },
         Some((key, value)) => match key {
@@ -111,6 +120,9 @@ fn initrd(value: &str) -> Option<Word<'_>> {
 fn end(value: &str) -> Option<End> {
     match value {
         "reset" => Some(End::Reset),
+        "acpi-reset" => Some(End::AcpiReset),
+        "poweroff" => Some(End::Poweroff),
+        "panic" => Some(End::Panic),
         "crash" => Some(End::Crash),
         "halt" => Some(End::Halt),
         _ => None,
@@ -157,12 +169,13 @@ mod tests {
     #[test]
     fn the_users_words_keep_their_order() {
         assert_eq!(
-            all("  hold=20  touch=0x10,0x20 spin caps end=halt"),
+            all("  hold=20  touch=0x10,0x20 spin caps marks end=halt"),
             [
                 Word::Hold(20),
                 Word::Touch("0x10,0x20"),
                 Word::Spin,
                 Word::Caps,
+                Word::Marks,
                 Word::End(End::Halt)
             ]
         );

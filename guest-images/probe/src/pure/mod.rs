@@ -7,4 +7,6 @@
 pub mod cmdline;
 pub mod crc32;
 pub mod e820;
+pub mod fdt;
+pub mod manifest;
 pub mod range;

@@ -1,0 +1,128 @@
+//! Is the manifest there, in both places, and does it say what the rest says?
+
+use crate::Probe;
+use crate::checks::{LOW_WINDOW, Mem};
+use crate::pure::e820::USABLE;
+use crate::pure::manifest::{FIRST_LEAF, END_LEAF, LEAF_STEP, Manifest, SIGNATURE};
+use crate::pure::range::{Range, subtract};
+use crate::service::cpuid;
+
+/// What mkvmm's CPUID leaves say.
+struct Announced {
+    pool: Option<Range>,
+    manifest: Option<Range>,
+    version: u32,
+}
+
+/// Finds the leaves: they may stand behind those of other hypervisors.
+fn announced() -> Option<Announced> {
+    let first = (FIRST_LEAF..END_LEAF).step_by(LEAF_STEP).find(|&leaf| {
+        let found = cpuid(leaf);
+        let name = [found.ebx, found.ecx, found.edx].map(u32::to_le_bytes);
+        name.as_flattened() == SIGNATURE && found.eax >= leaf + 2
+    })?;
+    let (pool, manifest) = (cpuid(first + 1), cpuid(first + 2));
+    let wide = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    Some(Announced {
+        pool: Range::sized(wide(pool.eax, pool.ebx), wide(pool.ecx, pool.edx)),
+        manifest: Range::sized(wide(manifest.eax, manifest.ebx), manifest.ecx.into()),
+        version: manifest.edx,
+    })
+}
+
+impl Probe {
+    /// Reads the manifest where CPUID says and compares it with everything else.
+    pub fn check_manifest(&mut self) {
+        let Some(announced) = announced() else {
+            bad!(self, "manifest is not announced by CPUID");
+            return;
+        };
+        let bytes = announced.manifest.and_then(|at| self.memory.bytes(at));
+        let Some((place, bytes)) = announced.manifest.zip(bytes) else {
+            bad!(self, "manifest is out of reach");
+            return;
+        };
+        let manifest = match Manifest::new(bytes) {
+            Ok(manifest) => manifest,
+            Err(complaint) => {
+                bad!(self, "manifest {} {complaint}", Mem(place));
+                return;
+            }
+        };
+        let before = self.problems;
+        self.agree("version", manifest.version == announced.version);
+        self.agree("address", manifest.address == place.start);
+        let node = self.boot_params.manifest;
+        self.agree("place in setup_data", node == Some(place));
+        self.agree("pool in CPUID", announced.pool == Some(manifest.pool));
+        // Leaf 1, EBX 23:16: logical processors.
+        let cpus = cpuid(1).ebx >> 16 & 0xff;
+        self.agree("number of CPUs", manifest.cpus == cpus);
+        self.check_words_of(&manifest);
+        self.check_places_of(&manifest);
+        self.check_map_of(&manifest);
+        if self.problems == before {
+            say!(
+                "manifest version {} id {} {} pool {} chunks {} ok",
+                manifest.version,
+                manifest.id,
+                Mem(place),
+                Mem(manifest.pool),
+                manifest.chunks().count()
+            );
+        }
+    }
+
+    fn agree(&mut self, what: &str, same: bool) {
+        if !same {
+            bad!(self, "manifest disagrees about the {what}");
+        }
+    }
+
+    /// With the command line.
+    fn check_words_of(&mut self, manifest: &Manifest<'_>) {
+        self.agree("name", self.name == Some(manifest.name));
+        self.agree("pool", self.pool == Some(manifest.pool));
+        let own = self.chunks.as_slice().iter().copied().map(Some);
+        self.agree("chunks", manifest.chunks().eq(own));
+        self.agree("command line", manifest.cmdline == self.cmdline);
+    }
+
+    /// With where things really are.
+    fn check_places_of(&mut self, manifest: &Manifest<'_>) {
+        let at = self.boot_params.cmdline_addr();
+        self.agree("command line's address", manifest.cmdline_address == at);
+        let image = self.memory.image;
+        let kernel = subtract(image, &[manifest.kernel]).next().is_none();
+        self.agree("kernel", kernel && manifest.entry == image.start);
+        let initramfs = manifest.initramfs.map(|(place, size)| {
+            let used = Range::sized(place.start, size);
+            used.filter(|used| used.end <= place.end)
+        });
+        let there = self.boot_params.initramfs().map(Some);
+        self.agree("initramfs", initramfs == there);
+    }
+
+    /// With the e820: RAM is all of our chunks but the low window's backing
+    /// and the control block. That RAM lies in our chunks is checked elsewhere,
+    /// so that equal sizes mean equal sets.
+    fn check_map_of(&mut self, manifest: &Manifest<'_>) {
+        let withheld = [manifest.low_window, manifest.control_block];
+        let [low_window, control_block] = withheld;
+        let mut own: u64 = manifest.chunks().flatten().map(Range::size).sum();
+        for (what, range) in [("low window", low_window), ("control block", control_block)] {
+            let foreign = subtract(range, self.chunks.as_slice()).next();
+            self.agree(what, foreign.is_none());
+            own = own.saturating_sub(range.size());
+        }
+        self.agree("low window", !low_window.overlaps(control_block));
+        let mut usable = 0;
+        for entry in self.boot_params.e820().filter(|e| e.kind == USABLE) {
+            let range = entry.range().filter(|range| range.start >= LOW_WINDOW);
+            let Some(range) = range else { continue };
+            self.agree("RAM", !withheld.iter().any(|w| w.overlaps(range)));
+            usable += range.size();
+        }
+        self.agree("size of the RAM", usable == own);
+    }
+}

@@ -1,0 +1,122 @@
+//! What can be held against what.
+
+use mkvmm_test_harness::report::e820_entry;
+
+use crate::launch::Launch;
+
+const LOW_MIB: u64 = 1 << 20;
+
+/// Each guest's report is whole, and nothing went wrong on the way.
+pub fn all_guests_reach_their_init_and_end_well(launch: &Launch) {
+    for (guest, _report) in launch.guests() {
+        // The whole story of a guest ends with the restart it asked for.
+        let end = format!("mkvmm: {}: stopped (reboot)", guest.name);
+        let ended = |line: &str| line.starts_with(&end);
+        assert!(launch.run.stderr.lines().any(ended), "{}", launch.run);
+    }
+}
+
+pub fn each_guest_runs_the_kernel_it_was_given(launch: &Launch) {
+    for (guest, report) in launch.guests() {
+        let version = format!("{}.", guest.kernel);
+        assert!(report.release.starts_with(&version), "{}", report.release);
+    }
+}
+
+/// What the kernel read is what `--show` printed, byte for byte.
+pub fn bios_e820_equals_the_map_announced(launch: &Launch) {
+    for (guest, report) in launch.guests() {
+        assert_eq!(
+            report.e820,
+            launch.report.e820(guest.name),
+            "{}",
+            guest.name
+        );
+        let map = launch.report.check_map(guest.name);
+        map.unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, launch.run));
+    }
+}
+
+pub fn firmware_memmap_equals_the_map_announced(launch: &Launch) {
+    for (guest, report) in launch.guests() {
+        let announced: Vec<String> = launch
+            .report
+            .e820(guest.name)
+            .iter()
+            .map(|line| match e820_entry(line) {
+                (start, last, "usable") => format!("{start:#x}-{last:#x} System RAM"),
+                (start, last, "reserved") => format!("{start:#x}-{last:#x} Reserved"),
+                (.., other) => panic!("no memmap type is known for {other}"),
+            })
+            .collect();
+        assert_eq!(report.memmap, announced, "{}", guest.name);
+    }
+}
+
+/// Above 1 MiB, System RAM is exactly what is usable, inside the guest's own
+/// chunks.
+pub fn system_ram_is_what_the_guest_was_given(launch: &Launch) {
+    for (guest, report) in launch.guests() {
+        let ram: Vec<(u64, u64)> = report
+            .iomem
+            .iter()
+            .filter(|line| line.name == "System RAM" && line.start >= LOW_MIB)
+            .map(|line| (line.start, line.last))
+            .collect();
+        let usable: Vec<(u64, u64)> = launch
+            .report
+            .e820(guest.name)
+            .iter()
+            .map(|line| e820_entry(line))
+            .filter(|&(start, _, kind)| kind == "usable" && start >= LOW_MIB)
+            .map(|(start, last, _)| (start, last))
+            .collect();
+        assert!(!ram.is_empty(), "{}: {:x?}", guest.name, report.iomem);
+        assert_eq!(ram, usable, "{}", guest.name);
+        let own = launch.report.regions(guest.name);
+        for (start, last) in ram {
+            assert!(
+                own.iter().any(|&(a, z)| a <= start && last <= z),
+                "{}: {start:#x}-{last:#x} is outside {own:x?}",
+                guest.name
+            );
+        }
+    }
+}
+
+/// Every byte of the pool is in `/proc/iomem`, as System RAM or as Reserved.
+pub fn the_rest_of_the_pool_is_reserved(launch: &Launch) {
+    let (pool_start, pool_last) = launch.report.pool();
+    for (guest, report) in launch.guests() {
+        let mut at = pool_start;
+        for line in &report.iomem {
+            let counts = line.name == "Reserved" || line.name == "System RAM";
+            if counts && line.start <= at && at <= line.last {
+                at = line.last + 1;
+            }
+        }
+        assert!(
+            at > pool_last,
+            "{}: nothing about {at:#x} in {:#x?}",
+            guest.name,
+            report.iomem
+        );
+    }
+}
+
+pub fn memory_and_cpus_are_plausible(launch: &Launch) {
+    for (guest, report) in launch.guests() {
+        let memory_kib = guest.memory_mib << 10;
+        // The kernel keeps its own code and its page structs for itself.
+        let plausible = memory_kib * 2 / 3..=memory_kib;
+        let total = report.mem_total_kib;
+        assert!(plausible.contains(&total), "{}: {total} KiB", guest.name);
+        assert_eq!(report.nproc, guest.cpus, "{}", guest.name);
+    }
+}
+
+pub fn no_guest_touched_what_is_not_its_own(launch: &Launch) {
+    let violation = |line: &&str| line.contains("violation: ");
+    let found = launch.run.stderr.lines().find(violation);
+    assert_eq!(found, None, "{}", launch.run);
+}

@@ -1,0 +1,88 @@
+//! One run of mkvmm, whose result several checks look at.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::time::Duration;
+
+use mkvmm_test_harness::{Consoles, Finished, Mkvmm, Report};
+
+use crate::guest_report::GuestReport;
+use crate::scenarios::{Guest, Scenario};
+
+/// How long a launch may take: an emulated host is tens of times slower.
+const TIMEOUT: Duration = Duration::from_secs(400);
+
+/// A scenario that was launched.
+#[derive(Debug)]
+pub struct Launch {
+    /// What was launched.
+    pub scenario: &'static Scenario,
+    /// How mkvmm ended and what it wrote.
+    pub run: Finished,
+    /// What `--show` printed.
+    pub report: Report,
+    consoles: Consoles,
+}
+
+impl Launch {
+    /// Launches `scenario` and waits for its end.
+    ///
+    /// # Errors
+    /// When there is nothing that checks could look at.
+    pub fn of(scenario: &'static Scenario, images: &Path) -> Result<Self, String> {
+        // As a value, so that not only the first check says what happened.
+        panic::catch_unwind(AssertUnwindSafe(|| Self::attempt(scenario, images)))
+            .unwrap_or_else(|_| Err(format!("{} did not end in time", scenario.name)))
+    }
+
+    fn attempt(scenario: &'static Scenario, images: &Path) -> Result<Self, String> {
+        let mut run = Mkvmm::run(scenario.pool).show().timeout(TIMEOUT);
+        for guest in scenario.guests {
+            run = run.guest(spec(guest, images));
+        }
+        let run = run.finish();
+        let seconds = run.elapsed.as_secs_f64();
+        eprintln!("linux: {} took {seconds:.1} s", scenario.name);
+        if run.code() != Some(scenario.status) {
+            return Err(format!("not status {}\n{run}", scenario.status));
+        }
+        let names: Vec<&str> = scenario.guests.iter().map(|g| g.name).collect();
+        let why = |why| format!("{why}\n{run}");
+        Ok(Self {
+            scenario,
+            report: Report::parse(&run.stderr).map_err(why)?,
+            consoles: Consoles::parse(&run.stdout, &names).map_err(why)?,
+            run,
+        })
+    }
+
+    /// What a guest's init printed.
+    ///
+    /// # Panics
+    /// When it did not print it all.
+    pub fn guest(&self, guest: &Guest) -> GuestReport {
+        GuestReport::parse(self.consoles.of(guest.name))
+            .unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, self.run))
+    }
+
+    /// Every guest with what its init printed.
+    pub fn guests(&self) -> impl Iterator<Item = (&'static Guest, GuestReport)> {
+        let guests = self.scenario.guests.iter();
+        guests.map(|guest| (guest, self.guest(guest)))
+    }
+}
+
+fn spec(guest: &Guest, images: &Path) -> String {
+    let images = images.display();
+    let Guest {
+        name,
+        kernel,
+        memory_mib,
+        cpus,
+        more,
+    } = guest;
+    format!(
+        "name={name},kernel={images}/vmlinuz-{kernel},initrd={images}/initramfs.cpio.gz,\
+         memory={memory_mib}M,cpus={cpus}{more}"
+    )
+}

@@ -1,0 +1,83 @@
+//! Debian's kernels, several at a time out of one pool.
+//!
+//! | module | what |
+//! |---|---|
+//! | `scenarios` | the table: which guests out of which pool, and what must hold |
+//! | `checks` | what can be held against what |
+//! | `launch` | one run of mkvmm, whose result several checks look at |
+//! | `guest_report` | reads what the guests' init prints |
+//! | `place` | here, inside an emulated host, or nowhere |
+//!
+//! The same code runs in both places: where this host's KVM runs no unmodified
+//! Linux, this executable runs itself once more inside `scripts/nested`, for
+//! all tests together, and passes on what that one prints and its status.
+
+mod checks;
+mod guest_report;
+mod launch;
+mod place;
+mod scenarios;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use mkvmm_test_harness::tier;
+
+use place::Place;
+use scenarios::SCENARIOS;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A scenario is launched by the first of its checks.
+    arguments.test_threads = Some(1);
+    if arguments.list || !tests().any(|name| is_selected(&arguments, &name)) {
+        return libtest_mimic::run(&arguments, ignored("")).exit_code();
+    }
+    let why = match place::find() {
+        Place::Here(images) => {
+            let trials = scenarios::trials(&images);
+            return libtest_mimic::run(&arguments, trials).exit_code();
+        }
+        Place::Nested(images) => match place::run_nested(&images) {
+            Ok(status) => return status,
+            Err(why) => why,
+        },
+        Place::Off(why) => return libtest_mimic::run(&arguments, ignored(&why)).exit_code(),
+        Place::Nowhere(why) => why,
+    };
+    if tier::is_required() {
+        eprintln!(
+            "error: {}=1, but Linux guests cannot run: {why}",
+            tier::REQUIRE
+        );
+        return ExitCode::from(101);
+    }
+    eprintln!("linux: skipped: {why}");
+    libtest_mimic::run(&arguments, ignored(&why)).exit_code()
+}
+
+/// The names of all tests.
+fn tests() -> impl Iterator<Item = String> {
+    SCENARIOS.iter().flat_map(|s| s.tests())
+}
+
+/// All tests, each saying that it does not run and why.
+fn ignored(why: &str) -> Vec<Trial> {
+    let trial = |name| {
+        let why = why.to_owned();
+        Trial::ignorable_test(name, move || Ok(Completion::ignored_with(why)))
+    };
+    tests().map(trial).collect()
+}
+
+/// Whether libtest-mimic would run `name`: an emulated host for nothing takes
+/// a minute.
+fn is_selected(arguments: &Arguments, name: &str) -> bool {
+    let matches = |pattern: &String| match arguments.exact {
+        true => name == pattern,
+        false => name.contains(pattern.as_str()),
+    };
+    !arguments.ignored
+        && arguments.filter.as_ref().is_none_or(matches)
+        && !arguments.skip.iter().any(matches)
+}

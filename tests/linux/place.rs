@@ -1,0 +1,139 @@
+//! Where Linux guests run: here, inside an emulated host, or nowhere.
+
+use std::env;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use mkvmm_test_harness::{mkvmm, tier};
+
+/// Set in the emulated host: the directory of the guests' images.
+const INSIDE: &str = "MKVMM_TEST_INSIDE";
+/// `off` leaves the Linux tier out.
+const TIER: &str = "MKVMM_LINUX_TIER";
+/// Memory of the emulated host, MiB: the pool of the largest scenario, which
+/// must be there even where it is not touched, and as much for the host.
+const HOST_MEMORY: &str = "3072";
+/// More than all scenarios take on a slow machine, seconds.
+const HOST_TIMEOUT: &str = "1500";
+/// The files that the guests boot.
+const FILES: [&str; 3] = ["vmlinuz-6.1", "vmlinuz-6.12", "initramfs.cpio.gz"];
+
+/// Where the tests run, with the directory of the guests' images.
+pub enum Place {
+    /// In this process.
+    Here(PathBuf),
+    /// In another one, inside an emulated host.
+    Nested(PathBuf),
+    /// They were switched off; why.
+    Off(String),
+    /// They cannot run; why.
+    Nowhere(String),
+}
+
+/// Finds the place, and fetches what the guests need.
+pub fn find() -> Place {
+    if let Some(images) = env::var_os(INSIDE) {
+        return Place::Here(images.into());
+    }
+    if env::var_os(TIER).is_some_and(|value| value == "off") {
+        return Place::Off(format!("{TIER}=off"));
+    }
+    let linux = tier::linux();
+    if linux.is_err()
+        && let Err(why) = check_tools(&["qemu-system-x86_64", "cpio"])
+    {
+        return Place::Nowhere(why);
+    }
+    match (prepare(), linux) {
+        (Err(why), _) => Place::Nowhere(why),
+        (Ok(images), Ok(())) => Place::Here(images),
+        (Ok(images), Err(why)) => {
+            eprintln!("linux: not on this host: {why}");
+            Place::Nested(images)
+        }
+    }
+}
+
+/// The repository: this file's target is declared by `vmm/Cargo.toml`.
+fn root() -> PathBuf {
+    let vmm = Path::new(env!("CARGO_MANIFEST_DIR"));
+    vmm.parent().expect("vmm/ lies in the repository").into()
+}
+
+fn check_tools(tools: &[&str]) -> Result<(), String> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    for tool in tools {
+        if !env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
+            return Err(format!(
+                "{tool} is missing; scripts/install-deps installs it"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that the kernels and the initramfs are there.
+fn prepare() -> Result<PathBuf, String> {
+    let images = root().join(".cache/guests");
+    eprintln!("linux: kernels and initramfs (downloaded the first time)");
+    for script in ["scripts/fetch-kernels", "scripts/linux-initramfs"] {
+        let status = Command::new(root().join(script))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .map_err(|error| format!("{script}: {error}"))?;
+        if !status.success() {
+            return Err(format!("{script} failed ({status})"));
+        }
+    }
+    Ok(images)
+}
+
+/// Runs this executable inside an emulated host, with the same arguments.
+///
+/// # Errors
+/// Why that could not be done; a failed test is not an error but a status.
+pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
+    let this = env::current_exe().map_err(|error| error.to_string())?;
+    let mut nested = Command::new(root().join("scripts/nested"));
+    nested
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .args(["--memory", HOST_MEMORY, "--timeout", HOST_TIMEOUT])
+        .arg("--file")
+        .arg(mkvmm::binary());
+    for file in FILES {
+        nested.arg("--file").arg(images.join(file));
+    }
+    let binary = mkvmm::binary().display().to_string();
+    for (name, value) in [
+        (INSIDE, images.display().to_string()),
+        ("CARGO_BIN_EXE_mkvmm", binary),
+        (tier::REQUIRE, "1".to_owned()),
+        ("RUST_BACKTRACE", "0".to_owned()),
+    ] {
+        nested.arg("--env").arg(format!("{name}={value}"));
+    }
+    nested.arg("--").arg(this).args(env::args_os().skip(1));
+    // There its output is a serial line, which looks like a terminal.
+    let says_colour = |arg: &String| arg.starts_with("--color");
+    if !std::io::stdout().is_terminal() && !env::args().any(|arg| says_colour(&arg)) {
+        nested.arg("--color=never");
+    }
+
+    eprintln!("linux: inside an emulated host; this takes some minutes");
+    let started = Instant::now();
+    let status = nested.status().map_err(|error| error.to_string())?;
+    eprintln!("linux: {} s in all", started.elapsed().as_secs());
+    match status.code() {
+        Some(123) => Err("scripts/nested could not start".to_owned()),
+        Some(code @ (121 | 122)) => {
+            eprintln!("error: scripts/nested failed with status {code}");
+            Ok(ExitCode::from(101))
+        }
+        Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
+        None => Err(format!("scripts/nested: {status}")),
+    }
+}
