@@ -114,7 +114,7 @@ fn expect_format(tool: &str, arguments: &[&str], magic: &[u8]) {
     // One byte of the payload less: refused, not booted.
     payload.remove(payload.len() / 2);
     let damaged = images::bzimage(&payload, INIT_SIZE);
-    assert!(KernelImage::parse(damaged, BootMode::Elf).is_err());
+    KernelImage::parse(damaged, BootMode::Elf).expect_err("it is damaged");
 }
 
 #[test]
