@@ -151,6 +151,11 @@ impl FreeSet {
         if let Some(tree) = &mut self.tree {
             tree.flip(start, start + n, true);
             self.free += n;
+            // A large tree of which nothing is needed any more goes; a small one stays, for the
+            // next allocation would make it again.
+            if self.free == self.len && tree.is_large() {
+                self.tree = None;
+            }
         }
     }
 }

@@ -247,6 +247,11 @@ fn a_pool_of_64_gib_agrees_with_the_model_over_200_000_operations() {
 }
 
 #[test]
+fn a_pool_of_1_tib_agrees_with_the_model() {
+    workload(12, Mode::Strict, &[(BASE, 1 << 40)], 64 << 20, 3000, 4);
+}
+
+#[test]
 fn a_dense_pool_agrees_with_the_model() {
     // Single pages, near full: leaves are bitmaps.
     workload(12, Mode::Strict, &[(BASE, 64 << 20)], 3 << 12, 40_000, 2);
