@@ -11,7 +11,7 @@ pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
     /// Longer than the kernel reads.
-    #[error("the command line has {len} bytes, this kernel takes at most {max}")]
+    #[error("the command line has {len} bytes, this kernel takes at most {max} (its cmdline_size)")]
     TooLong {
         /// Its length without the NUL.
         len: u64,
