@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   root      a node: eight children, each a subtree, or wholly free, or wholly used
-//!    node     for each child: free prefix, free suffix, longest run, exact short lengths
+//!    node     of each child, and of twos and fours of them: free prefix, suffix, longest run
 //!     …       (a level more for every factor of eight)
 //!      leaf   4096 granules, there only where free and used meet: a sorted list of edges,
 //!             or a bitmap where there are more than 128 of them
@@ -18,7 +18,7 @@
 //! mixed at that moment.
 //!
 //! Rooms: `list`, `bits` and `leaf` are the leaves, `node` the inner nodes, `tree` changes and
-//! walks, `best` and `align` the two indices, `slab` the storage.
+//! walks, `best` and `align` the two indices and `indices` what they share, `slab` the storage.
 
 #![expect(
     clippy::arithmetic_side_effects,

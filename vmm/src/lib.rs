@@ -45,6 +45,7 @@ pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod placement;
+pub mod replay;
 pub mod reservation;
 pub mod spec;
 pub mod vcpu;

@@ -1,5 +1,6 @@
 //! The command line of `mkvmm`: arguments in, typed calls out.
 
+mod replay;
 mod run;
 
 use std::io::{self, Write};
@@ -28,6 +29,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Play allocator traces and report where our pools answer differently
+    Replay(replay::ReplayArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -46,6 +49,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::run(&args),
             Command::Doctor { json } => print_doctor(json),
+            Command::Replay(args) => replay::run(&args),
             Command::Completions { shell } => {
                 let mut text = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);

@@ -2,7 +2,7 @@
 //!
 //! Sources: Intel SDM volume 2A, CPUID; Documentation/virt/kvm/x86/cpuid.rst.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
 use crate::kvm::Host;
@@ -16,7 +16,9 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001, ECX, AMD: the same, as cores.
 const CMP_LEGACY: u32 = 1 << 1;
-/// Leaf 0xb, ECX 15:8: what a level is.
+/// Extended topology, first and second version.
+const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
+/// Their ECX 15:8: what a level is.
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
 
@@ -65,10 +67,7 @@ pub struct CpuidError {
 /// [`CpuidError`] when KVM already fills its own limit.
 pub fn for_vcpu(host: &Host, topology: Topology, leaves: MkvmmLeaves) -> Result<CpuId, CpuidError> {
     let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
-    let mut entries = host.supported_cpuid().as_slice().to_vec();
-    for entry in &mut entries {
-        patch(entry, topology, deadline);
-    }
+    let mut entries = entries(host.supported_cpuid().as_slice(), topology, deadline);
     entries.extend(leaves.entries());
     // The one thing that can be wrong is the number of entries.
     let refused = CpuidError {
@@ -109,6 +108,52 @@ impl MkvmmLeaves {
     }
 }
 
+/// KVM's supported set as this vCPU's own.
+fn entries(
+    supported: &[kvm_cpuid_entry2],
+    topology: Topology,
+    deadline: bool,
+) -> Vec<kvm_cpuid_entry2> {
+    let mut entries = Vec::new();
+    for entry in supported {
+        if !TOPOLOGY_LEAVES.contains(&entry.function) {
+            let mut entry = *entry;
+            patch(&mut entry, topology, deadline);
+            entries.push(entry);
+        } else if entry.index == 0 {
+            // Since Linux 6.2, KVM leaves the levels to us.
+            entries.extend(levels(entry.function, topology));
+        }
+    }
+    entries
+}
+
+/// The levels of extended topology: threads, cores, and the end. EDX is the
+/// x2APIC id on every one.
+fn levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
+    let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
+    let level = |index, eax, ebx, kind| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax,
+        ebx,
+        ecx: kind | index,
+        edx: apic_id,
+        ..kvm_cpuid_entry2::default()
+    };
+    [
+        level(0, 0, 1, LEVEL_THREAD),
+        level(1, core_bits(cpus), cpus, LEVEL_CORE),
+        level(2, 0, 0, 0),
+    ]
+}
+
+/// Bits of an APIC id that tell the cores of a package apart.
+fn core_bits(cpus: u32) -> u32 {
+    cpus.next_power_of_two().trailing_zeros()
+}
+
 /// Low and high 32 bits.
 fn halves(value: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
@@ -120,8 +165,7 @@ fn halves(value: u64) -> [u32; 2] {
 
 fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
     let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
-    // Bits of an APIC id that tell the cores of a package apart.
-    let core_bits = cpus.next_power_of_two().trailing_zeros();
+    let core_bits = core_bits(cpus);
     match entry.function {
         1 => {
             // EBX: initial APIC id (31:24), logical processors (23:16), and
@@ -148,18 +192,6 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
             };
             let cores = (1_u32 << core_bits).min(64) - 1;
             entry.eax = (entry.eax & 0x3fff) | shared << 14 | cores << 26;
-        }
-        // Extended topology. EDX is the x2APIC id on every level.
-        0xb | 0x1f => {
-            let (level, shift, count) = match entry.index {
-                0 => (LEVEL_THREAD, 0, 1),
-                1 => (LEVEL_CORE, core_bits, cpus),
-                _ => (0, 0, 0),
-            };
-            entry.eax = shift;
-            entry.ebx = count;
-            entry.ecx = level | entry.index;
-            entry.edx = apic_id;
         }
         0x8000_0001 if cpus > 1 => entry.ecx |= CMP_LEGACY,
         // AMD: cores (7:0 counts from 0), bits of the APIC id (15:12).
@@ -217,11 +249,35 @@ mod tests {
 
     #[test]
     fn the_topology_is_cores_of_one_package() {
-        let none = kvm_cpuid_entry2::default();
-        let core = patched(0xb, 1, none, (5, 6));
+        let [thread, core, beyond] = levels(0xb, Topology { index: 5, cpus: 6 });
+        assert_eq!(
+            (thread.eax, thread.ebx, thread.ecx, thread.edx),
+            (0, 1, 0x100, 5)
+        );
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (3, 6, 0x201, 5));
-        let beyond = patched(0xb, 2, none, (5, 6));
-        assert_eq!((beyond.ebx, beyond.ecx), (0, 2));
+        assert_eq!((beyond.ebx, beyond.ecx, beyond.edx), (0, 2, 5));
+    }
+
+    #[test]
+    fn the_levels_are_there_however_many_of_them_kvm_supports() {
+        let entry = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ..kvm_cpuid_entry2::default()
+        };
+        let topology = Topology { index: 1, cpus: 4 };
+        let of = |supported: &[kvm_cpuid_entry2]| -> Vec<_> {
+            let entries = entries(supported, topology, false);
+            entries
+                .iter()
+                .map(|e| (e.function, e.index, e.ebx))
+                .collect()
+        };
+        let levels = [(0xb, 0, 1), (0xb, 1, 4), (0xb, 2, 0), (0xd, 0, 0)];
+        assert_eq!(of(&[entry(0xb, 0), entry(0xd, 0)]), levels);
+        let host = [entry(0xb, 0), entry(0xb, 1), entry(0xb, 2), entry(0xd, 0)];
+        assert_eq!(of(&host), levels);
+        assert_eq!(of(&[entry(0xd, 0)]), [(0xd, 0, 0)]);
     }
 
     #[test]

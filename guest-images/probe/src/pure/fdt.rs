@@ -273,13 +273,15 @@ mod tests {
         for at in [structure, structure + 4] {
             changed[at..at + 4].copy_from_slice(&NOP.to_be_bytes());
         }
-        assert!(Fdt::new(&changed).is_err());
-        let ends = bytes.len() - usize::try_from(u32_at(&bytes, 32).unwrap()).unwrap();
-        let end = bytes[..ends]
-            .windows(4)
-            .rposition(|w| w == END_NODE.to_be_bytes());
+        let error = Fdt::new(&changed).unwrap_err();
+        assert_eq!(error, "ends a node that it did not begin");
+        // The last end of a node, before the end of all, becomes one.
+        let tail = [END_NODE, END].map(u32::to_be_bytes);
+        let at = bytes.windows(8).rposition(|w| w == tail.as_flattened());
+        let at = at.unwrap();
         let mut changed = bytes.clone();
-        changed[end.unwrap() + 3] = NOP as u8;
-        assert!(Fdt::new(&changed).is_err());
+        changed[at..at + 4].copy_from_slice(&NOP.to_be_bytes());
+        let error = Fdt::new(&changed).unwrap_err();
+        assert_eq!(error, "does not end its nodes");
     }
 }

@@ -167,7 +167,8 @@ mod tests {
     fn other_versions_and_other_trees_are_refused() {
         let other = Manifest::new(&written(2, None)).unwrap_err();
         assert_eq!(other, "is of another version");
-        assert!(Manifest::new(b"").is_err());
+        let nothing = Manifest::new(b"").unwrap_err();
+        assert_eq!(nothing, "is shorter than its header");
         let mut fdt = FdtWriter::new().unwrap();
         let root = fdt.begin_node("").unwrap();
         fdt.end_node(root).unwrap();

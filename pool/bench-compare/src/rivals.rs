@@ -1,0 +1,207 @@
+//! Every allocator behind one trait, so that all of them see the same operations.
+
+use crate::extent_tree::ExtentTree;
+use crate::{BASE, PAGE};
+use mkpool::{AddrRange, GenPool, MainPool, PAGE_ORDER};
+use offset_allocator::{Allocation, Allocator as OffsetAllocator};
+use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
+
+/// An allocator of pages.
+pub trait Rival: Sized {
+    /// What freeing needs to know.
+    type Token: Copy;
+    const NAME: &'static str;
+    /// A pool of `pages` pages of which at most `live` extents will be allocated at once.
+    fn new(pages: u64, live: u64) -> Option<Self>;
+    fn alloc(&mut self, pages: u64) -> Option<Self::Token>;
+    fn free(&mut self, token: Self::Token, pages: u64);
+    /// Takes the first `pages` pages and frees every other one of them.
+    fn comb(&mut self, pages: u64);
+}
+
+impl Rival for GenPool {
+    type Token = u64;
+    const NAME: &'static str = "mkpool GenPool";
+    fn new(pages: u64, _live: u64) -> Option<Self> {
+        let mut pool = GenPool::new(PAGE_ORDER).ok()?;
+        pool.add_chunk(BASE, pages * PAGE, ()).ok()?;
+        Some(pool)
+    }
+    fn alloc(&mut self, pages: u64) -> Option<u64> {
+        GenPool::alloc(self, pages * PAGE)
+            .ok()
+            .map(|range| range.start())
+    }
+    fn free(&mut self, token: u64, pages: u64) {
+        GenPool::free(self, token, pages * PAGE).expect("allocated");
+    }
+    fn comb(&mut self, pages: u64) {
+        GenPool::alloc(self, pages * PAGE).expect("fresh");
+        for page in (0..pages).step_by(2) {
+            GenPool::free(self, BASE + page * PAGE, PAGE).expect("allocated");
+        }
+    }
+}
+
+impl Rival for MainPool {
+    type Token = u64;
+    const NAME: &'static str = "mkpool MainPool";
+    fn new(pages: u64, _live: u64) -> Option<Self> {
+        MainPool::new(AddrRange::with_size(BASE, pages * PAGE).ok()?, PAGE_ORDER).ok()
+    }
+    fn alloc(&mut self, pages: u64) -> Option<u64> {
+        MainPool::alloc(self, pages * PAGE)
+            .ok()
+            .map(|range| range.start())
+    }
+    fn free(&mut self, token: u64, pages: u64) {
+        MainPool::free(self, token, pages * PAGE).expect("allocated");
+    }
+    fn comb(&mut self, pages: u64) {
+        MainPool::alloc(self, pages * PAGE).expect("fresh");
+        for page in (0..pages).step_by(2) {
+            MainPool::free(self, BASE + page * PAGE, PAGE).expect("allocated");
+        }
+    }
+}
+
+/// Other addresses than first fit's, constant time: the speed to aim at.
+impl Rival for OffsetAllocator<u32> {
+    type Token = Allocation<u32>;
+    const NAME: &'static str = "offset-allocator (other addresses)";
+    fn new(pages: u64, live: u64) -> Option<Self> {
+        // It makes all its nodes at once, a free one beside every live one.
+        let nodes = u32::try_from(live * 2 + 16).ok()?;
+        Some(OffsetAllocator::with_max_allocs(
+            u32::try_from(pages).ok()?,
+            nodes,
+        ))
+    }
+    fn alloc(&mut self, pages: u64) -> Option<Self::Token> {
+        self.allocate(u32::try_from(pages).ok()?)
+    }
+    fn free(&mut self, token: Self::Token, _pages: u64) {
+        OffsetAllocator::free(self, token);
+    }
+    fn comb(&mut self, pages: u64) {
+        let tokens: Vec<_> = (0..pages)
+            .map(|_| self.allocate(1).expect("fresh"))
+            .collect();
+        for token in tokens.into_iter().step_by(2) {
+            OffsetAllocator::free(self, token);
+        }
+    }
+}
+
+impl Rival for AddressAllocator {
+    type Token = RangeInclusive;
+    const NAME: &'static str = "vm-allocator (first match)";
+    fn new(pages: u64, _live: u64) -> Option<Self> {
+        AddressAllocator::new(BASE, pages * PAGE).ok()
+    }
+    fn alloc(&mut self, pages: u64) -> Option<RangeInclusive> {
+        self.allocate(pages * PAGE, PAGE, AllocPolicy::FirstMatch)
+            .ok()
+    }
+    fn free(&mut self, token: RangeInclusive, _pages: u64) {
+        AddressAllocator::free(self, &token).expect("allocated");
+    }
+    fn comb(&mut self, pages: u64) {
+        for page in (1..pages).step_by(2) {
+            let place = AllocPolicy::ExactMatch(BASE + page * PAGE);
+            self.allocate(PAGE, PAGE, place).expect("fresh");
+        }
+    }
+}
+
+/// First fit over one bit per page, as `bitmap_find_next_zero_area` does it in genalloc; a set
+/// bit is a page in use.
+pub struct Bitmap {
+    words: Vec<u64>,
+    pages: u64,
+}
+
+impl Bitmap {
+    /// The next bit that is set, or clear, from `from` on; `pages` if there is none.
+    fn next(&self, from: u64, set: bool) -> u64 {
+        let mut skip = !0_u64 << (from % 64);
+        for i in from as usize / 64..self.words.len() {
+            let word = if set { self.words[i] } else { !self.words[i] } & skip;
+            if word != 0 {
+                return (i as u64 * 64 + u64::from(word.trailing_zeros())).min(self.pages);
+            }
+            skip = !0;
+        }
+        self.pages
+    }
+
+    fn set(&mut self, from: u64, pages: u64, used: bool) {
+        for i in from / 64..(from + pages).div_ceil(64) {
+            let low = from.max(i * 64) - i * 64;
+            let high = (from + pages).min(i * 64 + 64) - i * 64;
+            let mask = (!0_u64 << low) & (!0_u64 >> (64 - high));
+            if used {
+                self.words[i as usize] |= mask
+            } else {
+                self.words[i as usize] &= !mask
+            }
+        }
+    }
+}
+
+impl Rival for Bitmap {
+    type Token = u64;
+    const NAME: &'static str = "bitmap first fit (as genalloc)";
+    fn new(pages: u64, _live: u64) -> Option<Self> {
+        Some(Self {
+            words: vec![0; pages.div_ceil(64) as usize],
+            pages,
+        })
+    }
+    fn alloc(&mut self, pages: u64) -> Option<u64> {
+        let mut from = 0;
+        loop {
+            let start = self.next(from, false);
+            if start + pages > self.pages {
+                return None;
+            }
+            let used = self.next(start, true);
+            if used >= start + pages {
+                self.set(start, pages, true);
+                return Some(start);
+            }
+            from = used + 1;
+        }
+    }
+    fn free(&mut self, token: u64, pages: u64) {
+        assert!(self.next(token, false) >= token + pages, "allocated");
+        self.set(token, pages, false);
+    }
+    fn comb(&mut self, pages: u64) {
+        self.set(0, pages, true);
+        for page in (0..pages).step_by(2) {
+            self.set(page, 1, false);
+        }
+    }
+}
+
+/// The design that was not chosen: one balanced tree of free extents.
+impl Rival for ExtentTree {
+    type Token = u64;
+    const NAME: &'static str = "tree of extents (the design not chosen)";
+    fn new(pages: u64, _live: u64) -> Option<Self> {
+        Some(ExtentTree::with_pages(pages))
+    }
+    fn alloc(&mut self, pages: u64) -> Option<u64> {
+        self.first_fit(pages)
+    }
+    fn free(&mut self, token: u64, pages: u64) {
+        self.give(token, pages);
+    }
+    fn comb(&mut self, pages: u64) {
+        self.first_fit(pages);
+        for page in (0..pages).step_by(2) {
+            self.give(page, 1);
+        }
+    }
+}
