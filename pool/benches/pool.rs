@@ -19,7 +19,8 @@ fn pool(gib: u64) -> GenPool {
 
 fn pair(pool: &mut GenPool, size: u64, algo: Algo) {
     let range = pool.alloc_with(size, algo).expect("there is room");
-    pool.free(range.start(), range.size()).expect("just allocated");
+    pool.free(range.start(), range.size())
+        .expect("just allocated");
 }
 
 /// One page out of a pool with one page taken, and back.
@@ -44,13 +45,18 @@ fn combed(c: &mut Criterion) {
     let algos = [
         ("first_fit", Algo::FirstFit),
         ("best_fit", Algo::BestFit),
-        ("first_fit_align 2 MiB", Algo::FirstFitAlign { align: 2 << 20 }),
+        (
+            "first_fit_align 2 MiB",
+            Algo::FirstFitAlign { align: 2 << 20 },
+        ),
         ("first_fit_order_align", Algo::FirstFitOrderAlign),
         ("fixed", Algo::Fixed { offset: 32 << 30 }),
     ];
     let mut group = c.benchmark_group("1 MiB pair behind 131072 holes");
     for (name, algo) in algos {
-        group.bench_function(name, |b| b.iter(|| pair(&mut pool, black_box(1 << 20), algo)));
+        group.bench_function(name, |b| {
+            b.iter(|| pair(&mut pool, black_box(1 << 20), algo))
+        });
     }
 }
 

@@ -164,6 +164,11 @@ impl<O> Chunk<O> {
         self.free.free() == self.free.len()
     }
 
+    /// Granules of the longest free run.
+    pub(crate) fn longest_run(&self) -> u64 {
+        self.free.longest_run()
+    }
+
     /// The longest free extent, the lowest of these.
     pub(crate) fn longest(&self) -> Option<AddrRange> {
         let (start, n) = self.free.longest()?;

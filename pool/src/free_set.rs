@@ -124,12 +124,14 @@ impl FreeSet {
         }
     }
 
+    /// Granules of the longest free run.
+    pub(crate) fn longest_run(&self) -> u64 {
+        self.tree.as_ref().map_or(self.len, |tree| tree.longest())
+    }
+
     /// The longest free run, the lowest of equals: (start, length).
     pub(crate) fn longest(&self) -> Option<(u64, u64)> {
-        let len = match &self.tree {
-            None => self.len,
-            Some(tree) => tree.longest(),
-        };
+        let len = self.longest_run();
         let start = if len == 0 { None } else { self.first_fit(len) };
         start.map(|start| (start, len))
     }
@@ -151,6 +153,11 @@ impl FreeSet {
         if let Some(tree) = &mut self.tree {
             tree.flip(start, start + n, true);
             self.free += n;
+            // A large tree of which nothing is needed any more goes; a small one stays, for the
+            // next allocation would make it again.
+            if self.free == self.len && tree.is_large() {
+                self.tree = None;
+            }
         }
     }
 }

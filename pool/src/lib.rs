@@ -71,8 +71,9 @@
 //!
 //! Indexing is one pass over what is mixed at that moment, and afterwards every change keeps
 //! the index right, which makes changes dearer: pools that only do first fit do not pay. Up to
-//! 40 alignments are kept at once. A pool of *c* chunks asks them one after the other, newest
-//! first, so its allocations are O(c + log n).
+//! 40 alignments are kept at once. With several chunks, the newest that has a long enough run is
+//! found in O(log chunks); with an alignment or a fixed place it may not do, and then the next
+//! one is asked.
 //!
 //! # Why this structure
 //!
@@ -125,6 +126,7 @@ mod map;
 mod param;
 mod pool;
 mod range;
+mod ranking;
 mod resource;
 mod sub_pool;
 

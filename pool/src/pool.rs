@@ -8,6 +8,7 @@ use crate::chunk::{BadFree, Chunk};
 use crate::error::{AllocError, Busy, FreeError, PoolError};
 use crate::fit::{Algo, Mode};
 use crate::range::AddrRange;
+use crate::ranking::Ranking;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -34,6 +35,8 @@ pub struct GenPool<O = ()> {
     algo: Algo,
     /// Oldest first; every search walks it backwards.
     chunks: Vec<Chunk<O>>,
+    /// The longest free run of each chunk, in granules.
+    ranking: Ranking,
     /// Where the chunk at an address is, for as long as chunks are well formed and disjoint.
     by_base: BTreeMap<u64, usize>,
     /// Chunks that overlap, wrap or are empty (Linux mode): look through all of them.
@@ -66,6 +69,7 @@ impl<O> GenPool<O> {
             mode,
             algo: Algo::FirstFit,
             chunks: Vec::new(),
+            ranking: Ranking::default(),
             by_base: BTreeMap::new(),
             irregular: false,
             avail: 0,
@@ -118,7 +122,9 @@ impl<O> GenPool<O> {
         self.irregular |= disjoint
             .is_err_and(|e| !matches!(e, PoolError::Unaligned { .. } | PoolError::AtZero { .. }));
         self.by_base.insert(base, self.chunks.len());
-        self.chunks.push(Chunk::new(base, size, self.order, owner));
+        let chunk = Chunk::new(base, size, self.order, owner);
+        self.ranking.push(chunk.longest_run());
+        self.chunks.push(chunk);
         // Linux mode may add up to more than 64 bits hold; there the counters wrap too.
         self.size = self.size.wrapping_add(size);
         self.avail = self.avail.wrapping_add(size);
@@ -177,21 +183,35 @@ impl<O> GenPool<O> {
         }
         self.check_algo(algo)?;
         let n = size.div_ceil(self.granule());
-        let mode = self.mode;
-        let hit = self.chunks.iter_mut().rev().find_map(|chunk| {
-            let start = chunk.search(algo, n, mode)?;
-            Some((chunk, start))
-        });
-        let Some((chunk, start)) = hit else {
+        let Some((index, start)) = self.search(n, algo) else {
             return Err(self.no_room(size, algo));
         };
+        let chunk = self
+            .chunks
+            .get_mut(index)
+            .expect("the search was in this chunk");
         chunk.take(start, n);
+        self.ranking.set(index, chunk.longest_run());
         let taken = chunk.addresses(start, n);
         self.avail = self.avail.wrapping_sub(taken.size());
         if taken.start() == 0 {
             return Err(AllocError::AddressZero { size: taken.size() });
         }
         Ok(taken)
+    }
+
+    /// The newest chunk in which `algo` finds room for `n` granules, and the place.
+    fn search(&mut self, n: u64, algo: Algo) -> Option<(usize, u64)> {
+        let mut bound = self.chunks.len();
+        // A run that is long enough may still be in the wrong place, so there may be more to ask.
+        while let Some(index) = self.ranking.newest_before(bound, n) {
+            let start = self.chunks.get_mut(index)?.search(algo, n, self.mode);
+            if let Some(start) = start {
+                return Some((index, start));
+            }
+            bound = index;
+        }
+        None
     }
 
     fn check_algo(&self, algo: Algo) -> Result<(), AllocError> {
@@ -223,7 +243,7 @@ impl<O> GenPool<O> {
                 .checked_next_multiple_of(self.granule())
                 .unwrap_or(u64::MAX),
             avail: self.avail,
-            largest_free: self.largest_free().map_or(0, |range| range.size()),
+            largest_free: self.ranking.greatest().wrapping_shl(self.order),
         }
     }
 
@@ -279,6 +299,7 @@ impl<O> GenPool<O> {
         if let Some(chunk) = self.chunks.get_mut(index) {
             let before = chunk.avail();
             chunk.give(addr, size);
+            self.ranking.set(index, chunk.longest_run());
             self.avail = self.avail.wrapping_add(chunk.avail().wrapping_sub(before));
         }
     }

@@ -216,6 +216,22 @@ fn pools_of_many_chunks_agree_with_the_model() {
 }
 
 #[test]
+fn a_pool_of_50_chunks_agrees_with_the_model() {
+    // As an instance out of a fragmented pool has them: most small, a few large.
+    let chunk = |i: u64| {
+        (
+            BASE + i * (1 << 24),
+            (1 + i * 7 % 13 + i % 11 / 10 * 900) << 12,
+        )
+    };
+    let chunks: Vec<_> = (0..50).map(chunk).collect();
+    for seed in 0..4 {
+        workload(12, Mode::Strict, &chunks, 20 << 12, 3000, seed);
+        workload(12, Mode::Linux, &chunks, 20 << 12, 3000, seed);
+    }
+}
+
+#[test]
 fn unaligned_chunks_agree_with_the_model() {
     let chunks = [
         (BASE + 0x800, 10_000_123),
@@ -244,6 +260,11 @@ fn overlapping_chunks_agree_with_the_model() {
 #[test]
 fn a_pool_of_64_gib_agrees_with_the_model_over_200_000_operations() {
     workload(12, Mode::Linux, &[(BASE, 64 << 30)], 4 << 20, 200_000, 1);
+}
+
+#[test]
+fn a_pool_of_1_tib_agrees_with_the_model() {
+    workload(12, Mode::Strict, &[(BASE, 1 << 40)], 64 << 20, 3000, 4);
 }
 
 #[test]

@@ -190,3 +190,23 @@ fn the_largest_set_answers_at_both_ends() {
     set.give(len - 1, 1);
     assert_eq!(set.longest(), Some((1, len - 1)));
 }
+
+#[test]
+fn an_idle_set_gives_its_memory_back() {
+    let mut set = FreeSet::new(1 << 24);
+    for i in 0..4096 {
+        set.take(i << 12, 1);
+    }
+    assert!(set.tree.as_ref().is_some_and(|tree| tree.is_large()));
+    for i in 0..4095 {
+        set.give(i << 12, 1);
+        assert!(set.tree.is_some());
+    }
+    set.give(4095 << 12, 1);
+    assert!(set.tree.is_none());
+    assert_eq!(set.longest(), Some((0, 1 << 24)));
+    // A small tree is worth keeping.
+    set.take(5, 1);
+    set.give(5, 1);
+    assert!(set.tree.is_some());
+}

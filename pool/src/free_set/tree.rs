@@ -72,6 +72,11 @@ impl Tree {
         1 << (child_bits(self.levels) + FAN_BITS)
     }
 
+    /// Whether its nodes hold more memory than is worth keeping for an idle set.
+    pub(super) fn is_large(&self) -> bool {
+        self.nodes.bound() > 64
+    }
+
     /// Makes `a..b`, which is uniform and not empty, free or used.
     pub(super) fn flip(&mut self, a: u64, b: u64, to_free: bool) {
         self.index_long_flip(a, b, to_free);

@@ -12,6 +12,7 @@ use linux_loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_h
 
 use crate::boot::boot_params::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use crate::loader::decompress::{self, Compression, DecompressError};
+use crate::loader::field::{FieldError, expect};
 use crate::loader::le::{u16_at, u32_at, u64_at};
 use crate::loader::version;
 
@@ -38,26 +39,9 @@ const LAST_32: u64 = u32::MAX as u64;
 /// Why a bzImage was refused. Each names the field.
 #[derive(Debug, thiserror::Error)]
 pub enum BzImageError {
-    /// The file ends before what the header promises.
-    #[error("the file is truncated: {what} ends at byte {end}, the file at {len}")]
-    Truncated {
-        /// What should have been there.
-        what: &'static str,
-        /// End of it, bytes.
-        end: u64,
-        /// Length of the file, bytes.
-        len: u64,
-    },
-    /// A header field has a value that cannot be.
-    #[error("{field} is {value:#x}, expected {expected}")]
-    Field {
-        /// The field's name in the boot protocol.
-        field: &'static str,
-        /// What it holds.
-        value: u64,
-        /// What it may hold.
-        expected: &'static str,
-    },
+    /// The file is too short, or a header field has a value that cannot be.
+    #[error(transparent)]
+    Field(#[from] FieldError),
     /// The kernel asks for less memory than it fills.
     #[error("init_size is {init_size:#x}, less than the {needed:#x} bytes of {what}")]
     InitSize {
@@ -109,7 +93,7 @@ pub fn is_bzimage(file: &[u8]) -> bool {
 /// # Errors
 /// [`BzImageError`] names the field and the value.
 pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
-    let short = |end: usize| BzImageError::Truncated {
+    let short = |end: usize| FieldError::Truncated {
         what: "the setup header",
         end: end as u64,
         len: file.len() as u64,
@@ -119,7 +103,7 @@ pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
     expect(
         version >= MIN_PROTOCOL,
         "version",
-        version.into(),
+        version,
         "boot protocol 2.12 or later",
     )?;
     let end = HEADER_END.min(0x202 + usize::from(*file.get(JUMP_OPERAND).unwrap_or(&0)));
@@ -167,7 +151,7 @@ fn load_flags(file: &[u8]) -> Result<bool, BzImageError> {
     expect(
         xloadflags & XLF_KERNEL_64 != 0,
         "xloadflags",
-        xloadflags.into(),
+        xloadflags,
         "XLF_KERNEL_64 (bit 0): a kernel with a 64-bit entry",
     )?;
     let relocatable = file.get(SETUP_HEADER_OFFSET + offset_of!(setup_header, relocatable_kernel));
@@ -278,11 +262,12 @@ fn kernel(file: &[u8]) -> Result<Range<usize>, BzImageError> {
     let end = start + syssize * PARAGRAPH;
     // Some builds round the size up and do not pad the file.
     if start >= len || end - end.min(len) >= PARAGRAPH {
-        return Err(BzImageError::Truncated {
+        return Err(FieldError::Truncated {
             what: "the protected-mode kernel (setup_sects, syssize)",
             end,
             len,
-        });
+        }
+        .into());
     }
     Ok(as_index(start)..as_index(end.min(len)))
 }
@@ -300,11 +285,12 @@ fn payload(file: &[u8], kernel: &Range<usize>) -> Result<Range<usize>, BzImageEr
     let start = kernel.start as u64 + offset;
     let end = start + length;
     if end > kernel.end as u64 {
-        return Err(BzImageError::Truncated {
+        return Err(FieldError::Truncated {
             what: "the payload (payload_offset, payload_length)",
             end,
             len: kernel.end as u64,
-        });
+        }
+        .into());
     }
     Ok(as_index(start)..as_index(end - 4))
 }
@@ -322,23 +308,6 @@ fn version_string(file: &[u8], setup_end: usize) -> Option<String> {
 /// A value already known to be within the file.
 fn as_index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-fn expect(
-    ok: bool,
-    field: &'static str,
-    value: u64,
-    expected: &'static str,
-) -> Result<(), BzImageError> {
-    if ok {
-        Ok(())
-    } else {
-        Err(BzImageError::Field {
-            field,
-            value,
-            expected,
-        })
-    }
 }
 
 fn field16(file: &[u8], offset: usize) -> Option<u16> {

@@ -3,14 +3,15 @@
 use std::ffi::{CString, NulError};
 
 /// What Linux guests get when nothing is given: a console, and an end when
-/// the kernel panics. Reboot and poweroff go through ACPI.
-pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1";
+/// the kernel panics. Reboot and poweroff go through ACPI. No device does DMA,
+/// and a pool above 4 GiB has no memory for bounce buffers.
+pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
 
 /// Why a command line was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
     /// Longer than the kernel reads.
-    #[error("the command line has {len} bytes, this kernel takes at most {max}")]
+    #[error("the command line has {len} bytes, this kernel takes at most {max} (its cmdline_size)")]
     TooLong {
         /// Its length without the NUL.
         len: u64,

@@ -11,6 +11,7 @@ use std::ops::Range;
 use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD};
 
 use crate::boot::layout::KERNEL_ALIGN;
+use crate::loader::field::{FieldError, expect};
 use crate::loader::le::{u16_at, u32_at, u64_at};
 
 /// The first four bytes of every ELF file.
@@ -26,26 +27,9 @@ const MAX_SPAN: u64 = 1 << 30;
 /// Why bytes are no ELF kernel that we can start. Each names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ElfError {
-    /// The file ends inside a header or a segment.
-    #[error("the file is truncated: {what} ends at byte {end}, the file at {len}")]
-    Truncated {
-        /// What should have been there.
-        what: &'static str,
-        /// End of it, bytes.
-        end: u64,
-        /// Length of the file, bytes.
-        len: u64,
-    },
-    /// A header field has a value that cannot be.
-    #[error("{field} is {value:#x}, expected {expected}")]
-    Field {
-        /// The field's name in the ELF specification.
-        field: &'static str,
-        /// What it holds.
-        value: u64,
-        /// What it may hold.
-        expected: &'static str,
-    },
+    /// The file is too short, or a header field has a value that cannot be.
+    #[error(transparent)]
+    Field(#[from] FieldError),
     /// A program for an operating system, not one itself.
     #[error("a program that asks for an interpreter (PT_INTERP), not a kernel")]
     Interpreter,
@@ -144,11 +128,12 @@ pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
     }
     let within = |l: &Load| (l.paddr..l.paddr + l.filesz).contains(&header.entry);
     if !loads.iter().any(within) {
-        return Err(ElfError::Field {
+        return Err(FieldError::Value {
             field: "e_entry",
             value: header.entry,
             expected: "a physical address that a PT_LOAD segment fills from the file",
-        });
+        }
+        .into());
     }
     let segments = loads
         .iter()
@@ -179,8 +164,8 @@ struct Header {
 }
 
 impl Header {
-    fn read(file: &[u8]) -> Result<Self, ElfError> {
-        let truncated = ElfError::Truncated {
+    fn read(file: &[u8]) -> Result<Self, FieldError> {
+        let truncated = FieldError::Truncated {
             what: "the ELF header",
             end: size_of::<Elf64_Ehdr>() as u64,
             len: file.len() as u64,
@@ -205,41 +190,20 @@ impl Header {
         else {
             return Err(truncated);
         };
-        let check = |ok: bool, field, value, expected| {
-            if ok {
-                Ok(())
-            } else {
-                Err(ElfError::Field {
-                    field,
-                    value,
-                    expected,
-                })
-            }
-        };
         let class = u64::from(ident[0]) | u64::from(ident[1]) << 8;
-        check(
+        expect(
             ident == CLASS64_LSB,
             "e_ident (class, data)",
             class,
             "64-bit little-endian (0x102)",
         )?;
         let executable = kind == ET_EXEC || kind == ET_DYN;
-        check(
-            executable,
-            "e_type",
-            kind.into(),
-            "ET_EXEC (2) or ET_DYN (3)",
-        )?;
-        check(
-            machine == EM_X86_64,
-            "e_machine",
-            machine.into(),
-            "x86-64 (0x3e)",
-        )?;
+        expect(executable, "e_type", kind, "ET_EXEC (2) or ET_DYN (3)")?;
+        expect(machine == EM_X86_64, "e_machine", machine, "x86-64 (0x3e)")?;
         let entry_size = usize::from(phentsize) == size_of::<Elf64_Phdr>();
-        check(entry_size, "e_phentsize", phentsize.into(), "56")?;
+        expect(entry_size, "e_phentsize", phentsize, "56")?;
         let count = (1..PN_XNUM).contains(&phnum);
-        check(count, "e_phnum", phnum.into(), "1 to 65534")?;
+        expect(count, "e_phnum", phnum, "1 to 65534")?;
         Ok(Self {
             entry,
             phoff,
@@ -254,20 +218,20 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
     let size = size_of::<Elf64_Phdr>() as u64;
     let at = header.phoff.checked_add(u64::from(index) * size);
     let end = at.and_then(|at| at.checked_add(size));
-    let truncated = ElfError::Truncated {
+    let truncated = FieldError::Truncated {
         what: "the program header table",
         end: end.unwrap_or(u64::MAX),
         len,
     };
     let (Some(at), Some(end)) = (at, end) else {
-        return Err(truncated);
+        return Err(truncated.into());
     };
     if end > len {
-        return Err(truncated);
+        return Err(truncated.into());
     }
     let at = to_usize(at);
-    let field = |offset: usize| u64_at(file, at + offset).ok_or(truncated.clone());
-    let kind = u32_at(file, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated.clone())?;
+    let field = |offset: usize| u64_at(file, at + offset).ok_or(truncated);
+    let kind = u32_at(file, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated)?;
     let load = Load {
         offset: field(offset_of!(Elf64_Phdr, p_offset))?,
         paddr: field(offset_of!(Elf64_Phdr, p_paddr))?,
@@ -284,26 +248,25 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
     // A segment that is all BSS has no place in the file.
     let file_end = load.offset.saturating_add(load.filesz);
     if load.filesz > 0 && file_end > len {
-        return Err(ElfError::Truncated {
+        return Err(FieldError::Truncated {
             what: "a PT_LOAD segment",
             end: file_end,
             len,
-        });
+        }
+        .into());
     }
-    if load.filesz > load.memsz {
-        return Err(ElfError::Field {
-            field: "p_filesz",
-            value: load.filesz,
-            expected: "at most p_memsz",
-        });
-    }
-    if load.paddr.checked_add(load.memsz).is_none() {
-        return Err(ElfError::Field {
-            field: "p_paddr",
-            value: load.paddr,
-            expected: "an address that p_memsz does not carry past 2^64",
-        });
-    }
+    expect(
+        load.filesz <= load.memsz,
+        "p_filesz",
+        load.filesz,
+        "at most p_memsz",
+    )?;
+    expect(
+        load.paddr.checked_add(load.memsz).is_some(),
+        "p_paddr",
+        load.paddr,
+        "an address that p_memsz does not carry past 2^64",
+    )?;
     Ok(Some(load))
 }
 

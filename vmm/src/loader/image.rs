@@ -310,6 +310,7 @@ impl KernelImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loader::field::FieldError;
 
     #[test]
     fn the_probe_is_a_kernel_that_fits_2_mib() {
@@ -338,7 +339,9 @@ mod tests {
         let file = bzimage::tests::bzimage(&payload);
         assert!(matches!(
             KernelImage::parse(file, BootMode::Elf),
-            Err(ImageError::Payload(ElfError::Truncated { .. }))
+            Err(ImageError::Payload(ElfError::Field(
+                FieldError::Truncated { .. }
+            )))
         ));
     }
 

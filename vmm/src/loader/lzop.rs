@@ -7,6 +7,7 @@
 use std::io;
 
 use crate::loader::blocks::{take, take_slice};
+use crate::loader::field::{FieldError, expect};
 
 /// The first nine bytes.
 pub const MAGIC: [u8; 9] = *b"\x89LZO\0\r\n\x1a\n";
@@ -42,15 +43,8 @@ pub enum LzopError {
     #[error("the lzop header does not start with its magic number")]
     Magic,
     /// A header field has a value that cannot be.
-    #[error("{field} is {value:#x}, expected {expected}")]
-    Field {
-        /// The field's name in lzop.
-        field: &'static str,
-        /// What it holds.
-        value: u32,
-        /// What it may hold.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Field(#[from] FieldError),
     /// A checksum does not agree.
     #[error("the {what} has the checksum {got:#010x}, the container says {want:#010x}")]
     Checksum {
@@ -103,13 +97,14 @@ impl<'a> Blocks<'a> {
             let _needed_to_extract: &[u8; 2] = take(&mut rest)?;
         }
         let [method] = *take(&mut rest)?;
-        expect(METHODS.contains(&method), "method", method.into(), "1 to 3")?;
+        expect(METHODS.contains(&method), "method", method, "1 to 3").map_err(LzopError::from)?;
         if version >= VERSION_LEVEL {
             let _level: &[u8; 1] = take(&mut rest)?;
         }
         let flags = u32::from_be_bytes(*take(&mut rest)?);
         let plain = flags & (flag::FILTER | flag::EXTRA_FIELD) == 0;
-        expect(plain, "flags", flags, "neither a filter nor an extra field")?;
+        expect(plain, "flags", flags, "neither a filter nor an extra field")
+            .map_err(LzopError::from)?;
         let _mode_and_time: &[u8; 8] = take(&mut rest)?;
         if version >= VERSION_LEVEL {
             let _time_high: &[u8; 4] = take(&mut rest)?;
@@ -137,11 +132,12 @@ impl<'a> Blocks<'a> {
             return Ok(None);
         }
         let in_range = unpacked_len <= MAX_BLOCK;
-        expect(in_range, "block length", unpacked_len, "at most 256 KiB")?;
+        expect(in_range, "block length", unpacked_len, "at most 256 KiB")
+            .map_err(LzopError::from)?;
         let packed_len = take_u32(&mut self.rest)?;
         let in_range = (1..=unpacked_len).contains(&packed_len);
         let expected = "1 to the unpacked length";
-        expect(in_range, "packed block length", packed_len, expected)?;
+        expect(in_range, "packed block length", packed_len, expected).map_err(LzopError::from)?;
         // A block that did not shrink is stored, and has no packed form to sum.
         let stored = packed_len == unpacked_len;
         let adler_d = self.take_sum(flag::ADLER32_D)?;
@@ -214,23 +210,6 @@ fn verify(what: &'static str, got: u32, want: u32) -> Result<(), LzopError> {
         Ok(())
     } else {
         Err(LzopError::Checksum { what, got, want })
-    }
-}
-
-fn expect(
-    ok: bool,
-    field: &'static str,
-    value: u32,
-    expected: &'static str,
-) -> Result<(), LzopError> {
-    if ok {
-        Ok(())
-    } else {
-        Err(LzopError::Field {
-            field,
-            value,
-            expected,
-        })
     }
 }
 

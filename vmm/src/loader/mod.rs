@@ -14,6 +14,7 @@ pub mod cache;
 pub mod cmdline;
 pub mod decompress;
 pub mod elf;
+pub mod field;
 pub mod image;
 pub mod initramfs;
 mod le;

@@ -1,0 +1,12 @@
+/* A kernel that does nothing but write a line to COM1 and reset. */
+	.globl _start
+_start:
+	mov $0x3f8, %dx
+	mov $'x', %al
+	out %al, (%dx)
+	mov $'\n', %al
+	out %al, (%dx)
+	mov $0xfe, %al
+	out %al, $0x64
+1:	hlt
+	jmp 1b
