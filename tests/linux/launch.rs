@@ -11,7 +11,7 @@ use crate::guest_report::GuestReport;
 use crate::scenarios::Scenario;
 
 /// How long a launch may take: an emulated host is tens of times slower.
-pub const TIMEOUT: Duration = Duration::from_secs(600);
+pub const TIMEOUT: Duration = Duration::from_secs(450);
 
 /// A scenario that was launched.
 #[derive(Debug)]
