@@ -127,6 +127,8 @@ pub enum EventLoopError {
 const WAKE: u32 = 0;
 /// Token of the signal socket.
 const SIGNALS: u32 = 1;
+/// Events handled between two looks at signals and timer.
+const BATCH: usize = 8;
 /// Token of the timer.
 const TIMER: u32 = 2;
 /// The timer's interval.
@@ -148,8 +150,16 @@ impl<S: Supervisor> MutEventSubscriber for Subscriber<'_, S> {
                 if let Err(error) = self.receiver.wake.read() {
                     log::debug!("spurious wake-up: {error}");
                 }
-                while let Some(event) = self.receiver.try_recv() {
+                // No more than a few at a time: guests that keep the VMM busy
+                // must not keep it from signals and ticks.
+                for _ in 0..BATCH {
+                    let Some(event) = self.receiver.try_recv() else {
+                        return;
+                    };
                     self.supervisor.on_event(event);
+                }
+                if let Err(error) = self.receiver.wake.write(1) {
+                    log::error!("the event loop cannot wake itself: {error}");
                 }
             }
             SIGNALS => {
