@@ -97,9 +97,6 @@ pub enum CliError {
     /// The event loop failed.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
-    /// A signal handler cannot be installed.
-    #[error("the kick signal cannot be set up")]
-    Signals(#[source] vmm_sys_util::errno::Error),
     /// The host gives no descriptor or thread.
     #[error("signals and consoles cannot be set up")]
     SignalPipe(#[source] io::Error),

@@ -46,6 +46,15 @@ struct Machine {
     vm: Vm,
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All of them before the first is joined: one may wait for another.
+        for vcpu in &self.vcpus {
+            vcpu.send(VcpuCommand::Stop);
+        }
+    }
+}
+
 /// An instance with its images loaded, running or not.
 #[derive(Debug)]
 pub struct Guest {

@@ -9,7 +9,6 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{CliError, ExitStatus};
 use mkvmm::doctor;
-use mkvmm::kvm::kick;
 
 /// Several guest kernels out of one reserved memory pool, on KVM.
 #[derive(Debug, Parser)]
@@ -75,7 +74,6 @@ fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
 }
 
 fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
-    kick::install().map_err(CliError::Signals)?;
     // The test guests' ends are findings, not news.
     log::set_max_level(log::LevelFilter::Off);
     let findings = doctor::examine();

@@ -1,6 +1,6 @@
 //! `mkvmm run`: one shot, in the foreground.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +16,7 @@ use mkvmm::event_loop::{self, EventReceiver, VmmEvent};
 use mkvmm::fleet::Fleet;
 use mkvmm::host_pool::{HostPool, HostPoolError};
 use mkvmm::instance::state::State;
-use mkvmm::kvm::{Host, kick};
+use mkvmm::kvm::Host;
 use mkvmm::machine::place_pool;
 use mkvmm::reservation::ReservationConfig;
 use mkvmm::reservation::backing::{Backing, raise_descriptor_limit};
@@ -92,7 +92,6 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         .map_err(CliError::Reservation)?;
     raise_descriptor_limit();
     let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
-    kick::install().map_err(CliError::Signals)?;
 
     let config = ReservationConfig {
         backing,
@@ -196,9 +195,31 @@ fn supervise(
 fn console_output() -> Box<dyn Write> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
-        Box::new(anstream::StripStream::new(stdout))
+        Box::new(StripLines(stdout))
     } else {
-        Box::new(stdout)
+        Box::new(BufWriter::new(stdout))
+    }
+}
+
+/// Takes the control sequences out of each line. Lines are looked at one by
+/// one: a sequence that one guest leaves open must not swallow another's lines.
+struct StripLines<W>(W);
+
+impl<W: Write> Write for StripLines<W> {
+    // The queue writes a whole line at a time.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (text, end) = match line.split_last() {
+            Some((b'\n', text)) => (text, &b"\n"[..]),
+            _ => (line, &b""[..]),
+        };
+        self.0
+            .write_all(&anstream::adapter::strip_bytes(text).into_vec())?;
+        self.0.write_all(end)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -206,12 +227,31 @@ fn console_output() -> Box<dyn Write> {
 fn listen_for_signals() -> io::Result<UnixStream> {
     let (receiver, sender) = UnixStream::pair()?;
     receiver.set_nonblocking(true)?;
+    let again = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        let again = Arc::new(AtomicBool::new(false));
         let status = ExitStatus::Interrupted.code();
         signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&again))?;
-        signal_hook::flag::register(signal, again)?;
+        signal_hook::flag::register(signal, Arc::clone(&again))?;
         signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
     }
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_control_sequence_ends_with_its_line() {
+        let mut out = StripLines(Vec::new());
+        for line in [
+            "bad: \x1b]0;title\n",
+            "good: \x1b[31mred\x1b[0m\n",
+            "good: plain\n",
+        ] {
+            out.write_all(line.as_bytes()).unwrap();
+        }
+        let text = String::from_utf8(out.0).unwrap();
+        assert_eq!(text, "bad: \ngood: red\ngood: plain\n");
+    }
 }

@@ -8,11 +8,15 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::instance::InstanceName;
+use crate::vcpu;
 
 /// Lines that may wait to be written; behind that guests wait.
 const QUEUE_LINES: usize = 1024;
+/// How often a vCPU that waits for room looks whether it is to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
 /// A line longer than this is broken: a guest that never ends its line must
 /// not take the host's memory.
 const LINE_MAX: usize = 4096;
@@ -37,14 +41,15 @@ impl ConsoleQueue {
     }
 
     /// A line, newline included; waits while the queue is full. After
-    /// `close` it is dropped.
+    /// `close`, and from a vCPU that is to stop, it is dropped.
     fn push(&self, line: Vec<u8>) {
         let mut state = self.lock();
         while state.lines.len() >= QUEUE_LINES && !state.closed {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            if vcpu::is_stopping() {
+                return;
+            }
+            let wait = self.changed.wait_timeout(state, STOP_INTERVAL);
+            (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
         }
         if !state.closed {
             state.lines.push_back(line);
@@ -52,11 +57,11 @@ impl ConsoleQueue {
         }
     }
 
-    /// A line beyond the bound, for a guest that has ended: whoever cleans up
-    /// after it must not wait.
+    /// A last line, of a guest that has ended: whoever cleans up after it must
+    /// not wait, so without room it is dropped.
     fn push_now(&self, line: Vec<u8>) {
         let mut state = self.lock();
-        if !state.closed {
+        if !state.closed && state.lines.len() < QUEUE_LINES {
             state.lines.push_back(line);
             self.changed.notify_all();
         }
@@ -277,6 +282,12 @@ mod tests {
                 writer.write_all(b"x\n").unwrap();
             }
         });
+        while queue.lock().lines.len() < QUEUE_LINES {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(queue.lock().lines.len(), QUEUE_LINES);
+        assert!(!guest.is_finished());
         let mut lines = 0;
         while lines < 2 * QUEUE_LINES {
             lines += queue.pop_all().unwrap().len();

@@ -15,8 +15,10 @@ pub mod affinity;
 mod exit;
 mod run;
 mod sleep;
+mod stop;
 
 pub use exit::{ExitBus, ExitOutcome};
+pub use stop::is_stopping;
 
 use std::io;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use crate::kvm::{Host, Vm, cpuid, kick, msrs, regs};
 use crate::loader::BootEntry;
 use crate::vcpu::affinity::CpuSet;
 use crate::vcpu::sleep::{IdleMeter, SleepState};
+use crate::vcpu::stop::StopFlag;
 
 /// What a vCPU thread can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,14 +103,17 @@ impl Vcpu {
         bus: Arc<dyn ExitBus>,
         events: &EventSender,
     ) -> io::Result<VcpuHandle> {
+        kick::install()?;
         let (commands, receiver) = mpsc::channel();
         let sleep = Arc::new(SleepState::default());
+        let stop = StopFlag::default();
         let body = run::Body {
             run,
             name: name.clone(),
             commands: receiver,
             bus,
             sleep: Arc::clone(&sleep),
+            stop: stop.clone(),
             events: events.clone(),
         };
         // The kernel keeps 15 bytes of a thread's name.
@@ -123,6 +129,7 @@ impl Vcpu {
             commands,
             thread: Some(thread),
             sleep,
+            stop,
             idle: IdleMeter::default(),
         })
     }
@@ -135,6 +142,7 @@ pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
     thread: Option<JoinHandle<()>>,
     sleep: Arc<SleepState>,
+    stop: StopFlag,
     idle: IdleMeter,
 }
 
@@ -142,6 +150,9 @@ impl VcpuHandle {
     /// Sends a command and kicks the vCPU out of the guest to hear it. A
     /// thread that has ended does not care.
     pub fn send(&self, command: VcpuCommand) {
+        if command == VcpuCommand::Stop {
+            self.stop.set();
+        }
         let sent = self.commands.send(command).is_ok();
         if let (true, Some(thread)) = (sent, &self.thread) {
             kick::kick(thread);

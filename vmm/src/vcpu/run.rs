@@ -12,6 +12,7 @@ use crate::kvm::kick::KickTarget;
 use crate::vcpu::VcpuCommand;
 use crate::vcpu::exit::{self, ExitBus};
 use crate::vcpu::sleep::SleepState;
+use crate::vcpu::stop::StopFlag;
 
 /// What a vCPU thread has to do with others.
 pub struct Body {
@@ -25,16 +26,39 @@ pub struct Body {
     pub bus: Arc<dyn ExitBus>,
     /// For the handle.
     pub sleep: Arc<SleepState>,
+    /// From the handle, for devices that wait.
+    pub stop: StopFlag,
     /// To the event loop.
     pub events: EventSender,
+}
+
+/// Sends the end of a vCPU when it goes, even if its thread panics.
+struct Report {
+    run: RunId,
+    reason: EndReason,
+    events: EventSender,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let Self { run, reason, .. } = *self;
+        self.events.send(VmmEvent::Ended { run, reason });
+    }
 }
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
     pub fn run(self, fd: VcpuFd) {
         self.sleep.begin();
+        self.stop.clone().enter();
+        // Whatever happens here, the event loop hears of an end.
+        let mut report = Report {
+            run: self.run,
+            reason: EndReason::KvmError,
+            events: self.events.clone(),
+        };
         let mut target = KickTarget::new(fd);
-        let reason = loop {
+        report.reason = loop {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
                 Ok(VcpuCommand::Look) => {}
@@ -44,8 +68,6 @@ impl Body {
         };
         // The vCPU goes before anybody hears of its end.
         drop(target);
-        let run = self.run;
-        self.events.send(VmmEvent::Ended { run, reason });
     }
 
     fn run_guest(&self, target: &mut KickTarget) -> EndReason {
