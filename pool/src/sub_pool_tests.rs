@@ -197,3 +197,17 @@ fn allocation_respects_alignment_of_gibibytes() {
     assert_eq!(web.alloc(1, 3), Err(AllocError::BadAlign { align: 3 }));
     assert_eq!(web.alloc(1, 2).unwrap().start(), BASE + PAGE);
 }
+
+#[test]
+fn granules_beyond_a_c_int_work() {
+    let main = main_pool(64 << 30);
+    main.alloc(PAGE).unwrap();
+    let mut web = InstancePool::create(&main, 1, 5 << 30, 32, ChunkPolicy::Rfc).unwrap();
+    assert_eq!((web.size(), web.rounded_from()), (8 << 30, Some(5 << 30)));
+    assert_eq!(
+        web.alloc(1, 0).unwrap(),
+        AddrRange::with_size(8 << 30, 4 << 30).unwrap()
+    );
+    web.alloc(1, 1 << 33).unwrap_err();
+    assert_eq!(web.alloc(1, 1).unwrap().start(), 12 << 30);
+}
