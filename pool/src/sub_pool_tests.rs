@@ -211,3 +211,18 @@ fn granules_beyond_a_c_int_work() {
     web.alloc(1, 1 << 33).unwrap_err();
     assert_eq!(web.alloc(1, 1).unwrap().start(), 12 << 30);
 }
+
+#[test]
+fn freeing_address_zero_is_ignored_only_in_linux_mode() {
+    let linux = MainPool::linux(BASE, MIB, 12).unwrap();
+    let mut web = InstancePool::create(&linux, 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
+    web.free(0, PAGE).unwrap();
+    let mut web = InstancePool::create(&main_pool(MIB), 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
+    assert_eq!(
+        web.free(0, PAGE),
+        Err(FreeError::NotInPool {
+            addr: 0,
+            size: PAGE
+        })
+    );
+}

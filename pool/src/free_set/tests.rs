@@ -210,3 +210,48 @@ fn an_idle_set_gives_its_memory_back() {
     set.give(5, 1);
     assert!(set.tree.is_some());
 }
+
+#[test]
+fn nothing_is_found_at_or_behind_the_end() {
+    let mut set = FreeSet::new(100);
+    for at in [100, 101, u64::MAX] {
+        assert_eq!((set.next_free(at), set.next_used(at)), (None, None));
+    }
+    set.take(0, 100);
+    for at in [100, 101, 40_000, u64::MAX] {
+        assert_eq!((set.next_free(at), set.next_used(at)), (None, None));
+    }
+}
+
+#[test]
+fn aligned_room_in_a_wholly_free_subtree_is_found() {
+    // Whole leaves and whole nodes that are free among used ones, at either side of a border.
+    let len = 1 << 19;
+    for (start, n) in [
+        (4096, 4096),
+        (8192, 4096),
+        (32_768, 32_768),
+        (65_536, 32_768),
+        (0, 4096),
+    ] {
+        for known in [false, true] {
+            let mut set = FreeSet::new(len);
+            set.take(0, len);
+            if known {
+                // The class is there before the room is.
+                set.give(len - 1, 1);
+                assert_eq!(set.first_fit_aligned(1, 15, 0), None);
+                set.take(len - 1, 1);
+            }
+            set.give(start, n);
+            assert_eq!(set.first_fit_aligned(1, 15, 0), Some(start));
+            assert_eq!(set.first_fit_aligned(n, 15, 0), Some(start));
+            assert_eq!(set.first_fit_aligned(n, 15, 3), None);
+            assert_eq!(set.first_fit_aligned(n - 13, 15, 3), Some(start + 13));
+            // Half of it, so that the uniform part becomes a node or leaf of its own.
+            set.take(start, n / 2);
+            assert_eq!(set.first_fit_aligned(n / 2, 15, 0), Some(start + n / 2));
+            assert_eq!(set.first_fit_aligned(n / 2 + 1, 15, 0), None);
+        }
+    }
+}
