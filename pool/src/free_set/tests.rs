@@ -255,3 +255,45 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
         }
     }
 }
+
+#[test]
+fn indices_that_are_built_late_agree_with_a_bitmap() {
+    // Nothing is asked until the set is fragmented, so the first answers need a whole pass.
+    for (seed, size) in [(8, 3), (9, 90), (10, 400), (11, 9000)] {
+        let len = 60_000;
+        let mut rng = Rng(seed);
+        let mut set = FreeSet::new(len);
+        let mut naive = Naive(vec![true; usize::try_from(len).unwrap()]);
+        for _ in 0..4000 {
+            let start = rng.below(len);
+            let n = (1 + rng.below(size)).min(len - start);
+            let range = usize::try_from(start).unwrap()..usize::try_from(start + n).unwrap();
+            let used = naive.0[range.clone()].iter().all(|free| !free);
+            if used || naive.0[range].iter().all(|free| *free) {
+                if used {
+                    set.give(start, n)
+                } else {
+                    set.take(start, n)
+                }
+                naive.set(start, n, used);
+            }
+        }
+        for _ in 0..20 {
+            check(&mut set, &naive, &mut rng);
+        }
+        // Every length there is, and one less and one more.
+        let lens: Vec<u64> = naive.runs().iter().map(|(s, e)| e - s).collect();
+        for n in lens
+            .iter()
+            .flat_map(|len| [len - 1, *len, len + 1])
+            .filter(|&n| n > 0)
+        {
+            let runs = naive.runs();
+            let best = runs
+                .iter()
+                .filter(|(s, e)| e - s >= n)
+                .min_by_key(|(s, e)| (e - s, *s));
+            assert_eq!(set.best_fit(n), best.map(|run| run.0), "best fit of {n}");
+        }
+    }
+}
