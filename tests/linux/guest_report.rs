@@ -11,16 +11,28 @@ const MARK: &str = "mkvmm-guest: ";
 pub struct GuestReport {
     /// `uname -r`.
     pub release: String,
+    /// `/proc/cmdline`.
+    pub cmdline: String,
     /// `nproc`.
-    pub nproc: u32,
+    pub nproc: u64,
+    /// Processors in `/proc/cpuinfo`.
+    pub cpuinfo: u64,
     /// MemTotal of `/proc/meminfo`, KiB.
     pub mem_total_kib: u64,
+    /// Bytes of the file `/padding`, where there is one.
+    pub padding: Option<u64>,
+    /// The current clock source.
+    pub clocksource: String,
     /// The kernel's lines `BIOS-e820: …`.
     pub e820: Vec<String>,
     /// `/sys/firmware/memmap`, as `0xSTART-0xLAST TYPE`.
     pub memmap: Vec<String>,
     /// `/proc/iomem`.
     pub iomem: Vec<TreeLine>,
+    /// The nodes of `/sys/kernel/boot_params/setup_data`: type and data.
+    pub setup_data: Vec<(u32, Vec<u8>)>,
+    /// Chosen lines of the kernel's log, in its order.
+    pub kernel: Vec<String>,
 }
 
 impl GuestReport {
@@ -48,18 +60,30 @@ impl GuestReport {
             let number = digits.parse::<u64>();
             number.map_err(|error| format!("{key} {text}: {error}"))
         };
-        let nproc = number("nproc")?;
         Ok(Self {
             release: value("uname")?,
-            nproc: u32::try_from(nproc).map_err(|error| error.to_string())?,
+            cmdline: value("cmdline")?,
+            nproc: number("nproc")?,
+            cpuinfo: number("cpuinfo")?,
             mem_total_kib: number("MemTotal")?,
+            padding: number("padding").ok(),
+            clocksource: value("clocksource")?,
             e820: section(lines, "e820")?.to_vec(),
             memmap: section(lines, "memmap")?.to_vec(),
             iomem: section(lines, "iomem")?
                 .iter()
                 .map(|line| TreeLine::parse(line).ok_or(format!("not of an iomem: {line:?}")))
                 .collect::<Result<_, _>>()?,
+            setup_data: setup_data(section(lines, "setup_data")?)?,
+            kernel: section(lines, "kernel")?.to_vec(),
         })
+    }
+
+    /// The first line of the kernel's log that contains `text`: its number
+    /// and itself.
+    pub fn log_line(&self, text: &str) -> Option<(usize, &str)> {
+        let lines = self.kernel.iter().map(String::as_str).enumerate();
+        lines.into_iter().find(|(_, line)| line.contains(text))
     }
 }
 
@@ -73,4 +97,19 @@ fn section<'a>(lines: &'a [String], name: &str) -> Result<&'a [String], String> 
         (Some(begin), Some(end)) if begin < end => Ok(&lines[begin + 1..end]),
         _ => Err(format!("its init printed no section {name}")),
     }
+}
+
+/// Nodes out of pairs of lines `N/type 0xTYPE` and `N/data HEX`.
+fn setup_data(lines: &[String]) -> Result<Vec<(u32, Vec<u8>)>, String> {
+    let node = |pair: &[String]| {
+        let [kind, data] = pair else { return None };
+        let kind = kind.split_once("/type 0x")?.1;
+        let hex = data.split_once("/data")?.1.trim();
+        let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+        let bytes: Option<_> = (0..hex.len()).step_by(2).map(byte).collect();
+        Some((u32::from_str_radix(kind, 16).ok()?, bytes?))
+    };
+    let pairs = lines.chunks(2);
+    let parse = |pair| node(pair).ok_or_else(|| format!("not a node: {pair:?}"));
+    pairs.map(parse).collect()
 }

@@ -1,22 +1,25 @@
 //! One run of mkvmm, whose result several checks look at.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mkvmm_test_harness::{Consoles, Finished, Mkvmm, Report};
 
+use crate::guest::Guest;
 use crate::guest_report::GuestReport;
-use crate::scenarios::{Guest, Scenario};
+use crate::scenarios::Scenario;
 
 /// How long a launch may take: an emulated host is tens of times slower.
-const TIMEOUT: Duration = Duration::from_secs(400);
+pub const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A scenario that was launched.
 #[derive(Debug)]
 pub struct Launch {
     /// What was launched.
     pub scenario: &'static Scenario,
+    /// The directory of the images.
+    pub images: PathBuf,
     /// How mkvmm ended and what it wrote.
     pub run: Finished,
     /// What `--show` printed.
@@ -37,19 +40,23 @@ impl Launch {
 
     fn attempt(scenario: &'static Scenario, images: &Path) -> Result<Self, String> {
         let mut run = Mkvmm::run(scenario.pool).show().timeout(TIMEOUT);
+        for hold in scenario.holds {
+            run = run.arg("--hold").arg(*hold);
+        }
         for guest in scenario.guests {
-            run = run.guest(spec(guest, images));
+            run = run.guest(guest.spec(images));
         }
         let run = run.finish();
         let seconds = run.elapsed.as_secs_f64();
         eprintln!("linux: {} took {seconds:.1} s", scenario.name);
-        if run.code() != Some(scenario.status) {
-            return Err(format!("not status {}\n{run}", scenario.status));
+        if run.code() != Some(0) {
+            return Err(format!("not status 0\n{run}"));
         }
         let names: Vec<&str> = scenario.guests.iter().map(|g| g.name).collect();
         let why = |why| format!("{why}\n{run}");
         Ok(Self {
             scenario,
+            images: images.to_owned(),
             report: Report::parse(&run.stderr).map_err(why)?,
             consoles: Consoles::parse(&run.stdout, &names).map_err(why)?,
             run,
@@ -70,19 +77,4 @@ impl Launch {
         let guests = self.scenario.guests.iter();
         guests.map(|guest| (guest, self.guest(guest)))
     }
-}
-
-fn spec(guest: &Guest, images: &Path) -> String {
-    let images = images.display();
-    let Guest {
-        name,
-        kernel,
-        memory_mib,
-        cpus,
-        more,
-    } = guest;
-    format!(
-        "name={name},kernel={images}/vmlinuz-{kernel},initrd={images}/initramfs.cpio.gz,\
-         memory={memory_mib}M,cpus={cpus}{more}"
-    )
 }

@@ -3,7 +3,9 @@
 //! | module | what |
 //! |---|---|
 //! | `scenarios` | the table: which guests out of which pool, and what must hold |
-//! | `checks` | what can be held against what |
+//! | `guest` | a guest of a scenario, and the `--guest` that makes it |
+//! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
+//! | `ends` | four guests that end in four ways, beside one that goes on |
 //! | `launch` | one run of mkvmm, whose result several checks look at |
 //! | `guest_report` | reads what the guests' init prints |
 //! | `place` | here, inside an emulated host, or nowhere |
@@ -13,8 +15,12 @@
 //! all tests together, and passes on what that one prints and its status.
 
 mod checks;
+mod ends;
+mod guest;
 mod guest_report;
+mod kernel_checks;
 mod launch;
+mod manifest_checks;
 mod place;
 mod scenarios;
 
@@ -24,7 +30,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use mkvmm_test_harness::tier;
 
 use place::Place;
-use scenarios::SCENARIOS;
+use scenarios::tests;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -54,11 +60,6 @@ fn main() -> ExitCode {
     }
     eprintln!("linux: skipped: {why}");
     libtest_mimic::run(&arguments, ignored(&why)).exit_code()
-}
-
-/// The names of all tests.
-fn tests() -> impl Iterator<Item = String> {
-    SCENARIOS.iter().flat_map(|s| s.tests())
 }
 
 /// All tests, each saying that it does not run and why.

@@ -1,24 +1,29 @@
 //! Where Linux guests run: here, inside an emulated host, or nowhere.
 
 use std::env;
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use mkvmm_test_harness::{mkvmm, tier};
+use mkvmm::loader::bzimage;
+use mkvmm_test_harness::{mkvmm as binary, tier};
+
+use crate::guest::{LARGE, LARGE_MIB, SMALL};
 
 /// Set in the emulated host: the directory of the guests' images.
 const INSIDE: &str = "MKVMM_TEST_INSIDE";
 /// `off` leaves the Linux tier out.
 const TIER: &str = "MKVMM_LINUX_TIER";
 /// Memory of the emulated host, MiB: the pool of the largest scenario, which
-/// must be there even where it is not touched, and as much for the host.
-const HOST_MEMORY: &str = "3072";
+/// must be there even where it is not touched, and more for the images, which
+/// lie there packed, unpacked and in mkvmm's cache.
+const HOST_MEMORY: &str = "4096";
 /// More than all scenarios take on a slow machine, seconds.
 const HOST_TIMEOUT: &str = "1500";
-/// The files that the guests boot.
-const FILES: [&str; 3] = ["vmlinuz-6.1", "vmlinuz-6.12", "initramfs.cpio.gz"];
+/// Debian's kernels.
+const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
 /// Where the tests run, with the directory of the guests' images.
 pub enum Place {
@@ -78,8 +83,16 @@ fn check_tools(tools: &[&str]) -> Result<(), String> {
 fn prepare() -> Result<PathBuf, String> {
     let images = root().join(".cache/guests");
     eprintln!("linux: kernels and initramfs (downloaded the first time)");
-    for script in ["scripts/fetch-kernels", "scripts/linux-initramfs"] {
+    let large = images.join(LARGE).display().to_string();
+    let scripts: [&[&str]; 3] = [
+        &["scripts/fetch-kernels"],
+        &["scripts/linux-initramfs"],
+        &["scripts/linux-initramfs", &large, "--size", LARGE_MIB],
+    ];
+    for script in scripts {
+        let (script, args) = (script[0], &script[1..]);
         let status = Command::new(root().join(script))
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status()
@@ -88,7 +101,27 @@ fn prepare() -> Result<PathBuf, String> {
             return Err(format!("{script} failed ({status})"));
         }
     }
+    for version in KERNELS {
+        unpack(&images, version).map_err(|why| format!("vmlinux-{version}: {why}"))?;
+    }
     Ok(images)
+}
+
+/// Takes `vmlinux` out of a bzImage, unless it is there and newer.
+fn unpack(images: &Path, version: &str) -> Result<(), String> {
+    let packed = images.join(format!("vmlinuz-{version}"));
+    let vmlinux = images.join(format!("vmlinux-{version}"));
+    let changed = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    if changed(&vmlinux) > changed(&packed) {
+        return Ok(());
+    }
+    let file = fs::read(&packed).map_err(|error| error.to_string())?;
+    let header = bzimage::parse(&file).map_err(|error| error.to_string())?;
+    let (_, elf) = bzimage::unpack(&file, &header).map_err(|error| error.to_string())?;
+    // Moved, not written in place: another test run may be reading it.
+    let partial = images.join(format!(".vmlinux-{version}.{}", process::id()));
+    let moved = fs::write(&partial, elf).and_then(|()| fs::rename(&partial, &vmlinux));
+    moved.map_err(|error| error.to_string())
 }
 
 /// Runs this executable inside an emulated host, with the same arguments.
@@ -103,11 +136,13 @@ pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
         .stdin(Stdio::null())
         .args(["--memory", HOST_MEMORY, "--timeout", HOST_TIMEOUT])
         .arg("--file")
-        .arg(mkvmm::binary());
-    for file in FILES {
+        .arg(binary::binary());
+    let of_kernel = |version| [format!("vmlinuz-{version}"), format!("vmlinux-{version}")];
+    let kernels = KERNELS.into_iter().flat_map(of_kernel);
+    for file in kernels.chain([SMALL, LARGE].map(str::to_owned)) {
         nested.arg("--file").arg(images.join(file));
     }
-    let binary = mkvmm::binary().display().to_string();
+    let binary = binary::binary().display().to_string();
     for (name, value) in [
         (INSIDE, images.display().to_string()),
         ("CARGO_BIN_EXE_mkvmm", binary),

@@ -1,30 +1,16 @@
 //! The table: which guests out of which pool, and what must hold.
 //!
-//! A new scenario is a row here; a new property is a function in `checks` and
-//! a row in a list of checks.
+//! A new scenario is a row here; a new property is a function in `checks`,
+//! `kernel_checks` or `manifest_checks`, and a row in [`EVERY`].
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::checks;
+use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
-
-/// One guest of a scenario.
-#[derive(Debug)]
-pub struct Guest {
-    /// Its name.
-    pub name: &'static str,
-    /// Which of Debian's kernels: `6.1` or `6.12`.
-    pub kernel: &'static str,
-    /// Its memory, MiB.
-    pub memory_mib: u64,
-    /// Its vCPUs.
-    pub cpus: u32,
-    /// What the spec has besides, beginning with a comma.
-    pub more: &'static str,
-}
+use crate::{checks, ends, kernel_checks, manifest_checks};
 
 /// One launch and what must hold of it.
 #[derive(Debug)]
@@ -33,12 +19,10 @@ pub struct Scenario {
     pub name: &'static str,
     /// `--pool`.
     pub pool: &'static str,
+    /// `--hold`, each.
+    pub holds: &'static [&'static str],
     /// The guests, all at the same time.
     pub guests: &'static [Guest],
-    /// The exit status of mkvmm.
-    pub status: i32,
-    /// What must hold.
-    pub checks: &'static [Check],
 }
 
 /// A property of a launch.
@@ -51,91 +35,123 @@ pub struct Check {
 }
 
 macro_rules! checks {
-    ($($name:ident),* $(,)?) => {
-        &[$(Check { name: stringify!($name), holds: checks::$name }),*]
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$(Check { name: stringify!($name), holds: $module::$name }),*]
     };
 }
 
-/// What holds of every launch of guests that boot and restart.
+/// What holds of every launch.
 const EVERY: &[Check] = checks![
-    all_guests_reach_their_init_and_end_well,
-    each_guest_runs_the_kernel_it_was_given,
-    bios_e820_equals_the_map_announced,
-    firmware_memmap_equals_the_map_announced,
-    system_ram_is_what_the_guest_was_given,
-    the_rest_of_the_pool_is_reserved,
-    memory_and_cpus_are_plausible,
-    no_guest_touched_what_is_not_its_own,
-];
-
-/// Both of Debian's kernels at once.
-const BOTH: &[Guest] = &[
-    Guest {
-        name: "deb61",
-        kernel: "6.1",
-        memory_mib: 256,
-        cpus: 1,
-        more: "",
-    },
-    Guest {
-        name: "deb612",
-        kernel: "6.12",
-        memory_mib: 192,
-        cpus: 1,
-        more: "",
-    },
+    checks::all_guests_reach_their_init_and_end_as_asked,
+    checks::each_guest_runs_the_kernel_it_was_given,
+    checks::bios_e820_equals_the_map_announced,
+    checks::firmware_memmap_equals_the_map_announced,
+    checks::system_ram_is_what_the_guest_was_given,
+    checks::the_rest_of_the_pool_is_reserved,
+    checks::the_kernel_counts_every_page,
+    checks::no_guest_touched_what_is_not_its_own,
+    kernel_checks::each_guest_has_the_cpus_it_was_given,
+    kernel_checks::the_kernel_runs_where_it_was_placed,
+    kernel_checks::time_comes_from_kvm_clock,
+    kernel_checks::entropy_is_ready_before_the_first_program,
+    kernel_checks::the_acpi_tables_are_found,
+    kernel_checks::a_large_initramfs_is_unpacked_whole,
+    manifest_checks::the_manifest_names_the_instance,
+    manifest_checks::the_manifest_equals_the_tree_announced,
+    manifest_checks::the_manifest_has_the_images_exact_facts,
 ];
 
 /// All scenarios, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
+    // Everything at once. The last guest finds what the others and the holds
+    // have left: four times 8 MiB, and 96.
     Scenario {
         name: "pool_above_4_gib",
         pool: "1G@0x100000000",
-        guests: BOTH,
-        status: 0,
-        checks: EVERY,
+        holds: &[
+            "8M@0x130800000",
+            "8M@0x131800000",
+            "8M@0x132800000",
+            "8M@0x133800000",
+            "96M@0x13a000000",
+        ],
+        guests: &[
+            Guest::new("large-initramfs", "6.1", 352).initramfs(LARGE),
+            Guest::new("elf-4-cpus", "6.12", 160)
+                .form(Form::Elf)
+                .cpus(4)
+                .end("poweroff"),
+            Guest::new("unpacks-itself", "6.12", 160).form(Form::InGuest),
+            Guest::new("small", "6.1", 96).end("poweroff"),
+            Guest::new("fragmented", "6.1", 128).regions(5),
+        ],
     },
     Scenario {
         name: "pool_below_the_hole",
         pool: "512M@0x40000000",
-        guests: BOTH,
-        status: 0,
-        checks: EVERY,
+        holds: &[],
+        guests: &[
+            Guest::new("deb61", "6.1", 256).form(Form::Elf).cpus(4),
+            Guest::new("deb612", "6.12", 192),
+        ],
     },
     Scenario {
         name: "pool_without_an_address",
         pool: "512M",
-        guests: BOTH,
-        status: 0,
-        checks: EVERY,
+        holds: &[],
+        guests: &[
+            Guest::new("deb61", "6.1", 192).form(Form::InGuest),
+            Guest::new("deb612", "6.12", 256),
+        ],
     },
 ];
 
-impl Scenario {
-    /// The names of its tests.
-    pub fn tests(&self) -> impl Iterator<Item = String> {
-        let name = |check: &Check| format!("{}::{}", self.name, check.name);
-        self.checks.iter().map(name)
-    }
+/// The names of all tests, in the order in which they run.
+pub fn tests() -> impl Iterator<Item = String> {
+    let of_launch = |scenario: &Scenario| {
+        let launch = scenario.name;
+        EVERY.iter().map(move |c| format!("{launch}::{}", c.name))
+    };
+    let of_ends = ends::CHECKS.iter().map(|c| format!("ends::{}", c.name));
+    SCENARIOS.iter().flat_map(of_launch).chain(of_ends)
 }
 
-/// The tests of all scenarios. Each scenario is launched once, by the first of
-/// its checks that runs.
+/// All tests. Each scenario is launched once, by the first of its checks that
+/// runs.
 pub fn trials(images: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
     for scenario in SCENARIOS {
-        let launch: Arc<OnceLock<Result<Launch, String>>> = Arc::default();
-        for (check, name) in scenario.checks.iter().zip(scenario.tests()) {
-            let (launch, images) = (Arc::clone(&launch), images.to_owned());
-            trials.push(Trial::test(name, move || {
-                let launch = launch.get_or_init(|| Launch::of(scenario, &images));
-                match launch {
-                    Ok(launch) => (check.holds)(launch),
-                    Err(why) => return Err(Failed::from(why)),
-                }
-                Ok(())
-            }));
+        let images = images.to_owned();
+        let launch = shared(move || Launch::of(scenario, &images));
+        for check in EVERY {
+            let launch = Arc::clone(&launch);
+            let name = format!("{}::{}", scenario.name, check.name);
+            trials.push(Trial::test(name, move || launch(&check.holds)));
         }
     }
+    let images = images.to_owned();
+    let ends = shared(move || ends::Ends::watch(&images));
+    for check in ends::CHECKS {
+        let ends = Arc::clone(&ends);
+        let name = format!("ends::{}", check.name);
+        trials.push(Trial::test(name, move || ends(&check.holds)));
+    }
     trials
+}
+
+/// What several checks look at.
+type Shared<T> = Arc<dyn Fn(&dyn Fn(&T)) -> Result<(), Failed> + Send + Sync>;
+
+/// Makes what checks look at when the first of them comes.
+fn shared<T: Send + Sync + 'static>(
+    make: impl Fn() -> Result<T, String> + Send + Sync + 'static,
+) -> Shared<T> {
+    let made = OnceLock::new();
+    Arc::new(move |check| match made.get_or_init(&make) {
+        Ok(value) => {
+            check(value);
+            Ok(())
+        }
+        Err(why) => Err(Failed::from(why)),
+    })
 }

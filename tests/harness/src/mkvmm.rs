@@ -216,6 +216,36 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
     }
 
+    /// A number of KiB out of its `/proc/PID/status`.
+    pub fn status_kib(&self, key: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("it has not been waited for");
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        let number = value.and_then(|v| v.strip_prefix(':')?.trim().strip_suffix(" kB"));
+        let parsed = number.and_then(|n| n.parse().ok());
+        parsed.unwrap_or_else(|| panic!("no {key} in\n{status}"))
+    }
+
+    /// A value out of `/proc/PID/task/TID/status` of each of its threads whose
+    /// name begins with `name`.
+    pub fn of_threads(&self, name: &str, key: &str) -> Vec<String> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let tasks = std::fs::read_dir(tasks).expect("it has not been waited for");
+        let status = |task: std::io::Result<std::fs::DirEntry>| {
+            // A thread may end between two looks.
+            std::fs::read_to_string(task.ok()?.path().join("status")).ok()
+        };
+        let value = |status: &str, key: &str| {
+            let mut lines = status.lines();
+            let value = lines.find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            value.unwrap_or_default().trim().to_owned()
+        };
+        let named = tasks
+            .filter_map(status)
+            .filter(|s| value(s, "Name").starts_with(name));
+        named.map(|status| value(&status, key)).collect()
+    }
+
     /// Waits for its end and for the ends of its streams.
     pub fn wait(mut self) -> Finished {
         let status = loop {
@@ -322,6 +352,21 @@ impl Finished {
     #[track_caller]
     pub fn report(&self) -> Report {
         Report::parse(&self.stderr).unwrap_or_else(|why| panic!("{why}\n{self}"))
+    }
+
+    /// Fails unless mkvmm said something on stderr that begins with `NAME: `
+    /// and then `text`.
+    #[track_caller]
+    pub fn expect_said(&self, name: &str, text: &str) -> &Self {
+        let start = format!("{name}: {text}");
+        let said = self.stderr.lines().any(|line| {
+            let line = line.strip_prefix("mkvmm: ").unwrap_or_default();
+            // As `log` marks what is not good news.
+            let line = line.strip_prefix("error: ").unwrap_or(line);
+            line.starts_with(&start)
+        });
+        assert!(said, "no line `{start}…`\n{self}");
+        self
     }
 
     /// Fails unless this is a refusal as the interface has it: `code`, an

@@ -85,6 +85,14 @@ impl Report {
         regions.map(|line| (line.start, line.last)).collect()
     }
 
+    /// The pieces of guest `name` that are called `piece`, in its regions.
+    pub fn pieces(&self, name: &str, piece: &str) -> Vec<&TreeLine> {
+        let regions = self.regions(name);
+        let inside = |l: &TreeLine| regions.iter().any(|r| r.0 <= l.start && l.last <= r.1);
+        let lines = self.tree.iter().filter(|l| l.depth == 2 && l.name == piece);
+        lines.filter(|line| inside(line)).collect()
+    }
+
     /// Holds the map of guest `name` against the tree: sorted, disjoint and
     /// merged; above 1 MiB usable is what its regions have beside low window
     /// and control block, and the rest of the pool is reserved.
