@@ -3,8 +3,10 @@
 //! ```text
 //!            Run                        guest ends
 //!   waiting ─────► running (KVM_RUN) ──────────────► ended: VcpuEvent sent
-//!      │              │
-//!      └──── Stop ────┴────────────────────────────► ended: Killed
+//!      │           Pause │  ▲ Run
+//!      │                 ▼  │
+//!      │               parked
+//!      └──── Stop ────────┴─────────────────────────► ended: Killed
 //! ```
 //!
 //! A [`Vcpu`] is configured and does not run; [`Vcpu::start`] moves it into
@@ -36,10 +38,12 @@ use crate::vcpu::affinity::CpuSet;
 use crate::vcpu::sleep::{IdleMeter, SleepState};
 
 /// What a vCPU thread can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum VcpuCommand {
-    /// Enter the guest.
+    /// Enter the guest, or go on.
     Run,
+    /// Leave it until `Run`; the sender is dropped once it is left.
+    Pause(Sender<()>),
     /// Look whether it sleeps for good.
     Look,
     /// Leave it for good.
