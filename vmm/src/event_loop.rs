@@ -15,6 +15,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::control::action::Request;
 use crate::devices::violation::Violation;
 use crate::instance::state::EndReason;
 use crate::instance::{InstanceId, RunId};
@@ -38,6 +39,10 @@ pub enum VmmEvent {
         /// Later ones of this guest are only counted.
         last_reported: bool,
     },
+    /// Something was typed on a guest's console.
+    Typed(InstanceId),
+    /// A client of the control socket wants something.
+    Request(Box<Request>),
     /// The consoles cannot be written any more.
     ConsoleFailed(io::Error),
 }

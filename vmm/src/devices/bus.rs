@@ -119,6 +119,11 @@ impl InstanceBus {
         lock(&self.pm).press_power_button();
     }
 
+    /// Gives the serial port what is typed, as far as it takes it.
+    pub fn feed_console(&self) {
+        lock(&self.serial).feed();
+    }
+
     fn write_serial(&self, offset: u8, data: &[u8]) {
         if offset == 0 {
             self.timeline.reach(Stage::FirstOutput);
@@ -217,7 +222,8 @@ impl ExitBus for InstanceBus {
 mod tests {
     use super::*;
     use crate::boot::layout::PM1_CONTROL;
-    use crate::devices::console::{ConsoleQueue, ConsoleWriter};
+    use crate::devices::console::ConsoleWriter;
+    use crate::devices::console_ring::ConsoleRing;
     use crate::devices::irq::IrqTrigger;
     use crate::devices::violation::ViolationPolicy;
     use crate::event_loop::{EventReceiver, VmmEvent, event_channel};
@@ -225,9 +231,9 @@ mod tests {
 
     fn bus(policy: ViolationPolicy) -> (InstanceBus, EventReceiver) {
         let (sender, receiver) = event_channel().unwrap();
-        let console =
-            ConsoleWriter::new(&ConsoleQueue::new(), &"a".parse().unwrap(), &Arc::default());
-        let serial = SerialPort::new(IrqTrigger::new().unwrap(), console);
+        let ring = Arc::new(ConsoleRing::new(64));
+        let console = ConsoleWriter::new(None, &"a".parse().unwrap(), &ring);
+        let serial = SerialPort::new(IrqTrigger::new().unwrap(), console, ring);
         let pm = AcpiPm::new(IrqTrigger::new().unwrap());
         let violations = ViolationCounter::new(InstanceId(1), policy, sender);
         let bus = InstanceBus::new(serial, pm, Arc::default(), Arc::new(violations));

@@ -3,8 +3,10 @@
 //! ```text
 //!            Run                        guest ends
 //!   waiting ─────► running (KVM_RUN) ──────────────► ended: VcpuEvent sent
-//!      │              │
-//!      └──── Stop ────┴────────────────────────────► ended: Killed
+//!      │           Pause │  ▲ Run
+//!      │                 ▼  │
+//!      │               parked
+//!      └──── Stop ────────┴─────────────────────────► ended: Killed
 //! ```
 //!
 //! A [`Vcpu`] is configured and does not run; [`Vcpu::start`] moves it into
@@ -39,10 +41,12 @@ use crate::vcpu::sleep::{IdleMeter, SleepState};
 use crate::vcpu::stop::StopFlag;
 
 /// What a vCPU thread can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum VcpuCommand {
-    /// Enter the guest.
+    /// Enter the guest, or go on.
     Run,
+    /// Leave it until `Run`; the sender is dropped once it is left.
+    Pause(Sender<()>),
     /// Look whether it sleeps for good.
     Look,
     /// Leave it for good.
@@ -150,7 +154,7 @@ impl VcpuHandle {
     /// Sends a command and kicks the vCPU out of the guest to hear it. A
     /// thread that has ended does not care.
     pub fn send(&self, command: VcpuCommand) {
-        if command == VcpuCommand::Stop {
+        if matches!(command, VcpuCommand::Stop) {
             self.stop.set();
         }
         let sent = self.commands.send(command).is_ok();

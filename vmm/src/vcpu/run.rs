@@ -61,7 +61,8 @@ impl Body {
         report.reason = loop {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
-                Ok(VcpuCommand::Look) => {}
+                // Not in the guest yet: dropping the sender says so.
+                Ok(VcpuCommand::Look | VcpuCommand::Pause(_)) => {}
                 // A handle dropped before the start stops, too.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
@@ -108,11 +109,22 @@ impl Body {
         }
     }
 
-    /// Carries out all commands that are there; true when one says stop.
+    /// Carries out all commands that are there, and waits while they say
+    /// pause; true when one says stop.
     fn obey(&self, target: &mut KickTarget) -> bool {
+        let mut parked = false;
         loop {
-            match self.commands.try_recv() {
-                Ok(VcpuCommand::Run) => {}
+            let command = if parked {
+                self.commands.recv().map_err(TryRecvError::from)
+            } else {
+                self.commands.try_recv()
+            };
+            match command {
+                Ok(VcpuCommand::Run) => parked = false,
+                Ok(VcpuCommand::Pause(left)) => {
+                    drop(left);
+                    parked = true;
+                }
                 Ok(VcpuCommand::Look) => self.sleep.look(target.vcpu()),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
