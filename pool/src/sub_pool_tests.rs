@@ -215,3 +215,32 @@ fn an_instance_may_divide_finer_than_its_main_pool() {
     instance.destroy_forced(&main).unwrap();
     assert_eq!(main.avail(), 64 << 20);
 }
+
+#[test]
+fn granules_beyond_a_c_int_work() {
+    let main = main_pool(64 << 30);
+    main.alloc(PAGE).unwrap();
+    let mut web = InstancePool::create(&main, 1, 5 << 30, 32, ChunkPolicy::Rfc).unwrap();
+    assert_eq!((web.size(), web.rounded_from()), (8 << 30, Some(5 << 30)));
+    assert_eq!(
+        web.alloc(1, 0).unwrap(),
+        AddrRange::with_size(8 << 30, 4 << 30).unwrap()
+    );
+    web.alloc(1, 1 << 33).unwrap_err();
+    assert_eq!(web.alloc(1, 1).unwrap().start(), 12 << 30);
+}
+
+#[test]
+fn freeing_address_zero_is_ignored_only_in_linux_mode() {
+    let linux = MainPool::linux(BASE, MIB, 12).unwrap();
+    let mut web = InstancePool::create(&linux, 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
+    web.free(0, PAGE).unwrap();
+    let mut web = InstancePool::create(&main_pool(MIB), 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
+    assert_eq!(
+        web.free(0, PAGE),
+        Err(FreeError::NotInPool {
+            addr: 0,
+            size: PAGE
+        })
+    );
+}

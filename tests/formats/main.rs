@@ -13,7 +13,6 @@ use mkvmm::loader::{self, BootMode, Initramfs, KernelImage};
 use mkvmm::placement::ImageFacts;
 use mkvmm::reservation::ReservationConfig;
 use mkvmm_test_harness::{images, tier};
-use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
 /// Memory that the kernels of these tests ask for.
@@ -79,16 +78,16 @@ fn expect_loaded(file: Vec<u8>, content: &[u8]) {
         assert_eq!(entry, plan.kernel.start());
         let read = |offset: u64, len: usize| {
             let mut bytes = vec![0xff; len];
-            let addr = GuestAddress(plan.kernel.start() + offset);
-            memory.guest().read_slice(&mut bytes, addr).expect("RAM");
+            let addr = plan.kernel.start() + offset;
+            memory.read(addr, &mut bytes).expect("RAM");
             bytes
         };
         assert!(read(0, content.len()) == content, "it arrives as it was");
         let bss = read(content.len() as u64, 0x5000);
         assert!(bss.iter().all(|&b| b == 0), "BSS is zero");
         let dirt = vec![0xaa; INIT_SIZE as usize];
-        let addr = GuestAddress(plan.kernel.start());
-        memory.guest().write_slice(&dirt, addr).expect("RAM");
+        let addr = plan.kernel.start();
+        memory.write(addr, &dirt).expect("RAM");
         drop(memory);
         pool.release(sub_pool).expect("the ledger is right");
     }

@@ -138,7 +138,8 @@ fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
     let around = Surroundings {
         host,
         events: &events,
-        console: &console,
+        console: Some(&console),
+        console_ring: 4096,
     };
     let config = GuestConfig {
         name: "mutant".parse().expect("a name"),

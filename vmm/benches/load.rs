@@ -17,7 +17,6 @@ use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::loader::{self, BootMode, ImageCache, ImageSource, KernelImage};
 use mkvmm::placement::{ImageFacts, PlacementPlan};
 use mkvmm::reservation::ReservationConfig;
-use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
@@ -63,8 +62,8 @@ impl Place {
     }
 
     fn copy(&self, bytes: &[u8]) {
-        let addr = GuestAddress(self.plan.kernel.start());
-        self.memory.guest().write_slice(bytes, addr).expect("RAM");
+        let addr = self.plan.kernel.start();
+        self.memory.write(addr, bytes).expect("RAM");
     }
 }
 

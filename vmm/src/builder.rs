@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::{AddrRange, InstancePool, RangeError};
 
 use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
@@ -58,6 +58,43 @@ pub struct GuestConfig {
     pub on_reboot: OnEnd,
     /// What follows a panic.
     pub on_panic: OnEnd,
+}
+
+/// An instance before it has images: what `create` takes.
+#[derive(Debug, Clone)]
+pub struct InstanceConfig {
+    /// Its name.
+    pub name: InstanceName,
+    /// Its memory in bytes.
+    pub memory: u64,
+    /// log2 of its granule; the pool's own when `None`.
+    pub order: Option<u32>,
+    /// Its vCPUs.
+    pub cpus: u8,
+    /// Host processors that its vCPUs may use; all when `None`.
+    pub affinity: Option<CpuSet>,
+    /// What follows when it touches what is not its own.
+    pub violation: ViolationPolicy,
+    /// What follows a reboot.
+    pub on_reboot: OnEnd,
+    /// What follows a panic.
+    pub on_panic: OnEnd,
+}
+
+impl GuestConfig {
+    /// All but the images.
+    pub fn instance(&self) -> InstanceConfig {
+        InstanceConfig {
+            name: self.name.clone(),
+            memory: self.memory,
+            order: None,
+            cpus: self.cpus,
+            affinity: self.affinity.clone(),
+            violation: self.violation,
+            on_reboot: self.on_reboot,
+            on_panic: self.on_panic,
+        }
+    }
 }
 
 /// Why a guest was not built or started.
@@ -111,13 +148,18 @@ pub struct Surroundings<'a> {
     pub host: &'a Host,
     /// Where events go.
     pub events: &'a EventSender,
-    /// Where consoles go.
-    pub console: &'a Arc<ConsoleQueue>,
+    /// Where consoles go, all in one; nowhere else than into each guest's
+    /// ring when `None`.
+    pub console: Option<&'a Arc<ConsoleQueue>>,
+    /// Bytes of output that each guest's ring keeps.
+    pub console_ring: usize,
 }
 
-/// An instance with its images in its memory.
+/// Images in an instance's memory.
 #[derive(Debug)]
 pub struct Furnished {
+    /// What they are.
+    pub config: GuestConfig,
     /// Where the pieces lie.
     pub plan: PlacementPlan,
     /// The guest's address space.
@@ -126,8 +168,6 @@ pub struct Furnished {
     pub entry: u64,
     /// The command line as the kernel will read it.
     pub cmdline: CString,
-    /// When what was reached.
-    pub timeline: Arc<Timeline>,
 }
 
 /// Builds the guest that `config` describes, up to state `loaded`.
@@ -139,42 +179,57 @@ pub fn build(
     pool: &mut HostPool,
     config: &GuestConfig,
 ) -> Result<Guest, BuildError> {
-    let id = pool.next_id();
-    let timeline = Arc::new(Timeline::default());
-    let mut sub_pool = pool.carve(id, &config.name, config.memory)?;
-    timeline.reach(Stage::Created);
-    match furnish(pool, config, &mut sub_pool, timeline) {
-        Ok(furnished) => Ok(Guest::new(id, config.clone(), sub_pool, furnished, around)),
+    let mut guest = create(around, pool, config.instance())?;
+    match guest.load(pool, config) {
+        Ok(()) => Ok(guest),
         Err(error) => {
-            pool.undo(sub_pool);
+            pool.undo(guest.into_sub_pool());
             Err(error)
         }
     }
 }
 
-/// Places the images and copies them.
-fn furnish(
+/// Makes an instance without images, in state `ready`.
+///
+/// # Errors
+/// [`BuildError`]; the pool is as it was.
+pub fn create(
+    around: &Surroundings<'_>,
     pool: &mut HostPool,
+    config: InstanceConfig,
+) -> Result<Guest, BuildError> {
+    let order = config.order.unwrap_or(mkpool::PAGE_ORDER);
+    let id = pool.next_id();
+    let timeline = Arc::new(Timeline::default());
+    let sub_pool = pool.carve_with_order(id, &config.name, config.memory, order)?;
+    timeline.reach(Stage::Created);
+    Ok(Guest::new(id, config, sub_pool, timeline, around))
+}
+
+/// Finds places for the images that `config` names and prepares the copying;
+/// changes nothing. With it comes the allocator's state once they are placed.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn furnish(
+    pool: &HostPool,
+    sub_pool: &SubPool,
     config: &GuestConfig,
-    sub_pool: &mut SubPool,
-    timeline: Arc<Timeline>,
-) -> Result<Furnished, BuildError> {
+) -> Result<(Furnished, InstancePool), BuildError> {
     let text = full_cmdline(config, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
     let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
     let facts = ImageFacts::new(&config.kernel, initramfs_size);
-    let plan = pool.place(sub_pool, &facts)?;
-    timeline.reach(Stage::Placed);
+    let (plan, next) = sub_pool.plan(&facts)?;
     let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)?;
-    let entry = load_images(config, &memory, &plan)?;
-    timeline.reach(Stage::Loaded);
-    Ok(Furnished {
+    let furnished = Furnished {
+        config: config.clone(),
         plan,
         memory: Arc::new(memory),
-        entry,
+        entry: 0,
         cmdline,
-        timeline,
-    })
+    };
+    Ok((furnished, next))
 }
 
 /// Copies kernel and initramfs into memory that is zero; returns the entry.

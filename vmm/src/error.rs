@@ -1,11 +1,14 @@
 //! Errors of the command line: exit status, cause and help.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 
 use mkpool::{ParamError, RangeError};
 
 use mkvmm::builder::BuildError;
+use mkvmm::control::error::ErrorObject;
+use mkvmm::control::server::SocketError;
 use mkvmm::error_chain::chain;
 use mkvmm::event_loop::EventLoopError;
 use mkvmm::fleet::LaunchError;
@@ -30,6 +33,8 @@ pub enum ExitStatus {
     File,
     /// The pool cannot hold it.
     NoRoom,
+    /// No such instance, or its state does not allow it.
+    WrongState,
     /// A guest ended badly.
     GuestFailed,
     /// SIGINT or SIGTERM.
@@ -44,6 +49,7 @@ impl ExitStatus {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::File => 3,
+            Self::WrongState => 4,
             Self::NoRoom => 5,
             Self::GuestFailed => 6,
             Self::Interrupted => 130,
@@ -97,12 +103,93 @@ pub enum CliError {
     /// The event loop failed.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
-    /// A signal handler cannot be installed.
-    #[error("the kick signal cannot be set up")]
-    Signals(#[source] vmm_sys_util::errno::Error),
     /// The host gives no descriptor or thread.
     #[error("signals and consoles cannot be set up")]
     SignalPipe(#[source] io::Error),
+    /// Neither `--pool` nor a configuration file's `pool`.
+    #[error("--pool is missing")]
+    NoPool,
+    /// The configuration file cannot be read.
+    #[error("{}", .path.display())]
+    ConfigRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no TOML, or a value has the wrong type.
+    #[error("{}", .path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// It has a key that does not exist.
+    #[error("{}: unknown key `{key}`", .path.display())]
+    ConfigKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The nearest there is.
+        nearest: &'static str,
+    },
+    /// An `--image-dir` is none.
+    #[error("--image-dir {}", .path.display())]
+    ImageDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The control socket cannot be taken.
+    #[error("the control socket")]
+    Socket(#[from] SocketError),
+    /// Nobody answers at the control socket.
+    #[error("nobody answers at {}", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to mkvmm broke")]
+    Http(#[from] hyper::Error),
+    /// A request cannot be put together.
+    #[error("the request")]
+    Request(#[from] hyper::http::Error),
+    /// The VMM refused.
+    #[error("{}", .error.message)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// What it said.
+        error: Box<ErrorObject>,
+    },
+    /// The VMM answered what no mkvmm answers.
+    #[error("mkvmm answered with status {status}")]
+    Answer {
+        /// HTTP status.
+        status: u16,
+    },
+    /// A size on the command line.
+    #[error("--{option}")]
+    Size {
+        /// The option.
+        option: &'static str,
+        /// Why.
+        #[source]
+        source: ParamError,
+    },
+    /// The terminal cannot be set up.
+    #[error("the terminal")]
+    Terminal(#[source] io::Error),
     /// Standard output cannot be written.
     #[error("standard output")]
     Output(#[source] io::Error),
@@ -123,6 +210,11 @@ impl CliError {
             | Self::Spec(_) => ExitStatus::Usage,
             Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
             Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
+            Self::NoPool | Self::ConfigKey { .. } | Self::Config { .. } | Self::Size { .. } => {
+                ExitStatus::Usage
+            }
+            Self::ConfigRead { .. } | Self::ImageDir { .. } => ExitStatus::File,
+            Self::Refused { status, error } => refused_status(*status, error),
             Self::Reservation(_) => ExitStatus::NoRoom,
             Self::Pool(error) => pool_status(error),
             Self::Launch(LaunchError::Guest { source, .. }) => match &**source {
@@ -139,6 +231,12 @@ impl CliError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Machine(error) => error.help(),
+            Self::NoPool => Some("for instance --pool 1G".to_owned()),
+            Self::ConfigKey { nearest, .. } => Some(format!("the nearest key is `{nearest}`")),
+            Self::Connect { .. } => {
+                Some("start `mkvmm serve`, or say where it is with --socket".to_owned())
+            }
+            Self::Refused { error, .. } => error.help.clone(),
             Self::Spec(error) | Self::Resolve(ResolveError::Spec(error)) => error.help(),
             Self::Host(error) => error.help().map(str::to_owned),
             Self::Reservation(error) => reservation_help(error),
@@ -181,6 +279,17 @@ pub fn one_line(message: &str) -> String {
         text.push_str(&help);
     }
     text
+}
+
+/// As the interface has it: by what was wrong, not by HTTP's classes.
+fn refused_status(status: u16, error: &ErrorObject) -> ExitStatus {
+    match status {
+        422 if error.code == "file" => ExitStatus::File,
+        404 | 409 => ExitStatus::WrongState,
+        507 => ExitStatus::NoRoom,
+        400..500 => ExitStatus::Usage,
+        _ => ExitStatus::Failed,
+    }
 }
 
 fn pool_status(error: &HostPoolError) -> ExitStatus {

@@ -15,6 +15,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::control::action::Request;
 use crate::devices::violation::Violation;
 use crate::instance::state::EndReason;
 use crate::instance::{InstanceId, RunId};
@@ -38,6 +39,10 @@ pub enum VmmEvent {
         /// Later ones of this guest are only counted.
         last_reported: bool,
     },
+    /// Something was typed on a guest's console.
+    Typed(InstanceId),
+    /// A client of the control socket wants something.
+    Request(Box<Request>),
     /// The consoles cannot be written any more.
     ConsoleFailed(io::Error),
 }
@@ -127,6 +132,8 @@ pub enum EventLoopError {
 const WAKE: u32 = 0;
 /// Token of the signal socket.
 const SIGNALS: u32 = 1;
+/// Events handled between two looks at signals and timer.
+const BATCH: usize = 8;
 /// Token of the timer.
 const TIMER: u32 = 2;
 /// The timer's interval.
@@ -148,8 +155,16 @@ impl<S: Supervisor> MutEventSubscriber for Subscriber<'_, S> {
                 if let Err(error) = self.receiver.wake.read() {
                     log::debug!("spurious wake-up: {error}");
                 }
-                while let Some(event) = self.receiver.try_recv() {
+                // No more than a few at a time: guests that keep the VMM busy
+                // must not keep it from signals and ticks.
+                for _ in 0..BATCH {
+                    let Some(event) = self.receiver.try_recv() else {
+                        return;
+                    };
                     self.supervisor.on_event(event);
+                }
+                if let Err(error) = self.receiver.wake.write(1) {
+                    log::error!("the event loop cannot wake itself: {error}");
                 }
             }
             SIGNALS => {

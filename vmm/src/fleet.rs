@@ -1,6 +1,6 @@
-//! Guests launched together out of one pool: all of them or none.
+//! Guests launched together out of one pool: all of them or none, each gone
+//! when it has ended. What `run` makes of a [`Manager`].
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -8,17 +8,19 @@ use std::time::Duration;
 
 use mkpool::RangeError;
 
-use crate::builder::{self, BuildError, GuestConfig, Surroundings};
+use crate::builder::{BuildError, GuestConfig};
 use crate::devices::console::ConsoleQueue;
-use crate::devices::violation::Violation;
-use crate::error_chain::chain;
 use crate::event_loop::{EventReceiver, EventSender, Supervisor, VmmEvent, event_channel};
 use crate::guest::Guest;
-use crate::host_pool::{HostPool, HostPoolError};
-use crate::instance::state::{EndReason, OnEnd, State};
-use crate::instance::timeline::{Stage, Timeline};
-use crate::instance::{InstanceId, InstanceName, RunId};
+use crate::host_pool::HostPool;
+use crate::instance::state::EndReason;
+use crate::instance::timeline::Timeline;
+use crate::instance::{InstanceName, RunId};
 use crate::kvm::Host;
+use crate::manager::{self, ConsolePlan, Manager, ManagerError};
+
+/// Bytes of a guest's output that stay readable after its end.
+const TAIL_MAX: usize = 64 << 10;
 
 /// Why nothing was launched.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +34,21 @@ pub enum LaunchError {
         #[source]
         source: Box<BuildError>,
     },
+    /// A guest could not be made.
+    #[error(transparent)]
+    Manager(ManagerError),
     /// The host has no descriptor left.
     #[error("the event channel cannot be made")]
     Events(#[from] io::Error),
+}
+
+impl From<ManagerError> for LaunchError {
+    fn from(error: ManagerError) -> Self {
+        match error {
+            ManagerError::Build { name, source } => Self::Guest { name, source },
+            other => Self::Manager(other),
+        }
+    }
 }
 
 /// How a guest ended.
@@ -57,9 +71,7 @@ pub struct Outcome {
 /// The guests of one pool.
 #[derive(Debug)]
 pub struct Fleet {
-    guests: BTreeMap<InstanceId, Guest>,
-    pool: HostPool,
-    host: Host,
+    manager: Manager,
     events: EventSender,
     console: Arc<ConsoleQueue>,
     outcomes: Vec<Outcome>,
@@ -79,36 +91,24 @@ impl Fleet {
         configs: &[GuestConfig],
     ) -> Result<(Self, EventReceiver), LaunchError> {
         let (events, receiver) = event_channel()?;
+        let console = ConsoleQueue::new();
+        let consoles = ConsolePlan {
+            queue: Some(Arc::clone(&console)),
+            ring: TAIL_MAX,
+        };
         let mut fleet = Self {
-            guests: BTreeMap::new(),
-            pool,
-            host,
+            manager: Manager::new(host, pool, events.clone(), consoles),
             events,
-            console: ConsoleQueue::new(),
+            console,
             outcomes: Vec::new(),
             console_error: None,
             interrupted: false,
         };
         for config in configs {
             // On failure the fleet is dropped, and with it what was built.
-            let guest = fleet
-                .build_one(config)
-                .map_err(|source| LaunchError::Guest {
-                    name: config.name.clone(),
-                    source: Box::new(source),
-                })?;
-            fleet.guests.insert(guest.id(), guest);
+            fleet.manager.create(config.instance(), Some(config))?;
         }
         Ok((fleet, receiver))
-    }
-
-    fn build_one(&mut self, config: &GuestConfig) -> Result<Guest, BuildError> {
-        let around = Surroundings {
-            host: &self.host,
-            events: &self.events,
-            console: &self.console,
-        };
-        builder::build(&around, &mut self.pool, config)
     }
 
     /// Starts all guests: first every one is prepared, then every one runs.
@@ -116,21 +116,12 @@ impl Fleet {
     /// # Errors
     /// [`LaunchError`]; no guest has run then.
     pub fn start(&mut self) -> Result<(), LaunchError> {
-        let around = Surroundings {
-            host: &self.host,
-            events: &self.events,
-            console: &self.console,
-        };
-        for guest in self.guests.values_mut() {
-            guest
-                .prepare(&around, &self.pool)
-                .map_err(|source| LaunchError::Guest {
-                    name: guest.name().clone(),
-                    source: Box::new(source),
-                })?;
+        let names: Vec<InstanceName> = self.guests().map(|guest| guest.name().clone()).collect();
+        for name in &names {
+            self.manager.prepare(name)?;
         }
-        for guest in self.guests.values_mut() {
-            guest.run();
+        for name in &names {
+            self.manager.run(name)?;
         }
         Ok(())
     }
@@ -147,12 +138,12 @@ impl Fleet {
 
     /// The pool.
     pub fn pool(&self) -> &HostPool {
-        &self.pool
+        self.manager.pool()
     }
 
     /// Guests that are there, running or about to.
     pub fn guests(&self) -> impl Iterator<Item = &Guest> {
-        self.guests.values()
+        self.manager.guests()
     }
 
     /// How guests ended, in order of their ends.
@@ -175,9 +166,9 @@ impl Fleet {
     /// # Errors
     /// See [`crate::boot::e820::build`].
     pub fn report(&self) -> Result<String, RangeError> {
-        let mut text = self.pool.to_string();
+        let mut text = self.pool().to_string();
         for guest in self.guests() {
-            for entry in guest.e820(&self.pool)? {
+            for entry in guest.e820(self.pool())? {
                 // Writing to a String cannot fail.
                 let _ = writeln!(text, "{}: {entry}", guest.name());
             }
@@ -186,117 +177,36 @@ impl Fleet {
     }
 
     /// Ends all guests; they report as they go.
-    pub fn kill_all(&self) {
+    pub fn kill_all(&mut self) {
         // A guest that waits for room on its console would not hear.
         self.console.close();
-        for guest in self.guests() {
-            guest.kill();
-        }
+        self.manager.kill_all();
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {
-        let Some(mut guest) = self.guests.remove(&run.id) else {
-            return; // another vCPU of the guest was first
+        let ended = self.manager.on_ended(run, reason);
+        let Some(guest) = ended.and_then(|id| self.manager.guest(id)) else {
+            return;
         };
-        if guest.run_id() != run {
-            self.guests.insert(run.id, guest); // news of an earlier run
-            return;
-        }
-        guest.stop(reason);
-        let outcome = outcome(&guest, reason);
-        log_outcome(&outcome);
-        let restart = guest.on_end(reason) == OnEnd::Restart && !self.interrupted;
-        if restart && self.restart(&mut guest) {
-            self.guests.insert(run.id, guest);
-            return;
-        }
-        self.outcomes.push(outcome);
-        if let Err(error) = self.release(guest) {
+        self.outcomes.push(outcome(guest, reason));
+        let name = guest.name().clone();
+        if let Err(error) = self.manager.delete(&name) {
             log::error!("giving back a guest's memory failed: {error}");
         }
-        if self.guests.is_empty() {
+        if self.manager.is_empty() {
             self.console.close();
         }
-    }
-
-    /// Boots a guest again from the images it was loaded with.
-    fn restart(&self, guest: &mut Guest) -> bool {
-        let around = Surroundings {
-            host: &self.host,
-            events: &self.events,
-            console: &self.console,
-        };
-        match guest.prepare(&around, &self.pool) {
-            Ok(()) => {
-                guest.run();
-                true
-            }
-            Err(error) => {
-                log::error!(
-                    "{}: cannot be started again: {}",
-                    guest.name(),
-                    chain(&error)
-                );
-                false
-            }
-        }
-    }
-
-    fn release(&mut self, guest: Guest) -> Result<(), HostPoolError> {
-        self.pool.release(guest.into_sub_pool())
-    }
-
-    fn on_violation(&self, id: InstanceId, violation: Violation, last: bool) {
-        let name = self
-            .guests
-            .get(&id)
-            .map_or("a guest", |g| g.name().as_str());
-        let Violation { addr, len, access } = violation;
-        let owner = match self.pool.owner(addr) {
-            Some(owner) => format!("in {owner}"),
-            None => "outside the pool".to_owned(),
-        };
-        let rest = if last {
-            "; further ones are only counted"
-        } else {
-            ""
-        };
-        log::warn!("{name}: violation: {access} of {len} bytes at {addr:#x}, {owner}{rest}");
     }
 }
 
 fn outcome(guest: &Guest, reason: EndReason) -> Outcome {
-    let timeline = Arc::clone(guest.timeline());
-    let span = timeline
-        .at(Stage::Exec)
-        .zip(timeline.at(Stage::Ended))
-        .map_or(0, |(start, end)| end.saturating_sub(start));
     Outcome {
         name: guest.name().clone(),
         reason,
         violations: guest.violations(),
-        lifetime: Duration::from_nanos(span),
-        timeline,
-        console_tail: guest.console_tail(),
-    }
-}
-
-fn log_outcome(outcome: &Outcome) {
-    let Outcome {
-        name,
-        reason,
-        violations,
-        lifetime,
-        ..
-    } = outcome;
-    let text = format!(
-        "{name}: {} ({reason}) after {:.3} s, {violations} violations",
-        reason.state(),
-        lifetime.as_secs_f64()
-    );
-    match reason.state() {
-        State::Failed => log::error!("{text}"),
-        _ => log::info!("{text}"),
+        lifetime: manager::lifetime(guest),
+        timeline: Arc::clone(guest.timeline()),
+        console_tail: guest.console().bytes(),
     }
 }
 
@@ -308,11 +218,14 @@ impl Supervisor for Fleet {
                 id,
                 violation,
                 last_reported,
-            } => self.on_violation(id, violation, last_reported),
+            } => self.manager.on_violation(id, violation, last_reported),
             VmmEvent::ConsoleFailed(error) => {
                 self.console_error.get_or_insert(error);
                 self.kill_all();
             }
+            VmmEvent::Typed(id) => self.manager.on_typed(id),
+            // Dropped unanswered, which its sender sees: `run` has no socket.
+            VmmEvent::Request(_) => {}
         }
     }
 
@@ -322,27 +235,19 @@ impl Supervisor for Fleet {
     }
 
     fn on_tick(&mut self) {
-        let halted = self.guests.values_mut().filter_map(|guest| {
-            let halted = guest.is_halted();
-            halted.then(|| guest.run_id())
-        });
-        for run in halted.collect::<Vec<_>>() {
+        for run in self.manager.on_tick() {
             self.on_end(run, EndReason::Halt);
         }
     }
 
     fn is_done(&self) -> bool {
-        self.guests.is_empty()
+        self.manager.is_empty()
     }
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
+        // The manager gives the memory back; no guest may wait meanwhile.
         self.console.close();
-        while let Some((_, guest)) = self.guests.pop_first() {
-            if let Err(error) = self.release(guest) {
-                log::error!("giving back a guest's memory failed: {error}");
-            }
-        }
     }
 }

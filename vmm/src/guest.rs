@@ -1,34 +1,40 @@
-//! A guest from `loaded` to its end, and again if its policy says so.
+//! An instance from `ready` to its end, and again if its policy says so.
 //!
-//! [`Guest::prepare`] writes what the kernel reads at entry, from the ledger
-//! as it stands, and makes VM, devices and vCPUs; [`Guest::run`] lets them go;
-//! [`Guest::stop`] joins the vCPUs and keeps the images. A second `prepare`
-//! scrubs the memory and loads the kept images again.
+//! [`Guest::load`] puts images into its memory; [`Guest::prepare`] writes what
+//! the kernel reads at entry, from the ledger as it stands, and makes VM,
+//! devices and vCPUs; [`Guest::run`] lets them go; [`Guest::stop`] joins the
+//! vCPUs and keeps the images. A second `prepare` scrubs the memory and loads
+//! the kept images again. Which of them is legal when, `instance/state.rs`
+//! knows and `manager.rs` asks.
 
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::{AddrRange, MemoryMap, RangeError};
 
 use crate::boot::boot_params::{self, BootParamsFacts, FIRST_SETUP_DATA, SetupData};
 use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
 use crate::boot::{acpi, gdt, layout, page_tables};
-use crate::builder::{BuildError, Furnished, GuestConfig, Surroundings, load_images};
+use crate::builder::{
+    self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
+};
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
-use crate::devices::console::{ConsoleTail, ConsoleWriter};
+use crate::devices::console::ConsoleWriter;
+use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
 use crate::host_pool::{HostPool, SubPool};
-use crate::instance::memory::InstanceMemory;
 use crate::instance::state::{EndReason, OnEnd, State};
 use crate::instance::timeline::{Stage, Timeline};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
-use crate::loader::{self, BootEntry, ImageInfo};
-use crate::placement::PlacementPlan;
+use crate::loader::{self, BootEntry};
+use crate::reservation::ReservationError;
 use crate::vcpu::{ExitBus, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
@@ -46,52 +52,66 @@ struct Machine {
     vm: Vm,
 }
 
-/// An instance with its images loaded, running or not.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All of them before the first is joined: one may wait for another.
+        for vcpu in &self.vcpus {
+            vcpu.send(VcpuCommand::Stop);
+        }
+    }
+}
+
+/// How long vCPUs may take to leave their guest when it is paused.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// An instance, with its images or without, running or not.
 #[derive(Debug)]
 pub struct Guest {
     // First, so that no vCPU outlives the memory.
     machine: Option<Machine>,
-    memory: Arc<InstanceMemory>,
+    loaded: Option<Loaded>,
     sub_pool: SubPool,
     id: InstanceId,
     epoch: u32,
-    config: GuestConfig,
-    plan: PlacementPlan,
-    entry: u64,
-    cmdline: std::ffi::CString,
+    config: InstanceConfig,
     state: State,
-    /// Whether the memory holds the images as loaded, and nothing has run.
-    pristine: bool,
+    reason: Option<EndReason>,
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
-    tail: Arc<ConsoleTail>,
+    console: Arc<ConsoleRing>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    images: Furnished,
+    /// Whether the memory holds them as loaded, and nothing has run.
+    pristine: bool,
+    /// The map that the running guest was given.
+    e820: Vec<E820Entry>,
 }
 
 impl Guest {
-    /// The guest that `builder::build` furnished.
+    /// The instance that `builder::create` made.
     pub fn new(
         id: InstanceId,
-        config: GuestConfig,
+        config: InstanceConfig,
         sub_pool: SubPool,
-        furnished: Furnished,
+        timeline: Arc<Timeline>,
         around: &Surroundings<'_>,
     ) -> Self {
         let violations = ViolationCounter::new(id, config.violation, around.events.clone());
         Self {
             machine: None,
-            memory: furnished.memory,
+            loaded: None,
             sub_pool,
             id,
             epoch: 0,
             config,
-            plan: furnished.plan,
-            entry: furnished.entry,
-            cmdline: furnished.cmdline,
-            state: State::Loaded,
-            pristine: true,
-            timeline: furnished.timeline,
+            state: State::Ready,
+            reason: None,
+            timeline,
             violations: Arc::new(violations),
-            tail: Arc::default(),
+            console: Arc::new(ConsoleRing::new(around.console_ring)),
         }
     }
 
@@ -118,19 +138,34 @@ impl Guest {
         self.state
     }
 
+    /// Why it ended, in `stopped` and `failed`.
+    pub fn reason(&self) -> Option<EndReason> {
+        self.reason
+    }
+
+    /// What it was made of.
+    pub fn config(&self) -> &InstanceConfig {
+        &self.config
+    }
+
+    /// Its memory and what it is used for.
+    pub fn sub_pool(&self) -> &SubPool {
+        &self.sub_pool
+    }
+
+    /// The same, to allocate in.
+    pub fn sub_pool_mut(&mut self) -> &mut SubPool {
+        &mut self.sub_pool
+    }
+
     /// Its memory: ascending, adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         self.sub_pool.regions()
     }
 
-    /// What there is to say about its images: the kernel's first.
-    pub fn images(&self) -> &[ImageInfo] {
-        &self.config.images
-    }
-
-    /// Where its pieces lie.
-    pub fn plan(&self) -> &PlacementPlan {
-        &self.plan
+    /// Its images, where it has some.
+    pub fn images(&self) -> Option<&Furnished> {
+        self.loaded.as_ref().map(|loaded| &loaded.images)
     }
 
     /// When it reached which stage.
@@ -143,9 +178,9 @@ impl Guest {
         self.violations.count()
     }
 
-    /// The last of what it printed.
-    pub fn console_tail(&self) -> Vec<u8> {
-        self.tail.bytes()
+    /// Its serial console.
+    pub fn console(&self) -> &Arc<ConsoleRing> {
+        &self.console
     }
 
     /// What its policy says about an end.
@@ -162,15 +197,92 @@ impl Guest {
     /// # Errors
     /// See [`e820::build`].
     pub fn e820(&self, pool: &HostPool) -> Result<Vec<E820Entry>, RangeError> {
+        let mut withheld: Vec<AddrRange> = self.sub_pool.withheld().collect();
+        if let Some(images) = self.images() {
+            withheld.extend(images.plan.withheld());
+        }
         e820::build(&E820Facts {
             pool: pool.range(),
             chunks: self.sub_pool.regions(),
-            withheld: &self.plan.withheld(),
+            withheld: &withheld,
         })
     }
 
+    /// The map that the guest was given at its start, and the ranges that its
+    /// VM's memory slots show; `None` unless it is live.
+    pub fn machine_facts(&self) -> Option<(&[E820Entry], Vec<AddrRange>)> {
+        let (machine, loaded) = (self.machine.as_ref()?, self.loaded.as_ref()?);
+        let slots = machine.vm.memory().ranges().collect();
+        Some((&loaded.e820, slots))
+    }
+
+    /// Puts images into its memory, in place of those that are there. It must
+    /// not be live.
+    ///
+    /// # Errors
+    /// [`BuildError`]; what was loaded before still is.
+    pub fn load(&mut self, pool: &mut HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+        self.sub_pool.check_control_idle()?;
+        let (mut images, next) = builder::furnish(pool, &self.sub_pool, config)?;
+        if let Some(old) = &mut self.loaded {
+            // From here on they are no longer in memory, but still kept.
+            old.pristine = false;
+            scrub(&self.sub_pool, pool)?;
+        }
+        pool.book(&mut self.sub_pool, &images.plan, next)?;
+        self.timeline.restart();
+        self.timeline.reach(Stage::Placed);
+        images.entry = match load_images(&images.config, &images.memory, &images.plan) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.drop_images(pool)?;
+                return Err(error.into());
+            }
+        };
+        self.timeline.reach(Stage::Loaded);
+        self.loaded = Some(Loaded {
+            images,
+            pristine: true,
+            e820: Vec::new(),
+        });
+        self.state = State::Loaded;
+        self.reason = None;
+        Ok(())
+    }
+
+    /// Whether [`Guest::load`] would do it.
+    ///
+    /// # Errors
+    /// As [`Guest::load`].
+    pub fn check_load(&self, pool: &HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+        self.sub_pool.check_control_idle()?;
+        builder::furnish(pool, &self.sub_pool, config).map(drop)
+    }
+
+    /// Takes the images out of its memory. It must not be live.
+    ///
+    /// # Errors
+    /// [`BuildError`]; they are still there then.
+    pub fn unload(&mut self, pool: &mut HostPool) -> Result<(), BuildError> {
+        self.sub_pool.check_control_idle()?;
+        self.drop_images(pool)
+    }
+
+    fn drop_images(&mut self, pool: &mut HostPool) -> Result<(), BuildError> {
+        if let Some(loaded) = &mut self.loaded {
+            loaded.pristine = false;
+        }
+        scrub(&self.sub_pool, pool)?;
+        pool.unplace(&mut self.sub_pool)?;
+        self.loaded = None;
+        self.timeline.restart();
+        self.state = State::Ready;
+        self.reason = None;
+        Ok(())
+    }
+
     /// Makes VM, devices and vCPUs, which wait; the images are loaded again
-    /// if the guest has run before.
+    /// if the guest has run before. Without images it does nothing.
     ///
     /// # Errors
     /// [`BuildError`]; nothing of the machine is left then.
@@ -180,20 +292,24 @@ impl Guest {
         pool: &HostPool,
     ) -> Result<(), BuildError> {
         self.machine = None;
+        let e820 = self.e820(pool)?;
+        let Some(loaded) = &mut self.loaded else {
+            return Ok(());
+        };
         self.epoch += 1;
-        if !self.pristine {
+        let images = &mut loaded.images;
+        if !loaded.pristine {
             self.timeline.restart();
-            for &region in self.sub_pool.regions() {
-                pool.reservation().scrub(region)?;
-            }
-            self.entry = load_images(&self.config, &self.memory, &self.plan)?;
+            scrub(&self.sub_pool, pool)?;
+            images.entry = load_images(&images.config, &images.memory, &images.plan)?;
             self.timeline.reach(Stage::Loaded);
-            self.pristine = true;
+            loaded.pristine = true;
         }
+        let (memory, entry) = (Arc::clone(&images.memory), images.entry);
         // Memory slots come with the VM, before irqchip and vCPUs.
-        let vm = Vm::new(around.host, Arc::clone(&self.memory))?;
+        let vm = Vm::new(around.host, memory)?;
         let bus = self.make_bus(&vm, around)?;
-        let manifest = self.write_boot_data(pool)?;
+        let manifest = self.write_boot_data(pool, &e820)?;
         let mut machine = Machine {
             vcpus: Vec::new(),
             bus,
@@ -202,7 +318,7 @@ impl Guest {
         let setup = VcpuSetup {
             cpus: self.config.cpus,
             entry: BootEntry {
-                rip: self.entry,
+                rip: entry,
                 boot_params: layout::BOOT_PARAMS_START,
             },
             leaves: MkvmmLeaves {
@@ -222,6 +338,9 @@ impl Guest {
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;
             machine.vcpus.push(handle);
         }
+        if let Some(loaded) = &mut self.loaded {
+            loaded.e820 = e820;
+        }
         self.machine = Some(machine);
         Ok(())
     }
@@ -230,9 +349,9 @@ impl Guest {
         let (com1, sci) = (IrqTrigger::new()?, IrqTrigger::new()?);
         vm.register_irqfd(com1.event(), layout::COM1_IRQ)?;
         vm.register_irqfd(sci.event(), layout::SCI_IRQ)?;
-        let console = ConsoleWriter::new(around.console, self.name(), &self.tail);
+        let console = ConsoleWriter::new(around.console, self.name(), &self.console);
         Ok(Arc::new(InstanceBus::new(
-            SerialPort::new(com1, console),
+            SerialPort::new(com1, console, Arc::clone(&self.console)),
             AcpiPm::new(sci),
             Arc::clone(&self.timeline),
             Arc::clone(&self.violations),
@@ -240,10 +359,13 @@ impl Guest {
     }
 
     /// Fills the low window; returns the manifest's size.
-    fn write_boot_data(&self, pool: &HostPool) -> Result<u32, BuildError> {
-        let guest = self.memory.guest();
-        let initramfs = self.initramfs()?;
-        let manifest = self.manifest(pool.range())?;
+    fn write_boot_data(&self, pool: &HostPool, e820: &[E820Entry]) -> Result<u32, BuildError> {
+        let Some(images) = self.images() else {
+            return Ok(0);
+        };
+        let guest = images.memory.guest();
+        let initramfs = initramfs(images)?;
+        let manifest = self.manifest(images, pool.range())?;
         // An FDT's own size field has 32 bits.
         let manifest_size = u32::try_from(manifest.len()).unwrap_or(u32::MAX);
         let mut seed = vec![0; RNG_SEED_SIZE];
@@ -251,9 +373,9 @@ impl Guest {
             .map_err(std::io::Error::from)?;
         let node = |kind, data| SetupData { kind, data };
         let params = boot_params::build(&BootParamsFacts {
-            setup_header: self.config.kernel.setup_header(),
-            e820: &self.e820(pool)?,
-            cmdline_len: self.cmdline.as_bytes().len(),
+            setup_header: images.config.kernel.setup_header(),
+            e820,
+            cmdline_len: images.cmdline.as_bytes().len(),
             initramfs,
             rsdp: layout::ACPI_START,
             // The manifest first: CPUID says where it lies.
@@ -264,16 +386,16 @@ impl Guest {
         })?;
         let mut mapped = vec![
             AddrRange::with_size(0, layout::LOW_WINDOW_SIZE)?,
-            self.plan.kernel,
+            images.plan.kernel,
         ];
-        mapped.extend(self.plan.initramfs);
+        mapped.extend(images.plan.initramfs);
         let tables = words(page_tables::build(&mapped)?.as_flattened());
         for (addr, bytes) in [
             (layout::GDT_START, words(&gdt::table()).as_slice()),
             (layout::IDT_START, &[0; 8]),
             (layout::BOOT_PARAMS_START, &params.page),
             (layout::PAGE_TABLES_START, &tables),
-            (layout::CMDLINE_START, self.cmdline.as_bytes_with_nul()),
+            (layout::CMDLINE_START, images.cmdline.as_bytes_with_nul()),
             (layout::SETUP_DATA_START, &params.setup_data),
             (layout::ACPI_START, &acpi::build(self.config.cpus)?),
         ] {
@@ -282,26 +404,18 @@ impl Guest {
         Ok(manifest_size)
     }
 
-    /// The initramfs with its exact size: the kernel unpacks what it is told.
-    fn initramfs(&self) -> Result<Option<AddrRange>, RangeError> {
-        let (Some(place), Some(file)) = (self.plan.initramfs, &self.config.initramfs) else {
-            return Ok(None);
-        };
-        AddrRange::with_size(place.start(), file.size()).map(Some)
-    }
-
-    fn manifest(&self, pool: AddrRange) -> Result<Vec<u8>, BuildError> {
+    fn manifest(&self, images: &Furnished, pool: AddrRange) -> Result<Vec<u8>, BuildError> {
         Ok(manifest::build(&ManifestFacts {
             addr: FIRST_SETUP_DATA,
             pool,
             id: self.id.0,
             name: self.name().as_str(),
             chunks: self.sub_pool.regions(),
-            plan: &self.plan,
-            initramfs_size: self.initramfs()?.map_or(0, |r| r.size()),
-            entry: self.entry,
+            plan: &images.plan,
+            initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
+            entry: images.entry,
             cpus: self.config.cpus,
-            cmdline: &self.cmdline.to_string_lossy(),
+            cmdline: &images.cmdline.to_string_lossy(),
             cmdline_addr: layout::CMDLINE_START,
         })?)
     }
@@ -309,14 +423,43 @@ impl Guest {
     /// Lets the vCPUs go.
     pub fn run(&mut self) {
         self.state = State::Active;
-        self.pristine = false;
+        self.reason = None;
+        if let Some(loaded) = &mut self.loaded {
+            loaded.pristine = false;
+        }
         self.timeline.reach(Stage::Exec);
-        self.tell(VcpuCommand::Run);
+        self.tell(&VcpuCommand::Run);
+    }
+
+    /// Has the vCPUs leave the guest until [`Guest::resume`]; waits until they
+    /// have.
+    pub fn pause(&mut self) {
+        let (sender, left) = mpsc::channel();
+        self.tell(&VcpuCommand::Pause(sender));
+        self.state = State::Paused;
+        // Every vCPU drops its sender when it has left. Only one that waits in
+        // a device for longer than anything there takes would not.
+        if left.recv_timeout(PAUSE_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("{}: a vCPU takes long to pause", self.name());
+        }
+    }
+
+    /// Lets paused vCPUs go on.
+    pub fn resume(&mut self) {
+        self.state = State::Active;
+        self.tell(&VcpuCommand::Run);
+    }
+
+    /// Gives the guest what is typed on its console, as far as it takes it.
+    pub fn feed_console(&self) {
+        if let Some(machine) = &self.machine {
+            machine.bus.feed_console();
+        }
     }
 
     /// Asks the vCPUs to leave the guest. They report when they have.
     pub fn kill(&self) {
-        self.tell(VcpuCommand::Stop);
+        self.tell(&VcpuCommand::Stop);
     }
 
     /// Presses the power button: a guest that listens turns itself off.
@@ -326,9 +469,9 @@ impl Guest {
         }
     }
 
-    fn tell(&self, command: VcpuCommand) {
+    fn tell(&self, command: &VcpuCommand) {
         for vcpu in self.machine.iter().flat_map(|m| &m.vcpus) {
-            vcpu.send(command);
+            vcpu.send(command.clone());
         }
     }
 
@@ -348,6 +491,7 @@ impl Guest {
     pub fn stop(&mut self, reason: EndReason) {
         self.machine = None;
         self.state = reason.state();
+        self.reason = Some(reason);
         self.timeline.reach(Stage::Ended);
     }
 
@@ -355,15 +499,39 @@ impl Guest {
     pub fn into_sub_pool(self) -> SubPool {
         let Self {
             machine,
-            memory,
+            loaded,
             sub_pool,
             ..
         } = self;
         // Never give back memory that something may run in.
         drop(machine);
-        drop(memory);
+        drop(loaded);
         sub_pool
     }
+}
+
+/// Zeroes an instance's memory, but for what somebody allocated in it.
+fn scrub(sub_pool: &SubPool, pool: &HostPool) -> Result<(), ReservationError> {
+    let mut map = MemoryMap::new();
+    for &region in sub_pool.regions() {
+        map.overwrite(region, true);
+    }
+    for kept in sub_pool.withheld() {
+        map.overwrite(kept, false);
+    }
+    let doomed = map.iter().filter(|(_, scrubbed)| *scrubbed);
+    for (range, _) in doomed {
+        pool.reservation().scrub(range)?;
+    }
+    Ok(())
+}
+
+/// The initramfs with its exact size: the kernel unpacks what it is told.
+fn initramfs(images: &Furnished) -> Result<Option<AddrRange>, RangeError> {
+    let (Some(place), Some(file)) = (images.plan.initramfs, &images.config.initramfs) else {
+        return Ok(None);
+    };
+    AddrRange::with_size(place.start(), file.size()).map(Some)
 }
 
 /// 64-bit words as they lie in the guest's memory.

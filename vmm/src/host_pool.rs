@@ -4,12 +4,13 @@
 //! the allocator, the tree and the reservation never tell different stories.
 //! A range is scrubbed before the main pool gets it back.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use mkpool::{
-    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, InstancePool, MainPool,
-    PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
+    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, FreeError, GenPool,
+    InstancePool, MainPool, PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
 };
 
 use crate::instance::{InstanceId, InstanceName};
@@ -18,6 +19,8 @@ use crate::reservation::{Reservation, ReservationConfig, ReservationError};
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
+/// Name of what somebody allocated, in the tree.
+const ALLOCATION_NAME: &str = "allocation";
 /// Most regions (merged chunks) that one instance may have. Each takes a
 /// memory slot and up to two rows of the e820 map.
 const MAX_REGIONS: usize = 128;
@@ -66,12 +69,47 @@ pub enum HostPoolError {
     /// The images do not fit.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// An allocation found no place.
+    #[error("nothing is allocated")]
+    Alloc(#[from] AllocError),
+    /// No allocation begins there.
+    #[error("no allocation begins at {addr:#x}")]
+    NoAllocation {
+        /// The address given.
+        addr: u64,
+    },
+    /// A running guest was told that the range is reserved.
+    #[error("the running guest's memory map names {range:?} as reserved")]
+    Published {
+        /// The allocation.
+        range: AddrRange,
+    },
+    /// The control block goes with the images, and something is in it.
+    #[error("{count} allocations lie in the control block, the first at {first:#x}")]
+    ControlBusy {
+        /// How many.
+        count: usize,
+        /// The lowest.
+        first: u64,
+    },
+    /// An allocator refused what it had given: the ledger is wrong, a bug.
+    #[error("an allocator refused a range back")]
+    Free(#[from] FreeError),
     /// The tree refused an entry: the ledger is wrong, a bug.
     #[error("the resource tree refused an entry")]
     Tree(#[from] ResourceError),
     /// The main pool refused a sub-pool back: the ledger is wrong, a bug.
     #[error("a sub-pool could not be given back")]
     Destroy(#[from] Box<DestroyError>),
+}
+
+/// An allocation that somebody asked for by name of a route or command.
+#[derive(Debug, Clone, Copy)]
+struct Allocation {
+    range: AddrRange,
+    entry: ResourceId,
+    /// Whether it lies in the control block.
+    in_control: bool,
 }
 
 /// The memory of one instance: its chunks and what they are used for.
@@ -82,12 +120,23 @@ pub struct SubPool {
     regions: Vec<AddrRange>,
     /// The tree's entries for the regions, in the same order.
     entries: Vec<ResourceId>,
+    /// The pieces of the images, with their entries.
+    pieces: Vec<(AddrRange, ResourceId)>,
+    /// The control block's own allocator, once there is one.
+    control: Option<GenPool>,
+    /// By start address.
+    allocations: BTreeMap<u64, Allocation>,
 }
 
 impl SubPool {
     /// Its memory: ascending, adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         &self.regions
+    }
+
+    /// Its chunks, last obtained first: the order in which they are searched.
+    pub fn chunks(&self) -> Vec<AddrRange> {
+        self.pool.chunks()
     }
 
     /// Its size in bytes.
@@ -99,6 +148,75 @@ impl SubPool {
     pub fn avail(&self) -> u64 {
         self.pool.avail()
     }
+
+    /// Free extents, ascending.
+    pub fn free_extents(&self) -> Vec<AddrRange> {
+        self.pool.free_extents()
+    }
+
+    /// What somebody allocated in it, ascending.
+    pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
+        self.allocations.values().map(|a| a.range)
+    }
+
+    /// What was allocated at `addr`.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`].
+    pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
+        let found = self.allocations.get(&addr).map(|a| a.range);
+        found.ok_or(HostPoolError::NoAllocation { addr })
+    }
+
+    /// Allocations outside the control block: not the guest's RAM.
+    pub fn withheld(&self) -> impl Iterator<Item = AddrRange> {
+        let outside = self.allocations.values().filter(|a| !a.in_control);
+        outside.map(|a| a.range)
+    }
+
+    /// Refuses while something lies in the control block.
+    ///
+    /// # Errors
+    /// [`HostPoolError::ControlBusy`].
+    pub fn check_control_idle(&self) -> Result<(), HostPoolError> {
+        let inside = self.allocations.values().filter(|a| a.in_control);
+        let starts: Vec<u64> = inside.map(|a| a.range.start()).collect();
+        match starts.first() {
+            None => Ok(()),
+            Some(&first) => Err(HostPoolError::ControlBusy {
+                count: starts.len(),
+                first,
+            }),
+        }
+    }
+
+    /// Where images of these facts would lie, in place of those that are
+    /// there, and the allocator's state then. Changes nothing.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Placement`].
+    pub fn plan(&self, facts: &ImageFacts) -> Result<(PlacementPlan, InstancePool), HostPoolError> {
+        let bare = self.without_pieces()?;
+        Ok(placement::plan(facts, &bare)?)
+    }
+
+    fn without_pieces(&self) -> Result<InstancePool, HostPoolError> {
+        let mut pool = self.pool.clone();
+        for (range, _) in &self.pieces {
+            pool.free(range.start(), range.size())?;
+        }
+        Ok(pool)
+    }
+
+    /// The tree's entry for the region or piece that holds `range`.
+    fn entry_of(&self, range: AddrRange) -> Option<ResourceId> {
+        let holds = |r: &AddrRange| r.contains_range(&range);
+        let piece = self.pieces.iter().find(|(r, _)| holds(r));
+        piece.map(|(_, entry)| *entry).or_else(|| {
+            let region = self.regions.iter().position(holds)?;
+            self.entries.get(region).copied()
+        })
+    }
 }
 
 /// The pool of this VMM.
@@ -109,6 +227,9 @@ pub struct HostPool {
     tree: ResourceTree,
     root: ResourceId,
     next_id: u32,
+    /// What somebody allocated in the main pool, by start address.
+    allocations: BTreeMap<u64, Allocation>,
+    held: Vec<AddrRange>,
 }
 
 impl HostPool {
@@ -131,6 +252,8 @@ impl HostPool {
             tree,
             root,
             next_id: 1,
+            allocations: BTreeMap::new(),
+            held: Vec::new(),
         })
     }
 
@@ -142,6 +265,36 @@ impl HostPool {
     /// Free bytes.
     pub fn avail(&self) -> u64 {
         self.main.avail()
+    }
+
+    /// Free extents, ascending.
+    pub fn free_extents(&self) -> Vec<AddrRange> {
+        self.main.free_extents()
+    }
+
+    /// Taken extents, ascending.
+    pub fn used_extents(&self) -> Vec<AddrRange> {
+        self.main.used_extents()
+    }
+
+    /// What [`Self::hold`] took, in order of taking.
+    pub fn held(&self) -> impl Iterator<Item = AddrRange> {
+        self.held.iter().copied()
+    }
+
+    /// The longest free extent, bytes.
+    pub fn largest_free(&self) -> u64 {
+        self.main.largest_free().map_or(0, |range| range.size())
+    }
+
+    /// log2 of the granule.
+    pub fn order(&self) -> u32 {
+        self.main.order()
+    }
+
+    /// Who holds what.
+    pub fn tree(&self) -> &ResourceTree {
+        &self.tree
     }
 
     /// The pool's memory.
@@ -168,7 +321,110 @@ impl HostPool {
         let held = self.main.alloc_with(range.size(), fixed);
         let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
         self.tree.insert(Some(self.root), held, "held")?;
+        self.held.push(held);
         Ok(())
+    }
+
+    /// Allocates `size` bytes of the main pool, aligned to `align`.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Alloc`] with the numbers.
+    pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
+        let range = self.main.alloc_with(size, fit(align, self.main.order()))?;
+        let entry = self.tree.insert(Some(self.root), range, ALLOCATION_NAME)?;
+        let allocation = Allocation {
+            range,
+            entry,
+            in_control: false,
+        };
+        self.allocations.insert(range.start(), allocation);
+        Ok(range)
+    }
+
+    /// Frees what [`Self::alloc`] gave at `addr`, scrubbed.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`], or what scrubbing said; nothing has
+    /// changed then.
+    pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
+        let allocation = self.allocations.get(&addr).copied();
+        let allocation = allocation.ok_or(HostPoolError::NoAllocation { addr })?;
+        let range = allocation.range;
+        self.reservation.scrub(range)?;
+        self.main.free(range.start(), range.size())?;
+        self.tree.remove(allocation.entry)?;
+        self.allocations.remove(&addr);
+        Ok(range)
+    }
+
+    /// What [`Self::alloc`] gave at `addr`.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`].
+    pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
+        let found = self.allocations.get(&addr).map(|a| a.range);
+        found.ok_or(HostPoolError::NoAllocation { addr })
+    }
+
+    /// What [`Self::alloc`] gave and nobody freed, ascending.
+    pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
+        self.allocations.values().map(|a| a.range)
+    }
+
+    /// Allocates in an instance's memory: in its free space, or, once the
+    /// guest owns that, in its control block.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Alloc`].
+    pub fn alloc_in(
+        &mut self,
+        sub_pool: &mut SubPool,
+        size: u64,
+        align: u64,
+        is_live: bool,
+    ) -> Result<AddrRange, HostPoolError> {
+        let range = match &mut sub_pool.control {
+            Some(control) if is_live => control.alloc_with(size, fit(align, control.order()))?,
+            _ => sub_pool.pool.alloc(size, align)?,
+        };
+        let parent = sub_pool.entry_of(range);
+        let entry = self.tree.insert(parent, range, ALLOCATION_NAME)?;
+        let allocation = Allocation {
+            range,
+            entry,
+            in_control: is_live,
+        };
+        sub_pool.allocations.insert(range.start(), allocation);
+        Ok(range)
+    }
+
+    /// Frees what [`Self::alloc_in`] gave at `addr`. Scrubbed, unless it lies
+    /// in the control block, which is scrubbed with the rest of the instance.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`] or what scrubbing said.
+    pub fn free_in(
+        &mut self,
+        sub_pool: &mut SubPool,
+        addr: u64,
+        is_live: bool,
+    ) -> Result<AddrRange, HostPoolError> {
+        let allocation = sub_pool.allocations.get(&addr).copied();
+        let allocation = allocation.ok_or(HostPoolError::NoAllocation { addr })?;
+        let range = allocation.range;
+        if is_live && !allocation.in_control {
+            return Err(HostPoolError::Published { range });
+        }
+        match &mut sub_pool.control {
+            Some(control) if allocation.in_control => control.free(range.start(), range.size())?,
+            _ => {
+                self.reservation.scrub(range)?;
+                sub_pool.pool.free(range.start(), range.size())?;
+            }
+        }
+        self.tree.remove(allocation.entry)?;
+        sub_pool.allocations.remove(&addr);
+        Ok(range)
     }
 
     /// Carves `memory` bytes out of the pool for an instance.
@@ -181,7 +437,21 @@ impl HostPool {
         name: &InstanceName,
         memory: u64,
     ) -> Result<SubPool, HostPoolError> {
-        let pool = InstancePool::create(&self.main, id.0, memory, PAGE_ORDER, ChunkPolicy::Rfc)
+        self.carve_with_order(id, name, memory, PAGE_ORDER)
+    }
+
+    /// The same with a granule of `1 << order` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::carve`].
+    pub fn carve_with_order(
+        &mut self,
+        id: InstanceId,
+        name: &InstanceName,
+        memory: u64,
+        order: u32,
+    ) -> Result<SubPool, HostPoolError> {
+        let pool = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc)
             .map_err(|source| HostPoolError::Carve {
                 memory,
                 avail: self.main.avail(),
@@ -192,6 +462,9 @@ impl HostPool {
             regions: pool.regions(),
             pool,
             entries: Vec::new(),
+            pieces: Vec::new(),
+            control: None,
+            allocations: BTreeMap::new(),
         };
         if let Err(error) = self.enter(&mut sub_pool, id, name) {
             self.undo(sub_pool);
@@ -222,27 +495,61 @@ impl HostPool {
         Ok(())
     }
 
-    /// Places the images in the sub-pool and names the pieces in the tree.
+    /// Finds places for images and books them.
     ///
     /// # Errors
-    /// [`HostPoolError`]; the sub-pool is as it was, except after
-    /// [`HostPoolError::Tree`], when only releasing it makes sense.
+    /// [`HostPoolError`]; where the images do not fit, nothing has changed.
     pub fn place(
         &mut self,
         sub_pool: &mut SubPool,
         facts: &ImageFacts,
     ) -> Result<PlacementPlan, HostPoolError> {
-        let (plan, next) = placement::plan(facts, &sub_pool.pool)?;
-        sub_pool.pool = next;
-        for (name, range) in plan.pieces() {
-            let region = sub_pool
-                .regions
-                .iter()
-                .position(|r| r.contains_range(&range));
-            let parent = region.and_then(|i| sub_pool.entries.get(i)).copied();
-            self.tree.insert(parent, range, name)?;
-        }
+        let (plan, next) = sub_pool.plan(facts)?;
+        self.book(sub_pool, &plan, next)?;
         Ok(plan)
+    }
+
+    /// Books what [`SubPool::plan`] found, in place of the pieces that were
+    /// there, and names the new ones in the tree.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Tree`] or [`HostPoolError::Pool`]: bugs, after which
+    /// only releasing the sub-pool makes sense.
+    pub fn book(
+        &mut self,
+        sub_pool: &mut SubPool,
+        plan: &PlacementPlan,
+        next: InstancePool,
+    ) -> Result<(), HostPoolError> {
+        let control_block = plan.control_block;
+        let mut control = GenPool::new(PAGE_ORDER)?;
+        control.add_chunk(control_block.start(), control_block.size(), ())?;
+        self.remove_pieces(sub_pool)?;
+        sub_pool.pool = next;
+        sub_pool.control = Some(control);
+        for (name, range) in plan.pieces() {
+            let parent = sub_pool.entry_of(range);
+            let entry = self.tree.insert(parent, range, name)?;
+            sub_pool.pieces.push((range, entry));
+        }
+        Ok(())
+    }
+
+    /// Takes the images' pieces out of the books. Scrub before that.
+    ///
+    /// # Errors
+    /// As [`Self::book`].
+    pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        sub_pool.pool = sub_pool.without_pieces()?;
+        self.remove_pieces(sub_pool)
+    }
+
+    fn remove_pieces(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        sub_pool.control = None;
+        for (_, entry) in sub_pool.pieces.drain(..) {
+            self.tree.remove_subtree(entry)?;
+        }
+        Ok(())
     }
 
     /// Scrubs a sub-pool and gives it back to the pool. The vCPUs that ran in
@@ -279,6 +586,18 @@ impl HostPool {
     }
 }
 
+/// First fit, as the contract has it for `align` 0 and 1, or aligned.
+fn fit(align: u64, order: u32) -> Algo {
+    match align {
+        0 | 1 => Algo::FirstFit,
+        // Refused by the allocator; the granule must not hide it.
+        _ if !align.is_power_of_two() => Algo::FirstFitAlign { align },
+        _ => Algo::FirstFitAlign {
+            align: align.max(1 << order),
+        },
+    }
+}
+
 /// The resource tree, laid out as `/proc/iomem` is.
 impl fmt::Display for HostPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -287,115 +606,5 @@ impl fmt::Display for HostPool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn pool(size: u64) -> HostPool {
-        let range = AddrRange::with_size(0x1_0000_0000, size).unwrap();
-        HostPool::new(range, ReservationConfig::default(), &|_| ()).unwrap()
-    }
-
-    fn name(text: &str) -> InstanceName {
-        text.parse().unwrap()
-    }
-
-    fn facts(initramfs_size: Option<u64>) -> ImageFacts {
-        ImageFacts {
-            kernel_size: 62 * MIB,
-            kernel_align: 2 * MIB,
-            kernel_addr_min: 0,
-            kernel_addr_max: None,
-            initramfs_size,
-            initramfs_addr_max: None,
-        }
-    }
-
-    #[test]
-    fn the_tree_reads_as_in_the_contract() {
-        let mut pool = pool(1 << 30);
-        let id = pool.next_id();
-        let mut web = pool.carve(id, &name("web"), 256 * MIB).unwrap();
-        pool.place(&mut web, &facts(Some(2 * MIB))).unwrap();
-        assert_eq!(
-            pool.to_string(),
-            "100000000-13fffffff : Multikernel Memory Pool\n\
-             \x20 100000000-10fffffff : mk-instance-1-web-region-0\n\
-             \x20   100000000-1000fffff : low window\n\
-             \x20   100100000-1001fffff : control block\n\
-             \x20   100200000-103ffffff : kernel\n\
-             \x20   104000000-1041fffff : initramfs\n"
-        );
-        assert_eq!(
-            pool.owner(0x1_0000_0000).unwrap(),
-            "mk-instance-1-web-region-0"
-        );
-        assert_eq!(pool.owner(0x1_2000_0000).unwrap(), POOL_NAME);
-        assert_eq!(pool.owner(0x1000), None);
-        pool.release(web).unwrap();
-        assert_eq!(pool.avail(), 1 << 30);
-        assert_eq!(pool.to_string().lines().count(), 1);
-    }
-
-    #[test]
-    fn what_does_not_fit_changes_nothing() {
-        let mut pool = pool(64 * MIB);
-        let id = pool.next_id();
-        assert!(matches!(
-            pool.carve(id, &name("big"), 65 * MIB),
-            Err(HostPoolError::Carve { avail, .. }) if avail == 64 * MIB
-        ));
-        let mut small = pool.carve(id, &name("small"), 32 * MIB).unwrap();
-        let before = pool.to_string();
-        assert!(matches!(
-            pool.place(&mut small, &facts(None)),
-            Err(HostPoolError::Placement(_))
-        ));
-        assert_eq!(pool.to_string(), before);
-        assert_eq!(small.avail(), 32 * MIB);
-        pool.release(small).unwrap();
-        assert_eq!(pool.avail(), 64 * MIB);
-    }
-
-    #[test]
-    fn what_is_held_splits_what_comes_after() {
-        let mut pool = pool(64 * MIB);
-        for i in 0..5 {
-            let start = 0x1_0000_0000 + (8 * i + 7) * MIB;
-            pool.hold(AddrRange::with_size(start, MIB).unwrap())
-                .unwrap();
-        }
-        let again = AddrRange::with_size(0x1_0000_0000 + 7 * MIB, MIB).unwrap();
-        for bad in [again, AddrRange::with_size(0x1000, MIB).unwrap()] {
-            assert!(matches!(pool.hold(bad), Err(HostPoolError::Hold { .. })));
-        }
-        let id = pool.next_id();
-        let split = pool.carve(id, &name("split"), 56 * MIB).unwrap();
-        assert!(split.regions().len() >= 5, "{:?}", split.regions());
-        pool.release(split).unwrap();
-        assert_eq!(pool.avail(), 59 * MIB);
-    }
-
-    #[test]
-    fn more_regions_than_the_limit_are_refused_with_their_number() {
-        let mut pool = pool(256 * MIB);
-        // Every other 256 KiB taken: nothing is left in larger pieces.
-        let held: Vec<AddrRange> = (0..1024)
-            .map(|_| pool.main.alloc(256 << 10).unwrap())
-            .collect();
-        for range in held.iter().step_by(2) {
-            pool.main.free(range.start(), range.size()).unwrap();
-        }
-        let id = pool.next_id();
-        let error = pool.carve(id, &name("many"), 64 * MIB).unwrap_err();
-        assert!(matches!(
-            error,
-            HostPoolError::TooManyRegions { regions: 256, .. }
-        ));
-        assert_eq!(pool.avail(), 128 * MIB);
-        let few = pool.carve(id, &name("few"), 2 * MIB).unwrap();
-        assert_eq!(few.regions().len(), 8);
-        pool.release(few).unwrap();
-    }
-}
+#[path = "host_pool_tests.rs"]
+mod tests;

@@ -15,7 +15,9 @@
 //! | ⑤ | [`boot`] | e820, boot_params, page tables, descriptors |
 //! | ⑥ | [`kvm`], [`vcpu`] | a VM with those slots, a thread per vCPU |
 //! | ⑦ | [`devices`], [`event_loop`] | ports, consoles, violations, events |
-//! | – | [`builder`], [`guest`], [`fleet`] | the recipe, one guest's life, all guests or none |
+//! | – | [`builder`], [`guest`], [`manager`] | the recipe, one instance's life, all instances |
+//! | – | [`fleet`] | `run`: all guests or none |
+//! | ⑧ | [`control`], [`event_log`] | `serve`: the control socket |
 //! | – | [`spec`] | what users write, checked |
 //!
 //! ```text
@@ -33,9 +35,11 @@
 
 pub mod boot;
 pub mod builder;
+pub mod control;
 pub mod devices;
 pub mod doctor;
 pub mod error_chain;
+pub mod event_log;
 pub mod event_loop;
 pub mod fleet;
 pub mod guest;
@@ -44,6 +48,7 @@ pub mod instance;
 pub mod kvm;
 pub mod loader;
 pub mod machine;
+pub mod manager;
 pub mod placement;
 pub mod replay;
 pub mod reservation;

@@ -12,10 +12,13 @@ use player::Player;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trace::Line;
+
+/// Longest line of a trace, bytes; the longest recorded ones have a few hundred.
+const LINE_MAX: u64 = 1 << 20;
 
 /// Why a trace could not be played to its end.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +116,23 @@ impl Outcome {
     }
 }
 
+/// The lines of `reader`, none longer than [`LINE_MAX`]: a compressed file of
+/// a few bytes may hold a line of gigabytes.
+fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<String>> {
+    std::iter::from_fn(move || {
+        let mut line = String::new();
+        match (&mut reader).take(LINE_MAX + 1).read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) if line.len() as u64 > LINE_MAX => {
+                let why = format!("a line of more than {LINE_MAX} bytes");
+                Some(Err(io::Error::new(io::ErrorKind::InvalidData, why)))
+            }
+            Ok(_) => Some(Ok(line)),
+            Err(error) => Some(Err(error)),
+        }
+    })
+}
+
 /// Plays the operations that `reader` holds; `file` is the name to report.
 ///
 /// # Errors
@@ -128,7 +148,7 @@ pub fn play(reader: impl BufRead, file: &str, time: bool) -> Result<Report, Repl
         first_mismatch: None,
         times: None,
     };
-    for (number, text) in (1..).zip(reader.lines()) {
+    for (number, text) in (1..).zip(lines(reader)) {
         let text = text.map_err(|source| ReplayError::Read {
             file: file.to_owned(),
             source,

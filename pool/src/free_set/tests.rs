@@ -210,3 +210,90 @@ fn an_idle_set_gives_its_memory_back() {
     set.give(5, 1);
     assert!(set.tree.is_some());
 }
+
+#[test]
+fn nothing_is_found_at_or_behind_the_end() {
+    let mut set = FreeSet::new(100);
+    for at in [100, 101, u64::MAX] {
+        assert_eq!((set.next_free(at), set.next_used(at)), (None, None));
+    }
+    set.take(0, 100);
+    for at in [100, 101, 40_000, u64::MAX] {
+        assert_eq!((set.next_free(at), set.next_used(at)), (None, None));
+    }
+}
+
+#[test]
+fn aligned_room_in_a_wholly_free_subtree_is_found() {
+    // Whole leaves and whole nodes that are free among used ones, at either side of a border.
+    let len = 1 << 19;
+    for (start, n) in [
+        (4096, 4096),
+        (8192, 4096),
+        (32_768, 32_768),
+        (65_536, 32_768),
+        (0, 4096),
+    ] {
+        for known in [false, true] {
+            let mut set = FreeSet::new(len);
+            set.take(0, len);
+            if known {
+                // The class is there before the room is.
+                set.give(len - 1, 1);
+                assert_eq!(set.first_fit_aligned(1, 15, 0), None);
+                set.take(len - 1, 1);
+            }
+            set.give(start, n);
+            assert_eq!(set.first_fit_aligned(1, 15, 0), Some(start));
+            assert_eq!(set.first_fit_aligned(n, 15, 0), Some(start));
+            assert_eq!(set.first_fit_aligned(n, 15, 3), None);
+            assert_eq!(set.first_fit_aligned(n - 13, 15, 3), Some(start + 13));
+            // Half of it, so that the uniform part becomes a node or leaf of its own.
+            set.take(start, n / 2);
+            assert_eq!(set.first_fit_aligned(n / 2, 15, 0), Some(start + n / 2));
+            assert_eq!(set.first_fit_aligned(n / 2 + 1, 15, 0), None);
+        }
+    }
+}
+
+#[test]
+fn indices_that_are_built_late_agree_with_a_bitmap() {
+    // Nothing is asked until the set is fragmented, so the first answers need a whole pass.
+    for (seed, size) in [(8, 3), (9, 90), (10, 400), (11, 9000)] {
+        let len = 60_000;
+        let mut rng = Rng(seed);
+        let mut set = FreeSet::new(len);
+        let mut naive = Naive(vec![true; usize::try_from(len).unwrap()]);
+        for _ in 0..4000 {
+            let start = rng.below(len);
+            let n = (1 + rng.below(size)).min(len - start);
+            let range = usize::try_from(start).unwrap()..usize::try_from(start + n).unwrap();
+            let used = naive.0[range.clone()].iter().all(|free| !free);
+            if used || naive.0[range].iter().all(|free| *free) {
+                if used {
+                    set.give(start, n)
+                } else {
+                    set.take(start, n)
+                }
+                naive.set(start, n, used);
+            }
+        }
+        for _ in 0..20 {
+            check(&mut set, &naive, &mut rng);
+        }
+        // Every length there is, and one less and one more.
+        let lens: Vec<u64> = naive.runs().iter().map(|(s, e)| e - s).collect();
+        for n in lens
+            .iter()
+            .flat_map(|len| [len - 1, *len, len + 1])
+            .filter(|&n| n > 0)
+        {
+            let runs = naive.runs();
+            let best = runs
+                .iter()
+                .filter(|(s, e)| e - s >= n)
+                .min_by_key(|(s, e)| (e - s, *s));
+            assert_eq!(set.best_fit(n), best.map(|run| run.0), "best fit of {n}");
+        }
+    }
+}

@@ -1,7 +1,14 @@
 //! The command line of `mkvmm`: arguments in, typed calls out.
 
+mod client;
+mod console;
+mod fleet_file;
+mod pool_setup;
+mod remote;
 mod replay;
 mod run;
+mod serve;
+mod tables;
 
 use std::io::{self, Write};
 
@@ -9,7 +16,6 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{CliError, ExitStatus};
 use mkvmm::doctor;
-use mkvmm::kvm::kick;
 
 /// Several guest kernels out of one reserved memory pool, on KVM.
 #[derive(Debug, Parser)]
@@ -23,6 +29,10 @@ pub struct Cli {
 enum Command {
     /// Reserve a pool, launch all guests or none, end when the last one ends
     Run(run::RunArgs),
+    /// Reserve a pool and serve it through a control socket
+    Serve(serve::ServeArgs),
+    #[command(flatten)]
+    Remote(remote::RemoteCommand),
     /// Say what this host can do, and why not
     Doctor {
         /// Print JSON
@@ -48,6 +58,8 @@ impl Cli {
     pub fn run(self) -> Result<ExitStatus, CliError> {
         match self.command {
             Command::Run(args) => run::run(&args),
+            Command::Serve(args) => serve::run(&args),
+            Command::Remote(command) => remote::run(command),
             Command::Doctor { json } => print_doctor(json),
             Command::Replay(args) => replay::run(&args),
             Command::Completions { shell } => {
@@ -75,7 +87,6 @@ fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
 }
 
 fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
-    kick::install().map_err(CliError::Signals)?;
     // The test guests' ends are findings, not news.
     log::set_max_level(log::LevelFilter::Off);
     let findings = doctor::examine();

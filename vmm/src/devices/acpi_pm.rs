@@ -54,20 +54,24 @@ impl AcpiPm {
 
     /// `out` to `offset` of the fixed hardware's ports; `Some` when the guest turned itself off.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> Option<EndReason> {
-        // The registers are 16 bits wide and are written whole.
-        let value = match *data {
-            [low] => u16::from(low),
-            [low, high, ..] => u16::from_le_bytes([low, high]),
-            [] => return None,
-        };
-        match offset {
+        let (mut off, before) = (None, self.is_raised());
+        // Byte by byte: registers may be written whole, in part, or together.
+        for (port, &byte) in (offset..).zip(data) {
+            off = off.or(self.write_byte(port, byte));
+        }
+        self.raise_unless(before);
+        off
+    }
+
+    fn write_byte(&mut self, port: u16, byte: u8) -> Option<EndReason> {
+        let (shift, register) = (8 * (port % 2), port & !1);
+        let value = u16::from(byte) << shift;
+        match register {
             // Status bits are cleared by writing ones.
             0 => self.status &= !value,
-            2 => {
-                self.enable = value;
-                self.update_sci();
-            }
-            4 => {
+            2 => self.enable = (self.enable & !(0xff << shift)) | value,
+            // Type and enable bit of a sleep are both in the high byte.
+            4 if shift > 0 => {
                 let kind = value >> SLEEP_TYPE_SHIFT & 7;
                 let off = value & SLEEP_ENABLE != 0 && kind == u16::from(SLEEP_TYPE_S5);
                 return off.then_some(EndReason::Poweroff);
@@ -79,12 +83,19 @@ impl AcpiPm {
 
     /// Presses the power button: a request to the guest to end.
     pub fn press_power_button(&mut self) {
+        let before = self.is_raised();
         self.status |= POWER_BUTTON;
-        self.update_sci();
+        self.raise_unless(before);
     }
 
-    fn update_sci(&self) {
-        if self.status & self.enable & POWER_BUTTON != 0
+    fn is_raised(&self) -> bool {
+        self.status & self.enable & POWER_BUTTON != 0
+    }
+
+    /// The SCI is edge-triggered: it counts when it becomes raised.
+    fn raise_unless(&self, before: bool) {
+        if self.is_raised()
+            && !before
             && let Err(error) = self.sci.trigger()
         {
             log::warn!("the SCI cannot be raised: {error}");
@@ -132,8 +143,11 @@ mod tests {
         pm.write(2, &POWER_BUTTON.to_le_bytes());
         assert_eq!(event.read().unwrap(), 1);
         assert_eq!(read16(&pm, 0), POWER_BUTTON);
-        pm.write(0, &POWER_BUTTON.to_le_bytes());
+        pm.write(2, &[0]);
+        pm.write(1, &[1]);
         assert_eq!(read16(&pm, 0), 0);
+        pm.press_power_button();
+        assert_eq!(event.read().unwrap(), 1);
     }
 
     #[test]

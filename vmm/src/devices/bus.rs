@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::{I8042Device, Trigger};
 
-use crate::boot::acpi::RESET_VALUE;
 use crate::boot::layout::{
     CMOS_BASE, COM1_BASE, COM1_PORTS, DEBUG_PORT, I8042_BASE, PCI_BASE, PCI_PORTS, PM_BASE,
     PM_PORTS, POST_PORT, PVPANIC_PORT, RESET_PORT,
@@ -26,6 +25,9 @@ use crate::vcpu::{ExitBus, ExitOutcome};
 
 /// Offset of the i8042's command port, where 0xfe pulses the reset line.
 const I8042_COMMAND: u16 = 4;
+
+/// The reset control register's bit that resets the processor.
+const RESET_CPU: u8 = 1 << 2;
 
 /// The reset line of the i8042: latched until the bus looks at it.
 #[derive(Debug, Clone, Default)]
@@ -117,6 +119,11 @@ impl InstanceBus {
         lock(&self.pm).press_power_button();
     }
 
+    /// Gives the serial port what is typed, as far as it takes it.
+    pub fn feed_console(&self) {
+        lock(&self.serial).feed();
+    }
+
     fn write_serial(&self, offset: u8, data: &[u8]) {
         if offset == 0 {
             self.timeline.reach(Stage::FirstOutput);
@@ -137,8 +144,8 @@ impl InstanceBus {
 
     fn write_pci(&self, offset: u16, data: &[u8]) -> ExitOutcome {
         // A byte access to this one port is no configuration address.
-        if offset == RESET_PORT - PCI_BASE && data == [RESET_VALUE] {
-            return Some(EndReason::Reboot);
+        if let (true, &[value]) = (offset == RESET_PORT - PCI_BASE, data) {
+            return (value & RESET_CPU != 0).then_some(EndReason::Reboot);
         }
         lock(&self.pci).write(offset, data);
         None
@@ -215,7 +222,8 @@ impl ExitBus for InstanceBus {
 mod tests {
     use super::*;
     use crate::boot::layout::PM1_CONTROL;
-    use crate::devices::console::{ConsoleQueue, ConsoleWriter};
+    use crate::devices::console::ConsoleWriter;
+    use crate::devices::console_ring::ConsoleRing;
     use crate::devices::irq::IrqTrigger;
     use crate::devices::violation::ViolationPolicy;
     use crate::event_loop::{EventReceiver, VmmEvent, event_channel};
@@ -223,9 +231,9 @@ mod tests {
 
     fn bus(policy: ViolationPolicy) -> (InstanceBus, EventReceiver) {
         let (sender, receiver) = event_channel().unwrap();
-        let console =
-            ConsoleWriter::new(&ConsoleQueue::new(), &"a".parse().unwrap(), &Arc::default());
-        let serial = SerialPort::new(IrqTrigger::new().unwrap(), console);
+        let ring = Arc::new(ConsoleRing::new(64));
+        let console = ConsoleWriter::new(None, &"a".parse().unwrap(), &ring);
+        let serial = SerialPort::new(IrqTrigger::new().unwrap(), console, ring);
         let pm = AcpiPm::new(IrqTrigger::new().unwrap());
         let violations = ViolationCounter::new(InstanceId(1), policy, sender);
         let bus = InstanceBus::new(serial, pm, Arc::default(), Arc::new(violations));
@@ -241,7 +249,9 @@ mod tests {
         assert_eq!(bus.pio_write(0x64, &[0xfe]), Some(EndReason::Reboot));
         assert_eq!(bus.pio_write(RESET_PORT, &[0x02]), None);
         assert_eq!(bus.pio_write(PCI_BASE, &[0, 6, 0, 0x80]), None);
-        assert_eq!(bus.pio_write(RESET_PORT, &[0x06]), Some(EndReason::Reboot));
+        for reset in [0x06, 0x0e] {
+            assert_eq!(bus.pio_write(RESET_PORT, &[reset]), Some(EndReason::Reboot));
+        }
         let off = (5_u16 << 10 | 1 << 13).to_le_bytes();
         assert_eq!(bus.pio_write(PM1_CONTROL, &off), Some(EndReason::Poweroff));
         assert_eq!(bus.pio_write(PVPANIC_PORT, &[2]), None);

@@ -8,11 +8,16 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::devices::console_ring::ConsoleRing;
 use crate::instance::InstanceName;
+use crate::vcpu;
 
 /// Lines that may wait to be written; behind that guests wait.
 const QUEUE_LINES: usize = 1024;
+/// How often a vCPU that waits for room looks whether it is to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
 /// A line longer than this is broken: a guest that never ends its line must
 /// not take the host's memory.
 const LINE_MAX: usize = 4096;
@@ -37,14 +42,15 @@ impl ConsoleQueue {
     }
 
     /// A line, newline included; waits while the queue is full. After
-    /// `close` it is dropped.
+    /// `close`, and from a vCPU that is to stop, it is dropped.
     fn push(&self, line: Vec<u8>) {
         let mut state = self.lock();
         while state.lines.len() >= QUEUE_LINES && !state.closed {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            if vcpu::is_stopping() {
+                return;
+            }
+            let wait = self.changed.wait_timeout(state, STOP_INTERVAL);
+            (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
         }
         if !state.closed {
             state.lines.push_back(line);
@@ -52,11 +58,11 @@ impl ConsoleQueue {
         }
     }
 
-    /// A line beyond the bound, for a guest that has ended: whoever cleans up
-    /// after it must not wait.
+    /// A last line, of a guest that has ended: whoever cleans up after it must
+    /// not wait, so without room it is dropped.
     fn push_now(&self, line: Vec<u8>) {
         let mut state = self.lock();
-        if !state.closed {
+        if !state.closed && state.lines.len() < QUEUE_LINES {
             state.lines.push_back(line);
             self.changed.notify_all();
         }
@@ -114,51 +120,30 @@ impl ConsoleQueue {
     }
 }
 
-/// Bytes of a guest's output that stay readable after its end.
-const TAIL_MAX: usize = 64 << 10;
-
-/// The last of what a guest printed, whatever became of it.
-#[derive(Debug, Default)]
-pub struct ConsoleTail(Mutex<VecDeque<u8>>);
-
-impl ConsoleTail {
-    /// The bytes as the guest sent them, oldest first.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.lock().iter().copied().collect()
-    }
-
-    fn push(&self, bytes: &[u8]) {
-        let mut tail = self.lock();
-        tail.extend(bytes);
-        let over = tail.len().saturating_sub(TAIL_MAX);
-        tail.drain(..over);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        // Bytes are bytes, whatever panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One guest's end of the queue. What it was given without a newline is
-/// written when it goes.
+/// What a guest's serial port prints to: its own ring, and the queue that all
+/// guests share, if there is one. What the queue was given without a newline
+/// is written when the writer goes.
 #[derive(Debug)]
 pub struct ConsoleWriter {
-    queue: Arc<ConsoleQueue>,
+    queue: Option<Arc<ConsoleQueue>>,
     prefix: Vec<u8>,
     line: Vec<u8>,
-    tail: Arc<ConsoleTail>,
+    ring: Arc<ConsoleRing>,
 }
 
 impl ConsoleWriter {
-    /// A writer whose lines begin with `name: `, and which keeps the last of
-    /// them in `tail`.
-    pub fn new(queue: &Arc<ConsoleQueue>, name: &InstanceName, tail: &Arc<ConsoleTail>) -> Self {
+    /// A writer into `ring`, and into `queue` in lines that begin with
+    /// `name: `.
+    pub fn new(
+        queue: Option<&Arc<ConsoleQueue>>,
+        name: &InstanceName,
+        ring: &Arc<ConsoleRing>,
+    ) -> Self {
         Self {
-            queue: Arc::clone(queue),
+            queue: queue.map(Arc::clone),
             prefix: format!("{name}: ").into_bytes(),
             line: Vec::new(),
-            tail: Arc::clone(tail),
+            ring: Arc::clone(ring),
         }
     }
 
@@ -179,7 +164,9 @@ impl ConsoleWriter {
 
     fn end_line(&mut self) {
         let line = self.take_line();
-        self.queue.push(line);
+        if let Some(queue) = &self.queue {
+            queue.push(line);
+        }
     }
 
     fn take_line(&mut self) -> Vec<u8> {
@@ -192,9 +179,11 @@ impl ConsoleWriter {
 
 impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.tail.push(bytes);
-        for &byte in bytes {
-            self.put(byte);
+        self.ring.push(bytes);
+        if self.queue.is_some() {
+            for &byte in bytes {
+                self.put(byte);
+            }
         }
         Ok(bytes.len())
     }
@@ -208,7 +197,9 @@ impl Drop for ConsoleWriter {
     fn drop(&mut self) {
         if !self.line.is_empty() {
             let line = self.take_line();
-            self.queue.push_now(line);
+            if let Some(queue) = &self.queue {
+                queue.push_now(line);
+            }
         }
     }
 }
@@ -218,21 +209,8 @@ mod tests {
     use super::*;
 
     fn writer(queue: &Arc<ConsoleQueue>, name: &InstanceName) -> ConsoleWriter {
-        ConsoleWriter::new(queue, name, &Arc::default())
-    }
-
-    #[test]
-    fn the_tail_keeps_the_last_64_kib() {
-        let tail = Arc::default();
-        let name = "a".parse().unwrap();
-        let queue = ConsoleQueue::new();
-        queue.close();
-        let mut writer = ConsoleWriter::new(&queue, &name, &tail);
-        writer.write_all(&vec![b'x'; TAIL_MAX]).unwrap();
-        writer.write_all(b"last\r\n").unwrap();
-        let bytes = tail.bytes();
-        assert_eq!(bytes.len(), TAIL_MAX);
-        assert!(bytes.ends_with(b"xlast\r\n"));
+        let ring = Arc::new(ConsoleRing::new(16));
+        ConsoleWriter::new(Some(queue), name, &ring)
     }
 
     fn written(feed: impl FnOnce(&Arc<ConsoleQueue>)) -> String {
@@ -277,6 +255,12 @@ mod tests {
                 writer.write_all(b"x\n").unwrap();
             }
         });
+        while queue.lock().lines.len() < QUEUE_LINES {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(queue.lock().lines.len(), QUEUE_LINES);
+        assert!(!guest.is_finished());
         let mut lines = 0;
         while lines < 2 * QUEUE_LINES {
             lines += queue.pop_all().unwrap().len();

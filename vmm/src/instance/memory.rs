@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mkpool::AddrRange;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionCollectionError, GuestRegionMmap,
 };
 
@@ -68,8 +68,25 @@ impl InstanceMemory {
         })
     }
 
-    /// Access to the guest's memory, bounds-checked.
-    pub fn guest(&self) -> &GuestMemoryMmap {
+    /// Copies `bytes` to guest-physical `addr`.
+    ///
+    /// # Errors
+    /// When the guest has no memory there.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+        self.guest.write_slice(bytes, GuestAddress(addr))
+    }
+
+    /// Copies guest-physical memory from `addr` on into `bytes`.
+    ///
+    /// # Errors
+    /// When the guest has no memory there.
+    pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), GuestMemoryError> {
+        self.guest.read_slice(bytes, GuestAddress(addr))
+    }
+
+    /// Access to the guest's memory, bounds-checked. Whoever clones it keeps
+    /// `self` as well, hence not for other crates.
+    pub(crate) fn guest(&self) -> &GuestMemoryMmap {
         &self.guest
     }
 
@@ -103,7 +120,6 @@ impl InstanceMemory {
 mod tests {
     use super::*;
     use crate::reservation::ReservationConfig;
-    use vm_memory::Bytes;
 
     #[test]
     fn the_low_window_shows_the_sub_pool_and_neighbours_are_not_there() {

@@ -14,6 +14,8 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: more than one logical processor per package (EBX 23:16).
 const HTT: u32 = 1 << 28;
+/// "AuthenticAMD" and "HygonGenuine", the first four letters.
+const AMD: [u32; 2] = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
 /// Leaf 0x8000_0001, ECX, AMD: the same, as cores.
 const CMP_LEGACY: u32 = 1 << 1;
 /// Extended topology, first and second version.
@@ -114,11 +116,17 @@ fn entries(
     topology: Topology,
     deadline: bool,
 ) -> Vec<kvm_cpuid_entry2> {
+    // Leaf 0, EBX: the first four letters of the vendor.
+    let vendor = supported.iter().find(|e| e.function == 0).map(|e| e.ebx);
+    let is_amd = AMD.map(Some).contains(&vendor);
     let mut entries = Vec::new();
     for entry in supported {
         if !TOPOLOGY_LEAVES.contains(&entry.function) {
             let mut entry = *entry;
             patch(&mut entry, topology, deadline);
+            if is_amd {
+                patch_amd(&mut entry, topology);
+            }
             entries.push(entry);
         } else if entry.index == 0 {
             // Since Linux 6.2, KVM leaves the levels to us.
@@ -184,7 +192,7 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
         // Deterministic cache parameters: up to level 2 a core's own, beyond
         // it the package's. EAX: cores in the package (31:26), processors
         // that share this cache (25:14), level (7:5).
-        4 => {
+        4 if entry.eax & 0x1f != 0 => {
             let shared = if entry.eax >> 5 & 7 > 2 {
                 (1 << core_bits) - 1
             } else {
@@ -193,6 +201,15 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
             let cores = (1_u32 << core_bits).min(64) - 1;
             entry.eax = (entry.eax & 0x3fff) | shared << 14 | cores << 26;
         }
+        _ => {}
+    }
+}
+
+/// Leaves that AMD's processors (and Hygon's) have; elsewhere they are reserved.
+fn patch_amd(entry: &mut kvm_cpuid_entry2, topology: Topology) {
+    let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
+    let core_bits = cpus.next_power_of_two().trailing_zeros();
+    match entry.function {
         0x8000_0001 if cpus > 1 => entry.ecx |= CMP_LEGACY,
         // AMD: cores (7:0 counts from 0), bits of the APIC id (15:12).
         0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | core_bits << 12 | (cpus - 1),

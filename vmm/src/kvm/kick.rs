@@ -14,6 +14,7 @@ use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 
@@ -33,12 +34,14 @@ fn kick_signal() -> c_int {
     SIGRTMIN()
 }
 
-/// Installs the handler; once per process, before the first vCPU thread.
+/// Installs the handler, if it is not there: before a vCPU thread starts.
 ///
 /// # Errors
 /// What sigaction said.
-pub fn install() -> Result<(), errno::Error> {
-    register_signal_handler(kick_signal(), on_kick)
+pub fn install() -> io::Result<()> {
+    static INSTALLED: OnceLock<Result<(), errno::Error>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| register_signal_handler(kick_signal(), on_kick));
+    installed.map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 /// Kicks the vCPU thread behind `thread`. One that has ended is left alone.

@@ -230,7 +230,10 @@ impl Reservation {
                 .use_huge_pages()
                 .map_err(|source| ReservationError::Map { requested, source })?;
         }
-        if self.config.prealloc {
+        // Huge pages are reserved wherever they are: on the node asked for
+        // there may be none, and a fault would be a signal.
+        let huge_on_node = self.config.backing.is_hugetlb() && self.config.numa_node.is_some();
+        if self.config.prealloc || huge_on_node {
             self.populate(progress)
                 .map_err(|source| ReservationError::Prealloc { requested, source })?;
         }
@@ -291,7 +294,7 @@ impl Reservation {
     ///
     /// # Errors
     /// [`ReservationError::Outside`] for anything not wholly in the pool.
-    pub fn lend(&self, range: AddrRange) -> Result<MmapRegion, ReservationError> {
+    pub(crate) fn lend(&self, range: AddrRange) -> Result<MmapRegion, ReservationError> {
         let offset = self.offset_of(range)?;
         let outside = |_| ReservationError::Outside {
             range,

@@ -3,8 +3,10 @@
 //! ```text
 //!            Run                        guest ends
 //!   waiting ─────► running (KVM_RUN) ──────────────► ended: VcpuEvent sent
-//!      │              │
-//!      └──── Stop ────┴────────────────────────────► ended: Killed
+//!      │           Pause │  ▲ Run
+//!      │                 ▼  │
+//!      │               parked
+//!      └──── Stop ────────┴─────────────────────────► ended: Killed
 //! ```
 //!
 //! A [`Vcpu`] is configured and does not run; [`Vcpu::start`] moves it into
@@ -15,8 +17,10 @@ pub mod affinity;
 mod exit;
 mod run;
 mod sleep;
+mod stop;
 
 pub use exit::{ExitBus, ExitOutcome};
+pub use stop::is_stopping;
 
 use std::io;
 use std::sync::Arc;
@@ -34,12 +38,15 @@ use crate::kvm::{Host, Vm, cpuid, kick, msrs, regs};
 use crate::loader::BootEntry;
 use crate::vcpu::affinity::CpuSet;
 use crate::vcpu::sleep::{IdleMeter, SleepState};
+use crate::vcpu::stop::StopFlag;
 
 /// What a vCPU thread can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum VcpuCommand {
-    /// Enter the guest.
+    /// Enter the guest, or go on.
     Run,
+    /// Leave it until `Run`; the sender is dropped once it is left.
+    Pause(Sender<()>),
     /// Look whether it sleeps for good.
     Look,
     /// Leave it for good.
@@ -100,14 +107,17 @@ impl Vcpu {
         bus: Arc<dyn ExitBus>,
         events: &EventSender,
     ) -> io::Result<VcpuHandle> {
+        kick::install()?;
         let (commands, receiver) = mpsc::channel();
         let sleep = Arc::new(SleepState::default());
+        let stop = StopFlag::default();
         let body = run::Body {
             run,
             name: name.clone(),
             commands: receiver,
             bus,
             sleep: Arc::clone(&sleep),
+            stop: stop.clone(),
             events: events.clone(),
         };
         // The kernel keeps 15 bytes of a thread's name.
@@ -123,6 +133,7 @@ impl Vcpu {
             commands,
             thread: Some(thread),
             sleep,
+            stop,
             idle: IdleMeter::default(),
         })
     }
@@ -135,6 +146,7 @@ pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
     thread: Option<JoinHandle<()>>,
     sleep: Arc<SleepState>,
+    stop: StopFlag,
     idle: IdleMeter,
 }
 
@@ -142,6 +154,9 @@ impl VcpuHandle {
     /// Sends a command and kicks the vCPU out of the guest to hear it. A
     /// thread that has ended does not care.
     pub fn send(&self, command: VcpuCommand) {
+        if matches!(command, VcpuCommand::Stop) {
+            self.stop.set();
+        }
         let sent = self.commands.send(command).is_ok();
         if let (true, Some(thread)) = (sent, &self.thread) {
             kick::kick(thread);

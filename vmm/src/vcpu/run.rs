@@ -12,6 +12,7 @@ use crate::kvm::kick::KickTarget;
 use crate::vcpu::VcpuCommand;
 use crate::vcpu::exit::{self, ExitBus};
 use crate::vcpu::sleep::SleepState;
+use crate::vcpu::stop::StopFlag;
 
 /// What a vCPU thread has to do with others.
 pub struct Body {
@@ -25,27 +26,49 @@ pub struct Body {
     pub bus: Arc<dyn ExitBus>,
     /// For the handle.
     pub sleep: Arc<SleepState>,
+    /// From the handle, for devices that wait.
+    pub stop: StopFlag,
     /// To the event loop.
     pub events: EventSender,
+}
+
+/// Sends the end of a vCPU when it goes, even if its thread panics.
+struct Report {
+    run: RunId,
+    reason: EndReason,
+    events: EventSender,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let Self { run, reason, .. } = *self;
+        self.events.send(VmmEvent::Ended { run, reason });
+    }
 }
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
     pub fn run(self, fd: VcpuFd) {
         self.sleep.begin();
+        self.stop.clone().enter();
+        // Whatever happens here, the event loop hears of an end.
+        let mut report = Report {
+            run: self.run,
+            reason: EndReason::KvmError,
+            events: self.events.clone(),
+        };
         let mut target = KickTarget::new(fd);
-        let reason = loop {
+        report.reason = loop {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
-                Ok(VcpuCommand::Look) => {}
+                // Not in the guest yet: dropping the sender says so.
+                Ok(VcpuCommand::Look | VcpuCommand::Pause(_)) => {}
                 // A handle dropped before the start stops, too.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
         };
         // The vCPU goes before anybody hears of its end.
         drop(target);
-        let run = self.run;
-        self.events.send(VmmEvent::Ended { run, reason });
     }
 
     fn run_guest(&self, target: &mut KickTarget) -> EndReason {
@@ -86,11 +109,22 @@ impl Body {
         }
     }
 
-    /// Carries out all commands that are there; true when one says stop.
+    /// Carries out all commands that are there, and waits while they say
+    /// pause; true when one says stop.
     fn obey(&self, target: &mut KickTarget) -> bool {
+        let mut parked = false;
         loop {
-            match self.commands.try_recv() {
-                Ok(VcpuCommand::Run) => {}
+            let command = if parked {
+                self.commands.recv().map_err(TryRecvError::from)
+            } else {
+                self.commands.try_recv()
+            };
+            match command {
+                Ok(VcpuCommand::Run) => parked = false,
+                Ok(VcpuCommand::Pause(left)) => {
+                    drop(left);
+                    parked = true;
+                }
                 Ok(VcpuCommand::Look) => self.sleep.look(target.vcpu()),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,

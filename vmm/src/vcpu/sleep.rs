@@ -8,7 +8,7 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use kvm_bindings::KVM_MP_STATE_HALTED;
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::VcpuFd;
 
 /// Nanoseconds of processor time in a second below which a thread counts as
@@ -35,13 +35,15 @@ impl SleepState {
 
     /// Called by the vCPU thread when it is told to look.
     pub fn look(&self, vcpu: &VcpuFd) {
-        let halted = vcpu
-            .get_mp_state()
-            .is_ok_and(|state| state.mp_state == KVM_MP_STATE_HALTED);
-        let deaf = vcpu
-            .get_regs()
-            .is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0);
-        self.asleep.store(halted && deaf, Ordering::Relaxed);
+        let asleep = match vcpu.get_mp_state().map(|state| state.mp_state) {
+            Ok(KVM_MP_STATE_HALTED) => vcpu
+                .get_regs()
+                .is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0),
+            // Never started: only another vCPU could.
+            Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
+            _ => false,
+        };
+        self.asleep.store(asleep, Ordering::Relaxed);
     }
 
     /// What the last look found.

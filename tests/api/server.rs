@@ -1,0 +1,121 @@
+//! A VMM that serves, and two ways to talk to it.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::{Finished, Mkvmm, Running, Scratch};
+use serde_json::Value;
+
+/// How long something that is waited for may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Server {
+    pub running: Running,
+    socket: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Server {
+    /// `mkvmm serve --pool POOL`, ready.
+    pub fn start(pool: &str) -> Self {
+        let scratch = Scratch::new();
+        let socket = scratch.path("sock");
+        let running = serve(pool, &socket);
+        Self {
+            running,
+            socket,
+            _scratch: scratch,
+        }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs a command against it.
+    pub fn run(&self, args: &str) -> Finished {
+        self.run_words(args.split_whitespace())
+    }
+
+    /// The same with words that may hold blanks.
+    pub fn run_words<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Finished {
+        let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
+        Mkvmm::new(args).arg("--socket").arg(&self.socket).finish()
+    }
+
+    /// Runs a command that succeeds; what it printed.
+    #[track_caller]
+    pub fn ok(&self, args: &str) -> String {
+        let run = self.run(args);
+        run.expect_code(0);
+        run.stdout
+    }
+
+    /// The JSON that a command prints.
+    #[track_caller]
+    pub fn json(&self, args: &str) -> Value {
+        let text = self.ok(&format!("{args} --json"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Waits until an instance is in `state`.
+    #[track_caller]
+    pub fn wait_for_state(&self, name: &str, state: &str) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
+            if instance["state"] == state {
+                return instance;
+            }
+            assert!(Instant::now() < end, "{name} is not {state}: {instance}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// One request on a connection of its own: status and JSON.
+    pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        http(&self.socket, method, path, body)
+    }
+
+    /// Fails unless the books are right.
+    #[track_caller]
+    pub fn expect_audit(&self) {
+        let (status, audit) = self.http("GET", "/v1/audit", "");
+        assert_eq!(status, 200);
+        assert_eq!(audit["ok"], true, "{audit:#}");
+    }
+}
+
+/// Starts it and waits for its ready line.
+pub fn serve(pool: &str, socket: &Path) -> Running {
+    let mut running = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
+        .arg(socket)
+        .timeout(Duration::from_secs(180))
+        .spawn();
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    running
+}
+
+/// One request over a Unix socket.
+pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+    .expect("it reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("it answers");
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let value = serde_json::from_str(body).unwrap_or(Value::Null);
+    (status.expect("a status"), value)
+}

@@ -1,0 +1,107 @@
+//! Configuration, the socket, signals.
+
+use std::time::Duration;
+
+use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Mkvmm, Scratch};
+use rustix::process::Signal;
+
+use crate::server::{Server, http, serve};
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_known_one() {
+    let scratch = Scratch::new();
+    let file = scratch.file("serve.toml", b"pol = \"64M\"\n");
+    let run = Mkvmm::new(["serve", "--config"]).arg(&file).finish();
+    run.expect_refusal(2);
+    assert!(run.stderr.contains("nearest key is `pool`"), "{run}");
+    Mkvmm::new(["serve"]).finish().expect_refusal(2);
+    let run = Mkvmm::new(["serve", "--config", "/no/such/file"]).finish();
+    run.expect_refusal(3);
+}
+
+#[test]
+fn nobody_at_the_socket_is_said_plainly() {
+    let run = Mkvmm::new(["list", "--socket", "/no/such/socket"]).finish();
+    run.expect_refusal(1);
+    assert!(run.stderr.contains("help: start `mkvmm serve`"), "{run}");
+}
+
+#[test]
+fn a_file_configures_what_flags_do_not() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let socket = scratch.path("sock");
+    let text = format!(
+        "pool = \"128M@4G\"\nsocket = {:?}\nhold = [\"1M@0x100100000\"]\nimage-dir = [{:?}]\n",
+        socket.display().to_string(),
+        scratch.dir().display().to_string()
+    );
+    let file = scratch.file("serve.toml", text.as_bytes());
+    let mut running = Mkvmm::new(["serve", "--pool", "64M@4G", "--config"])
+        .arg(&file)
+        .spawn();
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    let (_, pool) = http(&socket, "GET", "/v1/pool", "");
+    assert_eq!(pool["size"], 64 << 20);
+    assert_eq!(pool["used"], 1 << 20);
+    let body = r#"{"name": "a", "memory": 8388608, "kernel": "/proc/version"}"#;
+    let (status, refusal) = http(&socket, "POST", "/v1/instances", body);
+    assert_eq!(status, 422, "{refusal}");
+    assert_eq!(refusal["error"]["code"], "file");
+    running.signal(Signal::TERM);
+    running.wait().expect_code(0);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_live_socket_is_refused_and_a_stale_one_is_replaced() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("16M@4G");
+    let run = Mkvmm::new(["serve", "--pool", "16M@4G", "--socket"])
+        .arg(server.socket())
+        .finish();
+    run.expect_refusal(1);
+    assert!(run.stderr.contains("another mkvmm"), "{run}");
+    server.ok("list");
+    server.running.signal(Signal::KILL);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(server.socket().exists(), "SIGKILL leaves the socket");
+    let again = serve("16M@4G", server.socket());
+    assert_eq!(http(server.socket(), "GET", "/v1/version", "").0, 200);
+    drop(again);
+}
+
+#[test]
+fn sigterm_ends_all_guests_and_sighup_none() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    for name in ["a", "b"] {
+        let create = [
+            "create",
+            name,
+            "--memory",
+            "8M",
+            "--kernel",
+            "probe",
+            "--cmdline",
+            "spin",
+        ];
+        server.run_words(create).expect_code(0);
+        server.ok(&format!("exec {name}"));
+    }
+    server.ok("pause b");
+    server.running.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(50));
+    server.expect_audit();
+    server.running.signal(Signal::TERM);
+    let end = server.running.wait();
+    end.expect_code(0);
+    assert_eq!(end.stderr.matches("stopped (killed)").count(), 2, "{end}");
+}

@@ -1,0 +1,235 @@
+//! A session as a new user would type it.
+
+use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Mkvmm, Scratch};
+use serde_json::json;
+
+use crate::server::Server;
+
+#[test]
+fn a_session_from_an_empty_pool_to_an_empty_pool() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("256M@4G");
+    let empty = server.json("pool show");
+    assert_eq!(empty["avail"], 256 << 20);
+    assert_eq!(server.ok("create web --memory 32M"), "web: ready\n");
+    server.ok("create db --memory 16M --cpus 2");
+    let spinning = [
+        "create",
+        "spin",
+        "--memory",
+        "8M",
+        "--kernel",
+        "probe",
+        "--cmdline",
+        "spin",
+    ];
+    server.run_words(spinning).expect_code(0);
+    server.expect_audit();
+    assert_eq!(server.ok("load web --kernel probe"), "web: loaded\n");
+    server.ok("load db --kernel probe");
+    for name in ["web", "db", "spin"] {
+        assert_eq!(
+            server.ok(&format!("exec {name}")),
+            format!("{name}: active\n")
+        );
+    }
+    server.expect_audit();
+    let web = server.wait_for_state("web", "stopped");
+    assert_eq!(web["reason"], "reboot");
+    assert_eq!(web["kernel"]["path"], "probe");
+    assert_eq!(web["kernel"]["sha256"].as_str().map(str::len), Some(64));
+    server.wait_for_state("db", "stopped");
+
+    let list = server.ok("list");
+    for words in ["stopped (reboot)", "active", "0x100000000", "32M"] {
+        assert!(list.contains(words), "{list}");
+    }
+    let iomem = server.ok("iomem");
+    let lines = [
+        "100000000-10fffffff : Multikernel Memory Pool",
+        "  100000000-101ffffff : mk-instance-1-web-region-0",
+        "    100100000-1001fffff : control block",
+    ];
+    for line in lines {
+        assert!(iomem.lines().any(|l| l == line), "{iomem}");
+    }
+    assert!(server.ok("show web --e820").contains("usable"));
+    assert!(server.ok("show web").contains("stopped (reboot)"));
+
+    assert_eq!(server.ok("pause spin"), "spin: paused\n");
+    server.expect_audit();
+    assert_eq!(server.ok("resume spin"), "spin: active\n");
+    for _ in 0..2 {
+        assert_eq!(server.ok("kill spin --force"), "spin: stopped (killed)\n");
+    }
+    // The kept images boot again.
+    server.ok("exec web");
+    server.wait_for_state("web", "stopped");
+    assert_eq!(server.ok("unload web"), "web: ready\n");
+    for name in ["web", "db", "spin"] {
+        server.expect_audit();
+        server.ok(&format!("delete {name}"));
+    }
+    assert_eq!(server.json("pool show"), empty);
+    assert_eq!(server.ok("iomem").lines().count(), 1);
+    assert!(server.ok("audit").starts_with("ok: "));
+    // Numbers are never given twice.
+    assert_eq!(server.json("create web --memory 8M")["id"], 4);
+    let events = server.ok("events");
+    assert!(events.lines().count() > 15, "{events}");
+    assert!(server.ok("metrics").ends_with("# EOF\n"));
+}
+
+#[test]
+fn refusals_say_why_and_change_nothing() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 16M");
+    let before = server.json("list");
+    for (args, code, words) in [
+        ("exec web", 4, "legal now: load, delete"),
+        ("kill web", 4, "wrong"),
+        ("pause nobody", 4, "no instance nobody"),
+        ("create web --memory 8M", 4, "already"),
+        ("create big --memory 1G", 5, "bytes are free"),
+        ("create bad/name --memory 8M", 2, "no instance name"),
+        ("create zero --memory 0", 2, "zero"),
+        ("create many --memory 8M --cpus 200", 2, "1 to 64"),
+        ("create odd --memory 8Q", 2, "memory"),
+        ("load web --kernel /no/such/file", 3, "/no/such/file"),
+        ("load web --kernel /dev/zero", 3, "regular file"),
+        ("load web --kernel fd:0", 3, ""),
+        ("pool alloc 1G", 5, "free"),
+        ("pool alloc 4096 --align 3", 2, "power of two"),
+        ("pool free 0x100000000", 4, "no allocation"),
+    ] {
+        let run = server.run(args);
+        let error = run.expect_refusal(code);
+        let all = format!("{error}{}", run.stderr);
+        assert!(words == "wrong" || all.contains(words), "{args}: {all}");
+        server.expect_audit();
+    }
+    assert_eq!(server.json("list"), before);
+}
+
+#[test]
+fn a_dry_run_tells_and_does_nothing() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 16M --kernel probe");
+    let before = (server.json("list"), server.json("pool show"));
+    let planned = server.json("create db --memory 8M --kernel probe --dry-run");
+    assert_eq!(planned["state"], "loaded");
+    assert_eq!(planned["chunks"][0]["start_hex"], "0x101000000");
+    for args in [
+        "exec web",
+        "unload web",
+        "delete web",
+        "pool alloc 2M",
+        "load web --kernel probe",
+    ] {
+        server.ok(&format!("{args} --dry-run"));
+    }
+    server.run("pause web --dry-run").expect_refusal(4);
+    assert_eq!((server.json("list"), server.json("pool show")), before);
+    server.expect_audit();
+}
+
+#[test]
+fn allocations_are_named_withheld_and_given_back() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let path = "/v1/instances/web/allocations";
+    server.run_words([
+        "create",
+        "web",
+        "--memory",
+        "16M",
+        "--kernel",
+        "probe",
+        "--cmdline",
+        "spin",
+    ]);
+    let (status, early) = server.http("POST", path, r#"{"size": 5000}"#);
+    assert_eq!((status, &early["size"]), (201, &json!(8192)));
+    server.expect_audit();
+    server.ok("exec web");
+    server.expect_audit();
+    // The guest owns its RAM now: what comes lies in the control block.
+    let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
+    assert_eq!((status, &late["addr_hex"]), (201, &json!("0x100100000")));
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    assert_eq!(status, 409);
+    server.expect_audit();
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", late["addr"]), "");
+    assert_eq!(status, 200);
+    server.ok("kill web --force");
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    assert_eq!(status, 200);
+    let addr = server.json("pool alloc 2M --align 2M")["addr_hex"].clone();
+    server.expect_audit();
+    server.ok(&format!("pool free {}", addr.as_str().unwrap()));
+    server.expect_audit();
+}
+
+#[test]
+fn a_plan_is_what_a_launch_gets_to_the_byte() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create old --memory 32M");
+    let scratch = Scratch::new();
+    let entry = |name: &str, memory: &str| {
+        format!("[[instance]]\nname = \"{name}\"\nmemory = \"{memory}\"\nkernel = \"probe\"\n")
+    };
+    let file = scratch.file("a.toml", (entry("a", "8M") + &entry("b", "16M")).as_bytes());
+    let before = server.json("pool show");
+    let plan = server.json(&format!("plan {}", file.display()));
+    assert_eq!(server.json("pool show"), before);
+    server.expect_audit();
+    assert_eq!(plan["fits"], true);
+    assert_eq!(plan["pieces"][1][2]["name"], "kernel");
+    for (index, (name, memory)) in [("a", "8M"), ("b", "16M")].into_iter().enumerate() {
+        let made = server.json(&format!("create {name} --memory {memory} --kernel probe"));
+        let planned = &plan["instances"][index];
+        for key in ["name", "chunks", "kernel", "e820", "avail"] {
+            assert_eq!(made[key], planned[key], "{name}: {key}");
+        }
+    }
+    assert_eq!(server.json("pool show")["avail"], plan["pool"]["avail"]);
+
+    let file = scratch.file("b.toml", entry("c", "24M").as_bytes());
+    let run = server.run(&format!("plan {}", file.display()));
+    run.expect_code(5);
+    assert!(
+        run.stderr.contains("deleting one of `old`, `b` makes room"),
+        "{run}"
+    );
+}
+
+#[test]
+fn run_takes_a_fleet_file() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let text = "[[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n";
+    let file = scratch.file("fleet.toml", text.as_bytes());
+    let run = Mkvmm::run("64M@4G").arg("--fleet").arg(file);
+    let run = run.guest("name=b,kernel=probe,memory=8M").finish();
+    let consoles = run.expect_code(0).consoles(&["a", "b"]);
+    assert!(
+        consoles.has("a", "probe: pass") && consoles.has("b", "probe: pass"),
+        "{run}"
+    );
+}

@@ -1,0 +1,148 @@
+//! HTTP itself.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use mkvmm_test_harness::tier::skips_without_kvm;
+use serde_json::Value;
+
+use crate::server::{PATIENCE, Server};
+
+#[test]
+fn the_description_in_the_repository_is_the_one_that_is_served() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let served = mkvmm::control::http::openapi();
+    let mut served = serde_json::to_string_pretty(&served).unwrap();
+    served.push('\n');
+    // UPDATE=1 writes it anew.
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &served).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap();
+    assert!(
+        kept == served,
+        "docs/openapi.json is old: run this with UPDATE=1"
+    );
+}
+
+#[test]
+fn curl_is_a_debugger() {
+    if skips_without_kvm() || Command::new("curl").arg("--version").output().is_err() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let curl = |args: &[&str]| {
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "20", "--unix-socket"])
+            .arg(server.socket())
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json = |args: &[&str]| serde_json::from_str::<Value>(&curl(args)).unwrap();
+    assert_eq!(json(&["http://mkvmm/v1/version"])["name"], "mkvmm");
+    let body = r#"{"name": "web", "memory": 8388608, "kernel": "probe"}"#;
+    assert_eq!(
+        json(&["http://mkvmm/v1/instances", "-d", body])["state"],
+        "loaded"
+    );
+    let exec = json(&["-X", "POST", "http://mkvmm/v1/instances/web/exec"]);
+    assert_eq!(exec["state"], "active");
+    server.wait_for_state("web", "stopped");
+    let refused = json(&["-X", "POST", "http://mkvmm/v1/instances/web/pause"]);
+    assert_eq!(refused["error"]["code"], "wrong-state");
+    assert_eq!(refused["error"]["state"], "stopped");
+    assert!(curl(&["http://mkvmm/v1/metrics"]).ends_with("# EOF\n"));
+    assert!(curl(&["http://mkvmm/v1/events?since=2"]).contains("\"seq\":3,"));
+    assert!(json(&["http://mkvmm/v1/openapi.json"])["paths"]["/v1/pool"].is_object());
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_in_json() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let long = "x".repeat(100 << 10);
+    for (method, path, body, status) in [
+        ("GET", "/v1/nothing", "", 404),
+        ("GET", "/v1/instances/no%2fname", "", 422),
+        ("GET", "/v1/instances/nobody", "", 404),
+        ("GET", "/v1/instances/nobody/console", "", 404),
+        ("POST", "/v1/instances", "{", 400),
+        ("POST", "/v1/instances", "[]", 422),
+        (
+            "POST",
+            "/v1/instances",
+            r#"{"name":"a","memory":1,"x":2}"#,
+            422,
+        ),
+        ("POST", "/v1/instances", r#"{"name":"a","memory":-1}"#, 422),
+        ("POST", "/v1/instances", &long, 413),
+        ("POST", "/v1/instances?dry=1", "{}", 400),
+        ("DELETE", "/v1/pool/allocations/here", "", 400),
+        ("GET", "/v1/events?since=x", "", 400),
+    ] {
+        let (got, answer) = server.http(method, path, body);
+        assert_eq!(got, status, "{method} {path}: {answer}");
+        assert!(
+            answer["error"]["message"].is_string(),
+            "{method} {path}: {answer}"
+        );
+    }
+    server.expect_audit();
+}
+
+/// A console connection after the upgrade.
+fn attach(server: &Server, name: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(server.socket()).expect("the console is there");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("the console is there");
+    write!(
+        stream,
+        "GET /v1/instances/{name}/console HTTP/1.1\r\nHost: x\r\n\
+         Connection: upgrade\r\nUpgrade: mkvmm-console\r\n\r\n"
+    )
+    .expect("the console is there");
+    let head = read_until(&mut stream, "\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    stream
+}
+
+/// Reads byte by byte, so that nothing behind `end` is swallowed.
+fn read_until(stream: &mut UnixStream, end: &str) -> String {
+    let (mut text, mut byte) = (Vec::new(), [0]);
+    while !text.ends_with(end.as_bytes()) {
+        stream.read_exact(&mut byte).expect("the console is there");
+        text.push(byte[0]);
+    }
+    String::from_utf8(text).expect("the console is there")
+}
+
+#[test]
+fn consoles_replay_from_the_first_byte_to_many_viewers() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 8M --kernel probe");
+    let mut early = attach(&server, "web");
+    // A paste that nobody reads holds up nobody but its typist.
+    let mut typist = attach(&server, "web").try_clone().unwrap();
+    typist.set_nonblocking(true).unwrap();
+    let paste = vec![b'x'; 1 << 20];
+    while typist.write(&paste).is_ok() {}
+    server.ok("exec web");
+    let seen = read_until(&mut early, "probe: pass\n");
+    assert!(seen.starts_with("probe: name web\n"), "{seen}");
+    server.wait_for_state("web", "stopped");
+    let mut late = attach(&server, "web");
+    assert_eq!(read_until(&mut late, "probe: pass\n"), seen);
+    server.expect_audit();
+}

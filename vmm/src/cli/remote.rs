@@ -1,0 +1,468 @@
+//! The commands that talk to a running VMM.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use mkpool::{parse_addr, parse_size};
+use serde::de::DeserializeOwned;
+
+use crate::cli::client::{Call, ClientArgs};
+use crate::cli::{console, fleet_file, print, tables};
+use crate::error::{CliError, ExitStatus};
+use mkvmm::control::objects::{
+    AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
+    Plan, PlanBody, Pool,
+};
+
+/// Options of every command that changes something.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ChangeArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Say what would come of it, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// An instance and what is to be done with it.
+#[derive(Debug, clap::Args)]
+pub struct NameArgs {
+    /// The instance
+    name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// 1 to 32 letters, digits, `.`, `_`, `-`
+    name: String,
+    /// Its memory, for instance 128M
+    #[arg(long, value_name = "SIZE")]
+    memory: String,
+    /// Its vCPUs
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// log2 of its granule
+    #[arg(long, value_name = "N")]
+    order: Option<u32>,
+    /// What follows when it touches what is not its own: log or stop
+    #[arg(long, value_name = "POLICY")]
+    violation: Option<String>,
+    #[command(flatten)]
+    images: OptionalImages,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct OptionalImages {
+    /// A kernel to load at once: a path, or `probe`
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<String>,
+    /// An initramfs to load with it
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    initrd: Option<String>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    cmdline: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
+    /// The instance
+    name: String,
+    /// The kernel: a path, or `probe`
+    #[arg(long, value_name = "PATH")]
+    kernel: String,
+    /// The initramfs
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<String>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KillArgs {
+    /// The instance
+    name: String,
+    /// End it at once, without its power button
+    #[arg(long)]
+    force: bool,
+    /// Milliseconds between the power button and force
+    #[arg(long, value_name = "MS", conflicts_with = "force")]
+    grace_ms: Option<u32>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    /// The instance; all of them when absent
+    name: Option<String>,
+    /// Its memory map, as its kernel prints it
+    #[arg(long, requires = "name")]
+    e820: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Size, what is free, and what it is made of
+    Show {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Take memory out of the pool, or out of an instance
+    Alloc {
+        /// Bytes, for instance 2M
+        size: String,
+        /// A power of two
+        #[arg(long, value_name = "BYTES")]
+        align: Option<String>,
+        /// In this instance's memory
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Give it back
+    Free {
+        /// Where it begins
+        addr: String,
+        /// In this instance's memory
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct EventsArgs {
+    /// Wait for further events
+    #[arg(long)]
+    follow: bool,
+    /// Only events with numbers above this
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    since: u64,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
+    /// Make an instance and its memory (state `ready`)
+    Create(CreateArgs),
+    /// Load, or replace, an instance's images (`loaded`)
+    Load(LoadArgs),
+    /// Boot an instance (`active`)
+    Exec(NameArgs),
+    /// Stop an instance's vCPUs for a while (`paused`)
+    Pause(NameArgs),
+    /// Let them go on
+    Resume(NameArgs),
+    /// End an instance, by its power button and then by force
+    Kill(KillArgs),
+    /// Give an instance's images back (`ready`)
+    Unload(NameArgs),
+    /// Give an instance's memory back
+    Delete(NameArgs),
+    /// Show an instance, or all
+    Show(ShowArgs),
+    /// List all instances
+    List(ClientArgs),
+    /// Attach to an instance's serial console; Ctrl-] leaves
+    Console(console::ConsoleArgs),
+    /// Print the resource tree, laid out like /proc/iomem
+    Iomem(ClientArgs),
+    /// The pool's ledger
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Say exactly where a fleet's instances would lie, or why they do not fit
+    Plan {
+        /// A TOML file of instances
+        file: PathBuf,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Prove the books: nothing overlaps, nothing is lost
+    Audit(ClientArgs),
+    /// Print what happened, one JSON object a line
+    Events(EventsArgs),
+    /// Print metrics in OpenMetrics text
+    Metrics(ClientArgs),
+}
+
+/// Carries out `command`.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
+    match command {
+        RemoteCommand::Create(args) => create(&args),
+        RemoteCommand::Load(args) => load(&args),
+        RemoteCommand::Exec(args) => verb(&args, "POST", "/exec"),
+        RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
+        RemoteCommand::Resume(args) => verb(&args, "POST", "/resume"),
+        RemoteCommand::Kill(args) => {
+            let body = KillBody {
+                force: args.force,
+                grace_ms: args.grace_ms,
+            };
+            let path = args.change.path(&args.name, "/kill");
+            change(&args.change, Call::new("POST", path).with(&body)?, done)
+        }
+        RemoteCommand::Unload(args) => verb(&args, "POST", "/unload"),
+        RemoteCommand::Delete(args) => {
+            let call = Call::new("DELETE", args.change.path(&args.name, ""));
+            change(&args.change, call, |was: &Instance| {
+                format!("{}: deleted\n", was.name)
+            })
+        }
+        RemoteCommand::Show(args) => show(&args),
+        RemoteCommand::List(client) => list(&client),
+        RemoteCommand::Console(args) => console::run(&args),
+        RemoteCommand::Iomem(client) => get(&client, "/v1/iomem", |rows: &Vec<IomemRow>| {
+            tables::iomem(rows)
+        }),
+        RemoteCommand::Pool(command) => pool(&command),
+        RemoteCommand::Plan { file, client } => plan(&file, &client),
+        RemoteCommand::Audit(client) => audit(&client),
+        RemoteCommand::Events(args) => events(&args),
+        RemoteCommand::Metrics(client) => print(client.call(Call::get("/v1/metrics"))?.as_bytes()),
+    }
+}
+
+impl ChangeArgs {
+    fn query(&self) -> &'static str {
+        if self.dry_run { "?dry_run=true" } else { "" }
+    }
+
+    fn path(&self, name: &str, rest: &str) -> String {
+        format!("/v1/instances/{}{rest}{}", escape(name), self.query())
+    }
+}
+
+/// A part of a path: what has a meaning there is written in hex.
+fn escape(part: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let byte = |b: u8| {
+        if plain(b) {
+            char::from(b).to_string()
+        } else {
+            format!("%{b:02X}")
+        }
+    };
+    part.bytes().map(byte).collect()
+}
+
+/// Prints an answer: its own text, or what `render` makes of the object.
+fn answer<T: DeserializeOwned>(
+    json: bool,
+    mut text: String,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    if json {
+        text.push('\n');
+        return print(text.as_bytes());
+    }
+    let object: T = serde_json::from_str(&text).map_err(CliError::Json)?;
+    print(render(&object).as_bytes())
+}
+
+fn get<T: DeserializeOwned>(
+    client: &ClientArgs,
+    path: &str,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    answer(client.json, client.call(Call::get(path))?, render)
+}
+
+fn change<T: DeserializeOwned>(
+    args: &ChangeArgs,
+    call: Call<'_>,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    let text = args.client.call(call)?;
+    answer(args.client.json, text, |object| {
+        let text = render(object);
+        if args.dry_run {
+            format!("would be done; {text}")
+        } else {
+            text
+        }
+    })
+}
+
+/// `web: stopped (killed)`.
+fn done(instance: &Instance) -> String {
+    let reason = instance.reason.as_ref();
+    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+    format!("{}: {}{reason}\n", instance.name, instance.state)
+}
+
+fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliError> {
+    let path = args.change.path(&args.name, rest);
+    change(&args.change, Call::new(method, path), done)
+}
+
+fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
+    parse_size(text).map_err(|source| CliError::Size { option, source })
+}
+
+/// The VMM has another working directory than its clients.
+fn image(path: &str) -> Result<String, CliError> {
+    if path == "probe" || Path::new(path).is_absolute() {
+        return Ok(path.to_owned());
+    }
+    let absolute = std::path::absolute(path).map_err(|source| CliError::ImageDir {
+        path: PathBuf::from(path),
+        source,
+    })?;
+    Ok(absolute.display().to_string())
+}
+
+fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
+    let body = CreateBody {
+        name: args.name.clone(),
+        memory: size("memory", &args.memory)?,
+        cpus: args.cpus,
+        order: args.order,
+        violation: args.violation.clone(),
+        kernel: args.images.kernel.as_deref().map(image).transpose()?,
+        initrd: args.images.initrd.as_deref().map(image).transpose()?,
+        cmdline: args.images.cmdline.clone(),
+    };
+    let path = format!("/v1/instances{}", args.change.query());
+    change(&args.change, Call::new("POST", path).with(&body)?, done)
+}
+
+fn load(args: &LoadArgs) -> Result<ExitStatus, CliError> {
+    let body = LoadBody {
+        kernel: image(&args.kernel)?,
+        initrd: args.initrd.as_deref().map(image).transpose()?,
+        cmdline: args.cmdline.clone(),
+    };
+    let path = args.change.path(&args.name, "/load");
+    change(&args.change, Call::new("POST", path).with(&body)?, done)
+}
+
+fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
+    let Some(name) = &args.name else {
+        return list(&args.client);
+    };
+    let path = format!("/v1/instances/{}", escape(name));
+    if args.e820 {
+        let path = format!("{path}/e820");
+        return get(&args.client, &path, |rows: &Vec<E820Row>| {
+            tables::e820(rows)
+        });
+    }
+    get(&args.client, &path, tables::instance)
+}
+
+fn list(client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    get(client, "/v1/instances", |all: &Vec<Instance>| {
+        tables::instances(all)
+    })
+}
+
+fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
+    let place = |instance: &Option<String>| match instance {
+        Some(name) => format!("/v1/instances/{}/allocations", escape(name)),
+        None => "/v1/pool/allocations".to_owned(),
+    };
+    let allocation = |a: &Allocation| format!("{} {} bytes\n", a.addr_hex, a.size);
+    match command {
+        PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
+        PoolCommand::Alloc {
+            size: bytes,
+            align,
+            instance,
+            change: args,
+        } => {
+            let body = AllocBody {
+                size: size("size", bytes)?,
+                align: align.as_deref().map(|a| size("align", a)).transpose()?,
+            };
+            let path = format!("{}{}", place(instance), args.query());
+            change(args, Call::new("POST", path).with(&body)?, allocation)
+        }
+        PoolCommand::Free {
+            addr,
+            instance,
+            change: args,
+        } => {
+            let addr = parse_addr(addr).map_err(|source| CliError::Size {
+                option: "addr",
+                source,
+            })?;
+            let path = format!("{}/{addr}{}", place(instance), args.query());
+            change(args, Call::new("DELETE", path), |a: &Allocation| {
+                format!("{} {} bytes free\n", a.addr_hex, a.size)
+            })
+        }
+    }
+}
+
+fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let entries = fleet_file::read(file)?;
+    let bodies = entries.iter().map(fleet_file::FleetEntry::body);
+    let body = PlanBody {
+        instances: bodies.collect::<Result<_, _>>()?,
+    };
+    let call = Call::new("POST", "/v1/plan".to_owned()).with(&body)?;
+    let text = client.call(call)?;
+    let plan: Plan = serde_json::from_str(&text).map_err(CliError::Json)?;
+    answer(client.json, text, tables::plan)?;
+    match plan.problem {
+        None => Ok(ExitStatus::Done),
+        Some(problem) => {
+            let mut error = problem.error;
+            if !problem.delete_one_of.is_empty() {
+                let names = problem.delete_one_of.join("`, `");
+                error.help = Some(format!("deleting one of `{names}` makes room"));
+            }
+            Err(CliError::Refused {
+                status: 507,
+                error: Box::new(error),
+            })
+        }
+    }
+}
+
+fn audit(client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let text = client.call(Call::get("/v1/audit"))?;
+    let found: Audit = serde_json::from_str(&text).map_err(CliError::Json)?;
+    answer(client.json, text, tables::audit)?;
+    Ok(if found.ok {
+        ExitStatus::Done
+    } else {
+        ExitStatus::Failed
+    })
+}
+
+fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
+    let path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
+    let mut pending = Vec::new();
+    args.client.stream(Call::get(path), |bytes| {
+        pending.extend_from_slice(bytes);
+        // Whole lines only: a frame may end anywhere.
+        let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else {
+            return Ok(());
+        };
+        let lines: Vec<u8> = pending.drain(..=end).collect();
+        for line in lines.split(|&byte| byte == b'\n') {
+            if let Some(data) = line.strip_prefix(b"data: ") {
+                print(&[data, b"\n"].concat())?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(ExitStatus::Done)
+}

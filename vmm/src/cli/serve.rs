@@ -1,0 +1,238 @@
+//! `mkvmm serve`: the long-running VMM with its control socket.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde::Deserialize;
+use signal_hook::consts::SIGHUP;
+
+use crate::cli::pool_setup::{PoolRequest, listen_for_signals};
+use crate::error::{CliError, ExitStatus};
+use mkvmm::control::dispatch::Controller;
+use mkvmm::control::http::Api;
+use mkvmm::control::server::ControlSocket;
+use mkvmm::event_loop::{self, event_channel};
+use mkvmm::loader::ImageCache;
+use mkvmm::manager::{ConsolePlan, Manager};
+
+/// Bytes of output that each guest's ring keeps: 1 MiB.
+const CONSOLE_RING: usize = 1 << 20;
+/// Bytes of images that stay in memory though no instance has them: 1 GiB.
+const IMAGE_CACHE: u64 = 1 << 30;
+/// Seconds that guests have between SIGTERM and force.
+const GRACE: u64 = 5;
+
+/// Arguments of `mkvmm serve`. What a flag does not say, the file does.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
+    #[arg(long, value_name = "SIZE[@ADDR]")]
+    pool: Option<String>,
+    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A TOML file with any of these options as keys
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G
+    #[arg(long, value_name = "KIND")]
+    backing: Option<String>,
+    /// Bring in all of the pool's pages at the start
+    #[arg(long)]
+    prealloc: bool,
+    /// Keep the pool's pages from being swapped out
+    #[arg(long)]
+    lock: bool,
+    /// Take the pool's pages from this NUMA node
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<u32>,
+    /// Take a part of the pool away from all guests first; repeatable
+    #[arg(long = "hold", value_name = "SIZE@ADDR")]
+    holds: Vec<String>,
+    /// Open images only below this directory; repeatable
+    #[arg(long = "image-dir", value_name = "DIR")]
+    image_dirs: Vec<PathBuf>,
+    /// Bytes of output that each guest's console keeps
+    #[arg(long, value_name = "BYTES")]
+    console_ring: Option<usize>,
+    /// Seconds that guests have between SIGTERM and force
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u64>,
+}
+
+/// The configuration file: the same options.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct ServeFile {
+    pool: Option<String>,
+    socket: Option<PathBuf>,
+    backing: Option<String>,
+    prealloc: bool,
+    lock: bool,
+    numa_node: Option<u32>,
+    hold: Vec<String>,
+    image_dir: Vec<PathBuf>,
+    console_ring: Option<usize>,
+    grace: Option<u64>,
+}
+
+const KEYS: [&str; 10] = [
+    "pool",
+    "socket",
+    "backing",
+    "prealloc",
+    "lock",
+    "numa-node",
+    "hold",
+    "image-dir",
+    "console-ring",
+    "grace",
+];
+
+/// Where the socket is when nobody says.
+pub fn default_socket() -> PathBuf {
+    match env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
+        _ => PathBuf::from("/run/mkvmm.sock"),
+    }
+}
+
+/// The nearest of `known` to `word`.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |key: &&&str| strsim::damerau_levenshtein(word, key);
+    known.iter().min_by_key(distance).copied()
+}
+
+fn read_file(path: &Path) -> Result<ServeFile, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|source| CliError::ConfigRead {
+        path: path.to_owned(),
+        source,
+    })?;
+    let wrong = |source| CliError::Config {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    let table: toml::Table = text.parse().map_err(wrong)?;
+    if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        return Err(CliError::ConfigKey {
+            path: path.to_owned(),
+            key: key.clone(),
+            nearest: nearest(key, &KEYS).unwrap_or_default(),
+        });
+    }
+    table.try_into().map_err(wrong)
+}
+
+/// `mkvmm serve`.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
+    let file = match &args.config {
+        Some(path) => read_file(path)?,
+        None => ServeFile::default(),
+    };
+    let either = |flag: &[PathBuf], file: Vec<PathBuf>| {
+        if flag.is_empty() { file } else { flag.to_vec() }
+    };
+    let request = PoolRequest {
+        pool: args.pool.clone().or(file.pool).ok_or(CliError::NoPool)?,
+        backing: args
+            .backing
+            .clone()
+            .or(file.backing)
+            .unwrap_or_else(|| "normal".to_owned()),
+        prealloc: args.prealloc || file.prealloc,
+        lock: args.lock || file.lock,
+        numa_node: args.numa_node.or(file.numa_node),
+        holds: if args.holds.is_empty() {
+            file.hold
+        } else {
+            args.holds.clone()
+        },
+    };
+    let request = request.check()?;
+    let dirs = either(&args.image_dirs, file.image_dir);
+    let dirs = dirs.iter().map(|dir| {
+        std::fs::canonicalize(dir).map_err(|source| CliError::ImageDir {
+            path: dir.clone(),
+            source,
+        })
+    });
+    let image_dirs: Vec<PathBuf> = dirs.collect::<Result<_, _>>()?;
+    let path = args
+        .socket
+        .clone()
+        .or(file.socket)
+        .unwrap_or_else(default_socket);
+    let ring = args.console_ring.or(file.console_ring);
+    let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
+
+    let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
+    // A terminal that goes is no reason for guests to go.
+    let hangup = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGHUP, hangup).map_err(CliError::SignalPipe)?;
+    let socket = ControlSocket::take(&path)?;
+    let (host, pool) = request.reserve()?;
+    let (events, receiver) = event_channel().map_err(CliError::SignalPipe)?;
+    let consoles = ConsolePlan {
+        queue: None,
+        ring: ring.unwrap_or(CONSOLE_RING),
+    };
+    let manager = Manager::new(host, pool, events.clone(), consoles);
+    socket.serve(Api {
+        events,
+        log: Arc::clone(manager.log()),
+        image_dirs: image_dirs.into(),
+        cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
+    })?;
+    let mut controller = Controller::new(manager, grace);
+    notify(NotifyState::Ready);
+    let line = format!("ready: {}\n", path.display());
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(CliError::Output)?;
+    drop(out);
+    event_loop::run(&mut controller, &receiver, &mut signals)?;
+    notify(NotifyState::Stopping);
+    Ok(ExitStatus::Done)
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        log::warn!("systemd cannot be told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_told_with_the_nearest_known_one() {
+        assert_eq!(nearest("pol", &KEYS), Some("pool"));
+        assert_eq!(nearest("numa_node", &KEYS), Some("numa-node"));
+        let path = env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
+        std::fs::write(&path, "poool = \"1G\"").unwrap();
+        assert!(matches!(
+            read_file(&path),
+            Err(CliError::ConfigKey {
+                nearest: "pool",
+                ..
+            })
+        ));
+        std::fs::write(&path, "pool = \"1G\"\nhold = [\"1M@4G\"]\ngrace = 1").unwrap();
+        let file = read_file(&path).unwrap();
+        assert_eq!((file.pool.as_deref(), file.grace), (Some("1G"), Some(1)));
+        std::fs::write(&path, "pool = 3").unwrap();
+        assert!(matches!(read_file(&path), Err(CliError::Config { .. })));
+        std::fs::remove_file(&path).unwrap();
+    }
+}

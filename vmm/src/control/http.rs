@@ -1,0 +1,191 @@
+//! Routes, and their description: requests become actions, replies JSON.
+//!
+//! Everything that may wait, reading files above all, happens here and not on
+//! the event loop's thread.
+
+mod body;
+mod routes;
+mod streams;
+
+pub use streams::CONSOLE_PROTOCOL;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use tokio::sync::oneshot;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::builder::GuestConfig;
+use crate::control::action::{Action, Reply, Request};
+use crate::control::error::{ControlError, ErrorBody};
+use crate::event_log::EventLog;
+use crate::event_loop::{EventSender, VmmEvent};
+use crate::instance::InstanceName;
+use crate::loader::ImageCache;
+use crate::spec::{GuestSpec, resolve_with};
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// To the event loop.
+    pub events: EventSender,
+    /// What happened.
+    pub log: Arc<EventLog>,
+    /// Directories below which images may lie, canonical; any when empty.
+    pub image_dirs: Arc<[PathBuf]>,
+    /// Images read so far.
+    pub cache: Arc<Mutex<ImageCache>>,
+}
+
+/// The description of the API, but for its paths, which the router adds.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "mkvmm control socket",
+        description = "Several guest kernels out of one reserved memory pool, on KVM. \
+                       HTTP/1.1 with JSON over a Unix socket.",
+        version = "1",
+        license(name = "Apache-2.0 OR BSD-3-Clause")
+    ),
+    servers((url = "/")),
+    components(schemas(ErrorBody))
+)]
+struct Description;
+
+impl Api {
+    /// Has the event loop carry out `action`.
+    ///
+    /// # Errors
+    /// [`ControlError`], the loop's refusal or its end.
+    pub async fn call(&self, action: Action, dry_run: bool) -> Result<Reply, ControlError> {
+        let (respond, answer) = oneshot::channel();
+        self.events.send(VmmEvent::Request(Box::new(Request {
+            action,
+            dry_run,
+            respond,
+        })));
+        match answer.await {
+            Ok(result) => result,
+            Err(_closed) => Err(ControlError::Ending),
+        }
+    }
+
+    /// Reads the images of a request, on a thread that may wait.
+    async fn images(&self, spec: ImageSpec) -> Result<Box<GuestConfig>, ControlError> {
+        let (dirs, cache) = (Arc::clone(&self.image_dirs), Arc::clone(&self.cache));
+        let read = tokio::task::spawn_blocking(move || {
+            for path in [Some(&spec.kernel), spec.initrd.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                check_path(path, &dirs)?;
+            }
+            let spec: GuestSpec = spec.text().parse()?;
+            // A cache is consistent between two of its calls, whatever panicked.
+            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut configs = resolve_with(&[spec], &mut cache)?;
+            configs.pop().map(Box::new).ok_or(ControlError::Ending)
+        });
+        match read.await {
+            Ok(result) => result,
+            Err(_cancelled) => Err(ControlError::Ending),
+        }
+    }
+}
+
+/// What a request says about images.
+#[derive(Debug)]
+struct ImageSpec {
+    name: InstanceName,
+    kernel: String,
+    initrd: Option<String>,
+    cmdline: Option<String>,
+}
+
+impl ImageSpec {
+    /// As `--guest` has it, so that there is one reader of both.
+    fn text(&self) -> String {
+        let value = |text: &str| text.replace(',', ",,");
+        let mut text = format!("name={},kernel={}", self.name, value(&self.kernel));
+        for (key, part) in [("initrd", &self.initrd), ("cmdline", &self.cmdline)] {
+            if let Some(part) = part {
+                text.push_str(&format!(",{key}={}", value(part)));
+            }
+        }
+        text
+    }
+}
+
+/// Lets pass `probe` and regular files, below `dirs` where there are some.
+/// Descriptors (`fd:N`) would be the VMM's own.
+fn check_path(path: &str, dirs: &[PathBuf]) -> Result<(), ControlError> {
+    let path = path.to_owned();
+    if path == "probe" {
+        return Ok(());
+    }
+    if path.starts_with("fd:") {
+        return Err(ControlError::ImageKind { path });
+    }
+    let found = std::fs::canonicalize(&path).and_then(|real| {
+        let is_file = std::fs::metadata(&real)?.is_file();
+        Ok((real, is_file))
+    });
+    match found {
+        Err(source) => Err(ControlError::ImagePath { path, source }),
+        Ok((_, false)) => Err(ControlError::ImageKind { path }),
+        Ok((real, true)) if !dirs.is_empty() && !dirs.iter().any(|dir| real.starts_with(dir)) => {
+            Err(ControlError::ImageDir { path })
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+impl IntoResponse for ControlError {
+    fn into_response(self) -> Response {
+        let (status, _) = self.kind();
+        (status, axum::Json(self.body())).into_response()
+    }
+}
+
+fn described() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(routes::version))
+        .routes(routes!(routes::openapi))
+        .routes(routes!(routes::pool))
+        .routes(routes!(routes::iomem))
+        .routes(routes!(routes::audit))
+        .routes(routes!(routes::metrics))
+        .routes(routes!(routes::pool_alloc))
+        .routes(routes!(routes::pool_free))
+        .routes(routes!(routes::plan))
+        .routes(routes!(streams::events))
+        .routes(routes!(routes::list, routes::create))
+        .routes(routes!(routes::show, routes::delete))
+        .routes(routes!(routes::load))
+        .routes(routes!(routes::exec))
+        .routes(routes!(routes::pause))
+        .routes(routes!(routes::resume))
+        .routes(routes!(routes::kill))
+        .routes(routes!(routes::unload))
+        .routes(routes!(routes::e820))
+        .routes(routes!(streams::console))
+        .routes(routes!(routes::alloc))
+        .routes(routes!(routes::free))
+}
+
+/// The OpenAPI document, as it is served.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    described().into_openapi()
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let (router, _) = described().split_for_parts();
+    router
+        .fallback(|| async { ControlError::NoRoute })
+        .with_state(api)
+}

@@ -1,0 +1,100 @@
+//! What requests carry, taken apart with errors of our own.
+
+use axum::body::{Body, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use utoipa::{IntoParams, IntoResponses};
+
+use crate::control::error::{ControlError, ErrorBody};
+use crate::instance::InstanceName;
+
+/// Longest body of a request, bytes.
+const BODY_MAX: usize = 64 << 10;
+
+/// `?dry_run=true`: say what would come of it, and do nothing.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DryRun {
+    /// Say what would come of it, and do nothing.
+    #[serde(default)]
+    #[param(required = false)]
+    pub dry_run: bool,
+}
+
+/// Which events.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// Only events with numbers above this.
+    #[serde(default)]
+    #[param(required = false)]
+    pub since: u64,
+    /// Whether to wait for further ones.
+    #[serde(default)]
+    #[param(required = false)]
+    pub follow: bool,
+}
+
+/// The refusals that every route may answer with.
+#[derive(Debug, IntoResponses)]
+#[expect(dead_code, reason = "describes responses, is never one")]
+pub enum Refusal {
+    /// The request cannot be read.
+    #[response(status = 400)]
+    BadRequest(ErrorBody),
+    /// There is no such route, instance or allocation.
+    #[response(status = 404)]
+    NotFound(ErrorBody),
+    /// The state of the instance does not allow it.
+    #[response(status = 409)]
+    Conflict(ErrorBody),
+    /// The body is too long.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// A value cannot be, or a file cannot be used.
+    #[response(status = 422)]
+    Invalid(ErrorBody),
+    /// KVM or the host failed.
+    #[response(status = 500)]
+    Failed(ErrorBody),
+    /// The pool cannot hold it.
+    #[response(status = 507)]
+    NoRoom(ErrorBody),
+}
+
+/// The JSON of a body.
+pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ControlError> {
+    let Ok(bytes) = to_bytes(body, BODY_MAX).await else {
+        return Err(ControlError::Body { max: BODY_MAX });
+    };
+    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        Category::Data => ControlError::Data(error),
+        _ => ControlError::Syntax(error),
+    })
+}
+
+/// The same where an empty body stands for the default.
+pub async fn json_or_default<T: DeserializeOwned + Default>(body: Body) -> Result<T, ControlError> {
+    let Ok(bytes) = to_bytes(body, BODY_MAX).await else {
+        return Err(ControlError::Body { max: BODY_MAX });
+    };
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    json(Body::from(bytes)).await
+}
+
+/// The instance that a path names.
+pub fn name(path: Result<Path<String>, PathRejection>) -> Result<InstanceName, ControlError> {
+    Ok(path?.0.parse()?)
+}
+
+/// Whether a query asks for a dry run.
+pub fn dry_run(query: Result<Query<DryRun>, QueryRejection>) -> Result<bool, ControlError> {
+    Ok(query?.0.dry_run)
+}

@@ -1,0 +1,376 @@
+//! Routes that answer with one JSON object.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::builder::InstanceConfig;
+use crate::control::action::{Action, Planned, Reply};
+use crate::control::error::ControlError;
+use crate::control::http::body::{DryRun, Refusal, dry_run, json, json_or_default, name};
+use crate::control::http::{Api, ImageSpec};
+use crate::control::metrics;
+use crate::control::objects::{
+    AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
+    Plan, PlanBody, Pool, Version,
+};
+use crate::devices::violation::ViolationPolicy;
+use crate::instance::InstanceName;
+use crate::instance::state::{OnEnd, Verb};
+use crate::spec::{MAX_CPUS, SpecError};
+
+/// What a handler answers with.
+type Answer = Result<Response, ControlError>;
+/// `{name}` of the path, as axum hands it over.
+type NamePath = Result<Path<String>, PathRejection>;
+/// The query of a change.
+type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
+
+/// How long a guest has between its power button and force.
+const KILL_GRACE_MS: u32 = 5000;
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Pool(pool) => Json(pool).into_response(),
+            Self::Iomem(rows) => Json(rows).into_response(),
+            Self::Audit(audit) => Json(audit).into_response(),
+            Self::Instances(instances) => Json(instances).into_response(),
+            Self::Instance(instance) => Json(instance).into_response(),
+            Self::E820(rows) => Json(rows).into_response(),
+            Self::Plan(plan) => Json(plan).into_response(),
+            Self::Allocation(allocation) => Json(allocation).into_response(),
+            Self::Metrics(facts) => match metrics::render(&facts) {
+                Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+                Err(error) => {
+                    log::error!("metrics: {error}");
+                    ControlError::Ending.into_response()
+                }
+            },
+            // Handed to `streams::console` and nobody else.
+            Self::Console(..) => ControlError::NoUpgrade.into_response(),
+        }
+    }
+}
+
+/// Version of the VMM and of this API.
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
+pub async fn version() -> Json<Version> {
+    Json(Version::current())
+}
+
+/// This description.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
+pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(super::openapi())
+}
+
+/// The pool.
+#[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
+pub async fn pool(State(api): State<Api>) -> Answer {
+    Ok(api.call(Action::Pool, false).await?.into_response())
+}
+
+/// The resource tree, in the order of `/proc/iomem`.
+#[utoipa::path(get, path = "/v1/iomem", responses((status = 200, body = [IomemRow]), Refusal))]
+pub async fn iomem(State(api): State<Api>) -> Answer {
+    Ok(api.call(Action::Iomem, false).await?.into_response())
+}
+
+/// Proof that allocators, resource tree, memory slots and memory maps agree.
+#[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
+pub async fn audit(State(api): State<Api>) -> Answer {
+    Ok(api.call(Action::Audit, false).await?.into_response())
+}
+
+/// Metrics in OpenMetrics text.
+#[utoipa::path(get, path = "/v1/metrics", responses(
+    (status = 200, body = String,
+     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
+pub async fn metrics(State(api): State<Api>) -> Answer {
+    Ok(api.call(Action::Metrics, false).await?.into_response())
+}
+
+async fn allocate(
+    api: &Api,
+    instance: Option<InstanceName>,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let dry_run = dry_run(query)?;
+    let AllocBody { size, align } = json(body).await?;
+    let action = Action::Alloc {
+        instance,
+        size,
+        align: align.unwrap_or(0),
+    };
+    let reply = api.call(action, dry_run).await?;
+    let status = if dry_run {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    Ok((status, reply).into_response())
+}
+
+/// Takes memory out of the main pool.
+#[utoipa::path(post, path = "/v1/pool/allocations", params(DryRun), request_body = AllocBody,
+    responses((status = 200, body = Allocation, description = "dry run"),
+              (status = 201, body = Allocation), Refusal))]
+pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+    allocate(&api, None, query, body).await
+}
+
+/// Gives it back, scrubbed.
+#[utoipa::path(delete, path = "/v1/pool/allocations/{addr}",
+    params(("addr" = u64, Path, description = "first byte, decimal"), DryRun),
+    responses((status = 200, body = Allocation), Refusal))]
+pub async fn pool_free(
+    State(api): State<Api>,
+    path: Result<Path<u64>, PathRejection>,
+    query: DryRunQuery,
+) -> Answer {
+    let action = Action::Free {
+        instance: None,
+        addr: path?.0,
+    };
+    Ok(api.call(action, dry_run(query)?).await?.into_response())
+}
+
+/// All instances by number.
+#[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
+pub async fn list(State(api): State<Api>) -> Answer {
+    Ok(api.call(Action::List, false).await?.into_response())
+}
+
+/// Makes an instance: `ready`, or `loaded` where there is a kernel.
+#[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
+    responses((status = 200, body = Instance, description = "dry run"),
+              (status = 201, body = Instance), Refusal))]
+pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+    let dry_run = dry_run(query)?;
+    let Planned { config, images } = planned(&api, json(body).await?).await?;
+    let reply = api.call(Action::Create { config, images }, dry_run).await?;
+    let status = if dry_run {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    Ok((status, reply).into_response())
+}
+
+/// Checks what is to be made and reads its images.
+async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
+    let config = instance_config(&body)?;
+    let images = match body.kernel {
+        Some(kernel) => {
+            let spec = ImageSpec {
+                name: config.name.clone(),
+                kernel,
+                initrd: body.initrd,
+                cmdline: body.cmdline,
+            };
+            Some(api.images(spec).await?)
+        }
+        None if body.initrd.is_some() || body.cmdline.is_some() => {
+            return Err(SpecError::NoKernel.into());
+        }
+        None => None,
+    };
+    Ok(Planned { config, images })
+}
+
+/// What would come of making instances one after the other, to the byte.
+#[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
+    responses((status = 200, body = Plan), Refusal))]
+pub async fn plan(State(api): State<Api>, body: Body) -> Answer {
+    let PlanBody { instances } = json(body).await?;
+    let mut wanted = Vec::new();
+    for instance in instances {
+        wanted.push(planned(&api, instance).await?);
+    }
+    Ok(api.call(Action::Plan(wanted), false).await?.into_response())
+}
+
+fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
+    let cpus = body.cpus.unwrap_or(1);
+    if !(1..=MAX_CPUS).contains(&cpus) {
+        return Err(ControlError::Value {
+            field: "cpus",
+            value: cpus.into(),
+        });
+    }
+    Ok(InstanceConfig {
+        name: body.name.parse()?,
+        memory: body.memory,
+        order: body.order,
+        cpus,
+        affinity: None,
+        violation: match body.violation.as_deref() {
+            None | Some("log") => ViolationPolicy::Log,
+            Some("stop") => ViolationPolicy::Stop,
+            Some(text) => {
+                return Err(ControlError::Spec(SpecError::Word {
+                    key: "violation",
+                    text: text.to_owned(),
+                    words: "log or stop",
+                }));
+            }
+        },
+        on_reboot: OnEnd::Stop,
+        on_panic: OnEnd::Stop,
+    })
+}
+
+/// One instance.
+#[utoipa::path(get, path = "/v1/instances/{name}",
+    params(("name" = String, Path)), responses((status = 200, body = Instance), Refusal))]
+pub async fn show(State(api): State<Api>, path: NamePath) -> Answer {
+    Ok(api
+        .call(Action::Show(name(path)?), false)
+        .await?
+        .into_response())
+}
+
+async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) -> Answer {
+    let name = name(path)?;
+    let action = Action::Do { verb, name };
+    Ok(api.call(action, dry_run(query)?).await?.into_response())
+}
+
+/// Gives an instance's memory back; answers with what it was.
+#[utoipa::path(delete, path = "/v1/instances/{name}",
+    params(("name" = String, Path), DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Delete, path, query).await
+}
+
+/// Puts images into an instance's memory, in place of those it has.
+#[utoipa::path(post, path = "/v1/instances/{name}/load",
+    params(("name" = String, Path), DryRun), request_body = LoadBody,
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn load(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let body: LoadBody = json(body).await?;
+    // Nobody needs to wait for files of an instance that is not there.
+    api.call(Action::Show(name.clone()), false).await?;
+    let spec = ImageSpec {
+        name: name.clone(),
+        kernel: body.kernel,
+        initrd: body.initrd,
+        cmdline: body.cmdline,
+    };
+    let images = api.images(spec).await?;
+    let action = Action::Load { name, images };
+    Ok(api.call(action, dry_run).await?.into_response())
+}
+
+/// Boots an instance.
+#[utoipa::path(post, path = "/v1/instances/{name}/exec",
+    params(("name" = String, Path), DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Exec, path, query).await
+}
+
+/// Stops an instance's vCPUs for a while.
+#[utoipa::path(post, path = "/v1/instances/{name}/pause",
+    params(("name" = String, Path), DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn pause(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Pause, path, query).await
+}
+
+/// Lets them go on.
+#[utoipa::path(post, path = "/v1/instances/{name}/resume",
+    params(("name" = String, Path), DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn resume(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Resume, path, query).await
+}
+
+/// Ends an instance, by its power button and then by force; answers when it
+/// has ended. Without effect on one that has ended already.
+#[utoipa::path(post, path = "/v1/instances/{name}/kill",
+    params(("name" = String, Path), DryRun), request_body = Option<KillBody>,
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn kill(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let body: Option<KillBody> = json_or_default(body).await?;
+    let KillBody { force, grace_ms } = body.unwrap_or_default();
+    let grace = if force {
+        Duration::ZERO
+    } else {
+        Duration::from_millis(grace_ms.unwrap_or(KILL_GRACE_MS).into())
+    };
+    let action = Action::Kill { name, grace };
+    Ok(api.call(action, dry_run).await?.into_response())
+}
+
+/// Takes the images out of an instance's memory.
+#[utoipa::path(post, path = "/v1/instances/{name}/unload",
+    params(("name" = String, Path), DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn unload(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Unload, path, query).await
+}
+
+/// An instance's memory map, from the ledger as it stands.
+#[utoipa::path(get, path = "/v1/instances/{name}/e820",
+    params(("name" = String, Path)), responses((status = 200, body = [E820Row]), Refusal))]
+pub async fn e820(State(api): State<Api>, path: NamePath) -> Answer {
+    Ok(api
+        .call(Action::E820(name(path)?), false)
+        .await?
+        .into_response())
+}
+
+/// Takes memory out of an instance's sub-pool, or, once its guest runs, out
+/// of its control block.
+#[utoipa::path(post, path = "/v1/instances/{name}/allocations",
+    params(("name" = String, Path), DryRun), request_body = AllocBody,
+    responses((status = 200, body = Allocation, description = "dry run"),
+              (status = 201, body = Allocation), Refusal))]
+pub async fn alloc(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let name = name(path)?;
+    allocate(&api, Some(name), query, body).await
+}
+
+/// Gives it back.
+#[utoipa::path(delete, path = "/v1/instances/{name}/allocations/{addr}",
+    params(("name" = String, Path), ("addr" = u64, Path, description = "first byte, decimal"),
+           DryRun),
+    responses((status = 200, body = Allocation), Refusal))]
+pub async fn free(
+    State(api): State<Api>,
+    path: Result<Path<(String, u64)>, PathRejection>,
+    query: DryRunQuery,
+) -> Answer {
+    let Path((name, addr)) = path?;
+    let action = Action::Free {
+        instance: Some(name.parse()?),
+        addr,
+    };
+    Ok(api.call(action, dry_run(query)?).await?.into_response())
+}

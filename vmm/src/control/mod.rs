@@ -1,0 +1,29 @@
+//! ⑧ The control socket: HTTP/1.1 with JSON over a Unix socket.
+//!
+//! ```text
+//!   clients ─► control thread (tokio: server, http)          main thread
+//!              reads files, builds an Action ── channel+eventfd ─► Controller
+//!              renders the Reply ◄──────────── oneshot ─────────── (dispatch)
+//! ```
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`action`] | what can be asked for, and the answers |
+//! | [`dispatch`] | the one place that carries actions out |
+//! | [`audit`] | proof that ledger, slots and maps agree |
+//! | [`plan`] | what a launch would do |
+//! | [`objects`] | the JSON objects of the contract |
+//! | [`error`] | refusals: status, code, help |
+//! | [`http`] | routes and their description |
+//! | [`metrics`] | OpenMetrics text |
+//! | [`server`] | the socket and its thread |
+
+pub mod action;
+pub mod audit;
+pub mod dispatch;
+pub mod error;
+pub mod http;
+pub mod metrics;
+pub mod objects;
+pub mod plan;
+pub mod server;

@@ -1,0 +1,559 @@
+//! The owner of all instances: every verb, exactly as the states allow.
+//!
+//! One thread has it, the event loop's. `run` drives it through
+//! [`crate::fleet`], `serve` through [`crate::control`]. A call either takes
+//! effect whole or leaves everything as it was.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mkpool::AddrRange;
+
+use crate::builder::{self, BuildError, GuestConfig, InstanceConfig, Surroundings};
+use crate::devices::console::ConsoleQueue;
+use crate::devices::violation::Violation;
+use crate::error_chain::chain;
+use crate::event_log::{EventKind, EventLog};
+use crate::event_loop::EventSender;
+use crate::guest::Guest;
+use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::state::{EndReason, OnEnd, State, Verb};
+use crate::instance::timeline::Stage;
+use crate::instance::{InstanceId, InstanceName, RunId};
+use crate::kvm::Host;
+
+/// Why an instance was left as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// There is none of that name.
+    #[error("there is no instance {name}")]
+    Unknown {
+        /// The name.
+        name: InstanceName,
+    },
+    /// There is one of that name.
+    #[error("there is an instance {name} already")]
+    Exists {
+        /// The name.
+        name: InstanceName,
+    },
+    /// Its state does not allow the verb.
+    #[error("{name} is {state}, which does not allow {verb}")]
+    State {
+        /// The name.
+        name: InstanceName,
+        /// The state it is in.
+        state: State,
+        /// What was asked for.
+        verb: Verb,
+    },
+    /// The recipe failed.
+    #[error("instance {name}")]
+    Build {
+        /// Whose.
+        name: InstanceName,
+        /// Why.
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// The ledger refused.
+    #[error("the pool")]
+    Pool(#[from] HostPoolError),
+}
+
+/// Where consoles go.
+#[derive(Debug, Clone)]
+pub struct ConsolePlan {
+    /// One stream for all of them, as `run` has it.
+    pub queue: Option<Arc<ConsoleQueue>>,
+    /// Bytes that each guest's ring keeps.
+    pub ring: usize,
+}
+
+/// All instances and their pool.
+#[derive(Debug)]
+pub struct Manager {
+    guests: BTreeMap<InstanceId, Guest>,
+    names: BTreeMap<InstanceName, InstanceId>,
+    /// Guests whose power button was pressed, and when patience ends.
+    dying: BTreeMap<InstanceId, Instant>,
+    pool: HostPool,
+    host: Host,
+    events: EventSender,
+    console: ConsolePlan,
+    log: Arc<EventLog>,
+    is_ending: bool,
+}
+
+impl Manager {
+    /// An owner of nothing yet but `pool`.
+    pub fn new(host: Host, pool: HostPool, events: EventSender, console: ConsolePlan) -> Self {
+        Self {
+            guests: BTreeMap::new(),
+            names: BTreeMap::new(),
+            dying: BTreeMap::new(),
+            pool,
+            host,
+            events,
+            console,
+            log: Arc::default(),
+            is_ending: false,
+        }
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &HostPool {
+        &self.pool
+    }
+
+    /// The pool, to allocate in.
+    pub fn pool_mut(&mut self) -> &mut HostPool {
+        &mut self.pool
+    }
+
+    /// The host's KVM.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// What happened.
+    pub fn log(&self) -> &Arc<EventLog> {
+        &self.log
+    }
+
+    /// All instances by number.
+    pub fn guests(&self) -> impl Iterator<Item = &Guest> {
+        self.guests.values()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.guests.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.guests.is_empty()
+    }
+
+    /// The instance of a number.
+    pub fn guest(&self, id: InstanceId) -> Option<&Guest> {
+        self.guests.get(&id)
+    }
+
+    /// The instance of a name.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`].
+    pub fn find(&self, name: &InstanceName) -> Result<&Guest, ManagerError> {
+        let guest = self.names.get(name).and_then(|id| self.guests.get(id));
+        guest.ok_or_else(|| ManagerError::Unknown { name: name.clone() })
+    }
+
+    /// Makes an instance, `ready`, or `loaded` where there are images.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; nothing was made then.
+    pub fn create(
+        &mut self,
+        config: InstanceConfig,
+        images: Option<&GuestConfig>,
+    ) -> Result<InstanceId, ManagerError> {
+        let guest = self.try_create(config, images)?;
+        let (id, name) = (guest.id(), guest.name().clone());
+        tell(&self.log, &guest);
+        self.guests.insert(id, guest);
+        self.names.insert(name, id);
+        Ok(id)
+    }
+
+    /// Makes an instance that nobody knows of yet.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn try_create(
+        &mut self,
+        config: InstanceConfig,
+        images: Option<&GuestConfig>,
+    ) -> Result<Guest, ManagerError> {
+        let name = config.name.clone();
+        if self.names.contains_key(&name) {
+            return Err(ManagerError::Exists { name });
+        }
+        let around = Surroundings {
+            host: &self.host,
+            events: &self.events,
+            console: self.console.queue.as_ref(),
+            console_ring: self.console.ring,
+        };
+        let built = builder::create(&around, &mut self.pool, config);
+        let mut guest = built.map_err(build_error(&name))?;
+        if let Some(images) = images
+            && let Err(error) = guest.load(&mut self.pool, images)
+        {
+            self.discard(guest);
+            return Err(build_error(&name)(error));
+        }
+        Ok(guest)
+    }
+
+    /// Undoes [`Self::try_create`].
+    pub fn discard(&mut self, guest: Guest) {
+        self.pool.undo(guest.into_sub_pool());
+    }
+
+    /// Whether [`Self::load`] would do it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn check_load(
+        &mut self,
+        name: &InstanceName,
+        images: &GuestConfig,
+    ) -> Result<(), ManagerError> {
+        let (guest, pool) = self.allowed(name, Verb::Load)?;
+        guest.check_load(pool, images).map_err(build_error(name))
+    }
+
+    /// The guest `name` if its state allows `verb`, and what it needs.
+    fn allowed(
+        &mut self,
+        name: &InstanceName,
+        verb: Verb,
+    ) -> Result<(&mut Guest, &mut HostPool), ManagerError> {
+        let guest = self
+            .names
+            .get(name)
+            .and_then(|id| self.guests.get_mut(id))
+            .ok_or_else(|| ManagerError::Unknown { name: name.clone() })?;
+        let state = guest.state();
+        if state.after(verb).is_none() {
+            let name = name.clone();
+            return Err(ManagerError::State { name, state, verb });
+        }
+        Ok((guest, &mut self.pool))
+    }
+
+    /// Whether `verb` would be legal for `name` now.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] or [`ManagerError::State`].
+    pub fn check(&mut self, name: &InstanceName, verb: Verb) -> Result<(), ManagerError> {
+        self.allowed(name, verb).map(drop)
+    }
+
+    /// Puts images into an instance's memory, in place of those it has.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; what was loaded before still is.
+    pub fn load(&mut self, name: &InstanceName, images: &GuestConfig) -> Result<(), ManagerError> {
+        let (guest, pool) = self.allowed(name, Verb::Load)?;
+        guest.load(pool, images).map_err(build_error(name))?;
+        self.tell(name)
+    }
+
+    /// Takes them out.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; they are still there then.
+    pub fn unload(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        let (guest, pool) = self.allowed(name, Verb::Unload)?;
+        guest.unload(pool).map_err(build_error(name))?;
+        self.tell(name)
+    }
+
+    /// Makes everything an instance needs to run, and lets nothing run.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; it is in the state it was in.
+    pub fn prepare(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        self.allowed(name, Verb::Exec)?;
+        let id = self.find(name)?.id();
+        self.prepare_again(id).map_err(build_error(name))
+    }
+
+    fn prepare_again(&mut self, id: InstanceId) -> Result<(), BuildError> {
+        let around = Surroundings {
+            host: &self.host,
+            events: &self.events,
+            console: self.console.queue.as_ref(),
+            console_ring: self.console.ring,
+        };
+        match self.guests.get_mut(&id) {
+            Some(guest) => guest.prepare(&around, &self.pool),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets prepared vCPUs go.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] or [`ManagerError::State`].
+    pub fn run(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        let (guest, _) = self.allowed(name, Verb::Exec)?;
+        guest.run();
+        self.tell(name)
+    }
+
+    /// Boots an instance.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; it is in the state it was in.
+    pub fn exec(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        self.prepare(name)?;
+        self.run(name)
+    }
+
+    /// Stops an instance's vCPUs for a while.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] or [`ManagerError::State`].
+    pub fn pause(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        self.allowed(name, Verb::Pause)?.0.pause();
+        self.tell(name)
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] or [`ManagerError::State`].
+    pub fn resume(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        self.allowed(name, Verb::Resume)?.0.resume();
+        self.tell(name)
+    }
+
+    /// Ends an instance: by its power button, and by force when `grace` is
+    /// over, or at once where that is zero or the instance is paused. Returns
+    /// before the end; nothing happens where it has ended already.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] or [`ManagerError::State`].
+    pub fn kill(&mut self, name: &InstanceName, grace: Duration) -> Result<(), ManagerError> {
+        let (guest, _) = self.allowed(name, Verb::Kill)?;
+        let (id, state) = (guest.id(), guest.state());
+        if !state.is_live() {
+            return Ok(());
+        }
+        if grace.is_zero() || state == State::Paused {
+            guest.kill();
+            return Ok(());
+        }
+        guest.press_power_button();
+        let end = Instant::now() + grace;
+        let earliest = self.dying.entry(id).or_insert(end);
+        *earliest = end.min(*earliest);
+        Ok(())
+    }
+
+    /// Gives an instance's memory back; it is gone then.
+    ///
+    /// # Errors
+    /// [`ManagerError`].
+    pub fn delete(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
+        let (guest, _) = self.allowed(name, Verb::Delete)?;
+        let id = guest.id();
+        self.names.remove(name);
+        self.dying.remove(&id);
+        if let Some(guest) = self.guests.remove(&id) {
+            self.pool.release(guest.into_sub_pool())?;
+        }
+        self.log.push(Some(name.to_string()), EventKind::Deleted);
+        Ok(())
+    }
+
+    /// Allocates in an instance's memory.
+    ///
+    /// # Errors
+    /// [`ManagerError`].
+    pub fn alloc_in(
+        &mut self,
+        name: &InstanceName,
+        size: u64,
+        align: u64,
+    ) -> Result<AddrRange, ManagerError> {
+        let id = self.find(name)?.id();
+        let Some(guest) = self.guests.get_mut(&id) else {
+            return Err(ManagerError::Unknown { name: name.clone() });
+        };
+        let is_live = guest.state().is_live();
+        let range = self
+            .pool
+            .alloc_in(guest.sub_pool_mut(), size, align, is_live)?;
+        Ok(range)
+    }
+
+    /// Frees what was allocated there.
+    ///
+    /// # Errors
+    /// [`ManagerError`].
+    pub fn free_in(&mut self, name: &InstanceName, addr: u64) -> Result<AddrRange, ManagerError> {
+        let id = self.find(name)?.id();
+        let Some(guest) = self.guests.get_mut(&id) else {
+            return Err(ManagerError::Unknown { name: name.clone() });
+        };
+        let is_live = guest.state().is_live();
+        Ok(self.pool.free_in(guest.sub_pool_mut(), addr, is_live)?)
+    }
+
+    /// Asks all live guests to end at once, and starts none again.
+    pub fn kill_all(&mut self) {
+        self.is_ending = true;
+        for guest in self.guests.values() {
+            guest.kill();
+        }
+    }
+
+    /// Presses every live guest's power button, and ends by force what still
+    /// runs after `grace`; starts none again.
+    pub fn end_all(&mut self, grace: Duration) {
+        self.is_ending = true;
+        let live = self.guests().filter(|guest| guest.state().is_live());
+        let names: Vec<InstanceName> = live.map(|guest| guest.name().clone()).collect();
+        for name in &names {
+            if let Err(error) = self.kill(name, grace) {
+                log::error!("{}", chain(&error));
+            }
+        }
+    }
+
+    /// Whether an instance is live.
+    pub fn has_live(&self) -> bool {
+        self.guests().any(|guest| guest.state().is_live())
+    }
+
+    /// A vCPU has reported the end of its guest. Returns the instance if that
+    /// was news and it was not started again.
+    pub fn on_ended(&mut self, run: RunId, reason: EndReason) -> Option<InstanceId> {
+        let guest = self.guests.get_mut(&run.id)?;
+        // Another vCPU was first, or these are news of an earlier run.
+        if guest.run_id() != run || !guest.state().is_live() {
+            return None;
+        }
+        guest.stop(reason);
+        self.dying.remove(&run.id);
+        log_end(guest, reason);
+        tell(&self.log, guest);
+        let restart = guest.on_end(reason) == OnEnd::Restart && !self.is_ending;
+        if restart {
+            match self.prepare_again(run.id) {
+                Ok(()) => {
+                    let guest = self.guests.get_mut(&run.id)?;
+                    guest.run();
+                    tell(&self.log, guest);
+                    return None;
+                }
+                Err(error) => log::error!("it cannot be started again: {}", chain(&error)),
+            }
+        }
+        Some(run.id)
+    }
+
+    /// A guest touched what is not its own.
+    pub fn on_violation(&self, id: InstanceId, violation: Violation, last: bool) {
+        let Some(guest) = self.guests.get(&id) else {
+            return;
+        };
+        let name = guest.name();
+        let Violation { addr, len, access } = violation;
+        let owner = self.pool.owner(addr);
+        let place = match &owner {
+            Some(owner) => format!("in {owner}"),
+            None => "outside the pool".to_owned(),
+        };
+        let rest = if last {
+            "; further ones are only counted"
+        } else {
+            ""
+        };
+        log::warn!("{name}: violation: {access} of {len} bytes at {addr:#x}, {place}{rest}");
+        let kind = EventKind::Violation {
+            addr,
+            addr_hex: format!("{addr:#x}"),
+            len: len as u64,
+            access: access.to_string(),
+            owner,
+        };
+        self.log.push(Some(name.to_string()), kind);
+    }
+
+    /// Something was typed on a console.
+    pub fn on_typed(&self, id: InstanceId) {
+        if let Some(guest) = self.guests.get(&id) {
+            guest.feed_console();
+        }
+    }
+
+    /// A second has passed: ends guests whose patience is over, and returns
+    /// those that sleep for good.
+    pub fn on_tick(&mut self) -> Vec<RunId> {
+        let now = Instant::now();
+        for (id, end) in &self.dying {
+            if let Some(guest) = self.guests.get(id)
+                && *end <= now
+            {
+                guest.kill();
+            }
+        }
+        let halted = self.guests.values_mut().filter_map(|guest| {
+            let halted = guest.is_halted();
+            halted.then(|| guest.run_id())
+        });
+        halted.collect()
+    }
+
+    fn tell(&self, name: &InstanceName) -> Result<(), ManagerError> {
+        tell(&self.log, self.find(name)?);
+        Ok(())
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        while let Some((_, guest)) = self.guests.pop_first() {
+            if let Err(error) = self.pool.release(guest.into_sub_pool()) {
+                log::error!("giving back a guest's memory failed: {error}");
+            }
+        }
+    }
+}
+
+fn build_error(name: &InstanceName) -> impl FnOnce(BuildError) -> ManagerError {
+    move |source| ManagerError::Build {
+        name: name.clone(),
+        source: Box::new(source),
+    }
+}
+
+/// Puts the state of `guest` into the log.
+fn tell(log: &EventLog, guest: &Guest) {
+    let kind = EventKind::State {
+        state: guest.state().to_string(),
+        reason: guest.reason().map(|reason| reason.to_string()),
+    };
+    log.push(Some(guest.name().to_string()), kind);
+}
+
+/// From the start of a guest's vCPUs to its end.
+pub fn lifetime(guest: &Guest) -> Duration {
+    let timeline = guest.timeline();
+    let span = timeline
+        .at(Stage::Exec)
+        .zip(timeline.at(Stage::Ended))
+        .map_or(0, |(start, end)| end.saturating_sub(start));
+    Duration::from_nanos(span)
+}
+
+fn log_end(guest: &Guest, reason: EndReason) {
+    let text = format!(
+        "{}: {} ({reason}) after {:.3} s, {} violations",
+        guest.name(),
+        reason.state(),
+        lifetime(guest).as_secs_f64(),
+        guest.violations()
+    );
+    match reason.state() {
+        State::Failed => log::error!("{text}"),
+        _ => log::info!("{text}"),
+    }
+}

@@ -1,0 +1,33 @@
+//! Telling a vCPU thread to stop where it does not hear commands: while a
+//! device makes it wait.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+thread_local! {
+    /// The flag of the vCPU that this thread runs.
+    static CURRENT: RefCell<Option<StopFlag>> = const { RefCell::new(None) };
+}
+
+/// Set once, by the vCPU's handle.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// Asks the thread to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes it the current thread's.
+    pub fn enter(self) {
+        CURRENT.set(Some(self));
+    }
+}
+
+/// Whether the vCPU that this thread runs was asked to stop. A device that
+/// waits on a vCPU's thread gives up then.
+pub fn is_stopping() -> bool {
+    CURRENT.with_borrow(|flag| flag.as_ref().is_some_and(|f| f.0.load(Ordering::Relaxed)))
+}
