@@ -15,7 +15,7 @@ use crate::guest::Guest;
 use crate::host_pool::HostPool;
 use crate::instance::state::EndReason;
 use crate::instance::timeline::Timeline;
-use crate::instance::{InstanceName, RunId};
+use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 use crate::manager::{self, ConsolePlan, Manager, ManagerError};
 
@@ -180,14 +180,25 @@ impl Fleet {
     pub fn kill_all(&mut self) {
         // A guest that waits for room on its console would not hear.
         self.console.close();
-        self.manager.kill_all();
+        for id in self.manager.kill_all() {
+            self.finish(id);
+        }
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {
-        let ended = self.manager.on_ended(run, reason);
-        let Some(guest) = ended.and_then(|id| self.manager.guest(id)) else {
+        if let Some(id) = self.manager.on_ended(run, reason) {
+            self.finish(id);
+        }
+    }
+
+    /// Takes note of an instance that has ended for good, and gives back what
+    /// it had.
+    fn finish(&mut self, id: InstanceId) {
+        let Some(guest) = self.manager.guest(id) else {
             return;
         };
+        // Without a reason it never ran.
+        let reason = guest.reason().unwrap_or(EndReason::Killed);
         self.outcomes.push(outcome(guest, reason));
         let name = guest.name().clone();
         if let Err(error) = self.manager.delete(&name) {
@@ -237,6 +248,9 @@ impl Supervisor for Fleet {
     fn on_tick(&mut self) {
         for run in self.manager.on_tick() {
             self.on_end(run, EndReason::Halt);
+        }
+        for id in self.manager.restart_waiting() {
+            self.finish(id);
         }
     }
 

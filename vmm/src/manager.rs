@@ -4,7 +4,7 @@
 //! [`crate::fleet`], `serve` through [`crate::control`]. A call either takes
 //! effect whole or leaves everything as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,10 @@ pub enum ManagerError {
     Pool(#[from] HostPoolError),
 }
 
+/// A guest that ran for less than this waits for the next tick before it is
+/// booted again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
 /// Where consoles go.
 #[derive(Debug, Clone)]
 pub struct ConsolePlan {
@@ -78,6 +82,8 @@ pub struct Manager {
     names: BTreeMap<InstanceName, InstanceId>,
     /// Guests whose power button was pressed, and when patience ends.
     dying: BTreeMap<InstanceId, Instant>,
+    /// Guests that are to be booted again at the next tick.
+    restarting: BTreeSet<InstanceId>,
     pool: HostPool,
     host: Host,
     events: EventSender,
@@ -93,6 +99,7 @@ impl Manager {
             guests: BTreeMap::new(),
             names: BTreeMap::new(),
             dying: BTreeMap::new(),
+            restarting: BTreeSet::new(),
             pool,
             host,
             events,
@@ -396,18 +403,21 @@ impl Manager {
         Ok(self.pool.free_in(guest.sub_pool_mut(), addr, is_live)?)
     }
 
-    /// Asks all live guests to end at once, and starts none again.
-    pub fn kill_all(&mut self) {
+    /// Asks all live guests to end at once, and starts none again. Returns
+    /// those that waited to be started again: they have ended already.
+    pub fn kill_all(&mut self) -> BTreeSet<InstanceId> {
         self.is_ending = true;
         for guest in self.guests.values() {
             guest.kill();
         }
+        std::mem::take(&mut self.restarting)
     }
 
     /// Presses every live guest's power button, and ends by force what still
     /// runs after `grace`; starts none again.
     pub fn end_all(&mut self, grace: Duration) {
         self.is_ending = true;
+        self.restarting.clear();
         let live = self.guests().filter(|guest| guest.state().is_live());
         let names: Vec<InstanceName> = live.map(|guest| guest.name().clone()).collect();
         for name in &names {
@@ -434,19 +444,45 @@ impl Manager {
         self.dying.remove(&run.id);
         log_end(guest, reason);
         tell(&self.log, guest);
-        let restart = guest.on_end(reason) == OnEnd::Restart && !self.is_ending;
-        if restart {
-            match self.prepare_again(run.id) {
-                Ok(()) => {
-                    let guest = self.guests.get_mut(&run.id)?;
-                    guest.run();
-                    tell(&self.log, guest);
-                    return None;
-                }
-                Err(error) => log::error!("it cannot be started again: {}", chain(&error)),
-            }
+        if guest.on_end(reason) != OnEnd::Restart || self.is_ending {
+            return Some(run.id);
         }
-        Some(run.id)
+        if lifetime(guest) < RESTART_PAUSE {
+            // One that ends at once must not keep the VMM busy, nor its log.
+            self.restarting.insert(run.id);
+            return None;
+        }
+        self.restart(run.id)
+    }
+
+    /// Boots an instance again from its kept images. Returns it if that
+    /// cannot be done: then it has failed.
+    fn restart(&mut self, id: InstanceId) -> Option<InstanceId> {
+        let result = self.prepare_again(id);
+        let guest = self.guests.get_mut(&id)?;
+        if let Err(error) = result {
+            let name = guest.name();
+            log::error!("{name}: cannot be started again: {}", chain(&error));
+            guest.stop(EndReason::KvmError);
+            tell(&self.log, guest);
+            return Some(id);
+        }
+        guest.run();
+        tell(&self.log, guest);
+        None
+    }
+
+    /// Boots those again that ended too soon to be booted again at once.
+    /// Returns those with which that fails.
+    pub fn restart_waiting(&mut self) -> Vec<InstanceId> {
+        let waiting = std::mem::take(&mut self.restarting);
+        let ids = waiting.into_iter().filter(|id| {
+            let guest = self.guests.get(id);
+            // Whatever was done with it meanwhile counts more.
+            guest.is_some_and(|guest| guest.reason().is_some())
+        });
+        let ids: Vec<InstanceId> = ids.collect();
+        ids.into_iter().filter_map(|id| self.restart(id)).collect()
     }
 
     /// A guest touched what is not its own.

@@ -1,6 +1,6 @@
 //! `mkvmm run`: one shot, in the foreground.
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -157,7 +157,7 @@ fn console_output() -> Box<dyn Write> {
     if stdout.is_terminal() {
         Box::new(StripLines(stdout))
     } else {
-        Box::new(BufWriter::new(stdout))
+        Box::new(stdout)
     }
 }
 

@@ -250,9 +250,13 @@ impl Controller {
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {
-        let Some(id) = self.manager.on_ended(run, reason) else {
-            return;
-        };
+        if let Some(id) = self.manager.on_ended(run, reason) {
+            self.finish(id);
+        }
+    }
+
+    /// Tells whoever waits that an instance has ended.
+    fn finish(&mut self, id: InstanceId) {
         let Some(guest) = self.manager.guest(id) else {
             return;
         };
@@ -283,7 +287,9 @@ impl Supervisor for Controller {
 
     fn on_interrupt(&mut self) {
         if self.is_ending || self.grace.is_zero() {
-            self.manager.kill_all();
+            for id in self.manager.kill_all() {
+                self.finish(id);
+            }
         } else {
             self.manager.end_all(self.grace);
         }
@@ -293,6 +299,9 @@ impl Supervisor for Controller {
     fn on_tick(&mut self) {
         for run in self.manager.on_tick() {
             self.on_end(run, EndReason::Halt);
+        }
+        for id in self.manager.restart_waiting() {
+            self.finish(id);
         }
     }
 
