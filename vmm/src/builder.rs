@@ -22,12 +22,12 @@ use crate::instance::InstanceName;
 use crate::instance::memory::{InstanceMemory, MemoryError};
 use crate::instance::state::OnEnd;
 use crate::instance::timeline::{Stage, Timeline};
-use crate::kvm::cpuid::CpuidError;
 use crate::kvm::{Host, VmError};
 use crate::loader::cmdline::{self, CmdlineError};
 use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
 use crate::placement::{ImageFacts, PlacementPlan};
 use crate::reservation::ReservationError;
+use crate::vcpu::VcpuError;
 use crate::vcpu::affinity::CpuSet;
 
 /// A guest that can be built: every value checked, every file read.
@@ -118,9 +118,9 @@ pub enum BuildError {
     /// KVM refused something.
     #[error("KVM cannot set it up")]
     Vm(#[from] VmError),
-    /// Its CPUID is too long.
-    #[error(transparent)]
-    Cpuid(#[from] CpuidError),
+    /// A vCPU cannot be made.
+    #[error("a vCPU cannot be made")]
+    Vcpu(#[from] VcpuError),
     /// No identity map covers its images.
     #[error(transparent)]
     PageTables(#[from] PageTableError),

@@ -174,7 +174,7 @@ pub struct GuestSpec {
     pub boot: BootMode,
     /// `cmdline`.
     pub cmdline: Option<String>,
-    /// `memory`, bytes, whole pages.
+    /// `memory`, bytes, as written.
     pub memory: u64,
     /// `cpus`.
     pub cpus: u8,
@@ -290,8 +290,9 @@ fn parse_affinity(text: &str) -> Result<CpuSet, SpecError> {
 
 fn parse_memory(text: &str) -> Result<u64, SpecError> {
     let size = parse_size(text)?;
+    // The ledger rounds it up to whole pages of the pool, and says so.
     match size.checked_next_multiple_of(PAGE_SIZE) {
-        Some(rounded) if size > 0 => Ok(rounded),
+        Some(_) if size > 0 => Ok(size),
         _ => Err(SpecError::MemorySize { size }),
     }
 }

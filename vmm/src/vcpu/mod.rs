@@ -29,16 +29,26 @@ use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 
-use crate::builder::BuildError;
 use crate::event_loop::EventSender;
 use crate::instance::{InstanceName, RunId};
-use crate::kvm::cpuid::{MkvmmLeaves, Topology};
-use crate::kvm::vm::ioctl;
+use crate::kvm::cpuid::{CpuidError, MkvmmLeaves, Topology};
+use crate::kvm::vm::{VmError, ioctl};
 use crate::kvm::{Host, Vm, cpuid, kick, msrs, regs};
 use crate::loader::BootEntry;
 use crate::vcpu::affinity::CpuSet;
 use crate::vcpu::sleep::{IdleMeter, SleepState};
 use crate::vcpu::stop::StopFlag;
+
+/// Why a vCPU was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Its CPUID is too long.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+}
 
 /// What a vCPU thread can be told.
 #[derive(Debug, Clone)]
@@ -77,8 +87,8 @@ impl Vcpu {
     /// the first one to start them (INIT, SIPI).
     ///
     /// # Errors
-    /// [`BuildError`] names the ioctl.
-    pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, BuildError> {
+    /// [`VcpuError`] names the ioctl.
+    pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index)?;
         let topology = Topology {
             index,
