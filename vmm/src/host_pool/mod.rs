@@ -4,6 +4,8 @@
 //! the allocator, the tree and the reservation never tell different stories.
 //! A range is scrubbed before the main pool gets it back.
 
+mod sub_pool;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -13,8 +15,10 @@ use mkpool::{
     InstancePool, MainPool, PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
 };
 
+pub use sub_pool::SubPool;
+
 use crate::instance::{InstanceId, InstanceName};
-use crate::placement::{self, ImageFacts, PlacementError, PlacementPlan};
+use crate::placement::{ImageFacts, PlacementError, PlacementPlan};
 use crate::reservation::{Reservation, ReservationConfig, ReservationError};
 
 /// Name of the whole pool in the tree, as the kernel prints it.
@@ -110,113 +114,6 @@ struct Allocation {
     entry: ResourceId,
     /// Whether it lies in the control block.
     in_control: bool,
-}
-
-/// The memory of one instance: its chunks and what they are used for.
-#[derive(Debug)]
-pub struct SubPool {
-    pool: InstancePool,
-    /// Ascending, adjacent chunks merged.
-    regions: Vec<AddrRange>,
-    /// The tree's entries for the regions, in the same order.
-    entries: Vec<ResourceId>,
-    /// The pieces of the images, with their entries.
-    pieces: Vec<(AddrRange, ResourceId)>,
-    /// The control block's own allocator, once there is one.
-    control: Option<GenPool>,
-    /// By start address.
-    allocations: BTreeMap<u64, Allocation>,
-}
-
-impl SubPool {
-    /// Its memory: ascending, adjacent chunks merged.
-    pub fn regions(&self) -> &[AddrRange] {
-        &self.regions
-    }
-
-    /// Its chunks, last obtained first: the order in which they are searched.
-    pub fn chunks(&self) -> Vec<AddrRange> {
-        self.pool.chunks()
-    }
-
-    /// Its size in bytes.
-    pub fn size(&self) -> u64 {
-        self.pool.size()
-    }
-
-    /// Bytes that no piece has taken.
-    pub fn avail(&self) -> u64 {
-        self.pool.avail()
-    }
-
-    /// Free extents, ascending.
-    pub fn free_extents(&self) -> Vec<AddrRange> {
-        self.pool.free_extents()
-    }
-
-    /// What somebody allocated in it, ascending.
-    pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
-        self.allocations.values().map(|a| a.range)
-    }
-
-    /// What was allocated at `addr`.
-    ///
-    /// # Errors
-    /// [`HostPoolError::NoAllocation`].
-    pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
-        let found = self.allocations.get(&addr).map(|a| a.range);
-        found.ok_or(HostPoolError::NoAllocation { addr })
-    }
-
-    /// Allocations outside the control block: not the guest's RAM.
-    pub fn withheld(&self) -> impl Iterator<Item = AddrRange> {
-        let outside = self.allocations.values().filter(|a| !a.in_control);
-        outside.map(|a| a.range)
-    }
-
-    /// Refuses while something lies in the control block.
-    ///
-    /// # Errors
-    /// [`HostPoolError::ControlBusy`].
-    pub fn check_control_idle(&self) -> Result<(), HostPoolError> {
-        let inside = self.allocations.values().filter(|a| a.in_control);
-        let starts: Vec<u64> = inside.map(|a| a.range.start()).collect();
-        match starts.first() {
-            None => Ok(()),
-            Some(&first) => Err(HostPoolError::ControlBusy {
-                count: starts.len(),
-                first,
-            }),
-        }
-    }
-
-    /// Where images of these facts would lie, in place of those that are
-    /// there, and the allocator's state then. Changes nothing.
-    ///
-    /// # Errors
-    /// [`HostPoolError::Placement`].
-    pub fn plan(&self, facts: &ImageFacts) -> Result<(PlacementPlan, InstancePool), HostPoolError> {
-        let bare = self.without_pieces()?;
-        Ok(placement::plan(facts, &bare)?)
-    }
-
-    fn without_pieces(&self) -> Result<InstancePool, HostPoolError> {
-        let mut pool = self.pool.clone();
-        for (range, _) in &self.pieces {
-            pool.free(range.start(), range.size())?;
-        }
-        Ok(pool)
-    }
-
-    /// The tree's entry for the region or piece that holds `range`.
-    fn entry_of(&self, range: AddrRange) -> Option<ResourceId> {
-        let holds = |r: &AddrRange| r.contains_range(&range);
-        let piece = self.pieces.iter().find(|(r, _)| holds(r));
-        piece.map(|(_, entry)| *entry).or_else(|| {
-            let region = self.regions.iter().position(holds)?;
-            self.entries.get(region).copied()
-        })
-    }
 }
 
 /// The pool of this VMM.
@@ -610,5 +507,4 @@ impl fmt::Display for HostPool {
 }
 
 #[cfg(test)]
-#[path = "host_pool_tests.rs"]
 mod tests;
