@@ -297,6 +297,11 @@ impl Guest {
             return Ok(());
         };
         self.epoch += 1;
+        // Said once, and only of an instance that starts.
+        if let (1, Some(asked)) = (self.epoch, self.sub_pool.rounded_from()) {
+            let (name, given) = (&self.config.name, self.sub_pool.size());
+            log::warn!("{name}: {asked} bytes of memory were rounded up to {given}");
+        }
         let images = &mut loaded.images;
         if !loaded.pristine {
             self.timeline.restart();

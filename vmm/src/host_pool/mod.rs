@@ -355,10 +355,6 @@ impl HostPool {
                 largest_free: self.main.largest_free().map_or(0, |r| r.size()),
                 source,
             })?;
-        if let Some(asked) = pool.rounded_from() {
-            let given = pool.size();
-            log::warn!("{name}: {asked} bytes of memory are rounded up to {given}");
-        }
         let mut sub_pool = SubPool {
             regions: pool.regions(),
             pool,

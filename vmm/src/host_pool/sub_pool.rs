@@ -30,6 +30,11 @@ impl SubPool {
         &self.regions
     }
 
+    /// The size asked for, in bytes, if it was rounded up.
+    pub fn rounded_from(&self) -> Option<u64> {
+        self.pool.rounded_from()
+    }
+
     /// Its chunks, last obtained first: the order in which they are searched.
     pub fn chunks(&self) -> Vec<AddrRange> {
         self.pool.chunks()
