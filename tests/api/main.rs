@@ -6,13 +6,13 @@
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
-//! | `server` | what they share |
 //!
 //! Without a usable `/dev/kvm` the tests that need one say that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod crowd;
-mod server;
 mod serving;
 mod session;
 mod wire;
+
+use mkvmm_test_harness::server;
