@@ -97,6 +97,12 @@ pub enum CliError {
     /// A guest cannot be launched.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// Ledger, slots and maps disagree.
+    #[error("the books are wrong, a bug in mkvmm: {}", .problems.join("; "))]
+    Audit {
+        /// What does not agree, each.
+        problems: Vec<String>,
+    },
     /// See [`mkvmm::boot::e820::build`].
     #[error("the memory map")]
     Range(#[from] RangeError),

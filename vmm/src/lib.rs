@@ -16,6 +16,7 @@
 //! | ⑥ | [`kvm`], [`vcpu`] | a VM with those slots, a thread per vCPU |
 //! | ⑦ | [`devices`], [`event_loop`] | ports, consoles, violations, events |
 //! | – | [`builder`], [`guest`], [`manager`] | the recipe, one instance's life, all instances |
+//! | – | [`audit`] | proof that ledger, slots and maps agree |
 //! | – | [`fleet`] | `run`: all guests or none |
 //! | ⑧ | [`control`], [`event_log`] | `serve`: the control socket |
 //! | – | [`spec`] | what users write, checked |
@@ -33,6 +34,7 @@
 //! a trait ([`vcpu::ExitBus`], [`event_loop::Supervisor`]). Design:
 //! `docs/design.md`; addresses: `docs/memory-map.md`.
 
+pub mod audit;
 pub mod boot;
 pub mod builder;
 pub mod control;

@@ -97,13 +97,25 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         return Ok(ExitStatus::Done);
     }
     fleet.start()?;
+    balanced(&fleet)?;
     let status = supervise(&mut fleet, &receiver, &mut signals)?;
+    balanced(&fleet)?;
     if args.timeline {
         for outcome in fleet.outcomes() {
             eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
         }
     }
     Ok(status)
+}
+
+/// Refuses to go on with wrong books: guests could have each other's memory.
+fn balanced(fleet: &Fleet) -> Result<(), CliError> {
+    let problems = fleet.audit().problems;
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::Audit { problems })
+    }
 }
 
 /// Runs the started fleet to its end, with a thread that writes the consoles.

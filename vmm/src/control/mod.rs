@@ -10,7 +10,6 @@
 //! |---|---|
 //! | [`action`] | what can be asked for, and the answers |
 //! | [`dispatch`] | the one place that carries actions out |
-//! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
@@ -19,7 +18,6 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
-pub mod audit;
 pub mod dispatch;
 pub mod error;
 pub mod http;

@@ -7,6 +7,7 @@ use mkpool::{AddrRange, RangeError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::audit::Findings;
 use crate::boot::e820::E820Entry;
 use crate::control::error::ErrorObject;
 use crate::guest::Guest;
@@ -320,6 +321,16 @@ pub struct Audit {
     pub checks: u64,
     /// What does not agree, a line each.
     pub problems: Vec<String>,
+}
+
+impl From<Findings> for Audit {
+    fn from(Findings { checks, problems }: Findings) -> Self {
+        Self {
+            ok: problems.is_empty(),
+            checks,
+            problems,
+        }
+    }
 }
 
 /// The VMM.
