@@ -193,6 +193,10 @@ fn allocations_are_named_withheld_and_given_back() {
     server.expect_audit();
     server.ok("exec web");
     server.expect_audit();
+    let mut console = server.command(["console", "web"]).typed().spawn();
+    console.wait_until("a guest content with its map", |c| {
+        c.stdout().ends_with("probe: pass\n")
+    });
     // The guest owns its RAM now: what comes lies in the control block.
     let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
     assert_eq!((status, &late["addr_hex"]), (201, &json!("0x100100000")));

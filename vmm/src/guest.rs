@@ -410,6 +410,7 @@ impl Guest {
     }
 
     fn manifest(&self, images: &Furnished, pool: AddrRange) -> Result<Vec<u8>, BuildError> {
+        let allocations: Vec<AddrRange> = self.sub_pool.withheld().collect();
         Ok(manifest::build(&ManifestFacts {
             addr: FIRST_SETUP_DATA,
             pool,
@@ -417,6 +418,7 @@ impl Guest {
             name: self.name().as_str(),
             chunks: self.sub_pool.regions(),
             plan: &images.plan,
+            allocations: &allocations,
             initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
             entry: images.entry,
             cpus: self.config.cpus,
