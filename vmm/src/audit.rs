@@ -9,8 +9,8 @@
 use mkpool::{AddrRange, merge_adjacent};
 
 use crate::boot::e820::{E820Entry, E820Type};
-use crate::boot::layout::LOW_WINDOW_SIZE;
 use crate::guest::Guest;
+use crate::layout::LOW_WINDOW_SIZE;
 use crate::manager::Manager;
 
 /// What an audit found.

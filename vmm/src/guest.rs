@@ -16,7 +16,7 @@ use mkpool::{AddrRange, MemoryMap, RangeError};
 use crate::boot::boot_params::{self, BootParamsFacts, FIRST_SETUP_DATA, SetupData};
 use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
-use crate::boot::{acpi, gdt, layout, page_tables};
+use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
     self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
 };
@@ -33,6 +33,7 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
+use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
 use crate::vcpu::{ExitBus, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
