@@ -18,6 +18,7 @@
 //! | – | [`builder`], [`guest`], [`manager`] | the recipe, one instance's life, all instances |
 //! | – | [`fleet`] | `run`: all guests or none |
 //! | ⑧ | [`control`], [`event_log`] | `serve`: the control socket |
+//! | – | [`debug`] | what registers and page tables of a guest mean |
 //! | – | [`spec`] | what users write, checked |
 //!
 //! ```text
@@ -36,6 +37,7 @@
 pub mod boot;
 pub mod builder;
 pub mod control;
+pub mod debug;
 pub mod devices;
 pub mod doctor;
 pub mod error_chain;
