@@ -18,6 +18,7 @@ use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::memory::MemoryError;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
 use crate::instance::timeline::Stage;
 use crate::instance::{InstanceId, InstanceName, RunId};
@@ -60,6 +61,9 @@ pub enum ManagerError {
     /// The ledger refused.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
+    /// An instance's memory cannot be looked at.
+    #[error("the instance's memory")]
+    Memory(#[source] MemoryError),
 }
 
 /// A guest that ran for less than this waits for the next tick before it is

@@ -7,7 +7,7 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, fleet_file, print, tables};
+use crate::cli::{console, debug, fleet_file, print, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
@@ -178,6 +178,9 @@ pub enum RemoteCommand {
     List(ClientArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
     Console(console::ConsoleArgs),
+    /// Look into a guest: registers, memory, page tables
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Print the resource tree, laid out like /proc/iomem
     Iomem(ClientArgs),
     /// The pool's ledger
@@ -227,6 +230,7 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Show(args) => show(&args),
         RemoteCommand::List(client) => list(&client),
         RemoteCommand::Console(args) => console::run(&args),
+        RemoteCommand::Debug(command) => debug::run(&command),
         RemoteCommand::Iomem(client) => get(&client, "/v1/iomem", |rows: &Vec<IomemRow>| {
             tables::iomem(rows)
         }),
@@ -249,7 +253,7 @@ impl ChangeArgs {
 }
 
 /// A part of a path: what has a meaning there is written in hex.
-fn escape(part: &str) -> String {
+pub fn escape(part: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     let byte = |b: u8| {
         if plain(b) {
@@ -262,7 +266,7 @@ fn escape(part: &str) -> String {
 }
 
 /// Prints an answer: its own text, or what `render` makes of the object.
-fn answer<T: DeserializeOwned>(
+pub fn answer<T: DeserializeOwned>(
     json: bool,
     mut text: String,
     render: impl FnOnce(&T) -> String,
@@ -275,7 +279,7 @@ fn answer<T: DeserializeOwned>(
     print(render(&object).as_bytes())
 }
 
-fn get<T: DeserializeOwned>(
+pub fn get<T: DeserializeOwned>(
     client: &ClientArgs,
     path: &str,
     render: impl FnOnce(&T) -> String,
@@ -311,7 +315,7 @@ fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliErro
     change(&args.change, Call::new(method, path), done)
 }
 
-fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
+pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
     parse_size(text).map_err(|source| CliError::Size { option, source })
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::builder::{GuestConfig, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
 use crate::control::audit::audit;
+use crate::control::debug;
 use crate::control::error::ControlError;
 use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
 use crate::control::plan::plan;
@@ -92,6 +93,9 @@ impl Controller {
             Action::Console(name) => {
                 let guest = self.manager.find(&name)?;
                 Ok(Reply::Console(guest.id(), guest.console().clone()))
+            }
+            Action::Debug(name, action) => {
+                debug::execute(&self.manager, &name, action).map(Reply::Debug)
             }
             Action::Plan(wanted) => {
                 let plan = plan(&mut self.manager, &wanted)?;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::builder::BuildError;
+use crate::control::debug::DebugError;
 use crate::error_chain::chain;
 use crate::host_pool::HostPoolError;
 use crate::instance::NameError;
@@ -29,6 +30,9 @@ pub enum ControlError {
     /// A name that no instance can have.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A guest cannot be looked into.
+    #[error(transparent)]
+    Debug(#[from] DebugError),
     /// A memory map cannot be built; see [`crate::boot::e820::build`].
     #[error("the memory map")]
     Range(#[from] RangeError),
@@ -199,12 +203,15 @@ impl ControlError {
             | Self::Data(_)
             | Self::Value { .. } => INVALID,
             Self::Name(_) => (StatusCode::UNPROCESSABLE_ENTITY, "name"),
+            Self::Debug(error) => error.kind(),
             Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => {
                 (StatusCode::BAD_REQUEST, "bad-request")
             }
             Self::Body { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no-route"),
-            Self::Range(_) | Self::Ending | Self::Manager(ManagerError::Pool(_)) => {
+            Self::Range(_)
+            | Self::Ending
+            | Self::Manager(ManagerError::Pool(_) | ManagerError::Memory(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "vmm-failed")
             }
         }
@@ -229,6 +236,7 @@ impl ControlError {
                 Some("delete it first, or choose another name".to_owned())
             }
             Self::Resolve(ResolveError::Spec(error)) | Self::Spec(error) => error.help(),
+            Self::Debug(error) => error.help(),
             Self::Value { field: "cpus", .. } => Some(format!("1 to {MAX_CPUS} vCPUs")),
             _ => None,
         }
@@ -239,6 +247,7 @@ impl ControlError {
         let room = self.room();
         let state = match self {
             Self::Manager(ManagerError::State { state, .. }) => Some(*state),
+            Self::Debug(error) => error.state(),
             _ => None,
         };
         ErrorBody {

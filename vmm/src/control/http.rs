@@ -4,6 +4,8 @@
 //! the event loop's thread.
 
 mod body;
+mod debug;
+mod debug_query;
 mod routes;
 mod streams;
 
@@ -172,6 +174,9 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::kill))
         .routes(routes!(routes::unload))
         .routes(routes!(routes::e820))
+        .routes(routes!(debug::regs))
+        .routes(routes!(debug::memory))
+        .routes(routes!(debug::translate))
         .routes(routes!(streams::console))
         .routes(routes!(routes::alloc))
         .routes(routes!(routes::free))

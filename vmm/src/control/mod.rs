@@ -12,6 +12,7 @@
 //! | [`dispatch`] | the one place that carries actions out |
 //! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
+//! | [`debug`] | registers, memory and translations |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -20,6 +21,7 @@
 
 pub mod action;
 pub mod audit;
+pub mod debug;
 pub mod dispatch;
 pub mod error;
 pub mod http;

@@ -52,6 +52,7 @@ impl IntoResponse for Reply {
                     ControlError::Ending.into_response()
                 }
             },
+            Self::Debug(reply) => reply.into_response(),
             // Handed to `streams::console` and nobody else.
             Self::Console(..) => ControlError::NoUpgrade.into_response(),
         }
