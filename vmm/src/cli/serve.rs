@@ -14,7 +14,7 @@ use signal_hook::consts::SIGHUP;
 use crate::cli::pool_setup::{PoolRequest, listen_for_signals};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::dispatch::Controller;
-use mkvmm::control::http::Api;
+use mkvmm::control::http::{Api, Doctor};
 use mkvmm::control::server::ControlSocket;
 use mkvmm::event_loop::{self, event_channel};
 use mkvmm::loader::ImageCache;
@@ -190,6 +190,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         log: Arc::clone(manager.log()),
         image_dirs: image_dirs.into(),
         cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
+        doctor: Doctor::default(),
     })?;
     let mut controller = Controller::new(manager, grace);
     notify(NotifyState::Ready);

@@ -6,9 +6,11 @@
 mod body;
 mod debug;
 mod debug_query;
+mod doctor;
 mod routes;
 mod streams;
 
+pub use doctor::Doctor;
 pub use streams::CONSOLE_PROTOCOL;
 
 use std::path::PathBuf;
@@ -41,6 +43,8 @@ pub struct Api {
     pub image_dirs: Arc<[PathBuf]>,
     /// Images read so far.
     pub cache: Arc<Mutex<ImageCache>>,
+    /// Who examines the host.
+    pub doctor: Doctor,
 }
 
 /// The description of the API, but for its paths, which the router adds.
@@ -161,6 +165,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
         .routes(routes!(routes::metrics))
+        .routes(routes!(doctor::examine))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))
         .routes(routes!(routes::plan))
