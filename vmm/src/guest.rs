@@ -7,6 +7,8 @@
 //! the kept images again. Which of them is legal when, `instance/state.rs`
 //! knows and `manager.rs` asks.
 
+mod console_log;
+
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use crate::builder::{
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
 use crate::devices::console::ConsoleWriter;
+use crate::devices::console_log::ConsoleLog;
 use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
@@ -93,6 +96,7 @@ pub struct Guest {
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
     console: Arc<ConsoleRing>,
+    log: Option<ConsoleLog>,
 }
 
 #[derive(Debug)]
@@ -127,6 +131,7 @@ impl Guest {
             timeline,
             violations: Arc::new(violations),
             console: Arc::new(ConsoleRing::new(around.console_ring)),
+            log: None,
         }
     }
 
@@ -307,6 +312,7 @@ impl Guest {
         pool: &HostPool,
     ) -> Result<(), BuildError> {
         self.machine = None;
+        self.start_log(around)?;
         let e820 = self.e820(pool)?;
         let Some(loaded) = &mut self.loaded else {
             return Ok(());

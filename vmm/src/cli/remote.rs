@@ -49,6 +49,9 @@ pub struct CreateArgs {
     /// What follows when it touches what is not its own: log or stop
     #[arg(long, value_name = "POLICY")]
     violation: Option<String>,
+    /// A file that keeps all that it prints, emptied when it first boots
+    #[arg(long, value_name = "PATH")]
+    console_log: Option<String>,
     #[command(flatten)]
     images: OptionalImages,
     #[command(flatten)]
@@ -324,7 +327,13 @@ fn image(path: &str) -> Result<String, CliError> {
     if path == "probe" || Path::new(path).is_absolute() {
         return Ok(path.to_owned());
     }
-    let absolute = std::path::absolute(path).map_err(|source| CliError::ImageDir {
+    whole("kernel", path)
+}
+
+/// The VMM has another working directory than its clients.
+fn whole(option: &'static str, path: &str) -> Result<String, CliError> {
+    let absolute = std::path::absolute(path).map_err(|source| CliError::Directory {
+        option,
         path: PathBuf::from(path),
         source,
     })?;
@@ -341,6 +350,10 @@ fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
         kernel: args.images.kernel.as_deref().map(image).transpose()?,
         initrd: args.images.initrd.as_deref().map(image).transpose()?,
         cmdline: args.images.cmdline.clone(),
+        console_log: match &args.console_log {
+            Some(path) => Some(whole("console-log", path)?),
+            None => None,
+        },
     };
     let path = format!("/v1/instances{}", args.change.query());
     change(&args.change, Call::new("POST", path).with(&body)?, done)

@@ -57,6 +57,9 @@ pub struct ServeArgs {
     /// Open images only below this directory; repeatable
     #[arg(long = "image-dir", value_name = "DIR")]
     image_dirs: Vec<PathBuf>,
+    /// Write console logs only below this directory; repeatable
+    #[arg(long = "log-dir", value_name = "DIR")]
+    log_dirs: Vec<PathBuf>,
     /// Bytes of output that each guest's console keeps
     #[arg(long, value_name = "BYTES")]
     console_ring: Option<usize>,
@@ -77,11 +80,12 @@ struct ServeFile {
     numa_node: Option<u32>,
     hold: Vec<String>,
     image_dir: Vec<PathBuf>,
+    log_dir: Vec<PathBuf>,
     console_ring: Option<usize>,
     grace: Option<u64>,
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "pool",
     "socket",
     "backing",
@@ -90,6 +94,7 @@ const KEYS: [&str; 10] = [
     "numa-node",
     "hold",
     "image-dir",
+    "log-dir",
     "console-ring",
     "grace",
 ];
@@ -137,9 +142,6 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         Some(path) => read_file(path)?,
         None => ServeFile::default(),
     };
-    let either = |flag: &[PathBuf], file: Vec<PathBuf>| {
-        if flag.is_empty() { file } else { flag.to_vec() }
-    };
     let request = PoolRequest {
         pool: args.pool.clone().or(file.pool).ok_or(CliError::NoPool)?,
         backing: args
@@ -157,14 +159,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         },
     };
     let request = request.check()?;
-    let dirs = either(&args.image_dirs, file.image_dir);
-    let dirs = dirs.iter().map(|dir| {
-        std::fs::canonicalize(dir).map_err(|source| CliError::ImageDir {
-            path: dir.clone(),
-            source,
-        })
-    });
-    let image_dirs: Vec<PathBuf> = dirs.collect::<Result<_, _>>()?;
+    let image_dirs = directories("image-dir", &args.image_dirs, file.image_dir)?;
+    let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
     let path = args
         .socket
         .clone()
@@ -189,6 +185,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         events,
         log: Arc::clone(manager.log()),
         image_dirs: image_dirs.into(),
+        log_dirs: log_dirs.into(),
         cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
         doctor: Doctor::default(),
     })?;
@@ -203,6 +200,25 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     event_loop::run(&mut controller, &receiver, &mut signals)?;
     notify(NotifyState::Stopping);
     Ok(ExitStatus::Done)
+}
+
+/// Real names of the directories of an option; those of the file where there
+/// is no flag.
+fn directories(
+    option: &'static str,
+    flag: &[PathBuf],
+    file: Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, CliError> {
+    let dirs = if flag.is_empty() { file } else { flag.to_vec() };
+    let real = |path: PathBuf| {
+        let real = std::fs::canonicalize(&path);
+        real.map_err(|source| CliError::Directory {
+            option,
+            path,
+            source,
+        })
+    };
+    dirs.into_iter().map(real).collect()
 }
 
 /// Tells systemd, where it asked to be told.

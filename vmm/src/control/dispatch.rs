@@ -283,6 +283,9 @@ impl Supervisor for Controller {
                 violation,
                 last_reported,
             } => self.manager.on_violation(id, violation, last_reported),
+            VmmEvent::LogFailed { id, path, error } => {
+                self.manager.on_log_failed(id, &path, &error);
+            }
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // There is no common stream of consoles here.
             VmmEvent::ConsoleFailed(error) => log::error!("console: {error}"),

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::builder::BuildError;
 use crate::control::debug::DebugError;
+use crate::devices::console_log::LogError;
 use crate::error_chain::chain;
 use crate::host_pool::HostPoolError;
 use crate::instance::NameError;
@@ -89,6 +90,9 @@ pub enum ControlError {
         /// The path.
         path: String,
     },
+    /// A file cannot be a console log.
+    #[error("the console log")]
+    Log(#[from] LogError),
     /// The VMM is ending.
     #[error("the VMM is ending")]
     Ending,
@@ -194,7 +198,9 @@ impl ControlError {
                 BuildError::PageTables(_) | BuildError::BootParams(_) => NO_ROOM,
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "vmm-failed"),
             },
-            Self::Resolve(ResolveError::File { .. })
+            Self::Log(LogError::Taken { .. }) => (StatusCode::CONFLICT, "busy"),
+            Self::Resolve(ResolveError::File { .. } | ResolveError::Log { .. })
+            | Self::Log(_)
             | Self::ImageDir { .. }
             | Self::ImagePath { .. }
             | Self::ImageKind { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "file"),

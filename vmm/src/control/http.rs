@@ -26,6 +26,7 @@ use utoipa_axum::routes;
 use crate::builder::GuestConfig;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
+use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::EventLog;
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
@@ -41,6 +42,8 @@ pub struct Api {
     pub log: Arc<EventLog>,
     /// Directories below which images may lie, canonical; any when empty.
     pub image_dirs: Arc<[PathBuf]>,
+    /// Directories below which console logs may lie, likewise.
+    pub log_dirs: Arc<[PathBuf]>,
     /// Images read so far.
     pub cache: Arc<Mutex<ImageCache>>,
     /// Who examines the host.
@@ -97,6 +100,30 @@ impl Api {
             configs.pop().map(Box::new).ok_or(ControlError::Ending)
         });
         match read.await {
+            Ok(result) => result,
+            Err(_cancelled) => Err(ControlError::Ending),
+        }
+    }
+}
+
+impl Api {
+    /// Opens a console log on a thread that may wait; where nothing is to come
+    /// of the request (`dry_run`), only says whether it may lie there.
+    async fn console_log(
+        &self,
+        path: String,
+        dry_run: bool,
+    ) -> Result<Option<Arc<LogFile>>, ControlError> {
+        let dirs = Arc::clone(&self.log_dirs);
+        let opened = tokio::task::spawn_blocking(move || {
+            let path = PathBuf::from(path);
+            if dry_run {
+                check_log(&path, &dirs)?;
+                return Ok(None);
+            }
+            Ok(Some(Arc::new(LogFile::open(&path, &dirs)?)))
+        });
+        match opened.await {
             Ok(result) => result,
             Err(_cancelled) => Err(ControlError::Ending),
         }

@@ -221,6 +221,8 @@ pub struct Instance {
     pub cmdline: Option<String>,
     /// The memory map that it gets.
     pub e820: Vec<E820Row>,
+    /// The file that keeps what it prints.
+    pub console_log: Option<String>,
     /// Accesses to what is not its own.
     pub violations: u64,
     /// When it reached which stage.
@@ -259,7 +261,8 @@ impl Instance {
                 size: place.size(),
             })
         });
-        let stages = guest.timeline().stages();
+        let (stages, log) = (guest.timeline().stages(), &guest.config().console_log);
+        let log = log.as_ref();
         Ok(Self {
             id: guest.id().0,
             name: guest.name().to_string(),
@@ -273,6 +276,7 @@ impl Instance {
             initrd,
             cmdline: loaded.map(|loaded| loaded.cmdline.to_string_lossy().into_owned()),
             e820: e820.iter().map(E820Row::from).collect(),
+            console_log: log.map(|log| log.path().display().to_string()),
             violations: guest.violations(),
             timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         })
@@ -370,6 +374,10 @@ pub struct CreateBody {
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// A file that keeps all that it prints, emptied when it first boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 4095)]
+    pub console_log: Option<String>,
 }
 
 /// What `POST /v1/plan` takes.

@@ -189,6 +189,7 @@ fn run_probe(
         violation: ViolationPolicy::Log,
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     };
     let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
     // Nobody reads what the probe prints.

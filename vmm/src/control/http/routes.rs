@@ -155,7 +155,7 @@ pub async fn list(State(api): State<Api>) -> Answer {
               (status = 201, body = Instance), Refusal))]
 pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
     let dry_run = dry_run(query)?;
-    let Planned { config, images } = planned(&api, json(body).await?).await?;
+    let Planned { config, images } = planned(&api, json(body).await?, dry_run).await?;
     let reply = api.call(Action::Create { config, images }, dry_run).await?;
     let status = if dry_run {
         StatusCode::OK
@@ -166,8 +166,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
 }
 
 /// Checks what is to be made and reads its images.
-async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
-    let config = instance_config(&body)?;
+async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, ControlError> {
+    let mut config = instance_config(&body)?;
     let images = match body.kernel {
         Some(kernel) => {
             let spec = ImageSpec {
@@ -183,6 +183,9 @@ async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
         }
         None => None,
     };
+    if let Some(path) = body.console_log {
+        config.console_log = api.console_log(path, dry_run).await?;
+    }
     Ok(Planned { config, images })
 }
 
@@ -193,7 +196,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Answer {
     let PlanBody { instances } = json(body).await?;
     let mut wanted = Vec::new();
     for instance in instances {
-        wanted.push(planned(&api, instance).await?);
+        wanted.push(planned(&api, instance, true).await?);
     }
     Ok(api.call(Action::Plan(wanted), false).await?.into_response())
 }
@@ -225,6 +228,7 @@ fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
         },
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     })
 }
 
