@@ -180,6 +180,10 @@ pub enum RemoteCommand {
     /// List all instances
     List(ClientArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
+    ///
+    /// First comes what was printed so far. A serial line does not tell the
+    /// guest how large the window is: there, say `stty rows R cols C` with what
+    /// `stty size` says here, or run `resize`.
     Console(console::ConsoleArgs),
     /// Look into a guest: registers, memory, page tables
     #[command(subcommand)]
@@ -322,9 +326,8 @@ pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
     parse_size(text).map_err(|source| CliError::Size { option, source })
 }
 
-/// The VMM has another working directory than its clients.
 fn image(path: &str) -> Result<String, CliError> {
-    if path == "probe" || Path::new(path).is_absolute() {
+    if path == "probe" {
         return Ok(path.to_owned());
     }
     whole("kernel", path)
