@@ -7,6 +7,8 @@ use utoipa::ToSchema;
 
 use crate::builder::BuildError;
 use crate::control::debug::DebugError;
+use crate::control::number::EXACT_MAX;
+use crate::control::objects::SIZE_MAX;
 use crate::devices::console_log::LogError;
 use crate::error_chain::chain;
 use crate::host_pool::HostPoolError;
@@ -63,6 +65,9 @@ pub enum ControlError {
         /// Its value.
         value: u64,
     },
+    /// The route is there, but not for this method.
+    #[error("this route does not know the method")]
+    NoMethod,
     /// No such route.
     #[error("there is no such route")]
     NoRoute,
@@ -204,6 +209,7 @@ impl ControlError {
             | Self::ImageDir { .. }
             | Self::ImagePath { .. }
             | Self::ImageKind { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "file"),
+            Self::Spec(SpecError::NoKernel) => (StatusCode::UNPROCESSABLE_ENTITY, "no-kernel"),
             Self::Resolve(ResolveError::Spec(_))
             | Self::Spec(_)
             | Self::Data(_)
@@ -214,6 +220,7 @@ impl ControlError {
                 (StatusCode::BAD_REQUEST, "bad-request")
             }
             Self::Body { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::NoMethod => (StatusCode::METHOD_NOT_ALLOWED, "no-method"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no-route"),
             Self::Range(_)
             | Self::Ending
@@ -243,7 +250,11 @@ impl ControlError {
             }
             Self::Resolve(ResolveError::Spec(error)) | Self::Spec(error) => error.help(),
             Self::Debug(error) => error.help(),
-            Self::Value { field: "cpus", .. } => Some(format!("1 to {MAX_CPUS} vCPUs")),
+            Self::Value { field: "since", .. } => Some(format!("at most {EXACT_MAX}")),
+            Self::Value { field, .. } if *field != "cpus" => {
+                Some(format!("at most {SIZE_MAX} bytes"))
+            }
+            Self::Value { .. } => Some(format!("1 to {MAX_CPUS} vCPUs")),
             _ => None,
         }
     }

@@ -27,7 +27,7 @@ use crate::builder::GuestConfig;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
 use crate::devices::console_log::{LogFile, check_path as check_log};
-use crate::event_log::EventLog;
+use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
 use crate::loader::ImageCache;
@@ -61,7 +61,7 @@ pub struct Api {
         license(name = "Apache-2.0 OR BSD-3-Clause")
     ),
     servers((url = "/")),
-    components(schemas(ErrorBody))
+    components(schemas(ErrorBody, Event))
 )]
 struct Description;
 
@@ -224,5 +224,6 @@ pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router
         .fallback(|| async { ControlError::NoRoute })
+        .method_not_allowed_fallback(|| async { ControlError::NoMethod })
         .with_state(api)
 }

@@ -13,6 +13,7 @@
 //! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
 //! | [`debug`] | registers, memory and translations |
+//! | [`number`] | integers as JSON has them |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -26,6 +27,7 @@ pub mod dispatch;
 pub mod error;
 pub mod http;
 pub mod metrics;
+pub mod number;
 pub mod objects;
 pub mod plan;
 pub mod server;

@@ -220,7 +220,7 @@ pub fn execute(
         DebugAction::Translate { addr, through } => {
             let memory = View::of(manager, guest)?;
             let walk = memory.walk(manager, &through, addr);
-            let translation = Translation::new(manager, guest, addr, &through, walk);
+            let translation = Translation::new(manager, guest, addr, &through, &walk);
             Ok(DebugReply::Translation(Box::new(translation)))
         }
     }

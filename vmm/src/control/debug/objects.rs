@@ -349,7 +349,13 @@ pub struct KvmAnswer {
 
 impl Translation {
     /// The walk of `addr` that `through`'s registers led.
-    pub fn new(manager: &Manager, guest: &Guest, addr: u64, through: &Reading, walk: Walk) -> Self {
+    pub fn new(
+        manager: &Manager,
+        guest: &Guest,
+        addr: u64,
+        through: &Reading,
+        walk: &Walk,
+    ) -> Self {
         let sregs = &through.registers.sregs;
         let target = walk.end.as_ref().ok().map(|target| {
             let (pool_addr, own) = pool_addr(guest, target.addr);
@@ -373,7 +379,7 @@ impl Translation {
             addr_hex: hex(addr),
             paging: Walker::new(sregs, 52, true).mode.name().to_owned(),
             steps: walk.steps.iter().map(StepObject::from).collect(),
-            fault: walk.end.err().map(|fault| fault.to_string()),
+            fault: walk.end.as_ref().err().map(ToString::to_string),
             target,
             kvm: through.translated.map(|physical| KvmAnswer {
                 physical_hex: physical.map(hex),

@@ -11,7 +11,7 @@ use crate::control::debug::objects::{CpuRegisters, MemoryObject, Registers, Tran
 use crate::control::debug::{DebugAction, DebugError, DebugReply, PATIENCE, Readings};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
-use crate::control::http::body::{Refusal, name};
+use crate::control::http::body::{NameParam, Refusal, name};
 use crate::control::http::debug_query::{MemoryQuery, RegsQuery, TranslateQuery};
 use crate::instance::InstanceName;
 use crate::vcpu::Reading;
@@ -33,7 +33,7 @@ impl IntoResponse for DebugReply {
 /// The registers of an instance's vCPUs: as they are, or, once it has ended,
 /// as they were then. A vCPU that runs is stopped for some microseconds.
 #[utoipa::path(get, path = "/v1/instances/{name}/regs",
-    params(("name" = String, Path), RegsQuery),
+    params(NameParam, RegsQuery),
     responses((status = 200, body = Registers), Refusal))]
 pub async fn regs(
     State(api): State<Api>,
@@ -57,7 +57,7 @@ pub async fn regs(
 /// An instance's memory, also while its guest runs. Nothing but its own chunks
 /// can be read, and the low window, which is one of them.
 #[utoipa::path(get, path = "/v1/instances/{name}/memory",
-    params(("name" = String, Path), MemoryQuery),
+    params(NameParam, MemoryQuery),
     responses((status = 200, body = MemoryObject), Refusal))]
 pub async fn memory(
     State(api): State<Api>,
@@ -80,7 +80,7 @@ pub async fn memory(
 
 /// Where a guest-virtual address leads, entry by entry.
 #[utoipa::path(get, path = "/v1/instances/{name}/translate",
-    params(("name" = String, Path), TranslateQuery),
+    params(NameParam, TranslateQuery),
     responses((status = 200, body = Translation), Refusal))]
 pub async fn translate(
     State(api): State<Api>,
