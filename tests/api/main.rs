@@ -7,6 +7,7 @@
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are as they were afterwards |
+//! | `guide` | the examples of docs/control.md |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //! | `server` | what they share |
 //!
@@ -16,6 +17,7 @@
 mod consoles;
 mod crowd;
 mod debug;
+mod guide;
 mod server;
 mod serving;
 mod session;
