@@ -9,7 +9,6 @@
 //! | `consoles` | logs, and terminals that are as they were afterwards |
 //! | `guide` | the examples of docs/control.md |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
-//! | `server` | what they share |
 //!
 //! Without a usable `/dev/kvm` the tests that need one say that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
@@ -18,7 +17,8 @@ mod consoles;
 mod crowd;
 mod debug;
 mod guide;
-mod server;
 mod serving;
 mod session;
 mod wire;
+
+use mkvmm_test_harness::server;

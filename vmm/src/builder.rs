@@ -26,7 +26,7 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::kvm::{Host, VmError};
 use crate::loader::cmdline::{self, CmdlineError};
 use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
-use crate::placement::{ImageFacts, PlacementPlan};
+use crate::placement::PlacementPlan;
 use crate::reservation::ReservationError;
 use crate::vcpu::VcpuError;
 use crate::vcpu::affinity::CpuSet;
@@ -225,7 +225,7 @@ pub fn furnish(
     let text = full_cmdline(config, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
     let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
-    let facts = ImageFacts::new(&config.kernel, initramfs_size);
+    let facts = config.kernel.facts(initramfs_size);
     let (plan, next) = sub_pool.plan(&facts)?;
     let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)?;
     let furnished = Furnished {

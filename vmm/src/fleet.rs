@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mkpool::RangeError;
 
+use crate::audit::{self, Findings};
 use crate::builder::{BuildError, GuestConfig};
 use crate::devices::console::ConsoleQueue;
 use crate::event_loop::{EventReceiver, EventSender, Supervisor, VmmEvent, event_channel};
@@ -159,6 +160,11 @@ impl Fleet {
     /// Why the consoles could not be written, if they could not.
     pub fn take_console_error(&mut self) -> Option<io::Error> {
         self.console_error.take()
+    }
+
+    /// What the books say now; see [`audit::audit`].
+    pub fn audit(&self) -> Findings {
+        audit::audit(&self.manager)
     }
 
     /// The resource tree and every guest's e820, for people and tests.

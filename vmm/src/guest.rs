@@ -18,7 +18,7 @@ use mkpool::{AddrRange, MemoryMap, RangeError};
 use crate::boot::boot_params::{self, BootParamsFacts, FIRST_SETUP_DATA, SetupData};
 use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
-use crate::boot::{acpi, gdt, layout, page_tables};
+use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
     self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
 };
@@ -37,6 +37,7 @@ use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::snapshot::Snapshot;
+use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
 use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
@@ -431,6 +432,7 @@ impl Guest {
     }
 
     fn manifest(&self, images: &Furnished, pool: AddrRange) -> Result<Vec<u8>, BuildError> {
+        let allocations: Vec<AddrRange> = self.sub_pool.withheld().collect();
         Ok(manifest::build(&ManifestFacts {
             addr: FIRST_SETUP_DATA,
             pool,
@@ -438,6 +440,7 @@ impl Guest {
             name: self.name().as_str(),
             chunks: self.sub_pool.regions(),
             plan: &images.plan,
+            allocations: &allocations,
             initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
             entry: images.entry,
             cpus: self.config.cpus,

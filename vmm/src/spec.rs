@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use mkpool::{ParamError, parse_size};
 
-use crate::boot::layout::PAGE_SIZE;
 use crate::builder::GuestConfig;
 use crate::devices::console_log::{LogError, LogFile};
 use crate::devices::violation::ViolationPolicy;
 use crate::instance::state::OnEnd;
 use crate::instance::{InstanceName, NameError};
+use crate::layout::PAGE_SIZE;
 use crate::loader::cache::{Batch, CacheError};
 use crate::loader::cmdline::DEFAULT_LINUX;
 use crate::loader::{BootMode, ImageCache, ImageSource, Initramfs};

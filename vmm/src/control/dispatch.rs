@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::audit::audit;
 use crate::builder::{GuestConfig, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
-use crate::control::audit::audit;
 use crate::control::debug;
 use crate::control::error::ControlError;
 use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
@@ -82,7 +82,7 @@ impl Controller {
         match action {
             Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
-            Action::Audit => Ok(Reply::Audit(audit(&self.manager))),
+            Action::Audit => Ok(Reply::Audit(audit(&self.manager).into())),
             Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),
             Action::List => self.list(),
             Action::Show(name) => self.show(&name),

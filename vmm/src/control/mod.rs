@@ -10,7 +10,6 @@
 //! |---|---|
 //! | [`action`] | what can be asked for, and the answers |
 //! | [`dispatch`] | the one place that carries actions out |
-//! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
 //! | [`debug`] | registers, memory and translations |
 //! | [`number`] | integers as JSON has them |
@@ -21,7 +20,6 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
-pub mod audit;
 pub mod debug;
 pub mod dispatch;
 pub mod error;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
+use crate::audit::Findings;
 use crate::boot::e820::E820Entry;
 use crate::control::error::ErrorObject;
 use crate::control::number::{optional, whole};
@@ -326,6 +327,16 @@ pub struct Audit {
     pub checks: u64,
     /// What does not agree, a line each.
     pub problems: Vec<String>,
+}
+
+impl From<Findings> for Audit {
+    fn from(Findings { checks, problems }: Findings) -> Self {
+        Self {
+            ok: problems.is_empty(),
+            checks,
+            problems,
+        }
+    }
 }
 
 /// The VMM.

@@ -14,7 +14,6 @@ use mkpool::AddrRange;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::boot::layout::DYNAMIC_POOL_MIN;
 use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
 use crate::doctor::offers::Offers;
@@ -24,6 +23,7 @@ use crate::fleet::Fleet;
 use crate::host_pool::HostPool;
 use crate::instance::state::{EndReason, OnEnd};
 use crate::kvm::Host;
+use crate::layout::DYNAMIC_POOL_MIN;
 use crate::loader::KernelImage;
 use crate::machine::MIN_POOL;
 use crate::reservation::ReservationConfig;

@@ -11,11 +11,11 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::boot::layout::LOW_WINDOW_SIZE;
 use crate::debug::bits;
 use crate::debug::paging::{Step, Walk, Walker};
 use crate::guest::Guest;
 use crate::instance::InstanceName;
+use crate::layout::LOW_WINDOW_SIZE;
 use crate::manager::Manager;
 use crate::vcpu::Reading;
 
