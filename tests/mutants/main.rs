@@ -153,6 +153,7 @@ fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
         violation: ViolationPolicy::Log,
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     };
     if let Ok(guest) = builder::build(&around, pool, &config) {
         pool.release(guest.into_sub_pool()).expect("it is whole");

@@ -14,6 +14,7 @@ use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
 use crate::boot::page_tables::PageTableError;
 use crate::devices::console::ConsoleQueue;
+use crate::devices::console_log::LogFile;
 use crate::devices::violation::ViolationPolicy;
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
@@ -58,6 +59,8 @@ pub struct GuestConfig {
     pub on_reboot: OnEnd,
     /// What follows a panic.
     pub on_panic: OnEnd,
+    /// A file that keeps what it prints.
+    pub console_log: Option<Arc<LogFile>>,
 }
 
 /// An instance before it has images: what `create` takes.
@@ -79,6 +82,8 @@ pub struct InstanceConfig {
     pub on_reboot: OnEnd,
     /// What follows a panic.
     pub on_panic: OnEnd,
+    /// A file that keeps what it prints.
+    pub console_log: Option<Arc<LogFile>>,
 }
 
 impl GuestConfig {
@@ -93,6 +98,7 @@ impl GuestConfig {
             violation: self.violation,
             on_reboot: self.on_reboot,
             on_panic: self.on_panic,
+            console_log: self.console_log.clone(),
         }
     }
 }

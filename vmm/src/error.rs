@@ -143,9 +143,11 @@ pub enum CliError {
         /// The nearest there is.
         nearest: &'static str,
     },
-    /// An `--image-dir` is none.
-    #[error("--image-dir {}", .path.display())]
-    ImageDir {
+    /// The directory of an option is none.
+    #[error("--{option} {}", .path.display())]
+    Directory {
+        /// The option.
+        option: &'static str,
         /// The directory.
         path: PathBuf,
         /// Why.
@@ -215,11 +217,11 @@ impl CliError {
             | Self::Range(_)
             | Self::Spec(_) => ExitStatus::Usage,
             Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
-            Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
+            Self::Resolve(ResolveError::File { .. } | ResolveError::Log { .. }) => ExitStatus::File,
             Self::NoPool | Self::ConfigKey { .. } | Self::Config { .. } | Self::Size { .. } => {
                 ExitStatus::Usage
             }
-            Self::ConfigRead { .. } | Self::ImageDir { .. } => ExitStatus::File,
+            Self::ConfigRead { .. } | Self::Directory { .. } => ExitStatus::File,
             Self::Refused { status, error } => refused_status(*status, error),
             Self::Reservation(error) => reservation_status(error),
             Self::Pool(error) => pool_status(error),

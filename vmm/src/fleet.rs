@@ -240,6 +240,9 @@ impl Supervisor for Fleet {
                 self.console_error.get_or_insert(error);
                 self.kill_all();
             }
+            VmmEvent::LogFailed { id, path, error } => {
+                self.manager.on_log_failed(id, &path, &error);
+            }
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // Dropped unanswered, which its sender sees: `run` has no socket.
             VmmEvent::Request(_) => {}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer's others; a layer names itself and those before.
 const LAYERS: [&[&str]; 11] = [
-    &["layout", "error_chain", "replay"],
+    &["layout", "error_chain", "replay", "debug"],
     &["machine", "reservation"],
     &["instance", "placement"],
     &["host_pool"],

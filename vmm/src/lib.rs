@@ -20,6 +20,7 @@
 //! | – | [`audit`] | proof that ledger, slots and maps agree |
 //! | – | [`fleet`] | `run`: all guests or none |
 //! | ⑧ | [`control`], [`event_log`] | `serve`: the control socket |
+//! | – | [`debug`] | what registers and page tables of a guest mean |
 //! | – | [`spec`] | what users write, checked |
 //!
 //! ```text
@@ -40,6 +41,7 @@ pub mod audit;
 pub mod boot;
 pub mod builder;
 pub mod control;
+pub mod debug;
 pub mod devices;
 pub mod doctor;
 pub mod error_chain;

@@ -230,6 +230,11 @@ impl Running {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Option<Pid> {
+        Some(Pid::from_child(&self.child))
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");

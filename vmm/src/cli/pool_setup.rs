@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use indicatif::{ProgressBar, ProgressStyle};
 use mkpool::{AddrRange, ParamError, ParamMode, PoolParam};
 use serde::Deserialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::error::{CliError, ExitStatus};
 use mkvmm::host_pool::{HostPool, HostPoolError};
@@ -144,9 +144,12 @@ fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, Host
 }
 
 /// SIGINT and SIGTERM as bytes in a socket; a second one ends mkvmm at once.
+/// A console log that outgrows the limit of file sizes is an error of its
+/// write, and no reason to end all guests by SIGXFSZ.
 pub fn listen_for_signals() -> io::Result<UnixStream> {
     let (receiver, sender) = UnixStream::pair()?;
     receiver.set_nonblocking(true)?;
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let again = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         let status = ExitStatus::Interrupted.code();

@@ -22,7 +22,7 @@ pub struct RunArgs {
     /// A guest: name, kernel (a path, `fd:N` for an inherited descriptor, or
     /// `probe`), initrd (likewise; several are concatenated), boot (elf, or bzimage
     /// to unpack in the guest), cmdline, memory, cpus, cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
-    /// restart); repeatable. A comma inside a value is written `,,`
+    /// restart), console-log (a file for what it prints); repeatable. A comma inside a value is written `,,`
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",

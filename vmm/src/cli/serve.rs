@@ -14,7 +14,7 @@ use signal_hook::consts::SIGHUP;
 use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::dispatch::Controller;
-use mkvmm::control::http::Api;
+use mkvmm::control::http::{Api, Doctor};
 use mkvmm::control::server::ControlSocket;
 use mkvmm::event_loop::{self, event_channel};
 use mkvmm::loader::ImageCache;
@@ -41,6 +41,9 @@ pub struct ServeArgs {
     /// Open images only below this directory; repeatable
     #[arg(long = "image-dir", value_name = "DIR")]
     image_dirs: Vec<PathBuf>,
+    /// Write console logs only below this directory; repeatable
+    #[arg(long = "log-dir", value_name = "DIR")]
+    log_dirs: Vec<PathBuf>,
     /// Bytes of output that each guest's console keeps
     #[arg(long, value_name = "BYTES")]
     console_ring: Option<usize>,
@@ -57,12 +60,13 @@ struct ServeFile {
     pool: PoolOptions,
     socket: Option<PathBuf>,
     image_dir: Vec<PathBuf>,
+    log_dir: Vec<PathBuf>,
     console_ring: Option<usize>,
     grace: Option<u64>,
 }
 
 /// Its keys besides the pool's.
-const KEYS: [&str; 4] = ["socket", "image-dir", "console-ring", "grace"];
+const KEYS: [&str; 5] = ["socket", "image-dir", "log-dir", "console-ring", "grace"];
 
 /// Where the socket is when nobody says.
 pub fn default_socket() -> PathBuf {
@@ -109,18 +113,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let dirs = if args.image_dirs.is_empty() {
-        &file.image_dir
-    } else {
-        &args.image_dirs
-    };
-    let dirs = dirs.iter().map(|dir| {
-        std::fs::canonicalize(dir).map_err(|source| CliError::ImageDir {
-            path: dir.clone(),
-            source,
-        })
-    });
-    let image_dirs: Vec<PathBuf> = dirs.collect::<Result<_, _>>()?;
+    let image_dirs = directories("image-dir", &args.image_dirs, file.image_dir)?;
+    let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
     let path = args
         .socket
         .clone()
@@ -145,7 +139,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         events,
         log: Arc::clone(manager.log()),
         image_dirs: image_dirs.into(),
+        log_dirs: log_dirs.into(),
         cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
+        doctor: Doctor::default(),
     })?;
     let mut controller = Controller::new(manager, grace);
     notify(NotifyState::Ready);
@@ -158,6 +154,25 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     event_loop::run(&mut controller, &receiver, &mut signals)?;
     notify(NotifyState::Stopping);
     Ok(ExitStatus::Done)
+}
+
+/// Real names of the directories of an option; those of the file where there
+/// is no flag.
+fn directories(
+    option: &'static str,
+    flag: &[PathBuf],
+    file: Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, CliError> {
+    let dirs = if flag.is_empty() { file } else { flag.to_vec() };
+    let real = |path: PathBuf| {
+        let real = std::fs::canonicalize(&path);
+        real.map_err(|source| CliError::Directory {
+            option,
+            path,
+            source,
+        })
+    };
+    dirs.into_iter().map(real).collect()
 }
 
 /// Tells systemd, where it asked to be told.
