@@ -20,7 +20,7 @@ use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
 use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
-    self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
+    self, BuildError, Furnished, Images, InstanceConfig, Surroundings, load_images,
 };
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
@@ -242,9 +242,9 @@ impl Guest {
     ///
     /// # Errors
     /// [`BuildError`]; what was loaded before still is.
-    pub fn load(&mut self, pool: &mut HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn load(&mut self, pool: &mut HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        let (mut images, next) = builder::furnish(pool, &self.sub_pool, config)?;
+        let (mut images, next) = builder::furnish(pool, &self.sub_pool, &self.config.name, images)?;
         if let Some(old) = &mut self.loaded {
             // From here on they are no longer in memory, but still kept.
             old.pristine = false;
@@ -253,7 +253,7 @@ impl Guest {
         pool.book(&mut self.sub_pool, &images.plan, next)?;
         self.timeline.restart();
         self.timeline.reach(Stage::Placed);
-        images.entry = match load_images(&images.config, &images.memory, &images.plan) {
+        images.entry = match load_images(&images.images, &images.memory, &images.plan) {
             Ok(entry) => entry,
             Err(error) => {
                 self.drop_images(pool)?;
@@ -275,9 +275,9 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::load`].
-    pub fn check_load(&self, pool: &HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn check_load(&self, pool: &HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        builder::furnish(pool, &self.sub_pool, config).map(drop)
+        builder::furnish(pool, &self.sub_pool, &self.config.name, images).map(drop)
     }
 
     /// Takes the images out of its memory. It must not be live.
@@ -328,7 +328,7 @@ impl Guest {
         if !loaded.pristine {
             self.timeline.restart();
             scrub(&self.sub_pool, pool)?;
-            images.entry = load_images(&images.config, &images.memory, &images.plan)?;
+            images.entry = load_images(&images.images, &images.memory, &images.plan)?;
             self.timeline.reach(Stage::Loaded);
             loaded.pristine = true;
         }
@@ -400,7 +400,7 @@ impl Guest {
             .map_err(std::io::Error::from)?;
         let node = |kind, data| SetupData { kind, data };
         let params = boot_params::build(&BootParamsFacts {
-            setup_header: images.config.kernel.setup_header(),
+            setup_header: images.images.kernel.setup_header(),
             e820,
             cmdline_len: images.cmdline.as_bytes().len(),
             initramfs,
@@ -577,7 +577,7 @@ fn scrub(sub_pool: &SubPool, pool: &HostPool) -> Result<(), ReservationError> {
 
 /// The initramfs with its exact size: the kernel unpacks what it is told.
 fn initramfs(images: &Furnished) -> Result<Option<AddrRange>, RangeError> {
-    let (Some(place), Some(file)) = (images.plan.initramfs, &images.config.initramfs) else {
+    let (Some(place), Some(file)) = (images.plan.initramfs, &images.images.initramfs) else {
         return Ok(None);
     };
     AddrRange::with_size(place.start(), file.size()).map(Some)

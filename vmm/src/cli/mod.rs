@@ -4,6 +4,7 @@ mod client;
 mod console;
 mod debug;
 mod fleet_file;
+mod images;
 mod pool_setup;
 mod remote;
 mod replay;

@@ -13,6 +13,7 @@
 //! | [`plan`] | what a launch would do |
 //! | [`debug`] | registers, memory and translations |
 //! | [`number`] | integers as JSON has them |
+//! | [`bodies`] | what requests carry |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -20,6 +21,7 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
+pub mod bodies;
 pub mod debug;
 pub mod dispatch;
 pub mod error;
