@@ -8,6 +8,7 @@
 //! knows and `manager.rs` asks.
 
 mod console_log;
+mod machine;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -30,6 +31,7 @@ use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
+use crate::guest::machine::Machine;
 use crate::host_pool::{HostPool, SubPool};
 use crate::instance::state::{EndReason, OnEnd, State};
 use crate::instance::timeline::{Stage, Timeline};
@@ -47,35 +49,6 @@ use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup
 const SETUP_RNG_SEED: u32 = 9;
 /// Bytes of seed: what Linux's own boot loaders pass on.
 const RNG_SEED_SIZE: usize = 32;
-
-/// What exists only while the guest may run.
-#[derive(Debug)]
-struct Machine {
-    // In the order in which they must go.
-    vcpus: Vec<VcpuHandle>,
-    bus: Arc<InstanceBus>,
-    vm: Vm,
-}
-
-impl Machine {
-    /// Ends all vCPUs; their registers as they were then.
-    fn end(mut self) -> Vec<Option<Snapshot>> {
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-        let vcpus = std::mem::take(&mut self.vcpus);
-        vcpus.into_iter().map(VcpuHandle::finish).collect()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // All of them before the first is joined: one may wait for another.
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-    }
-}
 
 /// How long vCPUs may take to leave their guest when it is paused.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
