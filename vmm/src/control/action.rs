@@ -13,6 +13,7 @@ use crate::control::error::ControlError;
 use crate::control::objects::{
     Allocation, Audit, E820Row, Instance, IomemRow, MetricsFacts, Plan, Pool,
 };
+use crate::control::pool_map::PoolMap;
 use crate::devices::console_ring::ConsoleRing;
 use crate::instance::state::Verb;
 use crate::instance::{InstanceId, InstanceName};
@@ -31,6 +32,8 @@ pub struct Planned {
 pub enum Action {
     /// Describe the pool.
     Pool,
+    /// Draw it.
+    PoolMap,
     /// List the resource tree.
     Iomem,
     /// Prove the books.
@@ -98,6 +101,7 @@ impl Action {
     pub fn name(&self) -> String {
         match self {
             Self::Pool => "pool".to_owned(),
+            Self::PoolMap => "pool-map".to_owned(),
             Self::Iomem => "iomem".to_owned(),
             Self::Audit => "audit".to_owned(),
             Self::Metrics => "metrics".to_owned(),
@@ -120,6 +124,7 @@ impl Action {
         !matches!(
             self,
             Self::Pool
+                | Self::PoolMap
                 | Self::Iomem
                 | Self::Audit
                 | Self::Metrics
@@ -142,9 +147,13 @@ impl Action {
             | Self::Kill { name, .. } => Some(name),
             Self::Create { config, .. } => Some(&config.name),
             Self::Alloc { instance, .. } | Self::Free { instance, .. } => instance.as_ref(),
-            Self::Pool | Self::Iomem | Self::Audit | Self::Metrics | Self::List | Self::Plan(_) => {
-                None
-            }
+            Self::Pool
+            | Self::PoolMap
+            | Self::Iomem
+            | Self::Audit
+            | Self::Metrics
+            | Self::List
+            | Self::Plan(_) => None,
         }
     }
 }
@@ -154,6 +163,8 @@ impl Action {
 pub enum Reply {
     /// The pool.
     Pool(Pool),
+    /// Its map.
+    PoolMap(Box<PoolMap>),
     /// The resource tree, in printing order.
     Iomem(Vec<IomemRow>),
     /// The proof, or what is wrong.

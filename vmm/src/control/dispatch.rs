@@ -9,6 +9,7 @@ use crate::control::audit::audit;
 use crate::control::error::ControlError;
 use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
 use crate::control::plan::plan;
+use crate::control::pool_map::PoolMap;
 use crate::event_log::EventKind;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::instance::state::{EndReason, Verb};
@@ -80,6 +81,7 @@ impl Controller {
     fn execute(&mut self, action: Action) -> Result<Reply, ControlError> {
         match action {
             Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
+            Action::PoolMap => Ok(Reply::PoolMap(Box::new(PoolMap::of(&self.manager)))),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
             Action::Audit => Ok(Reply::Audit(audit(&self.manager))),
             Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),

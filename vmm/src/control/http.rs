@@ -4,6 +4,7 @@
 //! the event loop's thread.
 
 mod body;
+mod pool_routes;
 mod routes;
 mod streams;
 
@@ -156,6 +157,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::version))
         .routes(routes!(routes::openapi))
         .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::map))
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
         .routes(routes!(routes::metrics))

@@ -12,6 +12,7 @@
 //! | [`dispatch`] | the one place that carries actions out |
 //! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
+//! | [`pool_map`] | who has which bytes of the pool |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -26,4 +27,5 @@ pub mod http;
 pub mod metrics;
 pub mod objects;
 pub mod plan;
+pub mod pool_map;
 pub mod server;

@@ -87,7 +87,7 @@ impl Pool {
 }
 
 /// A range of addresses.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Range {
     /// First byte.
     pub start: u64,

@@ -38,6 +38,7 @@ impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         match self {
             Self::Pool(pool) => Json(pool).into_response(),
+            Self::PoolMap(map) => Json(map).into_response(),
             Self::Iomem(rows) => Json(rows).into_response(),
             Self::Audit(audit) => Json(audit).into_response(),
             Self::Instances(instances) => Json(instances).into_response(),
