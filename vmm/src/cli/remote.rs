@@ -7,7 +7,7 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, fleet_file, print, tables};
+use crate::cli::{console, fleet_file, pool_map, print, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
@@ -117,6 +117,8 @@ pub enum PoolCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// A picture of who has which addresses
+    Map(pool_map::MapArgs),
     /// Take memory out of the pool, or out of an instance
     Alloc {
         /// Bytes, for instance 2M
@@ -380,6 +382,7 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
     let allocation = |a: &Allocation| format!("{} {} bytes\n", a.addr_hex, a.size);
     match command {
         PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
+        PoolCommand::Map(args) => pool_map::run(args),
         PoolCommand::Alloc {
             size: bytes,
             align,

@@ -8,7 +8,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use mkvmm::control::objects::{Audit, E820Row, Instance, IomemRow, Plan, Pool, Range};
 
 /// `256M`: whole units where they are whole, else one digit behind the point.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [
         (1 << 40, "T"),
         (1 << 30, "G"),
