@@ -5,6 +5,7 @@
 //! | `session` | a session as a new user would type it, and what is refused |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
+//! | `pool_views` | the pool's map and log |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //! | `server` | what they share |
 //!
@@ -12,6 +13,7 @@
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod crowd;
+mod pool_views;
 mod server;
 mod serving;
 mod session;

@@ -223,7 +223,11 @@ impl Guest {
     /// [`BuildError`]; what was loaded before still is.
     pub fn load(&mut self, pool: &mut HostPool, config: &GuestConfig) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        let (mut images, next) = builder::furnish(pool, &self.sub_pool, config)?;
+        let furnished = builder::furnish(pool, &self.sub_pool, config);
+        if let Err(BuildError::Pool(error)) = &furnished {
+            pool.note_refusal(&self.sub_pool, error);
+        }
+        let (mut images, next) = furnished?;
         if let Some(old) = &mut self.loaded {
             // From here on they are no longer in memory, but still kept.
             old.pristine = false;

@@ -3,6 +3,7 @@
 mod client;
 mod console;
 mod fleet_file;
+mod pool_log;
 mod pool_map;
 mod pool_setup;
 mod remote;

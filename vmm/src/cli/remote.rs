@@ -7,7 +7,7 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, fleet_file, pool_map, print, tables};
+use crate::cli::{console, fleet_file, pool_log, pool_map, print, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
@@ -119,6 +119,8 @@ pub enum PoolCommand {
     },
     /// A picture of who has which addresses
     Map(pool_map::MapArgs),
+    /// The last allocations, who asked for them, and why some were refused
+    Log(pool_log::LogArgs),
     /// Take memory out of the pool, or out of an instance
     Alloc {
         /// Bytes, for instance 2M
@@ -264,7 +266,7 @@ fn escape(part: &str) -> String {
 }
 
 /// Prints an answer: its own text, or what `render` makes of the object.
-fn answer<T: DeserializeOwned>(
+pub fn answer<T: DeserializeOwned>(
     json: bool,
     mut text: String,
     render: impl FnOnce(&T) -> String,
@@ -383,6 +385,7 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
     match command {
         PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
         PoolCommand::Map(args) => pool_map::run(args),
+        PoolCommand::Log(args) => pool_log::run(args),
         PoolCommand::Alloc {
             size: bytes,
             align,

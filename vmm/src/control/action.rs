@@ -13,6 +13,7 @@ use crate::control::error::ControlError;
 use crate::control::objects::{
     Allocation, Audit, E820Row, Instance, IomemRow, MetricsFacts, Plan, Pool,
 };
+use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
 use crate::devices::console_ring::ConsoleRing;
 use crate::instance::state::Verb;
@@ -34,6 +35,11 @@ pub enum Action {
     Pool,
     /// Draw it.
     PoolMap,
+    /// List its last allocations.
+    PoolLog {
+        /// At most so many; all that are kept when `None`.
+        limit: Option<u32>,
+    },
     /// List the resource tree.
     Iomem,
     /// Prove the books.
@@ -102,6 +108,7 @@ impl Action {
         match self {
             Self::Pool => "pool".to_owned(),
             Self::PoolMap => "pool-map".to_owned(),
+            Self::PoolLog { .. } => "pool-log".to_owned(),
             Self::Iomem => "iomem".to_owned(),
             Self::Audit => "audit".to_owned(),
             Self::Metrics => "metrics".to_owned(),
@@ -125,6 +132,7 @@ impl Action {
             self,
             Self::Pool
                 | Self::PoolMap
+                | Self::PoolLog { .. }
                 | Self::Iomem
                 | Self::Audit
                 | Self::Metrics
@@ -149,6 +157,7 @@ impl Action {
             Self::Alloc { instance, .. } | Self::Free { instance, .. } => instance.as_ref(),
             Self::Pool
             | Self::PoolMap
+            | Self::PoolLog { .. }
             | Self::Iomem
             | Self::Audit
             | Self::Metrics
@@ -165,6 +174,8 @@ pub enum Reply {
     Pool(Pool),
     /// Its map.
     PoolMap(Box<PoolMap>),
+    /// Its last allocations, oldest first.
+    PoolLog(Vec<PoolRecord>),
     /// The resource tree, in printing order.
     Iomem(Vec<IomemRow>),
     /// The proof, or what is wrong.

@@ -9,6 +9,7 @@ use crate::control::audit::audit;
 use crate::control::error::ControlError;
 use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
 use crate::control::plan::plan;
+use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
 use crate::event_log::EventKind;
 use crate::event_loop::{Supervisor, VmmEvent};
@@ -62,7 +63,13 @@ impl Controller {
                 Ok(None) => self.show(&name),
                 Err(error) => Err(error.into()),
             },
-            action if dry_run && action.is_change() => self.dry_run(action),
+            action if dry_run && action.is_change() => {
+                // What is done and undone below never took effect.
+                let paused = self.manager.pool_mut().log_mut().pause(true);
+                let result = self.dry_run(action);
+                self.manager.pool_mut().log_mut().pause(paused);
+                result
+            }
             action => self.execute(action),
         };
         if let (Err(error), true) = (&result, is_change) {
@@ -82,6 +89,7 @@ impl Controller {
         match action {
             Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
             Action::PoolMap => Ok(Reply::PoolMap(Box::new(PoolMap::of(&self.manager)))),
+            Action::PoolLog { limit } => Ok(self.pool_log(limit)),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
             Action::Audit => Ok(Reply::Audit(audit(&self.manager))),
             Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),
@@ -235,6 +243,12 @@ impl Controller {
         let object = |guest| Instance::of(&self.manager, guest);
         let all = self.manager.guests().map(object);
         Ok(Reply::Instances(all.collect::<Result<_, _>>()?))
+    }
+
+    fn pool_log(&self, limit: Option<u32>) -> Reply {
+        let most = limit.and_then(|limit| usize::try_from(limit).ok());
+        let records = self.manager.pool().log().last(most.unwrap_or(usize::MAX));
+        Reply::PoolLog(records.map(PoolRecord::from).collect())
     }
 
     fn facts(&self) -> MetricsFacts {

@@ -158,6 +158,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::openapi))
         .routes(routes!(routes::pool))
         .routes(routes!(pool_routes::map))
+        .routes(routes!(pool_routes::log))
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
         .routes(routes!(routes::metrics))

@@ -12,6 +12,7 @@
 //! | [`dispatch`] | the one place that carries actions out |
 //! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
+//! | [`pool_log`] | the last allocations |
 //! | [`pool_map`] | who has which bytes of the pool |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
@@ -27,5 +28,6 @@ pub mod http;
 pub mod metrics;
 pub mod objects;
 pub mod plan;
+pub mod pool_log;
 pub mod pool_map;
 pub mod server;

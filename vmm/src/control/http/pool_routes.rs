@@ -1,16 +1,31 @@
 //! Routes that look at the pool as a whole.
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 
 use crate::control::action::Action;
 use crate::control::error::ControlError;
 use crate::control::http::Api;
-use crate::control::http::body::Refusal;
+use crate::control::http::body::{LogQuery, Refusal};
+use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
 
 /// Who has which bytes of the pool, without a gap.
 #[utoipa::path(get, path = "/v1/pool/map", responses((status = 200, body = PoolMap), Refusal))]
 pub async fn map(State(api): State<Api>) -> Result<Response, ControlError> {
     Ok(api.call(Action::PoolMap, false).await?.into_response())
+}
+
+/// The last allocations of the pool, oldest first: who asked, and why some
+/// were refused. Dry runs and plans are not among them.
+#[utoipa::path(get, path = "/v1/pool/log", params(LogQuery),
+    responses((status = 200, body = [PoolRecord]), Refusal))]
+pub async fn log(
+    State(api): State<Api>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Result<Response, ControlError> {
+    let limit = query?.0.limit;
+    let action = Action::PoolLog { limit };
+    Ok(api.call(action, false).await?.into_response())
 }

@@ -39,6 +39,7 @@ impl IntoResponse for Reply {
         match self {
             Self::Pool(pool) => Json(pool).into_response(),
             Self::PoolMap(map) => Json(map).into_response(),
+            Self::PoolLog(records) => Json(records).into_response(),
             Self::Iomem(rows) => Json(rows).into_response(),
             Self::Audit(audit) => Json(audit).into_response(),
             Self::Instances(instances) => Json(instances).into_response(),
