@@ -35,7 +35,7 @@ use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{ExitBus, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use crate::vcpu::{ExitBus, ExitCounts, ExitKind, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
@@ -79,6 +79,8 @@ pub struct Guest {
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
     console: Arc<ConsoleRing>,
+    /// Of each vCPU, over all boots.
+    exits: Vec<Arc<ExitCounts>>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Guest {
         around: &Surroundings<'_>,
     ) -> Self {
         let violations = ViolationCounter::new(id, config.violation, around.events.clone());
+        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
             loaded: None,
@@ -112,6 +115,7 @@ impl Guest {
             timeline,
             violations: Arc::new(violations),
             console: Arc::new(ConsoleRing::new(around.console_ring)),
+            exits,
         }
     }
 
@@ -176,6 +180,14 @@ impl Guest {
     /// Accesses to what is not its own, so far.
     pub fn violations(&self) -> u64 {
         self.violations.count()
+    }
+
+    /// Exits of its vCPUs so far, by kind.
+    pub fn exits(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ExitKind::ALL.into_iter().map(|(kind, name)| {
+            let counts = self.exits.iter().map(|vcpu| vcpu.get(kind));
+            (name, counts.sum())
+        })
     }
 
     /// Its serial console.
@@ -341,7 +353,8 @@ impl Guest {
         let vcpus = (0..self.config.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, &setup))
             .collect::<Result<Vec<_>, _>>()?;
-        for vcpu in vcpus {
+        for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
+            let vcpu = vcpu.counting_on(Arc::clone(exits));
             let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
             let affinity = self.config.affinity.clone();
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;

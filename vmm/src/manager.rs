@@ -18,8 +18,8 @@ use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::boot_spans::BootSpans;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
-use crate::instance::timeline::Stage;
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 
@@ -89,6 +89,7 @@ pub struct Manager {
     events: EventSender,
     console: ConsolePlan,
     log: Arc<EventLog>,
+    boots: BootSpans,
     is_ending: bool,
 }
 
@@ -105,6 +106,7 @@ impl Manager {
             events,
             console,
             log: Arc::default(),
+            boots: BootSpans::default(),
             is_ending: false,
         }
     }
@@ -127,6 +129,11 @@ impl Manager {
     /// What happened.
     pub fn log(&self) -> &Arc<EventLog> {
         &self.log
+    }
+
+    /// How long boots took.
+    pub fn boots(&self) -> &BootSpans {
+        &self.boots
     }
 
     /// All instances by number.
@@ -169,6 +176,7 @@ impl Manager {
     ) -> Result<InstanceId, ManagerError> {
         let guest = self.try_create(config, images)?;
         let (id, name) = (guest.id(), guest.name().clone());
+        guest.timeline().measure_with(self.boots.clone());
         tell(&self.log, &guest);
         self.guests.insert(id, guest);
         self.names.insert(name, id);
@@ -447,7 +455,7 @@ impl Manager {
         if guest.on_end(reason) != OnEnd::Restart || self.is_ending {
             return Some(run.id);
         }
-        if lifetime(guest) < RESTART_PAUSE {
+        if guest.timeline().lifetime() < RESTART_PAUSE {
             // One that ends at once must not keep the VMM busy, nor its log.
             self.restarting.insert(run.id);
             return None;
@@ -570,22 +578,12 @@ fn tell(log: &EventLog, guest: &Guest) {
     log.push(Some(guest.name().to_string()), kind);
 }
 
-/// From the start of a guest's vCPUs to its end.
-pub fn lifetime(guest: &Guest) -> Duration {
-    let timeline = guest.timeline();
-    let span = timeline
-        .at(Stage::Exec)
-        .zip(timeline.at(Stage::Ended))
-        .map_or(0, |(start, end)| end.saturating_sub(start));
-    Duration::from_nanos(span)
-}
-
 fn log_end(guest: &Guest, reason: EndReason) {
     let text = format!(
         "{}: {} ({reason}) after {:.3} s, {} violations",
         guest.name(),
         reason.state(),
-        lifetime(guest).as_secs_f64(),
+        guest.timeline().lifetime().as_secs_f64(),
         guest.violations()
     );
     match reason.state() {
