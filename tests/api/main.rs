@@ -6,6 +6,7 @@
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `pool_views` | the pool's map and log |
+//! | `metrics` | what is counted, and in which format |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //! | `server` | what they share |
 //!
@@ -13,6 +14,7 @@
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod crowd;
+mod metrics;
 mod pool_views;
 mod server;
 mod serving;

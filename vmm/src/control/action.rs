@@ -10,9 +10,8 @@ use tokio::sync::oneshot;
 
 use crate::builder::{GuestConfig, InstanceConfig};
 use crate::control::error::ControlError;
-use crate::control::objects::{
-    Allocation, Audit, E820Row, Instance, IomemRow, MetricsFacts, Plan, Pool,
-};
+use crate::control::metrics::MetricsFacts;
+use crate::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
 use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
 use crate::devices::console_ring::ConsoleRing;

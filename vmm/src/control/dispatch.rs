@@ -7,7 +7,8 @@ use crate::builder::{GuestConfig, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
 use crate::control::audit::audit;
 use crate::control::error::ControlError;
-use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
+use crate::control::metrics::MetricsFacts;
+use crate::control::objects::{E820Row, Instance, IomemRow, Pool};
 use crate::control::plan::plan;
 use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
@@ -92,7 +93,7 @@ impl Controller {
             Action::PoolLog { limit } => Ok(self.pool_log(limit)),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
             Action::Audit => Ok(Reply::Audit(audit(&self.manager))),
-            Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),
+            Action::Metrics => Ok(Reply::Metrics(Box::new(MetricsFacts::of(&self.manager)))),
             Action::List => self.list(),
             Action::Show(name) => self.show(&name),
             Action::E820(name) => {
@@ -249,20 +250,6 @@ impl Controller {
         let most = limit.and_then(|limit| usize::try_from(limit).ok());
         let records = self.manager.pool().log().last(most.unwrap_or(usize::MAX));
         Reply::PoolLog(records.map(PoolRecord::from).collect())
-    }
-
-    fn facts(&self) -> MetricsFacts {
-        let facts = self.manager.guests().map(|guest| InstanceFacts {
-            name: guest.name().to_string(),
-            state: guest.state().to_string(),
-            memory: guest.sub_pool().size(),
-            violations: guest.violations(),
-            printed: guest.console().printed(),
-        });
-        MetricsFacts {
-            pool: Pool::of(&self.manager),
-            instances: facts.collect(),
-        }
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {

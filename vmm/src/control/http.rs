@@ -11,7 +11,7 @@ mod streams;
 pub use streams::CONSOLE_PROTOCOL;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
@@ -23,11 +23,11 @@ use utoipa_axum::routes;
 use crate::builder::GuestConfig;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
+use crate::control::images::ImageStore;
 use crate::event_log::EventLog;
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::loader::ImageCache;
-use crate::spec::{GuestSpec, resolve_with};
+use crate::spec::GuestSpec;
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub struct Api {
     /// Directories below which images may lie, canonical; any when empty.
     pub image_dirs: Arc<[PathBuf]>,
     /// Images read so far.
-    pub cache: Arc<Mutex<ImageCache>>,
+    pub images: Arc<ImageStore>,
 }
 
 /// The description of the API, but for its paths, which the router adds.
@@ -76,8 +76,8 @@ impl Api {
     }
 
     /// Reads the images of a request, on a thread that may wait.
-    async fn images(&self, spec: ImageSpec) -> Result<Box<GuestConfig>, ControlError> {
-        let (dirs, cache) = (Arc::clone(&self.image_dirs), Arc::clone(&self.cache));
+    async fn read_images(&self, spec: ImageSpec) -> Result<Box<GuestConfig>, ControlError> {
+        let (dirs, images) = (Arc::clone(&self.image_dirs), Arc::clone(&self.images));
         let read = tokio::task::spawn_blocking(move || {
             for path in [Some(&spec.kernel), spec.initrd.as_ref()]
                 .into_iter()
@@ -86,9 +86,7 @@ impl Api {
                 check_path(path, &dirs)?;
             }
             let spec: GuestSpec = spec.text().parse()?;
-            // A cache is consistent between two of its calls, whatever panicked.
-            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut configs = resolve_with(&[spec], &mut cache)?;
+            let mut configs = images.resolve(&[spec])?;
             configs.pop().map(Box::new).ok_or(ControlError::Ending)
         });
         match read.await {
@@ -161,7 +159,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(pool_routes::log))
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
-        .routes(routes!(routes::metrics))
+        .routes(routes!(pool_routes::metrics))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))
         .routes(routes!(routes::plan))

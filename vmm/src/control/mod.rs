@@ -17,6 +17,7 @@
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
+//! | [`images`] | the image cache as requests share it |
 //! | [`metrics`] | OpenMetrics text |
 //! | [`server`] | the socket and its thread |
 
@@ -25,6 +26,7 @@ pub mod audit;
 pub mod dispatch;
 pub mod error;
 pub mod http;
+pub mod images;
 pub mod metrics;
 pub mod objects;
 pub mod plan;

@@ -452,27 +452,3 @@ pub struct AllocBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align: Option<u64>,
 }
-
-/// What the metrics are made of.
-#[derive(Debug)]
-pub struct MetricsFacts {
-    /// The pool.
-    pub pool: Pool,
-    /// By instance: name, state, memory, violations, bytes printed.
-    pub instances: Vec<InstanceFacts>,
-}
-
-/// One instance's part of the metrics.
-#[derive(Debug)]
-pub struct InstanceFacts {
-    /// Its name.
-    pub name: String,
-    /// Its state.
-    pub state: String,
-    /// Bytes of its sub-pool.
-    pub memory: u64,
-    /// Accesses to what is not its own.
-    pub violations: u64,
-    /// Bytes it printed.
-    pub printed: u64,
-}

@@ -1,13 +1,15 @@
-//! Routes that look at the pool as a whole.
+//! Routes that look at the pool as a whole, and at everything in numbers.
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-use crate::control::action::Action;
+use crate::control::action::{Action, Reply};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{LogQuery, Refusal};
+use crate::control::metrics;
 use crate::control::pool_log::PoolRecord;
 use crate::control::pool_map::PoolMap;
 
@@ -28,4 +30,22 @@ pub async fn log(
     let limit = query?.0.limit;
     let action = Action::PoolLog { limit };
     Ok(api.call(action, false).await?.into_response())
+}
+
+/// Metrics in OpenMetrics text.
+#[utoipa::path(get, path = "/v1/metrics", responses(
+    (status = 200, body = String,
+     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
+pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
+    let facts = match api.call(Action::Metrics, false).await? {
+        Reply::Metrics(facts) => facts,
+        other => return Ok(other.into_response()),
+    };
+    match metrics::render(&facts, api.images.counters()) {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
+        Err(error) => {
+            log::error!("metrics: {error}");
+            Err(ControlError::Ending)
+        }
+    }
 }

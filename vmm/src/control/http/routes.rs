@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::builder::InstanceConfig;
@@ -14,7 +14,6 @@ use crate::control::action::{Action, Planned, Reply};
 use crate::control::error::ControlError;
 use crate::control::http::body::{DryRun, Refusal, dry_run, json, json_or_default, name};
 use crate::control::http::{Api, ImageSpec};
-use crate::control::metrics;
 use crate::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
     Plan, PlanBody, Pool, Version,
@@ -47,13 +46,8 @@ impl IntoResponse for Reply {
             Self::E820(rows) => Json(rows).into_response(),
             Self::Plan(plan) => Json(plan).into_response(),
             Self::Allocation(allocation) => Json(allocation).into_response(),
-            Self::Metrics(facts) => match metrics::render(&facts) {
-                Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-                Err(error) => {
-                    log::error!("metrics: {error}");
-                    ControlError::Ending.into_response()
-                }
-            },
+            // Handed to `pool_routes::metrics` and nobody else.
+            Self::Metrics(_) => ControlError::NoRoute.into_response(),
             // Handed to `streams::console` and nobody else.
             Self::Console(..) => ControlError::NoUpgrade.into_response(),
         }
@@ -88,14 +82,6 @@ pub async fn iomem(State(api): State<Api>) -> Answer {
 #[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
 pub async fn audit(State(api): State<Api>) -> Answer {
     Ok(api.call(Action::Audit, false).await?.into_response())
-}
-
-/// Metrics in OpenMetrics text.
-#[utoipa::path(get, path = "/v1/metrics", responses(
-    (status = 200, body = String,
-     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
-pub async fn metrics(State(api): State<Api>) -> Answer {
-    Ok(api.call(Action::Metrics, false).await?.into_response())
 }
 
 async fn allocate(
@@ -177,7 +163,7 @@ async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
                 initrd: body.initrd,
                 cmdline: body.cmdline,
             };
-            Some(api.images(spec).await?)
+            Some(api.read_images(spec).await?)
         }
         None if body.initrd.is_some() || body.cmdline.is_some() => {
             return Err(SpecError::NoKernel.into());
@@ -273,7 +259,7 @@ pub async fn load(
         initrd: body.initrd,
         cmdline: body.cmdline,
     };
-    let images = api.images(spec).await?;
+    let images = api.read_images(spec).await?;
     let action = Action::Load { name, images };
     Ok(api.call(action, dry_run).await?.into_response())
 }
