@@ -120,9 +120,32 @@ pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
     }
 }
 
-/// The colour of an instance.
-pub fn colour(instance: usize) -> (u8, u32) {
-    PALETTE[instance % PALETTE.len()]
+/// A colour of [`PALETTE`] for each owner: in turn, but not one that an
+/// instance beside it has.
+pub fn colours(map: &PoolMap) -> Vec<usize> {
+    let index = index(map);
+    let instances = map.segments.iter().filter_map(|s| match who(s, &index) {
+        Who::Instance(i) => Some(i),
+        _ => None,
+    });
+    let row: Vec<usize> = instances.collect();
+    let mut beside = vec![Vec::new(); map.owners.len()];
+    for two in row.windows(2) {
+        beside[two[0]].push(two[1]);
+        beside[two[1]].push(two[0]);
+    }
+    let mut colours: Vec<Option<usize>> = vec![None; map.owners.len()];
+    for i in 0..colours.len() {
+        let mut free = [true; PALETTE.len()];
+        for colour in beside[i].iter().filter_map(|&other| colours[other]) {
+            free[colour] = false;
+        }
+        let mut in_turn = (i..i + PALETTE.len()).map(|turn| turn % PALETTE.len());
+        // One that has all colours beside it stands alone everywhere else.
+        let colour = in_turn.find(|&colour| free[colour]);
+        colours[i] = Some(colour.unwrap_or(i % PALETTE.len()));
+    }
+    colours.into_iter().flatten().collect()
 }
 
 /// The letter of an instance.

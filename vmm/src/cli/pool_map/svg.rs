@@ -13,7 +13,8 @@ use mkvmm::control::objects::Range;
 use mkvmm::control::pool_map::{PoolMap, Segment, SegmentKind};
 
 use crate::cli::pool_map::picture::{
-    Grid, Legend, PALETTE, Piece, Use, Who, count, free_line, index, pieces, plain, rows_for, who,
+    Grid, Legend, PALETTE, Piece, Use, Who, colours, count, free_line, index, pieces, plain,
+    rows_for, who,
 };
 use crate::cli::tables::size;
 
@@ -76,6 +77,7 @@ pub fn render(map: &PoolMap, most: usize) -> String {
     let rows = rows_for(map.segments.len(), PER_ROW, MOST_ROWS);
     let picture = Picture {
         map,
+        colours: colours(map),
         grid: Grid::new(map, rows, map.granule),
     };
     let legend = Legend::new(map, most, size);
@@ -95,7 +97,7 @@ pub fn render(map: &PoolMap, most: usize) -> String {
         .add(picture.rows())
         .add(picture.axis(bars))
         .add(picture.segments())
-        .add(write_legend(map, &legend, bars + 30.0));
+        .add(write_legend(map, &legend, &picture.colours, bars + 30.0));
     format!("{document}\n")
 }
 
@@ -199,6 +201,8 @@ struct Slice {
 
 struct Picture<'a> {
     map: &'a PoolMap,
+    /// Of the owners.
+    colours: Vec<usize>,
     grid: Grid,
 }
 
@@ -272,7 +276,7 @@ impl Picture<'_> {
             let (class, title) = match (who(segment, &index), &segment.kind) {
                 (Who::Instance(i), SegmentKind::Instance { instance, .. }) => {
                     let state = states.get(instance.as_str()).copied().unwrap_or_default();
-                    let colour = i % PALETTE.len();
+                    let colour = self.colours[i];
                     let title = format!("{} ({state})", plain(instance));
                     (format!("c{colour} memory"), title)
                 }
@@ -351,7 +355,7 @@ impl Picture<'_> {
     }
 }
 
-fn write_legend(map: &PoolMap, legend: &Legend<'_>, top: f64) -> Group {
+fn write_legend(map: &PoolMap, legend: &Legend<'_>, colours: &[usize], top: f64) -> Group {
     let width = (WIDTH - 2.0 * MARGIN) / COLUMNS as f64;
     let lines = legend.listed.len().div_ceil(COLUMNS);
     let mut group = Group::new();
@@ -362,7 +366,7 @@ fn write_legend(map: &PoolMap, legend: &Legend<'_>, top: f64) -> Group {
         let name = plain(&owner.name);
         let after = x + 18.0 + name.chars().count() as f64 * (CHAR + 0.8) + 10.0;
         let facts = format!("{}, {}, {chunks}", owner.state, size(owner.memory));
-        let colour = format!("c{}", instance % PALETTE.len());
+        let colour = format!("c{}", colours[*instance]);
         group = group
             .add(rect(&colour, x, y - 10.0, 12.0, 12.0).set("rx", 2))
             .add(text("b", x + 18.0, y, name))

@@ -6,7 +6,7 @@ use anstyle::{Ansi256Color, Color, Effects, Style};
 use mkvmm::control::pool_map::{Owner, PoolMap};
 
 use crate::cli::pool_map::picture::{
-    Grid, Legend, Piece, Use, Who, colour, count, free_line, key, pieces, plain, rows_for,
+    Grid, Legend, PALETTE, Piece, Use, Who, colours, count, free_line, key, pieces, plain, rows_for,
 };
 use crate::cli::tables::size;
 
@@ -23,6 +23,8 @@ pub struct Room {
 const MOST_ROWS: u64 = 16;
 /// Fewest cells of a row.
 const LEAST_CELLS: u64 = 16;
+/// Cells that there are to be for each segment, about.
+const CELLS_EACH: u64 = 8;
 /// Offsets written above the rows.
 const TICKS: u64 = 4;
 /// Columns of an entry of the legend, but for the name.
@@ -70,9 +72,10 @@ impl Cell {
         }
     }
 
-    fn style(self) -> Style {
+    /// `colours` are the owners'.
+    fn style(self, colours: &[usize]) -> Style {
         match self {
-            Self::Of(Who::Instance(i), _) => Style::new().fg_color(Some(ansi(i))),
+            Self::Of(Who::Instance(i), _) => Style::new().fg_color(Some(ansi(colours[i]))),
             Self::Of(Who::Free, _) => DIM,
             Self::Of(Who::Lost, _) => BOLD,
             _ => Style::new(),
@@ -87,18 +90,18 @@ impl Cell {
     }
 }
 
-fn ansi(instance: usize) -> Color {
-    Ansi256Color(colour(instance).0).into()
+fn ansi(colour: usize) -> Color {
+    Ansi256Color(PALETTE[colour].0).into()
 }
 
-/// A label on its instance's colour, black or white.
-fn label_style(instance: usize) -> Style {
-    let [_, r, g, b] = colour(instance).1.to_be_bytes().map(u32::from);
+/// A label on a colour, black or white.
+fn label_style(colour: usize) -> Style {
+    let [_, r, g, b] = PALETTE[colour].1.to_be_bytes().map(u32::from);
     let luminance = (299 * r + 587 * g + 114 * b) / 1000;
     let text = if luminance < 120 { 231 } else { 16 };
     Style::new()
         .fg_color(Some(Ansi256Color(text).into()))
-        .bg_color(Some(ansi(instance)))
+        .bg_color(Some(ansi(colour)))
 }
 
 /// The picture and its legend, with colours.
@@ -109,7 +112,7 @@ pub fn render(map: &PoolMap, room: Room) -> String {
         Some(log) => (1 << log).max(LEAST_CELLS),
         None => LEAST_CELLS,
     };
-    let per_row = usize::try_from(cells / 2).unwrap_or(1);
+    let per_row = usize::try_from(cells / CELLS_EACH).unwrap_or(1);
     let rows = rows_for(map.segments.len(), per_row, MOST_ROWS);
     let grid = Grid::new(map, rows, cells * map.granule);
     let cell = grid.row / cells;
@@ -122,7 +125,7 @@ pub fn render(map: &PoolMap, room: Room) -> String {
         picture.row(&mut text, row, axis);
     }
     text.push('\n');
-    legend(&mut text, map, room);
+    legend(&mut text, map, &picture.colours, room);
     text
 }
 
@@ -147,6 +150,7 @@ struct Picture<'a> {
     grid: Grid,
     cells: Vec<Cell>,
     per_row: usize,
+    colours: Vec<usize>,
 }
 
 impl<'a> Picture<'a> {
@@ -168,6 +172,7 @@ impl<'a> Picture<'a> {
             grid,
             cells,
             per_row: usize::try_from(per_row).unwrap_or(1),
+            colours: colours(map),
         }
     }
 
@@ -205,16 +210,24 @@ impl<'a> Picture<'a> {
         let cells = &self.cells[first..first + self.per_row];
         for run in cells.chunk_by(|a, b| a.instance() == b.instance()) {
             let Some(i) = run[0].instance() else {
-                glyphs(text, run);
+                self.glyphs(text, run);
                 continue;
             };
             let (label, at) = self.label(i, run.len());
-            let style = label_style(i);
-            glyphs(text, &run[..at]);
+            let style = label_style(self.colours[i]);
+            self.glyphs(text, &run[..at]);
             let _ = write!(text, "{style}{label}{style:#}");
-            glyphs(text, &run[at + label.chars().count()..]);
+            self.glyphs(text, &run[at + label.chars().count()..]);
         }
         end_line(text);
+    }
+
+    fn glyphs(&self, text: &mut String, cells: &[Cell]) {
+        for same in cells.chunk_by(|a, b| a == b) {
+            let (style, glyph) = (same[0].style(&self.colours), same[0].glyph());
+            let glyphs: String = same.iter().map(|_| glyph).collect();
+            let _ = write!(text, "{style}{glyphs}{style:#}");
+        }
     }
 
     /// What is written into a run of `room` cells, and where: the name in its
@@ -225,14 +238,6 @@ impl<'a> Picture<'a> {
             Some(rest) if rest >= 2 => (name, rest / 2),
             _ => (key(instance).to_string(), 0),
         }
-    }
-}
-
-fn glyphs(text: &mut String, cells: &[Cell]) {
-    for same in cells.chunk_by(|a, b| a == b) {
-        let (style, glyph) = (same[0].style(), same[0].glyph());
-        let glyphs: String = same.iter().map(|_| glyph).collect();
-        let _ = write!(text, "{style}{glyphs}{style:#}");
     }
 }
 
@@ -278,7 +283,7 @@ fn largest<T: Copy>(sums: &[(T, u64)]) -> Option<(T, u64)> {
     sums.iter().copied().reduce(larger)
 }
 
-fn legend(text: &mut String, map: &PoolMap, room: Room) {
+fn legend(text: &mut String, map: &PoolMap, colours: &[usize], room: Room) {
     let names = map.owners.iter().map(|o| plain(&o.name).chars().count());
     let names = names.max().unwrap_or(0).max(4);
     let columns = (room.width / (names + LEGEND_NUMBERS)).max(1);
@@ -296,7 +301,7 @@ fn legend(text: &mut String, map: &PoolMap, room: Room) {
     end_line(text);
     for line in 0..lines {
         for (i, owner) in columns.iter().filter_map(|column| column.get(line)) {
-            let (style, name) = (label_style(*i), plain(&owner.name));
+            let (style, name) = (label_style(colours[*i]), plain(&owner.name));
             let _ = write!(
                 text,
                 "{style}{}{style:#}  {name:names$}  {:8}{:>7}  {:>6}   ",

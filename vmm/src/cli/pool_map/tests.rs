@@ -4,7 +4,7 @@ use mkvmm::control::objects::{BackingObject, Pool, Range};
 use mkvmm::control::pool_map::{Owner, Part, PoolMap, Segment, SegmentKind};
 use svg::parser::Event;
 
-use super::picture::Grid;
+use super::picture::{Grid, Who, colours, index, who};
 use super::{svg as picture, terminal};
 
 const MIB: u64 = 1 << 20;
@@ -124,6 +124,27 @@ fn a_thousand_instances_fit_and_the_rest_is_summed() {
     let narrow = |line: &str| line.chars().count() <= 80;
     assert!(text.lines().skip(2).all(narrow), "{text}");
     assert!(text.contains("and 968 more, in all 968M\nfree: nothing\n"));
+}
+
+#[test]
+fn neighbours_have_different_colours() {
+    let name = |i: u64| {
+        if i.is_multiple_of(3) {
+            "all over".to_owned()
+        } else {
+            format!("s{i}")
+        }
+    };
+    let segments = (0..100).map(|i| instance(&name(i), BASE + i * MIB, MIB));
+    let mut map = map(128 * MIB, segments);
+    let mut seen = std::collections::HashSet::new();
+    map.owners.retain(|owner| seen.insert(owner.name.clone()));
+    let (colours, index) = (colours(&map), index(&map));
+    for two in map.segments.windows(2) {
+        if let (Who::Instance(a), Who::Instance(b)) = (who(&two[0], &index), who(&two[1], &index)) {
+            assert_ne!(colours[a], colours[b], "{a} {b}");
+        }
+    }
 }
 
 #[test]
