@@ -41,7 +41,10 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
         Reply::Metrics(facts) => facts,
         other => return Ok(other.into_response()),
     };
-    match metrics::render(&facts, api.images.counters()) {
+    // Long with a thousand instances, and others want answers meanwhile.
+    let images = api.images.counters();
+    let text = tokio::task::spawn_blocking(move || metrics::render(&facts, images));
+    match text.await.map_err(|_cancelled| ControlError::Ending)? {
         Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
         Err(error) => {
             log::error!("metrics: {error}");
