@@ -7,16 +7,22 @@
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `pool_views` | the pool's map and log |
 //! | `metrics` | what is counted, and in which format |
+//! | `debug` | registers, memory, translations, the doctor |
+//! | `consoles` | logs, and terminals that are as they were afterwards |
+//! | `guide` | the examples of docs/control.md |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
-//! | `server` | what they share |
 //!
 //! Without a usable `/dev/kvm` the tests that need one say that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
+mod consoles;
 mod crowd;
+mod debug;
+mod guide;
 mod metrics;
 mod pool_views;
-mod server;
 mod serving;
 mod session;
 mod wire;
+
+use mkvmm_test_harness::server;

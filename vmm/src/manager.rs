@@ -4,6 +4,9 @@
 //! [`crate::fleet`], `serve` through [`crate::control`]. A call either takes
 //! effect whole or leaves everything as it was.
 
+mod logs;
+mod news;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,9 +22,12 @@ use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
 use crate::instance::boot_spans::BootSpans;
+use crate::instance::memory::MemoryError;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
+use crate::manager::logs::ClosingLogs;
+use crate::manager::news::{log_end, tell};
 
 /// Why an instance was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +66,9 @@ pub enum ManagerError {
     /// The ledger refused.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
+    /// An instance's memory cannot be looked at.
+    #[error("the instance's memory")]
+    Memory(#[source] MemoryError),
 }
 
 /// A guest that ran for less than this waits for the next tick before it is
@@ -90,6 +99,7 @@ pub struct Manager {
     console: ConsolePlan,
     log: Arc<EventLog>,
     boots: BootSpans,
+    closing: ClosingLogs,
     is_ending: bool,
 }
 
@@ -107,6 +117,7 @@ impl Manager {
             console,
             log: Arc::default(),
             boots: BootSpans::default(),
+            closing: ClosingLogs::default(),
             is_ending: false,
         }
     }
@@ -370,7 +381,8 @@ impl Manager {
         let id = guest.id();
         self.names.remove(name);
         self.dying.remove(&id);
-        if let Some(guest) = self.guests.remove(&id) {
+        if let Some(mut guest) = self.guests.remove(&id) {
+            self.closing.add(guest.close_log());
             self.pool.release(guest.into_sub_pool())?;
         }
         self.log.push(Some(name.to_string()), EventKind::Deleted);
@@ -554,7 +566,8 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        while let Some((_, guest)) = self.guests.pop_first() {
+        while let Some((_, mut guest)) = self.guests.pop_first() {
+            self.closing.add(guest.close_log());
             if let Err(error) = self.pool.release(guest.into_sub_pool()) {
                 log::error!("giving back a guest's memory failed: {error}");
             }
@@ -566,28 +579,5 @@ fn build_error(name: &InstanceName) -> impl FnOnce(BuildError) -> ManagerError {
     move |source| ManagerError::Build {
         name: name.clone(),
         source: Box::new(source),
-    }
-}
-
-/// Puts the state of `guest` into the log.
-fn tell(log: &EventLog, guest: &Guest) {
-    let kind = EventKind::State {
-        state: guest.state().to_string(),
-        reason: guest.reason().map(|reason| reason.to_string()),
-    };
-    log.push(Some(guest.name().to_string()), kind);
-}
-
-fn log_end(guest: &Guest, reason: EndReason) {
-    let text = format!(
-        "{}: {} ({reason}) after {:.3} s, {} violations",
-        guest.name(),
-        reason.state(),
-        guest.timeline().lifetime().as_secs_f64(),
-        guest.violations()
-    );
-    match reason.state() {
-        State::Failed => log::error!("{text}"),
-        _ => log::info!("{text}"),
     }
 }

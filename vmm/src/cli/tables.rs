@@ -124,6 +124,9 @@ pub fn instance(one: &Instance) -> String {
     if let Some(cmdline) = &one.cmdline {
         row("cmdline", Cell::new(cmdline));
     }
+    if let Some(path) = &one.console_log {
+        row("console log", Cell::new(path));
+    }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();
     stages.sort_by_key(|(_, at)| **at);

@@ -19,6 +19,7 @@ use crate::host_pool::alloc_log::{CountKey, Op, Outcome};
 use crate::instance::boot_spans::BootSpans;
 use crate::loader::CacheCounters;
 use crate::manager::Manager;
+use crate::vcpu::ExitKind;
 
 /// The content type that scrapers ask for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -54,6 +55,15 @@ struct InstanceFacts {
     exits: Vec<(&'static str, u64)>,
 }
 
+/// Of all vCPUs, by the names of the kinds.
+fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
+    let of_kind = |(kind, name): (ExitKind, &'static str)| {
+        let counts = guest.exits().iter().map(|vcpu| vcpu.get(kind));
+        (name, counts.sum())
+    };
+    ExitKind::ALL.into_iter().map(of_kind).collect()
+}
+
 impl InstanceFacts {
     fn of(guest: &Guest) -> Self {
         Self {
@@ -66,7 +76,7 @@ impl InstanceFacts {
             vcpus: guest.config().cpus.into(),
             violations: guest.violations(),
             printed: guest.console().printed(),
-            exits: guest.exits().collect(),
+            exits: exits(guest),
         }
     }
 

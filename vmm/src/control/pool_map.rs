@@ -25,14 +25,14 @@ pub struct PoolMap {
     /// Bytes of its granule.
     pub granule: u64,
     /// Ascending, without a gap, from the pool's first byte to its last.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<PoolSegment>,
     /// The instances, by their lowest address.
     pub owners: Vec<Owner>,
 }
 
 /// A range of the pool with one owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Segment {
+pub struct PoolSegment {
     /// Where.
     #[serde(flatten)]
     pub range: Range,
@@ -132,7 +132,7 @@ fn segments(
     tree: &ResourceTree,
     pool: AddrRange,
     holders: &HashMap<u64, Holder<'_>>,
-) -> Vec<Segment> {
+) -> Vec<PoolSegment> {
     let top = tree.iter().filter(|(depth, _)| *depth == 1);
     let covered = cover(pool, top.map(|(_, resource)| resource));
     let segment = |(range, taken): (AddrRange, Option<&Resource>)| {
@@ -147,7 +147,7 @@ fn segments(
             (Some(_), Some(Holder::Held)) => SegmentKind::Held,
             (Some(_), None) => SegmentKind::Lost,
         };
-        Segment {
+        PoolSegment {
             range: range.into(),
             kind,
         }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use mkvmm::control::pool_map::{Owner, PoolMap, Segment, SegmentKind};
+use mkvmm::control::pool_map::{Owner, PoolMap, PoolSegment, SegmentKind};
 
 /// Colours of instances, as numbers of the terminal's 256 and as RGB. Each is
 /// told from its neighbours, on black and on white.
@@ -106,7 +106,7 @@ pub fn index(map: &PoolMap) -> HashMap<&str, usize> {
 }
 
 /// Whose `segment` is.
-pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
+pub fn who(segment: &PoolSegment, index: &HashMap<&str, usize>) -> Who {
     match &segment.kind {
         SegmentKind::Free => Who::Free,
         SegmentKind::Instance { instance, .. } => match index.get(instance.as_str()) {
@@ -225,7 +225,7 @@ impl<'a> Legend<'a> {
 /// `free: 3 extents, 200M: 128M at 0x…, 64M at 0x…`, the longest first.
 pub fn free_line(map: &PoolMap, size: impl Fn(u64) -> String) -> String {
     let free = map.segments.iter().filter(|s| s.kind == SegmentKind::Free);
-    let mut free: Vec<&Segment> = free.collect();
+    let mut free: Vec<&PoolSegment> = free.collect();
     free.sort_by_key(|segment| std::cmp::Reverse(segment.range.size));
     let listed = free.iter().take(EXTENTS_LISTED);
     let listed = listed.map(|s| format!("{} at {}", size(s.range.size), s.range.start_hex));

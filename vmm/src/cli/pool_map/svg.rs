@@ -10,7 +10,7 @@ use svg::Document;
 use svg::node::element::{Group, Line, Pattern, Rectangle, Style, Text, Title};
 
 use mkvmm::control::objects::Range;
-use mkvmm::control::pool_map::{PoolMap, Segment, SegmentKind};
+use mkvmm::control::pool_map::{PoolMap, PoolSegment, SegmentKind};
 
 use crate::cli::pool_map::picture::{
     Grid, Legend, PALETTE, Piece, Use, Who, colours, count, free_line, index, pieces, plain,
@@ -327,7 +327,7 @@ impl Picture<'_> {
 
     /// The segment's name, where it fits: on guest memory rather than on a
     /// kernel.
-    fn label(&self, segment: &Segment) -> Option<Text> {
+    fn label(&self, segment: &PoolSegment) -> Option<Text> {
         let (class, label) = match &segment.kind {
             SegmentKind::Instance { instance, .. } => ("label", plain(instance)),
             SegmentKind::Free => ("label dim", size(segment.range.size)),

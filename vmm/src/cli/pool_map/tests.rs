@@ -1,7 +1,7 @@
 //! Tests of both pictures.
 
 use mkvmm::control::objects::{BackingObject, Pool, Range};
-use mkvmm::control::pool_map::{Owner, Part, PoolMap, Segment, SegmentKind};
+use mkvmm::control::pool_map::{Owner, Part, PoolMap, PoolSegment, SegmentKind};
 use svg::parser::Event;
 
 use super::picture::{Grid, Who, colours, index, who};
@@ -36,12 +36,12 @@ fn map(size: u64, segments: impl IntoIterator<Item = (u64, SegmentKind)>) -> Poo
         }
         let range = range(next, bytes);
         next += bytes;
-        all.push(Segment { range, kind });
+        all.push(PoolSegment { range, kind });
     }
     let avail = BASE + size - next;
     if avail > 0 {
         let (range, kind) = (range(next, avail), SegmentKind::Free);
-        all.push(Segment { range, kind });
+        all.push(PoolSegment { range, kind });
     }
     let (end, instances) = (BASE + size - 1, owners.len() as u64);
     PoolMap {
