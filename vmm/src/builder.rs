@@ -245,6 +245,23 @@ pub fn furnish(
     Ok((furnished, next))
 }
 
+/// [`furnish`], of which the ledger's log is to know when it fails.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn furnish_in_earnest(
+    pool: &mut HostPool,
+    sub_pool: &SubPool,
+    name: &InstanceName,
+    images: &Images,
+) -> Result<(Furnished, InstancePool), BuildError> {
+    let furnished = furnish(pool, sub_pool, name, images);
+    if let Err(BuildError::Pool(error)) = &furnished {
+        pool.note_refusal(sub_pool, error);
+    }
+    furnished
+}
+
 /// Copies kernel and initramfs into memory that is zero; returns the entry.
 ///
 /// # Errors

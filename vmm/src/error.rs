@@ -155,6 +155,15 @@ pub enum CliError {
         #[source]
         source: SpecError,
     },
+    /// What was asked for cannot be written there.
+    #[error("{}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It has a key that does not exist.
     #[error("{}: unknown key `{key}`", .path.display())]
     ConfigKey {

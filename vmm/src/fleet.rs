@@ -18,7 +18,7 @@ use crate::instance::state::EndReason;
 use crate::instance::timeline::Timeline;
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
-use crate::manager::{self, ConsolePlan, Manager, ManagerError};
+use crate::manager::{ConsolePlan, Manager, ManagerError};
 
 /// Bytes of a guest's output that stay readable after its end.
 const TAIL_MAX: usize = 64 << 10;
@@ -222,7 +222,7 @@ fn outcome(guest: &Guest, reason: EndReason) -> Outcome {
         name: guest.name().clone(),
         reason,
         violations: guest.violations(),
-        lifetime: manager::lifetime(guest),
+        lifetime: guest.timeline().lifetime(),
         timeline: Arc::clone(guest.timeline()),
         console_tail: guest.console().bytes(),
     }

@@ -42,7 +42,7 @@ use crate::kvm::snapshot::Snapshot;
 use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use crate::vcpu::{ExitBus, ExitCounts, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
@@ -70,6 +70,8 @@ pub struct Guest {
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
     console: Arc<ConsoleRing>,
+    /// Of each vCPU, over all boots.
+    exits: Vec<Arc<ExitCounts>>,
     log: Option<ConsoleLog>,
 }
 
@@ -92,6 +94,7 @@ impl Guest {
         around: &Surroundings<'_>,
     ) -> Self {
         let violations = ViolationCounter::new(id, config.violation, around.events.clone());
+        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
             loaded: None,
@@ -105,6 +108,7 @@ impl Guest {
             timeline,
             violations: Arc::new(violations),
             console: Arc::new(ConsoleRing::new(around.console_ring)),
+            exits,
             log: None,
         }
     }
@@ -172,6 +176,11 @@ impl Guest {
         self.violations.count()
     }
 
+    /// Exits of each of its vCPUs so far.
+    pub fn exits(&self) -> &[Arc<ExitCounts>] {
+        &self.exits
+    }
+
     /// Its serial console.
     pub fn console(&self) -> &Arc<ConsoleRing> {
         &self.console
@@ -217,7 +226,8 @@ impl Guest {
     /// [`BuildError`]; what was loaded before still is.
     pub fn load(&mut self, pool: &mut HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        let (mut images, next) = builder::furnish(pool, &self.sub_pool, &self.config.name, images)?;
+        let name = &self.config.name;
+        let (mut images, next) = builder::furnish_in_earnest(pool, &self.sub_pool, name, images)?;
         if let Some(old) = &mut self.loaded {
             // From here on they are no longer in memory, but still kept.
             old.pristine = false;
@@ -332,7 +342,8 @@ impl Guest {
         let vcpus = (0..self.config.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, &setup))
             .collect::<Result<Vec<_>, _>>()?;
-        for vcpu in vcpus {
+        for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
+            let vcpu = vcpu.counting_on(Arc::clone(exits));
             let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
             let affinity = self.config.affinity.clone();
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;

@@ -7,8 +7,6 @@
 mod logs;
 mod news;
 
-pub use news::lifetime;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +21,7 @@ use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::boot_spans::BootSpans;
 use crate::instance::memory::MemoryError;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
 use crate::instance::{InstanceId, InstanceName, RunId};
@@ -99,6 +98,7 @@ pub struct Manager {
     events: EventSender,
     console: ConsolePlan,
     log: Arc<EventLog>,
+    boots: BootSpans,
     closing: ClosingLogs,
     is_ending: bool,
 }
@@ -116,6 +116,7 @@ impl Manager {
             events,
             console,
             log: Arc::default(),
+            boots: BootSpans::default(),
             closing: ClosingLogs::default(),
             is_ending: false,
         }
@@ -139,6 +140,11 @@ impl Manager {
     /// What happened.
     pub fn log(&self) -> &Arc<EventLog> {
         &self.log
+    }
+
+    /// How long boots took.
+    pub fn boots(&self) -> &BootSpans {
+        &self.boots
     }
 
     /// All instances by number.
@@ -181,6 +187,7 @@ impl Manager {
     ) -> Result<InstanceId, ManagerError> {
         let guest = self.try_create(config, images)?;
         let (id, name) = (guest.id(), guest.name().clone());
+        guest.timeline().measure_with(self.boots.clone());
         tell(&self.log, &guest);
         self.guests.insert(id, guest);
         self.names.insert(name, id);
@@ -456,7 +463,7 @@ impl Manager {
         if guest.on_end(reason) != OnEnd::Restart || self.is_ending {
             return Some(run.id);
         }
-        if lifetime(guest) < RESTART_PAUSE {
+        if guest.timeline().lifetime() < RESTART_PAUSE {
             // One that ends at once must not keep the VMM busy, nor its log.
             self.restarting.insert(run.id);
             return None;

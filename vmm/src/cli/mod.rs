@@ -5,6 +5,8 @@ mod console;
 mod debug;
 mod fleet_file;
 mod images;
+mod pool_log;
+mod pool_map;
 mod pool_setup;
 mod remote;
 mod replay;

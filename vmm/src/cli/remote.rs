@@ -7,7 +7,7 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, debug, fleet_file, images, print, tables};
+use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, print, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::bodies::{AllocBody, KillBody, PlanBody};
 use mkvmm::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
@@ -63,6 +63,10 @@ pub enum PoolCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// A picture of who has which addresses
+    Map(pool_map::MapArgs),
+    /// The last allocations, who asked for them, and why some were refused
+    Log(pool_log::LogArgs),
     /// Take memory out of the pool, or out of an instance
     Alloc {
         /// Bytes, for instance 2M
@@ -297,6 +301,8 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
     let allocation = |a: &Allocation| format!("{} {} bytes\n", a.addr_hex, a.size);
     match command {
         PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
+        PoolCommand::Map(args) => pool_map::run(args),
+        PoolCommand::Log(args) => pool_log::run(args),
         PoolCommand::Alloc {
             size: bytes,
             align,

@@ -7,6 +7,7 @@ mod body;
 mod debug;
 mod debug_query;
 mod doctor;
+mod pool_routes;
 mod routes;
 mod streams;
 
@@ -14,7 +15,7 @@ pub use doctor::Doctor;
 pub use streams::CONSOLE_PROTOCOL;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
@@ -26,12 +27,13 @@ use utoipa_axum::routes;
 use crate::builder::Images;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
+use crate::control::images::ImageStore;
 use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::loader::{ImageCache, ImageSource};
-use crate::spec::{ImagesSpec, ResolveError, read_images};
+use crate::loader::ImageSource;
+use crate::spec::{ImagesSpec, ResolveError};
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ pub struct Api {
     /// Directories below which console logs may lie, likewise.
     pub log_dirs: Arc<[PathBuf]>,
     /// Images read so far.
-    pub cache: Arc<Mutex<ImageCache>>,
+    pub images: Arc<ImageStore>,
     /// Who examines the host.
     pub doctor: Doctor,
 }
@@ -84,19 +86,17 @@ impl Api {
     }
 
     /// Reads the images of a request, on a thread that may wait.
-    async fn images(
+    async fn read_images(
         &self,
         name: InstanceName,
         spec: ImagesSpec,
     ) -> Result<Box<Images>, ControlError> {
-        let (dirs, cache) = (Arc::clone(&self.image_dirs), Arc::clone(&self.cache));
+        let (dirs, images) = (Arc::clone(&self.image_dirs), Arc::clone(&self.images));
         let read = tokio::task::spawn_blocking(move || {
             for source in spec.sources() {
                 check_source(source, &dirs)?;
             }
-            // A cache is consistent between two of its calls, whatever panicked.
-            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-            match read_images(&spec, &mut cache.batch()) {
+            match images.read(&spec) {
                 Ok(images) => Ok(Box::new(images)),
                 Err(source) => Err(ResolveError::File { name, source }.into()),
             }
@@ -164,9 +164,11 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::version))
         .routes(routes!(routes::openapi))
         .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::map))
+        .routes(routes!(pool_routes::log))
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
-        .routes(routes!(routes::metrics))
+        .routes(routes!(pool_routes::metrics))
         .routes(routes!(doctor::examine))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))

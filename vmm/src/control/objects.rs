@@ -88,7 +88,7 @@ impl Pool {
 }
 
 /// A range of addresses.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Range {
     /// First byte.
     pub start: u64,
@@ -393,28 +393,4 @@ pub struct PlanProblem {
     pub error: ErrorObject,
     /// Instances of which deleting any one would make room.
     pub delete_one_of: Vec<String>,
-}
-
-/// What the metrics are made of.
-#[derive(Debug)]
-pub struct MetricsFacts {
-    /// The pool.
-    pub pool: Pool,
-    /// By instance: name, state, memory, violations, bytes printed.
-    pub instances: Vec<InstanceFacts>,
-}
-
-/// One instance's part of the metrics.
-#[derive(Debug)]
-pub struct InstanceFacts {
-    /// Its name.
-    pub name: String,
-    /// Its state.
-    pub state: String,
-    /// Bytes of its sub-pool.
-    pub memory: u64,
-    /// Accesses to what is not its own.
-    pub violations: u64,
-    /// Bytes it printed.
-    pub printed: u64,
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::control::action::{Action, Planned, Reply};
@@ -16,7 +16,6 @@ use crate::control::http::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::metrics;
 use crate::control::objects::{
     Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool, Version,
 };
@@ -38,6 +37,8 @@ impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         match self {
             Self::Pool(pool) => Json(pool).into_response(),
+            Self::PoolMap(map) => Json(map).into_response(),
+            Self::PoolLog(records) => Json(records).into_response(),
             Self::Iomem(rows) => Json(rows).into_response(),
             Self::Audit(audit) => Json(audit).into_response(),
             Self::Instances(instances) => Json(instances).into_response(),
@@ -45,13 +46,8 @@ impl IntoResponse for Reply {
             Self::E820(rows) => Json(rows).into_response(),
             Self::Plan(plan) => Json(plan).into_response(),
             Self::Allocation(allocation) => Json(allocation).into_response(),
-            Self::Metrics(facts) => match metrics::render(&facts) {
-                Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-                Err(error) => {
-                    log::error!("metrics: {error}");
-                    ControlError::Ending.into_response()
-                }
-            },
+            // Handed to `pool_routes::metrics` and nobody else.
+            Self::Metrics(_) => ControlError::NoRoute.into_response(),
             Self::Debug(reply) => reply.into_response(),
             // Handed to `streams::console` and nobody else.
             Self::Console(..) => ControlError::NoUpgrade.into_response(),
@@ -87,14 +83,6 @@ pub async fn iomem(State(api): State<Api>) -> Answer {
 #[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
 pub async fn audit(State(api): State<Api>) -> Answer {
     Ok(api.call(Action::Audit, false).await?.into_response())
-}
-
-/// Metrics in OpenMetrics text.
-#[utoipa::path(get, path = "/v1/metrics", responses(
-    (status = 200, body = String,
-     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
-pub async fn metrics(State(api): State<Api>) -> Answer {
-    Ok(api.call(Action::Metrics, false).await?.into_response())
 }
 
 async fn allocate(
@@ -174,7 +162,7 @@ async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, 
     let spec = GuestSpec::from_pairs(body.pairs())?;
     let mut config = spec.instance(name.clone());
     let images = match spec.images {
-        Some(images) => Some(api.images(name, images).await?),
+        Some(images) => Some(api.read_images(name, images).await?),
         None => None,
     };
     if let Some(path) = spec.console_log {
@@ -243,7 +231,7 @@ pub async fn load(
     api.call(Action::Show(name.clone()), false).await?;
     let spec = GuestSpec::from_pairs(body.pairs())?;
     let wanted = spec.images.ok_or(SpecError::NoKernel)?;
-    let images = api.images(name.clone(), wanted).await?;
+    let images = api.read_images(name.clone(), wanted).await?;
     let action = Action::Load { name, images };
     Ok(api.call(action, dry_run).await?.into_response())
 }
