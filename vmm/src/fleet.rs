@@ -107,7 +107,8 @@ impl Fleet {
         };
         for config in configs {
             // On failure the fleet is dropped, and with it what was built.
-            fleet.manager.create(config.instance(), Some(config))?;
+            let instance = config.instance.clone();
+            fleet.manager.create(instance, Some(&config.images))?;
         }
         Ok((fleet, receiver))
     }

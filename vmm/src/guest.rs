@@ -8,6 +8,7 @@
 //! knows and `manager.rs` asks.
 
 mod console_log;
+mod machine;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -20,7 +21,7 @@ use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
 use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
-    self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
+    self, BuildError, Furnished, Images, InstanceConfig, Surroundings, load_images,
 };
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
@@ -30,6 +31,7 @@ use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
+use crate::guest::machine::Machine;
 use crate::host_pool::{HostPool, SubPool};
 use crate::instance::state::{EndReason, OnEnd, State};
 use crate::instance::timeline::{Stage, Timeline};
@@ -47,35 +49,6 @@ use crate::vcpu::{ExitBus, ExitCounts, ReadRequest, Vcpu, VcpuCommand, VcpuHandl
 const SETUP_RNG_SEED: u32 = 9;
 /// Bytes of seed: what Linux's own boot loaders pass on.
 const RNG_SEED_SIZE: usize = 32;
-
-/// What exists only while the guest may run.
-#[derive(Debug)]
-struct Machine {
-    // In the order in which they must go.
-    vcpus: Vec<VcpuHandle>,
-    bus: Arc<InstanceBus>,
-    vm: Vm,
-}
-
-impl Machine {
-    /// Ends all vCPUs; their registers as they were then.
-    fn end(mut self) -> Vec<Option<Snapshot>> {
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-        let vcpus = std::mem::take(&mut self.vcpus);
-        vcpus.into_iter().map(VcpuHandle::finish).collect()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // All of them before the first is joined: one may wait for another.
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-    }
-}
 
 /// How long vCPUs may take to leave their guest when it is paused.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -251,9 +224,11 @@ impl Guest {
     ///
     /// # Errors
     /// [`BuildError`]; what was loaded before still is.
-    pub fn load(&mut self, pool: &mut HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn load(&mut self, pool: &mut HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        let (mut images, next) = builder::furnish_in_earnest(pool, &self.sub_pool, config)?;
+        let name = &self.config.name;
+        let furnished = builder::furnish_in_earnest(pool, &self.sub_pool, name, images);
+        let (mut images, next) = furnished?;
         if let Some(old) = &mut self.loaded {
             // From here on they are no longer in memory, but still kept.
             old.pristine = false;
@@ -262,7 +237,7 @@ impl Guest {
         pool.book(&mut self.sub_pool, &images.plan, next)?;
         self.timeline.restart();
         self.timeline.reach(Stage::Placed);
-        images.entry = match load_images(&images.config, &images.memory, &images.plan) {
+        images.entry = match load_images(&images.images, &images.memory, &images.plan) {
             Ok(entry) => entry,
             Err(error) => {
                 self.drop_images(pool)?;
@@ -284,9 +259,9 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::load`].
-    pub fn check_load(&self, pool: &HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn check_load(&self, pool: &HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        builder::furnish(pool, &self.sub_pool, config).map(drop)
+        builder::furnish(pool, &self.sub_pool, &self.config.name, images).map(drop)
     }
 
     /// Takes the images out of its memory. It must not be live.
@@ -337,7 +312,7 @@ impl Guest {
         if !loaded.pristine {
             self.timeline.restart();
             scrub(&self.sub_pool, pool)?;
-            images.entry = load_images(&images.config, &images.memory, &images.plan)?;
+            images.entry = load_images(&images.images, &images.memory, &images.plan)?;
             self.timeline.reach(Stage::Loaded);
             loaded.pristine = true;
         }
@@ -410,7 +385,7 @@ impl Guest {
             .map_err(std::io::Error::from)?;
         let node = |kind, data| SetupData { kind, data };
         let params = boot_params::build(&BootParamsFacts {
-            setup_header: images.config.kernel.setup_header(),
+            setup_header: images.images.kernel.setup_header(),
             e820,
             cmdline_len: images.cmdline.as_bytes().len(),
             initramfs,
@@ -587,7 +562,7 @@ fn scrub(sub_pool: &SubPool, pool: &HostPool) -> Result<(), ReservationError> {
 
 /// The initramfs with its exact size: the kernel unpacks what it is told.
 fn initramfs(images: &Furnished) -> Result<Option<AddrRange>, RangeError> {
-    let (Some(place), Some(file)) = (images.plan.initramfs, &images.config.initramfs) else {
+    let (Some(place), Some(file)) = (images.plan.initramfs, &images.images.initramfs) else {
         return Ok(None);
     };
     AddrRange::with_size(place.start(), file.size()).map(Some)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mkpool::AddrRange;
 
-use crate::builder::{self, BuildError, GuestConfig, InstanceConfig, Surroundings};
+use crate::builder::{self, BuildError, Images, InstanceConfig, Surroundings};
 use crate::devices::console::ConsoleQueue;
 use crate::devices::violation::Violation;
 use crate::error_chain::chain;
@@ -183,7 +183,7 @@ impl Manager {
     pub fn create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<InstanceId, ManagerError> {
         let guest = self.try_create(config, images)?;
         let (id, name) = (guest.id(), guest.name().clone());
@@ -201,7 +201,7 @@ impl Manager {
     pub fn try_create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<Guest, ManagerError> {
         let name = config.name.clone();
         if self.names.contains_key(&name) {
@@ -233,11 +233,7 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn check_load(
-        &mut self,
-        name: &InstanceName,
-        images: &GuestConfig,
-    ) -> Result<(), ManagerError> {
+    pub fn check_load(&mut self, name: &InstanceName, images: &Images) -> Result<(), ManagerError> {
         let (guest, pool) = self.allowed(name, Verb::Load)?;
         guest.check_load(pool, images).map_err(build_error(name))
     }
@@ -273,7 +269,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`]; what was loaded before still is.
-    pub fn load(&mut self, name: &InstanceName, images: &GuestConfig) -> Result<(), ManagerError> {
+    pub fn load(&mut self, name: &InstanceName, images: &Images) -> Result<(), ManagerError> {
         let (guest, pool) = self.allowed(name, Verb::Load)?;
         guest.load(pool, images).map_err(build_error(name))?;
         self.tell(name)

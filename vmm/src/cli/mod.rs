@@ -4,6 +4,7 @@ mod client;
 mod console;
 mod debug;
 mod fleet_file;
+mod images;
 mod pool_log;
 mod pool_map;
 mod pool_setup;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::builder::{GuestConfig, InstanceConfig};
+use crate::builder::{Images, InstanceConfig};
 use crate::control::debug::{DebugAction, DebugReply};
 use crate::control::error::ControlError;
 use crate::control::metrics::MetricsFacts;
@@ -25,7 +25,7 @@ pub struct Planned {
     /// What it is to be.
     pub config: InstanceConfig,
     /// What is to be loaded.
-    pub images: Option<Box<GuestConfig>>,
+    pub images: Option<Box<Images>>,
 }
 
 /// One thing to do.
@@ -63,14 +63,14 @@ pub enum Action {
         /// What it is to be.
         config: InstanceConfig,
         /// What to load at once.
-        images: Option<Box<GuestConfig>>,
+        images: Option<Box<Images>>,
     },
     /// Load images.
     Load {
         /// Into which instance.
         name: InstanceName,
         /// Which.
-        images: Box<GuestConfig>,
+        images: Box<Images>,
     },
     /// A verb that needs nothing more: exec, pause, resume, unload, delete.
     Do {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::audit::audit;
-use crate::builder::{GuestConfig, InstanceConfig};
+use crate::builder::{Images, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
 use crate::control::debug;
 use crate::control::error::ControlError;
@@ -202,7 +202,7 @@ impl Controller {
     fn create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<Reply, ControlError> {
         let name = config.name.clone();
         self.manager.create(config, images)?;

@@ -24,7 +24,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::builder::GuestConfig;
+use crate::builder::Images;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
 use crate::control::images::ImageStore;
@@ -32,7 +32,8 @@ use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::spec::GuestSpec;
+use crate::loader::ImageSource;
+use crate::spec::{ImagesSpec, ResolveError};
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -85,18 +86,20 @@ impl Api {
     }
 
     /// Reads the images of a request, on a thread that may wait.
-    async fn read_images(&self, spec: ImageSpec) -> Result<Box<GuestConfig>, ControlError> {
+    async fn read_images(
+        &self,
+        name: InstanceName,
+        spec: ImagesSpec,
+    ) -> Result<Box<Images>, ControlError> {
         let (dirs, images) = (Arc::clone(&self.image_dirs), Arc::clone(&self.images));
         let read = tokio::task::spawn_blocking(move || {
-            for path in [Some(&spec.kernel), spec.initrd.as_ref()]
-                .into_iter()
-                .flatten()
-            {
-                check_path(path, &dirs)?;
+            for source in spec.sources() {
+                check_source(source, &dirs)?;
             }
-            let spec: GuestSpec = spec.text().parse()?;
-            let mut configs = images.resolve(&[spec])?;
-            configs.pop().map(Box::new).ok_or(ControlError::Ending)
+            match images.read(&spec) {
+                Ok(images) => Ok(Box::new(images)),
+                Err(source) => Err(ResolveError::File { name, source }.into()),
+            }
         });
         match read.await {
             Ok(result) => result,
@@ -110,12 +113,11 @@ impl Api {
     /// of the request (`dry_run`), only says whether it may lie there.
     async fn console_log(
         &self,
-        path: String,
+        path: PathBuf,
         dry_run: bool,
     ) -> Result<Option<Arc<LogFile>>, ControlError> {
         let dirs = Arc::clone(&self.log_dirs);
         let opened = tokio::task::spawn_blocking(move || {
-            let path = PathBuf::from(path);
             if dry_run {
                 check_log(&path, &dirs)?;
                 return Ok(None);
@@ -129,37 +131,11 @@ impl Api {
     }
 }
 
-/// What a request says about images.
-#[derive(Debug)]
-struct ImageSpec {
-    name: InstanceName,
-    kernel: String,
-    initrd: Option<String>,
-    cmdline: Option<String>,
-}
-
-impl ImageSpec {
-    /// As `--guest` has it, so that there is one reader of both.
-    fn text(&self) -> String {
-        let value = |text: &str| text.replace(',', ",,");
-        let mut text = format!("name={},kernel={}", self.name, value(&self.kernel));
-        for (key, part) in [("initrd", &self.initrd), ("cmdline", &self.cmdline)] {
-            if let Some(part) = part {
-                text.push_str(&format!(",{key}={}", value(part)));
-            }
-        }
-        text
-    }
-}
-
-/// Lets pass `probe` and regular files, below `dirs` where there are some.
-/// Descriptors (`fd:N`) would be the VMM's own.
-fn check_path(path: &str, dirs: &[PathBuf]) -> Result<(), ControlError> {
-    let path = path.to_owned();
-    if path == "probe" {
-        return Ok(());
-    }
-    if path.starts_with("fd:") {
+/// Lets pass regular files, below `dirs` where there are some. Descriptors
+/// (`fd:N`) would be the VMM's own.
+fn check_source(source: &ImageSource, dirs: &[PathBuf]) -> Result<(), ControlError> {
+    let path = source.to_string();
+    if let ImageSource::Fd(_) = source {
         return Err(ControlError::ImageKind { path });
     }
     let found = std::fs::canonicalize(&path).and_then(|real| {

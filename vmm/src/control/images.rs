@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::builder::GuestConfig;
+use crate::builder::Images;
 use crate::loader::{CacheCounters, ImageCache};
-use crate::spec::{GuestSpec, ResolveError, resolve_with};
+use crate::spec::{FileError, ImagesSpec, read_images};
 
 /// One cache for all requests, and its numbers beside it: whoever wants these
 /// does not wait for a file that is being read.
@@ -28,15 +28,15 @@ impl ImageStore {
         }
     }
 
-    /// Reads what `specs` name. May wait: for files, and for other requests.
+    /// Reads what `spec` names. May wait: for files, and for other requests.
     ///
     /// # Errors
-    /// See [`resolve_with`].
-    pub fn resolve(&self, specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
+    /// See [`read_images`].
+    pub fn read(&self, spec: &ImagesSpec) -> Result<Images, FileError> {
         let mut cache = lock(&self.cache);
-        let configs = resolve_with(specs, &mut cache);
+        let images = read_images(spec, &mut cache.batch());
         *lock(&self.counters) = cache.counters();
-        configs
+        images
     }
 
     /// What the cache did, up to the last request that has its answer.

@@ -15,6 +15,7 @@
 //! | [`pool_map`] | who has which bytes of the pool |
 //! | [`debug`] | registers, memory and translations |
 //! | [`number`] | integers as JSON has them |
+//! | [`bodies`] | what requests carry |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -23,6 +24,7 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
+pub mod bodies;
 pub mod debug;
 pub mod dispatch;
 pub mod error;

@@ -9,21 +9,19 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use crate::builder::InstanceConfig;
 use crate::control::action::{Action, Planned, Reply};
+use crate::control::bodies::{AllocBody, CreateBody, KillBody, LoadBody, PlanBody, SIZE_MAX};
 use crate::control::error::ControlError;
+use crate::control::http::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::http::{Api, ImageSpec};
 use crate::control::objects::{
-    AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
-    Plan, PlanBody, Pool, SIZE_MAX, Version,
+    Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool, Version,
 };
-use crate::devices::violation::ViolationPolicy;
 use crate::instance::InstanceName;
-use crate::instance::state::{OnEnd, Verb};
-use crate::spec::{MAX_CPUS, SpecError};
+use crate::instance::state::Verb;
+use crate::spec::{GuestSpec, SpecError};
 
 /// What a handler answers with.
 type Answer = Result<Response, ControlError>;
@@ -159,23 +157,15 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
 
 /// Checks what is to be made and reads its images.
 async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, ControlError> {
-    let mut config = instance_config(&body)?;
-    let images = match body.kernel {
-        Some(kernel) => {
-            let spec = ImageSpec {
-                name: config.name.clone(),
-                kernel,
-                initrd: body.initrd,
-                cmdline: body.cmdline,
-            };
-            Some(api.read_images(spec).await?)
-        }
-        None if body.initrd.is_some() || body.cmdline.is_some() => {
-            return Err(SpecError::NoKernel.into());
-        }
+    check_size("memory", body.memory)?;
+    let name: InstanceName = body.name.parse()?;
+    let spec = GuestSpec::from_pairs(body.pairs())?;
+    let mut config = spec.instance(name.clone());
+    let images = match spec.images {
+        Some(images) => Some(api.read_images(name, images).await?),
         None => None,
     };
-    if let Some(path) = body.console_log {
+    if let Some(path) = spec.console_log {
         config.console_log = api.console_log(path, dry_run).await?;
     }
     Ok(Planned { config, images })
@@ -199,38 +189,6 @@ fn check_size(field: &'static str, value: u64) -> Result<(), ControlError> {
         return Err(ControlError::Value { field, value });
     }
     Ok(())
-}
-
-fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
-    let cpus = body.cpus.unwrap_or(1);
-    if !(1..=MAX_CPUS).contains(&cpus) {
-        return Err(ControlError::Value {
-            field: "cpus",
-            value: cpus.into(),
-        });
-    }
-    check_size("memory", body.memory)?;
-    Ok(InstanceConfig {
-        name: body.name.parse()?,
-        memory: body.memory,
-        order: body.order,
-        cpus,
-        affinity: None,
-        violation: match body.violation.as_deref() {
-            None | Some("log") => ViolationPolicy::Log,
-            Some("stop") => ViolationPolicy::Stop,
-            Some(text) => {
-                return Err(ControlError::Spec(SpecError::Word {
-                    key: "violation",
-                    text: text.to_owned(),
-                    words: "log or stop",
-                }));
-            }
-        },
-        on_reboot: OnEnd::Stop,
-        on_panic: OnEnd::Stop,
-        console_log: None,
-    })
 }
 
 /// One instance.
@@ -271,13 +229,9 @@ pub async fn load(
     let body: LoadBody = json(body).await?;
     // Nobody needs to wait for files of an instance that is not there.
     api.call(Action::Show(name.clone()), false).await?;
-    let spec = ImageSpec {
-        name: name.clone(),
-        kernel: body.kernel,
-        initrd: body.initrd,
-        cmdline: body.cmdline,
-    };
-    let images = api.read_images(spec).await?;
+    let spec = GuestSpec::from_pairs(body.pairs())?;
+    let wanted = spec.images.ok_or(SpecError::NoKernel)?;
+    let images = api.read_images(name.clone(), wanted).await?;
     let action = Action::Load { name, images };
     Ok(api.call(action, dry_run).await?.into_response())
 }
