@@ -1,156 +1,146 @@
-//! A leaf with few runs: the sorted positions at which free and used alternate.
-//!
-//! Taking and freeing are the same operation, toggling the edge at either end, which is why a
-//! leaf costs two bytes per edge for as long as there are few of them.
+//! A leaf in which few runs begin: their places in a short sorted list, inside the leaf itself.
 
-use super::leaf::{LEN, Summary, short_bit};
-use alloc::vec::Vec;
+use super::leaf::LEN;
 
-/// A position inside a leaf as it is stored.
-#[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
-fn low_half(at: u32) -> u16 {
-    at as u16
+/// A list has room for so many runs.
+pub(super) const MAX: usize = 28;
+
+/// In an unused place: behind every run, and of no length.
+const VACANT: u32 = u32::MAX;
+
+/// Runs as (start, end) in ascending order.
+///
+/// Questions look at every place, used or not: without branches that depend on what is there
+/// that takes less time than stopping at the right one.
+#[derive(Debug, Clone)]
+pub(super) struct List {
+    len: u32,
+    /// Each run in one word, so that their order is that of the words: start, then end.
+    runs: [u32; MAX],
 }
 
-/// Edges in ascending order, none at 0 and none at [`LEN`].
-#[derive(Debug, Clone, Default)]
-pub(super) struct List {
-    first_free: bool,
-    edges: Vec<u16>,
+/// A run in one word; both positions fit 16 bits.
+fn pack((start, end): (u32, u32)) -> u32 {
+    start << 16 | end
+}
+
+fn unpack(run: u32) -> (u32, u32) {
+    (run >> 16, run & 0xffff)
+}
+
+fn length(run: u32) -> u32 {
+    (run & 0xffff) - (run >> 16)
 }
 
 impl List {
-    pub(super) fn uniform(free: bool) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
-            first_free: free,
-            edges: Vec::new(),
+            len: 0,
+            runs: [VACANT; MAX],
         }
     }
 
-    /// A list with these edges, ascending and inside the leaf.
-    pub(super) fn from_edges(first_free: bool, edges: Vec<u16>) -> Self {
-        Self { first_free, edges }
+    pub(super) fn count(&self) -> u32 {
+        self.len
     }
 
-    pub(super) fn edges(&self) -> usize {
-        self.edges.len()
+    /// The runs, ascending.
+    pub(super) fn runs(&self) -> impl DoubleEndedIterator<Item = (u32, u32)> + '_ {
+        let used = &self.runs[..self.len as usize];
+        used.iter().map(|&run| unpack(run))
     }
 
-    pub(super) fn first_free(&self) -> bool {
-        self.first_free
+    /// How many runs begin before `at`: the place of the first that does not.
+    #[inline(always)]
+    pub(super) fn rank(&self, at: u32) -> usize {
+        let before = self.runs.iter().map(|&run| u32::from(run < at << 16));
+        before.sum::<u32>() as usize
     }
 
-    /// Free runs as (start, end), ascending.
-    pub(super) fn runs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let mut edges = self.edges.iter().map(|&edge| u32::from(edge));
-        let mut start = if self.first_free {
-            Some(0)
-        } else {
-            edges.next()
-        };
-        core::iter::from_fn(move || {
-            let run = (start?, edges.next().unwrap_or(LEN));
-            start = edges.next();
-            Some(run)
-        })
+    /// The run at a place.
+    #[inline(always)]
+    pub(super) fn get(&self, place: usize) -> Option<(u32, u32)> {
+        let run = self.runs.get(place).filter(|&&run| run != VACANT);
+        run.map(|&run| unpack(run))
     }
 
-    /// Toggles all of `a..b`, which must be uniform: there is no edge strictly between.
-    pub(super) fn flip(&mut self, a: u32, b: u32) {
-        let (rank, _) = self.rank(a);
-        let start = if rank == 0 { 0 } else { self.edge(rank - 1) };
-        let end = self.edge(rank);
-        // Positions of a leaf fit 16 bits, only its end does not, and that is never stored.
-        let (low, high) = (low_half(a), low_half(b));
-        match (a == start, b == end) {
-            (true, true) => {
-                if end < LEN {
-                    self.edges.remove(rank);
-                }
-                if rank > 0 {
-                    self.edges.remove(rank - 1);
-                }
-            }
-            (true, false) if rank > 0 => self.edges[rank - 1] = high,
-            (true, false) => self.edges.insert(0, high),
-            (false, true) if end < LEN => self.edges[rank] = low,
-            (false, true) => self.edges.push(low),
-            (false, false) => {
-                self.edges.splice(rank..rank, [low, high]);
-            }
-        }
-        if a == 0 {
-            self.first_free = !self.first_free;
+    /// Whether so many more runs fit.
+    #[inline(always)]
+    pub(super) fn has_room_for(&self, more: usize) -> bool {
+        self.len as usize + more <= MAX
+    }
+
+    /// Makes the `out` runs from `place` on to `into`, which are then to be [`set`](Self::set);
+    /// there is room.
+    #[inline(always)]
+    pub(super) fn resize(&mut self, place: usize, out: usize, into: usize) {
+        if out != into {
+            self.shift(place + out, place + into);
         }
     }
 
-    /// How many edges are at or below `at`, and whether the granule there is free.
-    fn rank(&self, at: u32) -> (usize, bool) {
-        let rank = self.edges.partition_point(|&edge| u32::from(edge) <= at);
-        (rank, self.first_free ^ (rank % 2 == 1))
-    }
-
-    fn edge(&self, i: usize) -> u32 {
-        self.edges.get(i).map_or(LEN, |&edge| u32::from(edge))
-    }
-
-    /// The first granule at or behind `from` that is free, or used.
-    pub(super) fn next(&self, from: u32, free: bool) -> Option<u32> {
-        let (rank, here) = self.rank(from);
-        let at = if here == free { from } else { self.edge(rank) };
-        (at < LEN).then_some(at)
-    }
-
-    /// The smallest `s` for which all of `s..end` is free; `end` is not 0.
-    pub(super) fn run_start(&self, end: u32) -> u32 {
-        match self.rank(end - 1) {
-            (0, true) => 0,
-            (rank, true) => self.edge(rank - 1),
-            (_, false) => end,
+    /// Moves the runs from a place on to another.
+    fn shift(&mut self, from: usize, to: usize) {
+        let len = self.len as usize;
+        self.runs.copy_within(from..len, to);
+        let new = len + to - from;
+        if new < len {
+            self.runs[new..len].fill(VACANT);
         }
+        self.len = small(new);
     }
 
-    /// The edge that ends the free run at the start of the leaf, if one does; then the inner
-    /// free runs as (start, end); then the start of the free run at the end, if there is one.
-    fn parts(&self) -> (Option<u16>, &[[u16; 2]], Option<u16>) {
-        let (pre, rest) = match self.edges.split_first() {
-            Some((first, rest)) if self.first_free => (Some(*first), rest),
-            _ => (None, &self.edges[..]),
-        };
-        let (inner, tail) = rest.as_chunks();
-        (pre, inner, tail.first().copied())
+    #[inline(always)]
+    pub(super) fn set(&mut self, place: usize, run: (u32, u32)) {
+        self.runs[place] = pack(run);
     }
 
-    pub(super) fn summary(&self) -> Summary {
-        let (pre, inner, tail) = self.parts();
-        let pre = u64::from(pre.unwrap_or(0));
-        let suf = tail.map_or(0, |start| u64::from(LEN) - u64::from(start));
-        let longest = inner
-            .iter()
-            .fold(0, |longest, [start, end]| longest.max(end - start));
-        Summary {
-            pre,
-            suf,
-            max: pre.max(suf).max(longest.into()),
+    /// Adds a run behind all others; there is room.
+    pub(super) fn push(&mut self, run: (u32, u32)) {
+        self.set(self.len as usize, run);
+        self.len += 1;
+    }
+
+    pub(super) fn last(&self) -> Option<(u32, u32)> {
+        self.get((self.len as usize).wrapping_sub(1))
+    }
+
+    /// The place of the first run with `n` granules, which is not 0; [`MAX`] or more if there is
+    /// none.
+    #[inline(always)]
+    pub(super) fn first_fit(&self, n: u32) -> usize {
+        let mut hits = 1 << MAX;
+        for (&run, bit) in self.runs.iter().zip(BITS) {
+            hits |= if length(run) >= n { bit } else { 0 };
         }
+        u32::trailing_zeros(hits) as usize
     }
 
-    pub(super) fn short(&self) -> u64 {
-        let (_, inner, _) = self.parts();
-        inner.iter().fold(0, |mask, [start, end]| {
-            mask | short_bit((end - start).into())
-        })
-    }
-
-    /// The first position with `n` free granules, which is not a whole leaf.
-    pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
-        let (pre, inner, tail) = self.parts();
-        if pre.is_some_and(|pre| u32::from(pre) >= n) {
-            return Some(0);
-        }
-        let fits = |[start, end]: &&[u16; 2]| u32::from(end - start) >= n;
-        let start = inner.iter().find(fits).map(|run| run[0]).or(tail)?;
-        let start = u32::from(start);
-        (LEN - start >= n).then_some(start)
+    /// Granules of the longest run.
+    #[inline(always)]
+    pub(super) fn longest(&self) -> u32 {
+        let lengths = self.runs.iter().map(|&run| length(run));
+        lengths.fold(0, u32::max)
     }
 }
+
+/// A bit for every place.
+const BITS: [u32; MAX] = {
+    let mut bits = [0; MAX];
+    let mut place = 0;
+    while place < MAX {
+        bits[place] = 1 << place;
+        place += 1;
+    }
+    bits
+};
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a list has at most MAX runs"
+)]
+fn small(len: usize) -> u32 {
+    len as u32
+}
+
+const _: () = assert!(LEN < 1 << 16 && MAX < 32);
