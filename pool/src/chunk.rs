@@ -2,6 +2,7 @@
 
 use crate::fit::{self, Algo, Ground, Mode};
 use crate::free_set::FreeSet;
+use crate::pool::granules;
 use crate::range::AddrRange;
 
 /// A span of memory that a pool hands out, with the tag of who owns it.
@@ -130,9 +131,7 @@ impl<O> Chunk<O> {
             return Err(BadFree::PastEnd);
         }
         let first = addr.wrapping_sub(self.base).wrapping_shr(self.order);
-        let mask = 1_u64.wrapping_shl(self.order).wrapping_sub(1);
-        let tail = u64::from(size & mask != 0);
-        let n = size.wrapping_shr(self.order).wrapping_add(tail);
+        let n = granules(size, self.order);
         match first.checked_add(n) {
             _ if n == 0 => Ok((first, 0)),
             Some(end) if end <= self.free.len() => Ok((first, n)),

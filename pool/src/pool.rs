@@ -182,7 +182,7 @@ impl<O> GenPool<O> {
             return Err(AllocError::ZeroSize);
         }
         self.check_algo(algo)?;
-        let n = size.div_ceil(self.granule());
+        let n = granules(size, self.order);
         let Some(taken) = self.take(n, algo) else {
             return Err(self.no_room(size, algo));
         };
@@ -245,6 +245,11 @@ impl<O> GenPool<O> {
     fn chunk_at(&self, addr: u64) -> Option<usize> {
         if self.irregular {
             return self.chunks.iter().rposition(|chunk| chunk.contains(addr));
+        }
+        // Mostly there is only one.
+        let newest = self.chunks.len().checked_sub(1)?;
+        if self.chunks.get(newest)?.contains(addr) {
+            return Some(newest);
         }
         let (_, &index) = self.by_base.range(..=addr).next_back()?;
         self.chunks
@@ -405,6 +410,14 @@ impl<O> GenPool<O> {
             .map(Chunk::into_owner)
             .collect())
     }
+}
+
+/// How many granules of `1 << order` bytes it takes to hold `size`.
+pub(crate) fn granules(size: u64, order: u32) -> u64 {
+    // Not a division, which takes as long as the search.
+    let whole = size.wrapping_shr(order);
+    let rest = size.wrapping_sub(whole.wrapping_shl(order));
+    whole.saturating_add(u64::from(rest != 0))
 }
 
 #[cfg(test)]

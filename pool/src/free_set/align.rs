@@ -11,7 +11,7 @@
 use super::indices::Column;
 use super::leaf::{Change, LEN, Leaf, Run, local};
 use super::node::greatest;
-use super::tree::{Path, Tree};
+use super::tree::{Path, ROOT, Tree};
 
 /// More alignments than this at once are not kept; the one used longest ago goes.
 const MAX_CLASSES: usize = 40;
@@ -78,7 +78,10 @@ impl Tree {
             ..grid
         });
         let class = self.indices.classes.last()?;
-        let (leaf, base) = self.first_leaf(n, |id| class.rooms.keys(id))?;
+        if class.rooms.keys(ROOT).all(greatest) < n {
+            return None;
+        }
+        let (leaf, base) = self.first_leaf(|id| class.rooms.keys(id).first(|room| room >= n));
         self.leaves.get(leaf).aligned_fit(base, n, class.grid)
     }
 

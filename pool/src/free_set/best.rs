@@ -9,7 +9,6 @@
 
 use super::indices::Column;
 use super::leaf::{Change, Leaf, Run, SHORT, short_bit};
-use super::node::Keys;
 use super::tree::{Path, ROOT, Tree};
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -23,8 +22,8 @@ pub(super) struct Best {
     long: BTreeSet<(u64, u64)>,
 }
 
-/// The lengths in any child of a node.
-fn union(masks: &Keys) -> u64 {
+/// The lengths in any of four masks.
+fn union(masks: &[u64; 4]) -> u64 {
     masks.iter().fold(0, |union, mask| union | mask)
 }
 
@@ -64,7 +63,7 @@ impl Tree {
         self.index_runs();
         let best = self.indices.best.as_ref()?;
         if n <= SHORT {
-            let lengths = union(best.masks.keys(ROOT)) & (!0 << (n - 1));
+            let lengths = best.masks.keys(ROOT).all(union) & (!0 << (n - 1));
             if lengths != 0 {
                 return self.exact(best, u64::from(lengths.trailing_zeros()) + 1);
             }
@@ -75,10 +74,8 @@ impl Tree {
 
     /// The first run of exactly `len` granules, at most 64.
     fn exact(&self, best: &Best, len: u64) -> Option<u64> {
-        let (leaf, base) = self.first_leaf_where(|id| {
-            let has = |mask: &u64| mask & short_bit(len) != 0;
-            best.masks.keys(id).iter().position(has)
-        })?;
+        let has = |mask| mask & short_bit(len) != 0;
+        let (leaf, base) = self.first_leaf(|id| best.masks.keys(id).first(has));
         self.leaves.get(leaf).exact(base, len)
     }
 

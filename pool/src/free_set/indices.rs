@@ -3,7 +3,7 @@
 use super::align::Class;
 use super::best::Best;
 use super::leaf::{Change, Leaf};
-use super::node::{FAN, Keys, number};
+use super::node::{Keys, number};
 use super::tree::Path;
 use alloc::vec::Vec;
 
@@ -51,7 +51,7 @@ impl Column {
     /// Makes room for `nodes` nodes.
     pub(super) fn grow(&mut self, nodes: usize) {
         if self.0.len() < nodes {
-            self.0.resize(nodes, [0; FAN]);
+            self.0.resize(nodes, Keys::default());
         }
     }
 
@@ -62,23 +62,23 @@ impl Column {
 
     /// The number of the leaf that begins at `base`, at the end of `path`.
     pub(super) fn get(&self, path: &Path, base: u64) -> u64 {
-        self.keys(path[1])[number(base, 1)]
+        self.keys(path[1]).get(number(base, 1))
     }
 
     /// Sets it, and above it what `join` makes of the numbers of a node.
-    pub(super) fn set(&mut self, path: &Path, base: u64, value: u64, join: fn(&Keys) -> u64) {
+    pub(super) fn set(&mut self, path: &Path, base: u64, value: u64, join: fn(&[u64; 4]) -> u64) {
         let mut value = value;
         for (level, &id) in (1..).zip(&path[1..]) {
             let Some(keys) = self.0.get_mut(id as usize) else {
                 // Behind the root.
                 return;
             };
-            let key = &mut keys[number(base, level)];
-            if *key == value {
+            let i = number(base, level);
+            if keys.get(i) == value {
                 return;
             }
-            *key = value;
-            value = join(keys);
+            keys.set(i, value, join);
+            value = keys.all(join);
         }
     }
 }

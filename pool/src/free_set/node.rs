@@ -10,8 +10,57 @@ pub(super) const FAN: usize = 1 << FAN_BITS;
 /// In place of the index of a node or leaf: there is none, because no run begins there.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// One number for each child.
-pub(super) type Keys = [u64; FAN];
+/// One number for each child, and for every four of them what these amount to: with that the
+/// right child is found in two steps of four, not one of sixteen.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Keys {
+    fours: [u64; FAN / 4],
+    keys: [u64; FAN],
+}
+
+impl Keys {
+    #[inline]
+    pub(super) fn get(&self, i: usize) -> u64 {
+        self.keys[i]
+    }
+
+    /// Sets the key of a child. `join` makes one key out of several.
+    #[inline(always)]
+    pub(super) fn set(&mut self, i: usize, key: u64, join: impl Fn(&[u64; 4]) -> u64) {
+        self.keys[i] = key;
+        self.fours[i / 4] = join(&self.keys.as_chunks().0[i / 4]);
+    }
+
+    /// What all children amount to.
+    #[inline(always)]
+    pub(super) fn all(&self, join: impl Fn(&[u64; 4]) -> u64) -> u64 {
+        join(&self.fours)
+    }
+
+    /// The first child with a `good` key, of which there is one; keys of four are good if one of
+    /// theirs is.
+    #[inline(always)]
+    pub(super) fn first(&self, good: impl Fn(u64) -> bool) -> usize {
+        let four = first_of_four(&self.fours, &good);
+        four * 4 + first_of_four(&self.keys.as_chunks().0[four], &good)
+    }
+}
+
+// Without a branch for each, for which one it is cannot be predicted.
+#[inline(always)]
+fn first_of_four(keys: &[u64; 4], good: impl Fn(u64) -> bool) -> usize {
+    let mut bad = 0_u32;
+    for &key in keys.iter().rev() {
+        bad = bad + bad + u32::from(!good(key));
+    }
+    bad.trailing_ones() as usize % 4
+}
+
+/// The greatest of four keys.
+#[inline(always)]
+pub(super) fn greatest(keys: &[u64; 4]) -> u64 {
+    keys[0].max(keys[1]).max(keys[2].max(keys[3]))
+}
 
 /// log2 of the granules below each child of a node at `level`; leaves are level 0.
 #[inline]
@@ -43,7 +92,7 @@ pub(super) struct Node {
 impl Default for Node {
     fn default() -> Self {
         Self {
-            longest: [0; FAN],
+            longest: Keys::default(),
             links: [NONE; FAN],
             present: 0,
         }
@@ -65,27 +114,4 @@ impl Node {
     }
 }
 
-/// The first child whose key is at least `n`; the number of children if there is none.
-// Without a branch per child, for which one it is cannot be predicted; backwards and doubling,
-// because that is two instructions for each.
-#[inline(always)]
-pub(super) fn first_with(keys: &Keys, n: u64) -> usize {
-    let mut short = 0_u32;
-    for &key in keys.iter().rev() {
-        short = short + short + u32::from(key < n);
-    }
-    short.trailing_ones() as usize
-}
-
-/// The greatest key.
-// Four by four, so that no comparison waits for fifteen others.
-#[inline]
-pub(super) fn greatest(keys: &Keys) -> u64 {
-    let mut most = [0; 4];
-    for four in keys.as_chunks::<4>().0 {
-        for (most, &key) in most.iter_mut().zip(four) {
-            *most = key.max(*most);
-        }
-    }
-    most[0].max(most[1]).max(most[2].max(most[3]))
-}
+const _: () = assert!(FAN == 16);

@@ -2,7 +2,7 @@
 
 use super::indices::Indices;
 use super::leaf::{self, Around, Change, Leaf, Pair, Run, base_of};
-use super::node::{FAN, FAN_BITS, Keys, NONE, Node, child_bits, first_with, greatest, number};
+use super::node::{FAN, FAN_BITS, NONE, Node, child_bits, greatest, number};
 use super::slab::Slab;
 
 /// Index of the root in the slab of nodes: the first node made, never removed.
@@ -75,32 +75,16 @@ impl Tree {
         path
     }
 
-    /// The leaf, and where it begins, that a walk down from the root reaches.
+    /// The leaf, and where it begins, that a walk down from the root by `child` reaches.
     #[inline]
-    pub(super) fn first_leaf_where(
-        &self,
-        mut child: impl FnMut(u32) -> Option<usize>,
-    ) -> Option<(u32, u64)> {
+    pub(super) fn first_leaf(&self, child: impl Fn(u32) -> usize) -> (u32, u64) {
         let (mut id, mut base) = (ROOT, 0);
         for level in (1..=self.levels).rev() {
-            let i = child(id)?;
+            let i = child(id);
             base += (i as u64) << child_bits(level);
             id = self.nodes.get(id).links[i];
         }
-        Some((id, base))
-    }
-
-    /// The first leaf with a key of at least `n`.
-    #[inline]
-    pub(super) fn first_leaf<'a>(
-        &self,
-        n: u64,
-        keys: impl Fn(u32) -> &'a Keys,
-    ) -> Option<(u32, u64)> {
-        self.first_leaf_where(|id| {
-            let i = first_with(keys(id), n);
-            (i < FAN).then_some(i)
-        })
+        (id, base)
     }
 
     /// The first position with `n` free granules.
@@ -108,7 +92,8 @@ impl Tree {
         if self.longest < n {
             return None;
         }
-        let (leaf, base) = self.first_leaf(n, |id| &self.nodes.get(id).longest)?;
+        let fits = |run| run >= n;
+        let (leaf, base) = self.first_leaf(|id| self.nodes.get(id).longest.first(fits));
         Some(self.leaves.get(leaf).first_fit(base, n).0.start)
     }
 
@@ -122,7 +107,7 @@ impl Tree {
         for level in (1..=self.levels).rev() {
             path[level as usize] = id;
             let node = self.nodes.get(id);
-            let i = first_with(&node.longest, n) % FAN;
+            let i = node.longest.first(|run| run >= n);
             base |= (i as u64) << child_bits(level);
             id = node.links[i];
         }
@@ -317,7 +302,7 @@ impl Tree {
             let bound = self.nodes.bound();
             self.indices.update(bound, path, base, leaf, change);
         }
-        let old = self.nodes.get(path[1]).longest[number(at, 1)];
+        let old = self.nodes.get(path[1]).longest.get(number(at, 1));
         let longest = change.greatest(old, Run::len, || leaf.longest());
         let empty = leaf.is_empty();
         self.climb(path, at, longest);
@@ -368,18 +353,20 @@ impl Tree {
         for level in 1..=self.levels {
             let above = match path.get(level as usize + 1) {
                 Some(&above) if level < self.levels => {
-                    self.nodes.get(above).longest[number(at, level + 1)]
+                    self.nodes.get(above).longest.get(number(at, level + 1))
                 }
                 _ => self.longest,
             };
             let keys = &mut self.nodes.get_mut(path[level as usize]).longest;
-            let old = core::mem::replace(&mut keys[number(at, level)], longest);
+            let i = number(at, level);
+            let old = keys.get(i);
+            keys.set(i, longest, greatest);
             if longest < above {
                 if old < above {
                     return;
                 }
                 // The longest of the node has become shorter.
-                longest = greatest(keys);
+                longest = keys.all(greatest);
             }
             if longest == above {
                 return;
