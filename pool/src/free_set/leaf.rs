@@ -18,7 +18,7 @@ pub(super) const SPAN: u64 = 1 << BITS;
 
 /// A bitmap of so few runs becomes a list again; well below what a list can hold, so that
 /// nothing flutters.
-const FEW: u32 = 14;
+const FEW: u32 = 12;
 
 /// Runs up to this long are found by their exact length through masks.
 pub(super) const SHORT: u64 = 64;
@@ -197,10 +197,11 @@ impl Leaf {
         }
     }
 
-    /// The place of the first run that begins at or behind `at`, for [`change`](Self::change).
+    /// The place of the run that begins at `at`, or would, for [`change`](Self::change).
     pub(super) fn place(&self, base: u64, at: u64) -> usize {
+        let at = local(at - base);
         match &self.runs {
-            Runs::List(list) => list.rank(local(at - base)),
+            Runs::List(list) => at.checked_sub(1).map_or(0, |before| list.rank(before)),
             Runs::Bits(_) => 0,
         }
     }
@@ -259,7 +260,7 @@ impl Leaf {
         let at = local(at - base);
         let (place, [left, right]) = match &self.runs {
             Runs::List(list) => {
-                let place = list.rank(at + 1);
+                let place = list.rank(at);
                 (place, [list.get(place.wrapping_sub(1)), list.get(place)])
             }
             Runs::Bits(bits) => (0, bits.around(at)),

@@ -46,14 +46,13 @@ impl Keys {
     }
 }
 
-// Without a branch for each, for which one it is cannot be predicted.
+// Without a branch for each, for which one it is cannot be predicted, and without waiting for one
+// comparison before the next.
 #[inline(always)]
 fn first_of_four(keys: &[u64; 4], good: impl Fn(u64) -> bool) -> usize {
-    let mut bad = 0_u32;
-    for &key in keys.iter().rev() {
-        bad = bad + bad + u32::from(!good(key));
-    }
-    bad.trailing_ones() as usize % 4
+    let bit = |i: usize| u32::from(good(keys[i])) << i;
+    let bits = (bit(0) | bit(1)) | (bit(2) | bit(3));
+    bits.trailing_zeros() as usize % 4
 }
 
 /// The greatest of four keys.
