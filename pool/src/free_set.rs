@@ -1,9 +1,9 @@
 //! [`FreeSet`]: which granules of one chunk are free, whatever the fragmentation.
 //!
 //! ```text
-//!   root      a node: sixteen children, for each the longest run that begins in it
-//!    node     the same, for a sixteenth of the granules
-//!     …       (a level more for every factor of sixteen)
+//!   root      a node: 64 children, for each the longest run that begins in it
+//!    node     the same, for a 64th of the granules      
+//!     …       (a level more for every factor of 64)
 //!      leaf   the runs that begin in 4096 granules: a list, or a bitmap where there are many
 //! ```
 //!

@@ -178,7 +178,7 @@ fn race(options: &Options, work: usize, gib: u64, entries: &[Entry]) -> Vec<Opti
         }
     } else {
         for round in 0..warm + rounds {
-            let ops = workload::ops(&mut rng, 200_000, filling.len().max(1), sizes);
+            let ops = workload::ops(&mut rng, 200_000, filling.len(), sizes);
             for (racer, times) in racers.iter_mut().zip(&mut times) {
                 let Some(racer) = racer else { continue };
                 let ns = racer.round(&ops);

@@ -138,6 +138,10 @@ const BLOCK: usize = 64;
 /// `count` random operations on so many slots; those of a block are on different ones.
 pub fn ops(rng: &mut Rng, count: usize, slots: usize, sizes: Sizes) -> Vec<Op> {
     let mut all: Vec<Op> = Vec::with_capacity(count);
+    if slots < BLOCK {
+        // A workload without slots.
+        return all;
+    }
     while all.len() < count {
         let slot = rng.below(slots as u64) as u32;
         let block = &all[all.len() / BLOCK * BLOCK..];

@@ -3,19 +3,30 @@
 use super::leaf;
 
 /// log2 of [`FAN`].
-pub(super) const FAN_BITS: u32 = 4;
+pub(super) const FAN_BITS: u32 = 6;
 /// Children of a node.
 pub(super) const FAN: usize = 1 << FAN_BITS;
 
 /// In place of the index of a node or leaf: there is none, because no run begins there.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// One number for each child, and for every four of them what these amount to: with that the
-/// right child is found in two steps of four, not one of sixteen.
-#[derive(Debug, Clone, Default)]
+/// One number for each child, and for every four and every sixteen of them what these amount to:
+/// with that the right child is found in three steps of four, not one of sixty-four.
+#[derive(Debug, Clone)]
 pub(super) struct Keys {
+    sixteens: [u64; 4],
     fours: [u64; FAN / 4],
     keys: [u64; FAN],
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            sixteens: [0; 4],
+            fours: [0; FAN / 4],
+            keys: [0; FAN],
+        }
+    }
 }
 
 impl Keys {
@@ -29,19 +40,21 @@ impl Keys {
     pub(super) fn set(&mut self, i: usize, key: u64, join: impl Fn(&[u64; 4]) -> u64) {
         self.keys[i] = key;
         self.fours[i / 4] = join(&self.keys.as_chunks().0[i / 4]);
+        self.sixteens[i / 16] = join(&self.fours.as_chunks().0[i / 16]);
     }
 
     /// What all children amount to.
     #[inline(always)]
     pub(super) fn all(&self, join: impl Fn(&[u64; 4]) -> u64) -> u64 {
-        join(&self.fours)
+        join(&self.sixteens)
     }
 
-    /// The first child with a `good` key, of which there is one; keys of four are good if one of
-    /// theirs is.
+    /// The first child with a `good` key, of which there is one; what several amount to is good if
+    /// one of them is.
     #[inline(always)]
     pub(super) fn first(&self, good: impl Fn(u64) -> bool) -> usize {
-        let four = first_of_four(&self.fours, &good);
+        let sixteen = first_of_four(&self.sixteens, &good);
+        let four = sixteen * 4 + first_of_four(&self.fours.as_chunks().0[sixteen], &good);
         four * 4 + first_of_four(&self.keys.as_chunks().0[four], &good)
     }
 }
@@ -77,7 +90,7 @@ pub(super) fn number(at: u64, level: u32) -> usize {
     (at >> child_bits(level)) as usize % FAN
 }
 
-/// Sixteen children.
+/// Sixty-four children.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     /// Granules of the longest run that begins in each child; 0 where none does.
@@ -85,7 +98,7 @@ pub(super) struct Node {
     /// The child nodes, or leaves at level 1.
     pub links: [u32; FAN],
     /// A bit for each child that is there.
-    pub present: u32,
+    pub present: u64,
 }
 
 impl Default for Node {
@@ -99,11 +112,16 @@ impl Default for Node {
 }
 
 impl Node {
+    /// The first child, and the last; a node has children.
+    pub(super) fn ends(&self) -> [usize; 2] {
+        let last = u64::BITS - 1 - self.present.leading_zeros();
+        [self.present.trailing_zeros() as usize, last as usize]
+    }
+
     /// The last child before `i` in which a run begins.
     pub(super) fn last_before(&self, i: usize) -> Option<usize> {
-        (self.present & ((1 << i) - 1))
-            .checked_ilog2()
-            .map(|i| i as usize)
+        let before = self.present & ((1 << i) - 1);
+        before.checked_ilog2().map(|i| i as usize)
     }
 
     /// The first child behind `i` in which a run begins.
@@ -113,4 +131,4 @@ impl Node {
     }
 }
 
-const _: () = assert!(FAN == 16);
+const _: () = assert!(FAN == 64);

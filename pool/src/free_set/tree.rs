@@ -9,7 +9,7 @@ use super::slab::Slab;
 pub(super) const ROOT: u32 = 0;
 
 /// Levels of a tree with 2^63 granules.
-const MAX_LEVELS: u32 = 13;
+const MAX_LEVELS: u32 = 9;
 
 /// The way to a position: the leaf that holds it, and the node at each level above, root last;
 /// [`NONE`] where there is none.
@@ -149,8 +149,7 @@ impl Tree {
                 continue;
             }
             if let Some(i) = self.nodes.get(id).last_before(number(at, level)) {
-                let child = |node: &Node| node.last_before(FAN);
-                let (leaf, base) = self.leaf_below(id, i, level, at, child);
+                let (leaf, base) = self.leaf_below(id, i, level, at, |node| node.ends()[1]);
                 return self.leaves.get(leaf).last(base);
             }
         }
@@ -165,8 +164,7 @@ impl Tree {
                 continue;
             }
             if let Some(i) = self.nodes.get(id).first_behind(number(at, level)) {
-                let child = |node: &Node| Some(node.present.trailing_zeros() as usize);
-                let (leaf, base) = self.leaf_below(id, i, level, at, child);
+                let (leaf, base) = self.leaf_below(id, i, level, at, |node| node.ends()[0]);
                 return self.leaves.get(leaf).first(base);
             }
         }
@@ -181,7 +179,7 @@ impl Tree {
         i: usize,
         level: u32,
         at: u64,
-        child: impl Fn(&Node) -> Option<usize>,
+        child: impl Fn(&Node) -> usize,
     ) -> (u32, u64) {
         let (mut id, mut i, mut level) = (id, i, level);
         let bits = child_bits(level);
@@ -192,7 +190,7 @@ impl Tree {
             if level == 0 {
                 return (id, base);
             }
-            i = child(self.nodes.get(id)).expect("a node without children is removed");
+            i = child(self.nodes.get(id));
             base |= (i as u64) << child_bits(level);
         }
     }
