@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   root      a node: 64 children, for each the longest run that begins in it
-//!    node     the same, for a 64th of the granules      
+//!    node     the same, for a 64th of the granules
 //!     …       (a level more for every factor of 64)
 //!      leaf   the runs that begin in 4096 granules: a list, or a bitmap where there are many
 //! ```
