@@ -5,14 +5,20 @@
 //! | `session` | a session as a new user would type it, and what is refused |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
+//! | `debug` | registers, memory, translations, the doctor |
+//! | `consoles` | logs, and terminals that are as they were afterwards |
+//! | `guide` | the examples of docs/control.md |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
-//! | `server` | what they share |
 //!
 //! Without a usable `/dev/kvm` the tests that need one say that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
+mod consoles;
 mod crowd;
-mod server;
+mod debug;
+mod guide;
 mod serving;
 mod session;
 mod wire;
+
+use mkvmm_test_harness::server;

@@ -84,6 +84,35 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
 }
 
 #[test]
+fn what_is_typed_is_answered_by_the_guests_shell() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let create = "create web --memory 8M --kernel probe --cmdline shell";
+    server.ok(create);
+    server.ok("exec web");
+    let mut console = server.command(["console", "web"]).typed().spawn();
+    console.wait_until("a prompt", |c| c.stdout().ends_with("probe# "));
+    console.type_in("echo forty-tow\x7f\x7fwo\n");
+    // A real line is echoed as it is typed, and then answered.
+    console.wait_until("an answer", |c| c.stdout().contains("\r\nforty-two\r\n"));
+    // Longer than the port's FIFO, and faster than the guest reads.
+    let long = "x".repeat(100);
+    for _ in 0..5 {
+        console.type_in(&format!("echo {long}\n"));
+    }
+    let answer = format!("\r\n{long}\r\n");
+    console.wait_until("five answers", |c| c.stdout().matches(&answer).count() == 5);
+    server.expect_audit();
+    console.type_in("exit\n");
+    assert_eq!(server.wait_for_state("web", "stopped")["reason"], "reboot");
+    // Who attaches later sees it all.
+    let mut late = server.command(["console", "web"]).typed().spawn();
+    late.wait_until("a replay", |c| c.stdout().ends_with("probe# exit\r\n"));
+}
+
+#[test]
 fn refusals_say_why_and_change_nothing() {
     if skips_without_kvm() {
         return;
@@ -164,6 +193,10 @@ fn allocations_are_named_withheld_and_given_back() {
     server.expect_audit();
     server.ok("exec web");
     server.expect_audit();
+    let mut console = server.command(["console", "web"]).typed().spawn();
+    console.wait_until("a guest content with its map", |c| {
+        c.stdout().ends_with("probe: pass\n")
+    });
     // The guest owns its RAM now: what comes lies in the control block.
     let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
     assert_eq!((status, &late["addr_hex"]), (201, &json!("0x100100000")));

@@ -49,7 +49,7 @@ fn transparent_huge_pages_are_there_or_refused_with_a_help() {
     if setting.is_ok_and(|s| !s.contains("[never]") && !s.contains("[deny]")) {
         expect_pass(&run);
     } else {
-        run.expect_refusal(5);
+        run.expect_refusal(2);
         assert!(run.stderr.contains("help: "), "{run}");
     }
 }
@@ -137,7 +137,7 @@ fn the_pool_may_come_from_a_numa_node_that_exists() {
     }
     expect_pass(&with(&["--numa-node", "0"]));
     let run = with(&["--numa-node", "1000"]);
-    run.expect_code(5);
+    run.expect_code(2);
     assert!(
         run.stderr.lines().any(|l| l.starts_with("error: ")),
         "{run}"
@@ -207,6 +207,6 @@ fn what_cannot_be_held_is_refused() {
         &["--hold=65M@0x100000000"],
         &["--hold=2M@0x100000000", "--hold=2M@0x100100000"],
     ] {
-        with(holds).expect_refusal(5);
+        with(holds).expect_refusal(2);
     }
 }

@@ -10,7 +10,6 @@ use mkpool::AddrRange;
 use mkvmm::host_pool::HostPool;
 use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::loader::{self, BootMode, Initramfs, KernelImage};
-use mkvmm::placement::ImageFacts;
 use mkvmm::reservation::ReservationConfig;
 use mkvmm_test_harness::{images, tier};
 
@@ -65,7 +64,7 @@ fn expect_loaded(file: Vec<u8>, content: &[u8]) {
     let mut pool =
         HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("64 MiB are there");
     let name = "a".parse().expect("a name");
-    let facts = ImageFacts::new(&kernel, None);
+    let facts = kernel.facts(None);
     // The second time the memory has been written before, BSS included.
     for _ in 0..2 {
         let id = pool.next_id();

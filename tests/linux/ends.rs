@@ -97,6 +97,7 @@ pub struct Ends {
     ends: Vec<End>,
     text: String,
     avail: u64,
+    problems: Vec<String>,
 }
 
 /// What the consoles' thread writes into.
@@ -191,6 +192,7 @@ impl Ends {
             ends,
             text: screen.text(),
             avail: fleet.pool().avail(),
+            problems: fleet.audit().problems,
         })
     }
 
@@ -255,4 +257,5 @@ fn a_console_stays_readable_after_the_end(ends: &Ends) {
 
 fn the_pool_is_whole_again(ends: &Ends) {
     assert_eq!(ends.avail, POOL_SIZE);
+    assert_eq!(ends.problems, [""; 0], "the books balance");
 }

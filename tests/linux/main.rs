@@ -6,6 +6,7 @@
 //! | `guest` | a guest of a scenario, and the `--guest` that makes it |
 //! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
 //! | `ends` | four guests that end in four ways, beside one that goes on |
+//! | `session` | three guests through the control socket, one typed at |
 //! | `launch` | one run of mkvmm, whose result several checks look at |
 //! | `guest_report` | reads what the guests' init prints |
 //! | `place` | here, inside an emulated host, or nowhere |
@@ -23,6 +24,7 @@ mod launch;
 mod manifest_checks;
 mod place;
 mod scenarios;
+mod session;
 
 use std::process::ExitCode;
 

@@ -10,7 +10,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
-use crate::{checks, ends, kernel_checks, manifest_checks};
+use crate::{checks, ends, kernel_checks, manifest_checks, session};
 
 /// One launch and what must hold of it.
 #[derive(Debug)]
@@ -106,6 +106,9 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// The test of the control socket.
+const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool";
+
 /// The names of all tests, in the order in which they run.
 pub fn tests() -> impl Iterator<Item = String> {
     let of_launch = |scenario: &Scenario| {
@@ -113,7 +116,8 @@ pub fn tests() -> impl Iterator<Item = String> {
         EVERY.iter().map(move |c| format!("{launch}::{}", c.name))
     };
     let of_ends = ends::CHECKS.iter().map(|c| format!("ends::{}", c.name));
-    SCENARIOS.iter().flat_map(of_launch).chain(of_ends)
+    let all = SCENARIOS.iter().flat_map(of_launch).chain(of_ends);
+    all.chain([SESSION.to_owned()])
 }
 
 /// All tests. Each scenario is launched once, by the first of its checks that
@@ -130,12 +134,17 @@ pub fn trials(images: &Path) -> Vec<Trial> {
         }
     }
     let images = images.to_owned();
-    let ends = shared(move || ends::Ends::watch(&images));
+    let of_ends = images.clone();
+    let ends = shared(move || ends::Ends::watch(&of_ends));
     for check in ends::CHECKS {
         let ends = Arc::clone(&ends);
         let name = format!("ends::{}", check.name);
         trials.push(Trial::test(name, move || ends(&check.holds)));
     }
+    trials.push(Trial::test(SESSION, move || {
+        session::three_guests_from_an_empty_pool_to_an_empty_pool(&images);
+        Ok(())
+    }));
     trials
 }
 

@@ -21,7 +21,6 @@ use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::instance::state::OnEnd;
 use mkvmm::kvm::Host;
 use mkvmm::loader::{self, BootMode, KernelImage, bzimage};
-use mkvmm::placement::ImageFacts;
 use mkvmm::reservation::ReservationConfig;
 use mkvmm_guest_images::PROBE;
 use mkvmm_test_harness::{images, tier};
@@ -154,6 +153,7 @@ fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
         violation: ViolationPolicy::Log,
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     };
     if let Ok(guest) = builder::build(&around, pool, &config) {
         pool.release(guest.into_sub_pool()).expect("it is whole");
@@ -164,7 +164,7 @@ fn load_only(pool: &mut HostPool, kernel: &KernelImage) {
     let id = pool.next_id();
     let name = "mutant".parse().expect("a name");
     let mut sub_pool = pool.carve(id, &name, 128 * MIB).expect("it fits");
-    if let Ok(plan) = pool.place(&mut sub_pool, &ImageFacts::new(kernel, None)) {
+    if let Ok(plan) = pool.place(&mut sub_pool, &kernel.facts(None)) {
         let low = plan.low_window;
         let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), low)
             .expect("memory can be described");

@@ -15,7 +15,7 @@ use mkpool::AddrRange;
 use mkvmm::host_pool::{HostPool, SubPool};
 use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::loader::{self, BootMode, ImageCache, ImageSource, KernelImage};
-use mkvmm::placement::{ImageFacts, PlacementPlan};
+use mkvmm::placement::PlacementPlan;
 use mkvmm::reservation::ReservationConfig;
 
 const MIB: u64 = 1 << 20;
@@ -42,7 +42,7 @@ impl Place {
         let id = pool.next_id();
         let name = "bench".parse().expect("a name");
         let mut sub_pool = pool.carve(id, &name, MEMORY).expect("it fits");
-        let facts = ImageFacts::new(kernel, None);
+        let facts = kernel.facts(None);
         let plan = pool.place(&mut sub_pool, &facts).expect("it fits");
         let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)
             .expect("memory can be described");

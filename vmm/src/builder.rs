@@ -14,6 +14,7 @@ use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
 use crate::boot::page_tables::PageTableError;
 use crate::devices::console::ConsoleQueue;
+use crate::devices::console_log::LogFile;
 use crate::devices::violation::ViolationPolicy;
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
@@ -25,7 +26,7 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::kvm::{Host, VmError};
 use crate::loader::cmdline::{self, CmdlineError};
 use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
-use crate::placement::{ImageFacts, PlacementPlan};
+use crate::placement::PlacementPlan;
 use crate::reservation::ReservationError;
 use crate::vcpu::VcpuError;
 use crate::vcpu::affinity::CpuSet;
@@ -58,6 +59,8 @@ pub struct GuestConfig {
     pub on_reboot: OnEnd,
     /// What follows a panic.
     pub on_panic: OnEnd,
+    /// A file that keeps what it prints.
+    pub console_log: Option<Arc<LogFile>>,
 }
 
 /// An instance before it has images: what `create` takes.
@@ -79,6 +82,8 @@ pub struct InstanceConfig {
     pub on_reboot: OnEnd,
     /// What follows a panic.
     pub on_panic: OnEnd,
+    /// A file that keeps what it prints.
+    pub console_log: Option<Arc<LogFile>>,
 }
 
 impl GuestConfig {
@@ -93,6 +98,7 @@ impl GuestConfig {
             violation: self.violation,
             on_reboot: self.on_reboot,
             on_panic: self.on_panic,
+            console_log: self.console_log.clone(),
         }
     }
 }
@@ -219,7 +225,7 @@ pub fn furnish(
     let text = full_cmdline(config, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
     let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
-    let facts = ImageFacts::new(&config.kernel, initramfs_size);
+    let facts = config.kernel.facts(initramfs_size);
     let (plan, next) = sub_pool.plan(&facts)?;
     let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)?;
     let furnished = Furnished {

@@ -97,6 +97,12 @@ pub enum CliError {
     /// A guest cannot be launched.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// Ledger, slots and maps disagree.
+    #[error("the books are wrong, a bug in mkvmm: {}", .problems.join("; "))]
+    Audit {
+        /// What does not agree, each.
+        problems: Vec<String>,
+    },
     /// See [`mkvmm::boot::e820::build`].
     #[error("the memory map")]
     Range(#[from] RangeError),
@@ -137,9 +143,11 @@ pub enum CliError {
         /// The nearest there is.
         nearest: &'static str,
     },
-    /// An `--image-dir` is none.
-    #[error("--image-dir {}", .path.display())]
-    ImageDir {
+    /// The directory of an option is none.
+    #[error("--{option} {}", .path.display())]
+    Directory {
+        /// The option.
+        option: &'static str,
         /// The directory.
         path: PathBuf,
         /// Why.
@@ -209,13 +217,13 @@ impl CliError {
             | Self::Range(_)
             | Self::Spec(_) => ExitStatus::Usage,
             Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
-            Self::Resolve(ResolveError::File { .. }) => ExitStatus::File,
+            Self::Resolve(ResolveError::File { .. } | ResolveError::Log { .. }) => ExitStatus::File,
             Self::NoPool | Self::ConfigKey { .. } | Self::Config { .. } | Self::Size { .. } => {
                 ExitStatus::Usage
             }
-            Self::ConfigRead { .. } | Self::ImageDir { .. } => ExitStatus::File,
+            Self::ConfigRead { .. } | Self::Directory { .. } => ExitStatus::File,
             Self::Refused { status, error } => refused_status(*status, error),
-            Self::Reservation(_) => ExitStatus::NoRoom,
+            Self::Reservation(error) => reservation_status(error),
             Self::Pool(error) => pool_status(error),
             Self::Launch(LaunchError::Guest { source, .. }) => match &**source {
                 BuildError::Cmdline(_) => ExitStatus::Usage,
@@ -296,15 +304,21 @@ fn pool_status(error: &HostPoolError) -> ExitStatus {
     match error {
         HostPoolError::Carve { .. }
         | HostPoolError::TooManyRegions { .. }
-        | HostPoolError::Hold { .. }
-        | HostPoolError::Placement(_)
-        | HostPoolError::Reservation(
-            ReservationError::AddressSpace { .. }
-            | ReservationError::Map { .. }
-            | ReservationError::NoNode { .. }
-            | ReservationError::Prealloc { .. }
-            | ReservationError::Lock { .. },
-        ) => ExitStatus::NoRoom,
+        | HostPoolError::Placement(_) => ExitStatus::NoRoom,
+        HostPoolError::Hold { .. } => ExitStatus::Usage,
+        HostPoolError::Reservation(error) => reservation_status(error),
+        _ => ExitStatus::Failed,
+    }
+}
+
+fn reservation_status(error: &ReservationError) -> ExitStatus {
+    match error {
+        ReservationError::NoNode { .. } | ReservationError::NoThp => ExitStatus::Usage,
+        ReservationError::TooLarge { .. }
+        | ReservationError::AddressSpace { .. }
+        | ReservationError::Map { .. }
+        | ReservationError::Prealloc { .. }
+        | ReservationError::Lock { .. } => ExitStatus::NoRoom,
         _ => ExitStatus::Failed,
     }
 }

@@ -44,6 +44,13 @@ pub enum EventKind {
         #[serde(skip_serializing_if = "Option::is_none")]
         owner: Option<String>,
     },
+    /// A console log cannot be written any more; the guest goes on without.
+    ConsoleLogFailed {
+        /// The file.
+        path: String,
+        /// Why.
+        message: String,
+    },
     /// A request was refused.
     Refused {
         /// What was asked for.

@@ -7,6 +7,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -41,6 +42,15 @@ pub enum VmmEvent {
     },
     /// Something was typed on a guest's console.
     Typed(InstanceId),
+    /// A guest's console log cannot be written any more.
+    LogFailed {
+        /// Which guest.
+        id: InstanceId,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// A client of the control socket wants something.
     Request(Box<Request>),
     /// The consoles cannot be written any more.

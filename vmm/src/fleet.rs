@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mkpool::RangeError;
 
+use crate::audit::{self, Findings};
 use crate::builder::{BuildError, GuestConfig};
 use crate::devices::console::ConsoleQueue;
 use crate::event_loop::{EventReceiver, EventSender, Supervisor, VmmEvent, event_channel};
@@ -161,6 +162,11 @@ impl Fleet {
         self.console_error.take()
     }
 
+    /// What the books say now; see [`audit::audit`].
+    pub fn audit(&self) -> Findings {
+        audit::audit(&self.manager)
+    }
+
     /// The resource tree and every guest's e820, for people and tests.
     ///
     /// # Errors
@@ -233,6 +239,9 @@ impl Supervisor for Fleet {
             VmmEvent::ConsoleFailed(error) => {
                 self.console_error.get_or_insert(error);
                 self.kill_all();
+            }
+            VmmEvent::LogFailed { id, path, error } => {
+                self.manager.on_log_failed(id, &path, &error);
             }
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // Dropped unanswered, which its sender sees: `run` has no socket.

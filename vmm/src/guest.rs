@@ -7,6 +7,8 @@
 //! the kept images again. Which of them is legal when, `instance/state.rs`
 //! knows and `manager.rs` asks.
 
+mod console_log;
+
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -16,13 +18,14 @@ use mkpool::{AddrRange, MemoryMap, RangeError};
 use crate::boot::boot_params::{self, BootParamsFacts, FIRST_SETUP_DATA, SetupData};
 use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
-use crate::boot::{acpi, gdt, layout, page_tables};
+use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
     self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
 };
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
 use crate::devices::console::ConsoleWriter;
+use crate::devices::console_log::ConsoleLog;
 use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
@@ -33,9 +36,11 @@ use crate::instance::timeline::{Stage, Timeline};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Vm;
 use crate::kvm::cpuid::MkvmmLeaves;
+use crate::kvm::snapshot::Snapshot;
+use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{ExitBus, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
@@ -50,6 +55,17 @@ struct Machine {
     vcpus: Vec<VcpuHandle>,
     bus: Arc<InstanceBus>,
     vm: Vm,
+}
+
+impl Machine {
+    /// Ends all vCPUs; their registers as they were then.
+    fn end(mut self) -> Vec<Option<Snapshot>> {
+        for vcpu in &self.vcpus {
+            vcpu.send(VcpuCommand::Stop);
+        }
+        let vcpus = std::mem::take(&mut self.vcpus);
+        vcpus.into_iter().map(VcpuHandle::finish).collect()
+    }
 }
 
 impl Drop for Machine {
@@ -76,9 +92,12 @@ pub struct Guest {
     config: InstanceConfig,
     state: State,
     reason: Option<EndReason>,
+    /// By vCPU, of the run that has ended.
+    last_registers: Vec<Option<Snapshot>>,
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
     console: Arc<ConsoleRing>,
+    log: Option<ConsoleLog>,
 }
 
 #[derive(Debug)]
@@ -109,9 +128,11 @@ impl Guest {
             config,
             state: State::Ready,
             reason: None,
+            last_registers: Vec::new(),
             timeline,
             violations: Arc::new(violations),
             console: Arc::new(ConsoleRing::new(around.console_ring)),
+            log: None,
         }
     }
 
@@ -292,6 +313,7 @@ impl Guest {
         pool: &HostPool,
     ) -> Result<(), BuildError> {
         self.machine = None;
+        self.start_log(around)?;
         let e820 = self.e820(pool)?;
         let Some(loaded) = &mut self.loaded else {
             return Ok(());
@@ -410,6 +432,7 @@ impl Guest {
     }
 
     fn manifest(&self, images: &Furnished, pool: AddrRange) -> Result<Vec<u8>, BuildError> {
+        let allocations: Vec<AddrRange> = self.sub_pool.withheld().collect();
         Ok(manifest::build(&ManifestFacts {
             addr: FIRST_SETUP_DATA,
             pool,
@@ -417,6 +440,7 @@ impl Guest {
             name: self.name().as_str(),
             chunks: self.sub_pool.regions(),
             plan: &images.plan,
+            allocations: &allocations,
             initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
             entry: images.entry,
             cpus: self.config.cpus,
@@ -462,6 +486,26 @@ impl Guest {
         }
     }
 
+    /// Has a live guest's vCPUs, or one of them, say what their registers hold.
+    /// The answers go to the request's channel, at once as a rule.
+    pub fn read_registers(&self, cpu: Option<u8>, request: &ReadRequest) {
+        let vcpus = self.machine.iter().flat_map(|machine| &machine.vcpus);
+        for (index, vcpu) in (0_u8..).zip(vcpus) {
+            if cpu.is_none_or(|cpu| cpu == index) {
+                vcpu.send(VcpuCommand::Read(request.clone()));
+            }
+        }
+    }
+
+    /// What the vCPUs' registers held when the guest ended, by vCPU. Empty
+    /// unless it has ended and its images are still those that ran.
+    pub fn last_registers(&self) -> &[Option<Snapshot>] {
+        match self.state {
+            State::Stopped | State::Failed => &self.last_registers,
+            _ => &[],
+        }
+    }
+
     /// Asks the vCPUs to leave the guest. They report when they have.
     pub fn kill(&self) {
         self.tell(&VcpuCommand::Stop);
@@ -494,7 +538,7 @@ impl Guest {
     /// Ends the guest's run: joins its vCPUs, drops VM and devices. Memory and
     /// images stay.
     pub fn stop(&mut self, reason: EndReason) {
-        self.machine = None;
+        self.last_registers = self.machine.take().map_or_else(Vec::new, Machine::end);
         self.state = reason.state();
         self.reason = Some(reason);
         self.timeline.reach(Stage::Ended);

@@ -8,6 +8,7 @@
 //!
 //! | stage | modules | what happens |
 //! |---|---|---|
+//! | ⓪ | [`layout`] | where things lie in a guest's address space |
 //! | ① | [`machine`], [`reservation`] | the pool gets its place and its memory |
 //! | ② | [`host_pool`] | allocator, resource tree and memory as one ledger |
 //! | ③ | [`instance`] | a sub-pool becomes a guest's address space |
@@ -16,8 +17,10 @@
 //! | ⑥ | [`kvm`], [`vcpu`] | a VM with those slots, a thread per vCPU |
 //! | ⑦ | [`devices`], [`event_loop`] | ports, consoles, violations, events |
 //! | – | [`builder`], [`guest`], [`manager`] | the recipe, one instance's life, all instances |
+//! | – | [`audit`] | proof that ledger, slots and maps agree |
 //! | – | [`fleet`] | `run`: all guests or none |
 //! | ⑧ | [`control`], [`event_log`] | `serve`: the control socket |
+//! | – | [`debug`] | what registers and page tables of a guest mean |
 //! | – | [`spec`] | what users write, checked |
 //!
 //! ```text
@@ -29,13 +32,16 @@
 //!                           console thread: name: line → stdout
 //! ```
 //!
-//! A stage imports earlier stages; what it needs of a later one it states as
-//! a trait ([`vcpu::ExitBus`], [`event_loop::Supervisor`]). Design:
-//! `docs/design.md`; addresses: `docs/memory-map.md`.
+//! A stage imports earlier stages (a test, `layers.rs`, holds that); what it
+//! needs of a later one it states as a trait ([`vcpu::ExitBus`],
+//! [`event_loop::Supervisor`]). Design: `docs/design.md`; addresses:
+//! `docs/memory-map.md`.
 
+pub mod audit;
 pub mod boot;
 pub mod builder;
 pub mod control;
+pub mod debug;
 pub mod devices;
 pub mod doctor;
 pub mod error_chain;
@@ -46,6 +52,9 @@ pub mod guest;
 pub mod host_pool;
 pub mod instance;
 pub mod kvm;
+#[cfg(test)]
+mod layers;
+pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod manager;

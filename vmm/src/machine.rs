@@ -6,7 +6,7 @@
 
 use mkpool::{AddrRange, ParamError, PoolParam, RangeError};
 
-use crate::boot::layout::{
+use crate::layout::{
     CONTROL_BLOCK_SIZE, DYNAMIC_POOL_MIN, HOLE_END, HOLE_START, KERNEL_ALIGN, LOW_WINDOW_SIZE,
 };
 

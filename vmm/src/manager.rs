@@ -4,6 +4,11 @@
 //! [`crate::fleet`], `serve` through [`crate::control`]. A call either takes
 //! effect whole or leaves everything as it was.
 
+mod logs;
+mod news;
+
+pub use news::lifetime;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +23,12 @@ use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::memory::MemoryError;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
-use crate::instance::timeline::Stage;
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
+use crate::manager::logs::ClosingLogs;
+use crate::manager::news::{log_end, tell};
 
 /// Why an instance was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,9 @@ pub enum ManagerError {
     /// The ledger refused.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
+    /// An instance's memory cannot be looked at.
+    #[error("the instance's memory")]
+    Memory(#[source] MemoryError),
 }
 
 /// A guest that ran for less than this waits for the next tick before it is
@@ -89,6 +99,7 @@ pub struct Manager {
     events: EventSender,
     console: ConsolePlan,
     log: Arc<EventLog>,
+    closing: ClosingLogs,
     is_ending: bool,
 }
 
@@ -105,6 +116,7 @@ impl Manager {
             events,
             console,
             log: Arc::default(),
+            closing: ClosingLogs::default(),
             is_ending: false,
         }
     }
@@ -362,7 +374,8 @@ impl Manager {
         let id = guest.id();
         self.names.remove(name);
         self.dying.remove(&id);
-        if let Some(guest) = self.guests.remove(&id) {
+        if let Some(mut guest) = self.guests.remove(&id) {
+            self.closing.add(guest.close_log());
             self.pool.release(guest.into_sub_pool())?;
         }
         self.log.push(Some(name.to_string()), EventKind::Deleted);
@@ -546,7 +559,8 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        while let Some((_, guest)) = self.guests.pop_first() {
+        while let Some((_, mut guest)) = self.guests.pop_first() {
+            self.closing.add(guest.close_log());
             if let Err(error) = self.pool.release(guest.into_sub_pool()) {
                 log::error!("giving back a guest's memory failed: {error}");
             }
@@ -558,38 +572,5 @@ fn build_error(name: &InstanceName) -> impl FnOnce(BuildError) -> ManagerError {
     move |source| ManagerError::Build {
         name: name.clone(),
         source: Box::new(source),
-    }
-}
-
-/// Puts the state of `guest` into the log.
-fn tell(log: &EventLog, guest: &Guest) {
-    let kind = EventKind::State {
-        state: guest.state().to_string(),
-        reason: guest.reason().map(|reason| reason.to_string()),
-    };
-    log.push(Some(guest.name().to_string()), kind);
-}
-
-/// From the start of a guest's vCPUs to its end.
-pub fn lifetime(guest: &Guest) -> Duration {
-    let timeline = guest.timeline();
-    let span = timeline
-        .at(Stage::Exec)
-        .zip(timeline.at(Stage::Ended))
-        .map_or(0, |(start, end)| end.saturating_sub(start));
-    Duration::from_nanos(span)
-}
-
-fn log_end(guest: &Guest, reason: EndReason) {
-    let text = format!(
-        "{}: {} ({reason}) after {:.3} s, {} violations",
-        guest.name(),
-        reason.state(),
-        lifetime(guest).as_secs_f64(),
-        guest.violations()
-    );
-    match reason.state() {
-        State::Failed => log::error!("{text}"),
-        _ => log::info!("{text}"),
     }
 }

@@ -9,8 +9,7 @@ use std::fmt;
 
 use mkpool::{AddrRange, AllocError, InstancePool};
 
-use crate::boot::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
-use crate::loader::KernelImage;
+use crate::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 
 /// What placement needs to know of the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,18 +29,6 @@ pub struct ImageFacts {
 }
 
 impl ImageFacts {
-    /// The facts of `kernel` and an initramfs of `initramfs_size` bytes.
-    pub fn new(kernel: &KernelImage, initramfs_size: Option<u64>) -> Self {
-        Self {
-            kernel_size: kernel.mem_size(),
-            kernel_align: kernel.align(),
-            kernel_addr_min: kernel.kernel_addr_min(),
-            kernel_addr_max: kernel.kernel_addr_max(),
-            initramfs_size,
-            initramfs_addr_max: kernel.initramfs_addr_max(),
-        }
-    }
-
     /// Memory that is enough for these images in one piece aligned as the
     /// kernel wants to be; `None` when no address space holds it.
     pub fn memory_needed(&self) -> Option<u64> {

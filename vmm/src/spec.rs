@@ -6,14 +6,16 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use mkpool::{ParamError, parse_size};
 
-use crate::boot::layout::PAGE_SIZE;
 use crate::builder::GuestConfig;
+use crate::devices::console_log::{LogError, LogFile};
 use crate::devices::violation::ViolationPolicy;
 use crate::instance::state::OnEnd;
 use crate::instance::{InstanceName, NameError};
+use crate::layout::PAGE_SIZE;
 use crate::loader::cache::{Batch, CacheError};
 use crate::loader::cmdline::DEFAULT_LINUX;
 use crate::loader::{BootMode, ImageCache, ImageSource, Initramfs};
@@ -26,7 +28,7 @@ const PROBE: &str = "probe";
 /// The key that may be given several times.
 const INITRD: &str = "initrd";
 /// The keys of `--guest`.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "name",
     "kernel",
     INITRD,
@@ -38,6 +40,7 @@ const KEYS: [&str; 11] = [
     "violation",
     "on-reboot",
     "on-panic",
+    "console-log",
 ];
 /// Most vCPUs of a guest.
 pub const MAX_CPUS: u8 = 64;
@@ -150,6 +153,15 @@ pub enum ResolveError {
         #[source]
         source: FileError,
     },
+    /// A file cannot be a console log.
+    #[error("guest {name}")]
+    Log {
+        /// Whose log.
+        name: InstanceName,
+        /// Which file, and why.
+        #[source]
+        source: LogError,
+    },
 }
 
 /// Where a kernel comes from.
@@ -186,6 +198,8 @@ pub struct GuestSpec {
     pub on_reboot: OnEnd,
     /// `on-panic`.
     pub on_panic: OnEnd,
+    /// `console-log`.
+    pub console_log: Option<PathBuf>,
 }
 
 impl FromStr for GuestSpec {
@@ -223,6 +237,7 @@ impl FromStr for GuestSpec {
             violation,
             on_reboot,
             on_panic,
+            console_log,
         ] = values;
         Ok(Self {
             name: name.map(|n| n.parse()).transpose()?,
@@ -248,6 +263,7 @@ impl FromStr for GuestSpec {
             },
             on_reboot: parse_on_end("on-reboot", on_reboot.as_deref())?,
             on_panic: parse_on_end("on-panic", on_panic.as_deref())?,
+            console_log: console_log.map(PathBuf::from),
         })
     }
 }
@@ -343,6 +359,16 @@ pub fn resolve_with(
         let config = config(spec, &name, &mut images);
         configs.push(config.map_err(|source| ResolveError::File { name, source })?);
     }
+    // Last, since they are written: nothing else can be wrong by now.
+    for (spec, config) in specs.iter().zip(&mut configs) {
+        if let Some(path) = &spec.console_log {
+            let log = LogFile::open(path, &[]).map_err(|source| ResolveError::Log {
+                name: config.name.clone(),
+                source,
+            })?;
+            config.console_log = Some(Arc::new(log));
+        }
+    }
     Ok(configs)
 }
 
@@ -383,6 +409,7 @@ fn config(
         violation: spec.violation,
         on_reboot: spec.on_reboot,
         on_panic: spec.on_panic,
+        console_log: None,
     })
 }
 
@@ -405,7 +432,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let spec = spec(
-            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop",
+            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop,console-log=/l",
         )
         .unwrap();
         assert_eq!(spec.name.unwrap().as_str(), "web");
@@ -418,6 +445,7 @@ mod tests {
         assert_eq!(spec.cpus, 4);
         assert_eq!(spec.affinity.unwrap().to_string(), "0");
         assert_eq!(spec.violation, ViolationPolicy::Stop);
+        assert_eq!(spec.console_log, Some("/l".into()));
         assert_eq!(
             (spec.on_reboot, spec.on_panic),
             (OnEnd::Restart, OnEnd::Stop)

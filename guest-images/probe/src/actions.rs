@@ -38,7 +38,7 @@ impl Probe {
         }
     }
 
-    fn touch(&mut self, addr: u64) {
+    pub fn touch(&mut self, addr: u64) {
         let value = TOUCH ^ addr;
         let read = (self.memory.poke(addr, value)).and_then(|()| self.memory.peek(addr));
         match read {

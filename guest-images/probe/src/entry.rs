@@ -31,6 +31,13 @@ pub const SERVICE_XSAVE: u64 = 6;
 pub const SERVICE_CPUID: u64 = 7;
 pub const SERVICE_FLUSH: u64 = 8;
 pub const SERVICE_OUT16: u64 = 9;
+pub const SERVICE_READ: u64 = 10;
+
+/// Vector of the 8259's first line; COM1 has line 4.
+const PIC_VECTORS: usize = 32;
+const COM1_VECTOR: usize = PIC_VECTORS + 4;
+/// Gates of the IDT.
+const GATES: usize = COM1_VECTOR + 1;
 
 global_asm!(
     r#"
@@ -97,8 +104,11 @@ _start:
     lea     rdi, [rip + idt + 6 * 16]
     lea     rax, [rip + invalid_opcode_entry]
     call    write_gate
+    lea     rdi, [rip + idt + {com1_vector} * 16]
+    lea     rax, [rip + com1_entry]
+    call    write_gate
     lea     rax, [rip + idt]
-    mov     word ptr [rsp], 32 * 16 - 1
+    mov     word ptr [rsp], {gates} * 16 - 1
     mov     [rsp + 2], rax
     lidt    [rsp]
 
@@ -227,6 +237,14 @@ breakpoint_entry:
     inc     byte ptr [rip + breakpoints]
     iretq
 
+// Comes only while service_read waits, which then looks what there is.
+com1_entry:
+    push    rax
+    mov     al, 0x20                    // end of interrupt
+    out     0x20, al
+    pop     rax
+    iretq
+
 // ---- services: rax number; rdi, rsi, rdx arguments; results in rax and rdi ----
 
 service:
@@ -249,6 +267,8 @@ service:
     je      service_cpuid
     cmp     eax, {flush}
     je      service_flush
+    cmp     eax, {read}
+    je      service_read
 
 service_crash:
     sub     rsp, 16
@@ -339,6 +359,41 @@ service_flush:
     mov     cr3, rax
     iretq
 
+// The first time, sets up the 8259 for COM1's interrupt alone, and COM1 to
+// raise it when it receives.
+service_read:
+    cmp     byte ptr [rip + listens], 0
+    jne     2f
+    mov     byte ptr [rip + listens], 1
+    mov     al, 0x11                    // ICW1: edges, cascade, ICW4 follows
+    out     0x20, al
+    mov     al, {pic_vectors}
+    out     0x21, al
+    mov     al, 4                       // ICW3: the other 8259 is at line 2
+    out     0x21, al
+    mov     al, 1                       // ICW4: 8086
+    out     0x21, al
+    mov     al, 0xef                    // masks all lines but 4
+    out     0x21, al
+    mov     edx, 0x3fc
+    mov     al, 0xb                     // MCR: DTR, RTS, OUT2 lets interrupts out
+    out     dx, al
+    mov     edx, 0x3f9
+    mov     al, 1                       // IER: received data
+    out     dx, al
+2:  mov     edx, 0x3fd
+    in      al, dx
+    test    al, 1                       // LSR: data ready
+    jnz     3f
+    sti                                 // takes effect behind the hlt
+    hlt
+    cli
+    jmp     2b
+3:  mov     edx, 0x3f8
+    in      al, dx
+    movzx   eax, al
+    iretq
+
 // ---- data ----------------------------------------------------------------
 
     .section .data.gdt, "aw"
@@ -357,7 +412,7 @@ page_tables:
     .skip   {tables} * 4096
     .balign 4096
 idt:
-    .skip   32 * 16
+    .skip   {gates} * 16
 tss:
     .skip   0x68
     .balign 64
@@ -366,6 +421,8 @@ scratch:                                // operand of the capability tests
 breakpoints:
     .skip   1
 reporting:
+    .skip   1
+listens:
     .skip   1
     .balign 4096
     .skip   4096
@@ -384,4 +441,8 @@ user_stack_top:
     xsave = const SERVICE_XSAVE,
     cpuid = const SERVICE_CPUID,
     flush = const SERVICE_FLUSH,
+    read = const SERVICE_READ,
+    pic_vectors = const PIC_VECTORS,
+    com1_vector = const COM1_VECTOR,
+    gates = const GATES,
 );

@@ -12,7 +12,7 @@
 //! - [`memory`]: looking at any physical address
 //! - [`boot_params`]: what the loader left for us
 //! - [`checks`]: the checks; [`manifest`]: those of the manifest
-//! - [`actions`]: what the user asked for
+//! - [`actions`]: what the user asked for; [`shell`]: what he types
 //! - [`pure`]: all that only computes, tested on the host
 //!
 //! Everything but `entry` runs in ring 3, at full speed on every kind of KVM.
@@ -32,6 +32,7 @@ mod mem_functions;
 mod memory;
 mod pure;
 mod service;
+mod shell;
 
 use boot_params::BootParams;
 use memory::Memory;
@@ -80,7 +81,7 @@ extern "C" fn probe_main(
         initrd: None,
         problems: 0,
     };
-    let (spin, end) = probe.read_words();
+    let wanted = probe.read_words();
     if cmdline.is_none() {
         bad!(probe, "command line is not text or not there");
     }
@@ -92,16 +93,30 @@ extern "C" fn probe_main(
         service::end(End::Crash);
     }
     say!("pass");
-    while spin {
+    if wanted.shell {
+        probe.serve_shell();
+    }
+    while wanted.spin {
         core::hint::spin_loop();
     }
-    service::end(end);
+    service::end(wanted.end);
+}
+
+/// What is to happen after the checks.
+struct Wanted {
+    shell: bool,
+    spin: bool,
+    end: End,
 }
 
 impl Probe {
     /// Takes in what the VMM says and names what is not for us.
-    fn read_words(&mut self) -> (bool, End) {
-        let (mut spin, mut end) = (false, End::Reset);
+    fn read_words(&mut self) -> Wanted {
+        let mut wanted = Wanted {
+            shell: false,
+            spin: false,
+            end: End::Reset,
+        };
         for word in cmdline::words(self.cmdline) {
             match word {
                 Word::Name(value) => self.name = Some(value),
@@ -113,8 +128,9 @@ impl Probe {
                     self.chunks.sort();
                 }
                 Word::Initrd { size, crc32 } => self.initrd = Some((size, crc32)),
-                Word::Spin => spin = true,
-                Word::End(value) => end = value,
+                Word::Shell => wanted.shell = true,
+                Word::Spin => wanted.spin = true,
+                Word::End(value) => wanted.end = value,
                 // In their own order, by `act`.
                 Word::Touch(_) | Word::Hold(_) | Word::Caps | Word::Marks => {}
                 Word::Malformed(_) | Word::Unknown(_) => {}
@@ -125,7 +141,7 @@ impl Probe {
             None => bad!(self, "no name"),
         }
         self.name_strange_words();
-        (spin, end)
+        wanted
     }
 
     fn name_strange_words(&mut self) {

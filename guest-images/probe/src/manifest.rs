@@ -103,24 +103,33 @@ impl Probe {
         self.agree("initramfs", initramfs == there);
     }
 
-    /// With the e820: RAM is all of our chunks but the low window's backing
-    /// and the control block. That RAM lies in our chunks is checked elsewhere,
-    /// so that equal sizes mean equal sets.
+    /// With the e820: RAM is all of our chunks but the low window's backing,
+    /// the control block and what was allocated. That RAM lies in our chunks is
+    /// checked elsewhere, so that equal sizes mean equal sets.
     fn check_map_of(&mut self, manifest: &Manifest<'_>) {
-        let withheld = [manifest.low_window, manifest.control_block];
-        let [low_window, control_block] = withheld;
         let mut own: u64 = manifest.chunks().flatten().map(Range::size).sum();
-        for (what, range) in [("low window", low_window), ("control block", control_block)] {
+        let pieces = [
+            ("low window", Some(manifest.low_window)),
+            ("control block", Some(manifest.control_block)),
+        ];
+        let allocations = || manifest.allocations().map(|range| ("allocations", range));
+        let withheld = || pieces.into_iter().chain(allocations());
+        for (nth, (what, range)) in withheld().enumerate() {
+            let Some(range) = range else {
+                self.agree(what, false);
+                continue;
+            };
             let foreign = subtract(range, self.chunks.as_slice()).next();
-            self.agree(what, foreign.is_none());
+            let shared = withheld().take(nth).any(|(_, r)| r.is_some_and(|r| r.overlaps(range)));
+            self.agree(what, foreign.is_none() && !shared);
             own = own.saturating_sub(range.size());
         }
-        self.agree("low window", !low_window.overlaps(control_block));
         let mut usable = 0;
         for entry in self.boot_params.e820().filter(|e| e.kind == USABLE) {
             let range = entry.range().filter(|range| range.start >= LOW_WINDOW);
             let Some(range) = range else { continue };
-            self.agree("RAM", !withheld.iter().any(|w| w.overlaps(range)));
+            let taken = withheld().any(|(_, r)| r.is_some_and(|r| r.overlaps(range)));
+            self.agree("RAM", !taken);
             usable += range.size();
         }
         self.agree("size of the RAM", usable == own);

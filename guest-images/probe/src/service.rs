@@ -49,6 +49,12 @@ pub fn print_to(port: u16, bytes: &[u8]) {
     unsafe { request(entry::SERVICE_PRINT, arguments) };
 }
 
+/// The next byte that arrives at COM1; until then the processor sleeps.
+pub fn read() -> u8 {
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_READ, [0; 3]).0 as u8 }
+}
+
 /// Writes a byte to a port.
 pub fn write_port(port: u16, value: u8) {
     // SAFETY: no memory is named.

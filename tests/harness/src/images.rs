@@ -26,6 +26,52 @@ pub fn elf(data: &[u8]) -> Vec<u8> {
     file
 }
 
+/// x86-64 code for [`elf`], as bytes: what these tests want a guest to do is
+/// too little for a compiler, and a paravirtual KVM emulates it.
+pub mod code {
+    /// `mov rax, value`.
+    pub fn mov_rax(value: u64) -> Vec<u8> {
+        [&[0x48, 0xb8], value.to_le_bytes().as_slice()].concat()
+    }
+
+    /// `mov r15, value`.
+    pub fn mov_r15(value: u64) -> Vec<u8> {
+        [&[0x49, 0xbf], value.to_le_bytes().as_slice()].concat()
+    }
+
+    /// `jmp` to itself.
+    pub const SPIN: &[u8] = &[0xeb, 0xfe];
+    /// `cli; hlt; jmp` back.
+    pub const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
+    /// `ud2`, for which no boot state has a handler: a triple fault.
+    pub const CRASH: &[u8] = &[0x0f, 0x0b];
+
+    /// Prints `text` on COM1: `mov dx, 0x3f8`, then `mov al, byte; out dx, al`
+    /// for each.
+    pub fn print(text: &[u8]) -> Vec<u8> {
+        let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+        code.extend(text.iter().flat_map(|&byte| [0xb0, byte, 0xee]));
+        code
+    }
+
+    /// Prints `byte` for ever; behind [`print`], which sets `dx`.
+    pub fn print_for_ever(byte: u8) -> Vec<u8> {
+        vec![0xb0, byte, 0xee, 0xeb, 0xfd]
+    }
+
+    /// Prints what is typed, for ever.
+    pub const ECHO: &[u8] = &[
+        0x66, 0xba, 0xfd, 0x03, // 0: mov dx, 0x3fd (line status)
+        0xec, //                   4: in al, dx
+        0xa8, 0x01, //             5: test al, 1
+        0x74, 0xf7, //             7: jz 0
+        0x66, 0xba, 0xf8, 0x03, // 9: mov dx, 0x3f8
+        0xec, //                  13: in al, dx
+        0xee, //                  14: out dx, al
+        0xeb, 0xef, //            15: jmp 0
+    ];
+}
+
 /// A bzImage around `payload`, which must end with its unpacked size, for a
 /// kernel of up to `init_size` bytes.
 pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {

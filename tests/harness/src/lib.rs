@@ -7,6 +7,7 @@
 //! | [`report`] | reads what `run --show` prints |
 //! | [`tier`] | what this host can do, and so which tests can run |
 //! | [`images`] | ELF kernels and bzImages made by the tests |
+//! | [`server`] | a VMM that serves, and two ways to talk to it |
 //! | [`scratch`] | files that are gone when the test is |
 //!
 //! Everything here panics with what it saw when that is not what a test may
@@ -17,9 +18,11 @@ pub mod images;
 pub mod mkvmm;
 pub mod report;
 pub mod scratch;
+pub mod server;
 pub mod tier;
 
 pub use console::Consoles;
 pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
 pub use report::Report;
 pub use scratch::Scratch;
+pub use server::Server;

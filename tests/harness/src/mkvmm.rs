@@ -2,9 +2,9 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{PipeReader, Read};
+use std::io::{PipeReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -45,6 +45,7 @@ pub enum Stdout {
 #[derive(Debug)]
 pub struct Mkvmm {
     args: Vec<OsString>,
+    stdin: fn() -> Stdio,
     stdout: Stdout,
     timeout: Duration,
 }
@@ -54,6 +55,7 @@ impl Mkvmm {
     pub fn new<I: IntoIterator<Item: Into<OsString>>>(args: I) -> Self {
         Self {
             args: args.into_iter().map(Into::into).collect(),
+            stdin: Stdio::null,
             stdout: Stdout::Kept,
             timeout: TIMEOUT,
         }
@@ -80,6 +82,12 @@ impl Mkvmm {
         self.arg("--show")
     }
 
+    /// With a standard input for [`Running::type_in`]; otherwise it has none.
+    pub fn typed(mut self) -> Self {
+        self.stdin = Stdio::piped;
+        self
+    }
+
     /// Says what becomes of its standard output.
     pub fn stdout(mut self, stdout: Stdout) -> Self {
         self.stdout = stdout;
@@ -102,7 +110,7 @@ impl Mkvmm {
         let mut command = Command::new(binary());
         command
             .args(&self.args)
-            .stdin(Stdio::null())
+            .stdin((self.stdin)())
             .stderr(Stdio::piped());
         let mut unread = None;
         match self.stdout {
@@ -122,6 +130,7 @@ impl Mkvmm {
         Running {
             stdout: child.stdout.take().map(Stream::read),
             stderr: Stream::read(child.stderr.take().expect("stderr is a pipe")),
+            stdin: child.stdin.take(),
             child,
             unread,
             args: self.args,
@@ -162,6 +171,7 @@ impl Stream {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    stdin: Option<ChildStdin>,
     stdout: Option<Stream>,
     stderr: Stream,
     unread: Option<PipeReader>,
@@ -179,6 +189,15 @@ impl Running {
     /// What it has written to its standard error.
     pub fn stderr(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Writes to its standard input.
+    pub fn type_in(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("it was started with `typed`");
+        let written = stdin
+            .write_all(text.as_bytes())
+            .and_then(|()| stdin.flush());
+        written.expect("it reads");
     }
 
     /// Waits until its standard output has `count` lines that end with `text`.
@@ -209,6 +228,11 @@ impl Running {
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<Pid> {
+        Some(Pid::from_child(&self.child))
     }
 
     /// Sends a signal.

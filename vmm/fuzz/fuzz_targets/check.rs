@@ -2,7 +2,7 @@
 
 use mkpool::{AddrRange, ChunkPolicy, InstancePool, MainPool};
 use mkvmm::loader::KernelImage;
-use mkvmm::placement::{self, ImageFacts};
+use mkvmm::placement;
 
 /// 2 GiB from 1 MiB on: both limits of a kernel's place can bite.
 const POOL: u64 = 2 << 30;
@@ -27,7 +27,7 @@ fn place(kernel: &KernelImage) {
     let range = AddrRange::with_size(1 << 20, POOL).expect("a range");
     let main = MainPool::new(range, 12).expect("a pool");
     let pool = InstancePool::create(&main, 1, POOL, 12, ChunkPolicy::Rfc).expect("all of it");
-    let facts = ImageFacts::new(kernel, Some(5000));
+    let facts = kernel.facts(Some(5000));
     if let Ok((plan, next)) = placement::plan(&facts, &pool) {
         assert!(plan.kernel.start() >= kernel.kernel_addr_min());
         assert!(plan.kernel.start() % kernel.align() == 0);

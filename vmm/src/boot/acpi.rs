@@ -16,7 +16,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use crate::boot::layout::{
+use crate::layout::{
     ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PM_BASE,
     PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
 };

@@ -13,16 +13,9 @@ use linux_loader::bootparam::{
 use mkpool::AddrRange;
 
 use crate::boot::e820::E820Entry;
-use crate::boot::layout::{
-    CMDLINE_START, KERNEL_ALIGN, PAGE_SIZE, SETUP_DATA_END, SETUP_DATA_START,
-};
+use crate::layout::{CMDLINE_START, KERNEL_ALIGN, PAGE_SIZE, SETUP_DATA_END, SETUP_DATA_START};
+use crate::loader::bzimage::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 
-/// Offset of the setup header in boot_params, and in a bzImage.
-pub const SETUP_HEADER_OFFSET: usize = offset_of!(boot_params, hdr);
-/// `boot_flag`: 0xaa55, as in every boot sector.
-pub const BOOT_FLAG: u16 = 0xaa55;
-/// `header`: "HdrS".
-pub const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// Boot protocol 2.15, the version our own headers claim.
 const PROTOCOL_VERSION: u16 = 0x020f;
 /// `type_of_loader`: 0xff, a boot loader without an assigned number.
@@ -86,7 +79,7 @@ pub const FIRST_SETUP_DATA: u64 = SETUP_DATA_START + SETUP_DATA_HEAD as u64;
 /// boot_params and what it points to, ready to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootParams {
-    /// The page, for [`crate::boot::layout::BOOT_PARAMS_START`].
+    /// The page, for [`crate::layout::BOOT_PARAMS_START`].
     pub page: Vec<u8>,
     /// The setup_data nodes, for [`SETUP_DATA_START`]; may be empty.
     pub setup_data: Vec<u8>,

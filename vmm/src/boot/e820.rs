@@ -11,7 +11,7 @@ use std::fmt;
 
 use mkpool::{AddrRange, MemoryMap, RangeError};
 
-use crate::boot::layout;
+use crate::layout;
 
 /// Address range types of an e820 entry that mkvmm publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,6 +31,9 @@ pub struct ManifestFacts<'a> {
     pub chunks: &'a [AddrRange],
     /// Where its pieces lie.
     pub plan: &'a PlacementPlan,
+    /// What was allocated outside the control block before the start,
+    /// ascending: not the guest's RAM.
+    pub allocations: &'a [AddrRange],
     /// Exact size of the initramfs in bytes.
     pub initramfs_size: u64,
     /// The 64-bit entry.
@@ -80,6 +83,12 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
         fdt.end_node(node)?;
     }
 
+    if !facts.allocations.is_empty() {
+        let allocations = fdt.begin_node("allocations")?;
+        fdt.property_array_u64("reg", &reg(facts.allocations))?;
+        fdt.end_node(allocations)?;
+    }
+
     let cmdline = fdt.begin_node("cmdline")?;
     fdt.property_u64("address", facts.cmdline_addr)?;
     fdt.property_string("text", facts.cmdline)?;
@@ -107,20 +116,21 @@ mod tests {
             initramfs: None,
         };
         let chunks = [range(0x1_0000_0000, 0x100_0000)];
-        let fdt = build(&ManifestFacts {
+        let facts = ManifestFacts {
             addr: 0x3_0010,
             pool: range(0x1_0000_0000, 1 << 30),
             id: 7,
             name: "web",
             chunks: &chunks,
             plan: &plan,
+            allocations: &[],
             initramfs_size: 0,
             entry: 0x1_0020_0000,
             cpus: 2,
             cmdline: "console=ttyS0",
             cmdline_addr: 0x2_0000,
-        })
-        .unwrap();
+        };
+        let fdt = build(&facts).unwrap();
         assert_eq!(fdt[..4], 0xd00d_feed_u32.to_be_bytes());
         let contains = |needle: &[u8]| fdt.windows(needle.len()).any(|w| w == needle);
         assert!(contains(b"mkvmm,manifest\0"));
@@ -128,6 +138,15 @@ mod tests {
         assert!(contains(b"\0label\0") && !contains(b"\0name\0"));
         let pool = [0x1_0000_0000_u64.to_be_bytes(), (1_u64 << 30).to_be_bytes()].concat();
         assert!(contains(&pool));
-        assert!(!contains(b"initramfs"));
+        assert!(!contains(b"initramfs") && !contains(b"allocations"));
+
+        let allocations = [range(0x1_0080_0000, 0x2000)];
+        let fdt = build(&ManifestFacts {
+            allocations: &allocations,
+            ..facts
+        })
+        .unwrap();
+        let reg = [0x1_0080_0000_u64.to_be_bytes(), 0x2000_u64.to_be_bytes()].concat();
+        assert!(fdt.windows(reg.len()).any(|w| w == reg));
     }
 }

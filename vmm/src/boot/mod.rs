@@ -5,6 +5,5 @@ pub mod acpi;
 pub mod boot_params;
 pub mod e820;
 pub mod gdt;
-pub mod layout;
 pub mod manifest;
 pub mod page_tables;

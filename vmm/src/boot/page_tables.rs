@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use mkpool::AddrRange;
 
-use crate::boot::layout::{PAGE_SIZE, PAGE_TABLES_END, PAGE_TABLES_START};
+use crate::layout::{PAGE_SIZE, PAGE_TABLES_END, PAGE_TABLES_START};
 
 /// Page-table entry: present, writable.
 const PRESENT_WRITABLE: u64 = 0x3;

@@ -27,6 +27,8 @@ pub struct FleetEntry {
     pub cmdline: Option<String>,
     pub cpus: Option<u8>,
     pub violation: Option<String>,
+    #[serde(rename = "console-log")]
+    pub console_log: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -35,7 +37,7 @@ struct FleetFile {
     instance: Vec<FleetEntry>,
 }
 
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "name",
     "memory",
     "kernel",
@@ -43,6 +45,7 @@ const KEYS: [&str; 7] = [
     "cmdline",
     "cpus",
     "violation",
+    "console-log",
 ];
 
 /// Reads a fleet file. Paths in it are relative to the file.
@@ -84,6 +87,7 @@ impl FleetEntry {
     fn in_directory(mut self, base: &Path) -> Self {
         self.kernel = whole(base, &self.kernel);
         self.initrd = self.initrd.map(|path| whole(base, &path));
+        self.console_log = self.console_log.map(|path| whole(base, &path));
         self
     }
 
@@ -102,6 +106,7 @@ impl FleetEntry {
             kernel: Some(self.kernel.clone()),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
+            console_log: self.console_log.clone(),
         })
     }
 
@@ -117,6 +122,7 @@ impl FleetEntry {
             ("cmdline", self.cmdline.as_ref()),
             ("cpus", cpus.as_ref()),
             ("violation", self.violation.as_ref()),
+            ("console-log", self.console_log.as_ref()),
         ];
         let pairs = pairs.into_iter();
         let pair = |(key, text): (&str, Option<&String>)| Some(format!("{key}={}", value(text?)));

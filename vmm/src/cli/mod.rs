@@ -2,6 +2,7 @@
 
 mod client;
 mod console;
+mod debug;
 mod fleet_file;
 mod pool_setup;
 mod remote;

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mkpool::{AddrRange, ParamError, ParamMode, PoolParam};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::error::{CliError, ExitStatus};
 use mkvmm::host_pool::{HostPool, HostPoolError};
@@ -16,15 +17,32 @@ use mkvmm::machine::place_pool;
 use mkvmm::reservation::ReservationConfig;
 use mkvmm::reservation::backing::{Backing, raise_descriptor_limit};
 
-/// A pool as users write it.
-#[derive(Debug)]
-pub struct PoolRequest {
-    pub pool: String,
-    pub backing: String,
-    pub prealloc: bool,
-    pub lock: bool,
-    pub numa_node: Option<u32>,
-    pub holds: Vec<String>,
+/// What `--backing` is when nobody says.
+const DEFAULT_BACKING: &str = "normal";
+
+/// The pool's options, as flags of `run` and `serve` and as keys of a file.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct PoolOptions {
+    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
+    #[arg(long, value_name = "SIZE[@ADDR]")]
+    pool: Option<String>,
+    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G [default: normal]
+    #[arg(long, value_name = "KIND")]
+    backing: Option<String>,
+    /// Bring in all of the pool's pages at the start
+    #[arg(long)]
+    prealloc: bool,
+    /// Keep the pool's pages from being swapped out
+    #[arg(long)]
+    lock: bool,
+    /// Take the pool's pages from this NUMA node
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<u32>,
+    /// Take a part of the pool away from all guests first, for instance to
+    /// fragment the pool on purpose; repeatable
+    #[arg(long, value_name = "SIZE@ADDR")]
+    hold: Vec<String>,
 }
 
 /// The same, checked as far as that goes without the host.
@@ -35,11 +53,32 @@ pub struct CheckedPool {
     holds: Vec<AddrRange>,
 }
 
-impl PoolRequest {
+impl PoolOptions {
+    /// The keys of a file.
+    pub const KEYS: [&str; 6] = ["pool", "backing", "prealloc", "lock", "numa-node", "hold"];
+
+    /// With `file` where these do not say.
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            pool: self.pool.or(file.pool),
+            backing: self.backing.or(file.backing),
+            prealloc: self.prealloc || file.prealloc,
+            lock: self.lock || file.lock,
+            numa_node: self.numa_node.or(file.numa_node),
+            hold: if self.hold.is_empty() {
+                file.hold
+            } else {
+                self.hold
+            },
+        }
+    }
+
     pub fn check(&self) -> Result<CheckedPool, CliError> {
-        let param = PoolParam::parse(&self.pool, ParamMode::Strict).map_err(CliError::Param)?;
-        let backing: Backing = self.backing.parse().map_err(CliError::Backing)?;
-        let holds = self.holds.iter().map(|text| parse_hold(text));
+        let pool = self.pool.as_deref().ok_or(CliError::NoPool)?;
+        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(CliError::Param)?;
+        let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
+        let backing: Backing = backing.parse().map_err(CliError::Backing)?;
+        let holds = self.hold.iter().map(|text| parse_hold(text));
         Ok(CheckedPool {
             param,
             config: ReservationConfig {
@@ -105,9 +144,12 @@ fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, Host
 }
 
 /// SIGINT and SIGTERM as bytes in a socket; a second one ends mkvmm at once.
+/// A console log that outgrows the limit of file sizes is an error of its
+/// write, and no reason to end all guests by SIGXFSZ.
 pub fn listen_for_signals() -> io::Result<UnixStream> {
     let (receiver, sender) = UnixStream::pair()?;
     receiver.set_nonblocking(true)?;
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let again = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         let status = ExitStatus::Interrupted.code();

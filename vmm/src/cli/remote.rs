@@ -7,7 +7,7 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, fleet_file, print, tables};
+use crate::cli::{console, debug, fleet_file, print, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
@@ -49,6 +49,9 @@ pub struct CreateArgs {
     /// What follows when it touches what is not its own: log or stop
     #[arg(long, value_name = "POLICY")]
     violation: Option<String>,
+    /// A file that keeps all that it prints, emptied when it first boots
+    #[arg(long, value_name = "PATH")]
+    console_log: Option<String>,
     #[command(flatten)]
     images: OptionalImages,
     #[command(flatten)]
@@ -177,7 +180,14 @@ pub enum RemoteCommand {
     /// List all instances
     List(ClientArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
+    ///
+    /// First comes what was printed so far. A serial line does not tell the
+    /// guest how large the window is: there, say `stty rows R cols C` with what
+    /// `stty size` says here, or run `resize`.
     Console(console::ConsoleArgs),
+    /// Look into a guest: registers, memory, page tables
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Print the resource tree, laid out like /proc/iomem
     Iomem(ClientArgs),
     /// The pool's ledger
@@ -227,6 +237,7 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Show(args) => show(&args),
         RemoteCommand::List(client) => list(&client),
         RemoteCommand::Console(args) => console::run(&args),
+        RemoteCommand::Debug(command) => debug::run(&command),
         RemoteCommand::Iomem(client) => get(&client, "/v1/iomem", |rows: &Vec<IomemRow>| {
             tables::iomem(rows)
         }),
@@ -249,7 +260,7 @@ impl ChangeArgs {
 }
 
 /// A part of a path: what has a meaning there is written in hex.
-fn escape(part: &str) -> String {
+pub fn escape(part: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     let byte = |b: u8| {
         if plain(b) {
@@ -262,7 +273,7 @@ fn escape(part: &str) -> String {
 }
 
 /// Prints an answer: its own text, or what `render` makes of the object.
-fn answer<T: DeserializeOwned>(
+pub fn answer<T: DeserializeOwned>(
     json: bool,
     mut text: String,
     render: impl FnOnce(&T) -> String,
@@ -275,7 +286,7 @@ fn answer<T: DeserializeOwned>(
     print(render(&object).as_bytes())
 }
 
-fn get<T: DeserializeOwned>(
+pub fn get<T: DeserializeOwned>(
     client: &ClientArgs,
     path: &str,
     render: impl FnOnce(&T) -> String,
@@ -311,16 +322,21 @@ fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliErro
     change(&args.change, Call::new(method, path), done)
 }
 
-fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
+pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
     parse_size(text).map_err(|source| CliError::Size { option, source })
 }
 
-/// The VMM has another working directory than its clients.
 fn image(path: &str) -> Result<String, CliError> {
-    if path == "probe" || Path::new(path).is_absolute() {
+    if path == "probe" {
         return Ok(path.to_owned());
     }
-    let absolute = std::path::absolute(path).map_err(|source| CliError::ImageDir {
+    whole("kernel", path)
+}
+
+/// The VMM has another working directory than its clients.
+fn whole(option: &'static str, path: &str) -> Result<String, CliError> {
+    let absolute = std::path::absolute(path).map_err(|source| CliError::Directory {
+        option,
         path: PathBuf::from(path),
         source,
     })?;
@@ -337,6 +353,10 @@ fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
         kernel: args.images.kernel.as_deref().map(image).transpose()?,
         initrd: args.images.initrd.as_deref().map(image).transpose()?,
         cmdline: args.images.cmdline.clone(),
+        console_log: match &args.console_log {
+            Some(path) => Some(whole("console-log", path)?),
+            None => None,
+        },
     };
     let path = format!("/v1/instances{}", args.change.query());
     change(&args.change, Call::new("POST", path).with(&body)?, done)

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cli::fleet_file;
-use crate::cli::pool_setup::{PoolRequest, listen_for_signals};
+use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::event_loop::{self, EventReceiver, VmmEvent};
 use mkvmm::fleet::Fleet;
@@ -17,13 +17,12 @@ use mkvmm::spec::{GuestSpec, resolve};
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
-    #[arg(long, value_name = "SIZE[@ADDR]")]
-    pool: String,
+    #[command(flatten)]
+    pool: PoolOptions,
     /// A guest: name, kernel (a path, `fd:N` for an inherited descriptor, or
     /// `probe`), initrd (likewise; several are concatenated), boot (elf, or bzimage
     /// to unpack in the guest), cmdline, memory, cpus, cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
-    /// restart); repeatable. A comma inside a value is written `,,`
+    /// restart), console-log (a file for what it prints); repeatable. A comma inside a value is written `,,`
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
@@ -33,22 +32,6 @@ pub struct RunArgs {
     /// A TOML file of guests, before those of --guest
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
-    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G
-    #[arg(long, value_name = "KIND", default_value = "normal")]
-    backing: String,
-    /// Bring in all of the pool's pages at the start
-    #[arg(long)]
-    prealloc: bool,
-    /// Keep the pool's pages from being swapped out
-    #[arg(long)]
-    lock: bool,
-    /// Take the pool's pages from this NUMA node
-    #[arg(long, value_name = "NODE")]
-    numa_node: Option<u32>,
-    /// Take a part of the pool away from all guests first, for instance to
-    /// fragment the pool on purpose; repeatable
-    #[arg(long = "hold", value_name = "SIZE@ADDR")]
-    holds: Vec<String>,
     /// Print the resource tree and every guest's e820 on stderr before they start
     #[arg(long)]
     show: bool,
@@ -76,15 +59,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         .map(|text| text.parse::<GuestSpec>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(CliError::Spec)?;
-    let request = PoolRequest {
-        pool: args.pool.clone(),
-        backing: args.backing.clone(),
-        prealloc: args.prealloc,
-        lock: args.lock,
-        numa_node: args.numa_node,
-        holds: args.holds.clone(),
-    };
-    let request = request.check()?;
+    let request = args.pool.check()?;
     let configs = resolve(&specs)?;
 
     let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
@@ -97,13 +72,25 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         return Ok(ExitStatus::Done);
     }
     fleet.start()?;
+    balanced(&fleet)?;
     let status = supervise(&mut fleet, &receiver, &mut signals)?;
+    balanced(&fleet)?;
     if args.timeline {
         for outcome in fleet.outcomes() {
             eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
         }
     }
     Ok(status)
+}
+
+/// Refuses to go on with wrong books: guests could have each other's memory.
+fn balanced(fleet: &Fleet) -> Result<(), CliError> {
+    let problems = fleet.audit().problems;
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::Audit { problems })
+    }
 }
 
 /// Runs the started fleet to its end, with a thread that writes the consoles.

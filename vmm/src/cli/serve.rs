@@ -11,10 +11,10 @@ use sd_notify::NotifyState;
 use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
-use crate::cli::pool_setup::{PoolRequest, listen_for_signals};
+use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::dispatch::Controller;
-use mkvmm::control::http::Api;
+use mkvmm::control::http::{Api, Doctor};
 use mkvmm::control::server::ControlSocket;
 use mkvmm::event_loop::{self, event_channel};
 use mkvmm::loader::ImageCache;
@@ -30,33 +30,20 @@ const GRACE: u64 = 5;
 /// Arguments of `mkvmm serve`. What a flag does not say, the file does.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
-    #[arg(long, value_name = "SIZE[@ADDR]")]
-    pool: Option<String>,
+    #[command(flatten)]
+    pool: PoolOptions,
     /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// A TOML file with any of these options as keys
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G
-    #[arg(long, value_name = "KIND")]
-    backing: Option<String>,
-    /// Bring in all of the pool's pages at the start
-    #[arg(long)]
-    prealloc: bool,
-    /// Keep the pool's pages from being swapped out
-    #[arg(long)]
-    lock: bool,
-    /// Take the pool's pages from this NUMA node
-    #[arg(long, value_name = "NODE")]
-    numa_node: Option<u32>,
-    /// Take a part of the pool away from all guests first; repeatable
-    #[arg(long = "hold", value_name = "SIZE@ADDR")]
-    holds: Vec<String>,
     /// Open images only below this directory; repeatable
     #[arg(long = "image-dir", value_name = "DIR")]
     image_dirs: Vec<PathBuf>,
+    /// Write console logs only below this directory; repeatable
+    #[arg(long = "log-dir", value_name = "DIR")]
+    log_dirs: Vec<PathBuf>,
     /// Bytes of output that each guest's console keeps
     #[arg(long, value_name = "BYTES")]
     console_ring: Option<usize>,
@@ -67,32 +54,19 @@ pub struct ServeArgs {
 
 /// The configuration file: the same options.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[serde(rename_all = "kebab-case", default)]
 struct ServeFile {
-    pool: Option<String>,
+    #[serde(flatten)]
+    pool: PoolOptions,
     socket: Option<PathBuf>,
-    backing: Option<String>,
-    prealloc: bool,
-    lock: bool,
-    numa_node: Option<u32>,
-    hold: Vec<String>,
     image_dir: Vec<PathBuf>,
+    log_dir: Vec<PathBuf>,
     console_ring: Option<usize>,
     grace: Option<u64>,
 }
 
-const KEYS: [&str; 10] = [
-    "pool",
-    "socket",
-    "backing",
-    "prealloc",
-    "lock",
-    "numa-node",
-    "hold",
-    "image-dir",
-    "console-ring",
-    "grace",
-];
+/// Its keys besides the pool's.
+const KEYS: [&str; 5] = ["socket", "image-dir", "log-dir", "console-ring", "grace"];
 
 /// Where the socket is when nobody says.
 pub fn default_socket() -> PathBuf {
@@ -118,11 +92,12 @@ fn read_file(path: &Path) -> Result<ServeFile, CliError> {
         source: Box::new(source),
     };
     let table: toml::Table = text.parse().map_err(wrong)?;
-    if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+    let known = [&PoolOptions::KEYS[..], &KEYS].concat();
+    if let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) {
         return Err(CliError::ConfigKey {
             path: path.to_owned(),
             key: key.clone(),
-            nearest: nearest(key, &KEYS).unwrap_or_default(),
+            nearest: nearest(key, &known).unwrap_or_default(),
         });
     }
     table.try_into().map_err(wrong)
@@ -137,34 +112,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         Some(path) => read_file(path)?,
         None => ServeFile::default(),
     };
-    let either = |flag: &[PathBuf], file: Vec<PathBuf>| {
-        if flag.is_empty() { file } else { flag.to_vec() }
-    };
-    let request = PoolRequest {
-        pool: args.pool.clone().or(file.pool).ok_or(CliError::NoPool)?,
-        backing: args
-            .backing
-            .clone()
-            .or(file.backing)
-            .unwrap_or_else(|| "normal".to_owned()),
-        prealloc: args.prealloc || file.prealloc,
-        lock: args.lock || file.lock,
-        numa_node: args.numa_node.or(file.numa_node),
-        holds: if args.holds.is_empty() {
-            file.hold
-        } else {
-            args.holds.clone()
-        },
-    };
-    let request = request.check()?;
-    let dirs = either(&args.image_dirs, file.image_dir);
-    let dirs = dirs.iter().map(|dir| {
-        std::fs::canonicalize(dir).map_err(|source| CliError::ImageDir {
-            path: dir.clone(),
-            source,
-        })
-    });
-    let image_dirs: Vec<PathBuf> = dirs.collect::<Result<_, _>>()?;
+    let request = args.pool.clone().or(file.pool).check()?;
+    let image_dirs = directories("image-dir", &args.image_dirs, file.image_dir)?;
+    let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
     let path = args
         .socket
         .clone()
@@ -189,7 +139,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         events,
         log: Arc::clone(manager.log()),
         image_dirs: image_dirs.into(),
+        log_dirs: log_dirs.into(),
         cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
+        doctor: Doctor::default(),
     })?;
     let mut controller = Controller::new(manager, grace);
     notify(NotifyState::Ready);
@@ -202,6 +154,25 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     event_loop::run(&mut controller, &receiver, &mut signals)?;
     notify(NotifyState::Stopping);
     Ok(ExitStatus::Done)
+}
+
+/// Real names of the directories of an option; those of the file where there
+/// is no flag.
+fn directories(
+    option: &'static str,
+    flag: &[PathBuf],
+    file: Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, CliError> {
+    let dirs = if flag.is_empty() { file } else { flag.to_vec() };
+    let real = |path: PathBuf| {
+        let real = std::fs::canonicalize(&path);
+        real.map_err(|source| CliError::Directory {
+            option,
+            path,
+            source,
+        })
+    };
+    dirs.into_iter().map(real).collect()
 }
 
 /// Tells systemd, where it asked to be told.
@@ -217,8 +188,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_told_with_the_nearest_known_one() {
-        assert_eq!(nearest("pol", &KEYS), Some("pool"));
-        assert_eq!(nearest("numa_node", &KEYS), Some("numa-node"));
+        assert_eq!(nearest("pol", &PoolOptions::KEYS), Some("pool"));
+        assert_eq!(nearest("image_dir", &KEYS), Some("image-dir"));
         let path = env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
         std::fs::write(&path, "poool = \"1G\"").unwrap();
         assert!(matches!(
@@ -230,7 +201,8 @@ mod tests {
         ));
         std::fs::write(&path, "pool = \"1G\"\nhold = [\"1M@4G\"]\ngrace = 1").unwrap();
         let file = read_file(&path).unwrap();
-        assert_eq!((file.pool.as_deref(), file.grace), (Some("1G"), Some(1)));
+        assert_eq!(file.grace, Some(1));
+        file.pool.check().unwrap();
         std::fs::write(&path, "pool = 3").unwrap();
         assert!(matches!(read_file(&path), Err(CliError::Config { .. })));
         std::fs::remove_file(&path).unwrap();

@@ -8,7 +8,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use mkvmm::control::objects::{Audit, E820Row, Instance, IomemRow, Plan, Pool, Range};
 
 /// `256M`: whole units where they are whole, else one digit behind the point.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [
         (1 << 40, "T"),
         (1 << 30, "G"),
@@ -122,6 +122,9 @@ pub fn instance(one: &Instance) -> String {
     }
     if let Some(cmdline) = &one.cmdline {
         row("cmdline", Cell::new(cmdline));
+    }
+    if let Some(path) = &one.console_log {
+        row("console log", Cell::new(path));
     }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::builder::{GuestConfig, InstanceConfig};
+use crate::control::debug::{DebugAction, DebugReply};
 use crate::control::error::ControlError;
 use crate::control::objects::{
     Allocation, Audit, E820Row, Instance, IomemRow, MetricsFacts, Plan, Pool,
@@ -45,6 +46,8 @@ pub enum Action {
     E820(InstanceName),
     /// Its console.
     Console(InstanceName),
+    /// Look into a guest.
+    Debug(InstanceName, DebugAction),
     /// Say what would come of making instances, one after the other.
     Plan(Vec<Planned>),
     /// Make an instance.
@@ -105,6 +108,7 @@ impl Action {
             Self::Show(_) => "show".to_owned(),
             Self::E820(_) => "e820".to_owned(),
             Self::Console(_) => "console".to_owned(),
+            Self::Debug(..) => "debug".to_owned(),
             Self::Plan(_) => "plan".to_owned(),
             Self::Create { .. } => "create".to_owned(),
             Self::Load { .. } => Verb::Load.to_string(),
@@ -127,6 +131,7 @@ impl Action {
                 | Self::Show(_)
                 | Self::E820(_)
                 | Self::Console(_)
+                | Self::Debug(..)
                 | Self::Plan(_)
         )
     }
@@ -137,6 +142,7 @@ impl Action {
             Self::Show(name)
             | Self::E820(name)
             | Self::Console(name)
+            | Self::Debug(name, _)
             | Self::Load { name, .. }
             | Self::Do { name, .. }
             | Self::Kill { name, .. } => Some(name),
@@ -166,6 +172,8 @@ pub enum Reply {
     Instance(Box<Instance>),
     /// A memory map.
     E820(Vec<E820Row>),
+    /// What was seen in a guest.
+    Debug(DebugReply),
     /// A plan.
     Plan(Box<Plan>),
     /// A console.

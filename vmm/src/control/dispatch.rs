@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::audit::audit;
 use crate::builder::{GuestConfig, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
-use crate::control::audit::audit;
+use crate::control::debug;
 use crate::control::error::ControlError;
 use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
 use crate::control::plan::plan;
@@ -81,7 +82,7 @@ impl Controller {
         match action {
             Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
-            Action::Audit => Ok(Reply::Audit(audit(&self.manager))),
+            Action::Audit => Ok(Reply::Audit(audit(&self.manager).into())),
             Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),
             Action::List => self.list(),
             Action::Show(name) => self.show(&name),
@@ -92,6 +93,9 @@ impl Controller {
             Action::Console(name) => {
                 let guest = self.manager.find(&name)?;
                 Ok(Reply::Console(guest.id(), guest.console().clone()))
+            }
+            Action::Debug(name, action) => {
+                debug::execute(&self.manager, &name, action).map(Reply::Debug)
             }
             Action::Plan(wanted) => {
                 let plan = plan(&mut self.manager, &wanted)?;
@@ -279,6 +283,9 @@ impl Supervisor for Controller {
                 violation,
                 last_reported,
             } => self.manager.on_violation(id, violation, last_reported),
+            VmmEvent::LogFailed { id, path, error } => {
+                self.manager.on_log_failed(id, &path, &error);
+            }
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // There is no common stream of consoles here.
             VmmEvent::ConsoleFailed(error) => log::error!("console: {error}"),

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::builder::BuildError;
+use crate::control::debug::DebugError;
+use crate::control::number::EXACT_MAX;
+use crate::control::objects::SIZE_MAX;
+use crate::devices::console_log::LogError;
 use crate::error_chain::chain;
 use crate::host_pool::HostPoolError;
 use crate::instance::NameError;
@@ -29,6 +33,9 @@ pub enum ControlError {
     /// A name that no instance can have.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A guest cannot be looked into.
+    #[error(transparent)]
+    Debug(#[from] DebugError),
     /// A memory map cannot be built; see [`crate::boot::e820::build`].
     #[error("the memory map")]
     Range(#[from] RangeError),
@@ -58,6 +65,9 @@ pub enum ControlError {
         /// Its value.
         value: u64,
     },
+    /// The route is there, but not for this method.
+    #[error("this route does not know the method")]
+    NoMethod,
     /// No such route.
     #[error("there is no such route")]
     NoRoute,
@@ -85,6 +95,9 @@ pub enum ControlError {
         /// The path.
         path: String,
     },
+    /// A file cannot be a console log.
+    #[error("the console log")]
+    Log(#[from] LogError),
     /// The VMM is ending.
     #[error("the VMM is ending")]
     Ending,
@@ -190,21 +203,28 @@ impl ControlError {
                 BuildError::PageTables(_) | BuildError::BootParams(_) => NO_ROOM,
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "vmm-failed"),
             },
-            Self::Resolve(ResolveError::File { .. })
+            Self::Log(LogError::Taken { .. }) => (StatusCode::CONFLICT, "busy"),
+            Self::Resolve(ResolveError::File { .. } | ResolveError::Log { .. })
+            | Self::Log(_)
             | Self::ImageDir { .. }
             | Self::ImagePath { .. }
             | Self::ImageKind { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "file"),
+            Self::Spec(SpecError::NoKernel) => (StatusCode::UNPROCESSABLE_ENTITY, "no-kernel"),
             Self::Resolve(ResolveError::Spec(_))
             | Self::Spec(_)
             | Self::Data(_)
             | Self::Value { .. } => INVALID,
             Self::Name(_) => (StatusCode::UNPROCESSABLE_ENTITY, "name"),
+            Self::Debug(error) => error.kind(),
             Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => {
                 (StatusCode::BAD_REQUEST, "bad-request")
             }
             Self::Body { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::NoMethod => (StatusCode::METHOD_NOT_ALLOWED, "no-method"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no-route"),
-            Self::Range(_) | Self::Ending | Self::Manager(ManagerError::Pool(_)) => {
+            Self::Range(_)
+            | Self::Ending
+            | Self::Manager(ManagerError::Pool(_) | ManagerError::Memory(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "vmm-failed")
             }
         }
@@ -229,7 +249,12 @@ impl ControlError {
                 Some("delete it first, or choose another name".to_owned())
             }
             Self::Resolve(ResolveError::Spec(error)) | Self::Spec(error) => error.help(),
-            Self::Value { field: "cpus", .. } => Some(format!("1 to {MAX_CPUS} vCPUs")),
+            Self::Debug(error) => error.help(),
+            Self::Value { field: "since", .. } => Some(format!("at most {EXACT_MAX}")),
+            Self::Value { field, .. } if *field != "cpus" => {
+                Some(format!("at most {SIZE_MAX} bytes"))
+            }
+            Self::Value { .. } => Some(format!("1 to {MAX_CPUS} vCPUs")),
             _ => None,
         }
     }
@@ -239,6 +264,7 @@ impl ControlError {
         let room = self.room();
         let state = match self {
             Self::Manager(ManagerError::State { state, .. }) => Some(*state),
+            Self::Debug(error) => error.state(),
             _ => None,
         };
         ErrorBody {

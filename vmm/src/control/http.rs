@@ -4,9 +4,13 @@
 //! the event loop's thread.
 
 mod body;
+mod debug;
+mod debug_query;
+mod doctor;
 mod routes;
 mod streams;
 
+pub use doctor::Doctor;
 pub use streams::CONSOLE_PROTOCOL;
 
 use std::path::PathBuf;
@@ -22,7 +26,8 @@ use utoipa_axum::routes;
 use crate::builder::GuestConfig;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
-use crate::event_log::EventLog;
+use crate::devices::console_log::{LogFile, check_path as check_log};
+use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
 use crate::loader::ImageCache;
@@ -37,8 +42,12 @@ pub struct Api {
     pub log: Arc<EventLog>,
     /// Directories below which images may lie, canonical; any when empty.
     pub image_dirs: Arc<[PathBuf]>,
+    /// Directories below which console logs may lie, likewise.
+    pub log_dirs: Arc<[PathBuf]>,
     /// Images read so far.
     pub cache: Arc<Mutex<ImageCache>>,
+    /// Who examines the host.
+    pub doctor: Doctor,
 }
 
 /// The description of the API, but for its paths, which the router adds.
@@ -52,7 +61,7 @@ pub struct Api {
         license(name = "Apache-2.0 OR BSD-3-Clause")
     ),
     servers((url = "/")),
-    components(schemas(ErrorBody))
+    components(schemas(ErrorBody, Event))
 )]
 struct Description;
 
@@ -91,6 +100,30 @@ impl Api {
             configs.pop().map(Box::new).ok_or(ControlError::Ending)
         });
         match read.await {
+            Ok(result) => result,
+            Err(_cancelled) => Err(ControlError::Ending),
+        }
+    }
+}
+
+impl Api {
+    /// Opens a console log on a thread that may wait; where nothing is to come
+    /// of the request (`dry_run`), only says whether it may lie there.
+    async fn console_log(
+        &self,
+        path: String,
+        dry_run: bool,
+    ) -> Result<Option<Arc<LogFile>>, ControlError> {
+        let dirs = Arc::clone(&self.log_dirs);
+        let opened = tokio::task::spawn_blocking(move || {
+            let path = PathBuf::from(path);
+            if dry_run {
+                check_log(&path, &dirs)?;
+                return Ok(None);
+            }
+            Ok(Some(Arc::new(LogFile::open(&path, &dirs)?)))
+        });
+        match opened.await {
             Ok(result) => result,
             Err(_cancelled) => Err(ControlError::Ending),
         }
@@ -159,6 +192,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
         .routes(routes!(routes::metrics))
+        .routes(routes!(doctor::examine))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))
         .routes(routes!(routes::plan))
@@ -172,6 +206,9 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::kill))
         .routes(routes!(routes::unload))
         .routes(routes!(routes::e820))
+        .routes(routes!(debug::regs))
+        .routes(routes!(debug::memory))
+        .routes(routes!(debug::translate))
         .routes(routes!(streams::console))
         .routes(routes!(routes::alloc))
         .routes(routes!(routes::free))
@@ -187,5 +224,6 @@ pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router
         .fallback(|| async { ControlError::NoRoute })
+        .method_not_allowed_fallback(|| async { ControlError::NoMethod })
         .with_state(api)
 }

@@ -10,8 +10,9 @@
 //! |---|---|
 //! | [`action`] | what can be asked for, and the answers |
 //! | [`dispatch`] | the one place that carries actions out |
-//! | [`audit`] | proof that ledger, slots and maps agree |
 //! | [`plan`] | what a launch would do |
+//! | [`debug`] | registers, memory and translations |
+//! | [`number`] | integers as JSON has them |
 //! | [`objects`] | the JSON objects of the contract |
 //! | [`error`] | refusals: status, code, help |
 //! | [`http`] | routes and their description |
@@ -19,11 +20,12 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
-pub mod audit;
+pub mod debug;
 pub mod dispatch;
 pub mod error;
 pub mod http;
 pub mod metrics;
+pub mod number;
 pub mod objects;
 pub mod plan;
 pub mod server;

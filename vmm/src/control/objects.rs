@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use mkpool::{AddrRange, RangeError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
+use crate::audit::Findings;
 use crate::boot::e820::E820Entry;
 use crate::control::error::ErrorObject;
+use crate::control::number::{optional, whole};
 use crate::guest::Guest;
 use crate::manager::Manager;
 
@@ -221,6 +224,8 @@ pub struct Instance {
     pub cmdline: Option<String>,
     /// The memory map that it gets.
     pub e820: Vec<E820Row>,
+    /// The file that keeps what it prints.
+    pub console_log: Option<String>,
     /// Accesses to what is not its own.
     pub violations: u64,
     /// When it reached which stage.
@@ -259,7 +264,8 @@ impl Instance {
                 size: place.size(),
             })
         });
-        let stages = guest.timeline().stages();
+        let (stages, log) = (guest.timeline().stages(), &guest.config().console_log);
+        let log = log.as_ref();
         Ok(Self {
             id: guest.id().0,
             name: guest.name().to_string(),
@@ -273,6 +279,7 @@ impl Instance {
             initrd,
             cmdline: loaded.map(|loaded| loaded.cmdline.to_string_lossy().into_owned()),
             e820: e820.iter().map(E820Row::from).collect(),
+            console_log: log.map(|log| log.path().display().to_string()),
             violations: guest.violations(),
             timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         })
@@ -322,6 +329,16 @@ pub struct Audit {
     pub problems: Vec<String>,
 }
 
+impl From<Findings> for Audit {
+    fn from(Findings { checks, problems }: Findings) -> Self {
+        Self {
+            ok: problems.is_empty(),
+            checks,
+            problems,
+        }
+    }
+}
+
 /// The VMM.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Version {
@@ -349,27 +366,49 @@ impl Version {
 #[serde(deny_unknown_fields)]
 pub struct CreateBody {
     /// 1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit.
+    #[schema(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "web")]
     pub name: String,
-    /// Bytes; rounded up to whole granules.
+    /// Bytes; rounded up to whole granules. At most 2^52: no processor has
+    /// more address bits.
+    #[serde(deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 4_503_599_627_370_496_u64, example = 33_554_432)]
     pub memory: u64,
     /// vCPUs; 1 when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional"
+    )]
+    #[schema(minimum = 1, maximum = 64)]
     pub cpus: Option<u8>,
     /// log2 of its granule; the pool's own when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional"
+    )]
+    #[schema(minimum = 12, maximum = 63)]
     pub order: Option<u32>,
     /// What follows when it touches what is not its own: `log` or `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(log|stop)$")]
     pub violation: Option<String>,
     /// A kernel to load at once: a path, or `probe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 4095)]
     pub kernel: Option<String>,
-    /// An initramfs to load with it.
+    /// An initramfs to load with it; needs `kernel`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 4095)]
     pub initrd: Option<String>,
-    /// The kernel's command line.
+    /// The kernel's command line; needs `kernel`, which may take less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
     pub cmdline: Option<String>,
+    /// A file that keeps all that it prints, emptied when it first boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 4095)]
+    pub console_log: Option<String>,
 }
 
 /// What `POST /v1/plan` takes.
@@ -421,12 +460,15 @@ pub struct PlanProblem {
 #[serde(deny_unknown_fields)]
 pub struct LoadBody {
     /// A path, or `probe`.
+    #[schema(min_length = 1, max_length = 4095, example = "probe")]
     pub kernel: String,
     /// An initramfs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 4095)]
     pub initrd: Option<String>,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
     pub cmdline: Option<String>,
 }
 
@@ -438,18 +480,46 @@ pub struct KillBody {
     #[serde(default)]
     pub force: bool,
     /// Milliseconds between the power button and force; 5000 when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional"
+    )]
+    #[schema(minimum = 0, maximum = 4_294_967_295_u64)]
     pub grace_ms: Option<u32>,
+}
+
+/// Largest size and alignment: no processor has more address bits.
+pub const SIZE_MAX: u64 = 1 << 52;
+
+/// The alignments there are, one by one: schemas know no powers.
+fn alignments() -> Object {
+    let powers = (0..=SIZE_MAX.trailing_zeros()).map(|order| Some(1_u64 << order));
+    let values = [None, Some(0)].into_iter().chain(powers);
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Integer, Type::Null]))
+        .description(Some(
+            "A power of two, at most 2^52; none when absent, 0 or 1.",
+        ))
+        .enum_values(Some(values))
+        .build()
 }
 
 /// What `…/allocations` takes.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AllocBody {
-    /// Bytes; rounded up to whole granules.
+    /// Bytes; rounded up to whole granules. At most 2^52.
+    #[serde(deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 4_503_599_627_370_496_u64, example = 4096)]
     pub size: u64,
-    /// A power of two; none when absent, 0 or 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// A power of two, at most 2^52; none when absent, 0 or 1.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional"
+    )]
+    #[schema(schema_with = alignments)]
     pub align: Option<u64>,
 }
 

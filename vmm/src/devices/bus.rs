@@ -9,10 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::{I8042Device, Trigger};
 
-use crate::boot::layout::{
-    CMOS_BASE, COM1_BASE, COM1_PORTS, DEBUG_PORT, I8042_BASE, PCI_BASE, PCI_PORTS, PM_BASE,
-    PM_PORTS, POST_PORT, PVPANIC_PORT, RESET_PORT,
-};
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::cmos::Cmos;
 use crate::devices::pci::PciHost;
@@ -21,6 +17,10 @@ use crate::devices::serial::SerialPort;
 use crate::devices::violation::{Access, Violation, ViolationCounter};
 use crate::instance::state::EndReason;
 use crate::instance::timeline::{Stage, Timeline};
+use crate::layout::{
+    CMOS_BASE, COM1_BASE, COM1_PORTS, DEBUG_PORT, I8042_BASE, PCI_BASE, PCI_PORTS, PM_BASE,
+    PM_PORTS, POST_PORT, PVPANIC_PORT, RESET_PORT,
+};
 use crate::vcpu::{ExitBus, ExitOutcome};
 
 /// Offset of the i8042's command port, where 0xfe pulses the reset line.
@@ -221,13 +221,13 @@ impl ExitBus for InstanceBus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::layout::PM1_CONTROL;
     use crate::devices::console::ConsoleWriter;
     use crate::devices::console_ring::ConsoleRing;
     use crate::devices::irq::IrqTrigger;
     use crate::devices::violation::ViolationPolicy;
     use crate::event_loop::{EventReceiver, VmmEvent, event_channel};
     use crate::instance::InstanceId;
+    use crate::layout::PM1_CONTROL;
 
     fn bus(policy: ViolationPolicy) -> (InstanceBus, EventReceiver) {
         let (sender, receiver) = event_channel().unwrap();

@@ -4,6 +4,7 @@ pub mod acpi_pm;
 pub mod bus;
 pub mod cmos;
 pub mod console;
+pub mod console_log;
 pub mod console_ring;
 pub mod irq;
 pub mod pci;

@@ -5,14 +5,15 @@
 //! instruction that Linux needs. So a probe executes those instructions in a
 //! guest of its own.
 
+pub mod kind;
 pub mod offers;
 
 use std::fmt;
 
 use mkpool::AddrRange;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::boot::layout::DYNAMIC_POOL_MIN;
 use crate::builder::GuestConfig;
 use crate::devices::violation::ViolationPolicy;
 use crate::doctor::offers::Offers;
@@ -22,6 +23,7 @@ use crate::fleet::Fleet;
 use crate::host_pool::HostPool;
 use crate::instance::state::{EndReason, OnEnd};
 use crate::kvm::Host;
+use crate::layout::DYNAMIC_POOL_MIN;
 use crate::loader::KernelImage;
 use crate::machine::MIN_POOL;
 use crate::reservation::ReservationConfig;
@@ -30,10 +32,13 @@ use crate::reservation::ReservationConfig;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The findings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Findings {
     /// Whether `/dev/kvm` opens and has all that mkvmm needs.
     pub kvm: Answer,
+    /// The module behind it: `kvm_intel`, `kvm_amd`, `kvm_pvm`, …; absent
+    /// where that cannot be told.
+    pub kvm_kind: Option<String>,
     /// Whether guests of mkvmm's own run.
     pub probe: Answer,
     /// Whether an unmodified Linux kernel would run.
@@ -49,7 +54,7 @@ pub struct Findings {
 }
 
 /// Yes, or no and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Answer {
     /// Yes or no.
     pub ok: bool,
@@ -86,6 +91,8 @@ impl fmt::Display for Answer {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<18}{}", "/dev/kvm:", self.kvm)?;
+        let kind = self.kvm_kind.as_deref().unwrap_or("unknown");
+        writeln!(f, "{:<18}{kind}", "kind of KVM:")?;
         for (label, number) in [
             ("address bits:", self.address_bits.map(u64::from)),
             ("memory slots:", self.memory_slots.map(|n| n as u64)),
@@ -109,6 +116,7 @@ pub fn examine() -> Findings {
             let why = chain(&error);
             return Findings {
                 kvm: Answer::no(why),
+                kvm_kind: kind::look(),
                 probe: Answer::no("no KVM"),
                 linux: Answer::no("no KVM"),
                 address_bits: None,
@@ -139,6 +147,7 @@ pub fn examine() -> Findings {
     };
     Findings {
         kvm: Answer::yes(),
+        kvm_kind: kind::look(),
         probe,
         linux,
         address_bits,
@@ -180,6 +189,7 @@ fn run_probe(
         violation: ViolationPolicy::Log,
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     };
     let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
     // Nobody reads what the probe prints.

@@ -5,11 +5,12 @@ use std::fs;
 
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::reservation::backing::{Backing, chosen};
 
 /// Free pages of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Pages {
     /// The kind, as `--backing` names it.
     pub backing: String,
@@ -20,7 +21,7 @@ pub struct Pages {
 }
 
 /// What the host offers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Offers {
     /// By kind of page.
     pub pages: Vec<Pages>,

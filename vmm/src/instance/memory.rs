@@ -54,6 +54,27 @@ impl InstanceMemory {
     ) -> Result<Self, MemoryError> {
         let mut parts = vec![(0, low_window)];
         parts.extend(regions.iter().map(|&region| (region.start(), region)));
+        Self::of_parts(reservation, parts)
+    }
+
+    /// Maps each of `regions` at its own address: an instance that has no
+    /// images has no low window either.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_low_window(
+        reservation: &Arc<Reservation>,
+        regions: &[AddrRange],
+    ) -> Result<Self, MemoryError> {
+        let parts = regions.iter().map(|&region| (region.start(), region));
+        Self::of_parts(reservation, parts.collect())
+    }
+
+    /// Maps each range at the guest address that stands before it.
+    fn of_parts(
+        reservation: &Arc<Reservation>,
+        parts: Vec<(u64, AddrRange)>,
+    ) -> Result<Self, MemoryError> {
         let regions = parts
             .into_iter()
             .map(|(guest, range)| {

@@ -109,6 +109,12 @@ impl Host {
             .map_or(36, |e| e.eax & 0xff)
     }
 
+    /// Whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
+    pub fn has_huge_pages(&self) -> bool {
+        let mut leaves = self.supported_cpuid.as_slice().iter();
+        leaves.any(|e| e.function == 0x8000_0001 && e.edx & (1 << 26) != 0)
+    }
+
     /// Memory slots a VM may have.
     pub fn memory_slots(&self) -> usize {
         self.kvm.get_nr_memslots()

@@ -5,6 +5,7 @@ pub mod host;
 pub mod kick;
 pub mod msrs;
 pub mod regs;
+pub mod snapshot;
 pub mod vm;
 
 pub use host::{Host, HostError};

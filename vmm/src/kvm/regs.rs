@@ -8,8 +8,8 @@ use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_regs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::gdt;
-use crate::boot::layout::{BOOT_STACK_TOP, GDT_START, IDT_START, PAGE_TABLES_START};
 use crate::kvm::vm::{VmError, ioctl};
+use crate::layout::{BOOT_STACK_TOP, GDT_START, IDT_START, PAGE_TABLES_START};
 use crate::loader::BootEntry;
 
 /// RFLAGS: bit 1 is always set; IF is clear.

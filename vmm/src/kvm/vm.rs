@@ -14,9 +14,9 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::layout::{IDENTITY_MAP_START, TSS_START};
 use crate::instance::memory::InstanceMemory;
 use crate::kvm::Host;
+use crate::layout::{IDENTITY_MAP_START, TSS_START};
 
 /// Why KVM did not make a VM. Each names the ioctl.
 #[derive(Debug, thiserror::Error)]

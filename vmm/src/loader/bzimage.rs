@@ -8,14 +8,21 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use linux_loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_header};
+use linux_loader::bootparam::{
+    XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, boot_params, setup_header,
+};
 
-use crate::boot::boot_params::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use crate::loader::decompress::{self, Compression, DecompressError};
 use crate::loader::field::{FieldError, expect};
 use crate::loader::le::{u16_at, u32_at, u64_at};
 use crate::loader::version;
 
+/// Offset of the setup header in a bzImage, and in boot_params.
+pub const SETUP_HEADER_OFFSET: usize = offset_of!(boot_params, hdr);
+/// `boot_flag`: 0xaa55, as in every boot sector.
+pub const BOOT_FLAG: u16 = 0xaa55;
+/// `header`: "HdrS".
+pub const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// Oldest protocol whose fields all of this relies on: 2.12 (Linux 3.8), the
 /// first with `xloadflags`.
 const MIN_PROTOCOL: u16 = 0x020c;

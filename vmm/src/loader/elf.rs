@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD};
 
-use crate::boot::layout::KERNEL_ALIGN;
+use crate::layout::KERNEL_ALIGN;
 use crate::loader::field::{FieldError, expect};
 use crate::loader::le::{u16_at, u32_at, u64_at};
 

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::boot::layout::{CMDLINE_MAX, KERNEL_ALIGN};
+use crate::layout::{CMDLINE_MAX, KERNEL_ALIGN};
 use crate::loader::bzimage::{self, BzImageError, SetupHeader};
 use crate::loader::decompress::Compression;
 use crate::loader::elf::{self, ElfError, ElfKernel};
 use crate::loader::version;
+use crate::placement::ImageFacts;
 
 /// Linux's COMMAND_LINE_SIZE on x86, without the NUL; an ELF file does not
 /// say its own.
@@ -290,6 +291,19 @@ impl KernelImage {
     /// Last address that the initramfs may use; `None` when anything goes.
     pub fn initramfs_addr_max(&self) -> Option<u64> {
         self.header.as_ref().and_then(|h| h.initrd_addr_max)
+    }
+
+    /// What placement needs to know of it and an initramfs of
+    /// `initramfs_size` bytes.
+    pub fn facts(&self, initramfs_size: Option<u64>) -> ImageFacts {
+        ImageFacts {
+            kernel_size: self.mem_size(),
+            kernel_align: self.align(),
+            kernel_addr_min: self.kernel_addr_min(),
+            kernel_addr_max: self.kernel_addr_max(),
+            initramfs_size,
+            initramfs_addr_max: self.initramfs_addr_max(),
+        }
     }
 
     /// The bzImage's setup header, for boot_params.

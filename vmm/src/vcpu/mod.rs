@@ -12,6 +12,10 @@
 //! A [`Vcpu`] is configured and does not run; [`Vcpu::start`] moves it into
 //! its thread, which waits for [`VcpuCommand::Run`], and yields the handle.
 //! So all guests of a launch can be complete before the first one runs.
+//!
+//! A thread answers [`VcpuCommand::Read`] wherever it is, and stays there: the
+//! kick that brings the command also brings it out of `hlt`, and a vCPU that
+//! was never started out of its wait for another.
 
 pub mod affinity;
 mod exit;
@@ -28,10 +32,12 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::event_loop::EventSender;
 use crate::instance::{InstanceName, RunId};
 use crate::kvm::cpuid::{CpuidError, MkvmmLeaves, Topology};
+use crate::kvm::snapshot::Snapshot;
 use crate::kvm::vm::{VmError, ioctl};
 use crate::kvm::{Host, Vm, cpuid, kick, msrs, regs};
 use crate::loader::BootEntry;
@@ -50,6 +56,26 @@ pub enum VcpuError {
     Cpuid(#[from] CpuidError),
 }
 
+/// What a vCPU is asked about itself.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// A guest-virtual address that KVM is to translate as well.
+    pub translate: Option<u64>,
+    /// Where the answer goes; nobody waits for it on the vCPU's thread.
+    pub answer: UnboundedSender<Reading>,
+}
+
+/// What a vCPU says about itself.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// Which vCPU, from 0.
+    pub cpu: u8,
+    /// Its registers.
+    pub registers: Snapshot,
+    /// See [`crate::kvm::snapshot::translate`].
+    pub translated: Option<Option<u64>>,
+}
+
 /// What a vCPU thread can be told.
 #[derive(Debug, Clone)]
 pub enum VcpuCommand {
@@ -59,6 +85,8 @@ pub enum VcpuCommand {
     Pause(Sender<()>),
     /// Look whether it sleeps for good.
     Look,
+    /// Say what the registers hold, and go on as before.
+    Read(ReadRequest),
     /// Leave it for good.
     Stop,
 }
@@ -122,6 +150,7 @@ impl Vcpu {
         let sleep = Arc::new(SleepState::default());
         let stop = StopFlag::default();
         let body = run::Body {
+            index: self.index,
             run,
             name: name.clone(),
             commands: receiver,
@@ -137,7 +166,7 @@ impl Vcpu {
                 if let Some(affinity) = affinity {
                     affinity.apply();
                 }
-                body.run(self.fd);
+                body.run(self.fd)
             })?;
         Ok(VcpuHandle {
             commands,
@@ -154,7 +183,7 @@ impl Vcpu {
 #[derive(Debug)]
 pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<Snapshot>>>,
     sleep: Arc<SleepState>,
     stop: StopFlag,
     idle: IdleMeter,
@@ -184,13 +213,19 @@ impl VcpuHandle {
         asleep
     }
 
+    /// Stops the thread; the registers as they were at the end.
+    pub fn finish(mut self) -> Option<Snapshot> {
+        self.send(VcpuCommand::Stop);
+        self.join()
+    }
+
     /// Waits for the thread to end.
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+    fn join(&mut self) -> Option<Snapshot> {
+        let ended = self.thread.take()?.join();
+        ended.unwrap_or_else(|_panic| {
             log::error!("a vCPU thread panicked; this is a bug in mkvmm");
-        }
+            None
+        })
     }
 }
 

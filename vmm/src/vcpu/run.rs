@@ -5,17 +5,21 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use kvm_ioctls::VcpuFd;
 
+use crate::error_chain::chain;
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::state::{EndReason, State};
 use crate::instance::{InstanceName, RunId};
 use crate::kvm::kick::KickTarget;
-use crate::vcpu::VcpuCommand;
+use crate::kvm::snapshot::{self, Snapshot};
 use crate::vcpu::exit::{self, ExitBus};
 use crate::vcpu::sleep::SleepState;
 use crate::vcpu::stop::StopFlag;
+use crate::vcpu::{ReadRequest, Reading, VcpuCommand};
 
 /// What a vCPU thread has to do with others.
 pub struct Body {
+    /// Which vCPU this is, from 0.
+    pub index: u8,
     /// Which run of which instance.
     pub run: RunId,
     /// The instance's name, for what the log says.
@@ -48,7 +52,8 @@ impl Drop for Report {
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
-    pub fn run(self, fd: VcpuFd) {
+    /// The registers as they are then.
+    pub fn run(self, fd: VcpuFd) -> Option<Snapshot> {
         self.sleep.begin();
         self.stop.clone().enter();
         // Whatever happens here, the event loop hears of an end.
@@ -63,12 +68,15 @@ impl Body {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
                 // Not in the guest yet: dropping the sender says so.
                 Ok(VcpuCommand::Look | VcpuCommand::Pause(_)) => {}
+                Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 // A handle dropped before the start stops, too.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
         };
+        let last = self.last_registers(target.vcpu(), report.reason);
         // The vCPU goes before anybody hears of its end.
         drop(target);
+        last
     }
 
     fn run_guest(&self, target: &mut KickTarget) -> EndReason {
@@ -101,9 +109,6 @@ impl Body {
                 }
             };
             if let Some(reason) = ended {
-                if reason.state() == State::Failed {
-                    self.log_registers(target.vcpu());
-                }
                 return reason;
             }
         }
@@ -126,15 +131,36 @@ impl Body {
                     parked = true;
                 }
                 Ok(VcpuCommand::Look) => self.sleep.look(target.vcpu()),
+                Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
             }
         }
     }
 
-    /// Where a guest stood when it ended badly, for whoever debugs it.
-    fn log_registers(&self, vcpu: &VcpuFd) {
-        if let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) {
+    fn read(&self, vcpu: &VcpuFd, request: &ReadRequest) {
+        match Snapshot::read(vcpu) {
+            Ok(registers) => {
+                let reading = Reading {
+                    cpu: self.index,
+                    registers,
+                    translated: request
+                        .translate
+                        .and_then(|addr| snapshot::translate(vcpu, addr)),
+                };
+                // Whoever asked may have stopped waiting.
+                let _ = request.answer.send(reading);
+            }
+            Err(error) => log::warn!("{}: {}", self.name, chain(&error)),
+        }
+    }
+
+    /// Where a guest stood when it ended, for whoever debugs it; said at once
+    /// when it ended badly.
+    fn last_registers(&self, vcpu: &VcpuFd, reason: EndReason) -> Option<Snapshot> {
+        let last = Snapshot::read(vcpu).ok()?;
+        if reason.state() == State::Failed {
+            let Snapshot { regs, sregs, .. } = &last;
             log::info!(
                 "{}: rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x}",
                 self.name,
@@ -148,5 +174,6 @@ impl Body {
                 sregs.cr4
             );
         }
+        Some(last)
     }
 }

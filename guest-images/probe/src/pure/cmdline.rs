@@ -23,6 +23,8 @@ pub enum Word<'a> {
     Touch(&'a str),
     /// `hold=N`, in millions of TSC cycles.
     Hold(u64),
+    /// `shell`
+    Shell,
     /// `spin`
     Spin,
     /// `caps`
@@ -62,6 +64,7 @@ pub fn words(cmdline: &str) -> impl Iterator<Item = Word<'_>> {
 fn word(text: &str) -> Word<'_> {
     let known = match text.split_once('=') {
         None => match text {
+            "shell" => Some(Word::Shell),
             "spin" => Some(Word::Spin),
             "caps" => Some(Word::Caps),
             "marks" => Some(Word::Marks),
@@ -95,7 +98,8 @@ pub fn addresses(value: &str) -> impl Iterator<Item = Option<u64>> {
     value.split(',').map(address)
 }
 
-fn address(text: &str) -> Option<u64> {
+/// One address.
+pub fn address(text: &str) -> Option<u64> {
     let digits = text.strip_prefix("0x")?;
     // `from_str_radix` would take a sign.
     if digits.starts_with(['+', '-']) {
@@ -169,10 +173,11 @@ mod tests {
     #[test]
     fn the_users_words_keep_their_order() {
         assert_eq!(
-            all("  hold=20  touch=0x10,0x20 spin caps marks end=halt"),
+            all("  hold=20  touch=0x10,0x20 shell spin caps marks end=halt"),
             [
                 Word::Hold(20),
                 Word::Touch("0x10,0x20"),
+                Word::Shell,
                 Word::Spin,
                 Word::Caps,
                 Word::Marks,

@@ -88,6 +88,11 @@ impl<'a> Manifest<'a> {
         })
     }
 
+    /// What somebody allocated before the start: not RAM.
+    pub fn allocations(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
+        self.fdt.reg("allocations").into_iter().flatten()
+    }
+
     /// The instance's chunks; none for one that is empty or wraps.
     pub fn chunks(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
         self.fdt.reg("instance").into_iter().flatten()
@@ -130,6 +135,7 @@ mod tests {
             node("initramfs", &reg, &|fdt| {
                 fdt.property_u64("size", 1234).unwrap();
             });
+            node("allocations", &[0x1_0080_0000, 0x2000], &|_| {});
         }
         node("cmdline", &[], &|fdt| {
             fdt.property_u64("address", 0x2_0000).unwrap();
@@ -154,11 +160,16 @@ mod tests {
         assert_eq!(manifest.cmdline, "name=web spin");
         let chunks: Vec<_> = manifest.chunks().flatten().map(|c| c.start).collect();
         assert_eq!(chunks, [0x1_0000_0000, 0x1_1000_0000]);
+        let allocations: Vec<_> = manifest.allocations().collect();
+        assert_eq!(allocations, [Some(range(0x1_0080_0000, 0x2000))]);
     }
 
     #[test]
     fn an_initramfs_may_be_missing_but_not_be_wrong() {
-        assert_eq!(Manifest::new(&written(1, None)).unwrap().initramfs, None);
+        let bytes = written(1, None);
+        let without = Manifest::new(&bytes).unwrap();
+        assert_eq!(without.initramfs, None);
+        assert_eq!(without.allocations().next(), None);
         let empty = written(1, Some([0x1_0060_0000, 0]));
         assert_eq!(Manifest::new(&empty).unwrap_err(), "has a wrong initramfs");
     }

@@ -25,6 +25,26 @@ pub struct DryRun {
     pub dry_run: bool,
 }
 
+/// The instance that a path names: what its documentation says of it.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes a parameter, is never one")]
+pub struct NameParam {
+    /// The instance.
+    #[param(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "web")]
+    name: String,
+}
+
+/// The allocation that a path names, likewise.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes a parameter, is never one")]
+pub struct AddrParam {
+    /// Its first byte, decimal.
+    #[param(minimum = 0, maximum = 4_503_599_627_370_495_u64)]
+    addr: u64,
+}
+
 /// Which events.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -32,7 +52,7 @@ pub struct DryRun {
 pub struct EventsQuery {
     /// Only events with numbers above this.
     #[serde(default)]
-    #[param(required = false)]
+    #[param(required = false, minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     pub since: u64,
     /// Whether to wait for further ones.
     #[serde(default)]
@@ -53,6 +73,10 @@ pub enum Refusal {
     /// The state of the instance does not allow it.
     #[response(status = 409)]
     Conflict(ErrorBody),
+    /// The route does not know the method; the header `allow` says which it
+    /// knows.
+    #[response(status = 405)]
+    NoMethod(ErrorBody),
     /// The body is too long.
     #[response(status = 413)]
     TooLarge(ErrorBody),

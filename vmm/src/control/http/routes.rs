@@ -12,12 +12,14 @@ use axum::response::{IntoResponse, Response};
 use crate::builder::InstanceConfig;
 use crate::control::action::{Action, Planned, Reply};
 use crate::control::error::ControlError;
-use crate::control::http::body::{DryRun, Refusal, dry_run, json, json_or_default, name};
+use crate::control::http::body::{
+    AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
+};
 use crate::control::http::{Api, ImageSpec};
 use crate::control::metrics;
 use crate::control::objects::{
     AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
-    Plan, PlanBody, Pool, Version,
+    Plan, PlanBody, Pool, SIZE_MAX, Version,
 };
 use crate::devices::violation::ViolationPolicy;
 use crate::instance::InstanceName;
@@ -52,6 +54,7 @@ impl IntoResponse for Reply {
                     ControlError::Ending.into_response()
                 }
             },
+            Self::Debug(reply) => reply.into_response(),
             // Handed to `streams::console` and nobody else.
             Self::Console(..) => ControlError::NoUpgrade.into_response(),
         }
@@ -104,6 +107,8 @@ async fn allocate(
 ) -> Answer {
     let dry_run = dry_run(query)?;
     let AllocBody { size, align } = json(body).await?;
+    check_size("size", size)?;
+    check_size("align", align.unwrap_or(0))?;
     let action = Action::Alloc {
         instance,
         size,
@@ -128,7 +133,7 @@ pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) 
 
 /// Gives it back, scrubbed.
 #[utoipa::path(delete, path = "/v1/pool/allocations/{addr}",
-    params(("addr" = u64, Path, description = "first byte, decimal"), DryRun),
+    params(AddrParam, DryRun),
     responses((status = 200, body = Allocation), Refusal))]
 pub async fn pool_free(
     State(api): State<Api>,
@@ -154,7 +159,7 @@ pub async fn list(State(api): State<Api>) -> Answer {
               (status = 201, body = Instance), Refusal))]
 pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
     let dry_run = dry_run(query)?;
-    let Planned { config, images } = planned(&api, json(body).await?).await?;
+    let Planned { config, images } = planned(&api, json(body).await?, dry_run).await?;
     let reply = api.call(Action::Create { config, images }, dry_run).await?;
     let status = if dry_run {
         StatusCode::OK
@@ -165,8 +170,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
 }
 
 /// Checks what is to be made and reads its images.
-async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
-    let config = instance_config(&body)?;
+async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, ControlError> {
+    let mut config = instance_config(&body)?;
     let images = match body.kernel {
         Some(kernel) => {
             let spec = ImageSpec {
@@ -182,6 +187,9 @@ async fn planned(api: &Api, body: CreateBody) -> Result<Planned, ControlError> {
         }
         None => None,
     };
+    if let Some(path) = body.console_log {
+        config.console_log = api.console_log(path, dry_run).await?;
+    }
     Ok(Planned { config, images })
 }
 
@@ -192,9 +200,17 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Answer {
     let PlanBody { instances } = json(body).await?;
     let mut wanted = Vec::new();
     for instance in instances {
-        wanted.push(planned(&api, instance).await?);
+        wanted.push(planned(&api, instance, true).await?);
     }
     Ok(api.call(Action::Plan(wanted), false).await?.into_response())
+}
+
+/// Refuses what no machine has; what is too small, the allocator refuses.
+fn check_size(field: &'static str, value: u64) -> Result<(), ControlError> {
+    if value > SIZE_MAX {
+        return Err(ControlError::Value { field, value });
+    }
+    Ok(())
 }
 
 fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
@@ -205,6 +221,7 @@ fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
             value: cpus.into(),
         });
     }
+    check_size("memory", body.memory)?;
     Ok(InstanceConfig {
         name: body.name.parse()?,
         memory: body.memory,
@@ -224,12 +241,13 @@ fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
         },
         on_reboot: OnEnd::Stop,
         on_panic: OnEnd::Stop,
+        console_log: None,
     })
 }
 
 /// One instance.
 #[utoipa::path(get, path = "/v1/instances/{name}",
-    params(("name" = String, Path)), responses((status = 200, body = Instance), Refusal))]
+    params(NameParam), responses((status = 200, body = Instance), Refusal))]
 pub async fn show(State(api): State<Api>, path: NamePath) -> Answer {
     Ok(api
         .call(Action::Show(name(path)?), false)
@@ -245,7 +263,7 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
 
 /// Gives an instance's memory back; answers with what it was.
 #[utoipa::path(delete, path = "/v1/instances/{name}",
-    params(("name" = String, Path), DryRun),
+    params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
     carry_out(&api, Verb::Delete, path, query).await
@@ -253,7 +271,7 @@ pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
 
 /// Puts images into an instance's memory, in place of those it has.
 #[utoipa::path(post, path = "/v1/instances/{name}/load",
-    params(("name" = String, Path), DryRun), request_body = LoadBody,
+    params(NameParam, DryRun), request_body = LoadBody,
     responses((status = 200, body = Instance), Refusal))]
 pub async fn load(
     State(api): State<Api>,
@@ -278,7 +296,7 @@ pub async fn load(
 
 /// Boots an instance.
 #[utoipa::path(post, path = "/v1/instances/{name}/exec",
-    params(("name" = String, Path), DryRun),
+    params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
     carry_out(&api, Verb::Exec, path, query).await
@@ -286,7 +304,7 @@ pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) ->
 
 /// Stops an instance's vCPUs for a while.
 #[utoipa::path(post, path = "/v1/instances/{name}/pause",
-    params(("name" = String, Path), DryRun),
+    params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 pub async fn pause(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
     carry_out(&api, Verb::Pause, path, query).await
@@ -294,7 +312,7 @@ pub async fn pause(State(api): State<Api>, path: NamePath, query: DryRunQuery) -
 
 /// Lets them go on.
 #[utoipa::path(post, path = "/v1/instances/{name}/resume",
-    params(("name" = String, Path), DryRun),
+    params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 pub async fn resume(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
     carry_out(&api, Verb::Resume, path, query).await
@@ -303,7 +321,7 @@ pub async fn resume(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
 /// Ends an instance, by its power button and then by force; answers when it
 /// has ended. Without effect on one that has ended already.
 #[utoipa::path(post, path = "/v1/instances/{name}/kill",
-    params(("name" = String, Path), DryRun), request_body = Option<KillBody>,
+    params(NameParam, DryRun), request_body = Option<KillBody>,
     responses((status = 200, body = Instance), Refusal))]
 pub async fn kill(
     State(api): State<Api>,
@@ -325,7 +343,7 @@ pub async fn kill(
 
 /// Takes the images out of an instance's memory.
 #[utoipa::path(post, path = "/v1/instances/{name}/unload",
-    params(("name" = String, Path), DryRun),
+    params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 pub async fn unload(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
     carry_out(&api, Verb::Unload, path, query).await
@@ -333,7 +351,7 @@ pub async fn unload(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
 
 /// An instance's memory map, from the ledger as it stands.
 #[utoipa::path(get, path = "/v1/instances/{name}/e820",
-    params(("name" = String, Path)), responses((status = 200, body = [E820Row]), Refusal))]
+    params(NameParam), responses((status = 200, body = [E820Row]), Refusal))]
 pub async fn e820(State(api): State<Api>, path: NamePath) -> Answer {
     Ok(api
         .call(Action::E820(name(path)?), false)
@@ -344,7 +362,7 @@ pub async fn e820(State(api): State<Api>, path: NamePath) -> Answer {
 /// Takes memory out of an instance's sub-pool, or, once its guest runs, out
 /// of its control block.
 #[utoipa::path(post, path = "/v1/instances/{name}/allocations",
-    params(("name" = String, Path), DryRun), request_body = AllocBody,
+    params(NameParam, DryRun), request_body = AllocBody,
     responses((status = 200, body = Allocation, description = "dry run"),
               (status = 201, body = Allocation), Refusal))]
 pub async fn alloc(
@@ -359,7 +377,7 @@ pub async fn alloc(
 
 /// Gives it back.
 #[utoipa::path(delete, path = "/v1/instances/{name}/allocations/{addr}",
-    params(("name" = String, Path), ("addr" = u64, Path, description = "first byte, decimal"),
+    params(NameParam, AddrParam,
            DryRun),
     responses((status = 200, body = Allocation), Refusal))]
 pub async fn free(

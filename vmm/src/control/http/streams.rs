@@ -13,11 +13,13 @@ use futures_util::stream;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use utoipa::ToSchema;
 
 use crate::control::action::{Action, Reply};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
-use crate::control::http::body::{EventsQuery, Refusal, name};
+use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
+use crate::control::number::EXACT_MAX;
 use crate::devices::console_ring::ConsoleRing;
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
@@ -52,15 +54,30 @@ impl Following {
     }
 }
 
+/// One server-sent event.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes a frame, is never one")]
+pub struct EventFrame {
+    /// The event's number.
+    id: String,
+    /// The event: an `Event` as JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
 /// Events as server-sent events; a gap between numbers says how many were
 /// forgotten before they were asked for.
 #[utoipa::path(get, path = "/v1/events", params(EventsQuery),
-    responses((status = 200, body = Event, content_type = "text/event-stream"), Refusal))]
+    responses((status = 200, body = EventFrame, content_type = "text/event-stream"), Refusal))]
 pub async fn events(
     State(api): State<Api>,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, ControlError> {
     let Query(query) = query?;
+    if query.since > EXACT_MAX {
+        let (field, value) = ("since", query.since);
+        return Err(ControlError::Value { field, value });
+    }
     let following = Following {
         newest: api.log.watch(),
         log: api.log,
@@ -76,7 +93,7 @@ pub async fn events(
 /// An instance's console: the connection becomes a stream of bytes. First
 /// comes what the ring has kept.
 #[utoipa::path(get, path = "/v1/instances/{name}/console",
-    params(("name" = String, Path)),
+    params(NameParam),
     responses((status = 101, description = "a raw stream, both ways"), Refusal))]
 pub async fn console(
     State(api): State<Api>,

@@ -6,13 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mkvmm_test_harness::{Finished, Mkvmm, Running, Scratch};
 use serde_json::Value;
+
+use crate::{Finished, Mkvmm, Running, Scratch};
 
 /// How long something that is waited for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// `mkvmm serve`, killed when the test goes before it.
+#[derive(Debug)]
 pub struct Server {
+    /// The process.
     pub running: Running,
     socket: PathBuf,
     _scratch: Scratch,
@@ -21,9 +25,14 @@ pub struct Server {
 impl Server {
     /// `mkvmm serve --pool POOL`, ready.
     pub fn start(pool: &str) -> Self {
+        Self::start_for(pool, Duration::from_secs(180))
+    }
+
+    /// The same for a test that takes up to `timeout`.
+    pub fn start_for(pool: &str, timeout: Duration) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("sock");
-        let running = serve(pool, &socket);
+        let running = serve_for(pool, &socket, timeout);
         Self {
             running,
             socket,
@@ -43,8 +52,13 @@ impl Server {
 
     /// The same with words that may hold blanks.
     pub fn run_words<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Finished {
+        self.command(args).finish()
+    }
+
+    /// A command against it that is still to be run.
+    pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Mkvmm {
         let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
-        Mkvmm::new(args).arg("--socket").arg(&self.socket).finish()
+        Mkvmm::new(args).arg("--socket").arg(&self.socket)
     }
 
     /// Runs a command that succeeds; what it printed.
@@ -65,7 +79,13 @@ impl Server {
     /// Waits until an instance is in `state`.
     #[track_caller]
     pub fn wait_for_state(&self, name: &str, state: &str) -> Value {
-        let end = Instant::now() + PATIENCE;
+        self.wait_for_state_within(PATIENCE, name, state)
+    }
+
+    /// The same for what may take up to `patience`.
+    #[track_caller]
+    pub fn wait_for_state_within(&self, patience: Duration, name: &str, state: &str) -> Value {
+        let end = Instant::now() + patience;
         loop {
             let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
             if instance["state"] == state {
@@ -92,9 +112,13 @@ impl Server {
 
 /// Starts it and waits for its ready line.
 pub fn serve(pool: &str, socket: &Path) -> Running {
+    serve_for(pool, socket, Duration::from_secs(180))
+}
+
+fn serve_for(pool: &str, socket: &Path, timeout: Duration) -> Running {
     let mut running = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
         .arg(socket)
-        .timeout(Duration::from_secs(180))
+        .timeout(timeout)
         .spawn();
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     running

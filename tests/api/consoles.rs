@@ -1,0 +1,326 @@
+//! Logs of consoles, and the terminals of those who look at them.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::images::{code, elf};
+use mkvmm_test_harness::mkvmm::binary;
+use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Mkvmm, Scratch};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::tcgetattr;
+
+use crate::server::{PATIENCE, Server};
+
+#[track_caller]
+fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < end, "{what} did not come");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Makes an instance with a kernel of `code`, and starts it.
+fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], more: &[&str]) {
+    let kernel = scratch.file(name, &elf(code));
+    let kernel = kernel.display().to_string();
+    let words = ["create", name, "--memory", "8M", "--kernel", &kernel];
+    server.run_words([&words[..], more].concat()).expect_code(0);
+    server.ok(&format!("exec {name}"));
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+#[test]
+fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let log = scratch.file("web.log", b"of an earlier instance");
+    let path = log.display().to_string();
+    let create = ["create", "web", "--memory", "8M", "--kernel", "probe"];
+    let with_log = [&create[..], &["--console-log", &path]].concat();
+    // What does not happen leaves no trace.
+    let dry = [&with_log[..], &["--dry-run"]].concat();
+    server.run_words(dry).expect_code(0);
+    server.run_words(with_log.clone()).expect_code(0);
+    assert_eq!(read(&log), "of an earlier instance", "it has not booted");
+    server.run_words(with_log).expect_refusal(4);
+    let twin = ["create", "twin", "--memory", "8M", "--console-log", &path];
+    let run = server.run_words(twin);
+    run.expect_refusal(4);
+    assert!(run.stderr.contains("the log of another instance"), "{run}");
+    let web = server.json("show web");
+    assert_eq!(web["console_log"], path.as_str());
+
+    let boot = || {
+        server.ok("exec web");
+        server.wait_for_state("web", "stopped");
+    };
+    boot();
+    wait_until("the log", || read(&log).ends_with("probe: pass\n"));
+    let first = read(&log);
+    assert!(first.starts_with("probe: name web\n"), "{first}");
+    boot();
+    wait_until("the second log", || read(&log).len() >= 2 * first.len());
+    assert_eq!(read(&log).matches("probe: pass\n").count(), 2);
+    // The next instance begins anew.
+    server.ok("delete web");
+    let again = [&create[..], &["--console-log", &path]].concat();
+    server.run_words(again).expect_code(0);
+    boot();
+    wait_until("the third log", || {
+        read(&log).starts_with("probe: name web\n") && read(&log).ends_with("probe: pass\n")
+    });
+    assert_eq!(read(&log).matches("probe: pass\n").count(), 1);
+
+    let new = scratch.path("new.log");
+    let new_path = new.display().to_string();
+    let big = [
+        "create",
+        "big",
+        "--memory",
+        "1G",
+        "--console-log",
+        &new_path,
+    ];
+    server.run_words(big).expect_refusal(5);
+    assert!(!new.exists(), "a refusal leaves no file");
+}
+
+#[test]
+fn logs_lie_only_where_they_may() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (scratch, outside) = (Scratch::new(), Scratch::new());
+    let socket = scratch.path("sock");
+    let mut running = Mkvmm::new(["serve", "--pool", "64M@4G", "--grace", "0", "--socket"])
+        .arg(&socket)
+        .arg("--log-dir")
+        .arg(scratch.dir())
+        .spawn();
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    let create = |path: &Path| {
+        let path = path.display();
+        let body = format!(r#"{{"name": "a", "memory": 8388608, "console_log": "{path}"}}"#);
+        crate::server::http(&socket, "POST", "/v1/instances", &body)
+    };
+    let precious = outside.file("precious", b"x");
+    std::os::unix::fs::symlink(&precious, scratch.path("link")).unwrap();
+    for path in [&precious, &scratch.path("link"), Path::new("/dev/null")] {
+        let (status, refusal) = create(path);
+        assert_eq!((status, &refusal["error"]["code"]), (422, &"file".into()));
+    }
+    assert_eq!(read(&precious), "x");
+    assert_eq!(create(&scratch.path("log")).0, 201);
+    running.signal(Signal::TERM);
+    running.wait().expect_code(0);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_no_guest() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let log = scratch.path("log");
+    let path = log.display().to_string();
+    let chatter = [code::print(b"begin\n"), code::print_for_ever(b'x')].concat();
+    start(
+        &server,
+        &scratch,
+        "web",
+        &chatter,
+        &["--console-log", &path],
+    );
+    wait_until("output", || read(&log).len() > 100);
+    let limit = Rlimit {
+        current: Some(50),
+        maximum: Some(50),
+    };
+    prlimit(server.running.pid(), Resource::Fsize, limit).unwrap();
+    wait_until("the event", || {
+        server.ok("events").contains("console-log-failed")
+    });
+    let length = read(&log).len();
+    let printed = || server.ok("metrics");
+    let before = printed();
+    wait_until("more output", || printed() != before);
+    assert_eq!(server.json("show web")["state"], "active");
+    assert_eq!(read(&log).len(), length);
+    server.ok("kill web --force");
+    server.expect_audit();
+}
+
+#[test]
+fn run_logs_to_files_and_has_them_whole_when_it_ends() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path("a.log"), scratch.path("b.log"));
+    let text = "[[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n\
+                console-log = \"a.log\"\n";
+    let file = scratch.file("fleet.toml", text.as_bytes());
+    let guest = format!("name=b,kernel=probe,memory=8M,console-log={}", b.display());
+    let run = || Mkvmm::run("64M@4G").arg("--fleet").arg(&file).guest(&guest);
+    run().arg("--dry-run").finish().expect_code(0);
+    assert!(!a.exists() && !b.exists());
+    let run = run().finish();
+    run.expect_code(0);
+    for (log, name) in [(&a, "a"), (&b, "b")] {
+        let text = read(log);
+        assert!(text.starts_with(&format!("probe: name {name}\n")), "{text}");
+        assert!(text.ends_with("probe: pass\n"), "{text}");
+    }
+    let twice = format!(
+        "kernel=probe,console-log={}/no/such",
+        scratch.dir().display()
+    );
+    Mkvmm::run("64M@4G").guest(twice).finish().expect_refusal(3);
+}
+
+/// `mkvmm console` on a terminal of its own.
+struct Terminal {
+    master: File,
+    slave: File,
+    child: Child,
+    seen: Option<Arc<Mutex<Vec<u8>>>>,
+    before: String,
+}
+
+impl Terminal {
+    /// Attached, and raw. Its output is read only where somebody `reads`.
+    fn attach(server: &Server, name: &str, reads: bool) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = openpt(flags).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = File::from(ioctl_tiocgptpeer(&master, flags).unwrap());
+        let before = modes(&slave);
+        let stdio = || Stdio::from(slave.try_clone().unwrap());
+        let child = Command::new(binary())
+            .args(["console", name, "--socket"])
+            .arg(server.socket())
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .unwrap();
+        let master = File::from(master);
+        let seen = reads.then(|| {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let (keep, mut from) = (Arc::clone(&seen), master.try_clone().unwrap());
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = from.read(&mut buffer) {
+                    keep.lock().unwrap().extend_from_slice(&buffer[..count]);
+                }
+            });
+            seen
+        });
+        wait_until("a raw terminal", || modes(&slave) != before);
+        Self {
+            master,
+            slave,
+            child,
+            seen,
+            before,
+        }
+    }
+
+    fn text(&self) -> String {
+        let seen = self.seen.as_ref().unwrap().lock().unwrap();
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The client ends with `code`, and the terminal is as it was.
+    #[track_caller]
+    fn expect_end(mut self, code: i32) {
+        let mut status = None;
+        wait_until("the client's end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert_eq!(status.and_then(|s| s.code()), Some(code));
+        assert_eq!(modes(&self.slave), self.before);
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All that a terminal can be set to.
+fn modes(terminal: &File) -> String {
+    format!("{:?}", tcgetattr(terminal).unwrap())
+}
+
+#[test]
+fn the_terminal_is_as_it_was_however_the_client_ends() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let chatter = [code::print(b"begin\n"), code::print_for_ever(b'x')].concat();
+    start(&server, &scratch, "web", &chatter, &[]);
+    let mut leaves = Terminal::attach(&server, "web", true);
+    leaves.master.write_all(b"typed\x1d").unwrap();
+    leaves.expect_end(0);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let terminal = Terminal::attach(&server, "web", true);
+        terminal.signal(signal);
+        terminal.expect_end(130);
+    }
+    // Of what the guest prints nobody reads a byte.
+    let stuck = Terminal::attach(&server, "web", false);
+    thread::sleep(Duration::from_millis(200));
+    stuck.signal(Signal::TERM);
+    stuck.expect_end(130);
+    let orphan = Terminal::attach(&server, "web", true);
+    server.running.signal(Signal::KILL);
+    orphan.expect_end(0);
+}
+
+#[test]
+fn a_guest_can_ask_the_terminal_for_its_size() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let asks = [code::print(b"\x1b[18t"), code::ECHO.to_vec()].concat();
+    start(&server, &scratch, "web", &asks, &[]);
+    let mut terminal = Terminal::attach(&server, "web", true);
+    wait_until("the question", || terminal.text().contains("\x1b[18t"));
+    // The terminal's answer; the guest prints what it reads.
+    terminal.master.write_all(b"\x1b[8;40;120t").unwrap();
+    wait_until("the answer", || terminal.text().contains("\x1b[8;40;120t"));
+    // All bytes but the one that leaves, and nothing is echoed on the way.
+    let mut all: Vec<u8> = (0..=255).filter(|&byte| byte != 0x1d).collect();
+    terminal.master.write_all(&all).unwrap();
+    let seen = Arc::clone(terminal.seen.as_ref().unwrap());
+    wait_until("all bytes", || seen.lock().unwrap().ends_with(&all));
+    all.insert(0, b't');
+    assert!(seen.lock().unwrap().ends_with(&all));
+    terminal.master.write_all(&[0x1d]).unwrap();
+    terminal.expect_end(0);
+}

@@ -1,0 +1,115 @@
+//! A session as a new user would type it, with Debian guests.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mkvmm_test_harness::Server;
+use serde_json::Value;
+
+use crate::guest::Guest;
+use crate::launch::TIMEOUT;
+
+const POOL: &str = "512M@4G";
+/// Answers at its console.
+const WEB: Guest = Guest::new("web", "6.1", 128).end("poweroff");
+/// Runs until it is killed.
+const DB: Guest = Guest::new("db", "6.12", 160).cpus(2).end("hold");
+/// Gets its images after it was made, and is never started: a third guest
+/// would make an emulated host half as slow again.
+const OLD: Guest = Guest::new("old", "6.1", 112);
+
+/// `create` or `load` with a guest's images.
+fn with_images(words: &[&str], guest: &Guest, images: &Path, more: &str) -> Vec<String> {
+    let mut all: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
+    for (option, value) in [
+        (
+            "--kernel",
+            images.join(guest.kernel_file()).display().to_string(),
+        ),
+        (
+            "--initrd",
+            guest.initramfs_path(images).display().to_string(),
+        ),
+        ("--cmdline", format!("{}{more}", guest.cmdline())),
+    ] {
+        all.extend([option.to_owned(), value]);
+    }
+    all
+}
+
+#[track_caller]
+fn run(server: &Server, words: &[String]) {
+    let words = words.iter().map(String::as_str);
+    server.run_words(words).expect_code(0);
+}
+
+/// Three guests from an empty pool to an empty pool.
+pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
+    let server = Server::start_for(POOL, TIMEOUT * 2);
+    let empty = server.json("pool show");
+    let create = ["create", "web", "--memory", "128M"];
+    run(&server, &with_images(&create, &WEB, images, " mkvmm.shell"));
+    let create = ["create", "db", "--memory", "160M", "--cpus", "2"];
+    run(&server, &with_images(&create, &DB, images, ""));
+    server.ok("create old --memory 112M");
+    run(&server, &with_images(&["load", "old"], &OLD, images, ""));
+    server.expect_audit();
+    for name in ["web", "db"] {
+        let answer = server.ok(&format!("exec {name}"));
+        assert_eq!(answer, format!("{name}: active\n"));
+    }
+    server.expect_audit();
+    expect_views(&server);
+
+    let mut console = server
+        .command(["console", "web"])
+        .typed()
+        .timeout(TIMEOUT)
+        .spawn();
+    console.wait_until("a shell", |c| c.stdout().contains("mkvmm-guest: shell"));
+    console.type_in("echo $((6 * 7)) $(uname -r)\n");
+    console.wait_until("an answer", |c| c.stdout().contains("\r\n42 6.1."));
+    let fast = Duration::from_secs(5);
+    let instance = server.wait_for_state_within(fast, "web", "active");
+    assert_eq!(instance["violations"], 0, "{instance:#}");
+
+    let mut db = server
+        .command(["console", "db"])
+        .typed()
+        .timeout(TIMEOUT)
+        .spawn();
+    db.wait_until("its init", |c| c.stdout().contains("mkvmm-guest: nproc 2"));
+    db.wait_until("its end", |c| c.stdout().contains("mkvmm-guest: hold"));
+    assert_eq!(server.ok("kill db --force"), "db: stopped (killed)\n");
+    server.expect_audit();
+    console.type_in("exit\n");
+    let web = server.wait_for_state_within(TIMEOUT, "web", "stopped");
+    assert_eq!(web["reason"], "poweroff", "{web:#}");
+    for name in ["web", "db", "old"] {
+        server.ok(&format!("delete {name}"));
+        server.expect_audit();
+    }
+    assert_eq!(server.json("pool show"), empty);
+}
+
+/// What can be looked at while they boot.
+fn expect_views(server: &Server) {
+    let list = server.ok("list");
+    assert_eq!(list.matches("active").count(), 2, "{list}");
+    assert_eq!(list.matches("loaded").count(), 1, "{list}");
+    let iomem = server.ok("iomem");
+    for line in [
+        "100000000-11fffffff : Multikernel Memory Pool",
+        "  100000000-107ffffff : mk-instance-1-web-region-0",
+    ] {
+        assert!(iomem.lines().any(|l| l == line), "{iomem}");
+    }
+    let web = server.json("show web");
+    assert_eq!(web["kernel"]["format"], "bzImage", "{web:#}");
+    let usable = |rows: &Value| {
+        let rows = rows.as_array().cloned().unwrap_or_default();
+        rows.iter().filter(|r| r["type"] == 1).count()
+    };
+    assert!(usable(&server.json("show web --e820")) >= 2, "{web:#}");
+    server.ok("show db");
+}
