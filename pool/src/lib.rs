@@ -117,6 +117,7 @@ extern crate alloc;
 extern crate std;
 
 mod chunk;
+mod draft;
 mod error;
 mod fit;
 mod free_set;
@@ -131,6 +132,7 @@ mod resource;
 mod sub_pool;
 
 pub use chunk::Chunk;
+pub use draft::{Draft, StaleDraft};
 pub use error::{AllocError, Busy, FreeError, PoolError};
 pub use fit::{Algo, Mode};
 pub use main_pool::{MainPool, PAGE_ORDER};

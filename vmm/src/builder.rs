@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
-use mkpool::{AddrRange, InstancePool, RangeError};
+use mkpool::{AddrRange, Draft, RangeError};
 
 use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
@@ -221,7 +221,7 @@ pub fn furnish(
     pool: &HostPool,
     sub_pool: &SubPool,
     config: &GuestConfig,
-) -> Result<(Furnished, InstancePool), BuildError> {
+) -> Result<(Furnished, Draft), BuildError> {
     let text = full_cmdline(config, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
     let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
