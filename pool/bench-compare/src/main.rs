@@ -148,9 +148,9 @@ fn race(options: &Options, work: usize, gib: u64, entries: &[Entry]) -> Vec<Opti
     };
     let (rounds, warm) = match (options.quick, work) {
         (true, 1 | 2) => (7, 1),
-        (false, 1 | 2) => (15, 2),
+        (false, 1 | 2) => (11, 2),
         (true, _) => (5, 1),
-        (false, _) => (15, 1),
+        (false, _) => (11, 1),
     };
     let start =
         |entry: &Entry| feasible(entry).then(|| (entry.start)(entry, work, gib, &filling, 100_000));
@@ -214,8 +214,8 @@ fn main() {
         entry::<OffsetAllocator<u32>>((all, 64), 400_000),
         entry::<ExtentTree>((all, 64), 400_000),
         // These would take hours.
-        entry::<Bitmap>((all, all), 2_000),
-        entry::<AddressAllocator>((64, 16), 2_000),
+        entry::<Bitmap>((all, all), 600),
+        entry::<AddressAllocator>((16, 16), 600),
         entry::<Nothing>((all, 0), 400_000),
     ];
     entries.retain(|entry| {
