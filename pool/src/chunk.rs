@@ -2,6 +2,7 @@
 
 use crate::fit::{self, Algo, Ground, Mode};
 use crate::free_set::FreeSet;
+use crate::pool::granules;
 use crate::range::AddrRange;
 
 /// A span of memory that a pool hands out, with the tag of who owns it.
@@ -93,70 +94,74 @@ impl<O> Chunk<O> {
         size == 0 || size.wrapping_sub(1) <= room
     }
 
-    /// Where `algo` would place `n` granules.
-    pub(crate) fn search(&mut self, algo: Algo, n: u64, mode: Mode) -> Option<u64> {
+    /// Takes `n` granules by `algo`; their addresses.
+    pub(crate) fn alloc(&mut self, algo: Algo, n: u64, mode: Mode) -> Option<AddrRange> {
         if n > self.free.len() {
             return None;
         }
-        let ground = Ground {
-            base: self.base,
-            order: self.order,
-            mode,
+        let start = if algo == Algo::FirstFit {
+            self.free.take_first(n)?
+        } else {
+            let ground = Ground {
+                base: self.base,
+                order: self.order,
+                mode,
+            };
+            let start = fit::search(&mut self.free, algo, n, ground)?;
+            self.free.take(start, n);
+            start
         };
-        fit::search(&mut self.free, algo, n, ground)
+        self.avail = self.avail.wrapping_sub(n.wrapping_shl(self.order));
+        Some(self.addresses(start, n))
     }
 
     /// The addresses of `n` granules from granule `start` on.
-    pub(crate) fn addresses(&self, start: u64, n: u64) -> AddrRange {
+    fn addresses(&self, start: u64, n: u64) -> AddrRange {
         let offset = start.wrapping_shl(self.order);
         AddrRange::with_size(self.base.wrapping_add(offset), n.wrapping_shl(self.order))
             .expect("granules end below the last address, see `new`")
-    }
-
-    /// Takes granules that `search` found.
-    pub(crate) fn take(&mut self, start: u64, n: u64) {
-        self.free.take(start, n);
-        self.avail = self.avail.wrapping_sub(n.wrapping_shl(self.order));
     }
 
     /// The granules that freeing `size` bytes at `addr` means: (first, count).
     ///
     /// The count comes from the size alone, as in Linux: two bytes across a granule border are
     /// one granule.
-    pub(crate) fn granules(&self, addr: u64, size: u64) -> (u64, u64) {
-        let granule = 1_u64.wrapping_shl(self.order);
-        let first = addr.wrapping_sub(self.base).wrapping_shr(self.order);
-        (first, size.div_ceil(granule))
-    }
-
-    /// Whether `size` bytes at `addr`, an address inside, may be freed; nothing changes.
-    pub(crate) fn check_free(&self, addr: u64, size: u64) -> Result<(), BadFree> {
+    fn granules(&self, addr: u64, size: u64) -> Result<(u64, u64), BadFree> {
         if !self.has(addr, size) {
             return Err(BadFree::PastEnd);
         }
-        let (first, n) = self.granules(addr, size);
-        let end = first.checked_add(n).filter(|&end| end <= self.free.len());
-        let end = match end {
-            Some(end) => end,
-            None if n == 0 => return Ok(()),
-            None => return Err(BadFree::PastEnd),
-        };
-        match self.free.next_free_before(first, end) {
-            Some(at) if at < end => {
-                let first_free = self.base.wrapping_add(at.wrapping_shl(self.order));
-                Err(BadFree::NotAllocated { first_free })
-            }
+        let first = addr.wrapping_sub(self.base).wrapping_shr(self.order);
+        let n = granules(size, self.order);
+        match first.checked_add(n) {
+            _ if n == 0 => Ok((first, 0)),
+            Some(end) if end <= self.free.len() => Ok((first, n)),
+            _ => Err(BadFree::PastEnd),
+        }
+    }
+
+    /// Whether `size` bytes at `addr` may be freed; nothing changes.
+    pub(crate) fn check_free(&self, addr: u64, size: u64) -> Result<(), BadFree> {
+        let (first, n) = self.granules(addr, size)?;
+        match self.free.next_free(first) {
+            Some(at) if at.wrapping_sub(first) < n => Err(self.not_allocated(at)),
             _ => Ok(()),
         }
     }
 
-    /// Frees what [`check_free`](Self::check_free) agreed to.
-    pub(crate) fn give(&mut self, addr: u64, size: u64) {
-        let (first, n) = self.granules(addr, size);
+    /// Frees `size` bytes at `addr` if that may be done.
+    pub(crate) fn free(&mut self, addr: u64, size: u64) -> Result<(), BadFree> {
+        let (first, n) = self.granules(addr, size)?;
         if n > 0 {
-            self.free.give(first, n);
+            let done = self.free.give(first, n);
+            done.map_err(|at| self.not_allocated(at))?;
             self.avail = self.avail.wrapping_add(n.wrapping_shl(self.order));
         }
+        Ok(())
+    }
+
+    fn not_allocated(&self, granule: u64) -> BadFree {
+        let first_free = self.base.wrapping_add(granule.wrapping_shl(self.order));
+        BadFree::NotAllocated { first_free }
     }
 
     /// Whether no granule is allocated.

@@ -1,21 +1,24 @@
 //! [`FreeSet`]: which granules of one chunk are free, whatever the fragmentation.
 //!
 //! ```text
-//!   root      a node: eight children, each a subtree, or wholly free, or wholly used
-//!    node     of each child, and of twos and fours of them: free prefix, suffix, longest run
-//!     …       (a level more for every factor of eight)
-//!      leaf   4096 granules, there only where free and used meet: a sorted list of edges,
-//!             or a bitmap where there are more than 128 of them
+//!   root      a node: 64 children, for each the longest run that begins in it
+//!    node     the same, for a 64th of the granules
+//!     …       (a level more for every factor of 64)
+//!      leaf   the runs that begin in 4096 granules: a list, or a bitmap where there are many
 //! ```
 //!
-//! A position is a granule counted from the start of the chunk. Every question and every
-//! change walks one or two paths from the root and spends a bounded number of steps at each
-//! level, so it costs O(log granules) whatever the fragmentation.
+//! A position is a granule counted from the start of the chunk. A *run* is a stretch of free
+//! granules with used ones on either side, and all of it belongs to the place where it begins,
+//! however far it reaches. So there is a leaf, and a node, only where some run begins, and
+//! whatever is asked of a subtree is the best of its children, with nothing to be said about
+//! their borders. Any change touches the leaves where the run around it began and where the rest
+//! of it begins, two at most, and the paths above them: O(log granules) whatever the
+//! fragmentation.
 //!
 //! Two things are kept only from the first time they are asked for, because they make every
 //! change a little dearer: the index of long runs that best fit needs ([`best`]), and for each
-//! alignment the room at aligned places ([`align`]). Either is built in one pass over what is
-//! mixed at that moment.
+//! alignment the room at aligned places ([`align`]). Either is built in one pass over the runs
+//! there are at that moment.
 //!
 //! Rooms: `list`, `bits` and `leaf` are the leaves, `node` the inner nodes, `tree` changes and
 //! walks, `best` and `align` the two indices and `indices` what they share, `slab` the storage.
@@ -35,6 +38,7 @@ mod node;
 mod slab;
 mod tree;
 
+use align::Grid;
 use alloc::boxed::Box;
 use tree::Tree;
 
@@ -82,13 +86,14 @@ impl FreeSet {
     /// The first position with `n` free granules at which `at + off` has no bit of `mask`, a
     /// power of two less one.
     pub(crate) fn first_fit_aligned(&mut self, n: u64, mask: u64, off: u64) -> Option<u64> {
+        let grid = Grid { mask, off };
         match &mut self.tree {
             _ if mask == 0 => self.first_fit(n),
             None => {
-                let at = off.wrapping_neg() & mask;
+                let at = grid.up(0);
                 (at < self.len && n <= self.len - at).then_some(at)
             }
-            Some(tree) => tree.aligned_fit(n, mask, off),
+            Some(tree) => tree.aligned_fit(n, grid),
         }
     }
 
@@ -102,15 +107,13 @@ impl FreeSet {
 
     /// The first free position at or behind `from`.
     pub(crate) fn next_free(&self, from: u64) -> Option<u64> {
-        self.next_free_before(from, self.len)
-    }
-
-    /// The first free position in `from..limit`, or perhaps one behind that.
-    pub(crate) fn next_free_before(&self, from: u64, limit: u64) -> Option<u64> {
         match &self.tree {
             _ if from >= self.len => None,
             None => Some(from),
-            Some(tree) => tree.next(from, limit, true),
+            Some(tree) => match tree.around(from) {
+                (Some(left), _) if left.end > from => Some(from),
+                (_, right) => right.map(|right| right.start),
+            },
         }
     }
 
@@ -118,7 +121,8 @@ impl FreeSet {
     pub(crate) fn next_used(&self, from: u64) -> Option<u64> {
         match &self.tree {
             Some(tree) if from < self.len => {
-                tree.next(from, self.len, false).filter(|&at| at < self.len)
+                let at = tree.around(from).0.map_or(from, |left| left.end.max(from));
+                (at < self.len).then_some(at)
             }
             _ => None,
         }
@@ -136,6 +140,20 @@ impl FreeSet {
         start.map(|start| (start, len))
     }
 
+    /// Takes the first `n` free granules in a row: [`first_fit`](Self::first_fit) and
+    /// [`take`](Self::take) in one go.
+    pub(crate) fn take_first(&mut self, n: u64) -> Option<u64> {
+        if n > self.free {
+            return None;
+        }
+        let tree = self
+            .tree
+            .get_or_insert_with(|| Box::new(Tree::new(self.len)));
+        let start = tree.take_first(n)?;
+        self.free -= n;
+        Some(start)
+    }
+
     /// Takes `n` granules that are all free.
     pub(crate) fn take(&mut self, start: u64, n: u64) {
         debug_assert!(n > 0 && self.next_free(start) == Some(start));
@@ -143,22 +161,27 @@ impl FreeSet {
         let tree = self
             .tree
             .get_or_insert_with(|| Box::new(Tree::new(self.len)));
-        tree.flip(start, start + n, false);
+        tree.take(start, start + n);
         self.free -= n;
     }
 
-    /// Frees `n` granules that are all used.
-    pub(crate) fn give(&mut self, start: u64, n: u64) {
-        debug_assert!(n > 0 && self.next_free(start).is_none_or(|free| free >= start + n));
-        if let Some(tree) = &mut self.tree {
-            tree.flip(start, start + n, true);
-            self.free += n;
-            // A large tree of which nothing is needed any more goes; a small one stays, for the
-            // next allocation would make it again.
-            if self.free == self.len && tree.is_large() {
-                self.tree = None;
-            }
+    /// Frees `n` granules that are all used; there are so many from `start` on.
+    ///
+    /// # Errors
+    ///
+    /// The first of them that is free already; nothing changes then.
+    pub(crate) fn give(&mut self, start: u64, n: u64) -> Result<(), u64> {
+        let Some(tree) = &mut self.tree else {
+            return Err(start);
+        };
+        tree.give(start, start + n)?;
+        self.free += n;
+        // A large tree of which nothing is needed any more goes; a small one stays, for the
+        // next allocation would make it again.
+        if self.free == self.len && tree.is_large() {
+            self.tree = None;
         }
+        Ok(())
     }
 }
 

@@ -66,10 +66,10 @@
 //! |---|---|
 //! | first fit, fixed, free, `avail`, longest free extent, adding a chunk of any size | O(log n) |
 //! | best fit | O(log n), after a first one that indexes the free runs there are |
-//! | aligned and order-aligned first fit | O(log n), after a first one *for each alignment* that looks once at every mixed node |
+//! | aligned and order-aligned first fit | O(log n), after a first one *for each alignment* that looks once at every run |
 //! | Linux mode with an alignment that is no power of two | O(extents · log n) |
 //!
-//! Indexing is one pass over what is mixed at that moment, and afterwards every change keeps
+//! Indexing is one pass over the free runs of that moment, and afterwards every change keeps
 //! the index right, which makes changes dearer: pools that only do first fit do not pay. Up to
 //! 40 alignments are kept at once. With several chunks, the newest that has a long enough run is
 //! found in O(log chunks); with an alignment or a fixed place it may not do, and then the next
@@ -77,12 +77,15 @@
 //!
 //! # Why this structure
 //!
-//! Free space is a radix tree of nodes with eight children each, over leaves of 4096 granules.
-//! Subtrees that are wholly free or wholly used are a mark in their parent and cost nothing, so
-//! memory follows fragmentation. A leaf is a sorted list of the places where free and used
-//! meet, two bytes each, and becomes a bitmap when there are more than 128 of them, so memory
-//! never exceeds about 1.5 bitmaps. In between, every node keeps the free prefix, the free
-//! suffix and the longest run of its children, of pairs of them, and of fours.
+//! Free space is a radix tree of nodes with 64 children each, over leaves of 4096 granules. A
+//! free run belongs, with all its length, to the place where it begins; leaves and nodes are
+//! there only where some run begins, so memory follows fragmentation. For each child a node keeps
+//! one number, the longest run that begins in it. First fit goes down to the first child whose
+//! number is large enough, and a change goes up for as long as it changes a number; nothing is to
+//! be said about runs that cross a border. A leaf is a list of up to 24 runs in two lines of the
+//! processor's cache, or a bitmap with the longest run of each word, so memory never exceeds
+//! about 1.6 bitmaps. With what an algorithm asks for instead of the length (the room from an
+//! aligned place on, the set of short lengths) the same tree answers for the others.
 //!
 //! The other design we built and measured is one balanced tree (a treap) of free extents, each
 //! node knowing the longest extent below it. It has the same bounds in time, and is quicker
@@ -117,6 +120,7 @@ extern crate alloc;
 extern crate std;
 
 mod chunk;
+mod draft;
 mod error;
 mod fit;
 mod free_set;
@@ -131,6 +135,7 @@ mod resource;
 mod sub_pool;
 
 pub use chunk::Chunk;
+pub use draft::{Draft, StaleDraft};
 pub use error::{AllocError, Busy, FreeError, PoolError};
 pub use fit::{Algo, Mode};
 pub use main_pool::{MainPool, PAGE_ORDER};

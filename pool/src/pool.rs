@@ -182,17 +182,10 @@ impl<O> GenPool<O> {
             return Err(AllocError::ZeroSize);
         }
         self.check_algo(algo)?;
-        let n = size.div_ceil(self.granule());
-        let Some((index, start)) = self.search(n, algo) else {
+        let n = granules(size, self.order);
+        let Some(taken) = self.take(n, algo) else {
             return Err(self.no_room(size, algo));
         };
-        let chunk = self
-            .chunks
-            .get_mut(index)
-            .expect("the search was in this chunk");
-        chunk.take(start, n);
-        self.ranking.set(index, chunk.longest_run());
-        let taken = chunk.addresses(start, n);
         self.avail = self.avail.wrapping_sub(taken.size());
         if taken.start() == 0 {
             return Err(AllocError::AddressZero { size: taken.size() });
@@ -200,14 +193,15 @@ impl<O> GenPool<O> {
         Ok(taken)
     }
 
-    /// The newest chunk in which `algo` finds room for `n` granules, and the place.
-    fn search(&mut self, n: u64, algo: Algo) -> Option<(usize, u64)> {
+    /// Takes `n` granules from the newest chunk in which `algo` finds room.
+    fn take(&mut self, n: u64, algo: Algo) -> Option<AddrRange> {
         let mut bound = self.chunks.len();
         // A run that is long enough may still be in the wrong place, so there may be more to ask.
         while let Some(index) = self.ranking.newest_before(bound, n) {
-            let start = self.chunks.get_mut(index)?.search(algo, n, self.mode);
-            if let Some(start) = start {
-                return Some((index, start));
+            let chunk = self.chunks.get_mut(index)?;
+            if let Some(taken) = chunk.alloc(algo, n, self.mode) {
+                self.ranking.set(index, chunk.longest_run());
+                return Some(taken);
             }
             bound = index;
         }
@@ -252,6 +246,11 @@ impl<O> GenPool<O> {
         if self.irregular {
             return self.chunks.iter().rposition(|chunk| chunk.contains(addr));
         }
+        // Mostly there is only one.
+        let newest = self.chunks.len().checked_sub(1)?;
+        if self.chunks.get(newest)?.contains(addr) {
+            return Some(newest);
+        }
         let (_, &index) = self.by_base.range(..=addr).next_back()?;
         self.chunks
             .get(index)
@@ -259,25 +258,29 @@ impl<O> GenPool<O> {
             .map(|_| index)
     }
 
-    fn check_free(&self, addr: u64, size: u64) -> Result<usize, FreeError> {
-        let index = self.chunk_at(addr);
-        let Some((index, chunk)) = index.and_then(|i| Some((i, self.chunks.get(i)?))) else {
-            return Err(FreeError::NotInPool { addr, size });
-        };
-        match chunk.check_free(addr, size) {
-            Ok(()) => Ok(index),
-            Err(BadFree::PastEnd) => Err(FreeError::PastChunk {
+    /// The error that says why a chunk did not free `size` bytes at `addr`.
+    fn free_error(chunk: &Chunk<O>, addr: u64, size: u64, why: BadFree) -> FreeError {
+        match why {
+            BadFree::PastEnd => FreeError::PastChunk {
                 addr,
                 size,
                 chunk_base: chunk.base(),
                 chunk_size: chunk.size(),
-            }),
-            Err(BadFree::NotAllocated { first_free }) => Err(FreeError::NotAllocated {
+            },
+            BadFree::NotAllocated { first_free } => FreeError::NotAllocated {
                 addr,
                 size,
                 first_free,
-            }),
+            },
         }
+    }
+
+    fn check_free(&self, addr: u64, size: u64) -> Result<(), FreeError> {
+        let chunk = self.chunk_at(addr).and_then(|i| self.chunks.get(i));
+        let chunk = chunk.ok_or(FreeError::NotInPool { addr, size })?;
+        chunk
+            .check_free(addr, size)
+            .map_err(|why| Self::free_error(chunk, addr, size, why))
     }
 
     /// Frees `size` bytes at `addr`: an allocation, a part of one, or several neighbours.
@@ -290,18 +293,17 @@ impl<O> GenPool<O> {
     /// Where Linux stops the machine: [`FreeError::NotInPool`], [`FreeError::PastChunk`],
     /// [`FreeError::NotAllocated`]. Nothing has changed then.
     pub fn free(&mut self, addr: u64, size: u64) -> Result<(), FreeError> {
-        let index = self.check_free(addr, size)?;
-        self.give(index, addr, size);
-        Ok(())
-    }
-
-    fn give(&mut self, index: usize, addr: u64, size: u64) {
-        if let Some(chunk) = self.chunks.get_mut(index) {
-            let before = chunk.avail();
-            chunk.give(addr, size);
-            self.ranking.set(index, chunk.longest_run());
-            self.avail = self.avail.wrapping_add(chunk.avail().wrapping_sub(before));
+        let index = self.chunk_at(addr);
+        let Some((index, chunk)) = index.and_then(|i| Some((i, self.chunks.get_mut(i)?))) else {
+            return Err(FreeError::NotInPool { addr, size });
+        };
+        let before = chunk.avail();
+        if let Err(why) = chunk.free(addr, size) {
+            return Err(Self::free_error(chunk, addr, size, why));
         }
+        self.ranking.set(index, chunk.longest_run());
+        self.avail = self.avail.wrapping_add(chunk.avail().wrapping_sub(before));
+        Ok(())
     }
 
     /// Frees all of `ranges` or, if one of them cannot be freed, none.
@@ -319,12 +321,12 @@ impl<O> GenPool<O> {
                 return Err(FreeError::Overlap { first, second });
             }
         }
-        let mut found = Vec::with_capacity(sorted.len());
         for range in &sorted {
-            found.push(self.check_free(range.start(), range.size())?);
+            self.check_free(range.start(), range.size())?;
         }
-        for (range, index) in sorted.iter().zip(found) {
-            self.give(index, range.start(), range.size());
+        for range in &sorted {
+            self.free(range.start(), range.size())
+                .expect("all of it is allocated, and no two overlap");
         }
         Ok(())
     }
@@ -408,6 +410,14 @@ impl<O> GenPool<O> {
             .map(Chunk::into_owner)
             .collect())
     }
+}
+
+/// How many granules of `1 << order` bytes it takes to hold `size`.
+pub(crate) fn granules(size: u64, order: u32) -> u64 {
+    // Not a division, which takes as long as the search.
+    let whole = size.wrapping_shr(order);
+    let rest = size.wrapping_sub(whole.wrapping_shl(order));
+    whole.saturating_add(u64::from(rest != 0))
 }
 
 #[cfg(test)]

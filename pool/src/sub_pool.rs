@@ -13,6 +13,7 @@ use crate::pool::GenPool;
 use crate::range::{AddrRange, merge_adjacent};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What creation does when the main pool has no extent for all that remains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -120,16 +121,24 @@ pub enum DestroyError {
 /// web.destroy(&main).unwrap();
 /// assert_eq!(main.avail(), 1 << 30);
 /// ```
-#[derive(Debug, Clone)]
+// Not to be cloned: its chunks go back once. Plans are made on a [`Draft`](crate::Draft).
+#[derive(Debug)]
 pub struct InstancePool {
     id: u32,
     size: u64,
     requested: u64,
     main_token: u64,
+    /// Different for every instance pool of this process.
+    token: u64,
+    /// How often the books have changed.
+    changes: u64,
     /// In the order they were obtained, with the size that was asked for.
     chunks: Vec<AddrRange>,
     pool: GenPool,
 }
+
+/// Tells instance pools apart, so that a draft goes back to where it came from.
+static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
 
 /// Chunks are made of whole granules of both pools.
 fn chunk_granule(main: &MainPool, order: u32) -> u64 {
@@ -175,6 +184,8 @@ impl InstancePool {
             size: wanted,
             requested: size,
             main_token: main.token(),
+            token: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
+            changes: 0,
             chunks: Vec::new(),
             pool,
         };
@@ -312,15 +323,8 @@ impl InstancePool {
     ///
     /// As [`GenPool::alloc_with`].
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, AllocError> {
-        if align <= 1 {
-            return self.pool.alloc_with(size, Algo::FirstFit);
-        }
-        // Before the granule hides it.
-        if self.pool.mode() == Mode::Strict && !align.is_power_of_two() {
-            return Err(AllocError::BadAlign { align });
-        }
-        let align = align.max(self.pool.granule());
-        self.pool.alloc_with(size, Algo::FirstFitAlign { align })
+        self.changes = self.changes.wrapping_add(1);
+        alloc_in(&mut self.pool, size, align)
     }
 
     /// Frees `size` bytes at `addr`, which may be any part of what is allocated.
@@ -329,10 +333,24 @@ impl InstancePool {
     ///
     /// As [`GenPool::free`]. In Linux mode address 0 is ignored, as the RFC's code does.
     pub fn free(&mut self, addr: u64, size: u64) -> Result<(), FreeError> {
-        if addr == 0 && self.pool.mode() == Mode::Linux {
-            return Ok(());
-        }
-        self.pool.free(addr, size)
+        self.changes = self.changes.wrapping_add(1);
+        free_in(&mut self.pool, addr, size)
+    }
+
+    /// Which pool this is, and after how many changes of its books.
+    pub(crate) fn state(&self) -> (u64, u64) {
+        (self.token, self.changes)
+    }
+
+    /// What is allocated in the chunks.
+    pub(crate) fn books(&self) -> &GenPool {
+        &self.pool
+    }
+
+    /// Puts a changed copy of the books in their place.
+    pub(crate) fn replace_books(&mut self, books: GenPool) {
+        self.changes = self.changes.wrapping_add(1);
+        self.pool = books;
     }
 
     /// Free extents by ascending address; those of different chunks are not merged.
@@ -400,6 +418,27 @@ impl InstancePool {
             }),
         }
     }
+}
+
+/// Allocates by the rules of an instance.
+pub(crate) fn alloc_in(pool: &mut GenPool, size: u64, align: u64) -> Result<AddrRange, AllocError> {
+    if align <= 1 {
+        return pool.alloc_with(size, Algo::FirstFit);
+    }
+    // Before the granule hides it.
+    if pool.mode() == Mode::Strict && !align.is_power_of_two() {
+        return Err(AllocError::BadAlign { align });
+    }
+    let align = align.max(pool.granule());
+    pool.alloc_with(size, Algo::FirstFitAlign { align })
+}
+
+/// Frees by the rules of an instance.
+pub(crate) fn free_in(pool: &mut GenPool, addr: u64, size: u64) -> Result<(), FreeError> {
+    if addr == 0 && pool.mode() == Mode::Linux {
+        return Ok(());
+    }
+    pool.free(addr, size)
 }
 
 /// What the RFC's creation falls back to before it takes single granules.

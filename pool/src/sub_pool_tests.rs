@@ -1,6 +1,7 @@
 //! Tests of instance pools: both policies, strictness, and that failure changes nothing.
 
 use super::*;
+use crate::draft::StaleDraft;
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -243,4 +244,35 @@ fn freeing_address_zero_is_ignored_only_in_linux_mode() {
             size: PAGE
         })
     );
+}
+
+#[test]
+fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
+    let main = MainPool::new(AddrRange::with_size(4 << 30, 1 << 20).unwrap(), PAGE_ORDER).unwrap();
+    let create = |id| InstancePool::create(&main, id, 65_536, PAGE_ORDER, ChunkPolicy::Rfc);
+    let (mut one, mut two) = (create(1).unwrap(), create(2).unwrap());
+    let kept = one.alloc(4096, 1).unwrap();
+    let mut draft = one.draft();
+    assert_eq!((draft.avail(), draft.size()), (61_440, 65_536));
+    draft.free(kept.start(), kept.size()).unwrap();
+    let range = draft.alloc(8192, 8192).unwrap();
+    assert_eq!((one.avail(), draft.avail()), (61_440, 57_344));
+    // Another pool, a state that has passed, the same draft twice.
+    let again = draft.clone();
+    let stale = one.draft();
+    assert_eq!(two.adopt(one.draft()), Err(StaleDraft { id: 2 }));
+    one.adopt(draft).unwrap();
+    assert_eq!(one.allocations(), [range]);
+    assert_eq!(one.adopt(again), Err(StaleDraft { id: 1 }));
+    assert_eq!(one.adopt(stale), Err(StaleDraft { id: 1 }));
+    for change in [true, false] {
+        let stale = one.draft();
+        if change {
+            one.alloc(4096, 1).unwrap();
+        } else {
+            one.free(range.start(), range.size()).unwrap();
+        }
+        assert_eq!(one.adopt(stale), Err(StaleDraft { id: 1 }));
+    }
+    assert_eq!(one.avail(), 61_440);
 }

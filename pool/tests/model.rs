@@ -267,6 +267,47 @@ fn a_pool_of_1_tib_agrees_with_the_model() {
     workload(12, Mode::Strict, &[(BASE, 1 << 40)], 64 << 20, 3000, 4);
 }
 
+/// Fills a pool to 90 % by first fit, then frees and allocates at random.
+fn churn(order: u32, size: u64, seed: u64) {
+    let mut pair = Pair::new(order, Mode::Strict, &[(BASE, size)]);
+    let mut rng = Rng(seed);
+    let mut ops = 0;
+    while ops < 200_000 {
+        // As many of one granule as of hundreds.
+        let most = 1 << rng.below(11);
+        let granules = 1 + rng.below(most);
+        let full = pair.pool.avail() < size / 10;
+        if full && !pair.live.is_empty() {
+            let i = usize::try_from(rng.below(pair.live.len() as u64)).unwrap();
+            let (addr, size) = pair.live.swap_remove(i);
+            pair.play(Op::Free { addr, size });
+        } else {
+            let algo = Algo::FirstFit;
+            pair.play(Op::Alloc {
+                size: granules << order,
+                algo,
+            });
+        }
+        ops += 1;
+        if ops % 40_000 == 0 {
+            pair.audit();
+        }
+    }
+    assert!(pair.drain());
+}
+
+// Half a million granules each, for the oracle looks at all of them.
+
+#[test]
+fn a_pool_of_64_gib_agrees_with_the_model_when_90_percent_full() {
+    churn(17, 64 << 30, 11);
+}
+
+#[test]
+fn a_pool_of_1_tib_agrees_with_the_model_when_90_percent_full() {
+    churn(21, 1 << 40, 12);
+}
+
 #[test]
 fn a_dense_pool_agrees_with_the_model() {
     // Single pages, near full: leaves are bitmaps.

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
-use mkpool::{AddrRange, InstancePool, RangeError};
+use mkpool::{AddrRange, Draft, RangeError};
 
 use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
@@ -228,7 +228,7 @@ pub fn furnish(
     sub_pool: &SubPool,
     name: &InstanceName,
     images: &Images,
-) -> Result<(Furnished, InstancePool), BuildError> {
+) -> Result<(Furnished, Draft), BuildError> {
     let text = full_cmdline(name, images, pool.range(), sub_pool.regions());
     let cmdline = cmdline::check(&text, images.kernel.cmdline_max())?;
     let initramfs_size = images.initramfs.as_ref().map(Initramfs::size);
@@ -254,7 +254,7 @@ pub fn furnish_in_earnest(
     sub_pool: &SubPool,
     name: &InstanceName,
     images: &Images,
-) -> Result<(Furnished, InstancePool), BuildError> {
+) -> Result<(Furnished, Draft), BuildError> {
     let furnished = furnish(pool, sub_pool, name, images);
     if let Err(BuildError::Pool(error)) = &furnished {
         pool.note_refusal(sub_pool, error);

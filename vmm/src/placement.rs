@@ -1,13 +1,13 @@
 //! ④ Placement: where the pieces of an instance lie in its sub-pool.
 //!
 //! A pure function: facts about images and the state of a sub-pool go in, a
-//! plan and the sub-pool's next state come out. It does no I/O and changes
+//! plan and the sub-pool's next state, a draft, come out. It does no I/O and changes
 //! nothing, so a plan can be printed, compared and tested without KVM;
 //! loading merely obeys it.
 
 use std::fmt;
 
-use mkpool::{AddrRange, AllocError, InstancePool};
+use mkpool::{AddrRange, AllocError, Draft};
 
 use crate::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 
@@ -152,23 +152,21 @@ impl fmt::Display for PlacementPlan {
 }
 
 /// Finds places for the pieces, in the order of the contract: low window,
-/// control block, kernel, initramfs. Returns the plan and the sub-pool with
+/// control block, kernel, initramfs. Returns the plan and the draft with
 /// the pieces taken.
 ///
 /// # Errors
 /// [`PlacementError`] with the numbers.
-pub fn plan(
-    facts: &ImageFacts,
-    pool: &InstancePool,
-) -> Result<(PlacementPlan, InstancePool), PlacementError> {
-    let mut next = pool.clone();
-    let take = |next: &mut InstancePool, piece, size, align| {
+pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), PlacementError> {
+    let mut next = pool;
+    let memory = next.size();
+    let take = |next: &mut Draft, piece, size, align| {
         next.alloc(size, align)
             .map_err(|source| PlacementError::NoRoom {
                 piece,
                 size,
                 align,
-                memory: pool.size(),
+                memory,
                 needed: facts.memory_needed(),
                 source,
             })
@@ -204,7 +202,7 @@ pub fn plan(
 /// lowest address.
 fn move_up(
     facts: &ImageFacts,
-    pool: &mut InstancePool,
+    pool: &mut Draft,
     low: AddrRange,
 ) -> Result<AddrRange, PlacementError> {
     let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
@@ -228,7 +226,7 @@ fn move_up(
     Ok(kernel)
 }
 
-fn give_back(pool: &mut InstancePool, range: AddrRange) {
+fn give_back(pool: &mut Draft, range: AddrRange) {
     // It was just taken; the allocator cannot refuse it.
     if let Err(error) = pool.free(range.start(), range.size()) {
         log::error!("placement: giving back {range:?} failed: {error}");
@@ -238,7 +236,7 @@ fn give_back(pool: &mut InstancePool, range: AddrRange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mkpool::{ChunkPolicy, MainPool};
+    use mkpool::{ChunkPolicy, InstancePool, MainPool};
 
     const MIB: u64 = 1 << 20;
 
@@ -262,7 +260,7 @@ mod tests {
     #[test]
     fn pieces_are_taken_in_the_order_of_the_contract() {
         let pool = instance(0x1_0000_0000, 128 * MIB);
-        let (plan, next) = plan(&facts(62 * MIB, Some(5 * MIB + 1)), &pool).unwrap();
+        let (plan, next) = plan(&facts(62 * MIB, Some(5 * MIB + 1)), pool.draft()).unwrap();
         assert_eq!(next.avail(), 128 * MIB - 69 * MIB - 4096);
         assert_eq!(pool.avail(), 128 * MIB);
         let at = |r: AddrRange| (r.start(), r.size());
@@ -276,14 +274,14 @@ mod tests {
     fn what_memory_needed_says_is_just_enough() {
         let facts = facts(3 * MIB + 5, Some(100));
         let needed = facts.memory_needed().unwrap();
-        plan(&facts, &instance(0x4000_0000, needed)).unwrap();
-        plan(&facts, &instance(0x4000_0000, needed - 4096)).unwrap_err();
+        plan(&facts, instance(0x4000_0000, needed).draft()).unwrap();
+        plan(&facts, instance(0x4000_0000, needed - 4096).draft()).unwrap_err();
     }
 
     #[test]
     fn what_does_not_fit_is_told_with_what_would() {
         let pool = instance(0x4000_0000, 8 * MIB);
-        let error = plan(&facts(2 * MIB, Some(64 * MIB)), &pool).unwrap_err();
+        let error = plan(&facts(2 * MIB, Some(64 * MIB)), pool.draft()).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::NoRoom { piece: "initramfs", needed: Some(n), .. } if n == 68 * MIB
@@ -293,8 +291,8 @@ mod tests {
     #[test]
     fn the_same_facts_give_the_same_plan_and_it_can_be_read() {
         let facts = facts(2 * MIB, None);
-        let (first, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
-        let (second, _) = plan(&facts, &instance(0x1_0000_0000, 8 * MIB)).unwrap();
+        let (first, _) = plan(&facts, instance(0x1_0000_0000, 8 * MIB).draft()).unwrap();
+        let (second, _) = plan(&facts, instance(0x1_0000_0000, 8 * MIB).draft()).unwrap();
         assert_eq!(first, second);
         assert_eq!(
             first.to_string(),
@@ -309,13 +307,13 @@ mod tests {
         let pool = instance(MIB, 255 * MIB);
         let mut facts = facts(62 * MIB, Some(4096));
         facts.kernel_addr_min = 16 * MIB;
-        let (placed, next) = plan(&facts, &pool).unwrap();
+        let (placed, next) = plan(&facts, pool.draft()).unwrap();
         assert_eq!(placed.kernel.start(), 16 * MIB);
         // What was held meanwhile is free again.
         assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
         assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
 
-        let error = plan(&facts, &instance(MIB, 72 * MIB)).unwrap_err();
+        let error = plan(&facts, instance(MIB, 72 * MIB).draft()).unwrap_err();
         assert!(matches!(error, PlacementError::KernelTooLow { min, .. } if min == 16 * MIB));
     }
 
@@ -323,8 +321,8 @@ mod tests {
     fn a_kernel_without_the_above_4g_flag_stays_below() {
         let mut facts = facts(16 * MIB, None);
         facts.kernel_addr_max = Some(0xffff_ffff);
-        plan(&facts, &instance(0x4000_0000, 64 * MIB)).unwrap();
-        let error = plan(&facts, &instance(0x1_0000_0000, 64 * MIB)).unwrap_err();
+        plan(&facts, instance(0x4000_0000, 64 * MIB).draft()).unwrap();
+        let error = plan(&facts, instance(0x1_0000_0000, 64 * MIB).draft()).unwrap_err();
         assert!(error.to_string().contains("XLF_CAN_BE_LOADED_ABOVE_4G"));
     }
 
@@ -333,7 +331,7 @@ mod tests {
         let pool = instance(0x7f00_0000, 64 * MIB);
         let mut facts = facts(16 * MIB, Some(4096));
         facts.initramfs_addr_max = Some(0x7fff_ffff);
-        let error = plan(&facts, &pool).unwrap_err();
+        let error = plan(&facts, pool.draft()).unwrap_err();
         assert!(matches!(
             error,
             PlacementError::InitramfsTooHigh {

@@ -1,7 +1,8 @@
 //! Measures mkpool beside its rivals, on the same operations in one run, and prints one table.
 //!
 //! `scripts/bench pool [--quick] [--svg FILE]` runs it. Times are medians over rounds of the
-//! mean time of a call; bytes are what the allocator had live on the heap.
+//! mean time of a call, what the loop itself costs included (it has a row of its own); bytes are
+//! what the allocator had live on the heap.
 
 mod extent_tree;
 mod plot;
@@ -11,11 +12,11 @@ mod workload;
 use extent_tree::ExtentTree;
 use mkpool::{GenPool, MainPool};
 use offset_allocator::Allocator as OffsetAllocator;
-use rivals::{Bitmap, Rival};
+use rivals::{Bitmap, Nothing, Rival};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use vm_allocator::AddressAllocator;
-use workload::Limits;
+use workload::{Churn, Fresh, Racer, Rng, Sizes, Worst};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -30,92 +31,222 @@ pub fn heap() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// One allocator's measurements, by size of the pool; `None` where it is not feasible.
+/// What one allocator needed, by size of the pool; `None` where it is not feasible.
 pub struct Row {
     pub name: &'static str,
-    /// ns per call: 100,000 single pages out of a fresh pool, and their release.
-    pub fresh: Vec<Option<f64>>,
-    /// ns per call: random sizes at 90 % full.
-    pub churn: Vec<Option<f64>>,
-    /// ns per pair: 1 MiB where every other page is free and room is only at the end.
-    pub worst: Vec<Option<f64>>,
-    /// Bytes of metadata: fresh, at 90 % churn, worst case.
-    pub bytes: [Vec<Option<usize>>; 3],
+    /// By workload, then by size.
+    pub cells: [Vec<Option<Measured>>; 4],
 }
 
-fn measure<R: Rival>(rows: &mut Vec<Row>, only: &str, sizes: &[u64], limits: Limits) {
-    if !R::NAME.contains(only) {
-        return;
-    }
-    eprintln!("measuring {} …", R::NAME);
-    let mut row = Row {
+/// One measurement.
+#[derive(Clone, Copy)]
+pub struct Measured {
+    pub ns: f64,
+    pub bytes: usize,
+    /// Of 100 allocations so many failed.
+    pub failed: f64,
+}
+
+/// The workloads: their name, and their heading in the tables.
+pub const WORKS: [(&str, &str); 4] = [
+    ("fresh", "fresh, 4 KiB: ns per call"),
+    (
+        "churn",
+        "90 % full churn, 4 KiB to 4 MiB uniform: ns per call",
+    ),
+    ("churn-log", "the same, sizes log-uniform: ns per call"),
+    ("worst", "worst case, 1 MiB: ns per pair"),
+];
+
+/// What one allocator can take part in.
+struct Entry {
+    name: &'static str,
+    /// The largest pool in GiB, for all workloads but the last, and for that.
+    pools: (u64, u64),
+    /// Calls in a round of churn, at most.
+    calls: usize,
+    start: fn(&Entry, work: usize, gib: u64, filling: &[u32], count: u64) -> Box<dyn Racer>,
+}
+
+fn entry<R: Rival + 'static>(pools: (u64, u64), calls: usize) -> Entry {
+    Entry {
         name: R::NAME,
-        fresh: Vec::new(),
-        churn: Vec::new(),
-        worst: Vec::new(),
-        bytes: Default::default(),
-    };
-    for &gib in sizes {
-        let fresh = workload::fresh::<R>(gib, limits);
-        let churn = workload::churn::<R>(gib, limits);
-        let worst = workload::worst::<R>(gib, limits);
-        row.fresh.push(fresh.map(|m| m.ns));
-        row.churn.push(churn.map(|m| m.ns));
-        row.worst.push(worst.map(|m| m.ns));
-        for (column, of) in row.bytes.iter_mut().zip([fresh, churn, worst]) {
-            column.push(of.map(|m| m.bytes));
-        }
+        pools,
+        calls,
+        start: |entry, work, gib, filling, count| match work {
+            0 => Box::new(Fresh::<R>::new(gib, count.min(entry.calls as u64))),
+            1 | 2 => Box::new(Churn::<R>::new(gib, filling, entry.calls)),
+            _ => Box::new(Worst::<R>::new(gib)),
+        },
     }
-    rows.push(row);
 }
 
-fn main() {
+struct Options {
+    quick: bool,
+    svg: Option<String>,
+    only: String,
+    work: String,
+    sizes: Vec<u64>,
+}
+
+fn options() -> Options {
+    let mut options = Options {
+        quick: false,
+        svg: None,
+        only: String::new(),
+        work: String::new(),
+        sizes: Vec::new(),
+    };
     let mut args = std::env::args().skip(1);
-    let (mut quick, mut svg, mut only) = (false, None, None);
-    let mut sizes = Vec::new();
     while let Some(arg) = args.next() {
         match arg.as_str() {
-            "--quick" => quick = true,
-            "--svg" => svg = args.next(),
-            "--only" => only = args.next(),
+            "--quick" => options.quick = true,
+            "--svg" => options.svg = args.next(),
+            "--only" => options.only = args.next().unwrap_or_default(),
+            "--work" => options.work = args.next().unwrap_or_default(),
             "--gib" => {
                 let list = args.next().unwrap_or_default();
-                sizes = list
-                    .split(',')
-                    .filter_map(|size| size.parse().ok())
-                    .collect();
+                let sizes = list.split(',').filter_map(|size| size.parse().ok());
+                options.sizes = sizes.collect();
             }
             other => {
                 eprintln!("mkpool-bench-compare: unknown argument `{other}`");
-                eprintln!("usage: [--quick] [--svg FILE] [--only NAME] [--gib 1,16,64,256,1024]");
+                eprintln!(
+                    "usage: [--quick] [--svg FILE] [--only NAMES] [--work fresh|churn|churn-log|worst] \
+                     [--gib 1,16,64,256,1024]"
+                );
                 std::process::exit(2);
             }
         }
     }
-    if sizes.is_empty() {
-        sizes = if quick {
-            vec![1, 16, 64]
-        } else {
-            vec![1, 16, 256, 1024]
+    if options.sizes.is_empty() {
+        options.sizes = match options.quick {
+            true => vec![1, 16, 64],
+            false => vec![1, 16, 64, 256, 1024],
         };
     }
-    let only = only.unwrap_or_default();
-    let mut rows = Vec::new();
+    options
+}
+
+/// All rounds of one workload at one size.
+fn race(options: &Options, work: usize, gib: u64, entries: &[Entry]) -> Vec<Option<Measured>> {
+    let feasible = |entry: &Entry| {
+        gib <= if work == 3 {
+            entry.pools.1
+        } else {
+            entry.pools.0
+        }
+    };
+    let sizes = if work == 2 {
+        Sizes::Log
+    } else {
+        Sizes::Uniform
+    };
+    let filling = match work {
+        1 | 2 => workload::filling(gib, sizes),
+        _ => Vec::new(),
+    };
+    let (rounds, warm) = match (options.quick, work) {
+        (true, 1 | 2) => (7, 1),
+        (false, 1 | 2) => (11, 2),
+        (true, _) => (5, 1),
+        (false, _) => (11, 1),
+    };
+    let start =
+        |entry: &Entry| feasible(entry).then(|| (entry.start)(entry, work, gib, &filling, 100_000));
+    let mut racers: Vec<Option<Box<dyn Racer>>> = if work == 3 {
+        Vec::new()
+    } else {
+        entries.iter().map(start).collect()
+    };
+    let mut times = vec![Vec::new(); entries.len()];
+    let mut rng = Rng(gib + 1);
+    let mut done = Vec::new();
+    if work == 3 {
+        // One after the other: some of them need gigabytes for this.
+        for (entry, times) in entries.iter().zip(&mut times) {
+            let mut racer = start(entry);
+            for round in 0..rounds * 5 {
+                let Some(racer) = &mut racer else { break };
+                let ns = racer.round(&[]);
+                times.push(ns);
+                if ns > 1e8 && round >= 3 {
+                    break;
+                }
+            }
+            done.push(racer.map(|racer| (racer.bytes(), racer.failed())));
+        }
+    } else {
+        for round in 0..warm + rounds {
+            let ops = workload::ops(&mut rng, 200_000, filling.len(), sizes);
+            for (racer, times) in racers.iter_mut().zip(&mut times) {
+                let Some(racer) = racer else { continue };
+                let ns = racer.round(&ops);
+                if round >= warm {
+                    times.push(ns);
+                }
+            }
+        }
+        done.extend(
+            racers
+                .into_iter()
+                .map(|racer| racer.map(|racer| (racer.bytes(), racer.failed()))),
+        );
+    }
+    let measured = |(done, times): (Option<(usize, (u64, u64))>, Vec<f64>)| {
+        let (bytes, (failed, all)) = done?;
+        Some(Measured {
+            ns: workload::median(times),
+            bytes,
+            failed: 100.0 * failed as f64 / all.max(1) as f64,
+        })
+    };
+    done.into_iter().zip(times).map(measured).collect()
+}
+
+fn main() {
+    let options = options();
     let all = 1 << 20;
-    measure::<GenPool>(&mut rows, &only, &sizes, Limits::new(quick, all, all));
-    measure::<MainPool>(&mut rows, &only, &sizes, Limits::new(quick, all, all));
-    // A node of tens of bytes for every page: what a few GiB of memory allow.
-    measure::<OffsetAllocator<u32>>(&mut rows, &only, &sizes, Limits::new(quick, all, 256));
-    measure::<ExtentTree>(&mut rows, &only, &sizes, Limits::new(quick, all, 256));
-    // These would take hours.
-    let slow = Limits::new(quick, all, all).slow(2_000);
-    measure::<Bitmap>(&mut rows, &only, &sizes, slow);
-    let slow = Limits::new(quick, 64, 16).slow(2_000);
-    measure::<AddressAllocator>(&mut rows, &only, &sizes, slow);
-    print(&sizes, &rows);
-    workload::extra_metadata();
-    if let Some(path) = svg {
-        match plot::draw(&path, &sizes, &rows) {
+    let mut entries = vec![
+        entry::<GenPool>((all, all), 400_000),
+        entry::<MainPool>((all, all), 400_000),
+        // A node of tens of bytes for every page: what a few GiB of memory allow.
+        entry::<OffsetAllocator<u32>>((all, 64), 400_000),
+        entry::<ExtentTree>((all, 64), 400_000),
+        // These would take hours.
+        entry::<Bitmap>((all, all), 600),
+        entry::<AddressAllocator>((16, 16), 600),
+        entry::<Nothing>((all, 0), 400_000),
+    ];
+    entries.retain(|entry| {
+        let mut names = options.only.split(',');
+        names.any(|name| entry.name.contains(name))
+    });
+    let mut rows: Vec<Row> = entries
+        .iter()
+        .map(|entry| Row {
+            name: entry.name,
+            cells: Default::default(),
+        })
+        .collect();
+    for (work, (name, _)) in WORKS.iter().enumerate() {
+        if !options.work.is_empty() && options.work != *name {
+            continue;
+        }
+        for &gib in &options.sizes {
+            eprintln!("measuring {name} at {gib} GiB …");
+            let cells = race(&options, work, gib, &entries);
+            for (row, cell) in rows.iter_mut().zip(cells) {
+                row.cells[work].push(cell);
+            }
+        }
+    }
+    print(&options.sizes, &rows);
+    if options.work.is_empty() {
+        workload::extra_metadata();
+    }
+    if let Some(path) = options.svg {
+        match plot::draw(&path, &options.sizes, &rows) {
             Ok(()) => eprintln!("plot written to {path}"),
             Err(error) => {
                 eprintln!("mkpool-bench-compare: {path}: {error}");
@@ -126,42 +257,39 @@ fn main() {
 }
 
 fn print(sizes: &[u64], rows: &[Row]) {
-    let head = |title: &str| {
-        print!("\n{title:<42}");
+    let table = |title: &str, work: usize, show: &dyn Fn(&Measured) -> String| {
+        if rows.iter().all(|row| row.cells[work].is_empty()) {
+            return;
+        }
+        print!("\n{title:<54}");
         for gib in sizes {
             print!("{:>14}", format!("{gib} GiB"));
         }
         println!();
-    };
-    let line = |name: &str, cells: Vec<String>| {
-        print!("{name:<42}");
-        for cell in cells {
-            print!("{cell:>14}");
-        }
-        println!();
-    };
-    let ns = |cell: &Option<f64>| cell.map_or("not feasible".into(), |ns| format!("{ns:.0}"));
-    let bytes = |cell: &Option<usize>| cell.map_or("not feasible".into(), |b| grouped(b));
-    for (title, of) in [
-        ("fresh, 4 KiB: ns per call", 0_usize),
-        ("90 % full churn, 4 KiB to 4 MiB: ns per call", 1),
-        ("worst case, 1 MiB: ns per pair", 2),
-    ] {
-        head(title);
         for row in rows {
-            let cells = [&row.fresh, &row.churn, &row.worst][of];
-            line(row.name, cells.iter().map(ns).collect());
+            print!("{:<54}", row.name);
+            for cell in &row.cells[work] {
+                let cell = cell.as_ref().map_or("not feasible".into(), show);
+                print!("{cell:>14}");
+            }
+            println!();
         }
+    };
+    for (work, (_, title)) in WORKS.iter().enumerate() {
+        table(title, work, &|m| format!("{:.0}", m.ns));
     }
-    for (title, of) in [
-        ("bytes of metadata, fresh", 0_usize),
-        ("bytes of metadata, 90 % full churn", 1),
-        ("bytes of metadata, every other page free", 2),
+    for (work, title) in [(1, "churn, uniform"), (2, "churn, log-uniform")] {
+        let title = format!("{title}: allocations that failed, percent");
+        table(&title, work, &|m| format!("{:.2}", m.failed));
+    }
+    for (work, title) in [
+        (0, "fresh"),
+        (1, "90 % full churn, uniform"),
+        (2, "90 % full churn, log-uniform"),
+        (3, "every other page free"),
     ] {
-        head(title);
-        for row in rows {
-            line(row.name, row.bytes[of].iter().map(bytes).collect());
-        }
+        let title = format!("bytes of metadata, {title}");
+        table(&title, work, &|m| grouped(m.bytes));
     }
 }
 

@@ -4,23 +4,34 @@ use crate::Row;
 use plotters::prelude::*;
 use std::error::Error;
 
-/// Three charts side by side, both axes logarithmic.
+/// Three charts side by side, both axes logarithmic, and below them which line is whose.
 pub fn draw(path: &str, sizes: &[u64], rows: &[Row]) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::new(path, (1500, 520)).into_drawing_area();
+    let root = SVGBackend::new(path, (1500, 580)).into_drawing_area();
     root.fill(&WHITE)?;
-    let areas = root.split_evenly((1, 3));
-    type Cells = fn(&Row) -> &Vec<Option<f64>>;
-    let charts: [(&str, Cells); 3] = [
-        ("fresh, 4 KiB: ns per call", |row| &row.fresh),
-        ("90 % full churn: ns per call", |row| &row.churn),
-        ("worst case, 1 MiB: ns per pair", |row| &row.worst),
+    let rows: Vec<&Row> = rows
+        .iter()
+        .filter(|row| !row.name.starts_with('('))
+        .collect();
+    let (charts_area, names_area) = root.split_vertically(510);
+    for (i, row) in rows.iter().enumerate() {
+        let (x, y) = (70 + 480 * (i as i32 % 3), 14 + 24 * (i as i32 / 3));
+        let line = vec![(x, y + 7), (x + 28, y + 7)];
+        names_area.draw(&PathElement::new(line, Palette99::pick(i).stroke_width(3)))?;
+        let style = ("sans-serif", 16).into_font();
+        names_area.draw(&Text::new(row.name, (x + 38, y), style))?;
+    }
+    let areas = charts_area.split_evenly((1, 3));
+    let charts = [
+        ("fresh, 4 KiB: ns per call", 0),
+        ("90 % full churn: ns per call", 1),
+        ("worst case, 1 MiB: ns per pair", 3),
     ];
-    for (area, (title, cells)) in areas.iter().zip(charts) {
+    for (area, (title, work)) in areas.iter().zip(charts) {
         let high = rows
             .iter()
-            .flat_map(cells)
+            .flat_map(|row| &row.cells[work])
             .flatten()
-            .fold(1000.0, |a: f64, &b| a.max(b));
+            .fold(1000.0, |a: f64, cell| a.max(cell.ns));
         let last = *sizes.last().ok_or("no sizes")? as f64;
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18))
@@ -39,21 +50,13 @@ pub fn draw(path: &str, sizes: &[u64], rows: &[Row]) -> Result<(), Box<dyn Error
             let color = Palette99::pick(i).to_rgba();
             let points: Vec<(f64, f64)> = sizes
                 .iter()
-                .zip(cells(row))
-                .filter_map(|(&gib, ns)| Some((gib as f64, (*ns)?)))
+                .zip(&row.cells[work])
+                .filter_map(|(&gib, cell)| Some((gib as f64, cell.as_ref()?.ns)))
                 .collect();
-            chart
-                .draw_series(
-                    LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3),
-                )?
-                .label(row.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
+            chart.draw_series(
+                LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3),
+            )?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .draw()?;
     }
     root.present()?;
     Ok(())

@@ -12,8 +12,12 @@ pub trait Rival: Sized {
     type Token: Copy;
     const NAME: &'static str;
     /// A pool of `pages` pages of which at most `live` extents will be allocated at once.
-    fn new(pages: u64, live: u64) -> Option<Self>;
+    fn new(pages: u64, live: u64) -> Self;
     fn alloc(&mut self, pages: u64) -> Option<Self::Token>;
+    /// The same in a pool from which nothing was freed so far.
+    fn fill(&mut self, pages: u64) -> Option<Self::Token> {
+        self.alloc(pages)
+    }
     fn free(&mut self, token: Self::Token, pages: u64);
     /// Takes the first `pages` pages and frees every other one of them.
     fn comb(&mut self, pages: u64);
@@ -22,10 +26,10 @@ pub trait Rival: Sized {
 impl Rival for GenPool {
     type Token = u64;
     const NAME: &'static str = "mkpool GenPool";
-    fn new(pages: u64, _live: u64) -> Option<Self> {
-        let mut pool = GenPool::new(PAGE_ORDER).ok()?;
-        pool.add_chunk(BASE, pages * PAGE, ()).ok()?;
-        Some(pool)
+    fn new(pages: u64, _live: u64) -> Self {
+        let mut pool = GenPool::new(PAGE_ORDER).expect("a page");
+        pool.add_chunk(BASE, pages * PAGE, ()).expect("whole pages");
+        pool
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         GenPool::alloc(self, pages * PAGE)
@@ -46,8 +50,9 @@ impl Rival for GenPool {
 impl Rival for MainPool {
     type Token = u64;
     const NAME: &'static str = "mkpool MainPool";
-    fn new(pages: u64, _live: u64) -> Option<Self> {
-        MainPool::new(AddrRange::with_size(BASE, pages * PAGE).ok()?, PAGE_ORDER).ok()
+    fn new(pages: u64, _live: u64) -> Self {
+        let range = AddrRange::with_size(BASE, pages * PAGE).expect("not empty");
+        MainPool::new(range, PAGE_ORDER).expect("whole pages")
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         MainPool::alloc(self, pages * PAGE)
@@ -69,13 +74,11 @@ impl Rival for MainPool {
 impl Rival for OffsetAllocator<u32> {
     type Token = Allocation<u32>;
     const NAME: &'static str = "offset-allocator (other addresses)";
-    fn new(pages: u64, live: u64) -> Option<Self> {
+    fn new(pages: u64, live: u64) -> Self {
         // It makes all its nodes at once, a free one beside every live one.
-        let nodes = u32::try_from(live * 2 + 16).ok()?;
-        Some(OffsetAllocator::with_max_allocs(
-            u32::try_from(pages).ok()?,
-            nodes,
-        ))
+        let nodes = u32::try_from(live * 2 + 16).expect("fewer than 2^31");
+        let pages = u32::try_from(pages).expect("below 16 TiB");
+        OffsetAllocator::with_max_allocs(pages, nodes)
     }
     fn alloc(&mut self, pages: u64) -> Option<Self::Token> {
         self.allocate(u32::try_from(pages).ok()?)
@@ -96,8 +99,8 @@ impl Rival for OffsetAllocator<u32> {
 impl Rival for AddressAllocator {
     type Token = RangeInclusive;
     const NAME: &'static str = "vm-allocator (first match)";
-    fn new(pages: u64, _live: u64) -> Option<Self> {
-        AddressAllocator::new(BASE, pages * PAGE).ok()
+    fn new(pages: u64, _live: u64) -> Self {
+        AddressAllocator::new(BASE, pages * PAGE).expect("a range")
     }
     fn alloc(&mut self, pages: u64) -> Option<RangeInclusive> {
         self.allocate(pages * PAGE, PAGE, AllocPolicy::FirstMatch)
@@ -119,6 +122,7 @@ impl Rival for AddressAllocator {
 pub struct Bitmap {
     words: Vec<u64>,
     pages: u64,
+    filled: u64,
 }
 
 impl Bitmap {
@@ -152,11 +156,12 @@ impl Bitmap {
 impl Rival for Bitmap {
     type Token = u64;
     const NAME: &'static str = "bitmap first fit (as genalloc)";
-    fn new(pages: u64, _live: u64) -> Option<Self> {
-        Some(Self {
+    fn new(pages: u64, _live: u64) -> Self {
+        Self {
             words: vec![0; pages.div_ceil(64) as usize],
             pages,
-        })
+            filled: 0,
+        }
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         let mut from = 0;
@@ -172,6 +177,13 @@ impl Rival for Bitmap {
             }
             from = used + 1;
         }
+    }
+    fn fill(&mut self, pages: u64) -> Option<u64> {
+        // Where the search would end up, without the minutes that takes in a terabyte.
+        let start = self.filled;
+        self.filled += pages;
+        self.set(start, pages, true);
+        Some(start)
     }
     fn free(&mut self, token: u64, pages: u64) {
         assert!(self.next(token, false) >= token + pages, "allocated");
@@ -189,8 +201,8 @@ impl Rival for Bitmap {
 impl Rival for ExtentTree {
     type Token = u64;
     const NAME: &'static str = "tree of extents (the design not chosen)";
-    fn new(pages: u64, _live: u64) -> Option<Self> {
-        Some(ExtentTree::with_pages(pages))
+    fn new(pages: u64, _live: u64) -> Self {
+        ExtentTree::with_pages(pages)
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         self.first_fit(pages)
@@ -204,4 +216,22 @@ impl Rival for ExtentTree {
             self.give(page, 1);
         }
     }
+}
+
+/// No allocator at all: what the loop and the table of live allocations cost by themselves.
+pub struct Nothing;
+
+impl Rival for Nothing {
+    type Token = u64;
+    const NAME: &'static str = "(the loop alone)";
+    fn new(_pages: u64, _live: u64) -> Self {
+        Self
+    }
+    fn alloc(&mut self, pages: u64) -> Option<u64> {
+        Some(std::hint::black_box(pages))
+    }
+    fn free(&mut self, token: u64, pages: u64) {
+        std::hint::black_box((token, pages));
+    }
+    fn comb(&mut self, _pages: u64) {}
 }

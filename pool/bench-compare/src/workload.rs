@@ -1,48 +1,49 @@
 //! The three workloads, the same operations for everyone.
+//!
+//! What is compared takes turns: in every round each allocator does the same operations once,
+//! so that whatever else the machine does meets all of them. The operations of a round are drawn
+//! before the clock starts, and so is what they free: nothing is timed but the calls. (The table
+//! of what is live is larger than most of the allocators and would be half of what is measured.)
 
 use crate::rivals::Rival;
 use crate::{PAGE, heap};
 use mkpool::{Algo, GenPool};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// How much an allocator is asked to do.
-#[derive(Clone, Copy)]
-pub struct Limits {
-    rounds: usize,
-    /// Calls of a timed loop, at most.
-    calls: u64,
-    /// The largest pool in GiB for fresh and churn, and for the worst case.
-    pools: (u64, u64),
-    /// Nanoseconds a worst-case measurement may take.
-    budget: u128,
+/// One allocator in the middle of a workload.
+pub trait Racer {
+    /// Does these operations, or as many of them as it can in sensible time; ns per call.
+    fn round(&mut self, ops: &[Op]) -> f64;
+    /// Bytes it keeps about its pool.
+    fn bytes(&self) -> usize;
+    /// Allocations that failed, in all rounds together, and all there were.
+    fn failed(&self) -> (u64, u64);
 }
 
-impl Limits {
-    pub fn new(quick: bool, pools: u64, worst_pools: u64) -> Self {
-        let rounds = if quick { 3 } else { 7 };
-        let budget = if quick { 300_000_000 } else { 3_000_000_000 };
-        Self {
-            rounds,
-            calls: 400_000,
-            pools: (pools, worst_pools),
-            budget,
-        }
-    }
-
-    /// For an allocator that would take minutes otherwise.
-    pub fn slow(self, calls: u64) -> Self {
-        Self {
-            rounds: self.rounds.min(3),
-            calls,
-            ..self
-        }
-    }
+/// Free what is in a slot, and put a new allocation of so many pages into it.
+#[derive(Clone, Copy)]
+pub struct Op {
+    slot: u32,
+    pages: u32,
 }
 
-#[derive(Clone, Copy)]
-pub struct Measured {
-    pub ns: f64,
-    pub bytes: usize,
+/// How the sizes of churn are distributed between 4 KiB and 4 MiB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sizes {
+    /// Every size as likely as any other: 2 MiB on average.
+    Uniform,
+    /// Every order of magnitude as likely as any other: 590 KiB on average, so three and a half
+    /// times as many live allocations.
+    Log,
+}
+
+impl Sizes {
+    fn draw(self, rng: &mut Rng) -> u32 {
+        match self {
+            Self::Uniform => 1 + rng.below(1024) as u32,
+            Self::Log => 1024_f64.powf(rng.below(1 << 20) as f64 / (1 << 20) as f64) as u32,
+        }
+    }
 }
 
 /// splitmix64
@@ -58,7 +59,7 @@ impl Rng {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -67,104 +68,186 @@ fn pages(gib: u64) -> u64 {
     (gib << 30) / PAGE
 }
 
-/// 100,000 single pages out of a fresh pool, then all of them back.
-pub fn fresh<R: Rival>(gib: u64, limits: Limits) -> Option<Measured> {
-    if gib > limits.pools.0 {
-        return None;
-    }
-    let count = limits.calls.min(100_000);
-    let mut rounds = Vec::new();
-    let mut bytes = 0;
-    for _ in 0..limits.rounds {
-        let before = heap();
-        let mut rival = R::new(pages(gib), count)?;
-        bytes = heap() - before;
-        let mut tokens = Vec::with_capacity(count as usize);
-        let begin = Instant::now();
-        for _ in 0..count {
-            tokens.push(rival.alloc(1).expect("fresh"));
+/// Single pages out of a fresh pool, then all of them back.
+pub struct Fresh<R: Rival> {
+    gib: u64,
+    count: u64,
+    bytes: usize,
+    tokens: Vec<R::Token>,
+}
+
+impl<R: Rival> Fresh<R> {
+    pub fn new(gib: u64, count: u64) -> Self {
+        Self {
+            gib,
+            count,
+            bytes: 0,
+            tokens: Vec::with_capacity(count as usize),
         }
-        for token in tokens {
+    }
+}
+
+impl<R: Rival> Racer for Fresh<R> {
+    fn round(&mut self, _ops: &[Op]) -> f64 {
+        let before = heap();
+        let mut rival = R::new(pages(self.gib), self.count);
+        self.bytes = heap() - before;
+        let begin = Instant::now();
+        for _ in 0..self.count {
+            self.tokens.push(rival.alloc(1).expect("fresh"));
+        }
+        for token in self.tokens.drain(..) {
             rival.free(token, 1);
         }
-        rounds.push(begin.elapsed().as_nanos() as f64 / (2 * count) as f64);
+        begin.elapsed().as_nanos() as f64 / (2 * self.count) as f64
     }
-    Some(Measured {
-        ns: median(rounds),
-        bytes,
-    })
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+    fn failed(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
-/// Fills the pool to 90 % with 4 KiB to 4 MiB, then frees and allocates at random.
-pub fn churn<R: Rival>(gib: u64, limits: Limits) -> Option<Measured> {
-    if gib > limits.pools.0 {
-        return None;
-    }
-    let before = heap();
+/// A pool that is 90 % full with 4 KiB to 4 MiB, in which one is freed and another allocated.
+pub struct Churn<R: Rival> {
+    rival: R,
+    live: Vec<(Option<R::Token>, u32)>,
+    calls: usize,
+    bytes: usize,
+    failed: (u64, u64),
+}
+
+/// The sizes that fill 90 % of a pool.
+pub fn filling(gib: u64, sizes: Sizes) -> Vec<u32> {
     let mut rng = Rng(gib);
-    let mut rival = R::new(pages(gib), pages(gib) / 256 + 1000)?;
     let mut used = 0;
-    // The slots exist before the heap is looked at again.
-    let mut live = Vec::with_capacity(pages(gib) as usize / 256 + 1000);
-    let slots = live.capacity() * std::mem::size_of::<(Option<R::Token>, u64)>();
+    let mut all = Vec::new();
     while used < pages(gib) * 9 / 10 {
-        let n = 1 + rng.below(1024);
-        live.push((rival.alloc(n), n));
-        used += n;
+        let n = sizes.draw(&mut rng);
+        all.push(n);
+        used += u64::from(n);
     }
-    let steps = limits.calls / 2;
-    let mut churn = |steps: u64, rng: &mut Rng| {
-        let mut calls = 0_u64;
-        let begin = Instant::now();
-        for _ in 0..steps {
-            let i = rng.below(live.len() as u64) as usize;
-            let (token, n) = live[i];
-            if let Some(token) = token {
-                rival.free(token, n);
-                calls += 1;
-            }
-            // Another size than before, the same in sum over time.
-            let n = 1 + rng.below(1024);
-            live[i] = (rival.alloc(n), n);
-            calls += 1;
-        }
-        begin.elapsed().as_nanos() as f64 / calls as f64
-    };
-    churn(steps, &mut rng);
-    let rounds = (0..limits.rounds).map(|_| churn(steps, &mut rng)).collect();
-    let bytes = heap().saturating_sub(before + slots);
-    Some(Measured {
-        ns: median(rounds),
-        bytes,
-    })
+    all
 }
 
-/// Every other page free, and room for 1 MiB only at the end.
-pub fn worst<R: Rival>(gib: u64, limits: Limits) -> Option<Measured> {
-    if gib > limits.pools.1 {
-        return None;
+/// So many operations are timed at once: what they free is looked up before the clock starts, and
+/// written down after it has stopped.
+const BLOCK: usize = 64;
+
+/// `count` random operations on so many slots; those of a block are on different ones.
+pub fn ops(rng: &mut Rng, count: usize, slots: usize, sizes: Sizes) -> Vec<Op> {
+    let mut all: Vec<Op> = Vec::with_capacity(count);
+    if slots < BLOCK {
+        // A workload without slots.
+        return all;
     }
-    let before = heap();
-    let mut rival = R::new(pages(gib), pages(gib))?;
-    rival.comb(pages(gib) - 256);
-    let bytes = heap() - before;
-    let mut rounds = Vec::new();
-    let begin = Instant::now();
-    while rounds.len() < 3 || (rounds.len() < 101 && begin.elapsed().as_nanos() < limits.budget) {
-        // Many pairs for the quick, one for the slow.
-        let probe = Instant::now();
+    while all.len() < count {
+        let slot = rng.below(slots as u64) as u32;
+        let block = &all[all.len() / BLOCK * BLOCK..];
+        if block.iter().all(|op| op.slot != slot) {
+            let pages = sizes.draw(rng);
+            all.push(Op { slot, pages });
+        }
+    }
+    all
+}
+
+impl<R: Rival> Churn<R> {
+    /// `calls` is what it can do in a round.
+    pub fn new(gib: u64, filling: &[u32], calls: usize) -> Self {
+        let mut live = Vec::with_capacity(filling.len());
+        let before = heap();
+        let mut rival = R::new(pages(gib), filling.len() as u64 + 1000);
+        for &n in filling {
+            live.push((rival.fill(u64::from(n)), n));
+        }
+        Self {
+            rival,
+            live,
+            calls,
+            bytes: heap() - before,
+            failed: (0, 0),
+        }
+    }
+}
+
+impl<R: Rival> Racer for Churn<R> {
+    fn round(&mut self, ops: &[Op]) -> f64 {
+        let ops = &ops[..ops.len().min(self.calls / 2)];
+        let before = heap();
+        let (mut frees, mut failed) = (0_u64, 0_u64);
+        let mut time = Duration::ZERO;
+        let mut now = [(None, 0); BLOCK];
+        for block in ops.chunks(BLOCK) {
+            for (now, op) in now.iter_mut().zip(block) {
+                *now = self.live[op.slot as usize];
+            }
+            let begin = Instant::now();
+            for (now, op) in now.iter_mut().zip(block) {
+                if let Some(token) = now.0 {
+                    self.rival.free(token, now.1.into());
+                }
+                now.0 = self.rival.alloc(op.pages.into());
+            }
+            time += begin.elapsed();
+            for (now, op) in now.iter_mut().zip(block) {
+                let live = &mut self.live[op.slot as usize];
+                frees += u64::from(live.0.is_some());
+                failed += u64::from(now.0.is_none());
+                *live = (now.0, op.pages);
+            }
+        }
+        let ns = time.as_nanos() as f64 / (frees + ops.len() as u64) as f64;
+        self.bytes = (self.bytes + heap()) - before;
+        self.failed.0 += failed;
+        self.failed.1 += ops.len() as u64;
+        ns
+    }
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+    fn failed(&self) -> (u64, u64) {
+        self.failed
+    }
+}
+
+/// Every other page free, and room for 1 MiB only at the end; ns per pair.
+pub struct Worst<R: Rival> {
+    rival: R,
+    bytes: usize,
+}
+
+impl<R: Rival> Worst<R> {
+    pub fn new(gib: u64) -> Self {
+        let before = heap();
+        let mut rival = R::new(pages(gib), pages(gib));
+        rival.comb(pages(gib) - 256);
+        Self {
+            rival,
+            bytes: heap() - before,
+        }
+    }
+}
+
+impl<R: Rival> Racer for Worst<R> {
+    /// Many pairs for the quick, one for the slow.
+    fn round(&mut self, _ops: &[Op]) -> f64 {
+        let begin = Instant::now();
         let mut pairs = 0;
-        while pairs < 1000 && (pairs == 0 || probe.elapsed().as_micros() < 2000) {
-            let token = rival.alloc(256).expect("there is room at the end");
-            rival.free(token, 256);
+        while pairs < 1000 && (pairs == 0 || begin.elapsed().as_micros() < 2000) {
+            let token = self.rival.alloc(256).expect("there is room at the end");
+            self.rival.free(token, 256);
             pairs += 1;
         }
-        rounds.push(probe.elapsed().as_nanos() as f64 / f64::from(pairs));
+        begin.elapsed().as_nanos() as f64 / f64::from(pairs)
     }
-    Some(Measured {
-        ns: median(rounds),
-        bytes,
-    })
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+    fn failed(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 /// What 100,000 live allocations at random places of 1 TiB cost in memory.
@@ -175,7 +258,7 @@ pub fn extra_metadata() {
         ("4 KiB to 4 MiB at random places", 1024),
     ] {
         let before = heap();
-        let mut pool = <GenPool as Rival>::new(pages(1024), 0).expect("1 TiB");
+        let mut pool = <GenPool as Rival>::new(pages(1024), 0);
         let mut rng = Rng(1);
         let mut live = 0;
         while live < 100_000 {
@@ -185,7 +268,7 @@ pub fn extra_metadata() {
         println!("  {name:<42}{:>14}", heap() - before);
     }
     let before = heap();
-    let mut pool = <GenPool as Rival>::new(pages(1024), 0).expect("1 TiB");
+    let mut pool = <GenPool as Rival>::new(pages(1024), 0);
     let mut rng = Rng(2);
     let mut all: Vec<(u64, u64)> = Vec::with_capacity(200_000);
     for _ in 0..200_000 {

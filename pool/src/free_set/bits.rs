@@ -1,24 +1,22 @@
-//! A leaf with many runs: a bitmap, and how many of its inner runs have each short length.
+//! A leaf in which many runs begin: a bitmap.
 //!
-//! The counts make the mask of short lengths exact without a scan; everything else is found in
-//! at most one pass over 64 words, word by word and never run by run.
+//! Everything is found in at most one pass over 64 words, word by word and never run by run.
 
-use super::leaf::{LEN, Summary, short_bit};
+use super::align::Grid;
+use super::leaf::LEN;
 use super::list::List;
-use alloc::vec::Vec;
 
 const WORD: u32 = 64;
 const WORDS: usize = (LEN / WORD) as usize;
 
-/// One bit per granule, set where it is free.
+/// One bit per granule, set where a run that begins in this leaf covers it.
 #[derive(Debug, Clone)]
 pub(super) struct Bits {
     words: [u64; WORDS],
-    /// How many inner runs are 1, 2, … 64 long; inner runs touch neither end of the leaf.
-    counts: [u16; WORD as usize],
-    short: u64,
-    edges: u32,
-    max: u32,
+    /// The longest of the runs that begin in each word, as far as it lies in the leaf.
+    longest: [u16; WORDS],
+    /// How many runs there are.
+    count: u32,
 }
 
 /// The positions from which on `n` bits (1 to 64) of `word` are set.
@@ -52,6 +50,12 @@ fn low(pair: u128) -> u64 {
     pair as u64
 }
 
+/// A length inside a leaf as it is stored.
+#[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
+fn half(length: u32) -> u16 {
+    length as u16
+}
+
 /// Position of bit 0 of word `i`.
 #[expect(clippy::cast_possible_truncation, reason = "there are 64 words")]
 fn position(i: usize) -> u32 {
@@ -62,120 +66,102 @@ impl Bits {
     pub(super) fn from_list(list: &List) -> Self {
         let mut bits = Self {
             words: [0; WORDS],
-            counts: [0; WORD as usize],
-            short: 0,
-            edges: 0,
-            max: 0,
+            longest: [0; WORDS],
+            count: 0,
         };
-        for (start, end) in list.runs() {
-            bits.xor(start, end);
-            bits.count(start, end, true);
-            bits.max = bits.max.max(end - start);
+        for run in list.runs() {
+            bits.insert(run);
         }
-        bits.edges = u32::try_from(list.edges()).unwrap_or(LEN);
         bits
     }
 
+    /// As a list, which has room for them.
     pub(super) fn to_list(&self) -> List {
-        let mut edges = Vec::with_capacity(self.edges as usize);
-        let mut carry = self.words[0] & 1;
-        for (i, &word) in self.words.iter().enumerate() {
-            // A bit that differs from the one before it is an edge.
-            let mut changes = word ^ (word << 1 | carry);
-            carry = word >> (WORD - 1);
-            while changes != 0 {
-                let at = position(i) + changes.trailing_zeros();
-                edges.extend(u16::try_from(at));
-                changes &= changes - 1;
-            }
+        let mut list = List::new();
+        let mut from = 0;
+        while let Some(run) = self.run_from(from) {
+            list.push(run);
+            from = run.1;
         }
-        List::from_edges(self.words[0] & 1 == 1, edges)
+        list
     }
 
-    pub(super) fn edges(&self) -> u32 {
-        self.edges
+    pub(super) fn count(&self) -> u32 {
+        self.count
     }
 
-    fn is_free(&self, at: u32) -> bool {
-        self.words[(at / WORD) as usize] >> (at % WORD) & 1 == 1
-    }
-
-    /// Toggles the bits of `a..b`.
-    fn xor(&mut self, a: u32, b: u32) {
+    fn toggle(&mut self, a: u32, b: u32) {
         for i in a / WORD..b.div_ceil(WORD) {
             let (from, to) = (a.max(i * WORD) % WORD, b.min((i + 1) * WORD) - i * WORD);
             self.words[i as usize] ^= (!0 << from) & (!0 >> (WORD - to));
         }
     }
 
-    /// Counts an inner run in or out; others are not counted.
-    fn count(&mut self, start: u32, end: u32, add: bool) {
-        let len = end - start;
-        if start == 0 || end == LEN || len == 0 || len > WORD {
-            return;
-        }
-        let slot = &mut self.counts[len as usize - 1];
-        *slot = if add { *slot + 1 } else { *slot - 1 };
-        if *slot == 0 {
-            self.short &= !short_bit(len.into());
-        } else {
-            self.short |= short_bit(len.into());
-        }
+    pub(super) fn insert(&mut self, run: (u32, u32)) {
+        self.toggle(run.0, run.1);
+        self.count += 1;
+        self.measure(run.0);
     }
 
-    /// Makes `a..b`, which is uniform, free or used.
-    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> (u32, u32) {
-        for at in [a, b] {
-            if at > 0 && at < LEN {
-                let was_edge = self.is_free(at - 1) != self.is_free(at);
-                self.edges = if was_edge {
-                    self.edges - 1
-                } else {
-                    self.edges + 1
-                };
+    pub(super) fn remove(&mut self, run: (u32, u32)) {
+        self.toggle(run.0, run.1);
+        self.count -= 1;
+        self.measure(run.0);
+    }
+
+    /// Finds the longest run that begins in the word of `at`.
+    fn measure(&mut self, at: u32) {
+        let i = (at / WORD) as usize;
+        let mut word = self.words[i];
+        if i > 0 && self.words[i - 1] >> (WORD - 1) == 1 {
+            // What it begins with began before it.
+            word &= word.wrapping_add(1);
+        }
+        let mut longest = lengthen(word, !0, 0);
+        if word >> (WORD - 1) == 1 {
+            let end = self.next(position(i) + WORD - 1, false).unwrap_or(LEN);
+            longest = longest.max(end + word.leading_ones() - position(i) - WORD);
+        }
+        self.longest[i] = half(longest);
+    }
+
+    /// The last run that begins at or before `at`, and the first that begins behind it.
+    pub(super) fn around(&self, at: u32) -> [Option<(u32, u32)>; 2] {
+        let left = self.run_before(at + 1);
+        let from = left.map_or(at, |run| run.1.max(at));
+        [left, self.run_from(from)]
+    }
+
+    /// The last run that begins before `at`, which is not 0.
+    pub(super) fn run_before(&self, at: u32) -> Option<(u32, u32)> {
+        let last = self.last_set(at - 1, true)?;
+        let start = self.last_set(last, false).map_or(0, |used| used + 1);
+        Some((start, self.next(last, false).unwrap_or(LEN)))
+    }
+
+    /// The first run that ends behind `from`, without what it has before that.
+    pub(super) fn run_from(&self, from: u32) -> Option<(u32, u32)> {
+        if from == LEN {
+            return None;
+        }
+        let start = self.next(from, true)?;
+        Some((start, self.next(start, false).unwrap_or(LEN)))
+    }
+
+    /// The last position up to `at` that is free, or is not.
+    fn last_set(&self, at: u32, free: bool) -> Option<u32> {
+        let mut keep = !0 >> (WORD - 1 - at % WORD);
+        for i in (0..=(at / WORD) as usize).rev() {
+            let word = if free { self.words[i] } else { !self.words[i] } & keep;
+            if word != 0 {
+                return Some(position(i) + word.ilog2());
             }
+            keep = !0;
         }
-        let before = self.run_at(a);
-        self.xor(a, b);
-        let (start, end) = if to_free { self.run_at(a) } else { before };
-        self.count(start, a, !to_free);
-        self.count(b, end, !to_free);
-        self.count(start, end, to_free);
-        if to_free {
-            self.max = self.max.max(end - start);
-        } else if end - start == self.max {
-            self.max = self.longest_up_to(self.max);
-        }
-        (start, end)
+        None
     }
 
-    pub(super) fn run_at(&self, at: u32) -> (u32, u32) {
-        let free = self.is_free(at);
-        (
-            self.uniform_start(at, free),
-            self.next(at, !free).unwrap_or(LEN),
-        )
-    }
-
-    /// The first position of the run of `free` or used granules that holds `at`.
-    fn uniform_start(&self, at: u32, free: bool) -> u32 {
-        let other = |i: u32| {
-            let word = self.words[i as usize];
-            if free { !word } else { word }
-        };
-        let mut i = at / WORD;
-        let mut below = other(i) & (!0 >> (WORD - 1 - at % WORD));
-        while below == 0 {
-            if i == 0 {
-                return 0;
-            }
-            i -= 1;
-            below = other(i);
-        }
-        i * WORD + WORD - below.leading_zeros()
-    }
-
-    pub(super) fn next(&self, from: u32, free: bool) -> Option<u32> {
+    fn next(&self, from: u32, free: bool) -> Option<u32> {
         let mut skip = !0 << (from % WORD);
         for i in (from / WORD) as usize..WORDS {
             let word = if free { self.words[i] } else { !self.words[i] } & skip;
@@ -187,80 +173,30 @@ impl Bits {
         None
     }
 
-    pub(super) fn run_start(&self, end: u32) -> u32 {
-        if self.is_free(end - 1) {
-            self.uniform_start(end - 1, true)
-        } else {
-            end
+    /// The longest run inside the leaf.
+    pub(super) fn longest(&self) -> u32 {
+        self.longest.iter().fold(0, |a, &b| a.max(b)).into()
+    }
+
+    /// The first run with `n` granules inside the leaf.
+    pub(super) fn first_fit(&self, n: u32) -> Option<(u32, u32)> {
+        let fits = |&longest: &u16| u32::from(longest) >= n;
+        let i = self.longest.iter().position(fits)?;
+        let mut from = position(i);
+        loop {
+            let run = self.run_from(from)?;
+            if run.1 - run.0 >= n {
+                return Some(run);
+            }
+            from = run.1;
         }
     }
 
-    pub(super) fn summary(&self) -> Summary {
-        let pre = self.next(0, false).unwrap_or(LEN);
-        let suf = LEN - self.run_start(LEN);
-        Summary {
-            pre: pre.into(),
-            suf: suf.into(),
-            max: self.max.into(),
-        }
-    }
-
-    pub(super) fn short(&self) -> u64 {
-        self.short
-    }
-
-    /// The longest run, known to be no longer than `limit`.
-    fn longest_up_to(&self, limit: u32) -> u32 {
-        let (mut best, mut carry) = (0, 0);
-        for &word in &self.words {
-            let run = carry + word.trailing_ones();
-            best = best.max(run);
-            if word == !0 {
-                carry = run;
-                continue;
-            }
-            carry = word.leading_ones();
-            best = best.max(carry);
-            if best < WORD {
-                best = lengthen(word, !0, best);
-            }
-            if best >= limit {
-                break;
-            }
-        }
-        best
-    }
-
-    /// The first position with `n` free granules, at or behind `from`.
-    pub(super) fn first_fit_from(&self, from: u32, n: u32) -> Option<u32> {
-        let mut carry = 0;
-        let mut skip = !0 << (from % WORD);
-        for i in (from / WORD) as usize..WORDS {
-            let word = self.words[i] & skip;
-            skip = !0;
-            if carry + word.trailing_ones() >= n {
-                return Some(position(i) - carry);
-            }
-            if word == !0 {
-                carry += WORD;
-                continue;
-            }
-            if n <= WORD {
-                let hits = erode(word, n);
-                if hits != 0 {
-                    return Some(position(i) + hits.trailing_zeros());
-                }
-            }
-            carry = word.leading_ones();
-        }
-        None
-    }
-
-    /// The first inner run of exactly `len` granules, 1 to 64.
+    /// The first run of exactly `len` granules, 1 to 64, that does not touch the leaf's end.
     pub(super) fn exact(&self, len: u32) -> Option<u32> {
-        // Outside the leaf everything counts as free, so that runs at its ends are no hits.
-        let mut before = 1;
+        let mut before = 0;
         for (i, &word) in self.words.iter().enumerate() {
+            // A run at the end of the leaf may go on behind it.
             let after = self.words.get(i + 1).copied().unwrap_or(!0);
             let pair = u128::from(after) << WORD | u128::from(word);
             let starts = word & !(word << 1 | before);
@@ -276,11 +212,10 @@ impl Bits {
         None
     }
 
-    /// The first aligned position with `n` free granules; aligned is where `at + off` has none
-    /// of the bits of `mask`, which is a power of two less one.
-    pub(super) fn aligned_fit(&self, n: u32, mask: u64, off: u64) -> Option<u32> {
-        if mask < u64::from(WORD) && n <= WORD {
-            let grid = grid(mask, off);
+    /// The first position on `grid` with `n` free granules.
+    pub(super) fn aligned_fit(&self, n: u32, grid: Grid) -> Option<u32> {
+        if grid.mask < u64::from(WORD) && n <= WORD {
+            let grid = in_word(grid);
             return self.words.iter().enumerate().find_map(|(i, &word)| {
                 let after = self.words.get(i + 1).copied().unwrap_or(0);
                 let pair = u128::from(after) << WORD | u128::from(word);
@@ -288,35 +223,35 @@ impl Bits {
                 (hits != 0).then(|| position(i) + hits.trailing_zeros())
             });
         }
-        if mask >= u64::from(WORD) {
+        if grid.mask >= u64::from(WORD) {
             return self
-                .sparse(mask, off)
+                .sparse(grid)
                 .find(|(at, end)| end - at >= n)
                 .map(|(at, _)| at);
         }
-        // Runs of more than a word: there are fewer of them than words.
-        let mut from = 0;
-        while from < LEN {
-            let start = self.first_fit_from(from, n)?;
-            let end = self.next(start, false).unwrap_or(LEN);
-            match super::align::up(start, mask, off) {
-                Some(at) if at + n <= end => return Some(at),
-                _ => from = end,
+        // Runs of more than a word: at most one begins in each.
+        (0..WORDS).find_map(|i| {
+            if u32::from(self.longest[i]) < n {
+                return None;
             }
-        }
-        None
+            let mut run = self.run_from(position(i))?;
+            while run.1 - run.0 < n {
+                run = self.run_from(run.1)?;
+            }
+            grid.up_local(run.0).filter(|at| at + n <= run.1)
+        })
     }
 
-    /// The most free granules from an aligned position on, known to be at most `limit`.
-    pub(super) fn aligned_room(&self, mask: u64, off: u64, limit: u32) -> u32 {
-        if mask >= u64::from(WORD) {
+    /// The most free granules from a position on `grid` on, known to be at most `limit`.
+    pub(super) fn aligned_room(&self, grid: Grid, limit: u64) -> u32 {
+        if grid.mask >= u64::from(WORD) {
             return self
-                .sparse(mask, off)
+                .sparse(grid)
                 .map(|(at, end)| end - at)
                 .max()
                 .unwrap_or(0);
         }
-        let grid = grid(mask, off);
+        let grid = in_word(grid);
         let mut best = 0;
         // Free granules up to here from the first aligned place of the run that reaches here.
         let mut carry = None;
@@ -343,7 +278,7 @@ impl Bits {
             if best < WORD {
                 best = lengthen(word, grid, best);
             }
-            if best >= limit {
+            if u64::from(best) >= limit {
                 break;
             }
         }
@@ -352,10 +287,10 @@ impl Bits {
 
     /// The first aligned position of every free run that has one, with the run's end, where at
     /// most one position per word is aligned.
-    fn sparse(&self, mask: u64, off: u64) -> impl Iterator<Item = (u32, u32)> + '_ {
+    fn sparse(&self, grid: Grid) -> impl Iterator<Item = (u32, u32)> + '_ {
         let mut from = 0;
         core::iter::from_fn(move || {
-            let at = super::align::up(from, mask, off)?;
+            let at = grid.up_local(from)?;
             let end = self.next(at, false).unwrap_or(LEN);
             from = end.max(at + 1);
             Some((at, end))
@@ -363,16 +298,15 @@ impl Bits {
     }
 }
 
-/// Which bits of a word are aligned, for a mask below 64: the same in every word.
-fn grid(mask: u64, off: u64) -> u64 {
-    let first = off.wrapping_neg() & mask;
-    let mut grid = 1_u64 << first;
-    let mut step = mask + 1;
+/// Which bits of a word are on a grid with a mask below 64: the same in every word.
+fn in_word(grid: Grid) -> u64 {
+    let mut bits = 1_u64 << grid.up(0);
+    let mut step = grid.mask + 1;
     while step < u64::from(WORD) {
-        grid |= grid << step;
+        bits |= bits << step;
         step *= 2;
     }
-    grid
+    bits
 }
 
 /// The longest stretch of ones in `word` that starts on `grid`, or `best` (below 64) if none

@@ -1,8 +1,10 @@
-//! A leaf: 4096 granules of which some are free and some are not.
+//! A leaf: the runs that begin in 4096 granules.
 //!
-//! It is a [`List`] of edges while there are few of them and a bitmap ([`Bits`]) when there are
-//! many. Either way every question costs a bounded number of steps.
+//! It is a [`List`] while there are few of them and a bitmap ([`Bits`]) when there are many.
+//! Either way every question costs a bounded number of steps. The last run may reach beyond the
+//! leaf, and perhaps far; how far is kept here, and what it covers there is not in any other leaf.
 
+use super::align::Grid;
 use super::bits::Bits;
 use super::list::List;
 use alloc::boxed::Box;
@@ -11,11 +13,12 @@ use alloc::boxed::Box;
 pub(super) const BITS: u32 = 12;
 /// Granules of a leaf.
 pub(super) const LEN: u32 = 1 << BITS;
+/// The same, for positions in the whole set.
+pub(super) const SPAN: u64 = 1 << BITS;
 
-/// A list with more edges becomes a bitmap: 256 bytes, half of what the bitmap takes.
-const LIST_MAX: usize = 128;
-/// A bitmap with fewer edges becomes a list again; well below, so that nothing flutters.
-const BITS_MIN: u32 = 64;
+/// A bitmap of so few runs becomes a list again; well below what a list can hold, so that
+/// nothing flutters.
+const FEW: u32 = 12;
 
 /// Runs up to this long are found by their exact length through masks.
 pub(super) const SHORT: u64 = 64;
@@ -30,164 +33,355 @@ pub(super) fn short_bit(len: u64) -> u64 {
     }
 }
 
-/// What the levels above know about a subtree, in granules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Summary {
-    /// Free granules at its start.
-    pub pre: u64,
-    /// Free granules at its end.
-    pub suf: u64,
-    /// The longest free run.
-    pub max: u64,
+/// Where the leaf that holds `at` begins.
+#[inline]
+pub(super) fn base_of(at: u64) -> u64 {
+    at & !(SPAN - 1)
 }
 
-impl Summary {
-    pub(super) const USED: Self = Self {
-        pre: 0,
-        suf: 0,
-        max: 0,
+/// A position inside a leaf, or its end.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
+pub(super) fn local(at: u64) -> u32 {
+    at as u32
+}
+
+/// Free granules `start..end` with used ones, or an end of the set, on either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Run {
+    /// No run at all: nothing is as short.
+    const NONE: Self = Self { start: 0, end: 0 };
+
+    pub(super) fn len(self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Up to two runs; those that are none come last.
+// Not an array, nor of `Option`s: as it is it stays in registers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    first: Run,
+    second: Run,
+    count: usize,
+}
+
+impl Pair {
+    pub(super) const NONE: Self = Self {
+        first: Run::NONE,
+        second: Run::NONE,
+        count: 0,
     };
 
-    pub(super) const fn free(span: u64) -> Self {
-        Self {
-            pre: span,
-            suf: span,
-            max: span,
+    /// Those of two runs that are there.
+    #[inline(always)]
+    pub(super) fn new(first: Option<Run>, second: Option<Run>) -> Self {
+        let count = usize::from(first.is_some()) + usize::from(second.is_some());
+        let last = second.unwrap_or(Run::NONE);
+        match first {
+            Some(first) => Self {
+                first,
+                second: last,
+                count,
+            },
+            None => Self {
+                first: last,
+                second: Run::NONE,
+                count,
+            },
         }
     }
 
-    /// Two neighbours of `1 << bits` granules each as one: `a` then `b`, or the other way round.
-    // Inlined so that summaries travel in registers; through memory each level of a tree would
-    // wait for its own stores.
+    pub(super) fn first(self) -> Option<Run> {
+        (self.count > 0).then_some(self.first)
+    }
+
+    pub(super) fn runs(self) -> impl Iterator<Item = Run> {
+        [self.first, self.second].into_iter().take(self.count)
+    }
+
+    /// The greater `measure` of the two.
     #[inline(always)]
-    pub(super) fn join(a: &Self, b: &Self, swapped: bool, bits: u32) -> Self {
-        let span = 1 << bits;
-        let (left, right) = if swapped { (b, a) } else { (a, b) };
-        let across = left.suf + right.pre;
-        Self {
-            pre: if left.pre == span { across } else { left.pre },
-            suf: if right.pre == span { across } else { right.suf },
-            max: a.max.max(b.max).max(across),
+    fn greatest(&self, measure: impl Fn(Run) -> u64) -> u64 {
+        measure(self.first).max(measure(self.second))
+    }
+}
+
+/// The neighbourhood of a position, as far as it begins in one leaf.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Around {
+    /// The last run that begins at or before it.
+    pub left: Option<Run>,
+    /// The first that begins behind it.
+    pub right: Option<Run>,
+    /// The place of that; 0 in a bitmap, which has none.
+    pub place: usize,
+}
+
+/// What happens to one leaf: neighbouring runs that begin in it go, others come in their place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    pub out: Pair,
+    pub into: Pair,
+}
+
+impl Change {
+    /// The greatest `measure` of all runs after the change, if it was `old` before. `search` looks
+    /// at all of them, if it must: only where the greatest went and nothing as great has come.
+    /// The measure of no run is 0.
+    #[inline(always)]
+    pub(super) fn greatest(
+        &self,
+        old: u64,
+        measure: impl Fn(Run) -> u64,
+        search: impl FnOnce() -> u64,
+    ) -> u64 {
+        let new = self.into.greatest(&measure);
+        if new >= old {
+            new
+        } else if self.out.greatest(&measure) >= old {
+            search()
+        } else {
+            old
         }
     }
 }
 
-/// Free and used granules of one leaf.
+/// The runs that begin in one leaf.
+// Two lines of the cache.
 #[derive(Debug, Clone)]
-pub(super) enum Leaf {
+#[repr(align(64))]
+pub(super) struct Leaf {
+    /// How far the last run reaches beyond the leaf.
+    over: u64,
+    runs: Runs,
+}
+
+/// Places inside the leaf; a run that goes on behind it ends with it here.
+#[derive(Debug, Clone)]
+enum Runs {
     List(List),
     Bits(Box<Bits>),
 }
 
 impl Default for Leaf {
     fn default() -> Self {
-        Self::List(List::default())
+        Self {
+            over: 0,
+            runs: Runs::List(List::new()),
+        }
     }
+}
+
+/// A run as far as it lies in the leaf that begins at `base`.
+fn narrow(base: u64, run: Run) -> (u32, u32) {
+    (local(run.start - base), local((run.end - base).min(SPAN)))
 }
 
 impl Leaf {
-    pub(super) fn uniform(free: bool) -> Self {
-        Self::List(List::uniform(free))
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(&self.runs, Runs::List(list) if list.count() == 0)
     }
 
-    /// Whether all of it is free, or all of it used.
-    pub(super) fn is_uniform(&self) -> Option<bool> {
-        match self {
-            Self::List(list) if list.edges() == 0 => Some(list.first_free()),
-            _ => None,
+    /// What is at `start..end` in this leaf, which begins at `base`, in the whole set.
+    fn widen(&self, base: u64, (start, end): (u32, u32)) -> Run {
+        let over = if end == LEN { self.over } else { 0 };
+        Run {
+            start: base + u64::from(start),
+            end: base + u64::from(end) + over,
         }
     }
 
-    /// Makes `a..b`, which is uniform, free or used. A bitmap returns the free run it was cut
-    /// out of, or became part of.
-    pub(super) fn flip(&mut self, a: u32, b: u32, to_free: bool) -> Option<(u32, u32)> {
-        match self {
-            Self::List(list) => {
-                list.flip(a, b);
-                if list.edges() > LIST_MAX {
-                    *self = Self::Bits(Box::new(Bits::from_list(list)));
+    /// The place of the run that begins at `at`, or would, for [`change`](Self::change).
+    pub(super) fn place(&self, base: u64, at: u64) -> usize {
+        let at = local(at - base);
+        match &self.runs {
+            Runs::List(list) => at.checked_sub(1).map_or(0, |before| list.rank(before)),
+            Runs::Bits(_) => 0,
+        }
+    }
+
+    /// Carries out a change of the leaf that begins at `base`; `place` is that of the first run
+    /// that goes or comes.
+    #[inline(always)]
+    pub(super) fn change(&mut self, base: u64, place: usize, change: &Change) {
+        let end = base + SPAN;
+        let (reached, reaches) = (
+            change.out.greatest(|run| run.end),
+            change.into.greatest(|run| run.end),
+        );
+        // Only the last run can reach beyond the leaf.
+        if reached.max(reaches) > end {
+            self.over = reaches.saturating_sub(end);
+        }
+        let (out, into) = (change.out, change.into);
+        if let Runs::List(list) = &mut self.runs
+            && list.has_room_for(into.count)
+        {
+            list.resize(place, out.count, into.count);
+            if into.count > 0 {
+                list.set(place, narrow(base, into.first));
+            }
+            if into.count > 1 {
+                list.set(place + 1, narrow(base, into.second));
+            }
+        } else {
+            self.change_many(base, *change);
+        }
+    }
+
+    /// The same where there are too many runs for a list.
+    #[inline(never)]
+    fn change_many(&mut self, base: u64, change: Change) {
+        if let Runs::List(list) = &self.runs {
+            self.runs = Runs::Bits(Box::new(Bits::from_list(list)));
+        }
+        if let Runs::Bits(bits) = &mut self.runs {
+            for run in change.out.runs() {
+                bits.remove(narrow(base, run));
+            }
+            for run in change.into.runs() {
+                bits.insert(narrow(base, run));
+            }
+            if bits.count() <= FEW {
+                self.runs = Runs::List(bits.to_list());
+            }
+        }
+    }
+
+    /// What is around `at`.
+    #[inline(always)]
+    pub(super) fn around(&self, base: u64, at: u64) -> Around {
+        let at = local(at - base);
+        let (place, [left, right]) = match &self.runs {
+            Runs::List(list) => {
+                let place = list.rank(at);
+                (place, [list.get(place.wrapping_sub(1)), list.get(place)])
+            }
+            Runs::Bits(bits) => (0, bits.around(at)),
+        };
+        let widen = |run| self.widen(base, run);
+        Around {
+            left: left.map(widen),
+            right: right.map(widen),
+            place,
+        }
+    }
+
+    /// The first run.
+    pub(super) fn first(&self, base: u64) -> Option<Run> {
+        let run = match &self.runs {
+            Runs::List(list) => list.runs().next(),
+            Runs::Bits(bits) => bits.run_from(0),
+        };
+        run.map(|run| self.widen(base, run))
+    }
+
+    /// The last run.
+    pub(super) fn last(&self, base: u64) -> Option<Run> {
+        let run = match &self.runs {
+            Runs::List(list) => list.last(),
+            Runs::Bits(bits) => bits.run_before(LEN),
+        };
+        run.map(|run| self.widen(base, run))
+    }
+
+    /// Looks at every run.
+    pub(super) fn for_each(&self, base: u64, mut look: impl FnMut(Run)) {
+        match &self.runs {
+            Runs::List(list) => list.runs().for_each(|run| look(self.widen(base, run))),
+            Runs::Bits(bits) => {
+                let mut from = 0;
+                while let Some(run) = bits.run_from(from) {
+                    look(self.widen(base, run));
+                    from = run.1;
                 }
-                None
             }
-            Self::Bits(bits) => {
-                let run = bits.flip(a, b, to_free);
-                if bits.edges() < BITS_MIN {
-                    *self = Self::List(bits.to_list());
+        }
+    }
+
+    /// Granules of the longest run.
+    #[inline(always)]
+    pub(super) fn longest(&self) -> u64 {
+        let inside = match &self.runs {
+            Runs::List(list) => list.longest(),
+            Runs::Bits(bits) => bits.longest(),
+        };
+        self.last(0).map_or(0, Run::len).max(inside.into())
+    }
+
+    /// The first run with `n` granules, of which there is one, and its place.
+    #[inline(always)]
+    pub(super) fn first_fit(&self, base: u64, n: u64) -> (Run, usize) {
+        let n = local(n.min(SPAN + 1));
+        let (run, place) = match &self.runs {
+            Runs::List(list) => {
+                // If no other is long enough it is the last, with what it has beyond the leaf.
+                let place = list.first_fit(n).min(list.count() as usize - 1);
+                (list.get(place), place)
+            }
+            Runs::Bits(bits) => (bits.first_fit(n).or_else(|| bits.run_before(LEN)), 0),
+        };
+        let run = run.expect("a leaf is not empty");
+        (self.widen(base, run), place)
+    }
+
+    /// The start of the first run of exactly `len` granules, at most 64.
+    pub(super) fn exact(&self, base: u64, len: u64) -> Option<u64> {
+        match &self.runs {
+            Runs::List(list) => {
+                let mut runs = list.runs().map(|run| self.widen(base, run));
+                runs.find(|run| run.len() == len).map(|run| run.start)
+            }
+            Runs::Bits(bits) => match bits.exact(local(len)) {
+                Some(start) => Some(base + u64::from(start)),
+                None => self
+                    .last(base)
+                    .filter(|run| run.len() == len)
+                    .map(|run| run.start),
+            },
+        }
+    }
+
+    /// The first position on `grid` with `n` free granules in a run that begins here.
+    pub(super) fn aligned_fit(&self, base: u64, n: u64, grid: Grid) -> Option<u64> {
+        let fits = |run: Run| (grid.room(run) >= n).then(|| grid.up(run.start));
+        match &self.runs {
+            Runs::List(list) => list.runs().find_map(|run| fits(self.widen(base, run))),
+            Runs::Bits(bits) => {
+                let inside = if n > SPAN {
+                    None
+                } else {
+                    bits.aligned_fit(local(n), grid.shifted(base))
+                };
+                match inside {
+                    Some(at) => Some(base + u64::from(at)),
+                    None => self.last(base).and_then(fits),
                 }
-                Some(run)
             }
         }
     }
 
-    /// Exact lengths of the short runs that touch neither end, see [`short_bit`].
-    pub(super) fn short(&self) -> u64 {
-        match self {
-            Self::List(list) => list.short(),
-            Self::Bits(bits) => bits.short(),
-        }
-    }
-
-    pub(super) fn summary(&self) -> Summary {
-        match self {
-            Self::List(list) => list.summary(),
-            Self::Bits(bits) => bits.summary(),
-        }
-    }
-
-    /// The first granule at or behind `from` that is free, or used.
-    pub(super) fn next(&self, from: u32, free: bool) -> Option<u32> {
-        match self {
-            Self::List(list) => list.next(from, free),
-            Self::Bits(bits) => bits.next(from, free),
-        }
-    }
-
-    /// The smallest `s` for which all of `s..end` is free; `end` is not 0.
-    pub(super) fn run_start(&self, end: u32) -> u32 {
-        match self {
-            Self::List(list) => list.run_start(end),
-            Self::Bits(bits) => bits.run_start(end),
-        }
-    }
-
-    /// The first position with `n` free granules.
-    pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
-        match self {
-            Self::List(list) => list.first_fit(n),
-            Self::Bits(bits) => bits.first_fit_from(0, n),
-        }
-    }
-
-    /// The first run of exactly `len` granules, at most 64, that touches neither end.
-    pub(super) fn exact(&self, len: u32) -> Option<u32> {
-        match self {
-            Self::List(list) => {
-                let mut runs = list.runs();
-                runs.find(|&(s, e)| s > 0 && e < LEN && e - s == len)
-                    .map(|(s, _)| s)
+    /// The most free granules from a position on `grid` on, in runs that begin here; known to be
+    /// at most `limit`.
+    pub(super) fn aligned_room(&self, base: u64, grid: Grid, limit: u64) -> u64 {
+        let room = |run| grid.room(run);
+        match &self.runs {
+            Runs::List(list) => {
+                let rooms = list.runs().map(|run| room(self.widen(base, run)));
+                rooms.max().unwrap_or(0)
             }
-            Self::Bits(bits) => bits.exact(len),
-        }
-    }
-
-    /// The first aligned position with `n` free granules: `at + off` has no bit of `mask`.
-    pub(super) fn aligned_fit(&self, n: u32, mask: u64, off: u64) -> Option<u32> {
-        match self {
-            Self::List(list) => list.runs().find_map(|(s, e)| {
-                super::align::up(s, mask, off).filter(|&at| at < e && e - at >= n)
-            }),
-            Self::Bits(bits) => bits.aligned_fit(n, mask, off),
-        }
-    }
-
-    /// The most free granules from an aligned position on, known to be at most `limit`.
-    pub(super) fn aligned_room(&self, mask: u64, off: u64, limit: u32) -> u32 {
-        match self {
-            Self::List(list) => {
-                let room = |(s, e)| super::align::room(s, e, mask, off);
-                list.runs().map(room).max().unwrap_or(0)
+            Runs::Bits(bits) => {
+                let inside = bits.aligned_room(grid.shifted(base), limit);
+                self.last(base).map_or(0, room).max(inside.into())
             }
-            Self::Bits(bits) => bits.aligned_room(mask, off, limit),
         }
     }
 }
+
+const _: () = assert!(size_of::<Leaf>() == 128);

@@ -1,156 +1,157 @@
-//! A leaf with few runs: the sorted positions at which free and used alternate.
-//!
-//! Taking and freeing are the same operation, toggling the edge at either end, which is why a
-//! leaf costs two bytes per edge for as long as there are few of them.
+//! A leaf in which few runs begin: their places in a short sorted list, inside the leaf itself.
 
-use super::leaf::{LEN, Summary, short_bit};
-use alloc::vec::Vec;
+use super::leaf::LEN;
 
-/// A position inside a leaf as it is stored.
-#[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
-fn low_half(at: u32) -> u16 {
-    at as u16
+/// A list has room for so many runs: with what else is in it a leaf fills two cache lines.
+pub(super) const MAX: usize = 24;
+
+/// Where the run in an unused place begins and ends: behind every other, with no length.
+const VACANT: u16 = u16::MAX;
+
+/// Runs in ascending order.
+///
+/// Questions look at every place, used or not: without branches that depend on what is there,
+/// and eight at a time, that takes less time than stopping at the right one.
+#[derive(Debug, Clone)]
+pub(super) struct List {
+    len: u16,
+    starts: [u16; MAX],
+    ends: [u16; MAX],
 }
 
-/// Edges in ascending order, none at 0 and none at [`LEN`].
-#[derive(Debug, Clone, Default)]
-pub(super) struct List {
-    first_free: bool,
-    edges: Vec<u16>,
+/// A number as it is stored.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a leaf has 4096 granules, a list fewer runs"
+)]
+const fn half(n: u32) -> u16 {
+    n as u16
 }
 
 impl List {
-    pub(super) fn uniform(free: bool) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
-            first_free: free,
-            edges: Vec::new(),
+            len: 0,
+            starts: [VACANT; MAX],
+            ends: [VACANT; MAX],
         }
     }
 
-    /// A list with these edges, ascending and inside the leaf.
-    pub(super) fn from_edges(first_free: bool, edges: Vec<u16>) -> Self {
-        Self { first_free, edges }
+    pub(super) fn count(&self) -> u32 {
+        self.len.into()
     }
 
-    pub(super) fn edges(&self) -> usize {
-        self.edges.len()
-    }
-
-    pub(super) fn first_free(&self) -> bool {
-        self.first_free
-    }
-
-    /// Free runs as (start, end), ascending.
+    /// The runs, ascending.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let mut edges = self.edges.iter().map(|&edge| u32::from(edge));
-        let mut start = if self.first_free {
-            Some(0)
-        } else {
-            edges.next()
-        };
-        core::iter::from_fn(move || {
-            let run = (start?, edges.next().unwrap_or(LEN));
-            start = edges.next();
-            Some(run)
-        })
+        (0..).map_while(|place| self.get(place))
     }
 
-    /// Toggles all of `a..b`, which must be uniform: there is no edge strictly between.
-    pub(super) fn flip(&mut self, a: u32, b: u32) {
-        let (rank, _) = self.rank(a);
-        let start = if rank == 0 { 0 } else { self.edge(rank - 1) };
-        let end = self.edge(rank);
-        // Positions of a leaf fit 16 bits, only its end does not, and that is never stored.
-        let (low, high) = (low_half(a), low_half(b));
-        match (a == start, b == end) {
-            (true, true) => {
-                if end < LEN {
-                    self.edges.remove(rank);
-                }
-                if rank > 0 {
-                    self.edges.remove(rank - 1);
-                }
+    /// How many runs begin at or before `at`: the place of the first that begins behind it.
+    #[inline(always)]
+    pub(super) fn rank(&self, at: u32) -> usize {
+        let at = half(at);
+        let until = self.starts.iter().map(|&start| u16::from(start <= at));
+        until.sum::<u16>().into()
+    }
+
+    /// The run at a place.
+    #[inline(always)]
+    pub(super) fn get(&self, place: usize) -> Option<(u32, u32)> {
+        let (&start, &end) = (self.starts.get(place)?, self.ends.get(place)?);
+        (start != VACANT).then_some((start.into(), end.into()))
+    }
+
+    /// Whether so many more runs fit.
+    #[inline(always)]
+    pub(super) fn has_room_for(&self, more: usize) -> bool {
+        usize::from(self.len) + more <= MAX
+    }
+
+    /// Makes the `out` runs from `place` on to `into`, which are then to be [`set`](Self::set);
+    /// there is room.
+    #[inline(always)]
+    pub(super) fn resize(&mut self, place: usize, out: usize, into: usize) {
+        if out != into {
+            self.shift(place + out, place + into);
+        }
+    }
+
+    /// Moves the runs from a place on to another.
+    fn shift(&mut self, from: usize, to: usize) {
+        let len = usize::from(self.len);
+        let new = len + to - from;
+        for half in [&mut self.starts, &mut self.ends] {
+            half.copy_within(from..len, to);
+            if new < len {
+                half[new..len].fill(VACANT);
             }
-            (true, false) if rank > 0 => self.edges[rank - 1] = high,
-            (true, false) => self.edges.insert(0, high),
-            (false, true) if end < LEN => self.edges[rank] = low,
-            (false, true) => self.edges.push(low),
-            (false, false) => {
-                self.edges.splice(rank..rank, [low, high]);
+        }
+        self.len = self.len + place(to) - place(from);
+    }
+
+    #[inline(always)]
+    pub(super) fn set(&mut self, place: usize, (start, end): (u32, u32)) {
+        (self.starts[place], self.ends[place]) = (half(start), half(end));
+    }
+
+    /// Adds a run behind all others; there is room.
+    pub(super) fn push(&mut self, run: (u32, u32)) {
+        self.set(self.len.into(), run);
+        self.len += 1;
+    }
+
+    pub(super) fn last(&self) -> Option<(u32, u32)> {
+        self.get(usize::from(self.len).wrapping_sub(1))
+    }
+
+    /// The greatest of what `value` makes of the places and lengths of the runs; unused places
+    /// have length 0.
+    #[inline(always)]
+    fn greatest(&self, value: impl Fn(u16, u16) -> u16) -> u16 {
+        // Eight at a time, which is what a register holds.
+        let starts = self.starts.as_chunks::<8>().0;
+        let ends = self.ends.as_chunks::<8>().0;
+        let mut greatest = [0; 8];
+        for ((starts, ends), places) in starts.iter().zip(ends).zip(PLACES.as_chunks::<8>().0) {
+            for i in 0..8 {
+                greatest[i] = value(places[i], ends[i] - starts[i]).max(greatest[i]);
             }
         }
-        if a == 0 {
-            self.first_free = !self.first_free;
-        }
+        greatest.into_iter().fold(0, u16::max)
     }
 
-    /// How many edges are at or below `at`, and whether the granule there is free.
-    fn rank(&self, at: u32) -> (usize, bool) {
-        let rank = self.edges.partition_point(|&edge| u32::from(edge) <= at);
-        (rank, self.first_free ^ (rank % 2 == 1))
+    /// The place of the first run with `n` granules, which is not 0; [`MAX`] if there is none.
+    #[inline(always)]
+    pub(super) fn first_fit(&self, n: u32) -> usize {
+        let n = half(n);
+        let behind = |place, length| if length >= n { NOWHERE - place } else { 0 };
+        MAX - usize::from(self.greatest(behind))
     }
 
-    fn edge(&self, i: usize) -> u32 {
-        self.edges.get(i).map_or(LEN, |&edge| u32::from(edge))
-    }
-
-    /// The first granule at or behind `from` that is free, or used.
-    pub(super) fn next(&self, from: u32, free: bool) -> Option<u32> {
-        let (rank, here) = self.rank(from);
-        let at = if here == free { from } else { self.edge(rank) };
-        (at < LEN).then_some(at)
-    }
-
-    /// The smallest `s` for which all of `s..end` is free; `end` is not 0.
-    pub(super) fn run_start(&self, end: u32) -> u32 {
-        match self.rank(end - 1) {
-            (0, true) => 0,
-            (rank, true) => self.edge(rank - 1),
-            (_, false) => end,
-        }
-    }
-
-    /// The edge that ends the free run at the start of the leaf, if one does; then the inner
-    /// free runs as (start, end); then the start of the free run at the end, if there is one.
-    fn parts(&self) -> (Option<u16>, &[[u16; 2]], Option<u16>) {
-        let (pre, rest) = match self.edges.split_first() {
-            Some((first, rest)) if self.first_free => (Some(*first), rest),
-            _ => (None, &self.edges[..]),
-        };
-        let (inner, tail) = rest.as_chunks();
-        (pre, inner, tail.first().copied())
-    }
-
-    pub(super) fn summary(&self) -> Summary {
-        let (pre, inner, tail) = self.parts();
-        let pre = u64::from(pre.unwrap_or(0));
-        let suf = tail.map_or(0, |start| u64::from(LEN) - u64::from(start));
-        let longest = inner
-            .iter()
-            .fold(0, |longest, [start, end]| longest.max(end - start));
-        Summary {
-            pre,
-            suf,
-            max: pre.max(suf).max(longest.into()),
-        }
-    }
-
-    pub(super) fn short(&self) -> u64 {
-        let (_, inner, _) = self.parts();
-        inner.iter().fold(0, |mask, [start, end]| {
-            mask | short_bit((end - start).into())
-        })
-    }
-
-    /// The first position with `n` free granules, which is not a whole leaf.
-    pub(super) fn first_fit(&self, n: u32) -> Option<u32> {
-        let (pre, inner, tail) = self.parts();
-        if pre.is_some_and(|pre| u32::from(pre) >= n) {
-            return Some(0);
-        }
-        let fits = |[start, end]: &&[u16; 2]| u32::from(end - start) >= n;
-        let start = inner.iter().find(fits).map(|run| run[0]).or(tail)?;
-        let start = u32::from(start);
-        (LEN - start >= n).then_some(start)
+    /// Granules of the longest run.
+    #[inline(always)]
+    pub(super) fn longest(&self) -> u32 {
+        self.greatest(|_, length| length).into()
     }
 }
+
+/// A place as numbers of the list are.
+#[expect(clippy::cast_possible_truncation, reason = "there are few places")]
+const fn place(place: usize) -> u16 {
+    place as u16
+}
+
+const NOWHERE: u16 = place(MAX);
+
+/// The places, to have them in a row.
+const PLACES: [u16; MAX] = {
+    let mut places = [0; MAX];
+    let mut i = 0;
+    while i < MAX {
+        places[i] = place(i);
+        i += 1;
+    }
+    places
+};
+
+const _: () = assert!(LEN < VACANT as u32);

@@ -1,44 +1,77 @@
-//! An inner node: what is known about its eight children, and how that adds up.
+//! An inner node: for each of its children the longest run that begins in it.
 
-use super::leaf::{self, Summary};
+use super::leaf;
 
 /// log2 of [`FAN`].
-pub(super) const FAN_BITS: u32 = 3;
+pub(super) const FAN_BITS: u32 = 6;
 /// Children of a node.
 pub(super) const FAN: usize = 1 << FAN_BITS;
 
-/// What hangs below a place: everything free, everything used, or a node or leaf by its index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Link(u32);
+/// In place of the index of a node or leaf: there is none, because no run begins there.
+pub(super) const NONE: u32 = u32::MAX;
 
-/// A [`Link`], opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Below {
-    Free,
-    Used,
-    Mixed(u32),
+/// One number for each child, and for every four and every sixteen of them what these amount to:
+/// with that the right child is found in three steps of four, not one of sixty-four.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    sixteens: [u64; 4],
+    fours: [u64; FAN / 4],
+    keys: [u64; FAN],
 }
 
-impl Link {
-    const FREE: Self = Self(u32::MAX);
-    const USED: Self = Self(u32::MAX - 1);
-
-    pub(super) const fn uniform(free: bool) -> Self {
-        if free { Self::FREE } else { Self::USED }
-    }
-
-    pub(super) const fn mixed(id: u32) -> Self {
-        Self(id)
-    }
-
-    #[inline]
-    pub(super) const fn open(self) -> Below {
-        match self {
-            Self::FREE => Below::Free,
-            Self::USED => Below::Used,
-            Self(id) => Below::Mixed(id),
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            sixteens: [0; 4],
+            fours: [0; FAN / 4],
+            keys: [0; FAN],
         }
     }
+}
+
+impl Keys {
+    #[inline]
+    pub(super) fn get(&self, i: usize) -> u64 {
+        self.keys[i]
+    }
+
+    /// Sets the key of a child. `join` makes one key out of several.
+    #[inline(always)]
+    pub(super) fn set(&mut self, i: usize, key: u64, join: impl Fn(&[u64; 4]) -> u64) {
+        self.keys[i] = key;
+        self.fours[i / 4] = join(&self.keys.as_chunks().0[i / 4]);
+        self.sixteens[i / 16] = join(&self.fours.as_chunks().0[i / 16]);
+    }
+
+    /// What all children amount to.
+    #[inline(always)]
+    pub(super) fn all(&self, join: impl Fn(&[u64; 4]) -> u64) -> u64 {
+        join(&self.sixteens)
+    }
+
+    /// The first child with a `good` key, of which there is one; what several amount to is good if
+    /// one of them is.
+    #[inline(always)]
+    pub(super) fn first(&self, good: impl Fn(u64) -> bool) -> usize {
+        let sixteen = first_of_four(&self.sixteens, &good);
+        let four = sixteen * 4 + first_of_four(&self.fours.as_chunks().0[sixteen], &good);
+        four * 4 + first_of_four(&self.keys.as_chunks().0[four], &good)
+    }
+}
+
+// Without a branch for each, for which one it is cannot be predicted, and without waiting for one
+// comparison before the next.
+#[inline(always)]
+fn first_of_four(keys: &[u64; 4], good: impl Fn(u64) -> bool) -> usize {
+    let bit = |i: usize| u32::from(good(keys[i])) << i;
+    let bits = (bit(0) | bit(1)) | (bit(2) | bit(3));
+    bits.trailing_zeros() as usize % 4
+}
+
+/// The greatest of four keys.
+#[inline(always)]
+pub(super) fn greatest(keys: &[u64; 4]) -> u64 {
+    keys[0].max(keys[1]).max(keys[2].max(keys[3]))
 }
 
 /// log2 of the granules below each child of a node at `level`; leaves are level 0.
@@ -47,80 +80,55 @@ pub(super) const fn child_bits(level: u32) -> u32 {
     leaf::BITS + (level - 1) * FAN_BITS
 }
 
-/// Eight children, and a binary tree of summaries over them.
-///
-/// The tree is a heap: place 1 is the node itself (kept by the node above, not here), 2 and 3
-/// are its halves, 4 to 7 its quarters, 8 to 15 the children. A change climbs three places.
+/// Which child of a node at `level` the position `at` is in.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a child's number is below FAN"
+)]
+pub(super) fn number(at: u64, level: u32) -> usize {
+    (at >> child_bits(level)) as usize % FAN
+}
+
+/// Sixty-four children.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub links: [Link; FAN],
-    /// Places 2 to 15.
-    sums: [Summary; 2 * FAN - 2],
+    /// Granules of the longest run that begins in each child; 0 where none does.
+    pub longest: Keys,
+    /// The child nodes, or leaves at level 1.
+    pub links: [u32; FAN],
+    /// A bit for each child that is there.
+    pub present: u64,
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Self::uniform(false, 0)
+        Self {
+            longest: Keys::default(),
+            links: [NONE; FAN],
+            present: 0,
+        }
     }
 }
 
 impl Node {
-    /// A node whose children, of `1 << bits` granules each, are all free or all used.
-    pub(super) fn uniform(free: bool, bits: u32) -> Self {
-        let mut node = Self {
-            links: [Link::uniform(free); FAN],
-            sums: [Summary::USED; 2 * FAN - 2],
-        };
-        if free {
-            for place in 2..2 * FAN {
-                node.sums[place - 2] = Summary::free(1 << width(place, bits));
-            }
-        }
-        node
+    /// The first child, and the last; a node has children.
+    pub(super) fn ends(&self) -> [usize; 2] {
+        let last = u64::BITS - 1 - self.present.leading_zeros();
+        [self.present.trailing_zeros() as usize, last as usize]
     }
 
-    /// What is known of a place of the heap, 2 to 15.
-    #[inline]
-    pub(super) fn place(&self, place: usize) -> &Summary {
-        &self.sums[place - 2]
+    /// The last child before `i` in which a run begins.
+    pub(super) fn last_before(&self, i: usize) -> Option<usize> {
+        let before = self.present & ((1 << i) - 1);
+        before.checked_ilog2().map(|i| i as usize)
     }
 
-    /// Whether all of the place, with children of `1 << bits` granules, is free.
-    pub(super) fn is_full(&self, place: usize, bits: u32) -> bool {
-        self.place(place).pre >> width(place, bits) != 0
-    }
-
-    /// What is known of a child.
-    #[inline]
-    pub(super) fn child(&self, i: usize) -> &Summary {
-        self.place(FAN + i)
-    }
-
-    /// Puts a child in its place; the summary of the whole node, if that may have changed.
-    // Inlined for the same reason as the join.
-    #[inline(always)]
-    pub(super) fn set(&mut self, i: usize, link: Link, new: Summary, bits: u32) -> Option<Summary> {
-        self.links[i] = link;
-        let (mut place, mut sum, mut bits) = (FAN + i, new, bits);
-        loop {
-            let slot = &mut self.sums[place - 2];
-            if *slot == sum {
-                return None;
-            }
-            *slot = sum;
-            // The new summary stays in registers: reading back what was just written is slow.
-            let sibling = &self.sums[(place ^ 1) - 2];
-            sum = Summary::join(&sum, sibling, place % 2 == 1, bits);
-            place /= 2;
-            if place == 1 {
-                return Some(sum);
-            }
-            bits += 1;
-        }
+    /// The first child behind `i` in which a run begins.
+    pub(super) fn first_behind(&self, i: usize) -> Option<usize> {
+        let behind = self.present >> i >> 1;
+        (behind != 0).then(|| i + 1 + behind.trailing_zeros() as usize)
     }
 }
 
-/// log2 of the granules below a place, for children of `1 << bits`.
-pub(super) fn width(place: usize, bits: u32) -> u32 {
-    bits + FAN_BITS - place.ilog2()
-}
+const _: () = assert!(FAN == 64);

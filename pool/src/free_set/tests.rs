@@ -103,7 +103,7 @@ fn churn(len: u64, size: u64, steps: u32, seed: u64) {
         if uniform {
             set.take(start, n)
         } else {
-            set.give(start, n)
+            set.give(start, n).unwrap()
         }
         naive.set(start, n, !uniform);
         check(&mut set, &naive, &mut rng);
@@ -115,7 +115,7 @@ fn churn(len: u64, size: u64, steps: u32, seed: u64) {
         (set.free(), set.longest(), set.next_free(0)),
         (0, None, None)
     );
-    set.give(0, len);
+    set.give(0, len).unwrap();
     assert_eq!(set.longest(), Some((0, len)));
 }
 
@@ -159,13 +159,13 @@ fn dense_leaves_agree_with_a_bitmap() {
             if free {
                 set.take(at, 1)
             } else {
-                set.give(at, 1)
+                set.give(at, 1).unwrap()
             }
             naive.set(at, 1, !free);
         }
         for (start, free) in naive.0.clone().into_iter().enumerate() {
             if !free {
-                set.give(start as u64, 1);
+                set.give(start as u64, 1).unwrap();
             }
         }
         naive.set(0, 9000, true);
@@ -187,7 +187,7 @@ fn the_largest_set_answers_at_both_ends() {
     assert_eq!(set.first_fit_aligned(1, (1 << 62) - 1, 0), Some(1 << 62));
     assert_eq!(set.first_fit_aligned(1, (1 << 63) - 1, 5), Some(len - 5));
     assert_eq!(set.best_fit(1), Some(1));
-    set.give(len - 1, 1);
+    set.give(len - 1, 1).unwrap();
     assert_eq!(set.longest(), Some((1, len - 1)));
 }
 
@@ -199,15 +199,15 @@ fn an_idle_set_gives_its_memory_back() {
     }
     assert!(set.tree.as_ref().is_some_and(|tree| tree.is_large()));
     for i in 0..4095 {
-        set.give(i << 12, 1);
+        set.give(i << 12, 1).unwrap();
         assert!(set.tree.is_some());
     }
-    set.give(4095 << 12, 1);
+    set.give(4095 << 12, 1).unwrap();
     assert!(set.tree.is_none());
     assert_eq!(set.longest(), Some((0, 1 << 24)));
     // A small tree is worth keeping.
     set.take(5, 1);
-    set.give(5, 1);
+    set.give(5, 1).unwrap();
     assert!(set.tree.is_some());
 }
 
@@ -239,11 +239,11 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
             set.take(0, len);
             if known {
                 // The class is there before the room is.
-                set.give(len - 1, 1);
+                set.give(len - 1, 1).unwrap();
                 assert_eq!(set.first_fit_aligned(1, 15, 0), None);
                 set.take(len - 1, 1);
             }
-            set.give(start, n);
+            set.give(start, n).unwrap();
             assert_eq!(set.first_fit_aligned(1, 15, 0), Some(start));
             assert_eq!(set.first_fit_aligned(n, 15, 0), Some(start));
             assert_eq!(set.first_fit_aligned(n, 15, 3), None);
@@ -271,7 +271,7 @@ fn indices_that_are_built_late_agree_with_a_bitmap() {
             let used = naive.0[range.clone()].iter().all(|free| !free);
             if used || naive.0[range].iter().all(|free| *free) {
                 if used {
-                    set.give(start, n)
+                    set.give(start, n).unwrap()
                 } else {
                     set.take(start, n)
                 }

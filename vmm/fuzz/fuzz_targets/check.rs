@@ -28,7 +28,7 @@ fn place(kernel: &KernelImage) {
     let main = MainPool::new(range, 12).expect("a pool");
     let pool = InstancePool::create(&main, 1, POOL, 12, ChunkPolicy::Rfc).expect("all of it");
     let facts = kernel.facts(Some(5000));
-    if let Ok((plan, next)) = placement::plan(&facts, &pool) {
+    if let Ok((plan, next)) = placement::plan(&facts, pool.draft()) {
         assert!(plan.kernel.start() >= kernel.kernel_addr_min());
         assert!(plan.kernel.start() % kernel.align() == 0);
         assert!(plan.kernel.size() >= kernel.mem_size());

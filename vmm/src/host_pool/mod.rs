@@ -12,8 +12,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use mkpool::{
-    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, FreeError, GenPool,
+    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, Draft, FreeError, GenPool,
     InstancePool, MainPool, PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
+    StaleDraft,
 };
 
 pub use sub_pool::SubPool;
@@ -101,6 +102,9 @@ pub enum HostPoolError {
     /// An allocator refused what it had given: the ledger is wrong, a bug.
     #[error("an allocator refused a range back")]
     Free(#[from] FreeError),
+    /// A plan was made for a sub-pool that has changed since.
+    #[error("the plan is out of date")]
+    Stale(#[from] StaleDraft),
     /// The tree refused an entry: the ledger is wrong, a bug.
     #[error("the resource tree refused an entry")]
     Tree(#[from] ResourceError),
@@ -453,19 +457,20 @@ impl HostPool {
     /// there, and names the new ones in the tree.
     ///
     /// # Errors
-    /// [`HostPoolError::Tree`] or [`HostPoolError::Pool`]: bugs, after which
-    /// only releasing the sub-pool makes sense.
+    /// [`HostPoolError::Stale`] if the sub-pool has changed since; nothing
+    /// has then. [`HostPoolError::Tree`] or [`HostPoolError::Pool`]: bugs,
+    /// after which only releasing the sub-pool makes sense.
     pub fn book(
         &mut self,
         sub_pool: &mut SubPool,
         plan: &PlacementPlan,
-        next: InstancePool,
+        next: Draft,
     ) -> Result<(), HostPoolError> {
         let control_block = plan.control_block;
         let mut control = GenPool::new(PAGE_ORDER)?;
         control.add_chunk(control_block.start(), control_block.size(), ())?;
+        sub_pool.pool.adopt(next)?;
         self.remove_pieces(sub_pool)?;
-        sub_pool.pool = next;
         sub_pool.control = Some(control);
         for (name, range) in plan.pieces() {
             let parent = sub_pool.entry_of(range);
@@ -492,7 +497,7 @@ impl HostPool {
     /// # Errors
     /// As [`Self::book`].
     pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
-        sub_pool.pool = sub_pool.without_pieces()?;
+        sub_pool.pool.adopt(sub_pool.without_pieces()?)?;
         self.remove_pieces(sub_pool)
     }
 

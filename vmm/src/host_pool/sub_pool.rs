@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mkpool::{AddrRange, GenPool, InstancePool, ResourceId};
+use mkpool::{AddrRange, Draft, GenPool, InstancePool, ResourceId};
 
 use crate::host_pool::{Allocation, HostPoolError};
 use crate::instance::InstanceName;
@@ -99,13 +99,12 @@ impl SubPool {
     ///
     /// # Errors
     /// [`HostPoolError::Placement`].
-    pub fn plan(&self, facts: &ImageFacts) -> Result<(PlacementPlan, InstancePool), HostPoolError> {
-        let bare = self.without_pieces()?;
-        Ok(placement::plan(facts, &bare)?)
+    pub fn plan(&self, facts: &ImageFacts) -> Result<(PlacementPlan, Draft), HostPoolError> {
+        Ok(placement::plan(facts, self.without_pieces()?)?)
     }
 
-    pub(super) fn without_pieces(&self) -> Result<InstancePool, HostPoolError> {
-        let mut pool = self.pool.clone();
+    pub(super) fn without_pieces(&self) -> Result<Draft, HostPoolError> {
+        let mut pool = self.pool.draft();
         for (range, _) in &self.pieces {
             pool.free(range.start(), range.size())?;
         }
