@@ -204,12 +204,12 @@ impl Terminal {
     /// Attached, and raw. Its output is read only where somebody `reads`.
     fn attach(server: &Server, name: &str, reads: bool) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-        let master = openpt(flags).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let slave = File::from(ioctl_tiocgptpeer(&master, flags).unwrap());
+        let master = openpt(flags).expect("there is a terminal");
+        grantpt(&master).expect("there is a terminal");
+        unlockpt(&master).expect("there is a terminal");
+        let slave = File::from(ioctl_tiocgptpeer(&master, flags).expect("there is a terminal"));
         let before = modes(&slave);
-        let stdio = || Stdio::from(slave.try_clone().unwrap());
+        let stdio = || Stdio::from(slave.try_clone().expect("there is a terminal"));
         let child = Command::new(binary())
             .args(["console", name, "--socket"])
             .arg(server.socket())
@@ -217,15 +217,20 @@ impl Terminal {
             .stdout(stdio())
             .stderr(stdio())
             .spawn()
-            .unwrap();
+            .expect("there is a terminal");
         let master = File::from(master);
         let seen = reads.then(|| {
             let seen = Arc::new(Mutex::new(Vec::new()));
-            let (keep, mut from) = (Arc::clone(&seen), master.try_clone().unwrap());
+            let (keep, mut from) = (
+                Arc::clone(&seen),
+                master.try_clone().expect("there is a terminal"),
+            );
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(count @ 1..) = from.read(&mut buffer) {
-                    keep.lock().unwrap().extend_from_slice(&buffer[..count]);
+                    keep.lock()
+                        .expect("there is a terminal")
+                        .extend_from_slice(&buffer[..count]);
                 }
             });
             seen
@@ -241,12 +246,17 @@ impl Terminal {
     }
 
     fn text(&self) -> String {
-        let seen = self.seen.as_ref().unwrap().lock().unwrap();
+        let seen = self
+            .seen
+            .as_ref()
+            .expect("there is a terminal")
+            .lock()
+            .expect("there is a terminal");
         String::from_utf8_lossy(&seen).into_owned()
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        kill_process(Pid::from_child(&self.child), signal).expect("there is a terminal");
     }
 
     /// The client ends with `code`, and the terminal is as it was.
@@ -254,7 +264,7 @@ impl Terminal {
     fn expect_end(mut self, code: i32) {
         let mut status = None;
         wait_until("the client's end", || {
-            status = self.child.try_wait().unwrap();
+            status = self.child.try_wait().expect("there is a terminal");
             status.is_some()
         });
         assert_eq!(status.and_then(|s| s.code()), Some(code));
@@ -272,7 +282,7 @@ impl Drop for Terminal {
 
 /// All that a terminal can be set to.
 fn modes(terminal: &File) -> String {
-    format!("{:?}", tcgetattr(terminal).unwrap())
+    format!("{:?}", tcgetattr(terminal).expect("there is a terminal"))
 }
 
 #[test]

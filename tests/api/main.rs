@@ -5,6 +5,8 @@
 //! | `session` | a session as a new user would type it, and what is refused |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
+//! | `pool_views` | the pool's map and log |
+//! | `metrics` | what is counted, and in which format |
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are as they were afterwards |
 //! | `guide` | the examples of docs/control.md |
@@ -17,6 +19,8 @@ mod consoles;
 mod crowd;
 mod debug;
 mod guide;
+mod metrics;
+mod pool_views;
 mod serving;
 mod session;
 mod wire;

@@ -127,7 +127,7 @@ fn refusals_say_why_and_change_nothing() {
         ("create web --memory 8M", 4, "already"),
         ("create big --memory 1G", 5, "bytes are free"),
         ("create bad/name --memory 8M", 2, "no instance name"),
-        ("create zero --memory 0", 2, "zero"),
+        ("create zero --memory 0", 2, "memory=0 cannot be"),
         ("create many --memory 8M --cpus 200", 2, "1 to 64"),
         ("create odd --memory 8Q", 2, "memory"),
         ("load web --kernel /no/such/file", 3, "/no/such/file"),
@@ -248,6 +248,32 @@ fn a_plan_is_what_a_launch_gets_to_the_byte() {
         run.stderr.contains("deleting one of `old`, `b` makes room"),
         "{run}"
     );
+}
+
+#[test]
+fn create_takes_every_key_that_guest_takes() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let scratch = Scratch::new();
+    let [one, two] = ["one", "two"].map(|name| scratch.file(name, &[7; 5000]));
+    server.ok(&format!(
+        "create web --memory 8M --kernel probe --boot elf --initrd {} --initrd {} \
+         --cpus-affinity 0 --on-reboot restart --order 13",
+        one.display(),
+        two.display()
+    ));
+    let web = server.json("show web");
+    // 10,000 bytes in granules of 8 KiB.
+    assert_eq!(web["initrd"]["size"], 16 << 10, "{web:#}");
+    server.ok("exec web");
+    let mut console = server.command(["console", "web"]).typed().spawn();
+    console.wait_until("a second boot", |c| {
+        c.stdout().matches("probe: pass\n").count() > 1
+    });
+    server.expect_audit();
+    server.ok("kill web --force");
 }
 
 #[test]

@@ -12,13 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use mkpool::AddrRange;
-use mkvmm::builder::{self, GuestConfig, Surroundings};
+use mkvmm::builder::{self, GuestConfig, Images, InstanceConfig, Surroundings};
 use mkvmm::devices::console::ConsoleQueue;
-use mkvmm::devices::violation::ViolationPolicy;
 use mkvmm::event_loop::event_channel;
 use mkvmm::host_pool::HostPool;
 use mkvmm::instance::memory::InstanceMemory;
-use mkvmm::instance::state::OnEnd;
 use mkvmm::kvm::Host;
 use mkvmm::loader::{self, BootMode, KernelImage, bzimage};
 use mkvmm::reservation::ReservationConfig;
@@ -140,20 +138,10 @@ fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
         console: Some(&console),
         console_ring: 4096,
     };
+    let name = "mutant".parse().expect("a name");
     let config = GuestConfig {
-        name: "mutant".parse().expect("a name"),
-        kernel,
-        is_probe: false,
-        initramfs: None,
-        images: Vec::new(),
-        cmdline: "console=ttyS0".to_owned(),
-        memory: 128 * MIB,
-        cpus: 1,
-        affinity: None,
-        violation: ViolationPolicy::Log,
-        on_reboot: OnEnd::Stop,
-        on_panic: OnEnd::Stop,
-        console_log: None,
+        instance: InstanceConfig::new(name, 128 * MIB),
+        images: Images::new(kernel, "console=ttyS0"),
     };
     if let Ok(guest) = builder::build(&around, pool, &config) {
         pool.release(guest.into_sub_pool()).expect("it is whole");

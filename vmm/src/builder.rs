@@ -34,36 +34,13 @@ use crate::vcpu::affinity::CpuSet;
 /// A guest that can be built: every value checked, every file read.
 #[derive(Debug, Clone)]
 pub struct GuestConfig {
-    /// Its name.
-    pub name: InstanceName,
-    /// Its kernel.
-    pub kernel: Arc<KernelImage>,
-    /// Whether the kernel is the built-in probe, which is told about its
-    /// instance on its command line.
-    pub is_probe: bool,
-    /// Its initramfs.
-    pub initramfs: Option<Initramfs>,
-    /// What there is to say about its images: the kernel's first.
-    pub images: Vec<ImageInfo>,
-    /// Its command line.
-    pub cmdline: String,
-    /// Its memory in bytes.
-    pub memory: u64,
-    /// Its vCPUs.
-    pub cpus: u8,
-    /// Host processors that its vCPUs may use; all when `None`.
-    pub affinity: Option<CpuSet>,
-    /// What follows when it touches what is not its own.
-    pub violation: ViolationPolicy,
-    /// What follows a reboot.
-    pub on_reboot: OnEnd,
-    /// What follows a panic.
-    pub on_panic: OnEnd,
-    /// A file that keeps what it prints.
-    pub console_log: Option<Arc<LogFile>>,
+    /// The instance.
+    pub instance: InstanceConfig,
+    /// What is loaded into it.
+    pub images: Images,
 }
 
-/// An instance before it has images: what `create` takes.
+/// An instance without images: what `create` takes.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
     /// Its name.
@@ -86,19 +63,48 @@ pub struct InstanceConfig {
     pub console_log: Option<Arc<LogFile>>,
 }
 
-impl GuestConfig {
-    /// All but the images.
-    pub fn instance(&self) -> InstanceConfig {
-        InstanceConfig {
-            name: self.name.clone(),
-            memory: self.memory,
+impl InstanceConfig {
+    /// One vCPU, and nothing out of the ordinary.
+    pub fn new(name: InstanceName, memory: u64) -> Self {
+        Self {
+            name,
+            memory,
             order: None,
-            cpus: self.cpus,
-            affinity: self.affinity.clone(),
-            violation: self.violation,
-            on_reboot: self.on_reboot,
-            on_panic: self.on_panic,
-            console_log: self.console_log.clone(),
+            cpus: 1,
+            affinity: None,
+            violation: ViolationPolicy::Log,
+            on_reboot: OnEnd::Stop,
+            on_panic: OnEnd::Stop,
+            console_log: None,
+        }
+    }
+}
+
+/// What is loaded into an instance: what `load` takes.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// The kernel.
+    pub kernel: Arc<KernelImage>,
+    /// Whether the kernel is the built-in probe, which is told about its
+    /// instance on its command line.
+    pub is_probe: bool,
+    /// The initramfs.
+    pub initramfs: Option<Initramfs>,
+    /// What there is to say about the files: the kernel's first.
+    pub infos: Vec<ImageInfo>,
+    /// The command line.
+    pub cmdline: String,
+}
+
+impl Images {
+    /// `kernel` alone, with this command line.
+    pub fn new(kernel: Arc<KernelImage>, cmdline: &str) -> Self {
+        Self {
+            kernel,
+            is_probe: false,
+            initramfs: None,
+            infos: Vec::new(),
+            cmdline: cmdline.to_owned(),
         }
     }
 }
@@ -165,7 +171,7 @@ pub struct Surroundings<'a> {
 #[derive(Debug)]
 pub struct Furnished {
     /// What they are.
-    pub config: GuestConfig,
+    pub images: Images,
     /// Where the pieces lie.
     pub plan: PlacementPlan,
     /// The guest's address space.
@@ -185,8 +191,8 @@ pub fn build(
     pool: &mut HostPool,
     config: &GuestConfig,
 ) -> Result<Guest, BuildError> {
-    let mut guest = create(around, pool, config.instance())?;
-    match guest.load(pool, config) {
+    let mut guest = create(around, pool, config.instance.clone())?;
+    match guest.load(pool, &config.images) {
         Ok(()) => Ok(guest),
         Err(error) => {
             pool.undo(guest.into_sub_pool());
@@ -212,7 +218,7 @@ pub fn create(
     Ok(Guest::new(id, config, sub_pool, timeline, around))
 }
 
-/// Finds places for the images that `config` names and prepares the copying;
+/// Finds places for the images of instance `name` and prepares the copying;
 /// changes nothing. With it comes the allocator's state once they are placed.
 ///
 /// # Errors
@@ -220,16 +226,17 @@ pub fn create(
 pub fn furnish(
     pool: &HostPool,
     sub_pool: &SubPool,
-    config: &GuestConfig,
+    name: &InstanceName,
+    images: &Images,
 ) -> Result<(Furnished, Draft), BuildError> {
-    let text = full_cmdline(config, pool.range(), sub_pool.regions());
-    let cmdline = cmdline::check(&text, config.kernel.cmdline_max())?;
-    let initramfs_size = config.initramfs.as_ref().map(Initramfs::size);
-    let facts = config.kernel.facts(initramfs_size);
+    let text = full_cmdline(name, images, pool.range(), sub_pool.regions());
+    let cmdline = cmdline::check(&text, images.kernel.cmdline_max())?;
+    let initramfs_size = images.initramfs.as_ref().map(Initramfs::size);
+    let facts = images.kernel.facts(initramfs_size);
     let (plan, next) = sub_pool.plan(&facts)?;
     let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)?;
     let furnished = Furnished {
-        config: config.clone(),
+        images: images.clone(),
         plan,
         memory: Arc::new(memory),
         entry: 0,
@@ -238,39 +245,61 @@ pub fn furnish(
     Ok((furnished, next))
 }
 
+/// [`furnish`], of which the ledger's log is to know when it fails.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn furnish_in_earnest(
+    pool: &mut HostPool,
+    sub_pool: &SubPool,
+    name: &InstanceName,
+    images: &Images,
+) -> Result<(Furnished, Draft), BuildError> {
+    let furnished = furnish(pool, sub_pool, name, images);
+    if let Err(BuildError::Pool(error)) = &furnished {
+        pool.note_refusal(sub_pool, error);
+    }
+    furnished
+}
+
 /// Copies kernel and initramfs into memory that is zero; returns the entry.
 ///
 /// # Errors
 /// [`LoadError`].
 pub fn load_images(
-    config: &GuestConfig,
+    images: &Images,
     memory: &InstanceMemory,
     plan: &PlacementPlan,
 ) -> Result<u64, LoadError> {
-    loader::load(memory, &config.kernel, config.initramfs.as_ref(), plan)
+    loader::load(memory, &images.kernel, images.initramfs.as_ref(), plan)
 }
 
 /// What the kernel gets to read: for the probe, first what it is to check.
-fn full_cmdline(config: &GuestConfig, pool: AddrRange, regions: &[AddrRange]) -> String {
-    if !config.is_probe {
-        return config.cmdline.clone();
+fn full_cmdline(
+    name: &InstanceName,
+    images: &Images,
+    pool: AddrRange,
+    regions: &[AddrRange],
+) -> String {
+    if !images.is_probe {
+        return images.cmdline.clone();
     }
     let span = |r: &AddrRange| format!("{:#x}-{:#x}", r.start(), r.end());
     let chunks: Vec<String> = regions.iter().map(span).collect();
     let mut words = vec![
-        format!("name={}", config.name),
+        format!("name={name}"),
         format!("pool={}", span(&pool)),
         format!("chunks={}", chunks.join(",")),
     ];
-    if let Some(initramfs) = &config.initramfs {
+    if let Some(initramfs) = &images.initramfs {
         words.push(format!(
             "initrd={}:{:08x}",
             initramfs.size(),
             initramfs.crc32()
         ));
     }
-    if !config.cmdline.is_empty() {
-        words.push(config.cmdline.clone());
+    if !images.cmdline.is_empty() {
+        words.push(images.cmdline.clone());
     }
     words.join(" ")
 }

@@ -82,6 +82,9 @@ pub enum CliError {
     /// A `--guest` cannot be read.
     #[error("--guest")]
     Spec(#[source] SpecError),
+    /// Options of `create` or `load` cannot be.
+    #[error(transparent)]
+    Instance(SpecError),
     /// Guests cannot be resolved.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -132,6 +135,34 @@ pub enum CliError {
         /// Why.
         #[source]
         source: Box<toml::de::Error>,
+    },
+    /// A key's value is neither text nor a number, or is missing.
+    #[error("{}: `{key}` is missing or of the wrong type", .path.display())]
+    ConfigType {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// An instance of a fleet file cannot be.
+    #[error("{}: instance {number}", .path.display())]
+    Fleet {
+        /// The file.
+        path: PathBuf,
+        /// Which one, from 1 on.
+        number: usize,
+        /// Why.
+        #[source]
+        source: SpecError,
+    },
+    /// What was asked for cannot be written there.
+    #[error("{}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// It has a key that does not exist.
     #[error("{}: unknown key `{key}`", .path.display())]
@@ -215,12 +246,16 @@ impl CliError {
             | Self::Backing(_)
             | Self::Hold(_)
             | Self::Range(_)
-            | Self::Spec(_) => ExitStatus::Usage,
+            | Self::Spec(_)
+            | Self::Instance(_) => ExitStatus::Usage,
             Self::Resolve(ResolveError::Spec(_)) => ExitStatus::Usage,
             Self::Resolve(ResolveError::File { .. } | ResolveError::Log { .. }) => ExitStatus::File,
-            Self::NoPool | Self::ConfigKey { .. } | Self::Config { .. } | Self::Size { .. } => {
-                ExitStatus::Usage
-            }
+            Self::NoPool
+            | Self::ConfigKey { .. }
+            | Self::ConfigType { .. }
+            | Self::Fleet { .. }
+            | Self::Config { .. }
+            | Self::Size { .. } => ExitStatus::Usage,
             Self::ConfigRead { .. } | Self::Directory { .. } => ExitStatus::File,
             Self::Refused { status, error } => refused_status(*status, error),
             Self::Reservation(error) => reservation_status(error),
@@ -245,7 +280,10 @@ impl CliError {
                 Some("start `mkvmm serve`, or say where it is with --socket".to_owned())
             }
             Self::Refused { error, .. } => error.help.clone(),
-            Self::Spec(error) | Self::Resolve(ResolveError::Spec(error)) => error.help(),
+            Self::Spec(error)
+            | Self::Instance(error)
+            | Self::Resolve(ResolveError::Spec(error))
+            | Self::Fleet { source: error, .. } => error.help(),
             Self::Host(error) => error.help().map(str::to_owned),
             Self::Reservation(error) => reservation_help(error),
             Self::Pool(HostPoolError::Reservation(error)) => reservation_help(error),

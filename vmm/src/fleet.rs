@@ -18,7 +18,7 @@ use crate::instance::state::EndReason;
 use crate::instance::timeline::Timeline;
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
-use crate::manager::{self, ConsolePlan, Manager, ManagerError};
+use crate::manager::{ConsolePlan, Manager, ManagerError};
 
 /// Bytes of a guest's output that stay readable after its end.
 const TAIL_MAX: usize = 64 << 10;
@@ -107,7 +107,8 @@ impl Fleet {
         };
         for config in configs {
             // On failure the fleet is dropped, and with it what was built.
-            fleet.manager.create(config.instance(), Some(config))?;
+            let instance = config.instance.clone();
+            fleet.manager.create(instance, Some(&config.images))?;
         }
         Ok((fleet, receiver))
     }
@@ -221,7 +222,7 @@ fn outcome(guest: &Guest, reason: EndReason) -> Outcome {
         name: guest.name().clone(),
         reason,
         violations: guest.violations(),
-        lifetime: manager::lifetime(guest),
+        lifetime: guest.timeline().lifetime(),
         timeline: Arc::clone(guest.timeline()),
         console_tail: guest.console().bytes(),
     }

@@ -8,6 +8,7 @@
 //! knows and `manager.rs` asks.
 
 mod console_log;
+mod machine;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -20,7 +21,7 @@ use crate::boot::e820::{self, E820Entry, E820Facts};
 use crate::boot::manifest::{self, ManifestFacts};
 use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
-    self, BuildError, Furnished, GuestConfig, InstanceConfig, Surroundings, load_images,
+    self, BuildError, Furnished, Images, InstanceConfig, Surroundings, load_images,
 };
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::bus::InstanceBus;
@@ -30,6 +31,7 @@ use crate::devices::console_ring::ConsoleRing;
 use crate::devices::irq::IrqTrigger;
 use crate::devices::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
+use crate::guest::machine::Machine;
 use crate::host_pool::{HostPool, SubPool};
 use crate::instance::state::{EndReason, OnEnd, State};
 use crate::instance::timeline::{Stage, Timeline};
@@ -40,42 +42,13 @@ use crate::kvm::snapshot::Snapshot;
 use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use crate::vcpu::{ExitBus, ExitCounts, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
 const SETUP_RNG_SEED: u32 = 9;
 /// Bytes of seed: what Linux's own boot loaders pass on.
 const RNG_SEED_SIZE: usize = 32;
-
-/// What exists only while the guest may run.
-#[derive(Debug)]
-struct Machine {
-    // In the order in which they must go.
-    vcpus: Vec<VcpuHandle>,
-    bus: Arc<InstanceBus>,
-    vm: Vm,
-}
-
-impl Machine {
-    /// Ends all vCPUs; their registers as they were then.
-    fn end(mut self) -> Vec<Option<Snapshot>> {
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-        let vcpus = std::mem::take(&mut self.vcpus);
-        vcpus.into_iter().map(VcpuHandle::finish).collect()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // All of them before the first is joined: one may wait for another.
-        for vcpu in &self.vcpus {
-            vcpu.send(VcpuCommand::Stop);
-        }
-    }
-}
 
 /// How long vCPUs may take to leave their guest when it is paused.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -97,6 +70,8 @@ pub struct Guest {
     timeline: Arc<Timeline>,
     violations: Arc<ViolationCounter>,
     console: Arc<ConsoleRing>,
+    /// Of each vCPU, over all boots.
+    exits: Vec<Arc<ExitCounts>>,
     log: Option<ConsoleLog>,
 }
 
@@ -119,6 +94,7 @@ impl Guest {
         around: &Surroundings<'_>,
     ) -> Self {
         let violations = ViolationCounter::new(id, config.violation, around.events.clone());
+        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
             loaded: None,
@@ -132,6 +108,7 @@ impl Guest {
             timeline,
             violations: Arc::new(violations),
             console: Arc::new(ConsoleRing::new(around.console_ring)),
+            exits,
             log: None,
         }
     }
@@ -199,6 +176,11 @@ impl Guest {
         self.violations.count()
     }
 
+    /// Exits of each of its vCPUs so far.
+    pub fn exits(&self) -> &[Arc<ExitCounts>] {
+        &self.exits
+    }
+
     /// Its serial console.
     pub fn console(&self) -> &Arc<ConsoleRing> {
         &self.console
@@ -242,9 +224,10 @@ impl Guest {
     ///
     /// # Errors
     /// [`BuildError`]; what was loaded before still is.
-    pub fn load(&mut self, pool: &mut HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn load(&mut self, pool: &mut HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        let (mut images, next) = builder::furnish(pool, &self.sub_pool, config)?;
+        let name = &self.config.name;
+        let (mut images, next) = builder::furnish_in_earnest(pool, &self.sub_pool, name, images)?;
         if let Some(old) = &mut self.loaded {
             // From here on they are no longer in memory, but still kept.
             old.pristine = false;
@@ -253,7 +236,7 @@ impl Guest {
         pool.book(&mut self.sub_pool, &images.plan, next)?;
         self.timeline.restart();
         self.timeline.reach(Stage::Placed);
-        images.entry = match load_images(&images.config, &images.memory, &images.plan) {
+        images.entry = match load_images(&images.images, &images.memory, &images.plan) {
             Ok(entry) => entry,
             Err(error) => {
                 self.drop_images(pool)?;
@@ -275,9 +258,9 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::load`].
-    pub fn check_load(&self, pool: &HostPool, config: &GuestConfig) -> Result<(), BuildError> {
+    pub fn check_load(&self, pool: &HostPool, images: &Images) -> Result<(), BuildError> {
         self.sub_pool.check_control_idle()?;
-        builder::furnish(pool, &self.sub_pool, config).map(drop)
+        builder::furnish(pool, &self.sub_pool, &self.config.name, images).map(drop)
     }
 
     /// Takes the images out of its memory. It must not be live.
@@ -328,7 +311,7 @@ impl Guest {
         if !loaded.pristine {
             self.timeline.restart();
             scrub(&self.sub_pool, pool)?;
-            images.entry = load_images(&images.config, &images.memory, &images.plan)?;
+            images.entry = load_images(&images.images, &images.memory, &images.plan)?;
             self.timeline.reach(Stage::Loaded);
             loaded.pristine = true;
         }
@@ -359,7 +342,8 @@ impl Guest {
         let vcpus = (0..self.config.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, &setup))
             .collect::<Result<Vec<_>, _>>()?;
-        for vcpu in vcpus {
+        for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
+            let vcpu = vcpu.counting_on(Arc::clone(exits));
             let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
             let affinity = self.config.affinity.clone();
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;
@@ -400,7 +384,7 @@ impl Guest {
             .map_err(std::io::Error::from)?;
         let node = |kind, data| SetupData { kind, data };
         let params = boot_params::build(&BootParamsFacts {
-            setup_header: images.config.kernel.setup_header(),
+            setup_header: images.images.kernel.setup_header(),
             e820,
             cmdline_len: images.cmdline.as_bytes().len(),
             initramfs,
@@ -577,7 +561,7 @@ fn scrub(sub_pool: &SubPool, pool: &HostPool) -> Result<(), ReservationError> {
 
 /// The initramfs with its exact size: the kernel unpacks what it is told.
 fn initramfs(images: &Furnished) -> Result<Option<AddrRange>, RangeError> {
-    let (Some(place), Some(file)) = (images.plan.initramfs, &images.config.initramfs) else {
+    let (Some(place), Some(file)) = (images.plan.initramfs, &images.images.initramfs) else {
         return Ok(None);
     };
     AddrRange::with_size(place.start(), file.size()).map(Some)

@@ -7,15 +7,13 @@
 mod logs;
 mod news;
 
-pub use news::lifetime;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mkpool::AddrRange;
 
-use crate::builder::{self, BuildError, GuestConfig, InstanceConfig, Surroundings};
+use crate::builder::{self, BuildError, Images, InstanceConfig, Surroundings};
 use crate::devices::console::ConsoleQueue;
 use crate::devices::violation::Violation;
 use crate::error_chain::chain;
@@ -23,6 +21,7 @@ use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError};
+use crate::instance::boot_spans::BootSpans;
 use crate::instance::memory::MemoryError;
 use crate::instance::state::{EndReason, OnEnd, State, Verb};
 use crate::instance::{InstanceId, InstanceName, RunId};
@@ -99,6 +98,7 @@ pub struct Manager {
     events: EventSender,
     console: ConsolePlan,
     log: Arc<EventLog>,
+    boots: BootSpans,
     closing: ClosingLogs,
     is_ending: bool,
 }
@@ -116,6 +116,7 @@ impl Manager {
             events,
             console,
             log: Arc::default(),
+            boots: BootSpans::default(),
             closing: ClosingLogs::default(),
             is_ending: false,
         }
@@ -139,6 +140,11 @@ impl Manager {
     /// What happened.
     pub fn log(&self) -> &Arc<EventLog> {
         &self.log
+    }
+
+    /// How long boots took.
+    pub fn boots(&self) -> &BootSpans {
+        &self.boots
     }
 
     /// All instances by number.
@@ -177,10 +183,11 @@ impl Manager {
     pub fn create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<InstanceId, ManagerError> {
         let guest = self.try_create(config, images)?;
         let (id, name) = (guest.id(), guest.name().clone());
+        guest.timeline().measure_with(self.boots.clone());
         tell(&self.log, &guest);
         self.guests.insert(id, guest);
         self.names.insert(name, id);
@@ -194,7 +201,7 @@ impl Manager {
     pub fn try_create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<Guest, ManagerError> {
         let name = config.name.clone();
         if self.names.contains_key(&name) {
@@ -226,11 +233,7 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn check_load(
-        &mut self,
-        name: &InstanceName,
-        images: &GuestConfig,
-    ) -> Result<(), ManagerError> {
+    pub fn check_load(&mut self, name: &InstanceName, images: &Images) -> Result<(), ManagerError> {
         let (guest, pool) = self.allowed(name, Verb::Load)?;
         guest.check_load(pool, images).map_err(build_error(name))
     }
@@ -266,7 +269,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`]; what was loaded before still is.
-    pub fn load(&mut self, name: &InstanceName, images: &GuestConfig) -> Result<(), ManagerError> {
+    pub fn load(&mut self, name: &InstanceName, images: &Images) -> Result<(), ManagerError> {
         let (guest, pool) = self.allowed(name, Verb::Load)?;
         guest.load(pool, images).map_err(build_error(name))?;
         self.tell(name)
@@ -460,7 +463,7 @@ impl Manager {
         if guest.on_end(reason) != OnEnd::Restart || self.is_ending {
             return Some(run.id);
         }
-        if lifetime(guest) < RESTART_PAUSE {
+        if guest.timeline().lifetime() < RESTART_PAUSE {
             // One that ends at once must not keep the VMM busy, nor its log.
             self.restarting.insert(run.id);
             return None;

@@ -125,6 +125,22 @@ pub enum PlacementError {
     },
 }
 
+impl PlacementError {
+    /// What found no place: the piece, its size, and what the allocator said.
+    pub fn refusal(&self) -> Option<(&'static str, u64, &AllocError)> {
+        match self {
+            Self::NoRoom {
+                piece,
+                size,
+                source,
+                ..
+            } => Some((piece, *size, source)),
+            Self::KernelTooLow { size, source, .. } => Some(("kernel", *size, source)),
+            _ => None,
+        }
+    }
+}
+
 /// As the resource tree prints them, a line each.
 impl fmt::Display for PlacementPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

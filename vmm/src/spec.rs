@@ -1,16 +1,18 @@
 //! What users write, and its checked form.
 //!
-//! A [`GuestSpec`] is the text of `--guest`; [`resolve`] reads the files and
-//! turns all of them into [`GuestConfig`]s, or refuses the lot.
+//! However it comes, as `--guest`, in a fleet file, as options of `create` or
+//! as JSON, an instance is a list of keys and values, and [`GuestSpec`] their
+//! one reader. [`resolve`] reads the files and turns specs into
+//! [`GuestConfig`]s, or refuses the lot.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use mkpool::{ParamError, parse_size};
+use mkpool::{PAGE_ORDER, ParamError, parse_size};
 
-use crate::builder::GuestConfig;
+use crate::builder::{GuestConfig, Images, InstanceConfig};
 use crate::devices::console_log::{LogError, LogFile};
 use crate::devices::violation::ViolationPolicy;
 use crate::instance::state::OnEnd;
@@ -26,15 +28,16 @@ pub const DEFAULT_MEMORY: u64 = 128 << 20;
 /// The kernel that needs no file.
 const PROBE: &str = "probe";
 /// The key that may be given several times.
-const INITRD: &str = "initrd";
-/// The keys of `--guest`.
-const KEYS: [&str; 12] = [
+pub const INITRD: &str = "initrd";
+/// All keys.
+pub const KEYS: [&str; 13] = [
     "name",
     "kernel",
     INITRD,
     "boot",
     "cmdline",
     "memory",
+    "order",
     "cpus",
     "cpus-affinity",
     "violation",
@@ -96,6 +99,12 @@ pub enum SpecError {
     /// Not a list of processors.
     #[error("cpus-affinity")]
     Affinity(#[from] CpuSetError),
+    /// Not a granule.
+    #[error("order={text}: it is the log2 of a granule, 12 to 63")]
+    Order {
+        /// The value.
+        text: String,
+    },
     /// Not one of a key's words.
     #[error("{key}={text}: it is {words}")]
     Word {
@@ -173,21 +182,15 @@ pub enum KernelSource {
     Image(ImageSource),
 }
 
-/// The text of one `--guest`, taken apart.
+/// An instance as users write it, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestSpec {
     /// `name`; guests without one are called `guest1`, `guest2`, …
     pub name: Option<InstanceName>,
-    /// `kernel`.
-    pub kernel: KernelSource,
-    /// `initrd`, in order.
-    pub initrds: Vec<ImageSource>,
-    /// `boot`.
-    pub boot: BootMode,
-    /// `cmdline`.
-    pub cmdline: Option<String>,
     /// `memory`, bytes, as written.
     pub memory: u64,
+    /// `order`.
+    pub order: Option<u32>,
     /// `cpus`.
     pub cpus: u8,
     /// `cpus-affinity`.
@@ -200,28 +203,68 @@ pub struct GuestSpec {
     pub on_panic: OnEnd,
     /// `console-log`.
     pub console_log: Option<PathBuf>,
+    /// What is to be loaded, where there is a `kernel`.
+    pub images: Option<ImagesSpec>,
+}
+
+/// What is to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagesSpec {
+    /// `kernel`.
+    pub kernel: KernelSource,
+    /// `initrd`, in order.
+    pub initrds: Vec<ImageSource>,
+    /// `boot`.
+    pub boot: BootMode,
+    /// `cmdline`.
+    pub cmdline: Option<String>,
+}
+
+impl ImagesSpec {
+    /// The files that are to be read.
+    pub fn sources(&self) -> impl Iterator<Item = &ImageSource> {
+        let kernel = match &self.kernel {
+            KernelSource::Probe => None,
+            KernelSource::Image(source) => Some(source),
+        };
+        kernel.into_iter().chain(&self.initrds)
+    }
 }
 
 impl FromStr for GuestSpec {
     type Err = SpecError;
 
+    /// Reads `KEY=VAL,…`.
     fn from_str(text: &str) -> Result<Self, SpecError> {
+        let pairs = split_at_single_commas(text).into_iter().map(|part| {
+            let pair = part.split_once('=');
+            let pair = pair.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            pair.ok_or(SpecError::NoValue { text: part })
+        });
+        Self::from_pairs(pairs.collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+impl GuestSpec {
+    /// Reads keys with their values.
+    ///
+    /// # Errors
+    /// [`SpecError`] for the first that cannot be.
+    pub fn from_pairs<K: AsRef<str>>(
+        pairs: impl IntoIterator<Item = (K, String)>,
+    ) -> Result<Self, SpecError> {
         let mut values: [Option<String>; KEYS.len()] = Default::default();
         let mut initrds = Vec::new();
-        for part in split_at_single_commas(text) {
-            let Some((key, value)) = part.split_once('=') else {
-                return Err(SpecError::NoValue { text: part });
-            };
+        for (key, value) in pairs {
+            let key = key.as_ref();
             let Some(index) = KEYS.iter().position(|k| *k == key) else {
                 return Err(SpecError::UnknownKey {
                     key: key.to_owned(),
                 });
             };
             if key == INITRD {
-                initrds.push(image_source(value));
-                continue;
-            }
-            if values[index].replace(value.to_owned()).is_some() {
+                initrds.push(image_source(&value));
+            } else if values[index].replace(value).is_some() {
                 return Err(SpecError::Repeated { key: KEYS[index] });
             }
         }
@@ -232,6 +275,7 @@ impl FromStr for GuestSpec {
             boot,
             cmdline,
             memory,
+            order,
             cpus,
             affinity,
             violation,
@@ -241,19 +285,8 @@ impl FromStr for GuestSpec {
         ] = values;
         Ok(Self {
             name: name.map(|n| n.parse()).transpose()?,
-            kernel: match kernel {
-                None => return Err(SpecError::NoKernel),
-                Some(kernel) if kernel == PROBE => KernelSource::Probe,
-                Some(kernel) => KernelSource::Image(image_source(&kernel)),
-            },
-            initrds,
-            boot: match boot.as_deref() {
-                None | Some("elf") => BootMode::Elf,
-                Some("bzimage") => BootMode::BzImage,
-                Some(text) => return Err(word("boot", text, "elf or bzimage")),
-            },
-            cmdline,
             memory: memory.map_or(Ok(DEFAULT_MEMORY), |m| parse_memory(&m))?,
+            order: order.map(parse_order).transpose()?,
             cpus: cpus.map_or(Ok(1), parse_cpus)?,
             affinity: affinity.map(|a| parse_affinity(&a)).transpose()?,
             violation: match violation.as_deref() {
@@ -264,8 +297,54 @@ impl FromStr for GuestSpec {
             on_reboot: parse_on_end("on-reboot", on_reboot.as_deref())?,
             on_panic: parse_on_end("on-panic", on_panic.as_deref())?,
             console_log: console_log.map(PathBuf::from),
+            images: parse_images(kernel, initrds, boot.as_deref(), cmdline)?,
         })
     }
+
+    /// What to make; its console log is still to be opened.
+    pub fn instance(&self, name: InstanceName) -> InstanceConfig {
+        InstanceConfig {
+            name,
+            memory: self.memory,
+            order: self.order,
+            cpus: self.cpus,
+            affinity: self.affinity.clone(),
+            violation: self.violation,
+            on_reboot: self.on_reboot,
+            on_panic: self.on_panic,
+            console_log: None,
+        }
+    }
+}
+
+fn parse_images(
+    kernel: Option<String>,
+    initrds: Vec<ImageSource>,
+    boot: Option<&str>,
+    cmdline: Option<String>,
+) -> Result<Option<ImagesSpec>, SpecError> {
+    let Some(kernel) = kernel else {
+        // They would be lost without a word.
+        let lost = !initrds.is_empty() || boot.is_some() || cmdline.is_some();
+        return if lost {
+            Err(SpecError::NoKernel)
+        } else {
+            Ok(None)
+        };
+    };
+    Ok(Some(ImagesSpec {
+        kernel: match kernel.as_str() {
+            PROBE => KernelSource::Probe,
+            _ => KernelSource::Image(image_source(&kernel)),
+        },
+        initrds,
+        boot: match boot {
+            None | Some("elf") => BootMode::Elf,
+            Some("bzimage") => BootMode::BzImage,
+            Some(text) => return Err(word("boot", text, "elf or bzimage")),
+        },
+        cmdline,
+    }))
 }
 
 fn image_source(text: &str) -> ImageSource {
@@ -298,6 +377,13 @@ fn parse_cpus(text: String) -> Result<u8, SpecError> {
     }
 }
 
+fn parse_order(text: String) -> Result<u32, SpecError> {
+    match text.parse() {
+        Ok(order @ PAGE_ORDER..=63) => Ok(order),
+        _ => Err(SpecError::Order { text }),
+    }
+}
+
 fn parse_affinity(text: &str) -> Result<CpuSet, SpecError> {
     let set: CpuSet = text.parse()?;
     set.check()?;
@@ -327,22 +413,12 @@ fn split_at_single_commas(text: &str) -> Vec<String> {
     parts
 }
 
-/// [`resolve_with`] a cache that nobody else uses.
-///
-/// # Errors
-/// As [`resolve_with`].
-pub fn resolve(specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
-    resolve_with(specs, &mut ImageCache::new(u64::MAX))
-}
-
 /// Reads all images, each source once, and checks what guests have in common.
 ///
 /// # Errors
 /// [`ResolveError`]; nothing has been reserved yet.
-pub fn resolve_with(
-    specs: &[GuestSpec],
-    cache: &mut ImageCache,
-) -> Result<Vec<GuestConfig>, ResolveError> {
+pub fn resolve(specs: &[GuestSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
+    let mut cache = ImageCache::new(u64::MAX);
     let mut images = cache.batch();
     let mut names = BTreeSet::new();
     let mut configs = Vec::new();
@@ -356,27 +432,32 @@ pub fn resolve_with(
         if !names.insert(name.clone()) {
             return Err(SpecError::SameName { name }.into());
         }
-        let config = config(spec, &name, &mut images);
-        configs.push(config.map_err(|source| ResolveError::File { name, source })?);
+        let wanted = spec.images.as_ref().ok_or(SpecError::NoKernel)?;
+        let instance = spec.instance(name.clone());
+        match read_images(wanted, &mut images) {
+            Ok(images) => configs.push(GuestConfig { instance, images }),
+            Err(source) => return Err(ResolveError::File { name, source }),
+        }
     }
     // Last, since they are written: nothing else can be wrong by now.
     for (spec, config) in specs.iter().zip(&mut configs) {
+        let instance = &mut config.instance;
         if let Some(path) = &spec.console_log {
             let log = LogFile::open(path, &[]).map_err(|source| ResolveError::Log {
-                name: config.name.clone(),
+                name: instance.name.clone(),
                 source,
             })?;
-            config.console_log = Some(Arc::new(log));
+            instance.console_log = Some(Arc::new(log));
         }
     }
     Ok(configs)
 }
 
-fn config(
-    spec: &GuestSpec,
-    name: &InstanceName,
-    images: &mut Batch<'_>,
-) -> Result<GuestConfig, FileError> {
+/// Reads the files of `spec`.
+///
+/// # Errors
+/// [`FileError`] for the first that cannot be used.
+pub fn read_images(spec: &ImagesSpec, images: &mut Batch<'_>) -> Result<Images, FileError> {
     let is_probe = spec.kernel == KernelSource::Probe;
     let default_cmdline = if is_probe { "" } else { DEFAULT_LINUX };
     let (kernel, info) = match &spec.kernel {
@@ -393,23 +474,13 @@ fn config(
         archives.push(archive);
         infos.push(info);
     }
-    Ok(GuestConfig {
-        name: name.clone(),
+    let cmdline = spec.cmdline.as_deref().unwrap_or(default_cmdline);
+    Ok(Images {
         kernel,
         is_probe,
         initramfs: Initramfs::new(archives),
-        images: infos,
-        cmdline: spec
-            .cmdline
-            .clone()
-            .unwrap_or_else(|| default_cmdline.to_owned()),
-        memory: spec.memory,
-        cpus: spec.cpus,
-        affinity: spec.affinity.clone(),
-        violation: spec.violation,
-        on_reboot: spec.on_reboot,
-        on_panic: spec.on_panic,
-        console_log: None,
+        infos,
+        cmdline: cmdline.to_owned(),
     })
 }
 
@@ -432,17 +503,18 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let spec = spec(
-            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet,memory=64M,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop,console-log=/l",
+            "name=web,kernel=/boot/vmlinuz,initrd=/i.gz,initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet,memory=64M,order=13,cpus=4,cpus-affinity=0,violation=stop,on-reboot=restart,on-panic=stop,console-log=/l",
         )
         .unwrap();
         assert_eq!(spec.name.unwrap().as_str(), "web");
         let path = |p: &str| ImageSource::Path(p.into());
-        assert_eq!(spec.kernel, KernelSource::Image(path("/boot/vmlinuz")));
-        assert_eq!(spec.initrds, [path("/i.gz"), ImageSource::Fd(3)]);
-        assert_eq!(spec.boot, BootMode::BzImage);
-        assert_eq!(spec.cmdline.unwrap(), "console=ttyS0,115200 quiet");
+        let images = spec.images.unwrap();
+        let sources = [path("/boot/vmlinuz"), path("/i.gz"), ImageSource::Fd(3)];
+        assert!(images.sources().eq(&sources));
+        assert_eq!(images.boot, BootMode::BzImage);
+        assert_eq!(images.cmdline.unwrap(), "console=ttyS0,115200 quiet");
         assert_eq!(spec.memory, 64 << 20);
-        assert_eq!(spec.cpus, 4);
+        assert_eq!((spec.cpus, spec.order), (4, Some(13)));
         assert_eq!(spec.affinity.unwrap().to_string(), "0");
         assert_eq!(spec.violation, ViolationPolicy::Stop);
         assert_eq!(spec.console_log, Some("/l".into()));
@@ -455,16 +527,28 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_probe() {
         let spec = spec("kernel=probe").unwrap();
-        assert_eq!(spec.kernel, KernelSource::Probe);
         assert_eq!(spec.memory, DEFAULT_MEMORY);
-        assert_eq!(spec.boot, BootMode::Elf);
         assert_eq!(spec.name, None);
+        let images = spec.images.unwrap();
+        assert_eq!(images.kernel, KernelSource::Probe);
+        assert_eq!(images.boot, BootMode::Elf);
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let error = |text: &str| spec(text).unwrap_err();
-        assert_eq!(error("name=a"), SpecError::NoKernel);
+        assert_eq!(spec("name=a").unwrap().images, None);
+        for lost in ["initrd=i", "boot=elf", "cmdline=quiet"] {
+            assert_eq!(error(lost), SpecError::NoKernel);
+        }
+        assert!(matches!(
+            resolve(&[spec("name=a").unwrap()]).unwrap_err(),
+            ResolveError::Spec(SpecError::NoKernel)
+        ));
+        for order in ["11", "64", "x"] {
+            let text = format!("order={order}");
+            assert!(matches!(error(&text), SpecError::Order { .. }), "{order}");
+        }
         assert_eq!(
             error(""),
             SpecError::NoValue {

@@ -259,6 +259,6 @@ mod tests {
         assert_eq!(addr("0x0").unwrap(), 0);
         assert_eq!(addr("0xffffffffffffffff").unwrap(), u64::MAX);
         assert_eq!(addr("4G").unwrap(), 4 << 30);
-        assert!(addr("here").is_err());
+        addr("here").unwrap_err();
     }
 }

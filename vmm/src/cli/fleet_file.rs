@@ -1,4 +1,4 @@
-//! Fleet files: any number of instances, in TOML.
+//! Fleet files: any number of instances, in TOML, with the keys of `--guest`.
 //!
 //! ```toml
 //! [[instance]]
@@ -9,44 +9,19 @@
 
 use std::path::{Path, PathBuf};
 
-use mkpool::parse_size;
-use serde::Deserialize;
-
 use crate::cli::serve::nearest;
 use crate::error::CliError;
-use mkvmm::control::objects::CreateBody;
+use mkvmm::control::bodies::{CreateBody, Pairs};
+use mkvmm::spec::{GuestSpec, KEYS};
 
-/// One `[[instance]]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// An `[[instance]]`, read and found right.
+#[derive(Debug)]
 pub struct FleetEntry {
-    pub name: String,
-    pub memory: String,
-    pub kernel: String,
-    pub initrd: Option<String>,
-    pub cmdline: Option<String>,
-    pub cpus: Option<u8>,
-    pub violation: Option<String>,
-    #[serde(rename = "console-log")]
-    pub console_log: Option<String>,
+    /// As `run` takes it.
+    pub spec: GuestSpec,
+    /// As the API takes it.
+    pub body: CreateBody,
 }
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FleetFile {
-    instance: Vec<FleetEntry>,
-}
-
-const KEYS: [&str; 8] = [
-    "name",
-    "memory",
-    "kernel",
-    "initrd",
-    "cmdline",
-    "cpus",
-    "violation",
-    "console-log",
-];
 
 /// Reads a fleet file. Paths in it are relative to the file.
 pub fn read(path: &Path) -> Result<Vec<FleetEntry>, CliError> {
@@ -54,85 +29,84 @@ pub fn read(path: &Path) -> Result<Vec<FleetEntry>, CliError> {
         path: path.to_owned(),
         source,
     })?;
-    let wrong = |source| CliError::Config {
+    let table: toml::Table = text.parse().map_err(|source| CliError::Config {
         path: path.to_owned(),
         source: Box::new(source),
-    };
-    let table: toml::Table = text.parse().map_err(wrong)?;
-    let unknown = |key: &str, known: &[&'static str]| CliError::ConfigKey {
+    })?;
+    if let Some(key) = table.keys().find(|key| *key != "instance") {
+        return Err(unknown(path, key, &["instance"]));
+    }
+    let instances = table.get("instance").and_then(toml::Value::as_array);
+    let tables = instances.into_iter().flatten();
+    let base = path.parent().unwrap_or(Path::new(""));
+    let mut entries = Vec::new();
+    for (index, value) in tables.enumerate() {
+        let value = value
+            .as_table()
+            .ok_or_else(|| wrong_type(path, "instance"))?;
+        let pairs = pairs(path, base, index, value)?;
+        let instance = |source| CliError::Fleet {
+            path: path.to_owned(),
+            number: index + 1,
+            source,
+        };
+        entries.push(FleetEntry {
+            spec: GuestSpec::from_pairs(pairs.iter().cloned()).map_err(instance)?,
+            body: CreateBody::from_pairs(&pairs).map_err(instance)?,
+        });
+    }
+    if entries.is_empty() {
+        return Err(wrong_type(path, "instance"));
+    }
+    Ok(entries)
+}
+
+fn unknown(path: &Path, key: &str, known: &[&'static str]) -> CliError {
+    CliError::ConfigKey {
         path: path.to_owned(),
         key: key.to_owned(),
         nearest: nearest(key, known).unwrap_or_default(),
-    };
-    if let Some(key) = table.keys().find(|key| *key != "instance") {
-        return Err(unknown(key, &["instance"]));
     }
-    let instances = table.get("instance").and_then(toml::Value::as_array);
-    let entries = instances
-        .into_iter()
-        .flatten()
-        .filter_map(toml::Value::as_table);
-    for key in entries.flat_map(toml::Table::keys) {
-        if !KEYS.contains(&key.as_str()) {
-            return Err(unknown(key, &KEYS));
-        }
-    }
-    let file: FleetFile = table.try_into().map_err(wrong)?;
-    let base = path.parent().map(Path::to_owned).unwrap_or_default();
-    let entries = file.instance.into_iter();
-    Ok(entries.map(|entry| entry.in_directory(&base)).collect())
 }
 
-impl FleetEntry {
-    fn in_directory(mut self, base: &Path) -> Self {
-        self.kernel = whole(base, &self.kernel);
-        self.initrd = self.initrd.map(|path| whole(base, &path));
-        self.console_log = self.console_log.map(|path| whole(base, &path));
-        self
+fn wrong_type(path: &Path, key: &str) -> CliError {
+    CliError::ConfigType {
+        path: path.to_owned(),
+        key: key.to_owned(),
     }
+}
 
-    /// As the API takes it.
-    pub fn body(&self) -> Result<CreateBody, CliError> {
-        let memory = parse_size(&self.memory).map_err(|source| CliError::Size {
-            option: "memory",
-            source,
-        })?;
-        Ok(CreateBody {
-            name: self.name.clone(),
-            memory,
-            cpus: self.cpus,
-            order: None,
-            violation: self.violation.clone(),
-            kernel: Some(self.kernel.clone()),
-            initrd: self.initrd.clone(),
-            cmdline: self.cmdline.clone(),
-            console_log: self.console_log.clone(),
-        })
+/// The keys of one instance; without a name it is `guest1`, `guest2`, … by its
+/// place in the file.
+fn pairs(path: &Path, base: &Path, index: usize, table: &toml::Table) -> Result<Pairs, CliError> {
+    let mut pairs = Pairs::new();
+    if !table.contains_key("name") {
+        pairs.push(("name", format!("guest{}", index + 1)));
     }
-
-    /// As `--guest` takes it.
-    pub fn guest(&self) -> String {
-        let value = |text: &str| text.replace(',', ",,");
-        let cpus = self.cpus.map(|cpus| cpus.to_string());
-        let pairs = [
-            ("name", Some(&self.name)),
-            ("memory", Some(&self.memory)),
-            ("kernel", Some(&self.kernel)),
-            ("initrd", self.initrd.as_ref()),
-            ("cmdline", self.cmdline.as_ref()),
-            ("cpus", cpus.as_ref()),
-            ("violation", self.violation.as_ref()),
-            ("console-log", self.console_log.as_ref()),
-        ];
-        let pairs = pairs.into_iter();
-        let pair = |(key, text): (&str, Option<&String>)| Some(format!("{key}={}", value(text?)));
-        pairs.filter_map(pair).collect::<Vec<_>>().join(",")
+    for (key, value) in table {
+        let Some(&known) = KEYS.iter().find(|known| *known == key) else {
+            return Err(unknown(path, key, &KEYS));
+        };
+        let values = match value {
+            toml::Value::Array(several) if known == "initrd" => several.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in values {
+            let text = match value {
+                toml::Value::String(text) => text.clone(),
+                toml::Value::Integer(number) => number.to_string(),
+                _ => return Err(wrong_type(path, key)),
+            };
+            let is_path = ["kernel", "initrd", "console-log"].contains(&known);
+            pairs.push((known, if is_path { whole(base, &text) } else { text }));
+        }
     }
+    Ok(pairs)
 }
 
 /// The absolute form of a path that is relative to `base`.
 fn whole(base: &Path, path: &str) -> String {
-    if path == "probe" {
+    if path == "probe" || path.starts_with("fd:") {
         return path.to_owned();
     }
     let path: PathBuf = base.join(path);
@@ -150,24 +124,36 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("fleet.toml");
         let text = "[[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n\
-                    cmdline = \"x,y\"\n\
-                    [[instance]]\nname = \"b\"\nmemory = \"8M\"\nkernel = \"vmlinuz\"\n";
+                    cmdline = \"x,y\"\ncpus = 2\non-panic = \"restart\"\n\
+                    [[instance]]\nmemory = 8388608\nkernel = \"vmlinuz\"\n\
+                    initrd = [\"i\", \"/j\"]\n";
         std::fs::write(&path, text).unwrap();
         let fleet = read(&path).unwrap();
-        assert_eq!(
-            fleet[0].guest(),
-            "name=a,memory=8M,kernel=probe,cmdline=x,,y"
+        let guest = "name=a,memory=8M,kernel=probe,cmdline=x,,y,cpus=2,on-panic=restart";
+        assert_eq!(fleet[0].spec, guest.parse().unwrap());
+        let dir_text = dir.display();
+        let guest = format!(
+            "name=guest2,memory=8M,kernel={dir_text}/vmlinuz,initrd={dir_text}/i,initrd=/j"
         );
-        assert_eq!(Path::new(&fleet[1].kernel), dir.join("vmlinuz"));
-        assert_eq!(fleet[1].body().unwrap().memory, 8 << 20);
-        std::fs::write(&path, "[[instance]]\nnam = \"a\"\n").unwrap();
+        assert_eq!(fleet[1].spec, guest.parse().unwrap());
+        assert_eq!(fleet[1].body.memory, 8 << 20);
+
+        let error = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read(&path).unwrap_err()
+        };
         assert!(matches!(
-            read(&path),
-            Err(CliError::ConfigKey {
+            error("[[instance]]\nnam = \"a\"\n"),
+            CliError::ConfigKey {
                 nearest: "name",
                 ..
-            })
+            }
         ));
+        for text in ["", "instance = 3", "[[instance]]\nname = 1.5\n"] {
+            assert!(matches!(error(text), CliError::ConfigType { .. }), "{text}");
+        }
+        let zero = "[[instance]]\nkernel = \"probe\"\n[[instance]]\nmemory = 0\n";
+        assert!(matches!(error(zero), CliError::Fleet { number: 2, .. }));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -7,12 +7,10 @@ use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::{console, debug, fleet_file, print, tables};
+use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, print, tables};
 use crate::error::{CliError, ExitStatus};
-use mkvmm::control::objects::{
-    AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
-    Plan, PlanBody, Pool,
-};
+use mkvmm::control::bodies::{AllocBody, KillBody, PlanBody};
+use mkvmm::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
 
 /// Options of every command that changes something.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,61 +27,6 @@ pub struct ChangeArgs {
 pub struct NameArgs {
     /// The instance
     name: String,
-    #[command(flatten)]
-    change: ChangeArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct CreateArgs {
-    /// 1 to 32 letters, digits, `.`, `_`, `-`
-    name: String,
-    /// Its memory, for instance 128M
-    #[arg(long, value_name = "SIZE")]
-    memory: String,
-    /// Its vCPUs
-    #[arg(long, value_name = "N")]
-    cpus: Option<u8>,
-    /// log2 of its granule
-    #[arg(long, value_name = "N")]
-    order: Option<u32>,
-    /// What follows when it touches what is not its own: log or stop
-    #[arg(long, value_name = "POLICY")]
-    violation: Option<String>,
-    /// A file that keeps all that it prints, emptied when it first boots
-    #[arg(long, value_name = "PATH")]
-    console_log: Option<String>,
-    #[command(flatten)]
-    images: OptionalImages,
-    #[command(flatten)]
-    change: ChangeArgs,
-}
-
-#[derive(Debug, clap::Args)]
-struct OptionalImages {
-    /// A kernel to load at once: a path, or `probe`
-    #[arg(long, value_name = "PATH")]
-    kernel: Option<String>,
-    /// An initramfs to load with it
-    #[arg(long, value_name = "PATH", requires = "kernel")]
-    initrd: Option<String>,
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", requires = "kernel")]
-    cmdline: Option<String>,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct LoadArgs {
-    /// The instance
-    name: String,
-    /// The kernel: a path, or `probe`
-    #[arg(long, value_name = "PATH")]
-    kernel: String,
-    /// The initramfs
-    #[arg(long, value_name = "PATH")]
-    initrd: Option<String>,
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT")]
-    cmdline: Option<String>,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -120,6 +63,10 @@ pub enum PoolCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// A picture of who has which addresses
+    Map(pool_map::MapArgs),
+    /// The last allocations, who asked for them, and why some were refused
+    Log(pool_log::LogArgs),
     /// Take memory out of the pool, or out of an instance
     Alloc {
         /// Bytes, for instance 2M
@@ -160,9 +107,9 @@ pub struct EventsArgs {
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
     /// Make an instance and its memory (state `ready`)
-    Create(CreateArgs),
+    Create(images::CreateArgs),
     /// Load, or replace, an instance's images (`loaded`)
-    Load(LoadArgs),
+    Load(images::LoadArgs),
     /// Boot an instance (`active`)
     Exec(NameArgs),
     /// Stop an instance's vCPUs for a while (`paused`)
@@ -214,8 +161,8 @@ pub enum RemoteCommand {
 /// [`CliError`], which knows its exit status.
 pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     match command {
-        RemoteCommand::Create(args) => create(&args),
-        RemoteCommand::Load(args) => load(&args),
+        RemoteCommand::Create(args) => images::create(&args),
+        RemoteCommand::Load(args) => images::load(&args),
         RemoteCommand::Exec(args) => verb(&args, "POST", "/exec"),
         RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
         RemoteCommand::Resume(args) => verb(&args, "POST", "/resume"),
@@ -250,11 +197,11 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
 }
 
 impl ChangeArgs {
-    fn query(&self) -> &'static str {
+    pub fn query(&self) -> &'static str {
         if self.dry_run { "?dry_run=true" } else { "" }
     }
 
-    fn path(&self, name: &str, rest: &str) -> String {
+    pub fn path(&self, name: &str, rest: &str) -> String {
         format!("/v1/instances/{}{rest}{}", escape(name), self.query())
     }
 }
@@ -294,7 +241,7 @@ pub fn get<T: DeserializeOwned>(
     answer(client.json, client.call(Call::get(path))?, render)
 }
 
-fn change<T: DeserializeOwned>(
+pub fn change<T: DeserializeOwned>(
     args: &ChangeArgs,
     call: Call<'_>,
     render: impl FnOnce(&T) -> String,
@@ -311,7 +258,7 @@ fn change<T: DeserializeOwned>(
 }
 
 /// `web: stopped (killed)`.
-fn done(instance: &Instance) -> String {
+pub fn done(instance: &Instance) -> String {
     let reason = instance.reason.as_ref();
     let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
     format!("{}: {}{reason}\n", instance.name, instance.state)
@@ -324,52 +271,6 @@ fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliErro
 
 pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
     parse_size(text).map_err(|source| CliError::Size { option, source })
-}
-
-fn image(path: &str) -> Result<String, CliError> {
-    if path == "probe" {
-        return Ok(path.to_owned());
-    }
-    whole("kernel", path)
-}
-
-/// The VMM has another working directory than its clients.
-fn whole(option: &'static str, path: &str) -> Result<String, CliError> {
-    let absolute = std::path::absolute(path).map_err(|source| CliError::Directory {
-        option,
-        path: PathBuf::from(path),
-        source,
-    })?;
-    Ok(absolute.display().to_string())
-}
-
-fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
-    let body = CreateBody {
-        name: args.name.clone(),
-        memory: size("memory", &args.memory)?,
-        cpus: args.cpus,
-        order: args.order,
-        violation: args.violation.clone(),
-        kernel: args.images.kernel.as_deref().map(image).transpose()?,
-        initrd: args.images.initrd.as_deref().map(image).transpose()?,
-        cmdline: args.images.cmdline.clone(),
-        console_log: match &args.console_log {
-            Some(path) => Some(whole("console-log", path)?),
-            None => None,
-        },
-    };
-    let path = format!("/v1/instances{}", args.change.query());
-    change(&args.change, Call::new("POST", path).with(&body)?, done)
-}
-
-fn load(args: &LoadArgs) -> Result<ExitStatus, CliError> {
-    let body = LoadBody {
-        kernel: image(&args.kernel)?,
-        initrd: args.initrd.as_deref().map(image).transpose()?,
-        cmdline: args.cmdline.clone(),
-    };
-    let path = args.change.path(&args.name, "/load");
-    change(&args.change, Call::new("POST", path).with(&body)?, done)
 }
 
 fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
@@ -400,6 +301,8 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
     let allocation = |a: &Allocation| format!("{} {} bytes\n", a.addr_hex, a.size);
     match command {
         PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
+        PoolCommand::Map(args) => pool_map::run(args),
+        PoolCommand::Log(args) => pool_log::run(args),
         PoolCommand::Alloc {
             size: bytes,
             align,
@@ -432,9 +335,8 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
 
 fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let entries = fleet_file::read(file)?;
-    let bodies = entries.iter().map(fleet_file::FleetEntry::body);
     let body = PlanBody {
-        instances: bodies.collect::<Result<_, _>>()?,
+        instances: entries.into_iter().map(|entry| entry.body).collect(),
     };
     let call = Call::new("POST", "/v1/plan".to_owned()).with(&body)?;
     let text = client.call(call)?;

@@ -19,10 +19,11 @@ use mkvmm::spec::{GuestSpec, resolve};
 pub struct RunArgs {
     #[command(flatten)]
     pool: PoolOptions,
-    /// A guest: name, kernel (a path, `fd:N` for an inherited descriptor, or
-    /// `probe`), initrd (likewise; several are concatenated), boot (elf, or bzimage
-    /// to unpack in the guest), cmdline, memory, cpus, cpus-affinity, violation (log or stop), on-reboot and on-panic (stop or
-    /// restart), console-log (a file for what it prints); repeatable. A comma inside a value is written `,,`
+    /// A guest: name, memory, cpus, kernel (a path, `fd:N` for an inherited
+    /// descriptor, or `probe`), initrd (likewise; several are concatenated), cmdline,
+    /// boot (elf, or bzimage to unpack in the guest), order, cpus-affinity, violation
+    /// (log or stop), on-reboot and on-panic (stop or restart), console-log (a file for
+    /// what it prints); repeatable. A comma inside a value is written `,,`
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
@@ -53,12 +54,10 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         Some(path) => fleet_file::read(path)?,
         None => Vec::new(),
     };
-    let fleet = fleet.iter().map(fleet_file::FleetEntry::guest);
-    let specs = fleet
-        .chain(args.guests.iter().cloned())
-        .map(|text| text.parse::<GuestSpec>())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(CliError::Spec)?;
+    let mut specs: Vec<GuestSpec> = fleet.into_iter().map(|entry| entry.spec).collect();
+    for text in &args.guests {
+        specs.push(text.parse().map_err(CliError::Spec)?);
+    }
     let request = args.pool.check()?;
     let configs = resolve(&specs)?;
 

@@ -3,8 +3,8 @@
 use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -15,9 +15,9 @@ use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::dispatch::Controller;
 use mkvmm::control::http::{Api, Doctor};
+use mkvmm::control::images::ImageStore;
 use mkvmm::control::server::ControlSocket;
 use mkvmm::event_loop::{self, event_channel};
-use mkvmm::loader::ImageCache;
 use mkvmm::manager::{ConsolePlan, Manager};
 
 /// Bytes of output that each guest's ring keeps: 1 MiB.
@@ -140,7 +140,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         log: Arc::clone(manager.log()),
         image_dirs: image_dirs.into(),
         log_dirs: log_dirs.into(),
-        cache: Arc::new(Mutex::new(ImageCache::new(IMAGE_CACHE))),
+        images: Arc::new(ImageStore::new(IMAGE_CACHE)),
         doctor: Doctor::default(),
     })?;
     let mut controller = Controller::new(manager, grace);

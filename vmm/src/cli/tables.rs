@@ -25,7 +25,8 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-fn table() -> Table {
+/// An empty table, with colours on a terminal only.
+pub fn table() -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     if !std::io::stdout().is_terminal() {
@@ -35,7 +36,7 @@ fn table() -> Table {
 }
 
 /// The table without blanks at the ends of lines.
-fn text(table: &Table) -> String {
+pub fn text(table: &Table) -> String {
     let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
     lines.collect()
 }

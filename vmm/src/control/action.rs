@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::builder::{GuestConfig, InstanceConfig};
+use crate::builder::{Images, InstanceConfig};
 use crate::control::debug::{DebugAction, DebugReply};
 use crate::control::error::ControlError;
-use crate::control::objects::{
-    Allocation, Audit, E820Row, Instance, IomemRow, MetricsFacts, Plan, Pool,
-};
+use crate::control::metrics::MetricsFacts;
+use crate::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
+use crate::control::pool_log::PoolRecord;
+use crate::control::pool_map::PoolMap;
 use crate::devices::console_ring::ConsoleRing;
 use crate::instance::state::Verb;
 use crate::instance::{InstanceId, InstanceName};
@@ -24,7 +25,7 @@ pub struct Planned {
     /// What it is to be.
     pub config: InstanceConfig,
     /// What is to be loaded.
-    pub images: Option<Box<GuestConfig>>,
+    pub images: Option<Box<Images>>,
 }
 
 /// One thing to do.
@@ -32,6 +33,13 @@ pub struct Planned {
 pub enum Action {
     /// Describe the pool.
     Pool,
+    /// Draw it.
+    PoolMap,
+    /// List its last allocations.
+    PoolLog {
+        /// At most so many; all that are kept when `None`.
+        limit: Option<u32>,
+    },
     /// List the resource tree.
     Iomem,
     /// Prove the books.
@@ -55,14 +63,14 @@ pub enum Action {
         /// What it is to be.
         config: InstanceConfig,
         /// What to load at once.
-        images: Option<Box<GuestConfig>>,
+        images: Option<Box<Images>>,
     },
     /// Load images.
     Load {
         /// Into which instance.
         name: InstanceName,
         /// Which.
-        images: Box<GuestConfig>,
+        images: Box<Images>,
     },
     /// A verb that needs nothing more: exec, pause, resume, unload, delete.
     Do {
@@ -101,6 +109,8 @@ impl Action {
     pub fn name(&self) -> String {
         match self {
             Self::Pool => "pool".to_owned(),
+            Self::PoolMap => "pool-map".to_owned(),
+            Self::PoolLog { .. } => "pool-log".to_owned(),
             Self::Iomem => "iomem".to_owned(),
             Self::Audit => "audit".to_owned(),
             Self::Metrics => "metrics".to_owned(),
@@ -124,6 +134,8 @@ impl Action {
         !matches!(
             self,
             Self::Pool
+                | Self::PoolMap
+                | Self::PoolLog { .. }
                 | Self::Iomem
                 | Self::Audit
                 | Self::Metrics
@@ -148,9 +160,14 @@ impl Action {
             | Self::Kill { name, .. } => Some(name),
             Self::Create { config, .. } => Some(&config.name),
             Self::Alloc { instance, .. } | Self::Free { instance, .. } => instance.as_ref(),
-            Self::Pool | Self::Iomem | Self::Audit | Self::Metrics | Self::List | Self::Plan(_) => {
-                None
-            }
+            Self::Pool
+            | Self::PoolMap
+            | Self::PoolLog { .. }
+            | Self::Iomem
+            | Self::Audit
+            | Self::Metrics
+            | Self::List
+            | Self::Plan(_) => None,
         }
     }
 }
@@ -160,6 +177,10 @@ impl Action {
 pub enum Reply {
     /// The pool.
     Pool(Pool),
+    /// Its map.
+    PoolMap(Box<PoolMap>),
+    /// Its last allocations, oldest first.
+    PoolLog(Vec<PoolRecord>),
     /// The resource tree, in printing order.
     Iomem(Vec<IomemRow>),
     /// The proof, or what is wrong.

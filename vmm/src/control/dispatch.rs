@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::audit::audit;
-use crate::builder::{GuestConfig, InstanceConfig};
+use crate::builder::{Images, InstanceConfig};
 use crate::control::action::{Action, Reply, Request, Responder};
 use crate::control::debug;
 use crate::control::error::ControlError;
-use crate::control::objects::{E820Row, Instance, InstanceFacts, IomemRow, MetricsFacts, Pool};
+use crate::control::metrics::MetricsFacts;
+use crate::control::objects::{E820Row, Instance, IomemRow, Pool};
 use crate::control::plan::plan;
+use crate::control::pool_log::PoolRecord;
+use crate::control::pool_map::PoolMap;
 use crate::event_log::EventKind;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::instance::state::{EndReason, Verb};
@@ -62,7 +65,13 @@ impl Controller {
                 Ok(None) => self.show(&name),
                 Err(error) => Err(error.into()),
             },
-            action if dry_run && action.is_change() => self.dry_run(action),
+            action if dry_run && action.is_change() => {
+                // What is done and undone below never took effect.
+                let paused = self.manager.pool_mut().log_mut().pause(true);
+                let result = self.dry_run(action);
+                self.manager.pool_mut().log_mut().pause(paused);
+                result
+            }
             action => self.execute(action),
         };
         if let (Err(error), true) = (&result, is_change) {
@@ -81,9 +90,11 @@ impl Controller {
     fn execute(&mut self, action: Action) -> Result<Reply, ControlError> {
         match action {
             Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
+            Action::PoolMap => Ok(Reply::PoolMap(Box::new(PoolMap::of(&self.manager)))),
+            Action::PoolLog { limit } => Ok(self.pool_log(limit)),
             Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
             Action::Audit => Ok(Reply::Audit(audit(&self.manager).into())),
-            Action::Metrics => Ok(Reply::Metrics(Box::new(self.facts()))),
+            Action::Metrics => Ok(Reply::Metrics(Box::new(MetricsFacts::of(&self.manager)))),
             Action::List => self.list(),
             Action::Show(name) => self.show(&name),
             Action::E820(name) => {
@@ -191,7 +202,7 @@ impl Controller {
     fn create(
         &mut self,
         config: InstanceConfig,
-        images: Option<&GuestConfig>,
+        images: Option<&Images>,
     ) -> Result<Reply, ControlError> {
         let name = config.name.clone();
         self.manager.create(config, images)?;
@@ -239,18 +250,10 @@ impl Controller {
         Ok(Reply::Instances(all.collect::<Result<_, _>>()?))
     }
 
-    fn facts(&self) -> MetricsFacts {
-        let facts = self.manager.guests().map(|guest| InstanceFacts {
-            name: guest.name().to_string(),
-            state: guest.state().to_string(),
-            memory: guest.sub_pool().size(),
-            violations: guest.violations(),
-            printed: guest.console().printed(),
-        });
-        MetricsFacts {
-            pool: Pool::of(&self.manager),
-            instances: facts.collect(),
-        }
+    fn pool_log(&self, limit: Option<u32>) -> Reply {
+        let most = limit.and_then(|limit| usize::try_from(limit).ok());
+        let records = self.manager.pool().log().last(most.unwrap_or(usize::MAX));
+        Reply::PoolLog(records.map(PoolRecord::from).collect())
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::builder::BuildError;
+use crate::control::bodies::SIZE_MAX;
 use crate::control::debug::DebugError;
 use crate::control::number::EXACT_MAX;
-use crate::control::objects::SIZE_MAX;
 use crate::devices::console_log::LogError;
 use crate::error_chain::chain;
 use crate::host_pool::HostPoolError;

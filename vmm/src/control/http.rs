@@ -7,6 +7,7 @@ mod body;
 mod debug;
 mod debug_query;
 mod doctor;
+mod pool_routes;
 mod routes;
 mod streams;
 
@@ -14,7 +15,7 @@ pub use doctor::Doctor;
 pub use streams::CONSOLE_PROTOCOL;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
@@ -23,15 +24,16 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::builder::GuestConfig;
+use crate::builder::Images;
 use crate::control::action::{Action, Reply, Request};
 use crate::control::error::{ControlError, ErrorBody};
+use crate::control::images::ImageStore;
 use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::loader::ImageCache;
-use crate::spec::{GuestSpec, resolve_with};
+use crate::loader::ImageSource;
+use crate::spec::{ImagesSpec, ResolveError};
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ pub struct Api {
     /// Directories below which console logs may lie, likewise.
     pub log_dirs: Arc<[PathBuf]>,
     /// Images read so far.
-    pub cache: Arc<Mutex<ImageCache>>,
+    pub images: Arc<ImageStore>,
     /// Who examines the host.
     pub doctor: Doctor,
 }
@@ -84,20 +86,20 @@ impl Api {
     }
 
     /// Reads the images of a request, on a thread that may wait.
-    async fn images(&self, spec: ImageSpec) -> Result<Box<GuestConfig>, ControlError> {
-        let (dirs, cache) = (Arc::clone(&self.image_dirs), Arc::clone(&self.cache));
+    async fn read_images(
+        &self,
+        name: InstanceName,
+        spec: ImagesSpec,
+    ) -> Result<Box<Images>, ControlError> {
+        let (dirs, images) = (Arc::clone(&self.image_dirs), Arc::clone(&self.images));
         let read = tokio::task::spawn_blocking(move || {
-            for path in [Some(&spec.kernel), spec.initrd.as_ref()]
-                .into_iter()
-                .flatten()
-            {
-                check_path(path, &dirs)?;
+            for source in spec.sources() {
+                check_source(source, &dirs)?;
             }
-            let spec: GuestSpec = spec.text().parse()?;
-            // A cache is consistent between two of its calls, whatever panicked.
-            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut configs = resolve_with(&[spec], &mut cache)?;
-            configs.pop().map(Box::new).ok_or(ControlError::Ending)
+            match images.read(&spec) {
+                Ok(images) => Ok(Box::new(images)),
+                Err(source) => Err(ResolveError::File { name, source }.into()),
+            }
         });
         match read.await {
             Ok(result) => result,
@@ -111,12 +113,11 @@ impl Api {
     /// of the request (`dry_run`), only says whether it may lie there.
     async fn console_log(
         &self,
-        path: String,
+        path: PathBuf,
         dry_run: bool,
     ) -> Result<Option<Arc<LogFile>>, ControlError> {
         let dirs = Arc::clone(&self.log_dirs);
         let opened = tokio::task::spawn_blocking(move || {
-            let path = PathBuf::from(path);
             if dry_run {
                 check_log(&path, &dirs)?;
                 return Ok(None);
@@ -130,37 +131,11 @@ impl Api {
     }
 }
 
-/// What a request says about images.
-#[derive(Debug)]
-struct ImageSpec {
-    name: InstanceName,
-    kernel: String,
-    initrd: Option<String>,
-    cmdline: Option<String>,
-}
-
-impl ImageSpec {
-    /// As `--guest` has it, so that there is one reader of both.
-    fn text(&self) -> String {
-        let value = |text: &str| text.replace(',', ",,");
-        let mut text = format!("name={},kernel={}", self.name, value(&self.kernel));
-        for (key, part) in [("initrd", &self.initrd), ("cmdline", &self.cmdline)] {
-            if let Some(part) = part {
-                text.push_str(&format!(",{key}={}", value(part)));
-            }
-        }
-        text
-    }
-}
-
-/// Lets pass `probe` and regular files, below `dirs` where there are some.
-/// Descriptors (`fd:N`) would be the VMM's own.
-fn check_path(path: &str, dirs: &[PathBuf]) -> Result<(), ControlError> {
-    let path = path.to_owned();
-    if path == "probe" {
-        return Ok(());
-    }
-    if path.starts_with("fd:") {
+/// Lets pass regular files, below `dirs` where there are some. Descriptors
+/// (`fd:N`) would be the VMM's own.
+fn check_source(source: &ImageSource, dirs: &[PathBuf]) -> Result<(), ControlError> {
+    let path = source.to_string();
+    if let ImageSource::Fd(_) = source {
         return Err(ControlError::ImageKind { path });
     }
     let found = std::fs::canonicalize(&path).and_then(|real| {
@@ -189,9 +164,11 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::version))
         .routes(routes!(routes::openapi))
         .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::map))
+        .routes(routes!(pool_routes::log))
         .routes(routes!(routes::iomem))
         .routes(routes!(routes::audit))
-        .routes(routes!(routes::metrics))
+        .routes(routes!(pool_routes::metrics))
         .routes(routes!(doctor::examine))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))

@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 use mkpool::{AddrRange, RangeError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
 use crate::audit::Findings;
 use crate::boot::e820::E820Entry;
 use crate::control::error::ErrorObject;
-use crate::control::number::{optional, whole};
 use crate::guest::Guest;
 use crate::manager::Manager;
 
@@ -90,7 +88,7 @@ impl Pool {
 }
 
 /// A range of addresses.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Range {
     /// First byte.
     pub start: u64,
@@ -240,7 +238,7 @@ impl Instance {
     pub fn of(manager: &Manager, guest: &Guest) -> Result<Self, RangeError> {
         let e820 = guest.e820(manager.pool())?;
         let loaded = guest.images();
-        let infos = loaded.map_or(&[][..], |loaded| &loaded.config.images);
+        let infos = loaded.map_or(&[][..], |loaded| &loaded.images.infos);
         let (of_kernel, of_initrds) = infos.split_first().unzip();
         let kernel = loaded.zip(of_kernel).map(|(loaded, info)| Kernel {
             path: info.path.display().to_string(),
@@ -361,64 +359,6 @@ impl Version {
     }
 }
 
-/// What `POST /v1/instances` takes.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CreateBody {
-    /// 1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit.
-    #[schema(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "web")]
-    pub name: String,
-    /// Bytes; rounded up to whole granules. At most 2^52: no processor has
-    /// more address bits.
-    #[serde(deserialize_with = "whole")]
-    #[schema(minimum = 1, maximum = 4_503_599_627_370_496_u64, example = 33_554_432)]
-    pub memory: u64,
-    /// vCPUs; 1 when absent.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "optional"
-    )]
-    #[schema(minimum = 1, maximum = 64)]
-    pub cpus: Option<u8>,
-    /// log2 of its granule; the pool's own when absent.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "optional"
-    )]
-    #[schema(minimum = 12, maximum = 63)]
-    pub order: Option<u32>,
-    /// What follows when it touches what is not its own: `log` or `stop`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(pattern = "^(log|stop)$")]
-    pub violation: Option<String>,
-    /// A kernel to load at once: a path, or `probe`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4095)]
-    pub kernel: Option<String>,
-    /// An initramfs to load with it; needs `kernel`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4095)]
-    pub initrd: Option<String>,
-    /// The kernel's command line; needs `kernel`, which may take less.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
-    pub cmdline: Option<String>,
-    /// A file that keeps all that it prints, emptied when it first boots.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4095)]
-    pub console_log: Option<String>,
-}
-
-/// What `POST /v1/plan` takes.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PlanBody {
-    /// The instances, in the order in which they would be made.
-    pub instances: Vec<CreateBody>,
-}
-
 /// What would come of making instances one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
@@ -453,96 +393,4 @@ pub struct PlanProblem {
     pub error: ErrorObject,
     /// Instances of which deleting any one would make room.
     pub delete_one_of: Vec<String>,
-}
-
-/// What `…/load` takes.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBody {
-    /// A path, or `probe`.
-    #[schema(min_length = 1, max_length = 4095, example = "probe")]
-    pub kernel: String,
-    /// An initramfs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4095)]
-    pub initrd: Option<String>,
-    /// The kernel's command line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
-    pub cmdline: Option<String>,
-}
-
-/// What `…/kill` takes; nothing at all is fine, too.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct KillBody {
-    /// End it at once, without its power button.
-    #[serde(default)]
-    pub force: bool,
-    /// Milliseconds between the power button and force; 5000 when absent.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "optional"
-    )]
-    #[schema(minimum = 0, maximum = 4_294_967_295_u64)]
-    pub grace_ms: Option<u32>,
-}
-
-/// Largest size and alignment: no processor has more address bits.
-pub const SIZE_MAX: u64 = 1 << 52;
-
-/// The alignments there are, one by one: schemas know no powers.
-fn alignments() -> Object {
-    let powers = (0..=SIZE_MAX.trailing_zeros()).map(|order| Some(1_u64 << order));
-    let values = [None, Some(0)].into_iter().chain(powers);
-    ObjectBuilder::new()
-        .schema_type(SchemaType::from_iter([Type::Integer, Type::Null]))
-        .description(Some(
-            "A power of two, at most 2^52; none when absent, 0 or 1.",
-        ))
-        .enum_values(Some(values))
-        .build()
-}
-
-/// What `…/allocations` takes.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AllocBody {
-    /// Bytes; rounded up to whole granules. At most 2^52.
-    #[serde(deserialize_with = "whole")]
-    #[schema(minimum = 1, maximum = 4_503_599_627_370_496_u64, example = 4096)]
-    pub size: u64,
-    /// A power of two, at most 2^52; none when absent, 0 or 1.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "optional"
-    )]
-    #[schema(schema_with = alignments)]
-    pub align: Option<u64>,
-}
-
-/// What the metrics are made of.
-#[derive(Debug)]
-pub struct MetricsFacts {
-    /// The pool.
-    pub pool: Pool,
-    /// By instance: name, state, memory, violations, bytes printed.
-    pub instances: Vec<InstanceFacts>,
-}
-
-/// One instance's part of the metrics.
-#[derive(Debug)]
-pub struct InstanceFacts {
-    /// Its name.
-    pub name: String,
-    /// Its state.
-    pub state: String,
-    /// Bytes of its sub-pool.
-    pub memory: u64,
-    /// Accesses to what is not its own.
-    pub violations: u64,
-    /// Bytes it printed.
-    pub printed: u64,
 }

@@ -17,10 +17,13 @@ use crate::manager::Manager;
 /// that cannot be.
 pub fn plan(manager: &mut Manager, wanted: &[Planned]) -> Result<Plan, ControlError> {
     let mut made: Vec<Guest> = Vec::new();
+    // None of it takes effect.
+    let paused = manager.pool_mut().log_mut().pause(true);
     let result = gather(manager, wanted, &mut made);
     for guest in made {
         manager.discard(guest);
     }
+    manager.pool_mut().log_mut().pause(paused);
     result
 }
 

@@ -14,14 +14,13 @@ use mkpool::AddrRange;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::builder::GuestConfig;
-use crate::devices::violation::ViolationPolicy;
+use crate::builder::{GuestConfig, Images, InstanceConfig};
 use crate::doctor::offers::Offers;
 use crate::error_chain::chain;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::fleet::Fleet;
 use crate::host_pool::HostPool;
-use crate::instance::state::{EndReason, OnEnd};
+use crate::instance::state::EndReason;
 use crate::kvm::Host;
 use crate::layout::DYNAMIC_POOL_MIN;
 use crate::loader::KernelImage;
@@ -176,20 +175,11 @@ fn run_probe(
         ReservationConfig::default(),
         &|_| (),
     )?;
+    let mut images = Images::new(KernelImage::probe()?.into(), cmdline);
+    images.is_probe = true;
     let config = GuestConfig {
-        name: "doctor".parse()?,
-        kernel: KernelImage::probe()?.into(),
-        is_probe: true,
-        initramfs: None,
-        images: Vec::new(),
-        cmdline: cmdline.to_owned(),
-        memory: MIN_POOL,
-        cpus: 1,
-        affinity: None,
-        violation: ViolationPolicy::Log,
-        on_reboot: OnEnd::Stop,
-        on_panic: OnEnd::Stop,
-        console_log: None,
+        instance: InstanceConfig::new("doctor".parse()?, MIN_POOL),
+        images,
     };
     let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
     // Nobody reads what the probe prints.

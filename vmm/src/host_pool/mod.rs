@@ -4,6 +4,7 @@
 //! the allocator, the tree and the reservation never tell different stories.
 //! A range is scrubbed before the main pool gets it back.
 
+pub mod alloc_log;
 mod sub_pool;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use mkpool::{
 
 pub use sub_pool::SubPool;
 
+use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
 use crate::instance::{InstanceId, InstanceName};
 use crate::placement::{ImageFacts, PlacementError, PlacementPlan};
 use crate::reservation::{Reservation, ReservationConfig, ReservationError};
@@ -131,6 +133,7 @@ pub struct HostPool {
     /// What somebody allocated in the main pool, by start address.
     allocations: BTreeMap<u64, Allocation>,
     held: Vec<AddrRange>,
+    log: AllocLog,
 }
 
 impl HostPool {
@@ -155,6 +158,7 @@ impl HostPool {
             next_id: 1,
             allocations: BTreeMap::new(),
             held: Vec::new(),
+            log: AllocLog::default(),
         })
     }
 
@@ -193,6 +197,17 @@ impl HostPool {
         self.main.order()
     }
 
+    /// The last allocations.
+    pub fn log(&self) -> &AllocLog {
+        &self.log
+    }
+
+    /// The same, to be paused while something is only tried out, and to be
+    /// told of what was refused elsewhere.
+    pub fn log_mut(&mut self) -> &mut AllocLog {
+        &mut self.log
+    }
+
     /// Who holds what.
     pub fn tree(&self) -> &ResourceTree {
         &self.tree
@@ -220,6 +235,8 @@ impl HostPool {
         let offset = range.start().wrapping_sub(self.range().start());
         let fixed = Algo::Fixed { offset };
         let held = self.main.alloc_with(range.size(), fixed);
+        let caller = Caller::vmm("held");
+        self.log.answered(caller, range.size(), &held);
         let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
         self.tree.insert(Some(self.root), held, "held")?;
         self.held.push(held);
@@ -231,7 +248,10 @@ impl HostPool {
     /// # Errors
     /// [`HostPoolError::Alloc`] with the numbers.
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
-        let range = self.main.alloc_with(size, fit(align, self.main.order()))?;
+        let range = self.main.alloc_with(size, fit(align, self.main.order()));
+        let caller = Caller::vmm(ALLOCATION_NAME);
+        self.log.answered(caller, size, &range);
+        let range = range?;
         let entry = self.tree.insert(Some(self.root), range, ALLOCATION_NAME)?;
         let allocation = Allocation {
             range,
@@ -248,11 +268,15 @@ impl HostPool {
     /// [`HostPoolError::NoAllocation`], or what scrubbing said; nothing has
     /// changed then.
     pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
-        let allocation = self.allocations.get(&addr).copied();
-        let allocation = allocation.ok_or(HostPoolError::NoAllocation { addr })?;
+        let caller = Caller::vmm(ALLOCATION_NAME);
+        let Some(allocation) = self.allocations.get(&addr).copied() else {
+            self.log.kept(caller, addr, 0, Outcome::NoAllocation);
+            return Err(HostPoolError::NoAllocation { addr });
+        };
         let range = allocation.range;
         self.reservation.scrub(range)?;
         self.main.free(range.start(), range.size())?;
+        self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
         self.allocations.remove(&addr);
         Ok(range)
@@ -285,9 +309,12 @@ impl HostPool {
         is_live: bool,
     ) -> Result<AddrRange, HostPoolError> {
         let range = match &mut sub_pool.control {
-            Some(control) if is_live => control.alloc_with(size, fit(align, control.order()))?,
-            _ => sub_pool.pool.alloc(size, align)?,
+            Some(control) if is_live => control.alloc_with(size, fit(align, control.order())),
+            _ => sub_pool.pool.alloc(size, align),
         };
+        let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
+        self.log.answered(caller, size, &range);
+        let range = range?;
         let parent = sub_pool.entry_of(range);
         let entry = self.tree.insert(parent, range, ALLOCATION_NAME)?;
         let allocation = Allocation {
@@ -310,10 +337,15 @@ impl HostPool {
         addr: u64,
         is_live: bool,
     ) -> Result<AddrRange, HostPoolError> {
-        let allocation = sub_pool.allocations.get(&addr).copied();
-        let allocation = allocation.ok_or(HostPoolError::NoAllocation { addr })?;
+        let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
+        let Some(allocation) = sub_pool.allocations.get(&addr).copied() else {
+            self.log.kept(caller, addr, 0, Outcome::NoAllocation);
+            return Err(HostPoolError::NoAllocation { addr });
+        };
         let range = allocation.range;
         if is_live && !allocation.in_control {
+            let (addr, size) = (range.start(), range.size());
+            self.log.kept(caller, addr, size, Outcome::Published);
             return Err(HostPoolError::Published { range });
         }
         match &mut sub_pool.control {
@@ -323,6 +355,7 @@ impl HostPool {
                 sub_pool.pool.free(range.start(), range.size())?;
             }
         }
+        self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
         sub_pool.allocations.remove(&addr);
         Ok(range)
@@ -352,14 +385,21 @@ impl HostPool {
         memory: u64,
         order: u32,
     ) -> Result<SubPool, HostPoolError> {
-        let pool = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc)
-            .map_err(|source| HostPoolError::Carve {
+        let caller = || Caller::instance(name, CHUNK);
+        let created = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc);
+        let pool = created.map_err(|source| {
+            let avail = self.main.avail();
+            let why = Outcome::of_carving(&source, memory, avail);
+            self.log.refused(caller(), memory, why);
+            HostPoolError::Carve {
                 memory,
-                avail: self.main.avail(),
+                avail,
                 largest_free: self.main.largest_free().map_or(0, |r| r.size()),
                 source,
-            })?;
+            }
+        })?;
         let mut sub_pool = SubPool {
+            name: name.clone(),
             regions: pool.regions(),
             pool,
             entries: Vec::new(),
@@ -367,20 +407,23 @@ impl HostPool {
             control: None,
             allocations: BTreeMap::new(),
         };
-        if let Err(error) = self.enter(&mut sub_pool, id, name) {
+        if let Err(error) = self.enter(&mut sub_pool, id) {
+            let paused = self.log.pause(true);
             self.undo(sub_pool);
+            self.log.pause(paused);
+            self.log.refused(caller(), memory, Outcome::TooFragmented);
             return Err(error);
+        }
+        // The newest comes first.
+        for chunk in sub_pool.chunks().into_iter().rev() {
+            self.log.taken(caller(), chunk);
         }
         Ok(sub_pool)
     }
 
     /// Enters a new sub-pool's regions into the tree.
-    fn enter(
-        &mut self,
-        sub_pool: &mut SubPool,
-        id: InstanceId,
-        name: &InstanceName,
-    ) -> Result<(), HostPoolError> {
+    fn enter(&mut self, sub_pool: &mut SubPool, id: InstanceId) -> Result<(), HostPoolError> {
+        let name = &sub_pool.name;
         let regions = sub_pool.regions.len();
         if regions > MAX_REGIONS {
             return Err(HostPoolError::TooManyRegions {
@@ -433,8 +476,20 @@ impl HostPool {
             let parent = sub_pool.entry_of(range);
             let entry = self.tree.insert(parent, range, name)?;
             sub_pool.pieces.push((range, entry));
+            let caller = Caller::instance(&sub_pool.name, name);
+            self.log.taken(caller, range);
         }
         Ok(())
+    }
+
+    /// Notes that images found no place, as [`SubPool::plan`] said.
+    pub fn note_refusal(&mut self, sub_pool: &SubPool, error: &HostPoolError) {
+        if let HostPoolError::Placement(error) = error
+            && let Some((piece, size, source)) = error.refusal()
+        {
+            let caller = Caller::instance(&sub_pool.name, piece);
+            self.log.refused(caller, size, source.into());
+        }
     }
 
     /// Takes the images' pieces out of the books. Scrub before that.
@@ -448,7 +503,11 @@ impl HostPool {
 
     fn remove_pieces(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
         sub_pool.control = None;
-        for (_, entry) in sub_pool.pieces.drain(..) {
+        for (range, entry) in sub_pool.pieces.drain(..) {
+            if let Some(piece) = self.tree.get(entry) {
+                let caller = Caller::instance(&sub_pool.name, piece.name());
+                self.log.freed(caller, range);
+            }
             self.tree.remove_subtree(entry)?;
         }
         Ok(())
@@ -467,7 +526,11 @@ impl HostPool {
         for &entry in &sub_pool.entries {
             self.tree.remove_subtree(entry)?;
         }
+        let (name, chunks) = (sub_pool.name.clone(), sub_pool.chunks());
         sub_pool.pool.destroy_forced(&self.main).map_err(Box::new)?;
+        for chunk in chunks {
+            self.log.freed(Caller::instance(&name, CHUNK), chunk);
+        }
         Ok(())
     }
 

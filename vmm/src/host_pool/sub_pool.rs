@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use mkpool::{AddrRange, Draft, GenPool, InstancePool, ResourceId};
 
 use crate::host_pool::{Allocation, HostPoolError};
+use crate::instance::InstanceName;
 use crate::placement::{self, ImageFacts, PlacementPlan};
 
 /// The memory of one instance: its chunks and what they are used for.
 #[derive(Debug)]
 pub struct SubPool {
+    /// Its instance.
+    pub(super) name: InstanceName,
     pub(super) pool: InstancePool,
     /// Ascending, adjacent chunks merged.
     pub(super) regions: Vec<AddrRange>,

@@ -1,5 +1,6 @@
 //! ③ Instances: the memory of one guest and the legal moves of its life.
 
+pub mod boot_spans;
 pub mod memory;
 pub mod state;
 pub mod timeline;

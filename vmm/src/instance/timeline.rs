@@ -5,9 +5,11 @@
 //! Times are nanoseconds since the VMM started.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crate::instance::boot_spans::BootSpans;
 
 /// A stage of a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,13 @@ const STAGES: [(Stage, &str); 7] = [
     (Stage::Ended, "ended"),
 ];
 
+impl Stage {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        STAGES.get(self as usize).map_or("", |(_, name)| name)
+    }
+}
+
 /// Marks of a guest that are kept: what comes later is not its boot.
 const MARKS_MAX: usize = 64;
 /// Longest text of a mark, bytes.
@@ -64,6 +73,9 @@ struct Marks {
 pub struct Timeline {
     stages: [AtomicU64; STAGES.len()],
     marks: Mutex<Marks>,
+    /// Where boots are measured, once it is known that this one is for real.
+    spans: OnceLock<BootSpans>,
+    has_loaded: AtomicBool,
 }
 
 impl Timeline {
@@ -75,8 +87,38 @@ impl Timeline {
         // The common case, an exit long after the first, is one load.
         if cell.load(Ordering::Relaxed) == 0 {
             // Who loses the race was later; 0 means not reached.
-            let _ = cell.compare_exchange(0, now().max(1), Ordering::Relaxed, Ordering::Relaxed);
+            let at = now().max(1);
+            let first = cell.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
+            if first.is_ok() {
+                self.measure(stage);
+            }
         }
+    }
+
+    /// Measures this boot with `spans` from now on, and what of it is over.
+    /// Not for instances that are only tried out.
+    pub fn measure_with(&self, spans: BootSpans) {
+        if self.spans.set(spans).is_ok() && self.at(Stage::Loaded).is_some() {
+            self.measure(Stage::Loaded);
+        }
+    }
+
+    fn measure(&self, stage: Stage) {
+        let (Some(spans), Some(at)) = (self.spans.get(), self.at(stage)) else {
+            return;
+        };
+        // When the kept images are loaded again, long after the instance was
+        // made, that says nothing about making one.
+        if stage == Stage::Loaded && self.has_loaded.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        spans.reached(stage, |from| Some(at.saturating_sub(self.at(from)?)));
+    }
+
+    /// From the start of the vCPUs to the end, once there was one.
+    pub fn lifetime(&self) -> Duration {
+        let run = self.at(Stage::Exec).zip(self.at(Stage::Ended));
+        Duration::from_nanos(run.map_or(0, |(start, end)| end.saturating_sub(start)))
     }
 
     /// Nanoseconds since the VMM started, if the stage was reached.
@@ -153,7 +195,7 @@ impl Marks {
 /// `created 0.1 placed 0.2 …`, milliseconds since the VMM started.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |ns: u64| std::time::Duration::from_nanos(ns).as_secs_f64() * 1e3;
+        let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
         let mut separator = "";
         for (name, at) in self.stages() {
             write!(f, "{separator}{name} {:.3}", ms(at))?;
@@ -188,6 +230,35 @@ mod tests {
         assert_eq!(timeline.at(Stage::Exec), first);
         timeline.restart();
         assert_eq!(timeline.at(Stage::Exec), None);
+    }
+
+    #[test]
+    fn boots_are_measured_once_they_count() {
+        let (spans, timeline) = (BootSpans::default(), Timeline::default());
+        let count = |from: &'static str, to: &'static str| {
+            let family = spans.family().get_or_create(&[("from", from), ("to", to)]);
+            let mut text = String::new();
+            let mut registry = prometheus_client::registry::Registry::default();
+            registry.register("span", "", family.clone());
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let line = text.lines().find_map(|l| l.strip_prefix("span_count "));
+            line.unwrap().parse::<u64>().unwrap()
+        };
+        timeline.reach(Stage::Created);
+        timeline.reach(Stage::Loaded);
+        assert_eq!(count("created", "loaded"), 0);
+        timeline.measure_with(spans.clone());
+        assert_eq!(count("created", "loaded"), 1);
+        for boots in 1..3 {
+            for stage in [Stage::Exec, Stage::FirstExit, Stage::FirstExit] {
+                timeline.reach(stage);
+            }
+            assert_eq!(count("exec", "first_exit"), boots);
+            timeline.restart();
+            timeline.reach(Stage::Loaded);
+        }
+        assert_eq!(count("created", "loaded"), 1);
+        assert_eq!(count("placed", "loaded"), 0);
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub struct CacheCounters {
     pub bytes_read: u64,
     /// Bytes held now.
     pub bytes_held: u64,
+    /// Images held now.
+    pub entries: u64,
 }
 
 /// What the cache keeps: one type for each role.
@@ -246,7 +248,11 @@ impl ImageCache {
 
     /// What it did so far.
     pub fn counters(&self) -> CacheCounters {
-        self.counters
+        let entries = self.kernels.0.len() + self.archives.0.len();
+        CacheCounters {
+            entries: entries as u64,
+            ..self.counters
+        }
     }
 
     fn get<T: Kept>(

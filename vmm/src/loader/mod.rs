@@ -26,7 +26,7 @@ mod version;
 use mkpool::AddrRange;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-pub use cache::{ImageCache, ImageInfo};
+pub use cache::{CacheCounters, ImageCache, ImageInfo};
 pub use image::{BootMode, ImageError, KernelFormat, KernelImage};
 pub use initramfs::Initramfs;
 pub use source::ImageSource;

@@ -19,11 +19,13 @@
 
 pub mod affinity;
 mod exit;
+mod exit_counts;
 mod run;
 mod sleep;
 mod stop;
 
 pub use exit::{ExitBus, ExitOutcome};
+pub use exit_counts::{ExitCounts, ExitKind};
 pub use stop::is_stopping;
 
 use std::io;
@@ -107,6 +109,7 @@ pub struct VcpuSetup {
 pub struct Vcpu {
     fd: VcpuFd,
     index: u8,
+    exits: Arc<ExitCounts>,
 }
 
 impl Vcpu {
@@ -130,7 +133,13 @@ impl Vcpu {
         if index == 0 {
             regs::set_boot_state(&fd, setup.entry)?;
         }
-        Ok(Self { fd, index })
+        let exits = Arc::default();
+        Ok(Self { fd, index, exits })
+    }
+
+    /// Goes on with the counters of an earlier boot, whose thread has ended.
+    pub fn counting_on(self, exits: Arc<ExitCounts>) -> Self {
+        Self { exits, ..self }
     }
 
     /// Moves it into a thread of its own, which waits for a command.
@@ -155,6 +164,7 @@ impl Vcpu {
             name: name.clone(),
             commands: receiver,
             bus,
+            exits: self.exits,
             sleep: Arc::clone(&sleep),
             stop: stop.clone(),
             events: events.clone(),

@@ -12,6 +12,7 @@ use crate::instance::{InstanceName, RunId};
 use crate::kvm::kick::KickTarget;
 use crate::kvm::snapshot::{self, Snapshot};
 use crate::vcpu::exit::{self, ExitBus};
+use crate::vcpu::exit_counts::{ExitCounts, ExitKind};
 use crate::vcpu::sleep::SleepState;
 use crate::vcpu::stop::StopFlag;
 use crate::vcpu::{ReadRequest, Reading, VcpuCommand};
@@ -28,6 +29,8 @@ pub struct Body {
     pub commands: Receiver<VcpuCommand>,
     /// The instance's devices.
     pub bus: Arc<dyn ExitBus>,
+    /// This thread's to write.
+    pub exits: Arc<ExitCounts>,
     /// For the handle.
     pub sleep: Arc<SleepState>,
     /// From the handle, for devices that wait.
@@ -93,16 +96,21 @@ impl Body {
                     first = false;
                     self.bus.first_exit();
                 }
+                self.exits.count(ExitKind::of(&exit));
                 exit::handle(exit, &*self.bus, &self.name)
             });
             let ended = match result {
                 Ok(ended) => ended,
                 Err(error) if target.was_kicked(&error) => {
                     kicked = true;
+                    self.exits.count(ExitKind::Interrupted);
                     None
                 }
                 // No entry this time (a SIPI arrived): documented as such.
-                Err(error) if error.errno() == libc::EAGAIN => None,
+                Err(error) if error.errno() == libc::EAGAIN => {
+                    self.exits.count(ExitKind::Interrupted);
+                    None
+                }
                 Err(error) => {
                     log::error!("{}: KVM_RUN failed: {error}", self.name);
                     Some(EndReason::KvmError)

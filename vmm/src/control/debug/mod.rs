@@ -20,7 +20,7 @@ use axum::http::StatusCode;
 use mkpool::{AddrRange, merge_adjacent};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::control::debug::objects::{MemoryObject, Translation};
+use crate::control::debug::objects::Translation;
 use crate::control::error::ControlError;
 use crate::debug::paging::{Fault, Walker};
 use crate::guest::Guest;
@@ -69,8 +69,8 @@ pub enum DebugAction {
 pub enum DebugReply {
     /// Registers, or where they are coming from.
     Readings(Readings),
-    /// Memory.
-    Memory(Box<MemoryObject>),
+    /// Memory; it becomes text on the client's task, not on the event loop.
+    Memory(Vec<u8>),
     /// A translation.
     Translation(Box<Translation>),
 }
@@ -214,8 +214,7 @@ pub fn execute(
         }
         DebugAction::Memory { addr, len, through } => {
             let bytes = read(manager, guest, addr, len, through.as_deref())?;
-            let memory = MemoryObject::new(name, addr, through.is_some(), &bytes);
-            Ok(DebugReply::Memory(Box::new(memory)))
+            Ok(DebugReply::Memory(bytes))
         }
         DebugAction::Translate { addr, through } => {
             let memory = View::of(manager, guest)?;

@@ -60,6 +60,17 @@ pub struct EventsQuery {
     pub follow: bool,
 }
 
+/// Which records.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LogQuery {
+    /// Only the last so many; all that are kept (4096) when absent.
+    #[serde(default)]
+    #[param(required = false, minimum = 0, maximum = 4_294_967_295_u64)]
+    pub limit: Option<u32>,
+}
+
 /// The refusals that every route may answer with.
 #[derive(Debug, IntoResponses)]
 #[expect(dead_code, reason = "describes responses, is never one")]

@@ -22,10 +22,9 @@ type NamePath = Result<Path<String>, PathRejection>;
 impl IntoResponse for DebugReply {
     fn into_response(self) -> Response {
         match self {
-            Self::Memory(memory) => Json(memory).into_response(),
             Self::Translation(translation) => Json(translation).into_response(),
-            // Awaited by `registers`, and never sent as they are.
-            Self::Readings(_) => ControlError::Ending.into_response(),
+            // The routes below take them apart, and never send them as they are.
+            Self::Readings(_) | Self::Memory(_) => ControlError::Ending.into_response(),
         }
     }
 }
@@ -74,8 +73,16 @@ pub async fn memory(
         len: query.len,
         through,
     };
-    let reply = api.call(Action::Debug(name, action), false).await?;
-    Ok(reply.into_response())
+    let reply = api.call(Action::Debug(name.clone(), action), false).await?;
+    match reply {
+        Reply::Debug(DebugReply::Memory(bytes)) => {
+            let (addr, is_virtual) = (query.addr.0, query.is_virtual);
+            let memory = MemoryObject::new(&name, addr, is_virtual, &bytes);
+            Ok(Json(memory).into_response())
+        }
+        // The controller answers what it was asked.
+        _ => Err(ControlError::Ending),
+    }
 }
 
 /// Where a guest-virtual address leads, entry by entry.

@@ -6,25 +6,22 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use crate::builder::InstanceConfig;
 use crate::control::action::{Action, Planned, Reply};
+use crate::control::bodies::{AllocBody, CreateBody, KillBody, LoadBody, PlanBody, SIZE_MAX};
 use crate::control::error::ControlError;
+use crate::control::http::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::http::{Api, ImageSpec};
-use crate::control::metrics;
 use crate::control::objects::{
-    AllocBody, Allocation, Audit, CreateBody, E820Row, Instance, IomemRow, KillBody, LoadBody,
-    Plan, PlanBody, Pool, SIZE_MAX, Version,
+    Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool, Version,
 };
-use crate::devices::violation::ViolationPolicy;
 use crate::instance::InstanceName;
-use crate::instance::state::{OnEnd, Verb};
-use crate::spec::{MAX_CPUS, SpecError};
+use crate::instance::state::Verb;
+use crate::spec::{GuestSpec, SpecError};
 
 /// What a handler answers with.
 type Answer = Result<Response, ControlError>;
@@ -40,6 +37,8 @@ impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         match self {
             Self::Pool(pool) => Json(pool).into_response(),
+            Self::PoolMap(map) => Json(map).into_response(),
+            Self::PoolLog(records) => Json(records).into_response(),
             Self::Iomem(rows) => Json(rows).into_response(),
             Self::Audit(audit) => Json(audit).into_response(),
             Self::Instances(instances) => Json(instances).into_response(),
@@ -47,13 +46,8 @@ impl IntoResponse for Reply {
             Self::E820(rows) => Json(rows).into_response(),
             Self::Plan(plan) => Json(plan).into_response(),
             Self::Allocation(allocation) => Json(allocation).into_response(),
-            Self::Metrics(facts) => match metrics::render(&facts) {
-                Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-                Err(error) => {
-                    log::error!("metrics: {error}");
-                    ControlError::Ending.into_response()
-                }
-            },
+            // Handed to `pool_routes::metrics` and nobody else.
+            Self::Metrics(_) => ControlError::NoRoute.into_response(),
             Self::Debug(reply) => reply.into_response(),
             // Handed to `streams::console` and nobody else.
             Self::Console(..) => ControlError::NoUpgrade.into_response(),
@@ -89,14 +83,6 @@ pub async fn iomem(State(api): State<Api>) -> Answer {
 #[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
 pub async fn audit(State(api): State<Api>) -> Answer {
     Ok(api.call(Action::Audit, false).await?.into_response())
-}
-
-/// Metrics in OpenMetrics text.
-#[utoipa::path(get, path = "/v1/metrics", responses(
-    (status = 200, body = String,
-     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
-pub async fn metrics(State(api): State<Api>) -> Answer {
-    Ok(api.call(Action::Metrics, false).await?.into_response())
 }
 
 async fn allocate(
@@ -171,23 +157,15 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
 
 /// Checks what is to be made and reads its images.
 async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, ControlError> {
-    let mut config = instance_config(&body)?;
-    let images = match body.kernel {
-        Some(kernel) => {
-            let spec = ImageSpec {
-                name: config.name.clone(),
-                kernel,
-                initrd: body.initrd,
-                cmdline: body.cmdline,
-            };
-            Some(api.images(spec).await?)
-        }
-        None if body.initrd.is_some() || body.cmdline.is_some() => {
-            return Err(SpecError::NoKernel.into());
-        }
+    check_size("memory", body.memory)?;
+    let name: InstanceName = body.name.parse()?;
+    let spec = GuestSpec::from_pairs(body.pairs())?;
+    let mut config = spec.instance(name.clone());
+    let images = match spec.images {
+        Some(images) => Some(api.read_images(name, images).await?),
         None => None,
     };
-    if let Some(path) = body.console_log {
+    if let Some(path) = spec.console_log {
         config.console_log = api.console_log(path, dry_run).await?;
     }
     Ok(Planned { config, images })
@@ -211,38 +189,6 @@ fn check_size(field: &'static str, value: u64) -> Result<(), ControlError> {
         return Err(ControlError::Value { field, value });
     }
     Ok(())
-}
-
-fn instance_config(body: &CreateBody) -> Result<InstanceConfig, ControlError> {
-    let cpus = body.cpus.unwrap_or(1);
-    if !(1..=MAX_CPUS).contains(&cpus) {
-        return Err(ControlError::Value {
-            field: "cpus",
-            value: cpus.into(),
-        });
-    }
-    check_size("memory", body.memory)?;
-    Ok(InstanceConfig {
-        name: body.name.parse()?,
-        memory: body.memory,
-        order: body.order,
-        cpus,
-        affinity: None,
-        violation: match body.violation.as_deref() {
-            None | Some("log") => ViolationPolicy::Log,
-            Some("stop") => ViolationPolicy::Stop,
-            Some(text) => {
-                return Err(ControlError::Spec(SpecError::Word {
-                    key: "violation",
-                    text: text.to_owned(),
-                    words: "log or stop",
-                }));
-            }
-        },
-        on_reboot: OnEnd::Stop,
-        on_panic: OnEnd::Stop,
-        console_log: None,
-    })
 }
 
 /// One instance.
@@ -283,13 +229,9 @@ pub async fn load(
     let body: LoadBody = json(body).await?;
     // Nobody needs to wait for files of an instance that is not there.
     api.call(Action::Show(name.clone()), false).await?;
-    let spec = ImageSpec {
-        name: name.clone(),
-        kernel: body.kernel,
-        initrd: body.initrd,
-        cmdline: body.cmdline,
-    };
-    let images = api.images(spec).await?;
+    let spec = GuestSpec::from_pairs(body.pairs())?;
+    let wanted = spec.images.ok_or(SpecError::NoKernel)?;
+    let images = api.read_images(name.clone(), wanted).await?;
     let action = Action::Load { name, images };
     Ok(api.call(action, dry_run).await?.into_response())
 }
