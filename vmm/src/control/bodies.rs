@@ -91,7 +91,7 @@ pub struct CreateBody {
     pub boot: Option<String>,
     /// The kernel's command line; needs `kernel`, which may take less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
+    #[schema(pattern = "^[^\\x00]*$")]
     pub cmdline: Option<String>,
     /// A file that keeps all that it prints, emptied when it first boots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,7 +195,7 @@ pub struct LoadBody {
     pub boot: Option<String>,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
+    #[schema(pattern = "^[^\\x00]*$")]
     pub cmdline: Option<String>,
 }
 

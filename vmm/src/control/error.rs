@@ -210,6 +210,10 @@ impl ControlError {
             | Self::ImagePath { .. }
             | Self::ImageKind { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "file"),
             Self::Spec(SpecError::NoKernel) => (StatusCode::UNPROCESSABLE_ENTITY, "no-kernel"),
+            Self::Spec(SpecError::Affinity(_))
+            | Self::Resolve(ResolveError::Spec(SpecError::Affinity(_))) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "affinity")
+            }
             Self::Resolve(ResolveError::Spec(_))
             | Self::Spec(_)
             | Self::Data(_)
