@@ -56,6 +56,11 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
     for line in lines {
         assert!(iomem.lines().any(|l| l == line), "{iomem}");
     }
+    let map = server.ok("pool map");
+    assert!(
+        ["web", "db", "spin"].iter().all(|n| map.contains(n)),
+        "{map}"
+    );
     assert!(server.ok("show web --e820").contains("usable"));
     assert!(server.ok("show web").contains("stopped (reboot)"));
 
