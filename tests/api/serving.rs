@@ -105,3 +105,31 @@ fn sigterm_ends_all_guests_and_sighup_none() {
     end.expect_code(0);
     assert_eq!(end.stderr.matches("stopped (killed)").count(), 2, "{end}");
 }
+
+#[test]
+fn a_grace_beyond_all_clocks_is_no_limit() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let socket = scratch.path("sock");
+    let grace = u64::MAX.to_string();
+    let mut running = Mkvmm::new(["serve", "--pool", "64M@4G", "--grace", &grace, "--socket"])
+        .arg(&socket)
+        .spawn();
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    let body = r#"{"name": "a", "memory": 8388608, "kernel": "probe", "cmdline": "spin"}"#;
+    assert_eq!(http(&socket, "POST", "/v1/instances", body).0, 201);
+    assert_eq!(http(&socket, "POST", "/v1/instances/a/exec", "").0, 200);
+    running.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(50));
+    // It does not listen to its power button: only force ends it.
+    let (status, ended) = http(
+        &socket,
+        "POST",
+        "/v1/instances/a/kill",
+        r#"{"force": true}"#,
+    );
+    assert_eq!((status, &ended["reason"]), (200, &"killed".into()));
+    running.wait().expect_code(0);
+}
