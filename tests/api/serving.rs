@@ -16,6 +16,16 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
     run.expect_refusal(2);
     assert!(run.stderr.contains("nearest key is `pool`"), "{run}");
     Mkvmm::new(["serve"]).finish().expect_refusal(2);
+    for (text, why) in [
+        (&b"pool = \"64M\"\nhold = ["[..], "line 2, column "),
+        (b"pool = \"64M\"\ngrace = -1", "line 2, column 9: "),
+        (b"hold = 3", "expected a sequence"),
+    ] {
+        let file = scratch.file("wrong.toml", text);
+        let run = Mkvmm::new(["serve", "--config"]).arg(&file).finish();
+        let error = run.expect_refusal(2);
+        assert!(error.contains(why), "{run}");
+    }
     let run = Mkvmm::new(["serve", "--config", "/no/such/file"]).finish();
     run.expect_refusal(3);
 }

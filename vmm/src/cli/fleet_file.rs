@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::serve::nearest;
-use crate::error::CliError;
+use crate::error::{CliError, TomlError};
 use mkvmm::control::bodies::{CreateBody, Pairs};
 use mkvmm::spec::{GuestSpec, KEYS};
 
@@ -29,9 +29,9 @@ pub fn read(path: &Path) -> Result<Vec<FleetEntry>, CliError> {
         path: path.to_owned(),
         source,
     })?;
-    let table: toml::Table = text.parse().map_err(|source| CliError::Config {
+    let table: toml::Table = text.parse().map_err(|error| CliError::Config {
         path: path.to_owned(),
-        source: Box::new(source),
+        source: TomlError::new(&text, &error),
     })?;
     if let Some(key) = table.keys().find(|key| *key != "instance") {
         return Err(unknown(path, key, &["instance"]));
