@@ -31,6 +31,26 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn every_command_has_a_page_of_the_manual() {
+    let scratch = Scratch::new();
+    Mkvmm::new(["man", "--out"])
+        .arg(scratch.dir())
+        .finish()
+        .expect_code(0);
+    for (page, words) in [
+        ("mkvmm.1", "SUBCOMMANDS"),
+        ("mkvmm-run.1", "cpus\\-affinity"),
+        ("mkvmm-pool-map.1", "SVG"),
+        ("mkvmm-debug-mem.1", "ADDR"),
+    ] {
+        let text = std::fs::read_to_string(scratch.path(page)).unwrap();
+        assert!(text.contains(words), "{page}: {text}");
+    }
+    let nowhere = Mkvmm::new(["man", "--out", "/no/such/directory"]).finish();
+    nowhere.expect_refusal(1);
+}
+
+#[test]
 fn nobody_at_the_socket_is_said_plainly() {
     let run = Mkvmm::new(["list", "--socket", "/no/such/socket"]).finish();
     run.expect_refusal(1);

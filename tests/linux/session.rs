@@ -69,6 +69,7 @@ pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
     console.wait_until("a shell", |c| c.stdout().contains("mkvmm-guest: shell"));
     console.type_in("echo $((6 * 7)) $(uname -r)\n");
     console.wait_until("an answer", |c| c.stdout().contains("\r\n42 6.1."));
+    expect_to_see_through(&server);
     let fast = Duration::from_secs(5);
     let instance = server.wait_for_state_within(fast, "web", "active");
     assert_eq!(instance["violations"], 0, "{instance:#}");
@@ -112,4 +113,32 @@ fn expect_views(server: &Server) {
     };
     assert!(usable(&server.json("show web --e820")) >= 2, "{web:#}");
     server.ok("show db");
+    let map = server.ok("pool map");
+    assert!(
+        ["web", "db", "old"].iter().all(|n| map.contains(n)),
+        "{map}"
+    );
+    let log = server.ok("pool log");
+    assert!(log.contains("web"), "{log}");
+}
+
+/// Where a Linux that stands still is, through its own page tables: in its
+/// kernel's memory or another part of its sub-pool, and where KVM says.
+fn expect_to_see_through(server: &Server) {
+    server.ok("pause web");
+    let regs = server.json("debug regs web");
+    let cpu = &regs["cpus"][0];
+    assert_eq!(cpu["mode"], "long", "{regs:#}");
+    let rip = cpu["general"]["rip"].as_str().expect("hex").to_owned();
+    let walk = server.json(&format!("debug translate web {rip}"));
+    let physical = walk["target"]["physical"].as_u64().expect("mapped");
+    let (ours, kvms) = (&walk["target"], &walk["kvm"]);
+    assert_eq!(ours["physical_hex"], kvms["physical_hex"], "{walk:#}");
+    let chunk = &server.json("show web")["chunks"][0];
+    let (start, size) = (chunk["start"].as_u64(), chunk["size"].as_u64());
+    let (start, size) = (start.expect("a number"), size.expect("a number"));
+    assert!((start..start + size).contains(&physical), "{walk:#}");
+    let code = server.ok(&format!("debug mem web {physical:#x} 16"));
+    assert_eq!(code.lines().count(), 2, "{code}");
+    server.ok("resume web");
 }

@@ -38,7 +38,7 @@ pub fn draw(path: &str, sizes: &[u64], rows: &[Row]) -> Result<(), Box<dyn Error
             .margin(12)
             .x_label_area_size(36)
             .y_label_area_size(64)
-            .build_cartesian_2d((1.0..last).log_scale(), (10.0..high * 2.0).log_scale())?;
+            .build_cartesian_2d((1.0..last).log_scale(), (1.0..high * 2.0).log_scale())?;
         chart
             .configure_mesh()
             .x_desc("pool size, GiB")

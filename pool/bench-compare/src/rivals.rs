@@ -126,17 +126,17 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// The next bit that is set, or clear, from `from` on; `pages` if there is none.
-    fn next(&self, from: u64, set: bool) -> u64 {
+    /// The next bit that is set, or clear, from `from` on; `limit` if there is none before that.
+    fn next(&self, from: u64, set: bool, limit: u64) -> u64 {
         let mut skip = !0_u64 << (from % 64);
-        for i in from as usize / 64..self.words.len() {
+        for i in from as usize / 64..limit.div_ceil(64) as usize {
             let word = if set { self.words[i] } else { !self.words[i] } & skip;
             if word != 0 {
-                return (i as u64 * 64 + u64::from(word.trailing_zeros())).min(self.pages);
+                return (i as u64 * 64 + u64::from(word.trailing_zeros())).min(limit);
             }
             skip = !0;
         }
-        self.pages
+        limit
     }
 
     fn set(&mut self, from: u64, pages: u64, used: bool) {
@@ -166,11 +166,11 @@ impl Rival for Bitmap {
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         let mut from = 0;
         loop {
-            let start = self.next(from, false);
+            let start = self.next(from, false, self.pages);
             if start + pages > self.pages {
                 return None;
             }
-            let used = self.next(start, true);
+            let used = self.next(start, true, start + pages);
             if used >= start + pages {
                 self.set(start, pages, true);
                 return Some(start);
@@ -186,7 +186,10 @@ impl Rival for Bitmap {
         Some(start)
     }
     fn free(&mut self, token: u64, pages: u64) {
-        assert!(self.next(token, false) >= token + pages, "allocated");
+        assert!(
+            self.next(token, false, token + pages) >= token + pages,
+            "allocated"
+        );
         self.set(token, pages, false);
     }
     fn comb(&mut self, pages: u64) {

@@ -15,6 +15,7 @@ mod serve;
 mod tables;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -51,7 +52,11 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the man page (roff)
-    Man,
+    Man {
+        /// Write a page for every command into this directory instead
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 impl Cli {
@@ -71,7 +76,12 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);
                 print(&text)
             }
-            Command::Man => {
+            Command::Man { out: Some(dir) } => {
+                let written = clap_mangen::generate_to(Self::command(), &dir);
+                written.map_err(|source| CliError::Write { path: dir, source })?;
+                Ok(ExitStatus::Done)
+            }
+            Command::Man { out: None } => {
                 let mut text = Vec::new();
                 clap_mangen::Man::new(Self::command())
                     .render(&mut text)

@@ -391,6 +391,7 @@ pub struct PlanProblem {
     pub name: String,
     /// What its creation would be refused with.
     pub error: ErrorObject,
-    /// Instances of which deleting any one would make room.
+    /// Up to 8 instances, the smallest first, of which deleting any one would
+    /// make room for the whole plan.
     pub delete_one_of: Vec<String>,
 }

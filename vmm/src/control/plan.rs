@@ -4,11 +4,20 @@
 //! event loop's thread; then all of them are undone. So a plan is what a
 //! launch would get, to the byte.
 
+use mkpool::{AddrRange, PAGE_ORDER};
+
 use crate::control::action::Planned;
 use crate::control::error::ControlError;
 use crate::control::objects::{Instance, Piece, Plan, PlanProblem, Pool};
 use crate::guest::Guest;
+use crate::host_pool::Wanted;
+use crate::loader::Initramfs;
 use crate::manager::Manager;
+
+/// Most instances that are named when deleting one would help.
+const SUGGESTIONS: usize = 8;
+/// Most instances that are tried for that: it is the event loop that waits.
+const CANDIDATES: usize = 64;
 
 /// Plans `wanted`, in this order.
 ///
@@ -49,7 +58,7 @@ fn gather(
                 problem = Some(PlanProblem {
                     name: name.to_string(),
                     error: error.body().error,
-                    delete_one_of: makes_room(manager, one.config.memory),
+                    delete_one_of: makes_room(manager, wanted, made),
                 });
                 break;
             }
@@ -70,17 +79,39 @@ fn pieces(guest: &Guest) -> Vec<Piece> {
         .images()
         .into_iter()
         .flat_map(|images| images.plan.pieces());
-    let piece = |(name, range): (&str, mkpool::AddrRange)| Piece {
+    let piece = |(name, range): (&str, AddrRange)| Piece {
         name: name.to_owned(),
         range: range.into(),
     };
     pieces.map(piece).collect()
 }
 
-/// Instances whose memory, with what is free, is enough for `memory` bytes.
-fn makes_room(manager: &Manager, memory: u64) -> Vec<String> {
-    let avail = manager.pool().avail();
-    let enough = |guest: &&Guest| avail.saturating_add(guest.sub_pool().size()) >= memory;
-    let enough = manager.guests().filter(enough);
-    enough.map(|guest| guest.name().to_string()).collect()
+/// The smallest instances of which deleting any one would make room for all of
+/// `wanted`; `made` is what fits without.
+fn makes_room(manager: &Manager, wanted: &[Planned], made: &[Guest]) -> Vec<String> {
+    let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
+    let made: Vec<AddrRange> = made.iter().flat_map(Guest::regions).copied().collect();
+    let mut candidates: Vec<&Guest> = manager.guests().collect();
+    candidates.sort_by_key(|guest| guest.sub_pool().size());
+    let would_do = |guest: &&Guest| {
+        let freed = [&made, guest.regions()].concat();
+        manager.pool().would_fit(&freed, &wanted)
+    };
+    let found = candidates.into_iter().take(CANDIDATES).filter(would_do);
+    found
+        .take(SUGGESTIONS)
+        .map(|guest| guest.name().to_string())
+        .collect()
+}
+
+fn wish(planned: &Planned) -> Wanted {
+    let facts = planned.images.as_ref().map(|images| {
+        let initramfs = images.initramfs.as_ref();
+        images.kernel.facts(initramfs.map(Initramfs::size))
+    });
+    Wanted {
+        memory: planned.config.memory,
+        order: planned.config.order.unwrap_or(PAGE_ORDER),
+        facts,
+    }
 }

@@ -6,6 +6,7 @@
 
 pub mod alloc_log;
 mod sub_pool;
+mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use mkpool::{
 };
 
 pub use sub_pool::SubPool;
+pub use what_if::Wanted;
 
 use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
 use crate::instance::{InstanceId, InstanceName};
