@@ -51,6 +51,23 @@ fn the_halving_policy_needs_fewer_chunks() {
 }
 
 #[test]
+fn a_pool_says_what_it_is_made_of() {
+    let main = holes(4, MIB);
+    let mut web = InstancePool::create(&main, 1, 2 * MIB, 13, ChunkPolicy::Rfc).unwrap();
+    assert_eq!((web.id(), web.order(), web.size()), (1, 13, 2 * MIB));
+    // The chunk obtained last is searched first.
+    let newest = web.chunks()[0];
+    assert_eq!(web.alloc(PAGE, 0).unwrap().size(), 2 * PAGE);
+    let largest = web.largest_free().unwrap();
+    assert_eq!(largest.size(), MIB);
+    assert!(!largest.overlaps(&newest));
+    web.alloc(MIB, 0).unwrap();
+    assert_eq!(web.largest_free().unwrap().size(), MIB - 2 * PAGE);
+    web.alloc(MIB - 2 * PAGE, 0).unwrap();
+    assert_eq!((web.largest_free(), web.avail()), (None, 0));
+}
+
+#[test]
 fn a_failed_creation_gives_everything_back() {
     for policy in [ChunkPolicy::Rfc, ChunkPolicy::Halving] {
         let main = holes(4, MIB);

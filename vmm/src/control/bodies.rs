@@ -222,7 +222,7 @@ pub struct KillBody {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "optional"
     )]
-    #[schema(minimum = 0, maximum = 4_294_967_295_u64)]
+    #[schema(value_type = Option<u64>, minimum = 0, maximum = 4_294_967_295_u64)]
     pub grace_ms: Option<u32>,
 }
 

@@ -67,7 +67,7 @@ pub struct EventsQuery {
 pub struct LogQuery {
     /// Only the last so many; all that are kept (4096) when absent.
     #[serde(default)]
-    #[param(required = false, minimum = 0, maximum = 4_294_967_295_u64)]
+    #[param(required = false, value_type = Option<u64>, minimum = 0, maximum = 4_294_967_295_u64)]
     pub limit: Option<u32>,
 }
 
