@@ -109,8 +109,9 @@ impl LogFile {
         let real = check_path(path, dirs)?;
         // The log of an instance deleted just now may still be being written.
         let end = Instant::now() + TAKEN;
+        let mut made = None;
         loop {
-            if let Some(log) = Self::try_open(path, &real)? {
+            if let Some(log) = Self::try_open(path, &real, &mut made)? {
                 return Ok(log);
             }
             if Instant::now() >= end {
@@ -123,8 +124,13 @@ impl LogFile {
 
     /// The same without waiting: nothing while another instance has the file,
     /// or has just removed it. Opened anew each time: behind a lock that was
-    /// waited for there may be a file that has no name any more.
-    fn try_open(path: &Path, real: &Path) -> Result<Option<Self>, LogError> {
+    /// waited for there may be a file that has no name any more. `made` is the
+    /// file that an earlier attempt made, if another was faster to lock it.
+    fn try_open(
+        path: &Path,
+        real: &Path,
+        made: &mut Option<File>,
+    ) -> Result<Option<Self>, LogError> {
         let failed = |errno: Errno| match errno {
             // A pipe that nobody reads says NXIO.
             Errno::NXIO | Errno::ISDIR => LogError::Kind {
@@ -152,13 +158,20 @@ impl LogFile {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if is_at(&file, real) => {}
             // Who has the lock has the file, even if it was we who made it.
-            Ok(()) | Err(Errno::WOULDBLOCK) => return Ok(None),
+            Ok(()) | Err(Errno::WOULDBLOCK) => {
+                if is_new {
+                    *made = Some(file);
+                }
+                return Ok(None);
+            }
             Err(errno) => return Err(failed(errno)),
         }
+        let is_made = made.as_ref().is_some_and(|made| is_at(made, real));
+        let is_empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
         Ok(Some(Self {
             file,
             path: real.to_owned(),
-            is_new: AtomicBool::new(is_new),
+            is_new: AtomicBool::new(is_new || is_made && is_empty),
         }))
     }
 
@@ -373,6 +386,24 @@ mod tests {
         assert!(is_at(&second.file, &path));
         drop(second);
         assert!(!path.exists(), "it was not used");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_nobody_used_leaves_no_trace_whoever_made_it() {
+        let dir = scratch("trace");
+        let path = dir.join("log");
+        for _ in 0..50 {
+            let open = |_| {
+                let path = path.clone();
+                thread::spawn(move || drop(LogFile::open(&path, &[])))
+            };
+            let threads: Vec<_> = (0..4).map(open).collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert!(!path.exists());
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 
