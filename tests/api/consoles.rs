@@ -1,7 +1,7 @@
 //! Logs of consoles, and the terminals of those who look at them.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -309,6 +309,44 @@ fn the_terminal_is_as_it_was_however_the_client_ends() {
     let orphan = Terminal::attach(&server, "web", true);
     server.running.signal(Signal::KILL);
     orphan.expect_end(0);
+}
+
+#[test]
+fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    // It is never started; what is typed meanwhile waits, up to some room.
+    server.ok("create web --memory 8M");
+    let mut typed = File::open(scratch.file("typed", &vec![b'x'; 8 << 20])).unwrap();
+    let mut client = Command::new(binary())
+        .args(["console", "web", "--socket"])
+        .arg(server.socket())
+        .stdin(Stdio::from(typed.try_clone().unwrap()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The offset is shared: it says how far the client has read.
+    let mut last = 0;
+    wait_until("a full queue", || {
+        thread::sleep(Duration::from_millis(200));
+        let (before, now) = (last, typed.stream_position().unwrap());
+        last = now;
+        now > 0 && now == before
+    });
+    assert!(last < 8 << 20, "it does not wait for the guest");
+    kill_process(Pid::from_child(&client), Signal::TERM).unwrap();
+    let mut status = None;
+    let end = Instant::now() + PATIENCE;
+    while status.is_none() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+        status = client.try_wait().unwrap();
+    }
+    // It fails only when it has ended already.
+    let _ = client.kill();
+    let _ = client.wait();
+    assert_eq!(status.and_then(|status| status.code()), Some(130));
 }
 
 #[test]

@@ -16,6 +16,16 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
     run.expect_refusal(2);
     assert!(run.stderr.contains("nearest key is `pool`"), "{run}");
     Mkvmm::new(["serve"]).finish().expect_refusal(2);
+    for (text, why) in [
+        (&b"pool = \"64M\"\nhold = ["[..], "line 2, column "),
+        (b"pool = \"64M\"\ngrace = -1", "line 2, column 9: "),
+        (b"hold = 3", "expected a sequence"),
+    ] {
+        let file = scratch.file("wrong.toml", text);
+        let run = Mkvmm::new(["serve", "--config"]).arg(&file).finish();
+        let error = run.expect_refusal(2);
+        assert!(error.contains(why), "{run}");
+    }
     let run = Mkvmm::new(["serve", "--config", "/no/such/file"]).finish();
     run.expect_refusal(3);
 }
@@ -124,4 +134,28 @@ fn sigterm_ends_all_guests_and_sighup_none() {
     let end = server.running.wait();
     end.expect_code(0);
     assert_eq!(end.stderr.matches("stopped (killed)").count(), 2, "{end}");
+}
+
+#[test]
+fn a_grace_beyond_all_clocks_is_no_limit() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let socket = scratch.path("sock");
+    let grace = u64::MAX.to_string();
+    let mut running = Mkvmm::new(["serve", "--pool", "64M@4G", "--grace", &grace, "--socket"])
+        .arg(&socket)
+        .spawn();
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    let body = r#"{"name": "a", "memory": 8388608, "kernel": "probe", "cmdline": "spin"}"#;
+    assert_eq!(http(&socket, "POST", "/v1/instances", body).0, 201);
+    assert_eq!(http(&socket, "POST", "/v1/instances/a/exec", "").0, 200);
+    running.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(50));
+    // It does not listen to its power button, and nothing else ends it.
+    let (status, guest) = http(&socket, "GET", "/v1/instances/a", "");
+    assert_eq!((status, &guest["state"]), (200, &"active".into()));
+    running.signal(Signal::TERM);
+    running.wait().expect_code(130);
 }

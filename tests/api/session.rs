@@ -348,3 +348,23 @@ fn run_takes_a_fleet_file() {
         "{run}"
     );
 }
+
+#[test]
+fn of_many_instances_those_that_are_large_enough_are_tried() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let create = |name: &str, size: u64| {
+        let body = format!(r#"{{"name": "{name}", "memory": {size}}}"#);
+        assert_eq!(server.http("POST", "/v1/instances", &body).0, 201);
+    };
+    create("large", 32 << 20);
+    for small in 0..100 {
+        create(&format!("small{small}"), 4096);
+    }
+    let body = r#"{"instances": [{"name": "a", "memory": 41943040}]}"#;
+    let (status, plan) = server.http("POST", "/v1/plan", body);
+    let help = &plan["problem"]["delete_one_of"];
+    assert_eq!((status, help), (200, &json!(["large"])));
+}

@@ -63,6 +63,27 @@ fn curl_is_a_debugger() {
 }
 
 #[test]
+fn a_body_that_comes_late_breaks_no_connection() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // As clients send it that write head and body one after the other; this
+    // route has no use for a body.
+    let head = "POST /v1/instances/a/exec HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    stream.write_all(b"{}").unwrap();
+    assert!(read_until(&mut stream, "}}").starts_with("HTTP/1.1 404 "));
+    stream
+        .write_all(b"GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    assert!(read_until(&mut stream, "}").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
 fn what_cannot_be_read_is_refused_in_json() {
     if skips_without_kvm() {
         return;

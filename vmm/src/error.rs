@@ -134,7 +134,7 @@ pub enum CliError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: Box<toml::de::Error>,
+        source: TomlError,
     },
     /// A key's value is neither text nor a number, or is missing.
     #[error("{}: `{key}` is missing or of the wrong type", .path.display())]
@@ -294,12 +294,38 @@ impl CliError {
 
     /// The lines for stderr, without the final newline.
     pub fn render(&self) -> String {
-        let mut text = format!("error: {}", chain(self));
+        // One line, whatever a path has in it.
+        let mut text = format!("error: {}", chain(self).replace('\n', "\\n"));
         if let Some(help) = self.help() {
             text.push_str("\nhelp: ");
             text.push_str(&help);
         }
         text
+    }
+}
+
+/// What is wrong with a TOML file, on one line: the library draws a picture.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}{message}")]
+pub struct TomlError {
+    /// `line L, column C: `, where that is known.
+    place: String,
+    message: String,
+}
+
+impl TomlError {
+    /// What the library says of `text`.
+    pub fn new(text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let place = |before: &str| {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: ")
+        };
+        Self {
+            place: before.map(place).unwrap_or_default(),
+            message: error.message().trim().replace('\n', ", "),
+        }
     }
 }
 
@@ -419,7 +445,24 @@ fn pool_help(error: &HostPoolError) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use super::{CliError, TomlError, one_line};
+    use std::io;
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_is_about() {
+        let toml = |text: &str| {
+            let error = text.parse::<toml::Table>().unwrap_err();
+            TomlError::new(text, &error).to_string()
+        };
+        let told = toml("a = 1\nb = [1");
+        assert!(told.starts_with("line 2, column "), "{told}");
+        assert!(!told.contains('\n'), "{told}");
+        let error = CliError::Write {
+            path: "a\nb".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        assert_eq!(error.render().lines().count(), 1, "{}", error.render());
+    }
 
     #[test]
     fn what_clap_says_becomes_an_error_and_a_help() {

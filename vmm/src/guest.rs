@@ -296,7 +296,6 @@ impl Guest {
         pool: &HostPool,
     ) -> Result<(), BuildError> {
         self.machine = None;
-        self.start_log(around)?;
         let e820 = self.e820(pool)?;
         let Some(loaded) = &mut self.loaded else {
             return Ok(());
@@ -339,8 +338,25 @@ impl Guest {
                 manifest_version: manifest::VERSION,
             },
         };
+        self.start_vcpus(&mut machine, around, &setup)?;
+        // Last: a boot that comes to nothing empties no log.
+        self.start_log(around)?;
+        if let Some(loaded) = &mut self.loaded {
+            loaded.e820 = e820;
+        }
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    /// Adds the vCPUs to `machine`, each in its thread, where it waits.
+    fn start_vcpus(
+        &self,
+        machine: &mut Machine,
+        around: &Surroundings<'_>,
+        setup: &VcpuSetup,
+    ) -> Result<(), BuildError> {
         let vcpus = (0..self.config.cpus)
-            .map(|index| Vcpu::new(around.host, &machine.vm, index, &setup))
+            .map(|index| Vcpu::new(around.host, &machine.vm, index, setup))
             .collect::<Result<Vec<_>, _>>()?;
         for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
             let vcpu = vcpu.counting_on(Arc::clone(exits));
@@ -349,10 +365,6 @@ impl Guest {
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;
             machine.vcpus.push(handle);
         }
-        if let Some(loaded) = &mut self.loaded {
-            loaded.e820 = e820;
-        }
-        self.machine = Some(machine);
         Ok(())
     }
 

@@ -38,10 +38,11 @@ fn layer(module: &str) -> usize {
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+        let entry = entry.unwrap();
+        let (path, name) = (entry.path(), entry.file_name());
         if path.is_dir() {
             sources(&path, found);
-        } else if !path.to_string_lossy().contains("tests") {
+        } else if !name.to_string_lossy().contains("tests") {
             found.push(path);
         }
     }

@@ -362,9 +362,11 @@ impl Manager {
             return Ok(());
         }
         guest.press_power_button();
-        let end = Instant::now() + grace;
-        let earliest = self.dying.entry(id).or_insert(end);
-        *earliest = end.min(*earliest);
+        // A time that no clock reaches is no limit.
+        if let Some(end) = Instant::now().checked_add(grace) {
+            let earliest = self.dying.entry(id).or_insert(end);
+            *earliest = end.min(*earliest);
+        }
         Ok(())
     }
 

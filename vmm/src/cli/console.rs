@@ -137,6 +137,9 @@ async fn converse(
     let (output, mut written) = write_stdout()?;
     let mut buffer = vec![0; 16 << 10];
     let mut stdin_is_open = true;
+    // Typed, and not yet taken by a guest that is slow to read: sent beside
+    // everything else, which must not wait for it.
+    let mut unsent = Vec::new();
     let end = loop {
         // Room first: the guest's output waits for a terminal that is slow.
         let received = async {
@@ -153,13 +156,16 @@ async fn converse(
                 Some(0) => break ExitStatus::Done,
                 Some(_) => {}
             },
-            bytes = typed.recv(), if stdin_is_open => match bytes {
+            bytes = typed.recv(), if stdin_is_open && unsent.is_empty() => match bytes {
                 None if is_terminal => break ExitStatus::Done,
                 // What was piped in is sent; the answer is still to come.
                 None => stdin_is_open = false,
-                Some(bytes) => if writer.write_all(&bytes).await.is_err() {
-                    break ExitStatus::Done;
-                },
+                Some(bytes) => unsent = bytes,
+            },
+            sent = writer.write(&unsent), if !unsent.is_empty() => match sent {
+                Ok(count @ 1..) => drop(unsent.drain(..count)),
+                // The VMM has gone.
+                _ => break ExitStatus::Done,
             },
             () = signals.any() => return Ok(ExitStatus::Interrupted),
         }

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::serve::nearest;
-use crate::error::CliError;
+use crate::error::{CliError, TomlError};
 use mkvmm::control::bodies::{CreateBody, Pairs};
 use mkvmm::spec::{GuestSpec, KEYS};
 
@@ -29,9 +29,9 @@ pub fn read(path: &Path) -> Result<Vec<FleetEntry>, CliError> {
         path: path.to_owned(),
         source,
     })?;
-    let table: toml::Table = text.parse().map_err(|source| CliError::Config {
+    let table: toml::Table = text.parse().map_err(|error| CliError::Config {
         path: path.to_owned(),
-        source: Box::new(source),
+        source: TomlError::new(&text, &error),
     })?;
     if let Some(key) = table.keys().find(|key| *key != "instance") {
         return Err(unknown(path, key, &["instance"]));
@@ -97,19 +97,23 @@ fn pairs(path: &Path, base: &Path, index: usize, table: &toml::Table) -> Result<
                 toml::Value::Integer(number) => number.to_string(),
                 _ => return Err(wrong_type(path, key)),
             };
-            let is_path = ["kernel", "initrd", "console-log"].contains(&known);
-            pairs.push((known, if is_path { whole(base, &text) } else { text }));
+            pairs.push((known, whole(base, known, text)));
         }
     }
     Ok(pairs)
 }
 
-/// The absolute form of a path that is relative to `base`.
-fn whole(base: &Path, path: &str) -> String {
-    if path == "probe" || path.starts_with("fd:") {
-        return path.to_owned();
+/// The value of a key; a path, which is relative to `base`, in its absolute form.
+fn whole(base: &Path, key: &str, text: String) -> String {
+    let is_path = match key {
+        "kernel" => text != "probe" && !text.starts_with("fd:"),
+        "initrd" => !text.starts_with("fd:"),
+        key => key == "console-log",
+    };
+    if !is_path {
+        return text;
     }
-    let path: PathBuf = base.join(path);
+    let path: PathBuf = base.join(text);
     let path = std::path::absolute(&path).unwrap_or(path);
     path.display().to_string()
 }
@@ -126,14 +130,15 @@ mod tests {
         let text = "[[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n\
                     cmdline = \"x,y\"\ncpus = 2\non-panic = \"restart\"\n\
                     [[instance]]\nmemory = 8388608\nkernel = \"vmlinuz\"\n\
-                    initrd = [\"i\", \"/j\"]\n";
+                    initrd = [\"i\", \"/j\"]\nconsole-log = \"probe\"\n";
         std::fs::write(&path, text).unwrap();
         let fleet = read(&path).unwrap();
         let guest = "name=a,memory=8M,kernel=probe,cmdline=x,,y,cpus=2,on-panic=restart";
         assert_eq!(fleet[0].spec, guest.parse().unwrap());
         let dir_text = dir.display();
         let guest = format!(
-            "name=guest2,memory=8M,kernel={dir_text}/vmlinuz,initrd={dir_text}/i,initrd=/j"
+            "name=guest2,memory=8M,kernel={dir_text}/vmlinuz,initrd={dir_text}/i,initrd=/j,\
+             console-log={dir_text}/probe"
         );
         assert_eq!(fleet[1].spec, guest.parse().unwrap());
         assert_eq!(fleet[1].body.memory, 8 << 20);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
 use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
-use crate::error::{CliError, ExitStatus};
+use crate::error::{CliError, ExitStatus, TomlError};
 use mkvmm::control::dispatch::Controller;
 use mkvmm::control::http::{Api, Doctor};
 use mkvmm::control::images::ImageStore;
@@ -87,9 +87,9 @@ fn read_file(path: &Path) -> Result<ServeFile, CliError> {
         path: path.to_owned(),
         source,
     })?;
-    let wrong = |source| CliError::Config {
+    let wrong = |error| CliError::Config {
         path: path.to_owned(),
-        source: Box::new(source),
+        source: TomlError::new(&text, &error),
     };
     let table: toml::Table = text.parse().map_err(wrong)?;
     let known = [&PoolOptions::KEYS[..], &KEYS].concat();
@@ -100,7 +100,8 @@ fn read_file(path: &Path) -> Result<ServeFile, CliError> {
             nearest: nearest(key, &known).unwrap_or_default(),
         });
     }
-    table.try_into().map_err(wrong)
+    // Out of the text again: a table does not know its lines.
+    toml::from_str(&text).map_err(wrong)
 }
 
 /// `mkvmm serve`.

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::map_request;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
@@ -202,5 +203,6 @@ pub fn router(api: Api) -> Router {
     router
         .fallback(|| async { ControlError::NoRoute })
         .method_not_allowed_fallback(|| async { ControlError::NoMethod })
+        .layer(map_request(body::received))
         .with_state(api)
 }

@@ -91,7 +91,13 @@ fn pieces(guest: &Guest) -> Vec<Piece> {
 fn makes_room(manager: &Manager, wanted: &[Planned], made: &[Guest]) -> Vec<String> {
     let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
     let made: Vec<AddrRange> = made.iter().flat_map(Guest::regions).copied().collect();
-    let mut candidates: Vec<&Guest> = manager.guests().collect();
+    // Those that are too small for sure are not worth a try.
+    let room = made.iter().map(AddrRange::size).sum::<u64>() + manager.pool().avail();
+    let needed = wanted
+        .iter()
+        .fold(0_u64, |all, one| all.saturating_add(one.memory));
+    let enough = |guest: &&Guest| room + guest.sub_pool().size() >= needed;
+    let mut candidates: Vec<&Guest> = manager.guests().filter(enough).collect();
     candidates.sort_by_key(|guest| guest.sub_pool().size());
     let would_do = |guest: &&Guest| {
         let freed = [&made, guest.regions()].concat();

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::control::number::EXACT_MAX;
 use crate::host_pool::alloc_log::Record;
 
 /// One allocation, or the end of one.
@@ -19,7 +20,8 @@ pub struct PoolRecord {
     pub caller: String,
     /// The instance, where there is one.
     pub instance: Option<String>,
-    /// Where it begins; not there when nothing was allocated.
+    /// Where it begins; not there when nothing was allocated, nor for what no
+    /// reader of JSON keeps exactly.
     pub addr: Option<u64>,
     /// The same in hex.
     pub addr_hex: Option<String>,
@@ -39,10 +41,30 @@ impl From<&Record> for PoolRecord {
             op: record.op.to_string(),
             caller: record.caller.to_string(),
             instance: record.caller.instance.as_ref().map(ToString::to_string),
-            addr: record.addr,
+            addr: record.addr.filter(|addr| *addr <= EXACT_MAX),
             addr_hex: record.addr.map(|addr| format!("{addr:#x}")),
             size: record.size,
             outcome: record.outcome.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host_pool::alloc_log::{AllocLog, Caller, Outcome};
+
+    #[test]
+    fn an_address_that_json_rounds_is_text_only() {
+        let mut log = AllocLog::default();
+        for addr in [EXACT_MAX, u64::MAX] {
+            let caller = Caller::vmm("allocation");
+            log.kept(caller, addr, 0, Outcome::NoAllocation);
+        }
+        let records: Vec<PoolRecord> = log.last(2).map(PoolRecord::from).collect();
+        let addrs: Vec<Option<u64>> = records.iter().map(|record| record.addr).collect();
+        assert_eq!(addrs, [Some(EXACT_MAX), None]);
+        let hex = records[1].addr_hex.as_deref();
+        assert_eq!(hex, Some("0xffffffffffffffff"));
     }
 }

@@ -11,8 +11,9 @@
 //! when it boots first; from then on it is only added to, so that a second
 //! boot does not cost the first one's output.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,6 +107,30 @@ impl LogFile {
     /// [`LogError`]; no file was made then.
     pub fn open(path: &Path, dirs: &[PathBuf]) -> Result<Self, LogError> {
         let real = check_path(path, dirs)?;
+        // The log of an instance deleted just now may still be being written.
+        let end = Instant::now() + TAKEN;
+        let mut made = None;
+        loop {
+            if let Some(log) = Self::try_open(path, &real, &mut made)? {
+                return Ok(log);
+            }
+            if Instant::now() >= end {
+                let path = path.to_owned();
+                return Err(LogError::Taken { path });
+            }
+            thread::sleep(GATHER);
+        }
+    }
+
+    /// The same without waiting: nothing while another instance has the file,
+    /// or has just removed it. Opened anew each time: behind a lock that was
+    /// waited for there may be a file that has no name any more. `made` is the
+    /// file that an earlier attempt made, if another was faster to lock it.
+    fn try_open(
+        path: &Path,
+        real: &Path,
+        made: &mut Option<File>,
+    ) -> Result<Option<Self>, LogError> {
         let failed = |errno: Errno| match errno {
             // A pipe that nobody reads says NXIO.
             Errno::NXIO | Errno::ISDIR => LogError::Kind {
@@ -116,37 +141,38 @@ impl LogFile {
                 source: errno.into(),
             },
         };
-        let (file, is_new) = match open(&real, OFlags::empty()) {
-            Err(Errno::NOENT) => match open(&real, OFlags::CREATE | OFlags::EXCL) {
+        let (file, is_new) = match open(real, OFlags::empty()) {
+            Err(Errno::NOENT) => match open(real, OFlags::CREATE | OFlags::EXCL) {
                 Ok(file) => (file, true),
+                Err(Errno::EXIST) => return Ok(None),
                 Err(errno) => return Err(failed(errno)),
             },
             Ok(file) => (file, false),
             Err(errno) => return Err(failed(errno)),
         };
-        let log = Self {
-            file,
-            path: real,
-            is_new: AtomicBool::new(is_new),
-        };
-        let is_file = log.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
         if !is_file {
             let path = path.to_owned();
             return Err(LogError::Kind { path });
         }
-        // The log of an instance deleted just now may still be being written.
-        let end = Instant::now() + TAKEN;
-        loop {
-            match flock(&log.file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(log),
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(GATHER),
-                Err(Errno::WOULDBLOCK) => {
-                    let path = path.to_owned();
-                    return Err(LogError::Taken { path });
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_at(&file, real) => {}
+            // Who has the lock has the file, even if it was we who made it.
+            Ok(()) | Err(Errno::WOULDBLOCK) => {
+                if is_new {
+                    *made = Some(file);
                 }
-                Err(errno) => return Err(failed(errno)),
+                return Ok(None);
             }
+            Err(errno) => return Err(failed(errno)),
         }
+        let is_made = made.as_ref().is_some_and(|made| is_at(made, real));
+        let is_empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        Ok(Some(Self {
+            file,
+            path: real.to_owned(),
+            is_new: AtomicBool::new(is_new || is_made && is_empty),
+        }))
     }
 
     /// Where it is.
@@ -158,10 +184,17 @@ impl LogFile {
 impl Drop for LogFile {
     fn drop(&mut self) {
         // Whatever it was opened for did not happen: it leaves no trace.
-        if *self.is_new.get_mut() {
-            let _ = std::fs::remove_file(&self.path);
+        if *self.is_new.get_mut() && is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether `file` is what `path` names.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let (open, named) = (file.metadata(), fs::symlink_metadata(path));
+    open.map(identity).ok() == named.map(identity).ok()
 }
 
 /// Opens `path`, which has no symbolic link in it: one that is put there
@@ -299,7 +332,6 @@ async fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// A directory of a test's own.
@@ -335,6 +367,43 @@ mod tests {
         closing.wait(far());
         assert!(closing.is_done());
         assert_eq!(fs::read(&path).unwrap(), b"one\r\ntwo");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_log_is_never_a_file_that_was_removed() {
+        let dir = scratch("removed");
+        let path = dir.join("log");
+        let first = LogFile::open(&path, &[]).unwrap();
+        let waiting = thread::spawn({
+            let path = path.clone();
+            move || LogFile::open(&path, &[]).unwrap()
+        });
+        // It finds the first one's file; which goes with the first one.
+        thread::sleep(TAKEN / 4);
+        drop(first);
+        let second = waiting.join().unwrap();
+        assert!(is_at(&second.file, &path));
+        drop(second);
+        assert!(!path.exists(), "it was not used");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_nobody_used_leaves_no_trace_whoever_made_it() {
+        let dir = scratch("trace");
+        let path = dir.join("log");
+        for _ in 0..50 {
+            let open = |_| {
+                let path = path.clone();
+                thread::spawn(move || drop(LogFile::open(&path, &[])))
+            };
+            let threads: Vec<_> = (0..4).map(open).collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert!(!path.exists());
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -1,8 +1,8 @@
 //! What requests carry, taken apart with errors of our own.
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query};
+use axum::extract::{Path, Query, Request};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -102,11 +102,23 @@ pub enum Refusal {
     NoRoom(ErrorBody),
 }
 
+/// A request with all of its body, also for a route that has no use for one: a
+/// client that is still sending when the answer comes would find the connection
+/// closed, and perhaps never read it.
+pub async fn received(request: Request) -> Result<Request, ControlError> {
+    let (head, body) = request.into_parts();
+    let bytes = bounded(body).await?;
+    Ok(Request::from_parts(head, Body::from(bytes)))
+}
+
+async fn bounded(body: Body) -> Result<Bytes, ControlError> {
+    let bytes = to_bytes(body, BODY_MAX).await;
+    bytes.map_err(|_too_long| ControlError::Body { max: BODY_MAX })
+}
+
 /// The JSON of a body.
 pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ControlError> {
-    let Ok(bytes) = to_bytes(body, BODY_MAX).await else {
-        return Err(ControlError::Body { max: BODY_MAX });
-    };
+    let bytes = bounded(body).await?;
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         Category::Data => ControlError::Data(error),
         _ => ControlError::Syntax(error),
@@ -115,9 +127,7 @@ pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ControlError> {
 
 /// The same where an empty body stands for the default.
 pub async fn json_or_default<T: DeserializeOwned + Default>(body: Body) -> Result<T, ControlError> {
-    let Ok(bytes) = to_bytes(body, BODY_MAX).await else {
-        return Err(ControlError::Body { max: BODY_MAX });
-    };
+    let bytes = bounded(body).await?;
     if bytes.is_empty() {
         return Ok(T::default());
     }
