@@ -268,6 +268,23 @@ fn a_plan_is_what_a_launch_gets_to_the_byte() {
 }
 
 #[test]
+fn a_fleet_may_have_a_thousand_instances() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let scratch = Scratch::new();
+    let entry =
+        |n| format!("[[instance]]\nname = \"an-instance-with-a-name-{n}\"\nmemory = 8192\n");
+    let text: String = (0..1000).map(entry).collect();
+    let file = scratch.file("many.toml", text.as_bytes());
+    let plan = server.json(&format!("plan {}", file.display()));
+    assert_eq!(plan["instances"].as_array().map(Vec::len), Some(1000));
+    assert_eq!(plan["pool"]["used"], 1000 * 8192);
+    server.expect_audit();
+}
+
+#[test]
 fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
     if skips_without_kvm() {
         return;

@@ -13,6 +13,10 @@ use crate::instance::InstanceName;
 
 /// Longest body of a request, bytes.
 const BODY_MAX: usize = 64 << 10;
+/// The same of a plan: fleets may have thousands of instances.
+const PLAN_MAX: usize = 4 << 20;
+/// The route of plans.
+const PLAN: &str = "/v1/plan";
 
 /// `?dry_run=true`: say what would come of it, and do nothing.
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
@@ -107,18 +111,23 @@ pub enum Refusal {
 /// closed, and perhaps never read it.
 pub async fn received(request: Request) -> Result<Request, ControlError> {
     let (head, body) = request.into_parts();
-    let bytes = bounded(body).await?;
+    let max = if head.uri.path() == PLAN {
+        PLAN_MAX
+    } else {
+        BODY_MAX
+    };
+    let bytes = bounded(body, max).await?;
     Ok(Request::from_parts(head, Body::from(bytes)))
 }
 
-async fn bounded(body: Body) -> Result<Bytes, ControlError> {
-    let bytes = to_bytes(body, BODY_MAX).await;
-    bytes.map_err(|_too_long| ControlError::Body { max: BODY_MAX })
+async fn bounded(body: Body, max: usize) -> Result<Bytes, ControlError> {
+    let bytes = to_bytes(body, max).await;
+    bytes.map_err(|_too_long| ControlError::Body { max })
 }
 
-/// The JSON of a body.
+/// The JSON of a body that was [`received`].
 pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ControlError> {
-    let bytes = bounded(body).await?;
+    let bytes = bounded(body, PLAN_MAX).await?;
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         Category::Data => ControlError::Data(error),
         _ => ControlError::Syntax(error),
@@ -127,7 +136,7 @@ pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ControlError> {
 
 /// The same where an empty body stands for the default.
 pub async fn json_or_default<T: DeserializeOwned + Default>(body: Body) -> Result<T, ControlError> {
-    let bytes = bounded(body).await?;
+    let bytes = bounded(body, PLAN_MAX).await?;
     if bytes.is_empty() {
         return Ok(T::default());
     }
