@@ -94,6 +94,12 @@ impl<O> Chunk<O> {
         size == 0 || size.wrapping_sub(1) <= room
     }
 
+    /// The same as `gen_pool_has_addr` has it: the end is computed without a look at overflow,
+    /// so that a range that wraps seems to end before the chunk does.
+    pub(crate) fn has_wrapping(&self, addr: u64, size: u64) -> bool {
+        self.contains(addr) && addr.wrapping_add(size).wrapping_sub(1) <= self.last()
+    }
+
     /// Takes `n` granules by `algo`; their addresses.
     pub(crate) fn alloc(&mut self, algo: Algo, n: u64, mode: Mode) -> Option<AddrRange> {
         if n > self.free.len() {

@@ -344,15 +344,20 @@ impl<O> GenPool<O> {
         self.size
     }
 
-    /// Whether one chunk holds all of the `size` bytes at `addr`, free or not.
+    /// Whether one chunk holds all of the `size` bytes at `addr`, free or not. In Linux mode a
+    /// range that wraps past 2^64 is taken for one that ends early, as Linux does.
     #[must_use]
     pub fn has_addr(&self, addr: u64, size: u64) -> bool {
+        let has = |chunk: &Chunk<O>| match self.mode {
+            Mode::Strict => chunk.has(addr, size),
+            Mode::Linux => chunk.has_wrapping(addr, size),
+        };
         if self.irregular {
-            return self.chunks.iter().any(|chunk| chunk.has(addr, size));
+            return self.chunks.iter().any(has);
         }
         self.chunk_at(addr)
             .and_then(|i| self.chunks.get(i))
-            .is_some_and(|c| c.has(addr, size))
+            .is_some_and(has)
     }
 
     /// The chunks, newest first: the order in which they are searched.

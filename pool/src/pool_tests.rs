@@ -35,6 +35,28 @@ fn allocations_never_span_chunks() {
 }
 
 #[test]
+fn a_range_that_wraps_is_in_a_chunk_for_linux_only() {
+    for (mode, wraps) in [(Mode::Strict, false), (Mode::Linux, true)] {
+        let mut pool = GenPool::with_mode(12, mode).unwrap();
+        pool.add_chunk(4 * GIB, 1 << 20, ()).unwrap();
+        for (addr, size) in [
+            (4 * GIB, u64::MAX),
+            (4 * GIB + PAGE, u64::MAX - 3),
+            (4 * GIB + 255 * PAGE, 0xffff_fffe_ffff_ffff),
+        ] {
+            assert_eq!(
+                pool.has_addr(addr, size),
+                wraps,
+                "{mode:?} {addr:#x} {size:#x}"
+            );
+        }
+        assert!(pool.has_addr(4 * GIB, 1 << 20) && pool.has_addr(4 * GIB, 0));
+        assert!(!pool.has_addr(4 * GIB, (1 << 20) + 1));
+        assert!(!pool.has_addr(4 * GIB - 1, 1));
+    }
+}
+
+#[test]
 fn a_full_pool_says_what_was_left() {
     let mut pool = pool(4 * PAGE);
     pool.alloc_with(1, Algo::Fixed { offset: PAGE }).unwrap();
