@@ -13,14 +13,15 @@ use crate::sub_pool::{InstancePool, alloc_in, free_in};
 ///
 /// ```
 /// use mkpool::{AddrRange, ChunkPolicy, InstancePool, MainPool, PAGE_ORDER};
-/// let range = AddrRange::with_size(4 << 30, 1 << 30).unwrap();
-/// let main = MainPool::new(range, PAGE_ORDER).unwrap();
-/// let mut web = InstancePool::create(&main, 1, 64 << 20, PAGE_ORDER, ChunkPolicy::Rfc).unwrap();
+/// let range = AddrRange::with_size(4 << 30, 1 << 30)?;
+/// let main = MainPool::new(range, PAGE_ORDER)?;
+/// let mut web = InstancePool::create(&main, 1, 64 << 20, PAGE_ORDER, ChunkPolicy::Rfc)?;
 /// let mut draft = web.draft();
-/// draft.alloc(32 << 20, 2 << 20).unwrap();
+/// draft.alloc(32 << 20, 2 << 20)?;
 /// assert_eq!(web.avail(), 64 << 20);
-/// web.adopt(draft).unwrap();
+/// web.adopt(draft)?;
 /// assert_eq!(web.avail(), 32 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Draft {
