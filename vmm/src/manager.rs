@@ -492,7 +492,7 @@ impl Manager {
 
     /// Boots those again that ended too soon to be booted again at once.
     /// Returns those with which that fails.
-    pub fn restart_waiting(&mut self) -> Vec<InstanceId> {
+    fn restart_waiting(&mut self) -> Vec<InstanceId> {
         let waiting = std::mem::take(&mut self.restarting);
         let ids = waiting.into_iter().filter(|id| {
             let guest = self.guests.get(id);
@@ -538,9 +538,10 @@ impl Manager {
         }
     }
 
-    /// A second has passed: ends guests whose patience is over, and returns
-    /// those that sleep for good.
-    pub fn on_tick(&mut self) -> Vec<RunId> {
+    /// A second has passed: ends guests whose patience is over and those that
+    /// sleep for good, and boots those that wait for it. Returns the instances
+    /// that have ended for good.
+    pub fn on_tick(&mut self) -> Vec<InstanceId> {
         let now = Instant::now();
         for (id, end) in &self.dying {
             if let Some(guest) = self.guests.get(id)
@@ -553,7 +554,13 @@ impl Manager {
             let halted = guest.is_halted();
             halted.then(|| guest.run_id())
         });
-        halted.collect()
+        let halted: Vec<RunId> = halted.collect();
+        let halted = halted.into_iter();
+        let mut ended: Vec<InstanceId> = halted
+            .filter_map(|run| self.on_ended(run, EndReason::Halt))
+            .collect();
+        ended.extend(self.restart_waiting());
+        ended
     }
 
     fn tell(&self, name: &InstanceName) -> Result<(), ManagerError> {

@@ -307,10 +307,7 @@ impl Supervisor for Controller {
     }
 
     fn on_tick(&mut self) {
-        for run in self.manager.on_tick() {
-            self.on_end(run, EndReason::Halt);
-        }
-        for id in self.manager.restart_waiting() {
+        for id in self.manager.on_tick() {
             self.finish(id);
         }
     }
