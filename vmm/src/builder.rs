@@ -15,7 +15,6 @@ use crate::boot::boot_params::BootParamsError;
 use crate::boot::page_tables::PageTableError;
 use crate::devices::console::ConsoleQueue;
 use crate::devices::console_log::LogFile;
-use crate::devices::violation::ViolationPolicy;
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
@@ -29,7 +28,8 @@ use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
 use crate::placement::PlacementPlan;
 use crate::reservation::ReservationError;
 use crate::vcpu::VcpuError;
-use crate::vcpu::affinity::CpuSet;
+use mkvmm_base::affinity::CpuSet;
+use mkvmm_base::violation::ViolationPolicy;
 
 /// A guest that can be built: every value checked, every file read.
 #[derive(Debug, Clone)]
