@@ -17,8 +17,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a vCPU, and with it the instance, came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EndReason {
     /// The guest turned itself off (ACPI soft-off).
     Poweroff,
@@ -36,6 +38,9 @@ pub enum EndReason {
     Violation,
     /// KVM could not go on: the guest did something KVM cannot run.
     KvmError,
+    /// The worker process failed: it ended without saying why, was killed from
+    /// outside, or broke the protocol.
+    Vmm,
 }
 
 impl EndReason {
@@ -43,7 +48,9 @@ impl EndReason {
     pub const fn state(self) -> State {
         match self {
             Self::Poweroff | Self::Reboot | Self::Halt | Self::Killed => State::Stopped,
-            Self::Panic | Self::TripleFault | Self::Violation | Self::KvmError => State::Failed,
+            Self::Panic | Self::TripleFault | Self::Violation | Self::KvmError | Self::Vmm => {
+                State::Failed
+            }
         }
     }
 }
@@ -59,6 +66,7 @@ impl fmt::Display for EndReason {
             Self::TripleFault => "triple-fault",
             Self::Violation => "violation",
             Self::KvmError => "kvm-error",
+            Self::Vmm => "vmm",
         })
     }
 }

@@ -3,8 +3,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What follows a violation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ViolationPolicy {
     /// It is counted and logged; the guest goes on.
     #[default]
@@ -14,7 +16,7 @@ pub enum ViolationPolicy {
 }
 
 /// Read or write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// Answered with all ones.
     Read,
@@ -32,7 +34,7 @@ impl fmt::Display for Access {
 }
 
 /// One access to memory that the guest does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Guest-physical address.
     pub addr: u64,
