@@ -12,7 +12,7 @@
 #![expect(unsafe_code, reason = "lends parts of the mapping to vm-memory")]
 
 pub mod backing;
-mod mapping;
+pub(crate) mod mapping;
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -33,7 +33,7 @@ use crate::reservation::mapping::Mapping;
 
 /// Host and pool addresses agree modulo this at least, so that KVM can map
 /// 2 MiB pages where the backing has them.
-const HUGE_ALIGN: u64 = 2 << 20;
+pub(crate) const HUGE_ALIGN: u64 = 2 << 20;
 /// What one thread brings in between two looks at the clock: 64 MiB.
 const PREALLOC_STEP: u64 = 64 << 20;
 
@@ -48,6 +48,15 @@ pub struct ReservationConfig {
     pub lock: bool,
     /// The NUMA node they come from; any when `None`.
     pub numa_node: Option<u32>,
+}
+
+impl ReservationConfig {
+    /// Whether all pages are there from the start. Pages of the hugetlb pool
+    /// always are: what is not taken then is somebody else's later, and a
+    /// fault would be a signal.
+    pub fn is_populated(&self) -> bool {
+        self.prealloc || self.lock || self.backing.is_hugetlb()
+    }
 }
 
 /// Why the pool's memory could not be set aside, lent or scrubbed.
@@ -136,6 +145,18 @@ pub enum ReservationError {
         #[source]
         source: MmapRegionError,
     },
+    /// Reading through the memfd failed.
+    #[error("reading {range:?} of the pool failed")]
+    Read {
+        /// The range that was to be read.
+        range: AddrRange,
+        /// The underlying error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The work was given up because somebody asked for that.
+    #[error("interrupted while the pool's pages were populated")]
+    Stopped,
     /// Writing through the memfd failed.
     #[error("writing {range:?} of the pool failed")]
     Write {
