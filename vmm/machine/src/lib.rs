@@ -8,5 +8,6 @@ pub mod boot;
 pub mod devices;
 pub mod kvm;
 pub mod loading;
+pub mod memory;
 pub mod news;
 pub mod vcpu;
