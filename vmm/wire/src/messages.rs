@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   manager                                   worker
-//!     Identity [kvm, console, board] ────────►
+//!     Identity [kvm, console …]      ────────►
 //!     Memory   [a file per extent]   ────────►  (as often as needed)
 //!     Load     [kernel, archives …]  ────────►
 //!                                    ◄──────── Done(Ok(Loaded))
 //!     Boot                           ────────►
 //!                                    ◄──────── Done(Ok(Booted))
 //!     Run                            ────────►
-//!                                    ◄──────── Reached, Printed, Violation, …
+//!                                    ◄──────── Reached, Mark, Violation, …
 //!     Pause                          ────────►
 //!                                    ◄──────── Done(Ok(Paused))
 //!                                    ◄──────── Ended, and the process exits
@@ -31,8 +31,9 @@ use crate::channel::{DESCRIPTORS_MAX, Message};
 
 /// Most archives of an initramfs that one instance may have.
 pub const ARCHIVES_MAX: usize = 64;
-/// Descriptors of [`Order::Identity`]: `/dev/kvm`, console, board.
-const IDENTITY_DESCRIPTORS: usize = 3;
+/// Descriptors of [`Order::Identity`]: `/dev/kvm`, the console, its bell, the
+/// board.
+const IDENTITY_DESCRIPTORS: usize = 4;
 
 /// A part of an address space, or of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,9 +51,10 @@ pub struct Identity {
     pub id: u32,
     /// The name of its instance, for what it logs.
     pub name: String,
-    /// Whether the guest waits for room on its console instead of losing what
-    /// nobody has read yet.
-    pub lossless: bool,
+    /// The size of a page of its memory files, bytes.
+    pub page: u64,
+    /// Whether its memory is to ask for transparent huge pages.
+    pub huge_pages: bool,
 }
 
 /// A part of a kernel: bytes of the sealed file and where they belong.
@@ -131,8 +133,6 @@ pub enum Order {
     Pause,
     /// Presses the ACPI power button.
     PowerButton,
-    /// Says that something was typed on the console.
-    Typed,
     /// Asks vCPUs for their registers.
     Registers {
         /// Comes back with each answer.
@@ -224,10 +224,6 @@ pub enum Report {
         /// What it said.
         text: String,
     },
-    /// Something was printed, and the manager had said that it waits for that.
-    Printed,
-    /// The console has room for typed bytes again.
-    Room,
     /// A vCPU's registers.
     Registers {
         /// From the question.
@@ -249,3 +245,39 @@ pub enum Report {
 }
 
 impl Message for Report {}
+
+/// A part of one of the files that came with an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePart {
+    /// The number of the descriptor, from 0.
+    pub file: u32,
+    /// The part.
+    pub extent: Extent,
+}
+
+/// What a cleaner is to do: make parts of the files that come with it read as
+/// zero. The answer is one [`Cleaned`], and the process exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanOrder {
+    /// Whether pages stay and are overwritten; otherwise the host gets them.
+    pub keep_pages: bool,
+    /// How many files there are.
+    pub files: u32,
+    /// What is to be cleaned.
+    pub parts: Vec<FilePart>,
+}
+
+impl Message for CleanOrder {
+    const DESCRIPTORS_MAX: usize = DESCRIPTORS_MAX;
+
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        let count = self.files as usize;
+        count..=count
+    }
+}
+
+/// What came of a [`CleanOrder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleaned(pub Result<(), String>);
+
+impl Message for Cleaned {}
