@@ -3,11 +3,13 @@
 //! about images. This crate knows none of the others.
 
 pub mod affinity;
+pub mod cmdline;
 mod error_chain;
 mod exit_counts;
 pub mod image_facts;
 pub mod layout;
 mod names;
+pub mod registers;
 pub mod state;
 pub mod timeline;
 pub mod violation;

@@ -96,6 +96,8 @@ pub enum State {
     Stopped,
     /// It ended badly.
     Failed,
+    /// It is being deleted, and its memory cleaned for others.
+    Cleaning,
 }
 
 impl fmt::Display for State {
@@ -107,6 +109,7 @@ impl fmt::Display for State {
             Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::Cleaning => "cleaning",
         })
     }
 }

@@ -7,7 +7,7 @@
 mod blocks;
 pub mod bzimage;
 pub mod cache;
-pub mod cmdline;
+pub use mkvmm_base::cmdline;
 pub mod decompress;
 pub mod elf;
 pub mod field;

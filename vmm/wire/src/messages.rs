@@ -22,6 +22,7 @@
 
 use std::ops::RangeInclusive;
 
+use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::violation::{Violation, ViolationPolicy};
@@ -230,8 +231,8 @@ pub enum Report {
         ticket: u64,
         /// The vCPU.
         cpu: u8,
-        /// The register block, as [`crate::shared::board`] has it.
-        block: Vec<u64>,
+        /// What they hold.
+        registers: Box<Registers>,
         /// The answer to `translate`; the inner `None` means not mapped.
         translated: Option<Option<u64>>,
     },

@@ -78,6 +78,8 @@ pub struct SetupData {
 /// Guest-physical address of the first node's data.
 pub const FIRST_SETUP_DATA: u64 = SETUP_DATA_START + SETUP_DATA_HEAD as u64;
 
+const _: () = assert!(FIRST_SETUP_DATA == mkvmm_base::layout::MANIFEST_START);
+
 /// boot_params and what it points to, ready to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootParams {

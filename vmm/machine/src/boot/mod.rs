@@ -4,5 +4,4 @@
 pub mod acpi;
 pub mod boot_params;
 pub mod gdt;
-pub mod manifest;
 pub mod page_tables;

@@ -1,8 +1,8 @@
-//! ② The host's pool: allocator, resource tree and memory as one ledger.
+//! The ledger of the host's pool: allocator and resource tree as one.
 //!
 //! Sub-pools are carved, filled and released here and nowhere else, so that
-//! the allocator, the tree and the reservation never tell different stories.
-//! A range is scrubbed before the main pool gets it back.
+//! the allocator and the tree never tell different stories. The ledger knows
+//! addresses only; whoever releases a sub-pool has cleaned its memory.
 
 pub mod alloc_log;
 mod sub_pool;
@@ -10,7 +10,6 @@ mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use mkpool::{
     AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, Draft, FreeError, GenPool,
@@ -26,7 +25,6 @@ use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::placement::{PlacementError, PlacementPlan};
-use crate::reservation::{Reservation, ReservationConfig, ReservationError};
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
@@ -42,9 +40,6 @@ pub enum HostPoolError {
     /// The pool itself could not be made.
     #[error("the pool cannot be set up")]
     Pool(#[from] PoolError),
-    /// Its memory could not be had, or scrubbed.
-    #[error(transparent)]
-    Reservation(#[from] ReservationError),
     /// The sub-pool could not be carved.
     #[error("the pool cannot hold {memory} bytes more")]
     Carve {
@@ -129,7 +124,6 @@ struct Allocation {
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
-    reservation: Arc<Reservation>,
     main: MainPool,
     tree: ResourceTree,
     root: ResourceId,
@@ -141,21 +135,16 @@ pub struct HostPool {
 }
 
 impl HostPool {
-    /// Reserves `range` and puts an allocator and a tree over it. The
-    /// allocator's granule is the backing's page.
+    /// Puts an allocator and a tree over `range`. The allocator's granule is
+    /// `1 << order` bytes: a page of what the pool is made of.
     ///
     /// # Errors
-    /// [`HostPoolError`]; nothing is reserved then.
-    pub fn new(
-        range: AddrRange,
-        config: ReservationConfig,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Self, HostPoolError> {
-        let main = MainPool::new(range, config.backing.page_order())?;
+    /// [`HostPoolError`] for a range or an order that makes no pool.
+    pub fn new(range: AddrRange, order: u32) -> Result<Self, HostPoolError> {
+        let main = MainPool::new(range, order)?;
         let mut tree = ResourceTree::new();
         let root = tree.insert(None, range, POOL_NAME)?;
         Ok(Self {
-            reservation: Arc::new(Reservation::new(range, config, progress)?),
             main,
             tree,
             root,
@@ -217,11 +206,6 @@ impl HostPool {
         &self.tree
     }
 
-    /// The pool's memory.
-    pub fn reservation(&self) -> &Arc<Reservation> {
-        &self.reservation
-    }
-
     /// The next instance id; each is given once.
     pub fn next_id(&mut self) -> InstanceId {
         let id = self.next_id;
@@ -266,11 +250,10 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc`] gave at `addr`, scrubbed.
+    /// Frees what [`Self::alloc`] gave at `addr`. No guest ever had it.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`], or what scrubbing said; nothing has
-    /// changed then.
+    /// [`HostPoolError::NoAllocation`]; nothing has changed then.
     pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
         let caller = Caller::vmm(ALLOCATION_NAME);
         let Some(allocation) = self.allocations.get(&addr).copied() else {
@@ -278,7 +261,6 @@ impl HostPool {
             return Err(HostPoolError::NoAllocation { addr });
         };
         let range = allocation.range;
-        self.reservation.scrub(range)?;
         self.main.free(range.start(), range.size())?;
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -330,11 +312,11 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc_in`] gave at `addr`. Scrubbed, unless it lies
-    /// in the control block, which is scrubbed with the rest of the instance.
+    /// Frees what [`Self::alloc_in`] gave at `addr`. It stays the instance's
+    /// memory, which is cleaned before images are loaded into it again.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`] or what scrubbing said.
+    /// [`HostPoolError::NoAllocation`], or [`HostPoolError::Published`].
     pub fn free_in(
         &mut self,
         sub_pool: &mut SubPool,
@@ -354,10 +336,7 @@ impl HostPool {
         }
         match &mut sub_pool.control {
             Some(control) if allocation.in_control => control.free(range.start(), range.size())?,
-            _ => {
-                self.reservation.scrub(range)?;
-                sub_pool.pool.free(range.start(), range.size())?;
-            }
+            _ => sub_pool.pool.free(range.start(), range.size())?,
         }
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -496,7 +475,7 @@ impl HostPool {
         }
     }
 
-    /// Takes the images' pieces out of the books. Scrub before that.
+    /// Takes the images' pieces out of the ledger.
     ///
     /// # Errors
     /// As [`Self::book`].
@@ -517,16 +496,12 @@ impl HostPool {
         Ok(())
     }
 
-    /// Scrubs a sub-pool and gives it back to the pool. The vCPUs that ran in
-    /// it must be gone.
+    /// Gives a sub-pool back to the pool. Whoever ran in it must be gone, and
+    /// its memory clean: the next owner may have it at once.
     ///
     /// # Errors
-    /// [`HostPoolError`]: what could not be scrubbed is never handed out
-    /// again; it stays in the tree under its instance's name.
+    /// [`HostPoolError::Tree`] or [`HostPoolError::Destroy`]: bugs.
     pub fn release(&mut self, sub_pool: SubPool) -> Result<(), HostPoolError> {
-        for &region in &sub_pool.regions {
-            self.reservation.scrub(region)?;
-        }
         for &entry in &sub_pool.entries {
             self.tree.remove_subtree(entry)?;
         }

@@ -3,18 +3,15 @@
 //!
 //! It travels as a `setup_data` node, so that Linux shows it below
 //! `/sys/kernel/boot_params/setup_data/` without any driver; CPUID leaf
-//! [`crate::kvm::cpuid::MKVMM_LEAF`] finds it without Linux. The format is
-//! described in `docs/manifest.md`; [`VERSION`] counts its changes.
+//! 0x4000_0100 finds it without Linux. The format is
+//! described in `docs/manifest.md`; [`MANIFEST_VERSION`] counts its changes.
 
 use mkpool::AddrRange;
+use mkvmm_base::layout::MANIFEST_VERSION;
 use vm_fdt::FdtWriter;
 
 use mkvmm_memory::placement::PlacementPlan;
 
-/// Version of the format. Nodes and properties may be added without a new one.
-pub const VERSION: u32 = 1;
-/// Type of the `setup_data` node: "mkvm" in ASCII, out of the kernel's own range.
-pub const SETUP_DATA_TYPE: u32 = 0x6d6b_766d;
 
 /// What the manifest states.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +52,7 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "mkvmm,manifest")?;
-    fdt.property_u32("version", VERSION)?;
+    fdt.property_u32("version", MANIFEST_VERSION)?;
     fdt.property_u64("address", facts.addr)?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
