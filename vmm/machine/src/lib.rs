@@ -5,8 +5,10 @@
 //! of the control socket. What it has to tell goes to a [`news::NewsSink`].
 
 pub mod boot;
+pub mod console;
 pub mod devices;
 pub mod kvm;
 pub mod loading;
 pub mod news;
+pub mod progress;
 pub mod vcpu;
