@@ -13,6 +13,7 @@ use mkpool::{AddrRange, Draft, RangeError};
 use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
 use crate::boot::page_tables::PageTableError;
+use crate::devices::board::BoardError;
 use crate::devices::console::ConsoleQueue;
 use crate::devices::console_log::LogFile;
 use crate::event_loop::EventSender;
@@ -130,6 +131,9 @@ pub enum BuildError {
     /// KVM refused something.
     #[error("KVM cannot set it up")]
     Vm(#[from] VmError),
+    /// A device cannot be made.
+    #[error("a device cannot be made")]
+    Board(#[from] BoardError),
     /// A vCPU cannot be made.
     #[error("a vCPU cannot be made")]
     Vcpu(#[from] VcpuError),

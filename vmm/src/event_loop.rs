@@ -41,6 +41,13 @@ pub enum VmmEvent {
         /// Later ones of this guest are only counted.
         last_reported: bool,
     },
+    /// A guest's boot went on, or its vCPU answers.
+    News {
+        /// Which run of which guest.
+        run: RunId,
+        /// What it tells.
+        news: Box<News>,
+    },
     /// Something was typed on a guest's console.
     Typed(InstanceId),
     /// A guest's console log cannot be written any more.
@@ -77,9 +84,23 @@ impl EventSender {
     }
 }
 
-impl NewsSink for EventSender {
+/// Sends the news of one run of a guest.
+#[derive(Debug)]
+pub struct RunNews {
+    run: RunId,
+    events: EventSender,
+}
+
+impl RunNews {
+    /// Sends what `run` tells to `events`.
+    pub fn new(run: RunId, events: EventSender) -> Self {
+        Self { run, events }
+    }
+}
+
+impl NewsSink for RunNews {
     fn tell(&self, news: News) {
-        self.send(match news {
+        self.events.send(match news {
             News::Ended { run, reason } => VmmEvent::Ended { run, reason },
             News::Violation {
                 id,
@@ -89,6 +110,10 @@ impl NewsSink for EventSender {
                 id,
                 violation,
                 last_reported,
+            },
+            news => VmmEvent::News {
+                run: self.run,
+                news: Box::new(news),
             },
         });
     }

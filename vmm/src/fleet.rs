@@ -244,6 +244,7 @@ impl Supervisor for Fleet {
             VmmEvent::LogFailed { id, path, error } => {
                 self.manager.on_log_failed(id, &path, &error);
             }
+            VmmEvent::News { run, news } => self.manager.on_news(run, *news),
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // Dropped unanswered, which its sender sees: `run` has no socket.
             VmmEvent::Request(_) => {}

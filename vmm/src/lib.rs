@@ -42,6 +42,8 @@ pub mod boot;
 pub mod boot_spans;
 pub mod builder;
 pub mod console_log;
+pub mod console_queue;
+pub mod console_ring;
 pub mod control;
 pub mod debug;
 pub mod devices;

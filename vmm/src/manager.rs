@@ -28,6 +28,7 @@ use crate::kvm::Host;
 use crate::manager::logs::ClosingLogs;
 use crate::manager::news::{log_end, tell};
 use mkvmm_base::violation::Violation;
+use mkvmm_machine::news::News;
 
 /// Why an instance was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -529,6 +530,13 @@ impl Manager {
             owner,
         };
         self.log.push(Some(name.to_string()), kind);
+    }
+
+    /// A guest's boot went on, or its vCPU answers.
+    pub fn on_news(&self, run: RunId, news: News) {
+        if let Some(guest) = self.guests.get(&run.id) {
+            guest.on_news(run, news);
+        }
     }
 
     /// Something was typed on a console.

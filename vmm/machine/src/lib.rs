@@ -5,9 +5,11 @@
 //! of the control socket. What it has to tell goes to a [`news::NewsSink`].
 
 pub mod boot;
+pub mod console;
 pub mod devices;
 pub mod kvm;
 pub mod loading;
 pub mod memory;
 pub mod news;
+pub mod progress;
 pub mod vcpu;

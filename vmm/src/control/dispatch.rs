@@ -289,6 +289,7 @@ impl Supervisor for Controller {
             VmmEvent::LogFailed { id, path, error } => {
                 self.manager.on_log_failed(id, &path, &error);
             }
+            VmmEvent::News { run, news } => self.manager.on_news(run, *news),
             VmmEvent::Typed(id) => self.manager.on_typed(id),
             // There is no common stream of consoles here.
             VmmEvent::ConsoleFailed(error) => log::error!("console: {error}"),

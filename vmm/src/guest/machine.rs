@@ -1,19 +1,19 @@
 //! VM, devices and vCPUs of a guest that may run.
 
-use std::sync::Arc;
-
-use crate::devices::bus::InstanceBus;
+use crate::devices::board::Board;
 use crate::kvm::Vm;
 use crate::kvm::snapshot::Snapshot;
-use crate::vcpu::{VcpuCommand, VcpuHandle};
+use crate::vcpu::{HaltCheck, Paused, VcpuCommand, VcpuHandle};
 
 /// What exists only while the guest may run.
 #[derive(Debug)]
 pub(super) struct Machine {
     // In the order in which they must go.
     pub vcpus: Vec<VcpuHandle>,
-    pub bus: Arc<InstanceBus>,
+    pub board: Board,
     pub vm: Vm,
+    pub halt: HaltCheck,
+    pub paused: Option<Paused>,
 }
 
 impl Machine {

@@ -5,7 +5,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
-use crate::kvm::Host;
+use crate::kvm::host::Host;
 
 /// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer.
 const TSC_DEADLINE: u32 = 1 << 24;

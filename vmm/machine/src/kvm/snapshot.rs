@@ -9,7 +9,7 @@ use kvm_ioctls::VcpuFd;
 use crate::kvm::vm::{VmError, ioctl};
 
 /// The registers of one vCPU at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Snapshot {
     /// General registers, RIP and RFLAGS.
     pub regs: kvm_regs,

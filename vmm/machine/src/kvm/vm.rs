@@ -14,7 +14,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::kvm::Host;
+use crate::kvm::host::Host;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_memory::instance_memory::InstanceMemory;
 
@@ -127,6 +127,11 @@ impl Vm {
         self.fd
             .register_irqfd(event, gsi)
             .map_err(ioctl("KVM_IRQFD"))
+    }
+
+    /// Returns the VM's descriptor, for ioctls that change no memory slot.
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
     }
 
     /// The memory its slots show.

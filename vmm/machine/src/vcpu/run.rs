@@ -7,11 +7,13 @@ use kvm_ioctls::VcpuFd;
 
 use crate::kvm::kick::KickTarget;
 use crate::kvm::snapshot::{self, Snapshot};
+use crate::kvm::{self, clock};
 use crate::news::{News, NewsSink};
+use crate::vcpu::command::{ReadRequest, VcpuCommand};
 use crate::vcpu::exit::{self, ExitBus};
-use crate::vcpu::sleep::SleepState;
+use crate::vcpu::round;
+use crate::vcpu::sleep::ThreadTime;
 use crate::vcpu::stop::StopFlag;
-use crate::vcpu::{ReadRequest, Reading, VcpuCommand};
 use mkvmm_base::chain;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{ExitCounts, ExitKind};
@@ -32,7 +34,7 @@ pub struct Body {
     /// This thread's to write.
     pub exits: Arc<ExitCounts>,
     /// For the handle.
-    pub sleep: Arc<SleepState>,
+    pub thread_time: Arc<ThreadTime>,
     /// From the handle, for devices that wait.
     pub stop: StopFlag,
     /// Told of the end.
@@ -57,7 +59,7 @@ impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
     /// The registers as they are then.
     pub fn run(self, fd: VcpuFd) -> Option<Snapshot> {
-        self.sleep.begin();
+        self.thread_time.begin();
         self.stop.clone().enter();
         // Whatever happens here, the event loop hears of an end.
         let mut report = Report {
@@ -70,7 +72,8 @@ impl Body {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
                 // Not in the guest yet: dropping the sender says so.
-                Ok(VcpuCommand::Look | VcpuCommand::Pause(_)) => {}
+                Ok(VcpuCommand::Pause(_) | VcpuCommand::Shift(..)) => {}
+                Ok(VcpuCommand::Look(round)) => round.abandon(),
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 // A handle dropped before the start stops, too.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
@@ -91,7 +94,7 @@ impl Body {
                 return EndReason::Killed;
             }
             kicked = false;
-            let result = target.vcpu().run().map(|exit| {
+            let result = kvm::run::run(target.vcpu(), |exit| {
                 if first {
                     first = false;
                     self.bus.first_exit();
@@ -133,12 +136,25 @@ impl Body {
                 self.commands.try_recv()
             };
             match command {
-                Ok(VcpuCommand::Run) => parked = false,
+                Ok(VcpuCommand::Run) => {
+                    if parked {
+                        clock::tell_pause(target.vcpu());
+                    }
+                    parked = false;
+                }
                 Ok(VcpuCommand::Pause(left)) => {
                     drop(left);
                     parked = true;
                 }
-                Ok(VcpuCommand::Look) => self.sleep.look(target.vcpu()),
+                Ok(VcpuCommand::Shift(shift, done)) => {
+                    shift.apply(target.vcpu());
+                    drop(done);
+                }
+                // Who is paused may be anything afterwards.
+                Ok(VcpuCommand::Look(round)) if parked => round.abandon(),
+                Ok(VcpuCommand::Look(round)) => {
+                    round.attend(|| round::is_halted(target.vcpu()));
+                }
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
@@ -148,17 +164,14 @@ impl Body {
 
     fn read(&self, vcpu: &VcpuFd, request: &ReadRequest) {
         match Snapshot::read(vcpu) {
-            Ok(registers) => {
-                let reading = Reading {
-                    cpu: self.index,
-                    registers,
-                    translated: request
-                        .translate
-                        .and_then(|addr| snapshot::translate(vcpu, addr)),
-                };
-                // Whoever asked may have stopped waiting.
-                let _ = request.answer.send(reading);
-            }
+            Ok(registers) => self.news.tell(News::Registers {
+                ticket: request.ticket,
+                cpu: self.index,
+                registers: Box::new(registers),
+                translated: request
+                    .translate
+                    .and_then(|addr| snapshot::translate(vcpu, addr)),
+            }),
             Err(error) => log::warn!("{}: {}", self.name, chain(&error)),
         }
     }

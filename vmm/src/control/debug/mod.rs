@@ -23,12 +23,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::control::debug::objects::Translation;
 use crate::control::error::ControlError;
 use crate::debug::paging::{Fault, Walker};
-use crate::guest::Guest;
+use crate::guest::{Guest, Reading};
 use crate::instance::InstanceName;
 use crate::instance::memory::InstanceMemory;
 use crate::instance::state::{EndReason, State};
 use crate::manager::{Manager, ManagerError};
-use crate::vcpu::{ReadRequest, Reading};
 
 /// Most bytes of memory that one request reads: 1 MiB.
 pub const MEMORY_MAX: u64 = 1 << 20;
@@ -244,12 +243,11 @@ fn registers(
         }
     };
     let (answer, answers) = unbounded_channel();
-    let request = ReadRequest { translate, answer };
-    guest.read_registers(cpu, &request);
+    guest.read_registers(cpu, translate, &answer);
     for (cpu, last) in (0_u8..).zip(guest.last_registers()) {
         if let (true, Some(registers)) = (asked.contains(&cpu), *last) {
             // There is a receiver: we hold it.
-            let _ = request.answer.send(Reading {
+            let _ = answer.send(Reading {
                 cpu,
                 registers,
                 translated: None,

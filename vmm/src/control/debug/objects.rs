@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use crate::debug::bits;
 use crate::debug::paging::{Step, Walk, Walker};
 use crate::guest::Guest;
+use crate::guest::Reading;
 use crate::instance::InstanceName;
 use crate::layout::LOW_WINDOW_SIZE;
 use crate::manager::Manager;
-use crate::vcpu::Reading;
 
 fn hex(value: u64) -> String {
     format!("{value:#x}")

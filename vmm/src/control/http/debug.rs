@@ -13,8 +13,8 @@ use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{NameParam, Refusal, name};
 use crate::control::http::debug_query::{MemoryQuery, RegsQuery, TranslateQuery};
+use crate::guest::Reading;
 use crate::instance::InstanceName;
-use crate::vcpu::Reading;
 
 type Answer = Result<Response, ControlError>;
 type NamePath = Result<Path<String>, PathRejection>;

@@ -1,8 +1,8 @@
 //! Consoles of many guests on one stream, whole lines at a time.
 //!
-//! Each guest's serial port owns a [`ConsoleWriter`], which gathers bytes into
-//! lines and puts `name: line` into a bounded queue; one thread takes them out
-//! and writes them. A full queue holds the guests back rather than losing
+//! Each guest's serial port prints to a [`ConsoleWriter`], which gathers bytes
+//! into lines and puts `name: line` into a bounded queue; one thread takes them
+//! out and writes them. A full queue holds the guests back rather than losing
 //! output, until [`ConsoleQueue::close`]: then nobody waits any more.
 
 use std::collections::VecDeque;
@@ -10,9 +10,10 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::devices::console_ring::ConsoleRing;
-use crate::vcpu;
+use crate::console_ring::ConsoleRing;
 use mkvmm_base::InstanceName;
+use mkvmm_machine::console::Console;
+use mkvmm_machine::vcpu;
 
 /// Lines that may wait to be written; behind that guests wait.
 const QUEUE_LINES: usize = 1024;
@@ -120,14 +121,14 @@ impl ConsoleQueue {
     }
 }
 
-/// What a guest's serial port prints to: its own ring, and the queue that all
-/// guests share, if there is one. What the queue was given without a newline
-/// is written when the writer goes.
+/// A guest's console: its own ring, and the queue that all guests share, if
+/// there is one. What the queue was given without a newline is written when
+/// the writer is dropped.
 #[derive(Debug)]
 pub struct ConsoleWriter {
     queue: Option<Arc<ConsoleQueue>>,
     prefix: Vec<u8>,
-    line: Vec<u8>,
+    line: Mutex<Vec<u8>>,
     ring: Arc<ConsoleRing>,
 }
 
@@ -142,64 +143,57 @@ impl ConsoleWriter {
         Self {
             queue: queue.map(Arc::clone),
             prefix: format!("{name}: ").into_bytes(),
-            line: Vec::new(),
+            line: Mutex::default(),
             ring: Arc::clone(ring),
         }
     }
 
-    fn put(&mut self, byte: u8) {
+    /// Adds `byte` to `line`; returns the line if that ends it.
+    fn put(&self, line: &mut Vec<u8>, byte: u8) -> Option<Vec<u8>> {
         match byte {
-            b'\n' => self.end_line(),
+            b'\n' => return Some(self.take_line(line)),
             // Serial consoles end lines with \r\n; alone it would let a guest
             // write over its own prefix.
-            b'\r' => {}
-            _ => {
-                self.line.push(byte);
-                if self.line.len() >= LINE_MAX {
-                    self.end_line();
-                }
-            }
+            b'\r' => return None,
+            _ => line.push(byte),
         }
+        (line.len() >= LINE_MAX).then(|| self.take_line(line))
     }
 
-    fn end_line(&mut self) {
-        let line = self.take_line();
-        if let Some(queue) = &self.queue {
-            queue.push(line);
-        }
-    }
-
-    fn take_line(&mut self) -> Vec<u8> {
+    fn take_line(&self, line: &mut Vec<u8>) -> Vec<u8> {
         let mut whole = self.prefix.clone();
-        whole.append(&mut self.line);
+        whole.append(line);
         whole.push(b'\n');
         whole
     }
 }
 
-impl Write for ConsoleWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Console for ConsoleWriter {
+    fn print(&self, bytes: &[u8]) {
         self.ring.push(bytes);
-        if self.queue.is_some() {
-            for &byte in bytes {
-                self.put(byte);
+        let Some(queue) = &self.queue else {
+            return;
+        };
+        // A line is a line, whatever panicked.
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        for &byte in bytes {
+            if let Some(whole) = self.put(&mut line, byte) {
+                queue.push(whole);
             }
         }
-        Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn take_input(&self, most: usize) -> Vec<u8> {
+        self.ring.take_input(most)
     }
 }
 
 impl Drop for ConsoleWriter {
     fn drop(&mut self) {
-        if !self.line.is_empty() {
-            let line = self.take_line();
-            if let Some(queue) = &self.queue {
-                queue.push_now(line);
-            }
+        let line = self.line.get_mut();
+        let mut line = std::mem::take(line.unwrap_or_else(PoisonError::into_inner));
+        if let (false, Some(queue)) = (line.is_empty(), &self.queue) {
+            queue.push_now(self.take_line(&mut line));
         }
     }
 }
@@ -226,10 +220,10 @@ mod tests {
     fn lines_are_whole_and_carry_their_guests_name() {
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         let out = written(|queue| {
-            let (mut a, mut b) = (writer(queue, &a), writer(queue, &b));
-            a.write_all(b"hel").unwrap();
-            b.write_all(b"one\r\ntwo").unwrap();
-            a.write_all(b"lo\n\n").unwrap();
+            let (a, b) = (writer(queue, &a), writer(queue, &b));
+            a.print(b"hel");
+            b.print(b"one\r\ntwo");
+            a.print(b"lo\n\n");
         });
         assert_eq!(out, "b: one\na: hello\na: \nb: two\n");
     }
@@ -238,8 +232,8 @@ mod tests {
     fn an_endless_line_is_broken() {
         let name = "a".parse().unwrap();
         let out = written(|queue| {
-            let mut writer = writer(queue, &name);
-            writer.write_all(&[b'x'; LINE_MAX + 1]).unwrap();
+            let writer = writer(queue, &name);
+            writer.print(&[b'x'; LINE_MAX + 1]);
         });
         let lengths: Vec<usize> = out.lines().map(str::len).collect();
         assert_eq!(lengths, [LINE_MAX + 3, 1 + 3]);
@@ -249,10 +243,10 @@ mod tests {
     fn a_full_queue_holds_the_guest_until_it_is_drained_or_closed() {
         let queue = ConsoleQueue::new();
         let name = "a".parse().unwrap();
-        let mut writer = writer(&queue, &name);
+        let writer = writer(&queue, &name);
         let guest = std::thread::spawn(move || {
             for _ in 0..3 * QUEUE_LINES {
-                writer.write_all(b"x\n").unwrap();
+                writer.print(b"x\n");
             }
         });
         while queue.lock().lines.len() < QUEUE_LINES {
