@@ -2,27 +2,21 @@
 
 use std::fmt;
 
+use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::violation::Violation;
-use mkvmm_base::{InstanceId, RunId};
-
-use crate::kvm::snapshot::Snapshot;
 
 /// One thing that happened to a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
     /// A vCPU has left its guest permanently.
     Ended {
-        /// The run of the instance whose vCPU it was.
-        run: RunId,
         /// Why it left.
         reason: EndReason,
     },
     /// The guest accessed memory it does not own.
     Violation {
-        /// The instance.
-        id: InstanceId,
         /// The access.
         violation: Violation,
         /// Whether later violations of this guest are only counted.
@@ -49,7 +43,7 @@ pub enum News {
         /// Which vCPU, from 0.
         cpu: u8,
         /// Its registers.
-        registers: Box<Snapshot>,
+        registers: Box<Registers>,
         /// What [`crate::kvm::snapshot::translate`] found; `None` also where
         /// no translation was asked for.
         translated: Option<Option<u64>>,

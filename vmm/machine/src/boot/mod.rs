@@ -5,3 +5,4 @@ pub mod acpi;
 pub mod boot_params;
 pub mod gdt;
 pub mod page_tables;
+pub mod writer;

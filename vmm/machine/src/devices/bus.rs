@@ -158,11 +158,6 @@ impl Bus {
         devices.filter_map(Device::subscriber).collect()
     }
 
-    /// Returns the accesses to memory that nobody claims, so far.
-    pub fn violations(&self) -> u64 {
-        self.violations.count()
-    }
-
     fn violation(&self, addr: u64, len: usize, access: Access) -> ExitOutcome {
         self.violations.record(Violation { addr, len, access })
     }

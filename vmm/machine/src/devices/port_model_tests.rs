@@ -10,9 +10,9 @@ use crate::devices::violation::ViolationCounter;
 use crate::news::tests::Heard;
 use crate::progress::Progress;
 use crate::vcpu::exit::ExitBus;
-use mkvmm_base::InstanceId;
 use mkvmm_base::layout::{COM1_BASE, PCI_BASE, PCI_PORTS, PM_BASE, PM_PORTS, PM_TIMER};
 use mkvmm_base::violation::ViolationPolicy;
+use mkvmm_wire::shared::board::Board as StatusBoard;
 
 /// A guest's devices in their first state, and what they print.
 struct Guest {
@@ -24,7 +24,11 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let (console, heard) = (Arc::new(Recorder::default()), Arc::new(Heard::default()));
-        let violations = ViolationCounter::new(InstanceId(1), ViolationPolicy::Log, heard.clone());
+        let violations = ViolationCounter::new(
+            ViolationPolicy::Log,
+            StatusBoard::create().unwrap().0.writer(),
+            heard.clone(),
+        );
         let progress = Arc::new(Progress::new(heard.clone()));
         let board = Board::new(console.clone(), &progress, Arc::new(violations)).unwrap();
         Self {

@@ -1,7 +1,11 @@
 //! The host's KVM: opened once, asked once.
 
+use std::os::fd::OwnedFd;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+
+use crate::kvm::device::from_device;
 
 /// The one version of the API there is (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -70,7 +74,18 @@ impl Host {
     /// # Errors
     /// [`HostError`].
     pub fn open() -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(HostError::Open)?;
+        Self::check(Kvm::new().map_err(HostError::Open)?)
+    }
+
+    /// Takes over an open `/dev/kvm`, as [`Self::open`] does.
+    ///
+    /// # Errors
+    /// [`HostError`], also for any other descriptor.
+    pub fn of(device: OwnedFd) -> Result<Self, HostError> {
+        Self::check(from_device(device))
+    }
+
+    fn check(kvm: Kvm) -> Result<Self, HostError> {
         let found = kvm.get_api_version();
         if found != API_VERSION {
             return Err(HostError::ApiVersion { found });

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod cpuid;
+mod device;
 pub mod host;
 pub mod kick;
 pub mod msrs;

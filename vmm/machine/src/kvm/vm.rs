@@ -15,8 +15,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::host::Host;
+use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
-use mkvmm_memory::instance_memory::InstanceMemory;
 
 /// Why KVM did not make a VM. Each names the ioctl.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
 pub struct Vm {
     fd: VmFd,
     // Behind `fd`: the slots are gone before the memory is.
-    memory: Arc<InstanceMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 impl Vm {
@@ -61,8 +61,8 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`] names what failed; the VM is gone then.
-    pub fn new(host: &Host, memory: Arc<InstanceMemory>) -> Result<Self, VmError> {
-        let needed = memory.regions();
+    pub fn new(host: &Host, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
+        let needed = memory.ranges().count();
         let limit = host.memory_slots();
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
@@ -100,7 +100,7 @@ impl Vm {
                 userspace_addr: region.as_ptr().addr() as u64,
             };
             // SAFETY: userspace_addr is the start of memory_size bytes of the
-            // pool's mapping, which `self.memory` keeps alive for longer than
+            // guest's mapping, which `self.memory` keeps alive for longer than
             // the VM's descriptor; the mapping is shared memory that Rust
             // code reads and writes only through volatile accessors.
             unsafe { self.fd.set_user_memory_region(slot) }
@@ -135,7 +135,7 @@ impl Vm {
     }
 
     /// The memory its slots show.
-    pub fn memory(&self) -> &Arc<InstanceMemory> {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 }

@@ -18,8 +18,9 @@ use crate::vcpu::handle::VcpuHandle;
 use crate::vcpu::run;
 use crate::vcpu::sleep::ThreadTime;
 use crate::vcpu::stop::StopFlag;
+use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
-use mkvmm_base::{ExitCounts, InstanceName, RunId};
+use mkvmm_wire::shared::board::VcpuWriter;
 
 /// Why a vCPU was not made.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +49,6 @@ pub struct VcpuSetup {
 pub struct Vcpu {
     fd: VcpuFd,
     index: u8,
-    exits: Arc<ExitCounts>,
 }
 
 impl Vcpu {
@@ -72,13 +72,7 @@ impl Vcpu {
         if index == 0 {
             regs::set_boot_state(&fd, setup.entry)?;
         }
-        let exits = Arc::default();
-        Ok(Self { fd, index, exits })
-    }
-
-    /// Goes on with the counters of an earlier boot, whose thread has ended.
-    pub fn counting_on(self, exits: Arc<ExitCounts>) -> Self {
-        Self { exits, ..self }
+        Ok(Self { fd, index })
     }
 
     /// Moves it into a thread of its own, which waits for a command.
@@ -87,9 +81,9 @@ impl Vcpu {
     /// When the host gives no thread.
     pub fn start(
         self,
-        run: RunId,
         name: &InstanceName,
         affinity: Option<CpuSet>,
+        slot: VcpuWriter,
         bus: Arc<dyn ExitBus>,
         news: &Arc<dyn NewsSink>,
     ) -> io::Result<VcpuHandle> {
@@ -99,11 +93,10 @@ impl Vcpu {
         let stop = StopFlag::default();
         let body = run::Body {
             index: self.index,
-            run,
             name: name.clone(),
             commands: receiver,
             bus,
-            exits: self.exits,
+            slot,
             thread_time: Arc::clone(&thread_time),
             stop: stop.clone(),
             news: Arc::clone(news),

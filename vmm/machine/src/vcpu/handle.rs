@@ -5,7 +5,6 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use crate::kvm::kick;
-use crate::kvm::snapshot::Snapshot;
 use crate::vcpu::command::VcpuCommand;
 use crate::vcpu::sleep::{IdleMeter, ThreadTime};
 use crate::vcpu::stop::StopFlag;
@@ -15,7 +14,7 @@ use crate::vcpu::stop::StopFlag;
 #[derive(Debug)]
 pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
-    thread: Option<JoinHandle<Option<Snapshot>>>,
+    thread: Option<JoinHandle<()>>,
     thread_time: Arc<ThreadTime>,
     stop: StopFlag,
     idle: IdleMeter,
@@ -26,7 +25,7 @@ impl VcpuHandle {
     /// `commands` and has the same `thread_time` and `stop`.
     pub(super) fn new(
         commands: Sender<VcpuCommand>,
-        thread: JoinHandle<Option<Snapshot>>,
+        thread: JoinHandle<()>,
         thread_time: Arc<ThreadTime>,
         stop: StopFlag,
     ) -> Self {
@@ -56,19 +55,19 @@ impl VcpuHandle {
         self.idle.was_idle(&self.thread_time)
     }
 
-    /// Stops the thread; returns the registers as they were at the end.
-    pub fn finish(mut self) -> Option<Snapshot> {
+    /// Stops the thread and waits for it.
+    pub fn finish(mut self) {
         self.send(VcpuCommand::Stop);
-        self.join()
+        self.join();
     }
 
     /// Waits for the thread to end.
-    fn join(&mut self) -> Option<Snapshot> {
-        let ended = self.thread.take()?.join();
-        ended.unwrap_or_else(|_panic| {
-            log::error!("a vCPU thread panicked; this is a bug in mkvmm");
-            None
-        })
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a vCPU thread panicked: an internal error, please report it");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use kvm_ioctls::VcpuFd;
 
 use crate::kvm::kick::KickTarget;
-use crate::kvm::snapshot::{self, Snapshot};
+use crate::kvm::snapshot;
 use crate::kvm::{self, clock};
 use crate::news::{News, NewsSink};
 use crate::vcpu::command::{ReadRequest, VcpuCommand};
@@ -16,23 +16,21 @@ use crate::vcpu::sleep::ThreadTime;
 use crate::vcpu::stop::StopFlag;
 use mkvmm_base::chain;
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{ExitCounts, ExitKind};
-use mkvmm_base::{InstanceName, RunId};
+use mkvmm_base::{ExitKind, InstanceName};
+use mkvmm_wire::shared::board::{REGISTER_WORDS, VcpuWriter};
 
 /// What a vCPU thread has to do with others.
 pub struct Body {
     /// Which vCPU this is, from 0.
     pub index: u8,
-    /// Which run of which instance.
-    pub run: RunId,
     /// The instance's name, for what the log says.
     pub name: InstanceName,
     /// From the handle.
     pub commands: Receiver<VcpuCommand>,
     /// The instance's devices.
     pub bus: Arc<dyn ExitBus>,
-    /// This thread's to write.
-    pub exits: Arc<ExitCounts>,
+    /// The vCPU's place on the board: counters, and registers at the end.
+    pub slot: VcpuWriter,
     /// For the handle.
     pub thread_time: Arc<ThreadTime>,
     /// From the handle, for devices that wait.
@@ -43,27 +41,25 @@ pub struct Body {
 
 /// Sends the end of a vCPU when it goes, even if its thread panics.
 struct Report {
-    run: RunId,
     reason: EndReason,
     news: Arc<dyn NewsSink>,
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let Self { run, reason, .. } = *self;
-        self.news.tell(News::Ended { run, reason });
+        let reason = self.reason;
+        self.news.tell(News::Ended { reason });
     }
 }
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
-    /// The registers as they are then.
-    pub fn run(self, fd: VcpuFd) -> Option<Snapshot> {
+    /// Its registers are left on the board.
+    pub fn run(mut self, fd: VcpuFd) {
         self.thread_time.begin();
         self.stop.clone().enter();
         // Whatever happens here, the event loop hears of an end.
         let mut report = Report {
-            run: self.run,
             reason: EndReason::KvmError,
             news: Arc::clone(&self.news),
         };
@@ -79,13 +75,12 @@ impl Body {
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
         };
-        let last = self.last_registers(target.vcpu(), report.reason);
+        self.leave_registers(target.vcpu(), report.reason);
         // The vCPU goes before anybody hears of its end.
         drop(target);
-        last
     }
 
-    fn run_guest(&self, target: &mut KickTarget) -> EndReason {
+    fn run_guest(&mut self, target: &mut KickTarget) -> EndReason {
         // Turns true when a kick came: then, and only then, there may be commands.
         let mut kicked = true;
         let mut first = true;
@@ -94,24 +89,25 @@ impl Body {
                 return EndReason::Killed;
             }
             kicked = false;
+            let (slot, bus, name) = (&mut self.slot, &*self.bus, &self.name);
             let result = kvm::run::run(target.vcpu(), |exit| {
                 if first {
                     first = false;
-                    self.bus.first_exit();
+                    bus.first_exit();
                 }
-                self.exits.count(exit::kind(&exit));
-                exit::handle(exit, &*self.bus, &self.name)
+                slot.count_exit(exit::kind(&exit) as usize);
+                exit::handle(exit, bus, name)
             });
             let ended = match result {
                 Ok(ended) => ended,
                 Err(error) if target.was_kicked(&error) => {
                     kicked = true;
-                    self.exits.count(ExitKind::Interrupted);
+                    self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
                 }
                 // No entry this time (a SIPI arrived): documented as such.
                 Err(error) if error.errno() == libc::EAGAIN => {
-                    self.exits.count(ExitKind::Interrupted);
+                    self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
                 }
                 Err(error) => {
@@ -163,7 +159,7 @@ impl Body {
     }
 
     fn read(&self, vcpu: &VcpuFd, request: &ReadRequest) {
-        match Snapshot::read(vcpu) {
+        match snapshot::read(vcpu) {
             Ok(registers) => self.news.tell(News::Registers {
                 ticket: request.ticket,
                 cpu: self.index,
@@ -176,12 +172,19 @@ impl Body {
         }
     }
 
-    /// Where a guest stood when it ended, for whoever debugs it; said at once
-    /// when it ended badly.
-    fn last_registers(&self, vcpu: &VcpuFd, reason: EndReason) -> Option<Snapshot> {
-        let last = Snapshot::read(vcpu).ok()?;
+    /// Leaves on the board where a guest stood when it ended, for whoever
+    /// debugs it; logs it at once when it ended badly.
+    fn leave_registers(&mut self, vcpu: &VcpuFd, reason: EndReason) {
+        let Ok(last) = snapshot::read(vcpu) else {
+            return;
+        };
+        let mut words = [0; REGISTER_WORDS];
+        for (word, register) in words.iter_mut().zip(last.to_words()) {
+            *word = register;
+        }
+        self.slot.set_registers(&words);
         if reason.state() == State::Failed {
-            let Snapshot { regs, sregs, .. } = &last;
+            let (regs, sregs) = (&last.regs, &last.sregs);
             log::info!(
                 "{}: rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x}",
                 self.name,
@@ -195,6 +198,5 @@ impl Body {
                 sregs.cr4
             );
         }
-        Some(last)
     }
 }
