@@ -3,6 +3,7 @@
 //! about images. This crate knows none of the others.
 
 pub mod affinity;
+mod diagnose;
 mod error_chain;
 mod exit_counts;
 pub mod image_facts;
@@ -12,6 +13,7 @@ pub mod state;
 pub mod timeline;
 pub mod violation;
 
+pub use diagnose::{Class, Diagnose, Room};
 pub use error_chain::chain;
 pub use exit_counts::{ExitCounts, ExitKind};
 pub use names::{InstanceId, InstanceName, NameError, RunId};
