@@ -33,7 +33,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], more: &[&s
     let kernel = kernel.display().to_string();
     let words = ["create", name, "--memory", "8M", "--kernel", &kernel];
     server.run_words([&words[..], more].concat()).expect_code(0);
-    server.ok(&format!("exec {name}"));
+    server.ok(&format!("start {name}"));
 }
 
 fn read(path: &Path) -> String {
@@ -64,7 +64,7 @@ fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
     assert_eq!(web["console_log"], path.as_str());
 
     let boot = || {
-        server.ok("exec web");
+        server.ok("start web");
         server.wait_for_state("web", "stopped");
     };
     boot();

@@ -25,7 +25,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, cpus: &str, what: &[u8]
         "create", name, "--memory", "8M", "--cpus", cpus, "--kernel", &kernel,
     ];
     server.run_words(words).expect_code(0);
-    server.ok(&format!("exec {name}"));
+    server.ok(&format!("start {name}"));
 }
 
 /// `GET` below an instance, answered with 200 and in time.
@@ -159,7 +159,7 @@ fn our_walk_through_page_tables_is_kvms() {
     server
         .run_words([&create[..], &["--cmdline", "spin"]].concat())
         .expect_code(0);
-    server.ok("exec web");
+    server.ok("start web");
     let end = Instant::now() + crate::server::PATIENCE;
     // The probe's own tables are there when it is in ring 3.
     while get(&server, "web/regs?cpu=0")["cpus"][0]["cpl"] != 3 {
@@ -282,7 +282,7 @@ fn looking_does_not_disturb_a_guest_that_works() {
     server
         .run_words([&create[..], &load[..]].concat())
         .expect_code(0);
-    server.ok("exec web");
+    server.ok("start web");
     thread::scope(|scope| {
         for path in ["regs", "memory?addr=0&len=1048576", "translate?addr=0x7000"] {
             let server = &server;

@@ -32,7 +32,7 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
     server.ok("load db --kernel probe");
     for name in ["web", "db", "spin"] {
         assert_eq!(
-            server.ok(&format!("exec {name}")),
+            server.ok(&format!("start {name}")),
             format!("{name}: active\n")
         );
     }
@@ -71,7 +71,7 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
         assert_eq!(server.ok("kill spin --force"), "spin: stopped (killed)\n");
     }
     // The kept images boot again.
-    server.ok("exec web");
+    server.ok("start web");
     server.wait_for_state("web", "stopped");
     assert_eq!(server.ok("unload web"), "web: ready\n");
     for name in ["web", "db", "spin"] {
@@ -96,7 +96,7 @@ fn what_is_typed_is_answered_by_the_guests_shell() {
     let server = Server::start("64M@4G");
     let create = "create web --memory 8M --kernel probe --cmdline shell";
     server.ok(create);
-    server.ok("exec web");
+    server.ok("start web");
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a prompt", |c| c.stdout().ends_with("probe# "));
     console.type_in("echo forty-tow\x7f\x7fwo\n");
@@ -126,7 +126,7 @@ fn refusals_say_why_and_change_nothing() {
     server.ok("create web --memory 16M");
     let before = server.json("list");
     for (args, code, words) in [
-        ("exec web", 4, "legal now: load, delete"),
+        ("start web", 4, "legal now: load, delete"),
         ("kill web", 4, "wrong"),
         ("pause nobody", 4, "no instance nobody"),
         ("create web --memory 8M", 4, "already"),
@@ -163,7 +163,7 @@ fn a_dry_run_tells_and_does_nothing() {
     assert_eq!(planned["state"], "loaded");
     assert_eq!(planned["chunks"][0]["start_hex"], "0x101000000");
     for args in [
-        "exec web",
+        "start web",
         "unload web",
         "delete web",
         "pool alloc 2M",
@@ -196,7 +196,7 @@ fn allocations_are_named_withheld_and_given_back() {
     let (status, early) = server.http("POST", path, r#"{"size": 5000}"#);
     assert_eq!((status, &early["size"]), (201, &json!(8192)));
     server.expect_audit();
-    server.ok("exec web");
+    server.ok("start web");
     server.expect_audit();
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a guest content with its map", |c| {
@@ -340,7 +340,7 @@ fn create_takes_every_key_that_guest_takes() {
     let web = server.json("show web");
     // 10,000 bytes in granules of 8 KiB.
     assert_eq!(web["initrd"]["size"], 16 << 10, "{web:#}");
-    server.ok("exec web");
+    server.ok("start web");
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a second boot", |c| {
         c.stdout().matches("probe: pass\n").count() > 1

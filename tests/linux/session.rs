@@ -55,7 +55,7 @@ pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
     run(&server, &with_images(&["load", "old"], &OLD, images, ""));
     server.expect_audit();
     for name in ["web", "db"] {
-        let answer = server.ok(&format!("exec {name}"));
+        let answer = server.ok(&format!("start {name}"));
         assert_eq!(answer, format!("{name}: active\n"));
     }
     server.expect_audit();

@@ -291,7 +291,7 @@ impl Manager {
     /// # Errors
     /// [`ManagerError`]; it is in the state it was in.
     pub fn prepare(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
-        self.allowed(name, Verb::Exec)?;
+        self.allowed(name, Verb::Start)?;
         let id = self.find(name)?.id();
         self.prepare_again(id).map_err(build_error(name))
     }
@@ -314,7 +314,7 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::Unknown`] or [`ManagerError::State`].
     pub fn run(&mut self, name: &InstanceName) -> Result<(), ManagerError> {
-        let (guest, _) = self.allowed(name, Verb::Exec)?;
+        let (guest, _) = self.allowed(name, Verb::Start)?;
         guest.run();
         self.tell(name)
     }

@@ -1,12 +1,13 @@
 //! What is known of a guest's images once they have been checked.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 
 /// How a kernel is started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum BootMode {
     /// As the ELF file it is, or that was unpacked from it on the host.
     #[default]

@@ -4,6 +4,7 @@
 
 pub mod affinity;
 pub mod cmdline;
+mod diagnose;
 mod error_chain;
 mod exit_counts;
 pub mod image_facts;
@@ -14,6 +15,7 @@ pub mod state;
 pub mod timeline;
 pub mod violation;
 
+pub use diagnose::{Class, Diagnose, Room};
 pub use error_chain::chain;
 pub use exit_counts::{ExitCounts, ExitKind};
 pub use names::{InstanceId, InstanceName, NameError, RunId};

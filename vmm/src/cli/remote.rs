@@ -111,6 +111,9 @@ pub enum RemoteCommand {
     /// Load, or replace, an instance's images (`loaded`)
     Load(images::LoadArgs),
     /// Boot an instance (`active`)
+    Start(NameArgs),
+    /// Boot an instance: the former name of `start`
+    #[command(hide = true)]
     Exec(NameArgs),
     /// Stop an instance's vCPUs for a while (`paused`)
     Pause(NameArgs),
@@ -163,7 +166,11 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     match command {
         RemoteCommand::Create(args) => images::create(&args),
         RemoteCommand::Load(args) => images::load(&args),
-        RemoteCommand::Exec(args) => verb(&args, "POST", "/exec"),
+        RemoteCommand::Start(args) => verb(&args, "POST", "/start"),
+        RemoteCommand::Exec(args) => {
+            log::warn!("`exec` is now called `start`; the next release has no `exec`");
+            verb(&args, "POST", "/start")
+        }
         RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
         RemoteCommand::Resume(args) => verb(&args, "POST", "/resume"),
         RemoteCommand::Kill(args) => {

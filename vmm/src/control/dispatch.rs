@@ -211,7 +211,7 @@ impl Controller {
 
     fn carry_out(&mut self, verb: Verb, name: &InstanceName) -> Result<Reply, ControlError> {
         match verb {
-            Verb::Exec => self.manager.exec(name)?,
+            Verb::Start => self.manager.exec(name)?,
             Verb::Pause => self.manager.pause(name)?,
             Verb::Resume => self.manager.resume(name)?,
             Verb::Unload => self.manager.unload(name)?,

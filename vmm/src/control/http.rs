@@ -160,6 +160,7 @@ impl IntoResponse for ControlError {
     }
 }
 
+#[expect(deprecated, reason = "`exec` is served for one release more")]
 fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(routes::version))
@@ -178,6 +179,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::list, routes::create))
         .routes(routes!(routes::show, routes::delete))
         .routes(routes!(routes::load))
+        .routes(routes!(routes::start))
         .routes(routes!(routes::exec))
         .routes(routes!(routes::pause))
         .routes(routes!(routes::resume))

@@ -237,11 +237,20 @@ pub async fn load(
 }
 
 /// Boots an instance.
+#[utoipa::path(post, path = "/v1/instances/{name}/start",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn start(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Start, path, query).await
+}
+
+/// Boots an instance: the former name of `start`, which the next release does not have.
 #[utoipa::path(post, path = "/v1/instances/{name}/exec",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
+#[deprecated = "it is called start"]
 pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
-    carry_out(&api, Verb::Exec, path, query).await
+    carry_out(&api, Verb::Start, path, query).await
 }
 
 /// Stops an instance's vCPUs for a while.
