@@ -10,6 +10,7 @@ pub mod layout;
 mod names;
 pub mod state;
 pub mod timeline;
+pub mod unpacking;
 pub mod violation;
 
 pub use error_chain::chain;
