@@ -13,6 +13,7 @@ mod names;
 pub mod registers;
 pub mod state;
 pub mod timeline;
+pub mod unpacking;
 pub mod violation;
 
 pub use diagnose::{Class, Diagnose, Room};
