@@ -8,10 +8,11 @@
 
 use mkpool::{AddrRange, merge_adjacent};
 
-use crate::boot::e820::{E820Entry, E820Type};
+use mkvmm_base::layout::LOW_WINDOW_SIZE;
+use mkvmm_memory::e820::{E820Entry, E820Type};
+
 use crate::guest::Guest;
-use crate::layout::LOW_WINDOW_SIZE;
-use crate::manager::Manager;
+use crate::registry::Registry;
 
 /// What an audit found.
 #[derive(Debug, Default)]
@@ -32,12 +33,12 @@ impl Findings {
 }
 
 /// Compares everything with everything.
-pub fn audit(manager: &Manager) -> Findings {
+pub fn audit(registry: &Registry) -> Findings {
     let mut findings = Findings::default();
-    check_pool(manager, &mut findings);
-    for guest in manager.guests() {
-        check_instance(manager, guest, &mut findings);
-        check_map(manager, guest, &mut findings);
+    check_pool(registry, &mut findings);
+    for guest in registry.guests() {
+        check_instance(registry, guest, &mut findings);
+        check_map(registry, guest, &mut findings);
     }
     findings
 }
@@ -58,8 +59,8 @@ fn overlap(ranges: &[AddrRange]) -> Option<(AddrRange, AddrRange)> {
     Some((two[0], two[1]))
 }
 
-fn check_pool(manager: &Manager, findings: &mut Findings) {
-    let pool = manager.pool();
+fn check_pool(registry: &Registry, findings: &mut Findings) {
+    let pool = registry.pool();
     let (used, free) = (pool.used_extents(), pool.free_extents());
     let size = pool.range().size();
     findings.check(sum(&free) == pool.avail(), || {
@@ -76,7 +77,7 @@ fn check_pool(manager: &Manager, findings: &mut Findings) {
             sum(&free)
         )
     });
-    let owned = manager.guests().flat_map(|g| g.regions().iter().copied());
+    let owned = registry.guests().flat_map(|g| g.regions().iter().copied());
     let owned: Vec<AddrRange> = owned.chain(pool.held()).chain(pool.allocations()).collect();
     let owned = sorted(owned);
     findings.check(overlap(&owned).is_none(), || {
@@ -93,7 +94,7 @@ fn check_pool(manager: &Manager, findings: &mut Findings) {
     });
 }
 
-fn check_instance(manager: &Manager, guest: &Guest, findings: &mut Findings) {
+fn check_instance(registry: &Registry, guest: &Guest, findings: &mut Findings) {
     let (name, sub_pool) = (guest.name(), guest.sub_pool());
     let chunks = sub_pool.chunks();
     findings.check(sum(&chunks) == sub_pool.size(), || {
@@ -103,7 +104,7 @@ fn check_instance(manager: &Manager, guest: &Guest, findings: &mut Findings) {
         format!("{name}: its regions are not its chunks {chunks:?}")
     });
     let mut taken: Vec<AddrRange> = sub_pool.withheld().collect();
-    if let Some(images) = guest.images() {
+    if let Some(images) = guest.loaded() {
         taken.extend(images.plan.pieces().map(|(_, range)| range));
     }
     let taken = sorted(taken);
@@ -120,7 +121,7 @@ fn check_instance(manager: &Manager, guest: &Guest, findings: &mut Findings) {
     });
     let mut named = Vec::new();
     for region in guest.regions() {
-        let tree = manager.pool().tree();
+        let tree = registry.pool().tree();
         let path = tree.path(region.start());
         let entry = path
             .into_iter()
@@ -129,7 +130,7 @@ fn check_instance(manager: &Manager, guest: &Guest, findings: &mut Findings) {
             format!("{name}: the tree does not name {region:?}")
         });
         let children = entry.into_iter().flat_map(|e| e.children());
-        named.extend(children.filter_map(|id| Some(manager.pool().tree().get(id)?.range())));
+        named.extend(children.filter_map(|id| Some(registry.pool().tree().get(id)?.range())));
     }
     findings.check(sorted(named.clone()) == taken, || {
         format!("{name}: the tree names {named:?}, its pieces are {taken:?}")
@@ -137,9 +138,9 @@ fn check_instance(manager: &Manager, guest: &Guest, findings: &mut Findings) {
 }
 
 /// The memory map against the ledger, and the slots against both.
-fn check_map(manager: &Manager, guest: &Guest, findings: &mut Findings) {
-    let (name, pool) = (guest.name(), manager.pool().range());
-    let map = match guest.e820(manager.pool()) {
+fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
+    let (name, pool) = (guest.name(), registry.pool().range());
+    let map = match guest.e820(registry.pool()) {
         Ok(map) => map,
         Err(error) => {
             findings.check(false, || format!("{name}: no memory map: {error}"));
@@ -150,7 +151,7 @@ fn check_map(manager: &Manager, guest: &Guest, findings: &mut Findings) {
         format!("{name}: its memory map leaves part of the pool out")
     });
     let mut reserved: Vec<AddrRange> = guest.sub_pool().withheld().collect();
-    if let Some(images) = guest.images() {
+    if let Some(images) = guest.loaded() {
         reserved.extend(images.plan.withheld());
     }
     let usable = map.iter().filter(|entry| entry.kind == E820Type::Usable);

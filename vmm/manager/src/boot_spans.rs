@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::instance::timeline::{Spans, Stage};
+use mkvmm_base::timeline::{Spans, Stage};
 
 /// What is measured: from one stage to another.
 const SPANS: [(Stage, Stage); 6] = [
@@ -72,7 +72,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::instance::timeline::Timeline;
+    use mkvmm_base::timeline::Timeline;
 
     #[test]
     fn boots_are_measured_once_they_count() {

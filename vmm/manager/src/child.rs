@@ -2,13 +2,18 @@
 
 use std::os::fd::BorrowedFd;
 
-use mkvmm_keeper::process::{Child, Exit, Output, ProcessError, Spawn};
+use std::time::Duration;
+
+use mkvmm_keeper::process::{Child, Exit, ProcessError, Spawn};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
 
 use crate::manager::Host;
 use crate::worker::WorkerError;
+
+/// How long a child that has answered has to be gone by itself.
+const LAST_MOMENTS: Duration = Duration::from_secs(1);
 
 /// What a child is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,5 +93,11 @@ pub(crate) async fn ask<Out: Message, In: Message>(
 /// Waits until a child that has nothing more to say is gone. One that stays is
 /// ended: nothing may still have what it was given.
 async fn ended(child: &mut Child) -> Result<Exit, ProcessError> {
-    child.kill_after(std::time::Duration::from_secs(1)).await
+    match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
+        Ok(exit) => exit,
+        Err(_elapsed) => {
+            child.kill()?;
+            child.ended().await
+        }
+    }
 }

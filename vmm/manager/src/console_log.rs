@@ -1,7 +1,7 @@
 //! A file that keeps all that a guest prints.
 //!
 //! ```text
-//!   vCPU ─► ConsoleRing ─► viewers
+//!   vCPU ─► GuestConsole ─► viewers
 //!               └────────► conlog:name (a thread) ─► file
 //! ```
 //!
@@ -24,8 +24,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat2};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use crate::devices::console_ring::ConsoleRing;
-use crate::instance::InstanceName;
+use mkvmm_base::InstanceName;
+
+use crate::console::GuestConsole;
 
 /// How long output gathers before it is written: a guest prints byte by byte.
 const GATHER: Duration = Duration::from_millis(10);
@@ -240,7 +241,7 @@ impl ConsoleLog {
     /// When the host gives no thread.
     pub fn start(
         file: Arc<LogFile>,
-        ring: Arc<ConsoleRing>,
+        ring: Arc<GuestConsole>,
         name: &InstanceName,
         on_error: impl FnOnce(io::Error) + Send + 'static,
     ) -> io::Result<Self> {
@@ -299,7 +300,7 @@ impl Closing {
 
 /// Writes what `ring` gets, from `position` on, until there will be no more.
 async fn follow(
-    ring: &ConsoleRing,
+    ring: &GuestConsole,
     mut position: u64,
     mut ended: watch::Receiver<bool>,
     out: &mut impl Write,
@@ -329,6 +330,30 @@ async fn follow(
     }
 }
 
+/// How long the last lines may take to reach their files when the VMM ends.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Logs of instances that are gone, on their way to their files.
+#[derive(Debug, Default)]
+pub struct ClosingLogs(Vec<Closing>);
+
+impl ClosingLogs {
+    /// Adds a log that is being closed, if there is one.
+    pub fn add(&mut self, log: Option<Closing>) {
+        self.0.retain(|log| !log.is_done());
+        self.0.extend(log);
+    }
+}
+
+impl Drop for ClosingLogs {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + CLOSING_TIMEOUT;
+        for log in &self.0 {
+            log.wait(deadline);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,7 +377,7 @@ mod tests {
         let dir = scratch("holds");
         let path = dir.join("log");
         fs::write(&path, "of an earlier instance").unwrap();
-        let ring = Arc::new(ConsoleRing::new(1 << 16));
+        let ring = Arc::new(GuestConsole::new(1 << 16));
         ring.push(b"before");
         let name = "a".parse().unwrap();
         let file = Arc::new(LogFile::open(&path, &[]).unwrap());
@@ -409,7 +434,7 @@ mod tests {
 
     #[test]
     fn what_a_full_ring_lost_is_said() {
-        let ring = ConsoleRing::new(4);
+        let ring = GuestConsole::new(4);
         ring.push(b"0123456789");
         let dir = scratch("lost");
         let mut out = File::create(dir.join("log")).unwrap();
@@ -426,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_is_told_once_and_ends_the_log() {
-        let ring = Arc::new(ConsoleRing::new(1 << 16));
+        let ring = Arc::new(GuestConsole::new(1 << 16));
         let name = "a".parse().unwrap();
         // What no regular file says reliably, this device says always.
         let file = LogFile {

@@ -41,7 +41,7 @@ pub struct Loaded {
 impl Loaded {
     /// Returns the guest-physical address of the kernel's 64-bit entry.
     pub fn entry(&self) -> u64 {
-        self.plan.kernel.start() + self.images.kernel.facts().entry_offset
+        self.plan.kernel.start() + self.images.kernel.facts.entry_offset
     }
 
     /// Returns the initramfs with its exact size: the kernel unpacks what it
@@ -118,7 +118,7 @@ impl Guest {
     }
 
     /// Returns the number of the process that it runs in, if there is one.
-    pub fn pid(&self) -> Option<u32> {
+    pub fn pid(&self) -> Option<i32> {
         self.worker.as_ref().map(|worker| worker.pid())
     }
 

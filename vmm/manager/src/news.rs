@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use mkvmm_api::Range;
+use mkvmm_base::timeline::{Mark, since_start};
 use mkvmm_base::violation::Violation;
 use mkvmm_base::{InstanceName, RunId};
 use mkvmm_wire::messages::{LogLevel, Report};
@@ -28,8 +30,11 @@ impl Manager {
                 violation,
                 last_reported,
             } => on_violation(&registry, guest, violation, last_reported),
-            Report::Reached { stage, at } => guest.timeline.reach_at(stage, at),
-            Report::Mark { at, text } => guest.timeline.mark_at(at, harmless(&text)),
+            Report::Reached { stage, at } => guest.timeline.reach_at(stage, since_start(at)),
+            Report::Mark { at, text } => guest.timeline.mark(Mark {
+                at: since_start(at),
+                text: harmless(&text),
+            }),
             Report::Log { level, text } => pass_on(guest.name(), level, &text),
             Report::Registers {
                 ticket,
@@ -75,8 +80,10 @@ fn on_violation(registry: &Registry, guest: &Guest, violation: Violation, last: 
     };
     log::warn!("{name}: violation: {access} of {len} bytes at {addr:#x}, {place}{rest}");
     let kind = EventKind::Violation {
-        addr,
-        len: len as u64,
+        range: Range {
+            start: addr,
+            size: len as u64,
+        },
         access,
         owner,
     };

@@ -161,7 +161,7 @@ impl Registry {
         let state = guest.state();
         let name = || name.clone();
         match guest.busy {
-            Some(Verb::Exec) if verb == Verb::Kill => return Ok(guest.id()),
+            Some(Verb::Start) if verb == Verb::Kill => return Ok(guest.id()),
             Some(busy) if verb != Verb::Kill => {
                 let name = name();
                 return Err(RegistryError::Busy { name, busy, verb });
@@ -191,8 +191,8 @@ impl Registry {
     /// Puts the state of an instance into the event log.
     pub(crate) fn tell(&self, guest: &Guest) {
         let kind = EventKind::State {
-            state: guest.state().to_string(),
-            reason: guest.reason().map(|reason| reason.to_string()),
+            state: guest.state(),
+            reason: guest.reason(),
         };
         self.log.push(Some(guest.name().to_string()), kind);
     }

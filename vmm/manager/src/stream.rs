@@ -6,7 +6,6 @@
 //! than losing output.
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -204,8 +203,8 @@ impl Follower {
     fn wait(&self) -> io::Result<()> {
         let bells = self.followed.iter().map(|one| one.console.bell());
         let bells: Vec<&Bell> = bells.chain([&self.bell]).collect();
-        let poll_fd = |bell: &&'_ Bell| PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN);
-        let mut polled: Vec<PollFd<'_>> = bells.iter().map(poll_fd).collect();
+        let polled = bells.iter().map(|bell| PollFd::new(*bell, PollFlags::IN));
+        let mut polled: Vec<PollFd<'_>> = polled.collect();
         match rustix::event::poll(&mut polled, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -5,7 +5,7 @@
 //! its pidfd, is a run over. Whatever a worker says is checked, and one that
 //! breaks the protocol, closes its channel or floods it is killed.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mkvmm_base::state::EndReason;
 use mkvmm_base::{RunId, chain};
-use mkvmm_keeper::process::{Child, Exit, SpawnError};
+use mkvmm_keeper::process::{Child, Exit, Killer, ProcessError};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
 use mkvmm_wire::messages::{Done, Order, Refusal, Report};
@@ -28,9 +28,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Why a worker did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The process could not be made.
-    #[error("no worker process can be started")]
-    Spawn(#[from] SpawnError),
+    /// The process could not be made or waited for.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// The channel failed.
     #[error("the channel to the worker failed")]
     Wire(#[from] WireError),
@@ -59,23 +59,21 @@ type Answer = Result<Done, Refusal>;
 /// What a worker's reports go to.
 pub(crate) trait Listener {
     /// Takes a report that is no answer.
-    fn on_report(&self, run: RunId, report: Report);
+    fn on_report(self: &Rc<Self>, run: RunId, report: Report);
     /// Takes note that the process is gone, and why its guest ended by its
     /// own word, if it said so.
-    fn on_gone(&self, run: RunId, exit: Exit, word: Option<EndReason>);
+    fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>);
 }
 
 /// A process that has the memory of one instance, for one boot.
 #[derive(Debug)]
 pub struct Worker {
     run: RunId,
-    child: Child,
+    killer: Killer,
     sender: Mutex<AsyncSender<Order>>,
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
     /// Holds how the process ended, once its end was dealt with.
     gone: watch::Sender<Option<Exit>>,
-    /// Whether it was killed on purpose.
-    is_killed: Cell<bool>,
 }
 
 impl Worker {
@@ -90,19 +88,18 @@ impl Worker {
         let (sender, receiver) = channel.split();
         let worker = Rc::new(Self {
             run,
-            child,
+            killer: child.killer(),
             sender: Mutex::new(sender),
             answers: RefCell::default(),
             gone: watch::Sender::new(None),
-            is_killed: Cell::new(false),
         });
-        tokio::task::spawn_local(Rc::clone(&worker).listen(receiver, listener));
+        tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
         worker
     }
 
     /// Returns the number of the process.
-    pub fn pid(&self) -> u32 {
-        self.child.pid()
+    pub fn pid(&self) -> i32 {
+        self.killer.pid()
     }
 
     /// Sends an order that is not answered.
@@ -162,8 +159,7 @@ impl Worker {
 
     /// Ends the process at once. May be repeated.
     pub(crate) fn kill(&self) {
-        self.is_killed.set(true);
-        if let Err(error) = self.child.kill() {
+        if let Err(error) = self.killer.kill() {
             log::error!("worker {} cannot be killed: {error}", self.pid());
         }
     }
@@ -172,8 +168,9 @@ impl Worker {
     pub(crate) async fn gone(&self) -> Exit {
         let mut gone = self.gone.subscribe();
         match gone.wait_for(Option::is_some).await {
-            Ok(exit) => exit.unwrap_or(Exit::Unknown),
-            Err(_closed) => Exit::Unknown,
+            Ok(exit) => (*exit).unwrap_or(Exit::Code(-1)),
+            // The sender is in `self`.
+            Err(_closed) => Exit::Code(-1),
         }
     }
 
@@ -184,22 +181,25 @@ impl Worker {
 
     async fn listen<L: Listener>(
         self: Rc<Self>,
+        mut child: Child,
         mut receiver: AsyncReceiver<Report>,
         listener: Rc<L>,
     ) {
         let mut word = None;
-        let exit = loop {
-            tokio::select! {
-                exit = self.child.exited() => break exit,
-                () = self.take_in(&mut receiver, &*listener, &mut word) => {
-                    // No more is to be heard: whatever it does now, it does unheard.
-                    self.kill();
-                    break self.child.exited().await;
-                }
+        let exit = tokio::select! {
+            exit = child.ended() => exit,
+            () = self.take_in(&mut receiver, &listener, &mut word) => {
+                // No more is to be heard: whatever it does now, it does unheard.
+                end_unheard(&mut child).await
             }
         };
+        let exit = exit.unwrap_or_else(|error| {
+            // Nobody else reaps our children: an internal error.
+            log::error!("worker {}: {}", self.pid(), chain(&error));
+            Exit::Code(-1)
+        });
         // What it said before it went is still in the socket.
-        self.drain(&mut receiver, &*listener, &mut word);
+        self.drain(&mut receiver, &listener, &mut word);
         self.answers.borrow_mut().clear();
         listener.on_gone(self.run, exit, word.filter(|_| exit.is_success()));
         self.gone.send_replace(Some(exit));
@@ -210,7 +210,7 @@ impl Worker {
     async fn take_in(
         &self,
         receiver: &mut AsyncReceiver<Report>,
-        listener: &impl Listener,
+        listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) {
         let mut turn = 0;
@@ -219,12 +219,14 @@ impl Worker {
                 Ok(Some(received)) => {
                     if let Err(error) = self.on_message(received.message, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
+                        self.kill();
                         return;
                     }
                 }
                 Ok(None) => return,
                 Err(error) => {
                     log::error!("worker {}: {}", self.pid(), chain(&error));
+                    self.kill();
                     return;
                 }
             }
@@ -238,7 +240,7 @@ impl Worker {
     fn drain(
         &self,
         receiver: &mut AsyncReceiver<Report>,
-        listener: &impl Listener,
+        listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) {
         // A socket holds a few hundred; more than that nobody has sent.
@@ -255,7 +257,7 @@ impl Worker {
     fn on_message(
         &self,
         report: Report,
-        listener: &impl Listener,
+        listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) -> Result<(), WorkerError> {
         match report {
@@ -270,5 +272,20 @@ impl Worker {
             other => listener.on_report(self.run, other),
         }
         Ok(())
+    }
+}
+
+/// How long a worker that says nothing any more has to be gone by itself.
+const LAST_MOMENTS: Duration = Duration::from_secs(5);
+
+/// Waits for a child whose channel is closed or broken, and ends it if it
+/// stays: its kernel part may take a while to be taken down.
+async fn end_unheard(child: &mut Child) -> Result<Exit, ProcessError> {
+    match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
+        Ok(exit) => exit,
+        Err(_elapsed) => {
+            child.kill()?;
+            child.ended().await
+        }
     }
 }

@@ -32,7 +32,7 @@ impl Manager {
     /// # Errors
     /// [`LifeError`]; it is in the state it was in.
     pub async fn prepare(self: &Rc<Self>, name: &InstanceName) -> Result<Prepared, LifeError> {
-        let busy = self.begin(name, Verb::Exec)?;
+        let busy = self.begin(name, Verb::Start)?;
         if self.is_ending() {
             return Err(StepError::Ending.of(name));
         }
@@ -153,7 +153,7 @@ fn boot_order(
     e820: &[E820Entry],
 ) -> Result<BootOrder, StepError> {
     let config = guest.config();
-    let facts = loaded.images.kernel.facts();
+    let facts = &loaded.images.kernel.facts;
     let allocations: Vec<AddrRange> = guest.sub_pool().withheld().collect();
     let manifest = manifest::build(&ManifestFacts {
         addr: layout::MANIFEST_START,
@@ -171,7 +171,7 @@ fn boot_order(
     })?;
     let row = |entry: &E820Entry| MapRow {
         extent: extent(entry.range),
-        kind: entry.kind as u32,
+        kind: entry.kind.raw(),
     };
     Ok(BootOrder {
         cpus: config.cpus,

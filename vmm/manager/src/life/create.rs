@@ -163,7 +163,7 @@ pub fn place(
     images: &Images,
 ) -> Result<(Loaded, Draft), StepError> {
     let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
-    let facts = images.kernel.facts();
+    let facts = &images.kernel.facts;
     mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
     let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
     let loaded = Loaded {

@@ -142,6 +142,7 @@ impl Manager {
 
     /// A worker's process is gone: the run is over.
     pub(crate) fn on_end(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
+        self.forget_questions(run);
         let mut registry = self.registry_mut();
         let Some(guest) = registry.guest_mut(run.id).filter(|g| g.run_id() == run) else {
             return;
@@ -193,7 +194,7 @@ impl Manager {
                 None => return,
             }
         };
-        let Ok(busy) = self.begin(&name, Verb::Exec) else {
+        let Ok(busy) = self.begin(&name, Verb::Start) else {
             return;
         };
         let booted = self.boot_and_go(busy.id).await;

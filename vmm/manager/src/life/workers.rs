@@ -197,11 +197,11 @@ impl Manager {
 }
 
 impl Listener for Manager {
-    fn on_report(self: Rc<Self>, run: RunId, report: Report) {
+    fn on_report(self: &Rc<Self>, run: RunId, report: Report) {
         self.on_news(run, report);
     }
 
-    fn on_gone(self: Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
+    fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
         self.on_end(run, exit, word);
     }
 }
