@@ -1,6 +1,7 @@
 //! Confinement and accounting of mkvmm's processes.
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 mod domain;
 mod enter;
 mod error;
