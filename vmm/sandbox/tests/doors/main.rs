@@ -8,6 +8,7 @@
 
 mod attack;
 mod door;
+mod guest;
 mod matrix;
 mod process;
 mod setup;
@@ -15,6 +16,7 @@ mod sweep;
 mod syscall;
 mod uring;
 mod victim;
+mod work;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let mut trials = matrix::trials();
     trials.extend(sweep::trials());
     trials.extend(process::trials());
+    trials.extend(work::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -43,6 +46,9 @@ fn play(role: &Role) -> ExitCode {
     let result = match role.name.as_str() {
         "victim" => victim::run(role),
         "attacker" => matrix::attack(role),
+        "worker" => guest::run(role).map_err(std::io::Error::other),
+        "abort" => guest::abort(role),
+        "burner" => work::burn(role),
         "sweep" => sweep::run(role),
         _ => process::play(role).unwrap_or_else(|| other(role)),
     };
