@@ -94,18 +94,18 @@ fn any_user() -> User {
     User::available()[0]
 }
 
-fn check(holds: bool, what: impl ToString) -> Result<(), Failed> {
+fn check(holds: bool, what: impl Into<Failed>) -> Result<(), Failed> {
     match holds {
         true => Ok(()),
-        false => Err(what.to_string().into()),
+        false => Err(what.into()),
     }
 }
 
 fn expect<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), Failed> {
-    check(
-        found == expected,
-        format!("found {found:?}, expected {expected:?}"),
-    )
+    match (found, expected) {
+        (found, expected) if found == expected => Ok(()),
+        (found, expected) => Err(format!("found {found:?}, expected {expected:?}").into()),
+    }
 }
 
 /// Runs one role to its end and returns its signal and what it said.

@@ -22,7 +22,7 @@ const WORK: [&str; 9] = [
     "devices made",
     "threads met",
     "hook: by request",
-    "panics caught",
+    "panic caught",
     "sleeping",
     "awake",
     "done",
@@ -40,9 +40,12 @@ pub fn trials() -> Vec<Trial> {
     for &user in User::available() {
         for mode in [Mode::Kill, Mode::Errno, Mode::Log, Mode::Off] {
             let name = format!("worker::runs_a_guest::{user:?}::{mode}").to_lowercase();
-            let trial = Trial::test(name, move || runs_a_guest(user, mode));
+            let trial = Trial::test(name, move || runs_a_guest(user, mode, false));
             trials.push(trial.with_ignored_flag(no_kvm.is_some() && !required));
         }
+        let name = format!("worker::wants_backtraces::{user:?}").to_lowercase();
+        let trial = Trial::test(name, move || runs_a_guest(user, Mode::Kill, true));
+        trials.push(trial.with_ignored_flag(no_kvm.is_some() && !required));
     }
     trials.push(Trial::test("worker::aborts_by_its_own_signal", aborts));
     let no_leaf = Cgroups::find(&Base::Own).and_then(|base| Leaf::create(&base, "probe"));
@@ -54,14 +57,14 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn runs_a_guest(user: User, mode: Mode) -> Result<(), Failed> {
+fn runs_a_guest(user: User, mode: Mode, backtrace: bool) -> Result<(), Failed> {
     let kvm = File::options().read(true).write(true).open(KVM)?;
     let mut setup = Setup::new("worker", Profile::Worker, user);
     setup.mode = mode;
     let mut command = setup.command();
-    // The report of a panic is wanted in the worker's own hook, not from the
-    // environment of whoever runs the test.
-    command.env_remove("RUST_BACKTRACE");
+    if backtrace {
+        command.env("RUST_BACKTRACE", "1");
+    }
     let mut worker = command
         .stdin(Stdio::from(kvm))
         .stdout(Stdio::piped())
