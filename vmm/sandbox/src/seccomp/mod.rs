@@ -1,0 +1,119 @@
+//! The seccomp filter: which system calls a process may still make.
+//!
+//! Confined processes (worker, unpacker, cleaner) have an allow-list,
+//! [`allowed`]; keeper and manager, which must open, fork and execute, a list
+//! of what they never need, [`denied`].
+//!
+//! A confined process gets several small programs. The kernel runs all of
+//! them and obeys the strictest answer, so calls that the C library tries and
+//! can do without are refused by a program of their own, with the error that
+//! makes it fall back ([`FALLBACKS`]), while the main program answers
+//! everything unknown as the mode wants it.
+//!
+//! Every program is installed for all threads (`SECCOMP_FILTER_FLAG_TSYNC`):
+//! threads share an address space, so the weakest filter is everybody's.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
+
+use crate::error::SandboxError;
+use crate::profile::{Mode, Profile};
+use crate::report::Outcome;
+
+pub(crate) mod allowed;
+pub(crate) mod denied;
+pub(crate) mod kvm;
+pub(crate) mod rules;
+
+/// Calls that are refused with an error, in every mode, because libraries try
+/// them and have another way.
+pub(crate) const FALLBACKS: [(i64, i32, &str); 4] = [
+    (
+        libc::SYS_clone3,
+        libc::ENOSYS,
+        "its flags lie in memory, where no filter sees them; pthread_create falls back to clone",
+    ),
+    (
+        libc::SYS_mremap,
+        libc::ENOMEM,
+        "grows a shared mapping into the neighbour's bytes; realloc falls back to a copy",
+    ),
+    (
+        libc::SYS_statx,
+        libc::ENOSYS,
+        "looks up any path; std falls back to fstat, read_to_end to no size hint",
+    ),
+    (
+        libc::SYS_newfstatat,
+        libc::ENOSYS,
+        "looks up any path; what fstat becomes in some versions of glibc",
+    ),
+];
+
+/// Installs the filter of `profile` for all threads.
+///
+/// # Errors
+/// [`SandboxError::Rules`] or [`SandboxError::Seccomp`].
+pub(crate) fn install(profile: Profile, mode: Mode) -> Result<Outcome, SandboxError> {
+    // The main program last: it allows no further `seccomp`.
+    for program in programs(profile, mode)? {
+        seccompiler::apply_filter_all_threads(&program).map_err(SandboxError::Seccomp)?;
+    }
+    Ok(match mode {
+        Mode::Log => Outcome::LogsOnly,
+        Mode::Kill | Mode::Errno | Mode::Off => Outcome::Applied,
+    })
+}
+
+/// Compiles the programs of `profile`, in the order in which to install them.
+pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, SandboxError> {
+    let refusal = refusal(mode);
+    if !profile.is_confined() {
+        let denied = denied::rules()?.into_map();
+        return Ok(vec![compile(denied, SeccompAction::Allow, refusal)?]);
+    }
+    let mut programs = Vec::new();
+    for (errno, calls) in fallbacks_by_error() {
+        let answer = SeccompAction::Errno(errno.unsigned_abs());
+        programs.push(compile(calls, SeccompAction::Allow, answer)?);
+    }
+    let mut allowed = allowed::rules(profile)?;
+    // The programs above have the stricter answer.
+    allowed.always(FALLBACKS.map(|(call, _, why)| (call, why)));
+    programs.push(compile(allowed.into_map(), refusal, SeccompAction::Allow)?);
+    Ok(programs)
+}
+
+/// Returns the answer to what is refused in `mode`.
+fn refusal(mode: Mode) -> SeccompAction {
+    match mode {
+        Mode::Kill => SeccompAction::KillProcess,
+        Mode::Errno => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+        Mode::Log => SeccompAction::Log,
+        Mode::Off => SeccompAction::Allow,
+    }
+}
+
+type RuleMap = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn fallbacks_by_error() -> BTreeMap<i32, RuleMap> {
+    let mut by_error = BTreeMap::<i32, RuleMap>::new();
+    for (call, errno, _) in FALLBACKS {
+        by_error.entry(errno).or_default().insert(call, Vec::new());
+    }
+    by_error
+}
+
+fn compile(
+    rules: RuleMap,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, SandboxError> {
+    SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(SandboxError::Rules)
+}
+
+#[cfg(test)]
+mod tests;
