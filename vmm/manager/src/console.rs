@@ -150,6 +150,13 @@ impl GuestConsole {
         }
     }
 
+    /// Returns what a worker would print with.
+    #[cfg(test)]
+    pub(crate) fn printer(&self) -> mkvmm_wire::shared::console::Printer {
+        let console = Console::open(&self.file).unwrap();
+        console.worker(&self.workers_bell).0
+    }
+
     fn typist(&self) -> MutexGuard<'_, Typist> {
         // Its positions are valid even if the lock is poisoned.
         self.typist.lock().unwrap_or_else(PoisonError::into_inner)

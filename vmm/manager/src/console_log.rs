@@ -377,8 +377,13 @@ mod tests {
         let dir = scratch("holds");
         let path = dir.join("log");
         fs::write(&path, "of an earlier instance").unwrap();
-        let ring = Arc::new(GuestConsole::new(1 << 16));
-        ring.push(b"before");
+        let ring = GuestConsole::new(1 << 16).unwrap();
+        let mut printer = ring.printer();
+        let mut print = |bytes: &[u8]| {
+            printer.print(bytes, &|| false);
+            ring.refresh();
+        };
+        print(b"before");
         let name = "a".parse().unwrap();
         let file = Arc::new(LogFile::open(&path, &[]).unwrap());
         assert!(matches!(
@@ -386,8 +391,8 @@ mod tests {
             Err(LogError::Taken { .. })
         ));
         let log = ConsoleLog::start(file, Arc::clone(&ring), &name, |e| panic!("{e}")).unwrap();
-        ring.push(b"one\r\n");
-        ring.push(b"two");
+        print(b"one\r\n");
+        print(b"two");
         let closing = log.close();
         closing.wait(far());
         assert!(closing.is_done());
@@ -434,8 +439,10 @@ mod tests {
 
     #[test]
     fn what_a_full_ring_lost_is_said() {
-        let ring = GuestConsole::new(4);
-        ring.push(b"0123456789");
+        let ring = GuestConsole::new(4096).unwrap();
+        let printed = [&[b'0'; 6][..], &[b'1'; 4096]].concat();
+        ring.printer().print(&printed, &|| false);
+        ring.refresh();
         let dir = scratch("lost");
         let mut out = File::create(dir.join("log")).unwrap();
         let (sender, ended) = watch::channel(true);
@@ -445,13 +452,17 @@ mod tests {
         runtime.block_on(follow(&ring, 0, ended, &mut out)).unwrap();
         drop(sender);
         let text = fs::read_to_string(dir.join("log")).unwrap();
-        assert_eq!(text, "\n[mkvmm: 6 bytes of output were lost here]\n6789");
+        let kept = "1".repeat(4096);
+        assert_eq!(
+            text,
+            format!("\n[mkvmm: 6 bytes of output were lost here]\n{kept}")
+        );
         fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
     fn a_failed_write_is_told_once_and_ends_the_log() {
-        let ring = Arc::new(GuestConsole::new(1 << 16));
+        let ring = GuestConsole::new(1 << 16).unwrap();
         let name = "a".parse().unwrap();
         // What no regular file says reliably, this device says always.
         let file = LogFile {
@@ -462,14 +473,17 @@ mod tests {
         let (said, hear) = std::sync::mpsc::channel();
         let tell = move |error: io::Error| said.send(error.kind()).unwrap();
         let log = ConsoleLog::start(Arc::new(file), Arc::clone(&ring), &name, tell).unwrap();
-        ring.push(b"x");
+        let mut printer = ring.printer();
+        printer.print(b"x", &|| false);
+        ring.refresh();
         let kind = hear.recv_timeout(Duration::from_secs(20)).unwrap();
         // Devices cannot be emptied; where they can, they are full.
         assert!(matches!(
             kind,
             io::ErrorKind::StorageFull | io::ErrorKind::InvalidInput
         ));
-        ring.push(b"y");
+        printer.print(b"y", &|| false);
+        ring.refresh();
         log.close().wait(far());
     }
 

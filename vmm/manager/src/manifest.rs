@@ -12,7 +12,6 @@ use vm_fdt::FdtWriter;
 
 use mkvmm_memory::placement::PlacementPlan;
 
-
 /// What the manifest states.
 #[derive(Debug, Clone, Copy)]
 pub struct ManifestFacts<'a> {

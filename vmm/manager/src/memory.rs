@@ -100,7 +100,10 @@ mod tests {
         let range = |start, size| AddrRange::with_size(start, size).unwrap();
         let config = ReservationConfig::default();
         let make = |r| MemoryFile::make(r, &config).unwrap();
-        let files = [make(range(0x10_0000, 0x4000)), make(range(0x10_4000, 0x4000))];
+        let files = [
+            make(range(0x10_0000, 0x4000)),
+            make(range(0x10_4000, 0x4000)),
+        ];
         let kept = [range(0x10_1000, 0x1000), range(0x10_3000, 0x2000)];
         let order = clean_order(&files, kept.into_iter(), true);
         let parts: Vec<(u32, u64, u64)> = order

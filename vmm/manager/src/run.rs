@@ -160,7 +160,10 @@ impl Fleet {
 
     fn names(&self) -> Vec<InstanceName> {
         let registry = self.manager.registry();
-        registry.guests().map(|guest| guest.name().clone()).collect()
+        registry
+            .guests()
+            .map(|guest| guest.name().clone())
+            .collect()
     }
 
     /// Returns the manager.

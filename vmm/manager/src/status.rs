@@ -41,7 +41,11 @@ impl Status {
 
     /// Returns the exits of one vCPU, by [`ExitKind`].
     pub fn exits(&self, cpu: u8) -> [u64; ExitKind::ALL.len()] {
-        let mut sum = self.exits.get(usize::from(cpu)).copied().unwrap_or_default();
+        let mut sum = self
+            .exits
+            .get(usize::from(cpu))
+            .copied()
+            .unwrap_or_default();
         let board = self.board.as_ref();
         if let Some(now) = board.and_then(|board| board.exits(cpu.into())) {
             for (sum, now) in sum.iter_mut().zip(now) {

@@ -224,7 +224,6 @@ impl Follower {
     }
 }
 
-
 impl Followed {
     /// Writes what was printed since; returns whether there was anything.
     fn write_new(&mut self, out: &mut dyn Write) -> io::Result<bool> {

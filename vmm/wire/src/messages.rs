@@ -25,6 +25,7 @@ use std::ops::RangeInclusive;
 use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Stage;
+use mkvmm_base::unpacking::{Job, UnpackError, Unpacked};
 use mkvmm_base::violation::{Violation, ViolationPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -282,3 +283,22 @@ impl Message for CleanOrder {
 pub struct Cleaned(pub Result<(), String>);
 
 impl Message for Cleaned {}
+
+/// What an unpacker is to do, with two descriptors: the image, and the file
+/// that it goes to. The answer is one [`UnpackReport`], and the process exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackOrder(pub Job);
+
+impl Message for UnpackOrder {
+    const DESCRIPTORS_MAX: usize = 2;
+
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        2..=2
+    }
+}
+
+/// What came of an [`UnpackOrder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackReport(pub Result<Unpacked, UnpackError>);
+
+impl Message for UnpackReport {}

@@ -27,6 +27,7 @@ pub mod round;
 mod run;
 mod sleep;
 pub mod stop;
+mod thread_clock;
 
 pub use command::{ReadRequest, VcpuCommand};
 pub use cpu::{Vcpu, VcpuError, VcpuSetup};

@@ -1,7 +1,8 @@
 //! Telling idle seconds of a vCPU thread from busy ones.
 
-use std::fs;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::OnceLock;
+
+use crate::vcpu::thread_clock::ThreadClock;
 
 /// Nanoseconds of processor time in a second below which a thread counts as
 /// idle. Being looked at takes some, too.
@@ -10,23 +11,22 @@ const IDLE_NS: u64 = 1_000_000;
 /// Knows the thread whose processor time is asked for.
 #[derive(Debug, Default)]
 pub struct ThreadTime {
-    /// The thread's number; 0 until it runs.
-    tid: AtomicI32,
+    /// The thread's clock, once it runs.
+    clock: OnceLock<ThreadClock>,
 }
 
 impl ThreadTime {
     /// Called by the vCPU thread when it begins.
     pub fn begin(&self) {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get();
-        self.tid.store(tid, Ordering::Relaxed);
+        if let Some(clock) = ThreadClock::of_this_thread() {
+            self.clock.get_or_init(|| clock);
+        }
     }
 
     /// Returns the thread's processor time so far in nanoseconds; `None` where
     /// the kernel does not say.
     fn get(&self) -> Option<u64> {
-        let tid = self.tid.load(Ordering::Relaxed);
-        let text = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        self.clock.get()?.read()
     }
 }
 

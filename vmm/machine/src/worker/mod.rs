@@ -18,7 +18,7 @@ mod news;
 mod orders;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use event_manager::{
@@ -69,8 +69,8 @@ const ENDED: u32 = 3;
 ///
 /// # Errors
 /// [`WorkerError`]; the process is to end then.
-pub fn serve(channel: OwnedFd) -> Result<(), WorkerError> {
-    let (sender, receiver) = Channel::<Report, Order>::open(channel)?.split();
+pub fn serve(channel: Channel<Report, Order>) -> Result<(), WorkerError> {
+    let (sender, receiver) = channel.split();
     let ended = EventFd::new(EFD_NONBLOCK)?;
     let reporter = Reporter::new(sender, ended.try_clone()?);
     reporter.log_here();
@@ -79,6 +79,7 @@ pub fn serve(channel: OwnedFd) -> Result<(), WorkerError> {
         receiver,
         guest: Guest::new(reporter),
         timer: TimerFd::new()?,
+        is_looking: false,
         ended,
         has_bell: false,
         outcome: None,
@@ -125,6 +126,8 @@ struct Worker {
     receiver: Receiver<Order>,
     guest: Guest,
     timer: TimerFd,
+    /// Whether the timer was set.
+    is_looking: bool,
     ended: EventFd,
     /// Whether the bell is watched.
     has_bell: bool,
@@ -151,14 +154,11 @@ impl Worker {
                 self.has_bell = true;
                 ops.add(Events::with_data(&bell.as_fd(), BELL, EventSet::IN))?;
             }
-            if self.guest.is_running() && self.timer_is_off() {
+            if self.guest.is_running() && !self.is_looking {
+                self.is_looking = true;
                 self.timer.reset(LOOK_INTERVAL, Some(LOOK_INTERVAL))?;
             }
         }
-    }
-
-    fn timer_is_off(&mut self) -> bool {
-        self.timer.is_armed().is_ok_and(|armed| !armed)
     }
 
     fn on_event(&mut self, token: u32, ops: &mut EventOps<'_>) -> Result<(), WorkerError> {

@@ -29,7 +29,10 @@ impl Manager {
     /// [`LifeError`].
     pub async fn pause(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Pause)?;
-        let worker = self.registry().guest(busy.id).and_then(|g| g.worker.clone());
+        let worker = self
+            .registry()
+            .guest(busy.id)
+            .and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
             let paused = worker.ask(&Order::Pause, &[]).await;
             paused.map_err(|error| StepError::from(error).of(name))?;
@@ -44,7 +47,10 @@ impl Manager {
     /// [`LifeError`].
     pub async fn resume(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Resume)?;
-        let worker = self.registry().guest(busy.id).and_then(|g| g.worker.clone());
+        let worker = self
+            .registry()
+            .guest(busy.id)
+            .and_then(|g| g.worker.clone());
         self.set_state(busy.id, State::Paused, State::Active);
         if let Some(worker) = worker {
             let told = worker.tell(&Order::Run, &[]).await;

@@ -70,7 +70,9 @@ impl Manager {
         let Some(mut guest) = registry.remove(id) else {
             return Ok(());
         };
-        self.closing.borrow_mut().add(guest.log.take().map(|log| log.close()));
+        self.closing
+            .borrow_mut()
+            .add(guest.log.take().map(|log| log.close()));
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;
         registry.log().push(Some(name), EventKind::Deleted);

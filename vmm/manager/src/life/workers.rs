@@ -54,7 +54,9 @@ impl Manager {
         }
         let [console, bell] = console.descriptors();
         let descriptors = [self.host.kvm.as_fd(), console, bell, board_file.as_fd()];
-        worker.tell(&Order::Identity(identity), &descriptors).await?;
+        worker
+            .tell(&Order::Identity(identity), &descriptors)
+            .await?;
         for files in files.chunks(DESCRIPTORS_MAX) {
             let extent = |file: &MemoryFile| Extent {
                 start: file.range().start(),
@@ -83,7 +85,12 @@ impl Manager {
         let (is_clean, regions, kept, files) = match self.registry().guest(id) {
             Some(guest) => {
                 let kept: Vec<_> = guest.sub_pool().withheld().collect();
-                (guest.is_clean, guest.regions().to_vec(), kept, guest.files.clone())
+                (
+                    guest.is_clean,
+                    guest.regions().to_vec(),
+                    kept,
+                    guest.files.clone(),
+                )
             }
             None => return Ok(()),
         };
@@ -168,7 +175,12 @@ impl Manager {
             // Without a manager nobody needs to know.
             let _ = failed.send(error);
         };
-        guest.log = Some(ConsoleLog::start(file, guest.console.clone(), &name, on_error)?);
+        guest.log = Some(ConsoleLog::start(
+            file,
+            guest.console.clone(),
+            &name,
+            on_error,
+        )?);
         let manager = Rc::downgrade(self);
         tokio::task::spawn_local(async move {
             if let (Ok(error), Some(manager)) = (failure.await, manager.upgrade()) {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,17 +24,15 @@ use mkvmm_memory::reservation::ReservationConfig;
 
 const MIB: u64 = 1 << 20;
 
-fn main() {
-    if let Some(role) = mkvmm_keeper::child::role() {
-        let channel = mkvmm_keeper::child::enter(&role, &[]).unwrap();
-        mkvmm_machine::worker::serve(channel).unwrap();
-        return;
+fn main() -> ExitCode {
+    if let Some(exit) = mkvmm_children::run() {
+        return exit;
     }
     let tests = vec![Trial::test("a_probe_runs_to_its_end", || {
         run(a_probe_runs_to_its_end());
         Ok(())
     })];
-    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
 fn run(test: impl Future<Output = ()>) {
@@ -43,14 +42,20 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn manager() -> Rc<Manager> {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .unwrap();
     let range = AddrRange::with_size(0x1_0000_0000, 256 * MIB).unwrap();
     let config = ReservationConfig::default();
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false)).unwrap();
     let host = Host {
         kvm: kvm.into(),
         program: None,
-        environment: Vec::new(),
+        environment: [("MKVMM_UID", "65534"), ("MKVMM_GID", "65534")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         child_output: Output::Inherit,
     };
     let options = Options {
