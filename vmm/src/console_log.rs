@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::devices::console_ring::ConsoleRing;
 use crate::instance::InstanceName;
+use mkvmm_base::{Class, Diagnose};
 
 /// How long output gathers before it is written: a guest prints byte by byte.
 const GATHER: Duration = Duration::from_millis(10);
@@ -62,6 +63,15 @@ pub enum LogError {
         /// The path.
         path: PathBuf,
     },
+}
+
+impl Diagnose for LogError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Taken { .. } => Class::Busy,
+            _ => Class::File,
+        }
+    }
 }
 
 /// Says where the log at `path` would lie, by its directory's real name.

@@ -7,75 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
 use tokio::sync::watch;
-use utoipa::ToSchema;
 
 use crate::instance::timeline;
+pub use mkvmm_api::events::{Event, EventKind};
 
 /// Events that are kept.
 const KEPT: usize = 4096;
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum EventKind {
-    /// An instance came into being or changed its state.
-    State {
-        /// The state it is in now.
-        state: String,
-        /// Why it ended, if it did.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    /// An instance was deleted.
-    Deleted,
-    /// A guest touched what is not its own.
-    Violation {
-        /// Guest-physical address.
-        addr: u64,
-        /// The same in hex.
-        addr_hex: String,
-        /// Bytes.
-        len: u64,
-        /// `read` or `write`.
-        access: String,
-        /// Who owns the address, by the resource tree.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        owner: Option<String>,
-    },
-    /// A console log cannot be written any more; the guest goes on without.
-    ConsoleLogFailed {
-        /// The file.
-        path: String,
-        /// Why.
-        message: String,
-    },
-    /// A request was refused.
-    Refused {
-        /// What was asked for.
-        action: String,
-        /// The error's code.
-        code: String,
-        /// Why.
-        message: String,
-    },
-}
-
-/// One event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Event {
-    /// Counts the events from 1.
-    pub seq: u64,
-    /// Nanoseconds since the VMM started.
-    pub at: u64,
-    /// The instance's name, where there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
-    /// What happened.
-    #[serde(flatten)]
-    pub kind: EventKind,
-}
 
 #[derive(Debug)]
 struct Kept {

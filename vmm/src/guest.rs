@@ -96,8 +96,8 @@ impl Guest {
         around: &Surroundings<'_>,
     ) -> Self {
         let violations =
-            ViolationCounter::new(id, config.violation, Arc::new(around.events.clone()));
-        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
+            ViolationCounter::new(id, config.spec.violation, Arc::new(around.events.clone()));
+        let exits = (0..config.spec.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
             loaded: None,
@@ -192,8 +192,8 @@ impl Guest {
     /// What its policy says about an end.
     pub fn on_end(&self, reason: EndReason) -> OnEnd {
         match reason {
-            EndReason::Reboot => self.config.on_reboot,
-            EndReason::Panic => self.config.on_panic,
+            EndReason::Reboot => self.config.spec.on_reboot,
+            EndReason::Panic => self.config.spec.on_panic,
             _ => OnEnd::Stop,
         }
     }
@@ -328,7 +328,7 @@ impl Guest {
             vm,
         };
         let setup = VcpuSetup {
-            cpus: self.config.cpus,
+            cpus: self.config.spec.cpus,
             entry: BootEntry {
                 rip: entry,
                 boot_params: layout::BOOT_PARAMS_START,
@@ -358,14 +358,14 @@ impl Guest {
         around: &Surroundings<'_>,
         setup: &VcpuSetup,
     ) -> Result<(), BuildError> {
-        let vcpus = (0..self.config.cpus)
+        let vcpus = (0..self.config.spec.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, setup))
             .collect::<Result<Vec<_>, _>>()?;
         let news: Arc<dyn NewsSink> = Arc::new(around.events.clone());
         for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
             let vcpu = vcpu.counting_on(Arc::clone(exits));
             let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
-            let affinity = self.config.affinity.clone();
+            let affinity = self.config.spec.cpus_affinity.clone();
             let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, &news)?;
             machine.vcpus.push(handle);
         }
@@ -424,7 +424,7 @@ impl Guest {
             (layout::PAGE_TABLES_START, &tables),
             (layout::CMDLINE_START, images.cmdline.as_bytes_with_nul()),
             (layout::SETUP_DATA_START, &params.setup_data),
-            (layout::ACPI_START, &acpi::build(self.config.cpus)?),
+            (layout::ACPI_START, &acpi::build(self.config.spec.cpus)?),
         ] {
             loader::write(guest, addr, bytes)?;
         }
@@ -443,7 +443,7 @@ impl Guest {
             allocations: &allocations,
             initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
             entry: images.entry,
-            cpus: self.config.cpus,
+            cpus: self.config.spec.cpus,
             cmdline: &images.cmdline.to_string_lossy(),
             cmdline_addr: layout::CMDLINE_START,
         })?)

@@ -2,6 +2,7 @@
 //! is written before everything is known to fit.
 
 use mkpool::AddrRange;
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_image::{Initramfs, KernelImage};
 use mkvmm_memory::instance_memory::InstanceMemory;
 use mkvmm_memory::placement::PlacementPlan;
@@ -36,6 +37,12 @@ pub enum LoadError {
         /// The kernel's place.
         place: AddrRange,
     },
+}
+
+impl Diagnose for LoadError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// Copies kernel and initramfs to where `plan` says.

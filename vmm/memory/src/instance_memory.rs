@@ -14,6 +14,7 @@ use vm_memory::{
 };
 
 use crate::reservation::{Reservation, ReservationError};
+use mkvmm_base::{Class, Diagnose};
 
 /// Why an instance's memory could not be described.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,12 @@ pub enum MemoryError {
     /// vm-memory refused the set of regions.
     #[error("the regions of the sub-pool do not make an address space")]
     Regions(#[from] GuestRegionCollectionError),
+}
+
+impl Diagnose for MemoryError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// The guest-physical address space of one instance. Keeps the pool's mapping

@@ -27,14 +27,15 @@ use utoipa_axum::routes;
 
 use crate::builder::Images;
 use crate::control::action::{Action, Reply, Request};
-use crate::control::error::{ControlError, ErrorBody};
+use crate::control::error::{ControlError, status};
 use crate::control::images::ImageStore;
 use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::loader::ImageSource;
 use crate::spec::{ImagesSpec, ResolveError};
+use mkvmm_api::{ErrorBody, ErrorObject, Source};
+use mkvmm_base::Diagnose;
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -134,9 +135,9 @@ impl Api {
 
 /// Lets pass regular files, below `dirs` where there are some. Descriptors
 /// (`fd:N`) would be the VMM's own.
-fn check_source(source: &ImageSource, dirs: &[PathBuf]) -> Result<(), ControlError> {
+fn check_source(source: &Source, dirs: &[PathBuf]) -> Result<(), ControlError> {
     let path = source.to_string();
-    if let ImageSource::Fd(_) = source {
+    if let Source::Fd(_) = source {
         return Err(ControlError::ImageKind { path });
     }
     let found = std::fs::canonicalize(&path).and_then(|real| {
@@ -155,8 +156,8 @@ fn check_source(source: &ImageSource, dirs: &[PathBuf]) -> Result<(), ControlErr
 
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
-        let (status, _) = self.kind();
-        (status, axum::Json(self.body())).into_response()
+        let error = ErrorObject::from(&self);
+        (status(self.class()), axum::Json(ErrorBody { error })).into_response()
     }
 }
 

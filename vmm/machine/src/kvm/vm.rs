@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Host;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_memory::instance_memory::InstanceMemory;
 
 /// Why KVM did not make a VM. Each names the ioctl.
@@ -38,6 +39,12 @@ pub enum VmError {
         /// KVM_CAP_NR_MEMSLOTS.
         limit: usize,
     },
+}
+
+impl Diagnose for VmError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// Names the ioctl in front of an errno.

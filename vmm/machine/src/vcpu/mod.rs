@@ -42,6 +42,7 @@ use crate::news::NewsSink;
 use crate::vcpu::sleep::{IdleMeter, SleepState};
 use crate::vcpu::stop::StopFlag;
 use mkvmm_base::affinity::CpuSet;
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_base::{ExitCounts, InstanceName, RunId};
 
 /// Why a vCPU was not made.
@@ -53,6 +54,12 @@ pub enum VcpuError {
     /// Its CPUID is too long.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
+}
+
+impl Diagnose for VcpuError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// What a vCPU is asked about itself.

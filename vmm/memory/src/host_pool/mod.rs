@@ -5,6 +5,7 @@
 //! A range is scrubbed before the main pool gets it back.
 
 pub mod alloc_log;
+mod diagnose;
 mod sub_pool;
 mod what_if;
 

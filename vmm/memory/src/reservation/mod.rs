@@ -12,6 +12,7 @@
 #![expect(unsafe_code, reason = "lends parts of the mapping to vm-memory")]
 
 pub mod backing;
+mod diagnose;
 mod mapping;
 
 use std::fs::File;
