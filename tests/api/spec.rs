@@ -12,7 +12,7 @@ use crate::server::Server;
 fn shown(server: &Server, name: &str) -> Value {
     let (status, mut instance) = server.http("GET", &format!("/v1/instances/{name}"), "");
     assert_eq!(status, 200, "{instance:#}");
-    let object = instance.as_object_mut().unwrap();
+    let object = instance.as_object_mut().expect("an object");
     for fleeting in ["id", "timeline"] {
         object.remove(fleeting);
     }

@@ -7,6 +7,7 @@ use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
 
 use crate::control::debug::DebugError;
+use crate::control::images::ImagePathError;
 use crate::devices::console_log::LogError;
 use crate::instance::NameError;
 use crate::instance::state::State;
@@ -67,27 +68,9 @@ pub enum ControlError {
     /// The console is reached only by an upgrade of the connection.
     #[error("this route needs `Connection: upgrade` and `Upgrade: mkvmm-console`")]
     NoUpgrade,
-    /// An image lies where no image may.
-    #[error("{path} lies below no --image-dir")]
-    ImageDir {
-        /// The path.
-        path: String,
-    },
-    /// An image cannot be opened by its path.
-    #[error("{path} cannot be read")]
-    ImagePath {
-        /// The path.
-        path: String,
-        /// The underlying error.
-        #[source]
-        source: std::io::Error,
-    },
-    /// An image is not a file; a pipe could keep its reader waiting for ever.
-    #[error("{path} is not a regular file")]
-    ImageKind {
-        /// The path.
-        path: String,
-    },
+    /// An image lies where the VMM opens none.
+    #[error(transparent)]
+    Image(#[from] ImagePathError),
     /// A file cannot be a console log.
     #[error("the console log")]
     Log(#[from] LogError),
@@ -104,6 +87,7 @@ impl ControlError {
             Self::Resolve(error) => error,
             Self::Spec(error) => error,
             Self::Debug(error) => error,
+            Self::Image(error) => error,
             Self::Log(error) => error,
             _ => return None,
         })
@@ -122,7 +106,6 @@ impl Diagnose for ControlError {
             Self::Body { .. } => Class::TooLarge,
             Self::NoMethod => Class::NoMethod,
             Self::NoRoute => Class::NoRoute,
-            Self::ImageDir { .. } | Self::ImagePath { .. } | Self::ImageKind { .. } => Class::File,
             _ => Class::VmmFailed,
         }
     }
