@@ -61,7 +61,7 @@ fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
     run.expect_refusal(4);
     assert!(run.stderr.contains("the log of another instance"), "{run}");
     let web = server.json("show web");
-    assert_eq!(web["console_log"], path.as_str());
+    assert_eq!(web["spec"]["console-log"], path.as_str());
 
     let boot = || {
         server.ok("start web");
@@ -113,7 +113,7 @@ fn logs_lie_only_where_they_may() {
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     let create = |path: &Path| {
         let path = path.display();
-        let body = format!(r#"{{"name": "a", "memory": 8388608, "console_log": "{path}"}}"#);
+        let body = format!(r#"{{"name": "a", "memory": 8388608, "console-log": "{path}"}}"#);
         crate::server::http(&socket, "POST", "/v1/instances", &body)
     };
     let precious = outside.file("precious", b"x");

@@ -161,7 +161,7 @@ fn a_dry_run_tells_and_does_nothing() {
     let before = (server.json("list"), server.json("pool show"));
     let planned = server.json("create db --memory 8M --kernel probe --dry-run");
     assert_eq!(planned["state"], "loaded");
-    assert_eq!(planned["chunks"][0]["start_hex"], "0x101000000");
+    assert_eq!(planned["chunks"][0]["start"], 0x1_0100_0000_u64);
     for args in [
         "start web",
         "unload web",
@@ -204,18 +204,18 @@ fn allocations_are_named_withheld_and_given_back() {
     });
     // The guest owns its RAM now: what comes lies in the control block.
     let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
-    assert_eq!((status, &late["addr_hex"]), (201, &json!("0x100100000")));
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    assert_eq!((status, &late["start"]), (201, &json!(0x1_0010_0000_u64)));
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["start"]), "");
     assert_eq!(status, 409);
     server.expect_audit();
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", late["addr"]), "");
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", late["start"]), "");
     assert_eq!(status, 200);
     server.ok("kill web --force");
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["start"]), "");
     assert_eq!(status, 200);
-    let addr = server.json("pool alloc 2M --align 2M")["addr_hex"].clone();
+    let addr = server.json("pool alloc 2M --align 2M")["start"].clone();
     server.expect_audit();
-    server.ok(&format!("pool free {}", addr.as_str().unwrap()));
+    server.ok(&format!("pool free {addr}"));
     server.expect_audit();
 }
 
@@ -297,7 +297,7 @@ fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
     let mut even = Vec::new();
     for nth in 0..1024 {
         let (_, got) = server.http("POST", "/v1/pool/allocations", r#"{"size": 4096}"#);
-        let addr = got["addr"].clone();
+        let addr = got["start"].clone();
         if nth % 2 == 0 {
             even.push(addr);
         }

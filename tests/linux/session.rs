@@ -133,7 +133,7 @@ fn expect_to_see_through(server: &Server) {
     let walk = server.json(&format!("debug translate web {rip}"));
     let physical = walk["target"]["physical"].as_u64().expect("mapped");
     let (ours, kvms) = (&walk["target"], &walk["kvm"]);
-    assert_eq!(ours["physical_hex"], kvms["physical_hex"], "{walk:#}");
+    assert_eq!(ours["physical"], kvms["physical"], "{walk:#}");
     let chunk = &server.json("show web")["chunks"][0];
     let (start, size) = (chunk["start"].as_u64(), chunk["size"].as_u64());
     let (start, size) = (start.expect("a number"), size.expect("a number"));

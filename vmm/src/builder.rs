@@ -21,7 +21,6 @@ use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
 use crate::instance::InstanceName;
 use crate::instance::memory::{InstanceMemory, MemoryError};
-use crate::instance::state::OnEnd;
 use crate::instance::timeline::{Stage, Timeline};
 use crate::kvm::{Host, VmError};
 use crate::loader::cmdline::{self, CmdlineError};
@@ -29,8 +28,8 @@ use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
 use crate::placement::PlacementPlan;
 use crate::reservation::ReservationError;
 use crate::vcpu::VcpuError;
-use mkvmm_base::affinity::CpuSet;
-use mkvmm_base::violation::ViolationPolicy;
+use mkvmm_api::{ImagesSpec, InstanceSpec, Size};
+use mkvmm_base::{Class, Diagnose, Room};
 
 /// A guest that can be built: every value checked, every file read.
 #[derive(Debug, Clone)]
@@ -44,38 +43,25 @@ pub struct GuestConfig {
 /// An instance without images: what `create` takes.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
-    /// Its name.
+    /// The name of the instance.
     pub name: InstanceName,
-    /// Its memory in bytes.
-    pub memory: u64,
-    /// log2 of its granule; the pool's own when `None`.
-    pub order: Option<u32>,
-    /// Its vCPUs.
-    pub cpus: u8,
-    /// Host processors that its vCPUs may use; all when `None`.
-    pub affinity: Option<CpuSet>,
-    /// What follows when it touches what is not its own.
-    pub violation: ViolationPolicy,
-    /// What follows a reboot.
-    pub on_reboot: OnEnd,
-    /// What follows a panic.
-    pub on_panic: OnEnd,
-    /// A file that keeps what it prints.
+    /// What its user wrote, checked; its images are not looked at.
+    pub spec: InstanceSpec,
+    /// The file that keeps what it prints.
     pub console_log: Option<Arc<LogFile>>,
 }
 
 impl InstanceConfig {
-    /// One vCPU, and nothing out of the ordinary.
-    pub fn new(name: InstanceName, memory: u64) -> Self {
+    /// Returns an instance of one vCPU with nothing out of the ordinary.
+    pub fn new(name: InstanceName, memory: Size) -> Self {
+        let spec = InstanceSpec {
+            name: Some(name.clone()),
+            memory,
+            ..InstanceSpec::default()
+        };
         Self {
             name,
-            memory,
-            order: None,
-            cpus: 1,
-            affinity: None,
-            violation: ViolationPolicy::Log,
-            on_reboot: OnEnd::Stop,
-            on_panic: OnEnd::Stop,
+            spec,
             console_log: None,
         }
     }
@@ -95,6 +81,8 @@ pub struct Images {
     pub infos: Vec<ImageInfo>,
     /// The command line.
     pub cmdline: String,
+    /// What its user wrote, where there was one.
+    pub spec: Option<ImagesSpec>,
 }
 
 impl Images {
@@ -106,6 +94,7 @@ impl Images {
             initramfs: None,
             infos: Vec::new(),
             cmdline: cmdline.to_owned(),
+            spec: None,
         }
     }
 }
@@ -155,6 +144,38 @@ pub enum BuildError {
     /// The host has no descriptor or thread left.
     #[error("the host gives no more descriptors or threads")]
     Io(#[from] io::Error),
+}
+
+impl Diagnose for BuildError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Pool(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Scrub(error) => error.class(),
+            Self::Cmdline(error) => error.class(),
+            Self::Load(error) => error.class(),
+            Self::Vm(error) => error.class(),
+            Self::Vcpu(error) => error.class(),
+            Self::PageTables(error) => error.class(),
+            Self::BootParams(error) => error.class(),
+            Self::Acpi(error) => error.class(),
+            Self::Manifest(_) | Self::Range(_) | Self::Io(_) => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Pool(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
 }
 
 /// What all guests of a VMM share while they are built.
@@ -214,10 +235,10 @@ pub fn create(
     pool: &mut HostPool,
     config: InstanceConfig,
 ) -> Result<Guest, BuildError> {
-    let order = config.order.unwrap_or(mkpool::PAGE_ORDER);
+    let order = config.spec.order.unwrap_or(mkpool::PAGE_ORDER);
     let id = pool.next_id();
     let timeline = Arc::new(Timeline::default());
-    let sub_pool = pool.carve_with_order(id, &config.name, config.memory, order)?;
+    let sub_pool = pool.carve_with_order(id, &config.name, config.spec.memory.bytes(), order)?;
     timeline.reach(Stage::Created);
     Ok(Guest::new(id, config, sub_pool, timeline, around))
 }

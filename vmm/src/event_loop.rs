@@ -20,6 +20,7 @@ use crate::control::action::Request;
 use crate::instance::state::EndReason;
 use crate::instance::{InstanceId, RunId};
 use mkvmm_base::violation::Violation;
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_machine::news::{News, NewsSink};
 
 /// What the VMM hears from its other threads.
@@ -179,6 +180,12 @@ pub enum EventLoopError {
     /// The timer cannot be made.
     #[error("the event loop gets no timer")]
     Timer(#[from] vmm_sys_util::errno::Error),
+}
+
+impl Diagnose for EventLoopError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// Token of the eventfd in the subscriber's set.

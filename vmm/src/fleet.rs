@@ -19,6 +19,7 @@ use crate::instance::timeline::Timeline;
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 use crate::manager::{ConsolePlan, Manager, ManagerError};
+use mkvmm_base::{Class, Diagnose};
 
 /// Bytes of a guest's output that stay readable after its end.
 const TAIL_MAX: usize = 64 << 10;
@@ -41,6 +42,24 @@ pub enum LaunchError {
     /// The host has no descriptor left.
     #[error("the event channel cannot be made")]
     Events(#[from] io::Error),
+}
+
+impl Diagnose for LaunchError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Guest { source, .. } => source.class(),
+            Self::Manager(error) => error.class(),
+            Self::Events(_) => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Guest { source, .. } => source.hint(),
+            Self::Manager(error) => error.hint(),
+            Self::Events(_) => None,
+        }
+    }
 }
 
 impl From<ManagerError> for LaunchError {

@@ -9,12 +9,10 @@
 
 mod console_log;
 mod machine;
-mod progress;
-mod readings;
-
-pub use readings::Reading;
 
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use mkpool::{AddrRange, MemoryMap, RangeError};
 
@@ -25,14 +23,15 @@ use crate::boot::{acpi, gdt, page_tables};
 use crate::builder::{
     self, BuildError, Furnished, Images, InstanceConfig, Surroundings, load_images,
 };
-use crate::devices::board::Board;
+use crate::devices::acpi_pm::AcpiPm;
+use crate::devices::bus::InstanceBus;
 use crate::devices::console::ConsoleWriter;
 use crate::devices::console_log::ConsoleLog;
 use crate::devices::console_ring::ConsoleRing;
+use crate::devices::irq::IrqTrigger;
+use crate::devices::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
-use crate::event_loop::RunNews;
 use crate::guest::machine::Machine;
-use crate::guest::readings::Readings;
 use crate::host_pool::{HostPool, SubPool};
 use crate::instance::state::{EndReason, OnEnd, State};
 use crate::instance::timeline::{Stage, Timeline};
@@ -43,16 +42,18 @@ use crate::kvm::snapshot::Snapshot;
 use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{self, ExitBus, HaltCheck, Paused, Vcpu, VcpuCommand, VcpuSetup};
+use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
 use mkvmm_base::ExitCounts;
 use mkvmm_machine::news::NewsSink;
-use mkvmm_machine::progress::Progress;
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
 const SETUP_RNG_SEED: u32 = 9;
 /// Bytes of seed: what Linux's own boot loaders pass on.
 const RNG_SEED_SIZE: usize = 32;
+
+/// How long vCPUs may take to leave their guest when it is paused.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// An instance, with its images or without, running or not.
 #[derive(Debug)]
@@ -74,7 +75,6 @@ pub struct Guest {
     /// Of each vCPU, over all boots.
     exits: Vec<Arc<ExitCounts>>,
     log: Option<ConsoleLog>,
-    readings: Readings,
 }
 
 #[derive(Debug)]
@@ -95,10 +95,9 @@ impl Guest {
         timeline: Arc<Timeline>,
         around: &Surroundings<'_>,
     ) -> Self {
-        let run = RunId { id, epoch: 0 };
-        let news = RunNews::new(run, around.events.clone());
-        let violations = ViolationCounter::new(id, config.violation, Arc::new(news));
-        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
+        let violations =
+            ViolationCounter::new(id, config.spec.violation, Arc::new(around.events.clone()));
+        let exits = (0..config.spec.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
             loaded: None,
@@ -114,7 +113,6 @@ impl Guest {
             console: Arc::new(ConsoleRing::new(around.console_ring)),
             exits,
             log: None,
-            readings: Readings::default(),
         }
     }
 
@@ -194,8 +192,8 @@ impl Guest {
     /// What its policy says about an end.
     pub fn on_end(&self, reason: EndReason) -> OnEnd {
         match reason {
-            EndReason::Reboot => self.config.on_reboot,
-            EndReason::Panic => self.config.on_panic,
+            EndReason::Reboot => self.config.spec.on_reboot,
+            EndReason::Panic => self.config.spec.on_panic,
             _ => OnEnd::Stop,
         }
     }
@@ -322,18 +320,15 @@ impl Guest {
         let (memory, entry) = (Arc::clone(&images.memory), images.entry);
         // Memory slots come with the VM, before irqchip and vCPUs.
         let vm = Vm::new(around.host, memory)?;
-        let news: Arc<dyn NewsSink> = Arc::new(RunNews::new(self.run_id(), around.events.clone()));
-        let board = self.make_board(&vm, around, &news)?;
+        let bus = self.make_bus(&vm, around)?;
         let manifest = self.write_boot_data(pool, &e820)?;
         let mut machine = Machine {
             vcpus: Vec::new(),
-            board,
+            bus,
             vm,
-            halt: HaltCheck::default(),
-            paused: None,
         };
         let setup = VcpuSetup {
-            cpus: self.config.cpus,
+            cpus: self.config.spec.cpus,
             entry: BootEntry {
                 rip: entry,
                 boot_params: layout::BOOT_PARAMS_START,
@@ -346,7 +341,7 @@ impl Guest {
                 manifest_version: manifest::VERSION,
             },
         };
-        self.start_vcpus(&mut machine, around, &setup, &news)?;
+        self.start_vcpus(&mut machine, around, &setup)?;
         // Last: a boot that comes to nothing empties no log.
         self.start_log(around)?;
         if let Some(loaded) = &mut self.loaded {
@@ -362,34 +357,32 @@ impl Guest {
         machine: &mut Machine,
         around: &Surroundings<'_>,
         setup: &VcpuSetup,
-        news: &Arc<dyn NewsSink>,
     ) -> Result<(), BuildError> {
-        let vcpus = (0..self.config.cpus)
+        let vcpus = (0..self.config.spec.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, setup))
             .collect::<Result<Vec<_>, _>>()?;
+        let news: Arc<dyn NewsSink> = Arc::new(around.events.clone());
         for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
             let vcpu = vcpu.counting_on(Arc::clone(exits));
-            let bus: Arc<dyn ExitBus> = Arc::clone(machine.board.bus()) as Arc<dyn ExitBus>;
-            let affinity = self.config.affinity.clone();
-            let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, news)?;
+            let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
+            let affinity = self.config.spec.cpus_affinity.clone();
+            let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, &news)?;
             machine.vcpus.push(handle);
         }
         Ok(())
     }
 
-    fn make_board(
-        &self,
-        vm: &Vm,
-        around: &Surroundings<'_>,
-        news: &Arc<dyn NewsSink>,
-    ) -> Result<Board, BuildError> {
+    fn make_bus(&self, vm: &Vm, around: &Surroundings<'_>) -> Result<Arc<InstanceBus>, BuildError> {
+        let (com1, sci) = (IrqTrigger::new()?, IrqTrigger::new()?);
+        vm.register_irqfd(com1.event(), layout::COM1_IRQ)?;
+        vm.register_irqfd(sci.event(), layout::SCI_IRQ)?;
         let console = ConsoleWriter::new(around.console, self.name(), &self.console);
-        let progress = Arc::new(Progress::new(Arc::clone(news)));
-        let board = Board::new(Arc::new(console), &progress, Arc::clone(&self.violations))?;
-        for line in board.bus().lines() {
-            vm.register_irqfd(line.event(), line.gsi())?;
-        }
-        Ok(board)
+        Ok(Arc::new(InstanceBus::new(
+            SerialPort::new(com1, console, Arc::clone(&self.console)),
+            AcpiPm::new(sci),
+            Arc::clone(&self.timeline),
+            Arc::clone(&self.violations),
+        )))
     }
 
     /// Fills the low window; returns the manifest's size.
@@ -431,7 +424,7 @@ impl Guest {
             (layout::PAGE_TABLES_START, &tables),
             (layout::CMDLINE_START, images.cmdline.as_bytes_with_nul()),
             (layout::SETUP_DATA_START, &params.setup_data),
-            (layout::ACPI_START, &acpi::build(self.config.cpus)?),
+            (layout::ACPI_START, &acpi::build(self.config.spec.cpus)?),
         ] {
             loader::write(guest, addr, bytes)?;
         }
@@ -450,7 +443,7 @@ impl Guest {
             allocations: &allocations,
             initramfs_size: initramfs(images)?.map_or(0, |r| r.size()),
             entry: images.entry,
-            cpus: self.config.cpus,
+            cpus: self.config.spec.cpus,
             cmdline: &images.cmdline.to_string_lossy(),
             cmdline_addr: layout::CMDLINE_START,
         })?)
@@ -470,31 +463,37 @@ impl Guest {
     /// Has the vCPUs leave the guest until [`Guest::resume`]; waits until they
     /// have.
     pub fn pause(&mut self) {
+        let (sender, left) = mpsc::channel();
+        self.tell(&VcpuCommand::Pause(sender));
         self.state = State::Paused;
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        let paused = vcpu::pause(&machine.vm, &machine.vcpus);
-        if paused.is_late() {
-            log::warn!("{}: a vCPU takes long to pause", self.config.name);
+        // Every vCPU drops its sender when it has left. Only one that waits in
+        // a device for longer than anything there takes would not.
+        if left.recv_timeout(PAUSE_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("{}: a vCPU takes long to pause", self.name());
         }
-        machine.paused = Some(paused);
     }
 
     /// Lets paused vCPUs go on.
     pub fn resume(&mut self) {
         self.state = State::Active;
-        if let Some(machine) = &mut self.machine
-            && let Some(paused) = machine.paused.take()
-        {
-            Paused::resume(paused, &machine.vm, &machine.vcpus);
-        }
+        self.tell(&VcpuCommand::Run);
     }
 
     /// Gives the guest what is typed on its console, as far as it takes it.
     pub fn feed_console(&self) {
         if let Some(machine) = &self.machine {
-            machine.board.feed_console();
+            machine.bus.feed_console();
+        }
+    }
+
+    /// Has a live guest's vCPUs, or one of them, say what their registers hold.
+    /// The answers go to the request's channel, at once as a rule.
+    pub fn read_registers(&self, cpu: Option<u8>, request: &ReadRequest) {
+        let vcpus = self.machine.iter().flat_map(|machine| &machine.vcpus);
+        for (index, vcpu) in (0_u8..).zip(vcpus) {
+            if cpu.is_none_or(|cpu| cpu == index) {
+                vcpu.send(VcpuCommand::Read(request.clone()));
+            }
         }
     }
 
@@ -515,7 +514,7 @@ impl Guest {
     /// Presses the power button: a guest that listens turns itself off.
     pub fn press_power_button(&self) {
         if let Some(machine) = &self.machine {
-            machine.board.press_power_button();
+            machine.bus.press_power_button();
         }
     }
 
@@ -525,21 +524,21 @@ impl Guest {
         }
     }
 
-    /// Whether all vCPUs halted permanently. To be asked about once a second:
-    /// it has the idle ones looked at, and answers what they found since.
+    /// Whether all vCPUs sleep for good. To be asked about once a second: it
+    /// has the idle ones looked at, and answers what the last look found.
     pub fn is_halted(&mut self) -> bool {
-        match &mut self.machine {
-            Some(machine) if self.state == State::Active => machine.halt.check(&mut machine.vcpus),
-            _ => false,
-        }
+        let Some(machine) = &mut self.machine else {
+            return false;
+        };
+        // Each one is looked at, whatever the others say.
+        let asleep = machine.vcpus.iter_mut().map(VcpuHandle::check_sleep);
+        self.state == State::Active && asleep.fold(true, |all, one| all & one)
     }
 
     /// Ends the guest's run: joins its vCPUs, drops VM and devices. Memory and
     /// images stay.
     pub fn stop(&mut self, reason: EndReason) {
         self.last_registers = self.machine.take().map_or_else(Vec::new, Machine::end);
-        // Who waits for an answer will get none.
-        self.readings.clear();
         self.state = reason.state();
         self.reason = Some(reason);
         self.timeline.reach(Stage::Ended);

@@ -40,7 +40,7 @@ fn refuse(error: &clap::Error) -> ExitStatus {
             let _ = error.print();
         }
         _ => {
-            let text = error::one_line(&error.render().to_string());
+            let text = cli::one_line(&error.render().to_string());
             let _ = writeln!(anstream::stderr(), "{text}");
         }
     }

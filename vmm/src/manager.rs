@@ -27,8 +27,9 @@ use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 use crate::manager::logs::ClosingLogs;
 use crate::manager::news::{log_end, tell};
+use mkvmm_api::Range;
 use mkvmm_base::violation::Violation;
-use mkvmm_machine::news::News;
+use mkvmm_base::{Class, Diagnose, Room};
 
 /// Why an instance was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,44 @@ pub enum ManagerError {
     /// An instance's memory cannot be looked at.
     #[error("the instance's memory")]
     Memory(#[source] MemoryError),
+}
+
+impl Diagnose for ManagerError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unknown { .. } => Class::NoInstance,
+            Self::Exists { .. } => Class::Exists,
+            Self::State { .. } => Class::WrongState,
+            Self::Build { source, .. } => source.class(),
+            Self::Pool(error) => error.class(),
+            Self::Memory(error) => error.class(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists { .. } => Some("delete it first, or choose another name".to_owned()),
+            Self::State { state, .. } => Some(state.legal_hint()),
+            Self::Build { source, .. } => source.hint(),
+            Self::Pool(error) => error.hint(),
+            Self::Unknown { .. } | Self::Memory(_) => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Build { source, .. } => source.room(),
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        match self {
+            Self::State { state, .. } => Some(*state),
+            _ => None,
+        }
+    }
 }
 
 /// A guest that ran for less than this waits for the next tick before it is
@@ -523,20 +562,14 @@ impl Manager {
         };
         log::warn!("{name}: violation: {access} of {len} bytes at {addr:#x}, {place}{rest}");
         let kind = EventKind::Violation {
-            addr,
-            addr_hex: format!("{addr:#x}"),
-            len: len as u64,
-            access: access.to_string(),
+            range: Range {
+                start: addr,
+                size: len as u64,
+            },
+            access,
             owner,
         };
         self.log.push(Some(name.to_string()), kind);
-    }
-
-    /// A guest's boot went on, or its vCPU answers.
-    pub fn on_news(&self, run: RunId, news: News) {
-        if let Some(guest) = self.guests.get(&run.id) {
-            guest.on_news(run, news);
-        }
     }
 
     /// Something was typed on a console.

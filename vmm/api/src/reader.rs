@@ -6,7 +6,9 @@
 
 use std::fmt::Display;
 
-use serde::de::value::{Error as PlainError, SeqDeserializer, StringDeserializer};
+use serde::de::value::{
+    Error as PlainError, MapAccessDeserializer, SeqDeserializer, StringDeserializer,
+};
 use serde::de::{
     Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, Expected,
     IntoDeserializer, MapAccess, Unexpected, Visitor,
@@ -46,6 +48,66 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
         unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// Returns the words that `key` of a struct may have; none where it may have
+/// others than a few.
+pub fn words<T: Deserialize<'static>>(key: &'static str) -> &'static [&'static str] {
+    let mut words: &'static [&'static str] = &[];
+    // The error is the end of every such reading.
+    let _ = T::deserialize(MapAccessDeserializer::new(OneKey(key, &mut words)));
+    words
+}
+
+/// A map of one key, whose value is asked for the words of an enum.
+struct OneKey<'a>(&'static str, &'a mut &'static [&'static str]);
+
+impl<'de> MapAccess<'de> for OneKey<'_> {
+    type Error = PlainError;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, PlainError> {
+        seed.deserialize(self.0.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<S::Value, PlainError> {
+        seed.deserialize(VariantNames(self.1))
+    }
+}
+
+/// Takes the names of the variants that an enum asks for, and fails.
+struct VariantNames<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for VariantNames<'_> {
+    type Error = PlainError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, PlainError> {
+        Err(PlainError::custom("only enums have words"))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, PlainError> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, PlainError> {
+        *self.0 = variants;
+        self.deserialize_any(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        unit unit_struct newtype_struct seq tuple tuple_struct map struct identifier ignored_any
     }
 }
 

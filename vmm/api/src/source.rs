@@ -147,7 +147,7 @@ mod schema {
 
     impl utoipa::ToSchema for KernelSource {
         fn name() -> std::borrow::Cow<'static, str> {
-            "Kernel".into()
+            "KernelPath".into()
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::reader::{from_pairs, keys};
+use crate::reader::{from_pairs, keys, words};
 
 fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
     text.parse()
@@ -167,4 +167,14 @@ fn relative_paths_get_a_base() {
 fn processors_are_checked_apart_from_the_text() {
     let error = spec("cpus-affinity=3-1").unwrap().check().unwrap_err();
     assert_eq!(error.class(), Class::Affinity);
+}
+
+#[test]
+fn the_words_of_a_key_are_known() {
+    let words_of = words::<InstanceSpec>;
+    assert_eq!(words_of("violation"), ["log", "stop"]);
+    assert_eq!(words_of("boot"), ["elf", "bzimage"]);
+    for key in ["memory", "cpus", "kernel", "cpus-affinity"] {
+        assert!(words_of(key).is_empty(), "{key}");
+    }
 }

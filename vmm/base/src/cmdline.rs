@@ -1,5 +1,6 @@
 //! The kernel command line.
 
+use crate::{Class, Diagnose};
 use std::ffi::{CString, NulError};
 
 /// What Linux guests get when nothing is given: a console, and an end when
@@ -21,6 +22,12 @@ pub enum CmdlineError {
     /// A NUL inside would cut it off.
     #[error("the command line contains a NUL byte")]
     Nul(#[from] NulError),
+}
+
+impl Diagnose for CmdlineError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
 }
 
 /// Checks `text` against a kernel's limit.

@@ -177,6 +177,12 @@ impl State {
         VERBS.into_iter().filter(legal)
     }
 
+    /// Returns the hint that names the verbs that are legal here.
+    pub fn legal_hint(self) -> String {
+        let verbs: Vec<String> = self.legal().map(|verb| verb.to_string()).collect();
+        format!("legal now: {}", verbs.join(", "))
+    }
+
     /// Whether vCPUs exist: the guest owns its RAM.
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Active | Self::Paused)

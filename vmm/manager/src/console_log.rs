@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat2};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use mkvmm_base::InstanceName;
+use mkvmm_base::{Class, Diagnose, InstanceName};
 
 use crate::console::GuestConsole;
 
@@ -63,6 +63,15 @@ pub enum LogError {
         /// The path.
         path: PathBuf,
     },
+}
+
+impl Diagnose for LogError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Taken { .. } => Class::Busy,
+            _ => Class::File,
+        }
+    }
 }
 
 /// Says where the log at `path` would lie, by its directory's real name.

@@ -14,7 +14,62 @@ use tokio::net::UnixStream;
 
 use crate::cli::serve::default_socket;
 use crate::error::CliError;
-use mkvmm::control::error::ErrorBody;
+use mkvmm_api::{ErrorBody, ErrorObject};
+use mkvmm_base::{Class, Diagnose};
+
+/// Why a request has no answer, or one that is a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers at the control socket.
+    #[error("nobody answers at {}", .path.display())]
+    Connect {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// The host gives no descriptor.
+    #[error("the connection cannot be set up")]
+    Runtime(#[source] io::Error),
+    /// The connection broke.
+    #[error("the connection to mkvmm broke")]
+    Http(#[from] hyper::Error),
+    /// A request cannot be put together.
+    #[error("the request")]
+    Request(#[from] hyper::http::Error),
+    /// The VMM refused.
+    #[error("{}", .0.message)]
+    Refused(Box<ErrorObject>),
+    /// The answer is none of mkvmm's.
+    #[error("mkvmm answered with status {status}")]
+    Answer {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// What should be JSON is not.
+    #[error("JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Diagnose for ClientError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(error) => error.code,
+            _ => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Connect { .. } => {
+                Some("start `mkvmm serve`, or name its socket with --socket".to_owned())
+            }
+            Self::Refused(error) => error.help.clone(),
+            _ => None,
+        }
+    }
+}
 
 /// Options of every command that talks to a running VMM.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,8 +108,8 @@ impl<'a> Call<'a> {
     }
 
     /// With a body.
-    pub fn with(mut self, body: &impl Serialize) -> Result<Self, CliError> {
-        self.body = Some(serde_json::to_string(body).map_err(CliError::Json)?);
+    pub fn with(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
+        self.body = Some(serde_json::to_string(body).map_err(ClientError::Json)?);
         Ok(self)
     }
 }
@@ -70,9 +125,11 @@ impl ClientArgs {
         let socket = self.socket();
         block_on(async {
             let mut sender = connect(&socket).await?;
-            let answer = sender.send_request(request(call, None)?).await?;
+            let answer = sender.send_request(request(call, None)?).await;
+            let answer = answer.map_err(ClientError::from)?;
             let answer = accepted(answer).await?;
-            let bytes = answer.into_body().collect().await?.to_bytes();
+            let body = answer.into_body().collect().await;
+            let bytes = body.map_err(ClientError::from)?.to_bytes();
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         })
     }
@@ -86,10 +143,11 @@ impl ClientArgs {
         let socket = self.socket();
         block_on(async {
             let mut sender = connect(&socket).await?;
-            let answer = sender.send_request(request(call, None)?).await?;
+            let answer = sender.send_request(request(call, None)?).await;
+            let answer = answer.map_err(ClientError::from)?;
             let mut body = accepted(answer).await?.into_body();
             while let Some(frame) = body.frame().await {
-                if let Some(data) = frame?.data_ref() {
+                if let Some(data) = frame.map_err(ClientError::from)?.data_ref() {
                     print(data)?;
                 }
             }
@@ -103,13 +161,13 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(CliError::SignalPipe)?;
+        .map_err(ClientError::Runtime)?;
     runtime.block_on(future)
 }
 
 /// Connects, with a task that moves the bytes.
-pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, CliError> {
-    let failed = |source: io::Error| CliError::Connect {
+pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    let failed = |source: io::Error| ClientError::Connect {
         path: socket.to_owned(),
         source,
     };
@@ -124,7 +182,10 @@ pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, CliError
 }
 
 /// The request, with an upgrade to `protocol` where one is wanted.
-pub fn request(call: Call<'_>, protocol: Option<&str>) -> Result<Request<Full<Bytes>>, CliError> {
+pub fn request(
+    call: Call<'_>,
+    protocol: Option<&str>,
+) -> Result<Request<Full<Bytes>>, ClientError> {
     let mut builder = Request::builder()
         .method(call.method)
         .uri(call.path)
@@ -142,7 +203,7 @@ pub fn request(call: Call<'_>, protocol: Option<&str>) -> Result<Request<Full<By
 }
 
 /// The answer, unless it is a refusal.
-pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, CliError> {
+pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
     let status = answer.status();
     if status.is_success() || status.is_informational() {
         return Ok(answer);
@@ -150,10 +211,7 @@ pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, 
     let status = status.as_u16();
     let bytes = answer.into_body().collect().await?.to_bytes();
     match serde_json::from_slice::<ErrorBody>(&bytes) {
-        Ok(body) => Err(CliError::Refused {
-            status,
-            error: Box::new(body.error),
-        }),
-        Err(_no_mkvmm) => Err(CliError::Answer { status }),
+        Ok(body) => Err(ClientError::Refused(Box::new(body.error))),
+        Err(_no_mkvmm) => Err(ClientError::Answer { status }),
     }
 }

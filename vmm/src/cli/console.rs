@@ -16,7 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cli::client::{Call, ClientArgs, accepted, block_on, connect, request};
+use crate::cli::HostIoError;
+use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
 use crate::cli::remote::escape;
 use crate::error::{CliError, ExitStatus};
 use mkvmm::control::http::CONSOLE_PROTOCOL;
@@ -84,10 +85,13 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
         let mut sender = connect(&socket).await?;
         let path = format!("/v1/instances/{}/console", escape(&args.name));
         let request = request(Call::get(path), Some(CONSOLE_PROTOCOL))?;
-        let answer = accepted(sender.send_request(request).await?).await?;
-        let stream = hyper::upgrade::on(answer).await?;
-        let signals = Signals::listen().map_err(CliError::Terminal)?;
-        let terminal = RawTerminal::of_stdin().map_err(CliError::Terminal)?;
+        let answer = sender.send_request(request).await;
+        let answer = accepted(answer.map_err(ClientError::from)?).await?;
+        let stream = hyper::upgrade::on(answer)
+            .await
+            .map_err(ClientError::from)?;
+        let signals = Signals::listen().map_err(HostIoError::Terminal)?;
+        let terminal = RawTerminal::of_stdin().map_err(HostIoError::Terminal)?;
         if terminal.is_some() {
             // Whoever closed stderr does not want to know.
             let note = format!("attached to {}; Ctrl-] leaves\r\n", args.name);
@@ -174,7 +178,7 @@ async fn converse(
     // What was received is printed, unless nobody reads it, or insists.
     tokio::select! {
         result = &mut written => match result {
-            Ok(Err(error)) => Err(CliError::Output(error)),
+            Ok(Err(error)) => Err(HostIoError::Output(error).into()),
             _ => Ok(end),
         },
         () = tokio::time::sleep(LAST_OUTPUT) => Ok(end),
@@ -199,7 +203,7 @@ fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
     thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(body)
-        .map_err(CliError::SignalPipe)?;
+        .map_err(HostIoError::Signals)?;
     Ok(receiver)
 }
 
@@ -224,7 +228,7 @@ fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
     thread::Builder::new()
         .name("stdout".to_owned())
         .spawn(body)
-        .map_err(CliError::SignalPipe)?;
+        .map_err(HostIoError::Signals)?;
     Ok((sender, written))
 }
 

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use clap::Subcommand;
 use mkpool::parse_addr;
 
-use crate::cli::client::{Call, ClientArgs};
-use crate::cli::remote::{answer, escape, get, size};
+use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::remote::{OptionError, answer, escape, get, size};
 use crate::cli::{print, tables};
 use crate::error::{CliError, ExitStatus};
-use mkvmm::control::debug::objects::{CpuRegisters, Flags, MemoryObject, Registers, Translation};
 use mkvmm::debug::dump::hexdump;
+use mkvmm_api::Hex;
+use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};
 
 #[derive(Debug, Subcommand)]
 pub enum DebugCommand {
@@ -86,11 +87,11 @@ pub fn run(command: &DebugCommand) -> Result<ExitStatus, CliError> {
             let path = format!("/v1/instances/{}/memory?{query}", escape(name));
             let text = client.call(Call::get(path))?;
             if !raw {
-                return answer(client.json, text, |memory: &MemoryObject| {
+                return answer(client.json, text, |memory: &Memory| {
                     hexdump(addr, &memory.bytes().unwrap_or_default())
                 });
             }
-            let memory: MemoryObject = serde_json::from_str(&text).map_err(CliError::Json)?;
+            let memory: Memory = serde_json::from_str(&text).map_err(ClientError::Json)?;
             print(&memory.bytes().unwrap_or_default())
         }
         DebugCommand::Translate {
@@ -119,10 +120,7 @@ fn addr(text: &str) -> Result<u64, CliError> {
     if text == "0" {
         return Ok(0);
     }
-    parse_addr(text).map_err(|source| CliError::Size {
-        option: "addr",
-        source,
-    })
+    Ok(parse_addr(text).map_err(OptionError::of("addr"))?)
 }
 
 /// Registers for people, in the order in which processors' manuals have them.
@@ -158,7 +156,7 @@ fn one_cpu(text: &mut String, cpu: &CpuRegisters) {
         "vCPU {}: {} mode, CPL {}, paging {}, {}",
         cpu.cpu, cpu.mode, cpu.cpl, cpu.paging, cpu.mp_state
     );
-    let general = |name: &str| cpu.general.get(name).map_or("", String::as_str);
+    let general = |name: &str| cpu.general.get(name).map_or_else(String::new, hex64);
     let _ = writeln!(
         text,
         "  rip {}  rflags {} IOPL {}",
@@ -181,9 +179,9 @@ fn one_cpu(text: &mut String, cpu: &CpuRegisters) {
         words.extend(segment.unusable.then(|| "unusable".to_owned()));
         let _ = writeln!(
             text,
-            "  {name:<3} {:<6} base {:<18} limit {:#010x}  dpl {}  {}",
-            segment.selector_hex,
-            segment.base_hex,
+            "  {name:<3} {:<#6x} base {:<#18x} limit {:#010x}  dpl {}  {}",
+            segment.selector,
+            segment.base.0,
             segment.limit,
             segment.dpl,
             words.join(", ")
@@ -192,8 +190,8 @@ fn one_cpu(text: &mut String, cpu: &CpuRegisters) {
     for (name, table) in &cpu.tables {
         let _ = writeln!(
             text,
-            "  {name} base {:<18} limit {:#x}",
-            table.base_hex, table.limit
+            "  {name} base {:<#18x} limit {:#x}",
+            table.base.0, table.limit
         );
     }
     for (name, value) in &cpu.control {
@@ -203,9 +201,14 @@ fn one_cpu(text: &mut String, cpu: &CpuRegisters) {
 
 fn with_flags(value: &Flags) -> String {
     if value.flags.is_empty() {
-        return value.hex.clone();
+        return hex64(&value.value);
     }
-    format!("{} [{}]", value.hex, value.flags.join(" "))
+    format!("{} [{}]", hex64(&value.value), value.flags.join(" "))
+}
+
+/// Returns a register as its vCPU has it: with all digits.
+fn hex64(value: &Hex) -> String {
+    format!("{:#018x}", value.0)
 }
 
 /// A walk for people.
@@ -215,15 +218,16 @@ fn translation(walk: &Translation) -> String {
     let _ = writeln!(
         text,
         "{} on vCPU {} of {}, paging {}",
-        walk.addr_hex, walk.cpu, walk.name, walk.paging
+        walk.addr, walk.cpu, walk.name, walk.paging
     );
     for step in &walk.steps {
-        let entry = step.entry_hex.as_deref().unwrap_or("no memory");
+        let entry = step.entry.as_ref();
+        let entry = entry.map_or_else(|| "no memory".to_owned(), hex64);
         let _ = writeln!(
             text,
-            "  {:<5} at {:<14} {entry}  {}",
+            "  {:<5} at {:<#14x} {entry}  {}",
             step.level,
-            step.addr_hex,
+            step.addr.0,
             step.flags.join(" ")
         );
     }
@@ -238,9 +242,9 @@ fn translation(walk: &Translation) -> String {
             may(target.executable, "executable", "no-execute"),
         );
         let owner = may(target.own, "its own memory", "not its memory");
-        let _ = writeln!(text, "physical {}: {owner}", target.physical_hex);
-        if let Some(addr) = &target.pool_addr_hex {
-            let _ = writeln!(text, "in the pool {addr}: {}", target.place.join(", "));
+        let _ = writeln!(text, "physical {}: {owner}", target.physical);
+        if let Some(addr) = target.pool_addr {
+            let _ = writeln!(text, "in the pool {addr:#x}: {}", target.place.join(", "));
         }
     }
     if let Some(fault) = &walk.fault {

@@ -1,9 +1,11 @@
 //! The command line of `mkvmm`: arguments in, typed calls out.
 
 mod client;
+mod config_file;
 mod console;
 mod debug;
 mod fleet_file;
+mod host_io;
 mod images;
 mod pool_log;
 mod pool_map;
@@ -12,7 +14,12 @@ mod remote;
 mod replay;
 mod run;
 mod serve;
+mod spec_args;
 mod tables;
+mod usage;
+
+pub use host_io::HostIoError;
+pub use usage::one_line;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -78,14 +85,14 @@ impl Cli {
             }
             Command::Man { out: Some(dir) } => {
                 let written = clap_mangen::generate_to(Self::command(), &dir);
-                written.map_err(|source| CliError::Write { path: dir, source })?;
+                written.map_err(|source| HostIoError::Write { path: dir, source })?;
                 Ok(ExitStatus::Done)
             }
             Command::Man { out: None } => {
                 let mut text = Vec::new();
                 clap_mangen::Man::new(Self::command())
                     .render(&mut text)
-                    .map_err(CliError::Output)?;
+                    .map_err(HostIoError::Output)?;
                 print(&text)
             }
         }
@@ -96,7 +103,7 @@ fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
     let mut out = io::stdout().lock();
     out.write_all(text)
         .and_then(|()| out.flush())
-        .map_err(CliError::Output)?;
+        .map_err(HostIoError::Output)?;
     Ok(ExitStatus::Done)
 }
 
@@ -105,7 +112,8 @@ fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
     log::set_max_level(log::LevelFilter::Off);
     let findings = doctor::examine();
     let text = if json {
-        let mut text = serde_json::to_string_pretty(&findings).map_err(CliError::Json)?;
+        let mut text =
+            serde_json::to_string_pretty(&findings).map_err(client::ClientError::Json)?;
         text.push('\n');
         text
     } else {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color};
-use mkvmm::control::pool_log::PoolRecord;
 
 use crate::cli::client::{Call, ClientArgs};
 use crate::cli::remote::answer;
 use crate::cli::tables::{self, size};
 use crate::error::{CliError, ExitStatus};
+use mkvmm_api::pool::PoolRecord;
 
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
@@ -47,7 +47,7 @@ fn table(records: &[PoolRecord]) -> String {
             right(format!("{at:.3}")),
             Cell::new(&record.op),
             Cell::new(&record.caller),
-            Cell::new(record.addr_hex.as_deref().unwrap_or("-")),
+            Cell::new(record.start.map_or("-".to_owned(), |at| format!("{at:#x}"))),
             right(size(record.size)),
             match record.outcome.as_str() {
                 "ok" => outcome,

@@ -9,10 +9,11 @@ mod tests;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use mkvmm::control::pool_map::PoolMap;
+use mkvmm_api::pool::PoolMap;
 use rustix::termios::tcgetwinsize;
 
-use crate::cli::client::{Call, ClientArgs};
+use crate::cli::HostIoError;
+use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::print;
 use crate::error::{CliError, ExitStatus};
 
@@ -49,7 +50,7 @@ pub fn run(args: &MapArgs) -> Result<ExitStatus, CliError> {
         text.push('\n');
         return print(text.as_bytes());
     }
-    let map: PoolMap = serde_json::from_str(&text).map_err(CliError::Json)?;
+    let map: PoolMap = serde_json::from_str(&text).map_err(ClientError::Json)?;
     let most = |most| if args.all { usize::MAX } else { most };
     let Some(path) = &args.svg else {
         let room = terminal::Room {
@@ -62,7 +63,7 @@ pub fn run(args: &MapArgs) -> Result<ExitStatus, CliError> {
     if path.as_os_str() == "-" {
         return print(picture.as_bytes());
     }
-    std::fs::write(path, picture).map_err(|source| CliError::Write {
+    std::fs::write(path, picture).map_err(|source| HostIoError::Write {
         path: path.clone(),
         source,
     })?;
@@ -83,6 +84,6 @@ fn coloured(text: &str) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
-        .map_err(CliError::Output)?;
+        .map_err(HostIoError::Output)?;
     Ok(ExitStatus::Done)
 }

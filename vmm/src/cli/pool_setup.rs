@@ -6,19 +6,79 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mkpool::{AddrRange, ParamError, ParamMode, PoolParam};
+use mkpool::{AddrRange, ParamError, ParamMode, PoolParam, RangeError};
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::error::{CliError, ExitStatus};
+use crate::error::ExitStatus;
 use mkvmm::host_pool::{HostPool, HostPoolError};
-use mkvmm::kvm::Host;
-use mkvmm::machine::place_pool;
-use mkvmm::reservation::ReservationConfig;
-use mkvmm::reservation::backing::{Backing, raise_descriptor_limit};
+use mkvmm::kvm::{Host, HostError};
+use mkvmm::machine::{MachineError, place_pool};
+use mkvmm::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
+use mkvmm::reservation::{ReservationConfig, ReservationError};
+use mkvmm_base::{Class, Diagnose};
 
 /// What `--backing` is when nobody says.
 const DEFAULT_BACKING: &str = "normal";
+
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolSetupError {
+    /// Neither an option nor a configuration file says what pool to reserve.
+    #[error("--pool is missing")]
+    Missing,
+    /// `--pool` cannot be read.
+    #[error("--pool")]
+    Param(#[source] ParamError),
+    /// The pool cannot lie there.
+    #[error("--pool")]
+    Place(#[from] MachineError),
+    /// `--backing` does not exist.
+    #[error("--backing")]
+    Backing(#[from] BackingError),
+    /// `--hold` is not a range.
+    #[error("--hold")]
+    Hold(#[source] ParamError),
+    /// `--hold` reaches past the end of the address space.
+    #[error("--hold")]
+    HoldRange(#[from] RangeError),
+    /// KVM cannot be used.
+    #[error("KVM")]
+    Host(#[from] HostError),
+    /// The host cannot give the pool.
+    #[error("--pool")]
+    Reservation(#[from] ReservationError),
+    /// The pool cannot be set up.
+    #[error("the pool")]
+    Pool(#[from] HostPoolError),
+}
+
+impl PoolSetupError {
+    /// Returns the layer below that knows what the error means, if one does.
+    fn inner(&self) -> Option<&dyn Diagnose> {
+        Some(match self {
+            Self::Place(error) => error,
+            Self::Backing(error) => error,
+            Self::Host(error) => error,
+            Self::Reservation(error) => error,
+            Self::Pool(error) => error,
+            Self::Missing | Self::Param(_) | Self::Hold(_) | Self::HoldRange(_) => return None,
+        })
+    }
+}
+
+impl Diagnose for PoolSetupError {
+    fn class(&self) -> Class {
+        self.inner().map_or(Class::Invalid, Diagnose::class)
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing => Some("for instance --pool 1G".to_owned()),
+            _ => self.inner()?.hint(),
+        }
+    }
+}
 
 /// The pool's options, as flags of `run` and `serve` and as keys of a file.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -30,7 +90,7 @@ pub struct PoolOptions {
     /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G [default: normal]
     #[arg(long, value_name = "KIND")]
     backing: Option<String>,
-    /// Bring in all of the pool's pages at the start
+    /// Populate all of the pool's pages at the start
     #[arg(long)]
     prealloc: bool,
     /// Keep the pool's pages from being swapped out
@@ -39,8 +99,8 @@ pub struct PoolOptions {
     /// Take the pool's pages from this NUMA node
     #[arg(long, value_name = "NODE")]
     numa_node: Option<u32>,
-    /// Take a part of the pool away from all guests first, for instance to
-    /// fragment the pool on purpose; repeatable
+    /// Reserve a part of the pool for no guest, for instance to fragment the
+    /// pool on purpose; repeatable
     #[arg(long, value_name = "SIZE@ADDR")]
     hold: Vec<String>,
 }
@@ -73,11 +133,11 @@ impl PoolOptions {
         }
     }
 
-    pub fn check(&self) -> Result<CheckedPool, CliError> {
-        let pool = self.pool.as_deref().ok_or(CliError::NoPool)?;
-        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(CliError::Param)?;
+    pub fn check(&self) -> Result<CheckedPool, PoolSetupError> {
+        let pool = self.pool.as_deref().ok_or(PoolSetupError::Missing)?;
+        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(PoolSetupError::Param)?;
         let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
-        let backing: Backing = backing.parse().map_err(CliError::Backing)?;
+        let backing: Backing = backing.parse()?;
         let holds = self.hold.iter().map(|text| parse_hold(text));
         Ok(CheckedPool {
             param,
@@ -94,7 +154,7 @@ impl PoolOptions {
 
 impl CheckedPool {
     /// Opens KVM and reserves the pool; then guests may run.
-    pub fn reserve(self) -> Result<(Host, HostPool), CliError> {
+    pub fn reserve(self) -> Result<(Host, HostPool), PoolSetupError> {
         let (param, backing) = (self.param, self.config.backing);
         let host = Host::open()?;
         let range = place_pool(param, host.address_bits(), backing.page_size())?;
@@ -105,9 +165,7 @@ impl CheckedPool {
                 range.size()
             );
         }
-        backing
-            .check_host_can_give(range.size())
-            .map_err(CliError::Reservation)?;
+        backing.check_host_can_give(range.size())?;
         raise_descriptor_limit();
         let mut pool = reserve(range, self.config)?;
         for hold in self.holds {
@@ -118,11 +176,11 @@ impl CheckedPool {
 }
 
 /// `--hold SIZE@ADDR`: a range of the pool.
-fn parse_hold(text: &str) -> Result<AddrRange, CliError> {
-    let param = PoolParam::parse(text, ParamMode::Strict).map_err(CliError::Hold)?;
+fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
+    let param = PoolParam::parse(text, ParamMode::Strict).map_err(PoolSetupError::Hold)?;
     let start = param.start.ok_or_else(|| {
         let text = text.to_owned();
-        CliError::Hold(ParamError::ZeroAddr { text })
+        PoolSetupError::Hold(ParamError::ZeroAddr { text })
     })?;
     Ok(AddrRange::with_size(start, param.size)?)
 }

@@ -6,18 +6,50 @@ use clap::Subcommand;
 use mkpool::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
-use crate::cli::client::{Call, ClientArgs};
+use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, print, tables};
 use crate::error::{CliError, ExitStatus};
-use mkvmm::control::bodies::{AllocBody, KillBody, PlanBody};
-use mkvmm::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
+use mkvmm_api::Range;
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_api::size::SizeError;
+use mkvmm_base::{Class, Diagnose};
+
+/// Why the value of an option was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("--{option}")]
+pub struct OptionError {
+    /// The name of the option.
+    option: &'static str,
+    /// What is wrong with its value.
+    #[source]
+    source: SizeError,
+}
+
+impl OptionError {
+    /// Returns how to say that the value of `option` is wrong.
+    pub fn of<E: Into<SizeError>>(option: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self {
+            option,
+            source: source.into(),
+        }
+    }
+}
+
+impl Diagnose for OptionError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
+}
 
 /// Options of every command that changes something.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ChangeArgs {
     #[command(flatten)]
     client: ClientArgs,
-    /// Say what would come of it, and do nothing
+    /// Validate only; change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -236,7 +268,7 @@ pub fn answer<T: DeserializeOwned>(
         text.push('\n');
         return print(text.as_bytes());
     }
-    let object: T = serde_json::from_str(&text).map_err(CliError::Json)?;
+    let object: T = serde_json::from_str(&text).map_err(ClientError::Json)?;
     print(render(&object).as_bytes())
 }
 
@@ -277,7 +309,7 @@ fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliErro
 }
 
 pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
-    parse_size(text).map_err(|source| CliError::Size { option, source })
+    Ok(parse_size(text).map_err(OptionError::of(option))?)
 }
 
 fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
@@ -305,7 +337,7 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
         Some(name) => format!("/v1/instances/{}/allocations", escape(name)),
         None => "/v1/pool/allocations".to_owned(),
     };
-    let allocation = |a: &Allocation| format!("{} {} bytes\n", a.addr_hex, a.size);
+    let allocation = |a: &Range| format!("{:#x} {} bytes\n", a.start, a.size);
     match command {
         PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
         PoolCommand::Map(args) => pool_map::run(args),
@@ -317,8 +349,8 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
             change: args,
         } => {
             let body = AllocBody {
-                size: size("size", bytes)?,
-                align: align.as_deref().map(|a| size("align", a)).transpose()?,
+                size: bytes.parse().map_err(OptionError::of("size"))?,
+                align: align.as_deref().map_or(Ok(0), |a| size("align", a))?,
             };
             let path = format!("{}{}", place(instance), args.query());
             change(args, Call::new("POST", path).with(&body)?, allocation)
@@ -328,26 +360,23 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
             instance,
             change: args,
         } => {
-            let addr = parse_addr(addr).map_err(|source| CliError::Size {
-                option: "addr",
-                source,
-            })?;
+            let addr = parse_addr(addr).map_err(OptionError::of("addr"))?;
             let path = format!("{}/{addr}{}", place(instance), args.query());
-            change(args, Call::new("DELETE", path), |a: &Allocation| {
-                format!("{} {} bytes free\n", a.addr_hex, a.size)
+            change(args, Call::new("DELETE", path), |a: &Range| {
+                format!("{:#x} {} bytes free\n", a.start, a.size)
             })
         }
     }
 }
 
 fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
-    let entries = fleet_file::read(file)?;
+    let fleet = fleet_file::read(file)?;
     let body = PlanBody {
-        instances: entries.into_iter().map(|entry| entry.body).collect(),
+        instances: fleet.into_iter().map(CreateBody).collect(),
     };
     let call = Call::new("POST", "/v1/plan".to_owned()).with(&body)?;
     let text = client.call(call)?;
-    let plan: Plan = serde_json::from_str(&text).map_err(CliError::Json)?;
+    let plan: Plan = serde_json::from_str(&text).map_err(ClientError::Json)?;
     answer(client.json, text, tables::plan)?;
     match plan.problem {
         None => Ok(ExitStatus::Done),
@@ -357,17 +386,14 @@ fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
                 let names = problem.delete_one_of.join("`, `");
                 error.help = Some(format!("deleting one of `{names}` makes room"));
             }
-            Err(CliError::Refused {
-                status: 507,
-                error: Box::new(error),
-            })
+            Err(ClientError::Refused(Box::new(error)).into())
         }
     }
 }
 
 fn audit(client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let text = client.call(Call::get("/v1/audit"))?;
-    let found: Audit = serde_json::from_str(&text).map_err(CliError::Json)?;
+    let found: Audit = serde_json::from_str(&text).map_err(ClientError::Json)?;
     answer(client.json, text, tables::audit)?;
     Ok(if found.ok {
         ExitStatus::Done

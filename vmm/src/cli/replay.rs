@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::cli::HostIoError;
 use crate::error::{CliError, ExitStatus};
 use mkvmm::error_chain::chain;
 use mkvmm::replay::{self, Options};
@@ -24,14 +25,14 @@ pub struct ReplayArgs {
 /// Plays the traces; what cannot be read is told and the others are played.
 ///
 /// # Errors
-/// [`CliError::Output`] when standard output cannot be written.
+/// [`HostIoError::Output`] when standard output cannot be written.
 pub fn run(args: &ReplayArgs) -> Result<ExitStatus, CliError> {
     let options = Options {
         json: args.json,
         time: args.time,
     };
     let outcome = replay::run(&args.files, options, &mut io::stdout().lock());
-    let outcome = outcome.map_err(CliError::Output)?;
+    let outcome = outcome.map_err(HostIoError::Output)?;
     for error in &outcome.errors {
         eprintln!("error: {}", chain(error));
     }

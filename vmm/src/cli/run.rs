@@ -7,26 +7,61 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkpool::RangeError;
+
+use crate::cli::HostIoError;
 use crate::cli::fleet_file;
 use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
+use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
 use mkvmm::event_loop::{self, EventReceiver, VmmEvent};
 use mkvmm::fleet::Fleet;
 use mkvmm::instance::state::State;
-use mkvmm::spec::{GuestSpec, resolve};
+use mkvmm::spec::resolve;
+use mkvmm_api::SpecError;
+use mkvmm_base::{Class, Diagnose};
+
+/// Why guests were not run, or not to the end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A `--guest` is wrong.
+    #[error("--guest")]
+    Guest(#[source] SpecError),
+    /// Ledger, memory slots and memory maps disagree.
+    #[error("internal accounting error, please report it: {}", .problems.join("; "))]
+    Audit {
+        /// What does not agree, a line each.
+        problems: Vec<String>,
+    },
+    /// A memory map cannot be built; see [`mkvmm::boot::e820::build`].
+    #[error("the memory map")]
+    Report(#[source] RangeError),
+}
+
+impl Diagnose for RunError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Guest(error) => error.class(),
+            Self::Audit { .. } | Self::Report(_) => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Guest(error) => error.hint(),
+            Self::Audit { .. } | Self::Report(_) => None,
+        }
+    }
+}
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     #[command(flatten)]
     pool: PoolOptions,
-    /// A guest: name, memory, cpus, kernel (a path, `fd:N` for an inherited
-    /// descriptor, or `probe`), initrd (likewise; several are concatenated), cmdline,
-    /// boot (elf, or bzimage to unpack in the guest), order, cpus-affinity, violation
-    /// (log or stop), on-reboot and on-panic (stop or restart), console-log (a file for
-    /// what it prints); repeatable. A comma inside a value is written `,,`
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
+        help = guest_help(),
         required_unless_present = "fleet"
     )]
     guests: Vec<String>,
@@ -50,22 +85,21 @@ pub struct RunArgs {
 /// [`CliError`], which knows its exit status.
 pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
     // All that can be wrong with the arguments comes before any resource.
-    let fleet = match &args.fleet {
+    let mut specs = match &args.fleet {
         Some(path) => fleet_file::read(path)?,
         None => Vec::new(),
     };
-    let mut specs: Vec<GuestSpec> = fleet.into_iter().map(|entry| entry.spec).collect();
     for text in &args.guests {
-        specs.push(text.parse().map_err(CliError::Spec)?);
+        specs.push(text.parse().map_err(RunError::Guest)?);
     }
     let request = args.pool.check()?;
     let configs = resolve(&specs)?;
 
-    let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
+    let mut signals = listen_for_signals().map_err(HostIoError::Signals)?;
     let (host, pool) = request.reserve()?;
     let (mut fleet, receiver) = Fleet::build(host, pool, &configs)?;
     if args.show {
-        eprint!("{}", fleet.report()?);
+        eprint!("{}", fleet.report().map_err(RunError::Report)?);
     }
     if args.dry_run {
         return Ok(ExitStatus::Done);
@@ -88,7 +122,7 @@ fn balanced(fleet: &Fleet) -> Result<(), CliError> {
     if problems.is_empty() {
         Ok(())
     } else {
-        Err(CliError::Audit { problems })
+        Err(RunError::Audit { problems }.into())
     }
 }
 
@@ -106,7 +140,7 @@ fn supervise(
                 events.send(VmmEvent::ConsoleFailed(error));
             }
         })
-        .map_err(CliError::SignalPipe)?;
+        .map_err(HostIoError::Signals)?;
     event_loop::run(fleet, receiver, signals)?;
 
     if fleet.interrupted() {
@@ -123,10 +157,10 @@ fn supervise(
         log::error!("the console thread panicked; this is a bug in mkvmm");
     }
     if let Some(VmmEvent::ConsoleFailed(error)) = receiver.try_recv() {
-        return Err(CliError::Output(error));
+        return Err(HostIoError::Output(error).into());
     }
     if let Some(error) = fleet.take_console_error() {
-        return Err(CliError::Output(error));
+        return Err(HostIoError::Output(error).into());
     }
     let failed = |o: &mkvmm::fleet::Outcome| o.reason.state() == State::Failed;
     Ok(if fleet.outcomes().iter().any(failed) {

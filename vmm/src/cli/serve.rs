@@ -11,8 +11,10 @@ use sd_notify::NotifyState;
 use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
+use crate::cli::HostIoError;
+use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
-use crate::error::{CliError, ExitStatus, TomlError};
+use crate::error::{CliError, ExitStatus};
 use mkvmm::control::dispatch::Controller;
 use mkvmm::control::http::{Api, Doctor};
 use mkvmm::control::images::ImageStore;
@@ -76,32 +78,10 @@ pub fn default_socket() -> PathBuf {
     }
 }
 
-/// The nearest of `known` to `word`.
-pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance = |key: &&&str| strsim::damerau_levenshtein(word, key);
-    known.iter().min_by_key(distance).copied()
-}
-
-fn read_file(path: &Path) -> Result<ServeFile, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|source| CliError::ConfigRead {
-        path: path.to_owned(),
-        source,
-    })?;
-    let wrong = |error| CliError::Config {
-        path: path.to_owned(),
-        source: TomlError::new(&text, &error),
-    };
-    let table: toml::Table = text.parse().map_err(wrong)?;
-    let known = [&PoolOptions::KEYS[..], &KEYS].concat();
-    if let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(CliError::ConfigKey {
-            path: path.to_owned(),
-            key: key.clone(),
-            nearest: nearest(key, &known).unwrap_or_default(),
-        });
-    }
-    // Out of the text again: a table does not know its lines.
-    toml::from_str(&text).map_err(wrong)
+fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
+    let file = ConfigFile::read(path)?;
+    file.check_keys(&file.parse()?, &[&PoolOptions::KEYS[..], &KEYS].concat())?;
+    file.parse()
 }
 
 /// `mkvmm serve`.
@@ -124,13 +104,13 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let ring = args.console_ring.or(file.console_ring);
     let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
 
-    let mut signals = listen_for_signals().map_err(CliError::SignalPipe)?;
+    let mut signals = listen_for_signals().map_err(HostIoError::Signals)?;
     // A terminal that goes is no reason for guests to go.
     let hangup = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGHUP, hangup).map_err(CliError::SignalPipe)?;
+    signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = ControlSocket::take(&path)?;
     let (host, pool) = request.reserve()?;
-    let (events, receiver) = event_channel().map_err(CliError::SignalPipe)?;
+    let (events, receiver) = event_channel().map_err(HostIoError::Signals)?;
     let consoles = ConsolePlan {
         queue: None,
         ring: ring.unwrap_or(CONSOLE_RING),
@@ -150,7 +130,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let mut out = io::stdout().lock();
     out.write_all(line.as_bytes())
         .and_then(|()| out.flush())
-        .map_err(CliError::Output)?;
+        .map_err(HostIoError::Output)?;
     drop(out);
     event_loop::run(&mut controller, &receiver, &mut signals)?;
     notify(NotifyState::Stopping);
@@ -163,11 +143,11 @@ fn directories(
     option: &'static str,
     flag: &[PathBuf],
     file: Vec<PathBuf>,
-) -> Result<Vec<PathBuf>, CliError> {
+) -> Result<Vec<PathBuf>, HostIoError> {
     let dirs = if flag.is_empty() { file } else { flag.to_vec() };
     let real = |path: PathBuf| {
         let real = std::fs::canonicalize(&path);
-        real.map_err(|source| CliError::Directory {
+        real.map_err(|source| HostIoError::Directory {
             option,
             path,
             source,
@@ -189,13 +169,11 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_told_with_the_nearest_known_one() {
-        assert_eq!(nearest("pol", &PoolOptions::KEYS), Some("pool"));
-        assert_eq!(nearest("image_dir", &KEYS), Some("image-dir"));
         let path = env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
         std::fs::write(&path, "poool = \"1G\"").unwrap();
         assert!(matches!(
             read_file(&path),
-            Err(CliError::ConfigKey {
+            Err(ConfigError::UnknownKey {
                 nearest: "pool",
                 ..
             })
@@ -205,7 +183,7 @@ mod tests {
         assert_eq!(file.grace, Some(1));
         file.pool.check().unwrap();
         std::fs::write(&path, "pool = 3").unwrap();
-        assert!(matches!(read_file(&path), Err(CliError::Config { .. })));
+        assert!(matches!(read_file(&path), Err(ConfigError::Toml { .. })));
         std::fs::remove_file(&path).unwrap();
     }
 }

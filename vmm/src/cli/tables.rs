@@ -5,7 +5,11 @@ use std::io::IsTerminal;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 
-use mkvmm::control::objects::{Audit, E820Row, Instance, IomemRow, Plan, Pool, Range};
+use mkvmm_api::Range;
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_base::state::State;
 
 /// `256M`: whole units where they are whole, else one digit behind the point.
 pub fn size(bytes: u64) -> String {
@@ -44,12 +48,12 @@ pub fn text(table: &Table) -> String {
 fn state(instance: &Instance) -> Cell {
     let text = match &instance.reason {
         Some(reason) => format!("{} ({reason})", instance.state),
-        None => instance.state.clone(),
+        None => instance.state.to_string(),
     };
-    let colour = match instance.state.as_str() {
-        "active" => Color::Green,
-        "paused" => Color::Yellow,
-        "failed" => Color::Red,
+    let colour = match instance.state {
+        State::Active => Color::Green,
+        State::Paused => Color::Yellow,
+        State::Failed => Color::Red,
         _ => return Cell::new(text),
     };
     Cell::new(text).fg(colour)
@@ -63,13 +67,14 @@ pub fn instances(all: &[Instance]) -> String {
     ];
     table.set_header(titles.map(|t| Cell::new(t).add_attribute(Attribute::Bold)));
     for one in all {
-        let start = one.chunks.first().map_or("", |chunk| &chunk.start_hex);
+        let start = one.chunks.first();
+        let start = start.map_or_else(String::new, |chunk| format!("{:#x}", chunk.start));
         table.add_row([
             Cell::new(one.id).set_alignment(CellAlignment::Right),
-            Cell::new(&one.name),
+            Cell::new(one.name.as_str()),
             state(one),
             Cell::new(size(one.memory)).set_alignment(CellAlignment::Right),
-            Cell::new(one.vcpus).set_alignment(CellAlignment::Right),
+            Cell::new(one.cpus).set_alignment(CellAlignment::Right),
             Cell::new(start),
             Cell::new(one.chunks.len()).set_alignment(CellAlignment::Right),
             Cell::new(one.kernel.as_ref().map_or("-", |kernel| &kernel.path)),
@@ -84,7 +89,7 @@ pub fn instance(one: &Instance) -> String {
     let mut row = |key: &str, value: Cell| {
         table.add_row([Cell::new(key).add_attribute(Attribute::Bold), value]);
     };
-    row("name", Cell::new(&one.name));
+    row("name", Cell::new(one.name.as_str()));
     row("id", Cell::new(one.id));
     row("state", state(one));
     let free = size(one.avail);
@@ -93,39 +98,36 @@ pub fn instance(one: &Instance) -> String {
         Cell::new(format!("{}, {free} free", size(one.memory))),
     );
     for chunk in &one.chunks {
-        let last = chunk.start + (chunk.size - 1);
-        row(
-            "chunk",
-            Cell::new(format!(
-                "{}-{last:#x} {}",
-                chunk.start_hex,
-                size(chunk.size)
-            )),
-        );
+        let (start, last) = (chunk.start, chunk.last());
+        let text = format!("{start:#x}-{last:#x} {}", size(chunk.size));
+        row("chunk", Cell::new(text));
     }
-    row("vcpus", Cell::new(one.vcpus));
+    row("cpus", Cell::new(one.cpus));
     if let Some(kernel) = &one.kernel {
         let format = match &kernel.compression {
             Some(compression) => format!("{} ({compression})", kernel.format),
             None => kernel.format.clone(),
         };
-        let (at, entry) = (&kernel.load_addr_hex, &kernel.entry_hex);
+        let (at, entry) = (kernel.range.start, kernel.entry);
         row(
             "kernel",
-            Cell::new(format!("{} {format} at {at}, entry {entry}", kernel.path)),
+            Cell::new(format!(
+                "{} {format} at {at:#x}, entry {entry:#x}",
+                kernel.path
+            )),
         );
     }
     if let Some(initrd) = &one.initrd {
         row(
             "initrd",
-            Cell::new(format!("{} at {}", initrd.path, initrd.addr_hex)),
+            Cell::new(format!("{} at {:#x}", initrd.path, initrd.range.start)),
         );
     }
     if let Some(cmdline) = &one.cmdline {
         row("cmdline", Cell::new(cmdline));
     }
-    if let Some(path) = &one.console_log {
-        row("console log", Cell::new(path));
+    if let Some(path) = &one.spec.console_log {
+        row("console log", Cell::new(path.display()));
     }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();
@@ -146,8 +148,11 @@ pub fn pool(pool: &Pool) -> String {
         .map_or_else(String::new, |node| format!(", node {node}"));
     let prealloc = if backing.prealloc { ", prealloc" } else { "" };
     for (key, value) in [
-        ("range", format!("{}-{}", pool.start_hex, pool.end_hex)),
-        ("size", size(pool.size)),
+        (
+            "range",
+            format!("{:#x}-{:#x}", pool.range.start, pool.range.last()),
+        ),
+        ("size", size(pool.range.size)),
         ("used", size(pool.used)),
         ("avail", size(pool.avail)),
         ("largest free", size(pool.largest_free)),
@@ -196,8 +201,7 @@ pub fn plan(plan: &Plan) -> String {
 }
 
 fn span(range: &Range) -> String {
-    let last = range.start + (range.size - 1);
-    format!("{:08x}-{last:08x}", range.start)
+    format!("{:08x}-{:08x}", range.start, range.last())
 }
 
 /// As `/proc/iomem`.
@@ -206,11 +210,7 @@ pub fn iomem(rows: &[IomemRow]) -> String {
     for row in rows {
         let indent = usize::try_from(row.depth).unwrap_or(0) * 2;
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{:indent$}{:08x}-{:08x} : {}",
-            "", row.start, row.end, row.name
-        );
+        let _ = writeln!(text, "{:indent$}{} : {}", "", span(&row.range), row.name);
     }
     text
 }
@@ -219,14 +219,10 @@ pub fn iomem(rows: &[IomemRow]) -> String {
 pub fn e820(rows: &[E820Row]) -> String {
     let mut text = String::new();
     for row in rows {
-        let last = row.addr + (row.size - 1);
+        let (start, last) = (row.range.start, row.range.last());
         let kind = if row.kind == 1 { "usable" } else { "reserved" };
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "BIOS-e820: [mem {:#018x}-{last:#018x}] {kind}",
-            row.addr
-        );
+        let _ = writeln!(text, "BIOS-e820: [mem {start:#018x}-{last:#018x}] {kind}");
     }
     text
 }

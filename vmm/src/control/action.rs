@@ -12,12 +12,13 @@ use crate::builder::{Images, InstanceConfig};
 use crate::control::debug::{DebugAction, DebugReply};
 use crate::control::error::ControlError;
 use crate::control::metrics::MetricsFacts;
-use crate::control::objects::{Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool};
-use crate::control::pool_log::PoolRecord;
-use crate::control::pool_map::PoolMap;
 use crate::devices::console_ring::ConsoleRing;
 use crate::instance::state::Verb;
 use crate::instance::{InstanceId, InstanceName};
+use mkvmm_api::Range;
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool, PoolMap, PoolRecord};
 
 /// An instance that is to be planned.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ pub enum Action {
         /// Which.
         images: Box<Images>,
     },
-    /// A verb that needs nothing more: exec, pause, resume, unload, delete.
+    /// A verb that needs nothing more: start, pause, resume, unload, delete.
     Do {
         /// What.
         verb: Verb,
@@ -200,7 +201,7 @@ pub enum Reply {
     /// A console.
     Console(InstanceId, Arc<ConsoleRing>),
     /// Memory that was allocated or freed.
-    Allocation(Allocation),
+    Allocation(Range),
 }
 
 /// Where an answer goes.

@@ -9,15 +9,15 @@ use crate::control::action::{Action, Reply, Request, Responder};
 use crate::control::debug;
 use crate::control::error::ControlError;
 use crate::control::metrics::MetricsFacts;
-use crate::control::objects::{E820Row, Instance, IomemRow, Pool};
+use crate::control::objects;
 use crate::control::plan::plan;
-use crate::control::pool_log::PoolRecord;
-use crate::control::pool_map::PoolMap;
+use crate::control::pool_map::pool_map;
 use crate::event_log::EventKind;
 use crate::event_loop::{Supervisor, VmmEvent};
 use crate::instance::state::{EndReason, Verb};
 use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::manager::{Manager, ManagerError};
+use mkvmm_api::ErrorObject;
 
 /// The owner of everything while `serve` runs.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Controller {
             action => self.execute(action),
         };
         if let (Err(error), true) = (&result, is_change) {
-            let body = error.body().error;
+            let body = ErrorObject::from(error);
             let kind = EventKind::Refused {
                 action: name,
                 code: body.code,
@@ -89,17 +89,17 @@ impl Controller {
 
     fn execute(&mut self, action: Action) -> Result<Reply, ControlError> {
         match action {
-            Action::Pool => Ok(Reply::Pool(Pool::of(&self.manager))),
-            Action::PoolMap => Ok(Reply::PoolMap(Box::new(PoolMap::of(&self.manager)))),
+            Action::Pool => Ok(Reply::Pool(objects::pool(&self.manager))),
+            Action::PoolMap => Ok(Reply::PoolMap(Box::new(pool_map(&self.manager)))),
             Action::PoolLog { limit } => Ok(self.pool_log(limit)),
-            Action::Iomem => Ok(Reply::Iomem(IomemRow::all(&self.manager))),
-            Action::Audit => Ok(Reply::Audit(audit(&self.manager).into())),
+            Action::Iomem => Ok(Reply::Iomem(objects::iomem(&self.manager))),
+            Action::Audit => Ok(Reply::Audit(objects::audit(audit(&self.manager)))),
             Action::Metrics => Ok(Reply::Metrics(Box::new(MetricsFacts::of(&self.manager)))),
             Action::List => self.list(),
             Action::Show(name) => self.show(&name),
             Action::E820(name) => {
                 let map = self.manager.find(&name)?.e820(self.manager.pool())?;
-                Ok(Reply::E820(map.iter().map(E820Row::from).collect()))
+                Ok(Reply::E820(map.iter().map(objects::e820_row).collect()))
             }
             Action::Console(name) => {
                 let guest = self.manager.find(&name)?;
@@ -155,7 +155,7 @@ impl Controller {
         match action {
             Action::Create { config, images } => {
                 let guest = self.manager.try_create(config, images.as_deref())?;
-                let object = Instance::of(&self.manager, &guest);
+                let object = objects::instance(&self.manager, &guest);
                 self.manager.discard(guest);
                 Ok(Reply::Instance(Box::new(object?)))
             }
@@ -182,7 +182,7 @@ impl Controller {
                     align,
                 })?;
                 if let Reply::Allocation(allocation) = &reply {
-                    let addr = allocation.addr;
+                    let addr = allocation.start;
                     self.execute(Action::Free { instance, addr })?;
                 }
                 Ok(reply)
@@ -240,12 +240,12 @@ impl Controller {
 
     fn show(&self, name: &InstanceName) -> Result<Reply, ControlError> {
         let guest = self.manager.find(name)?;
-        let object = Instance::of(&self.manager, guest)?;
+        let object = objects::instance(&self.manager, guest)?;
         Ok(Reply::Instance(Box::new(object)))
     }
 
     fn list(&self) -> Result<Reply, ControlError> {
-        let object = |guest| Instance::of(&self.manager, guest);
+        let object = |guest| objects::instance(&self.manager, guest);
         let all = self.manager.guests().map(object);
         Ok(Reply::Instances(all.collect::<Result<_, _>>()?))
     }
@@ -253,7 +253,7 @@ impl Controller {
     fn pool_log(&self, limit: Option<u32>) -> Reply {
         let most = limit.and_then(|limit| usize::try_from(limit).ok());
         let records = self.manager.pool().log().last(most.unwrap_or(usize::MAX));
-        Reply::PoolLog(records.map(PoolRecord::from).collect())
+        Reply::PoolLog(records.map(objects::pool_record).collect())
     }
 
     fn on_end(&mut self, run: RunId, reason: EndReason) {

@@ -27,14 +27,15 @@ use utoipa_axum::routes;
 
 use crate::builder::Images;
 use crate::control::action::{Action, Reply, Request};
-use crate::control::error::{ControlError, ErrorBody};
-use crate::control::images::ImageStore;
+use crate::control::error::{ControlError, status};
+use crate::control::images::{ImageStore, check_source};
 use crate::devices::console_log::{LogFile, check_path as check_log};
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceName;
-use crate::loader::ImageSource;
 use crate::spec::{ImagesSpec, ResolveError};
+use mkvmm_api::{ErrorBody, ErrorObject};
+use mkvmm_base::Diagnose;
 
 /// What every handler has.
 #[derive(Debug, Clone)]
@@ -132,31 +133,10 @@ impl Api {
     }
 }
 
-/// Lets pass regular files, below `dirs` where there are some. Descriptors
-/// (`fd:N`) would be the VMM's own.
-fn check_source(source: &ImageSource, dirs: &[PathBuf]) -> Result<(), ControlError> {
-    let path = source.to_string();
-    if let ImageSource::Fd(_) = source {
-        return Err(ControlError::ImageKind { path });
-    }
-    let found = std::fs::canonicalize(&path).and_then(|real| {
-        let is_file = std::fs::metadata(&real)?.is_file();
-        Ok((real, is_file))
-    });
-    match found {
-        Err(source) => Err(ControlError::ImagePath { path, source }),
-        Ok((_, false)) => Err(ControlError::ImageKind { path }),
-        Ok((real, true)) if !dirs.is_empty() && !dirs.iter().any(|dir| real.starts_with(dir)) => {
-            Err(ControlError::ImageDir { path })
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
-        let (status, _) = self.kind();
-        (status, axum::Json(self.body())).into_response()
+        let error = ErrorObject::from(&self);
+        (status(self.class()), axum::Json(ErrorBody { error })).into_response()
     }
 }
 

@@ -13,19 +13,28 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::objects::Pool;
+use crate::control::objects;
 use crate::guest::Guest;
 use crate::host_pool::alloc_log::{CountKey, Op, Outcome};
 use crate::instance::boot_spans::BootSpans;
+use crate::instance::state::State;
 use crate::loader::CacheCounters;
 use crate::manager::Manager;
+use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;
 
 /// The content type that scrapers ask for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Every state, so that a scraper sees a zero rather than nothing.
-const STATES: [&str; 6] = ["ready", "loaded", "active", "paused", "stopped", "failed"];
+const STATES: [State; 6] = [
+    State::Ready,
+    State::Loaded,
+    State::Active,
+    State::Paused,
+    State::Stopped,
+    State::Failed,
+];
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
@@ -45,7 +54,7 @@ pub struct MetricsFacts {
 struct InstanceFacts {
     name: String,
     id: u32,
-    state: String,
+    state: State,
     memory: u64,
     avail: u64,
     chunks: u64,
@@ -69,11 +78,11 @@ impl InstanceFacts {
         Self {
             name: guest.name().to_string(),
             id: guest.id().0,
-            state: guest.state().to_string(),
+            state: guest.state(),
             memory: guest.sub_pool().size(),
             avail: guest.sub_pool().avail(),
             chunks: guest.regions().len() as u64,
-            vcpus: guest.config().cpus.into(),
+            vcpus: guest.config().spec.cpus.into(),
             violations: guest.violations(),
             printed: guest.console().printed(),
             exits: exits(guest),
@@ -89,7 +98,7 @@ impl MetricsFacts {
     /// The facts as they are now.
     pub fn of(manager: &Manager) -> Self {
         Self {
-            pool: Pool::of(manager),
+            pool: objects::pool(manager),
             allocations: manager.pool().log().counts().clone(),
             instances: manager.guests().map(InstanceFacts::of).collect(),
             boots: manager.boots().clone(),
@@ -136,7 +145,7 @@ fn counter(value: u64) -> Counter {
 
 fn register_pool(registry: &mut Registry, pool: &Pool) {
     for (name, help, value) in [
-        ("pool_size", "Bytes of the pool", pool.size),
+        ("pool_size", "Bytes of the pool", pool.range.size),
         ("pool_avail", "Free bytes of the pool", pool.avail),
         ("pool_used", "Taken bytes of the pool", pool.used),
         (
@@ -180,7 +189,7 @@ fn register_states(registry: &mut Registry, all: &[InstanceFacts]) {
     let states = Gauges::default();
     for state in STATES {
         let count = all.iter().filter(|one| one.state == state).count();
-        let labels = vec![("state", state.to_owned())];
+        let labels = vec![("state", state.to_string())];
         states
             .get_or_create(&labels)
             .inc_by(count.try_into().unwrap_or(i64::MAX));

@@ -11,29 +11,23 @@
 //! | [`action`] | what can be asked for, and the answers |
 //! | [`dispatch`] | the one place that carries actions out |
 //! | [`plan`] | what a launch would do |
-//! | [`pool_log`] | the last allocations |
 //! | [`pool_map`] | who has which bytes of the pool |
 //! | [`debug`] | registers, memory and translations |
-//! | [`number`] | integers as JSON has them |
-//! | [`bodies`] | what requests carry |
-//! | [`objects`] | the JSON objects of the contract |
-//! | [`error`] | refusals: status, code, help |
+//! | [`objects`] | the objects of `mkvmm-api`, made out of what there is |
+//! | [`error`] | refusals, and the HTTP status of each class |
 //! | [`http`] | routes and their description |
 //! | [`images`] | the image cache as requests share it |
 //! | [`metrics`] | OpenMetrics text |
 //! | [`server`] | the socket and its thread |
 
 pub mod action;
-pub mod bodies;
 pub mod debug;
 pub mod dispatch;
 pub mod error;
 pub mod http;
 pub mod images;
 pub mod metrics;
-pub mod number;
 pub mod objects;
 pub mod plan;
-pub mod pool_log;
 pub mod pool_map;
 pub mod server;

@@ -8,11 +8,13 @@ use mkpool::{AddrRange, PAGE_ORDER};
 
 use crate::control::action::Planned;
 use crate::control::error::ControlError;
-use crate::control::objects::{Instance, Piece, Plan, PlanProblem, Pool};
+use crate::control::objects;
 use crate::guest::Guest;
 use crate::host_pool::Wanted;
 use crate::loader::Initramfs;
 use crate::manager::Manager;
+use mkvmm_api::plan::{Piece, Plan, PlanProblem};
+use mkvmm_base::{Class, Diagnose};
 
 /// Most instances that are named when deleting one would help.
 const SUGGESTIONS: usize = 8;
@@ -52,24 +54,24 @@ fn gather(
             Ok(guest) => made.push(guest),
             Err(error) => {
                 let error = ControlError::from(error);
-                if error.kind().1 != "no-room" {
+                if error.class() != Class::NoRoom {
                     return Err(error);
                 }
                 problem = Some(PlanProblem {
                     name: name.to_string(),
-                    error: error.body().error,
+                    error: (&error).into(),
                     delete_one_of: makes_room(manager, wanted, made),
                 });
                 break;
             }
         }
     }
-    let objects = made.iter().map(|guest| Instance::of(manager, guest));
+    let objects = made.iter().map(|guest| objects::instance(manager, guest));
     Ok(Plan {
         fits: problem.is_none(),
         instances: objects.collect::<Result<_, _>>()?,
         pieces: made.iter().map(pieces).collect(),
-        pool: Pool::of(manager),
+        pool: objects::pool(manager),
         problem,
     })
 }
@@ -116,8 +118,8 @@ fn wish(planned: &Planned) -> Wanted {
         images.kernel.facts(initramfs.map(Initramfs::size))
     });
     Wanted {
-        memory: planned.config.memory,
-        order: planned.config.order.unwrap_or(PAGE_ORDER),
+        memory: planned.config.spec.memory.bytes(),
+        order: planned.config.spec.order.unwrap_or(PAGE_ORDER),
         facts,
     }
 }

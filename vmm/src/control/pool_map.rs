@@ -7,115 +7,40 @@
 use std::collections::HashMap;
 
 use mkpool::{AddrRange, Resource, ResourceTree};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use mkvmm_api::pool::{Owner, Part, PoolMap, Segment, SegmentKind};
 
-use crate::control::objects::{Pool, Range};
+use crate::control::objects;
 use crate::manager::Manager;
 
 /// What a part of an instance is called that nothing in the tree names.
 const GUEST_MEMORY: &str = "guest memory";
 
-/// The pool, byte for byte.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct PoolMap {
-    /// Its bounds and numbers.
-    #[serde(flatten)]
-    pub pool: Pool,
-    /// Bytes of its granule.
-    pub granule: u64,
-    /// Ascending, without a gap, from the pool's first byte to its last.
-    pub segments: Vec<PoolSegment>,
-    /// The instances, by their lowest address.
-    pub owners: Vec<Owner>,
-}
-
-/// A range of the pool with one owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PoolSegment {
-    /// Where.
-    #[serde(flatten)]
-    pub range: Range,
-    /// Whose.
-    #[serde(flatten)]
-    pub kind: SegmentKind,
-}
-
-/// Whose a range is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum SegmentKind {
-    /// Nobody's.
-    Free,
-    /// A region (adjacent chunks merged) of an instance.
-    Instance {
-        /// Its name.
-        instance: String,
-        /// What it is used for: ascending, without a gap.
-        parts: Vec<Part>,
-    },
-    /// Somebody allocated it in the main pool.
-    Allocation,
-    /// Taken away from all instances at the start.
-    Held,
-    /// Could not be scrubbed, and is never handed out again.
-    Lost,
-}
-
-/// A part of an instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Part {
-    /// `kernel`, `initramfs`, `control block`, `low window`, `allocation`, or
-    /// `guest memory` for all that is none of these.
-    pub name: String,
-    /// Where.
-    #[serde(flatten)]
-    pub range: Range,
-}
-
-/// An instance as the map's legend has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Owner {
-    /// Its number.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// Its state.
-    pub state: String,
-    /// Bytes of its sub-pool.
-    pub memory: u64,
-    /// How many regions (adjacent chunks merged) they are.
-    pub chunks: u64,
-}
-
-impl PoolMap {
-    /// The pool as it is now.
-    pub fn of(manager: &Manager) -> Self {
-        let pool = manager.pool();
-        let mut holders = HashMap::new();
-        holders.extend(pool.allocations().map(|r| (r.start(), Holder::Allocation)));
-        holders.extend(pool.held().map(|r| (r.start(), Holder::Held)));
-        let mut owners: Vec<(u64, Owner)> = Vec::new();
-        for guest in manager.guests() {
-            let name = guest.name().as_str();
-            let regions = guest.regions().iter();
-            holders.extend(regions.map(|r| (r.start(), Holder::Instance(name))));
-            let owner = Owner {
-                id: guest.id().0,
-                name: name.to_owned(),
-                state: guest.state().to_string(),
-                memory: guest.sub_pool().size(),
-                chunks: guest.regions().len() as u64,
-            };
-            owners.push((guest.regions().first().map_or(0, AddrRange::start), owner));
-        }
-        owners.sort_by_key(|(start, _)| *start);
-        Self {
-            pool: Pool::of(manager),
-            granule: 1 << pool.order(),
-            segments: segments(pool.tree(), pool.range(), &holders),
-            owners: owners.into_iter().map(|(_, owner)| owner).collect(),
-        }
+/// Returns the map of the pool as it is now.
+pub fn pool_map(manager: &Manager) -> PoolMap {
+    let pool = manager.pool();
+    let mut holders = HashMap::new();
+    holders.extend(pool.allocations().map(|r| (r.start(), Holder::Allocation)));
+    holders.extend(pool.held().map(|r| (r.start(), Holder::Held)));
+    let mut owners: Vec<(u64, Owner)> = Vec::new();
+    for guest in manager.guests() {
+        let name = guest.name().as_str();
+        let regions = guest.regions().iter();
+        holders.extend(regions.map(|r| (r.start(), Holder::Instance(name))));
+        let owner = Owner {
+            id: guest.id().0,
+            name: name.to_owned(),
+            state: guest.state(),
+            memory: guest.sub_pool().size(),
+            chunks: guest.regions().len() as u64,
+        };
+        owners.push((guest.regions().first().map_or(0, AddrRange::start), owner));
+    }
+    owners.sort_by_key(|(start, _)| *start);
+    PoolMap {
+        pool: objects::pool(manager),
+        granule: 1 << pool.order(),
+        segments: segments(pool.tree(), pool.range(), &holders),
+        owners: owners.into_iter().map(|(_, owner)| owner).collect(),
     }
 }
 
@@ -132,7 +57,7 @@ fn segments(
     tree: &ResourceTree,
     pool: AddrRange,
     holders: &HashMap<u64, Holder<'_>>,
-) -> Vec<PoolSegment> {
+) -> Vec<Segment> {
     let top = tree.iter().filter(|(depth, _)| *depth == 1);
     let covered = cover(pool, top.map(|(_, resource)| resource));
     let segment = |(range, taken): (AddrRange, Option<&Resource>)| {
@@ -147,7 +72,7 @@ fn segments(
             (Some(_), Some(Holder::Held)) => SegmentKind::Held,
             (Some(_), None) => SegmentKind::Lost,
         };
-        PoolSegment {
+        Segment {
             range: range.into(),
             kind,
         }
@@ -195,6 +120,7 @@ fn cover<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mkvmm_api::Range;
 
     fn range(start: u64, size: u64) -> AddrRange {
         AddrRange::with_size(start, size).unwrap()

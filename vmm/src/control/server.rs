@@ -18,6 +18,7 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::control::http::{Api, router};
+use mkvmm_base::{Class, Diagnose};
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,12 @@ pub enum SocketError {
     /// The host gives no thread or descriptor.
     #[error("the control thread cannot be started")]
     Thread(#[source] io::Error),
+}
+
+impl Diagnose for SocketError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// A socket that is ours, and goes when this does.

@@ -178,7 +178,7 @@ fn run_probe(
     let mut images = Images::new(KernelImage::probe()?.into(), cmdline);
     images.is_probe = true;
     let config = GuestConfig {
-        instance: InstanceConfig::new("doctor".parse()?, MIN_POOL),
+        instance: InstanceConfig::new("doctor".parse()?, MIN_POOL.try_into()?),
         images,
     };
     let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;

@@ -7,8 +7,8 @@ use crate::instance::state::{EndReason, State};
 /// Puts the state of `guest` into the log.
 pub fn tell(log: &EventLog, guest: &Guest) {
     let kind = EventKind::State {
-        state: guest.state().to_string(),
-        reason: guest.reason().map(|reason| reason.to_string()),
+        state: guest.state(),
+        reason: guest.reason(),
     };
     log.push(Some(guest.name().to_string()), kind);
 }

@@ -38,6 +38,7 @@ use mkvmm_base::layout::{
     ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PM_BASE,
     PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
 };
+use mkvmm_base::{Class, Diagnose};
 
 /// SLP_TYP that `\_S5` names: soft-off.
 pub const SLEEP_TYPE_S5: u8 = 5;
@@ -66,6 +67,12 @@ pub enum AcpiError {
         /// Bytes from `ACPI_START` to `ACPI_END`.
         room: u64,
     },
+}
+
+impl Diagnose for AcpiError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// The tables as they lie at [`ACPI_START`], the RSDP first.

@@ -15,6 +15,7 @@ use mkpool::AddrRange;
 use mkvmm_base::layout::{
     CMDLINE_START, KERNEL_ALIGN, PAGE_SIZE, SETUP_DATA_END, SETUP_DATA_START,
 };
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_image::bzimage::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use mkvmm_memory::e820::E820Entry;
 
@@ -45,6 +46,12 @@ pub enum BootParamsError {
         /// Bytes between `SETUP_DATA_START` and `SETUP_DATA_END`.
         room: u64,
     },
+}
+
+impl Diagnose for BootParamsError {
+    fn class(&self) -> Class {
+        Class::NoRoom
+    }
 }
 
 /// What goes into the page.

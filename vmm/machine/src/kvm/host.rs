@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+use mkvmm_base::{Class, Diagnose};
 
 use crate::kvm::device::from_device;
 
@@ -44,11 +45,14 @@ pub enum HostError {
     Cpuid(#[source] kvm_ioctls::Error),
 }
 
-impl HostError {
-    /// What the user can do about it.
-    pub fn help(&self) -> Option<&'static str> {
+impl Diagnose for HostError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
+
+    fn hint(&self) -> Option<String> {
         let Self::Open(errno) = self else { return None };
-        Some(match errno.errno() {
+        let hint = match errno.errno() {
             libc::ENOENT => {
                 "load the kvm module (modprobe kvm_intel or kvm_amd), or enable virtualization in the firmware"
             }
@@ -56,7 +60,8 @@ impl HostError {
                 "your user needs read and write access to /dev/kvm (usually: membership in the group kvm)"
             }
             _ => return None,
-        })
+        };
+        Some(hint.to_owned())
     }
 }
 

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::kvm::host::Host;
 use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
+use mkvmm_base::{Class, Diagnose};
 
 /// Why KVM did not make a VM. Each names the ioctl.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,12 @@ pub enum VmError {
         /// KVM_CAP_NR_MEMSLOTS.
         limit: usize,
     },
+}
+
+impl Diagnose for VmError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// Names the ioctl in front of an errno.

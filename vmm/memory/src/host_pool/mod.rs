@@ -5,6 +5,7 @@
 //! addresses only; whoever releases a sub-pool has cleaned its memory.
 
 pub mod alloc_log;
+mod diagnose;
 mod sub_pool;
 mod what_if;
 

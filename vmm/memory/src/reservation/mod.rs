@@ -4,6 +4,7 @@
 //! by sealed memory files ([`crate::memory_file`], [`crate::pool_memory`]).
 
 pub mod backing;
+mod diagnose;
 pub(crate) mod mapping;
 
 use mkpool::AddrRange;

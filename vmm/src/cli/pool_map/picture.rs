@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use mkvmm::control::pool_map::{Owner, PoolMap, PoolSegment, SegmentKind};
+use mkvmm_api::pool::{Owner, PoolMap, Segment, SegmentKind};
 
 /// Colours of instances, as numbers of the terminal's 256 and as RGB. Each is
 /// told from its neighbours, on black and on white.
@@ -106,7 +106,7 @@ pub fn index(map: &PoolMap) -> HashMap<&str, usize> {
 }
 
 /// Whose `segment` is.
-pub fn who(segment: &PoolSegment, index: &HashMap<&str, usize>) -> Who {
+pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
     match &segment.kind {
         SegmentKind::Free => Who::Free,
         SegmentKind::Instance { instance, .. } => match index.get(instance.as_str()) {
@@ -172,8 +172,8 @@ impl Grid {
     /// `rows` rows or more, fewer than twice as many, and never less than
     /// `least` bytes in one, a power of two.
     pub fn new(map: &PoolMap, rows: u64, least: u64) -> Self {
-        let (first, last) = (map.pool.start, map.pool.end);
-        let wanted = (map.pool.size / rows.max(1)).max(1);
+        let (first, last) = (map.pool.range.start, map.pool.range.last());
+        let wanted = (map.pool.range.size / rows.max(1)).max(1);
         let row = (1_u64 << wanted.ilog2()).max(least);
         let start = first / row * row;
         Self {
@@ -225,10 +225,10 @@ impl<'a> Legend<'a> {
 /// `free: 3 extents, 200M: 128M at 0x…, 64M at 0x…`, the longest first.
 pub fn free_line(map: &PoolMap, size: impl Fn(u64) -> String) -> String {
     let free = map.segments.iter().filter(|s| s.kind == SegmentKind::Free);
-    let mut free: Vec<&PoolSegment> = free.collect();
+    let mut free: Vec<&Segment> = free.collect();
     free.sort_by_key(|segment| std::cmp::Reverse(segment.range.size));
     let listed = free.iter().take(EXTENTS_LISTED);
-    let listed = listed.map(|s| format!("{} at {}", size(s.range.size), s.range.start_hex));
+    let listed = listed.map(|s| format!("{} at {:#x}", size(s.range.size), s.range.start));
     let mut parts: Vec<String> = listed.collect();
     let rest: u64 = free.iter().skip(EXTENTS_LISTED).map(|s| s.range.size).sum();
     match free.len() {

@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 use svg::Document;
 use svg::node::element::{Group, Line, Pattern, Rectangle, Style, Text, Title};
 
-use mkvmm::control::objects::Range;
-use mkvmm::control::pool_map::{PoolMap, PoolSegment, SegmentKind};
+use mkvmm_api::Range;
+use mkvmm_api::pool::{PoolMap, Segment, SegmentKind};
+use mkvmm_base::state::State;
 
 use crate::cli::pool_map::picture::{
     Grid, Legend, PALETTE, Piece, Use, Who, colours, count, free_line, index, pieces, plain,
@@ -148,16 +149,16 @@ fn text(class: &str, x: f64, y: f64, content: impl Into<String>) -> Text {
 }
 
 fn span(range: &Range) -> String {
-    let last = range.start + (range.size - 1);
-    format!("{}-{last:#x}, {}", range.start_hex, size(range.size))
+    let (start, last) = (range.start, range.last());
+    format!("{start:#x}-{last:#x}, {}", size(range.size))
 }
 
 fn heading(document: Document, map: &PoolMap) -> Document {
     let pool = &map.pool;
-    let title = format!("pool {}-{}", pool.start_hex, pool.end_hex);
+    let title = format!("pool {:#x}-{:#x}", pool.range.start, pool.range.last());
     let numbers = format!(
         "{}, {} free, {} of it in one piece, {}, granule {}",
-        size(pool.size),
+        size(pool.range.size),
         size(pool.avail),
         size(pool.largest_free),
         count(pool.instances, "instance"),
@@ -229,13 +230,8 @@ impl Picture<'_> {
 
     /// The pool itself, which is free where nothing is drawn above it.
     fn rows(&self) -> Group {
-        let pool = Range {
-            start: self.map.pool.start,
-            start_hex: self.map.pool.start_hex.clone(),
-            size: self.map.pool.size,
-        };
         let bars = self
-            .slices(&pool)
+            .slices(&self.map.pool.range)
             .map(|s| rect("free", s.x, s.y, s.width, BAR));
         bars.fold(Group::new(), Group::add)
     }
@@ -267,15 +263,14 @@ impl Picture<'_> {
     fn segments(&self) -> Group {
         let index = index(self.map);
         let states = self.map.owners.iter();
-        let states: HashMap<&str, &str> = states
-            .map(|o| (o.name.as_str(), o.state.as_str()))
-            .collect();
+        let states: HashMap<&str, State> = states.map(|o| (o.name.as_str(), o.state)).collect();
         let mut labels = Group::new();
         let mut group = Group::new();
         for segment in &self.map.segments {
             let (class, title) = match (who(segment, &index), &segment.kind) {
                 (Who::Instance(i), SegmentKind::Instance { instance, .. }) => {
-                    let state = states.get(instance.as_str()).copied().unwrap_or_default();
+                    let state = states.get(instance.as_str());
+                    let state = state.map_or_else(String::new, State::to_string);
                     let colour = self.colours[i];
                     let title = format!("{} ({state})", plain(instance));
                     (format!("c{colour} memory"), title)
@@ -327,7 +322,7 @@ impl Picture<'_> {
 
     /// The segment's name, where it fits: on guest memory rather than on a
     /// kernel.
-    fn label(&self, segment: &PoolSegment) -> Option<Text> {
+    fn label(&self, segment: &Segment) -> Option<Text> {
         let (class, label) = match &segment.kind {
             SegmentKind::Instance { instance, .. } => ("label", plain(instance)),
             SegmentKind::Free => ("label dim", size(segment.range.size)),

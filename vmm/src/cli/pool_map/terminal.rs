@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anstyle::{Ansi256Color, Color, Effects, Style};
-use mkvmm::control::pool_map::{Owner, PoolMap};
+use mkvmm_api::pool::{Owner, PoolMap};
 
 use crate::cli::pool_map::picture::{
     Grid, Legend, PALETTE, Piece, Use, Who, colours, count, free_line, key, pieces, plain, rows_for,
@@ -106,7 +106,7 @@ fn label_style(colour: usize) -> Style {
 
 /// The picture and its legend, with colours.
 pub fn render(map: &PoolMap, room: Room) -> String {
-    let axis = format!("{:#x}", map.pool.end).len();
+    let axis = format!("{:#x}", map.pool.range.last()).len();
     let space = room.width.saturating_sub(axis + 2) as u64;
     let cells = match space.checked_ilog2() {
         Some(log) => (1 << log).max(LEAST_CELLS),
@@ -134,10 +134,10 @@ fn heading(text: &mut String, map: &PoolMap) {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{BOLD}pool {}-{}{BOLD:#}  {}, {} free, {} of it in one piece; {}",
-        pool.start_hex,
-        pool.end_hex,
-        size(pool.size),
+        "{BOLD}pool {:#x}-{:#x}{BOLD:#}  {}, {} free, {} of it in one piece; {}",
+        pool.range.start,
+        pool.range.last(),
+        size(pool.range.size),
         size(pool.avail),
         size(pool.largest_free),
         count(pool.instances, "instance")

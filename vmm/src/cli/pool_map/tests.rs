@@ -1,7 +1,8 @@
 //! Tests of both pictures.
 
-use mkvmm::control::objects::{BackingObject, Pool, Range};
-use mkvmm::control::pool_map::{Owner, Part, PoolMap, PoolSegment, SegmentKind};
+use mkvmm_api::Range;
+use mkvmm_api::pool::{Backing, Owner, Part, Pool, PoolMap, Segment, SegmentKind};
+use mkvmm_base::state::State;
 use svg::parser::Event;
 
 use super::picture::{Grid, Who, colours, index, who};
@@ -11,11 +12,7 @@ const MIB: u64 = 1 << 20;
 const BASE: u64 = 4 << 30;
 
 fn range(start: u64, size: u64) -> Range {
-    Range {
-        start,
-        start_hex: format!("{start:#x}"),
-        size,
-    }
+    Range { start, size }
 }
 
 /// A pool of `size` bytes with these segments one after the other; what is
@@ -29,34 +26,30 @@ fn map(size: u64, segments: impl IntoIterator<Item = (u64, SegmentKind)>) -> Poo
             owners.push(Owner {
                 id: 1,
                 name: instance.clone(),
-                state: "ready".to_owned(),
+                state: State::Ready,
                 memory: bytes,
                 chunks: 1,
             });
         }
         let range = range(next, bytes);
         next += bytes;
-        all.push(PoolSegment { range, kind });
+        all.push(Segment { range, kind });
     }
     let avail = BASE + size - next;
     if avail > 0 {
         let (range, kind) = (range(next, avail), SegmentKind::Free);
-        all.push(PoolSegment { range, kind });
+        all.push(Segment { range, kind });
     }
-    let (end, instances) = (BASE + size - 1, owners.len() as u64);
+    let instances = owners.len() as u64;
     PoolMap {
         pool: Pool {
-            start: BASE,
-            start_hex: format!("{BASE:#x}"),
-            end,
-            end_hex: format!("{end:#x}"),
-            size,
+            range: range(BASE, size),
             avail,
             used: size - avail,
             largest_free: avail,
             free_extents: 1,
             min_order: 12,
-            backing: BackingObject {
+            backing: Backing {
                 kind: "normal".to_owned(),
                 page_size: 4096,
                 prealloc: false,
@@ -150,8 +143,7 @@ fn neighbours_have_different_colours() {
 #[test]
 fn rows_are_round_and_a_pool_may_begin_anywhere() {
     let mut map = map(64 * MIB, []);
-    map.pool.start += 3 * MIB;
-    map.pool.end += 3 * MIB;
+    map.pool.range.start += 3 * MIB;
     map.segments[0].range.start += 3 * MIB;
     let grid = Grid::new(&map, 4, 4096);
     assert_eq!((grid.start, grid.row, grid.rows), (BASE, 16 * MIB, 5));

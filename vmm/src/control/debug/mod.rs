@@ -16,18 +16,19 @@ pub mod objects;
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use mkpool::{AddrRange, merge_adjacent};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::control::debug::objects::Translation;
 use crate::control::error::ControlError;
 use crate::debug::paging::{Fault, Walker};
-use crate::guest::{Guest, Reading};
+use crate::guest::Guest;
 use crate::instance::InstanceName;
 use crate::instance::memory::InstanceMemory;
 use crate::instance::state::{EndReason, State};
 use crate::manager::{Manager, ManagerError};
+use crate::vcpu::{ReadRequest, Reading};
+use mkvmm_api::debug::Translation;
+use mkvmm_base::{Class, Diagnose};
 
 /// Most bytes of memory that one request reads: 1 MiB.
 pub const MEMORY_MAX: u64 = 1 << 20;
@@ -147,27 +148,21 @@ pub enum DebugError {
     },
 }
 
-impl DebugError {
-    /// HTTP status and code.
-    pub fn kind(&self) -> (StatusCode, &'static str) {
-        const INVALID: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+impl Diagnose for DebugError {
+    fn class(&self) -> Class {
         match self {
-            Self::NoRegisters { .. } => (StatusCode::CONFLICT, "wrong-state"),
-            Self::NoCpu { .. } => (INVALID, "no-cpu"),
-            Self::Length { .. } => (INVALID, "invalid"),
-            Self::NoMemory { .. } => (INVALID, "no-memory"),
-            Self::Unmapped { .. } => (INVALID, "unmapped"),
-            Self::Silent { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "vmm-failed"),
+            Self::NoRegisters { .. } => Class::WrongState,
+            Self::NoCpu { .. } => Class::NoCpu,
+            Self::Length { .. } => Class::Invalid,
+            Self::NoMemory { .. } => Class::NoMemory,
+            Self::Unmapped { .. } => Class::Unmapped,
+            Self::Silent { .. } => Class::VmmFailed,
         }
     }
 
-    /// The nearest thing that would work.
-    pub fn help(&self) -> Option<String> {
+    fn hint(&self) -> Option<String> {
         match self {
-            Self::NoRegisters { state, .. } => {
-                let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
-                Some(format!("legal now: {}", legal.join(", ")))
-            }
+            Self::NoRegisters { state, .. } => Some(state.legal_hint()),
             Self::NoCpu { cpus, .. } => Some(format!("0 to {}", cpus.saturating_sub(1))),
             Self::Length { .. } => Some(format!("1 to {MEMORY_MAX} bytes")),
             Self::NoMemory { addr, nearest, .. } => {
@@ -187,8 +182,7 @@ impl DebugError {
         }
     }
 
-    /// The state that is in the way.
-    pub fn state(&self) -> Option<State> {
+    fn state(&self) -> Option<State> {
         match self {
             Self::NoRegisters { state, .. } => Some(*state),
             _ => None,
@@ -218,7 +212,7 @@ pub fn execute(
         DebugAction::Translate { addr, through } => {
             let memory = View::of(manager, guest)?;
             let walk = memory.walk(manager, &through, addr);
-            let translation = Translation::new(manager, guest, addr, &through, &walk);
+            let translation = objects::translation(manager, guest, addr, &through, &walk);
             Ok(DebugReply::Translation(Box::new(translation)))
         }
     }
@@ -229,7 +223,7 @@ fn registers(
     cpu: Option<u8>,
     translate: Option<u64>,
 ) -> Result<Readings, DebugError> {
-    let (name, state, cpus) = (guest.name(), guest.state(), guest.config().cpus);
+    let (name, state, cpus) = (guest.name(), guest.state(), guest.config().spec.cpus);
     if !state.is_live() && guest.last_registers().is_empty() {
         let name = name.clone();
         return Err(DebugError::NoRegisters { name, state });
@@ -243,11 +237,12 @@ fn registers(
         }
     };
     let (answer, answers) = unbounded_channel();
-    guest.read_registers(cpu, translate, &answer);
+    let request = ReadRequest { translate, answer };
+    guest.read_registers(cpu, &request);
     for (cpu, last) in (0_u8..).zip(guest.last_registers()) {
         if let (true, Some(registers)) = (asked.contains(&cpu), *last) {
             // There is a receiver: we hold it.
-            let _ = answer.send(Reading {
+            let _ = request.answer.send(Reading {
                 cpu,
                 registers,
                 translated: None,
@@ -389,7 +384,7 @@ mod tests {
                 len: 0x1001,
                 nearest: nearest(&ranges, addr),
             };
-            error.help().unwrap()
+            error.hint().unwrap()
         };
         assert_eq!(help(0x10), "there are 0xff0 bytes from there on, to 0xfff");
         assert_eq!(help(0x7000), "the nearest memory is 0x8000-0x8fff");

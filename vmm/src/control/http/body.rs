@@ -8,8 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use utoipa::{IntoParams, IntoResponses};
 
-use crate::control::error::{ControlError, ErrorBody};
+use crate::control::error::ControlError;
 use crate::instance::InstanceName;
+use mkvmm_api::ErrorBody;
 
 /// Longest body of a request, bytes.
 const BODY_MAX: usize = 64 << 10;

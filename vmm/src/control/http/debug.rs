@@ -7,14 +7,15 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::timeout;
 
 use crate::control::action::{Action, Reply};
-use crate::control::debug::objects::{CpuRegisters, MemoryObject, Registers, Translation};
+use crate::control::debug::objects::cpu_registers;
 use crate::control::debug::{DebugAction, DebugError, DebugReply, PATIENCE, Readings};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{NameParam, Refusal, name};
 use crate::control::http::debug_query::{MemoryQuery, RegsQuery, TranslateQuery};
-use crate::guest::Reading;
 use crate::instance::InstanceName;
+use crate::vcpu::Reading;
+use mkvmm_api::debug::{Memory, Registers, Translation};
 
 type Answer = Result<Response, ControlError>;
 type NamePath = Result<Path<String>, PathRejection>;
@@ -45,10 +46,10 @@ pub async fn regs(
     let missing = readings.asked.iter().filter(|cpu| !answered(cpu));
     Ok(Json(Registers {
         missing: missing.copied().collect(),
-        cpus: answers.iter().map(CpuRegisters::from).collect(),
+        cpus: answers.iter().map(cpu_registers).collect(),
         name: readings.name,
-        state: readings.state.to_string(),
-        reason: readings.reason.map(|reason| reason.to_string()),
+        state: readings.state,
+        reason: readings.reason,
     })
     .into_response())
 }
@@ -57,7 +58,7 @@ pub async fn regs(
 /// can be read, and the low window, which is one of them.
 #[utoipa::path(get, path = "/v1/instances/{name}/memory",
     params(NameParam, MemoryQuery),
-    responses((status = 200, body = MemoryObject), Refusal))]
+    responses((status = 200, body = Memory), Refusal))]
 pub async fn memory(
     State(api): State<Api>,
     path: NamePath,
@@ -77,7 +78,7 @@ pub async fn memory(
     match reply {
         Reply::Debug(DebugReply::Memory(bytes)) => {
             let (addr, is_virtual) = (query.addr.0, query.is_virtual);
-            let memory = MemoryObject::new(&name, addr, is_virtual, &bytes);
+            let memory = Memory::new(name.to_string(), addr, is_virtual, &bytes);
             Ok(Json(memory).into_response())
         }
         // The controller answers what it was asked.

@@ -10,8 +10,7 @@ use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{LogQuery, Refusal};
 use crate::control::metrics;
-use crate::control::pool_log::PoolRecord;
-use crate::control::pool_map::PoolMap;
+use mkvmm_api::pool::{PoolMap, PoolRecord};
 
 /// Who has which bytes of the pool, without a gap.
 #[utoipa::path(get, path = "/v1/pool/map", responses((status = 200, body = PoolMap), Refusal))]

@@ -10,18 +10,19 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::control::action::{Action, Planned, Reply};
-use crate::control::bodies::{AllocBody, CreateBody, KillBody, LoadBody, PlanBody, SIZE_MAX};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::objects::{
-    Allocation, Audit, E820Row, Instance, IomemRow, Plan, Pool, Version,
-};
 use crate::instance::InstanceName;
 use crate::instance::state::Verb;
-use crate::spec::{GuestSpec, SpecError};
+use crate::spec::{ImagesSpec, InstanceSpec, instance};
+use mkvmm_api::Range;
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
 
 /// What a handler answers with.
 type Answer = Result<Response, ControlError>;
@@ -93,12 +94,10 @@ async fn allocate(
 ) -> Answer {
     let dry_run = dry_run(query)?;
     let AllocBody { size, align } = json(body).await?;
-    check_size("size", size)?;
-    check_size("align", align.unwrap_or(0))?;
     let action = Action::Alloc {
         instance,
-        size,
-        align: align.unwrap_or(0),
+        size: size.bytes(),
+        align,
     };
     let reply = api.call(action, dry_run).await?;
     let status = if dry_run {
@@ -111,8 +110,8 @@ async fn allocate(
 
 /// Takes memory out of the main pool.
 #[utoipa::path(post, path = "/v1/pool/allocations", params(DryRun), request_body = AllocBody,
-    responses((status = 200, body = Allocation, description = "dry run"),
-              (status = 201, body = Allocation), Refusal))]
+    responses((status = 200, body = Range, description = "dry run"),
+              (status = 201, body = Range), Refusal))]
 pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
     allocate(&api, None, query, body).await
 }
@@ -120,7 +119,7 @@ pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) 
 /// Gives it back, scrubbed.
 #[utoipa::path(delete, path = "/v1/pool/allocations/{addr}",
     params(AddrParam, DryRun),
-    responses((status = 200, body = Allocation), Refusal))]
+    responses((status = 200, body = Range), Refusal))]
 pub async fn pool_free(
     State(api): State<Api>,
     path: Result<Path<u64>, PathRejection>,
@@ -145,7 +144,8 @@ pub async fn list(State(api): State<Api>) -> Answer {
               (status = 201, body = Instance), Refusal))]
 pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
     let dry_run = dry_run(query)?;
-    let Planned { config, images } = planned(&api, json(body).await?, dry_run).await?;
+    let CreateBody(spec) = json(body).await?;
+    let Planned { config, images } = planned(&api, spec, dry_run).await?;
     let reply = api.call(Action::Create { config, images }, dry_run).await?;
     let status = if dry_run {
         StatusCode::OK
@@ -156,16 +156,14 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
 }
 
 /// Checks what is to be made and reads its images.
-async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, ControlError> {
-    check_size("memory", body.memory)?;
-    let name: InstanceName = body.name.parse()?;
-    let spec = GuestSpec::from_pairs(body.pairs())?;
-    let mut config = spec.instance(name.clone());
-    let images = match spec.images {
-        Some(images) => Some(api.read_images(name, images).await?),
+async fn planned(api: &Api, spec: InstanceSpec, dry_run: bool) -> Result<Planned, ControlError> {
+    let wanted = spec.images()?;
+    let mut config = instance(spec)?;
+    let images = match wanted {
+        Some(images) => Some(api.read_images(config.name.clone(), images).await?),
         None => None,
     };
-    if let Some(path) = spec.console_log {
+    if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
     }
     Ok(Planned { config, images })
@@ -177,18 +175,10 @@ async fn planned(api: &Api, body: CreateBody, dry_run: bool) -> Result<Planned, 
 pub async fn plan(State(api): State<Api>, body: Body) -> Answer {
     let PlanBody { instances } = json(body).await?;
     let mut wanted = Vec::new();
-    for instance in instances {
-        wanted.push(planned(&api, instance, true).await?);
+    for CreateBody(spec) in instances {
+        wanted.push(planned(&api, spec, true).await?);
     }
     Ok(api.call(Action::Plan(wanted), false).await?.into_response())
-}
-
-/// Refuses what no machine has; what is too small, the allocator refuses.
-fn check_size(field: &'static str, value: u64) -> Result<(), ControlError> {
-    if value > SIZE_MAX {
-        return Err(ControlError::Value { field, value });
-    }
-    Ok(())
 }
 
 /// One instance.
@@ -217,7 +207,7 @@ pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
 
 /// Puts images into an instance's memory, in place of those it has.
 #[utoipa::path(post, path = "/v1/instances/{name}/load",
-    params(NameParam, DryRun), request_body = LoadBody,
+    params(NameParam, DryRun), request_body = ImagesSpec,
     responses((status = 200, body = Instance), Refusal))]
 pub async fn load(
     State(api): State<Api>,
@@ -226,11 +216,9 @@ pub async fn load(
     body: Body,
 ) -> Answer {
     let (name, dry_run) = (name(path)?, dry_run(query)?);
-    let body: LoadBody = json(body).await?;
+    let wanted: ImagesSpec = json(body).await?;
     // Nobody needs to wait for files of an instance that is not there.
     api.call(Action::Show(name.clone()), false).await?;
-    let spec = GuestSpec::from_pairs(body.pairs())?;
-    let wanted = spec.images.ok_or(SpecError::NoKernel)?;
     let images = api.read_images(name.clone(), wanted).await?;
     let action = Action::Load { name, images };
     Ok(api.call(action, dry_run).await?.into_response())
@@ -314,8 +302,8 @@ pub async fn e820(State(api): State<Api>, path: NamePath) -> Answer {
 /// of its control block.
 #[utoipa::path(post, path = "/v1/instances/{name}/allocations",
     params(NameParam, DryRun), request_body = AllocBody,
-    responses((status = 200, body = Allocation, description = "dry run"),
-              (status = 201, body = Allocation), Refusal))]
+    responses((status = 200, body = Range, description = "dry run"),
+              (status = 201, body = Range), Refusal))]
 pub async fn alloc(
     State(api): State<Api>,
     path: NamePath,
@@ -330,7 +318,7 @@ pub async fn alloc(
 #[utoipa::path(delete, path = "/v1/instances/{name}/allocations/{addr}",
     params(NameParam, AddrParam,
            DryRun),
-    responses((status = 200, body = Allocation), Refusal))]
+    responses((status = 200, body = Range), Refusal))]
 pub async fn free(
     State(api): State<Api>,
     path: Result<Path<(String, u64)>, PathRejection>,

@@ -19,11 +19,11 @@ use crate::control::action::{Action, Reply};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
-use crate::control::number::EXACT_MAX;
 use crate::devices::console_ring::ConsoleRing;
 use crate::event_log::{Event, EventLog};
 use crate::event_loop::{EventSender, VmmEvent};
 use crate::instance::InstanceId;
+use mkvmm_api::number::EXACT_MAX;
 
 /// The protocol that a console connection is upgraded to: bytes, both ways.
 pub const CONSOLE_PROTOCOL: &str = "mkvmm-console";
@@ -75,8 +75,8 @@ pub async fn events(
 ) -> Result<Response, ControlError> {
     let Query(query) = query?;
     if query.since > EXACT_MAX {
-        let (field, value) = ("since", query.since);
-        return Err(ControlError::Value { field, value });
+        let since = query.since;
+        return Err(ControlError::Since { since });
     }
     let following = Following {
         newest: api.log.watch(),
