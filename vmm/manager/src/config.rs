@@ -2,49 +2,64 @@
 
 use std::sync::Arc;
 
+use mkpool::PAGE_ORDER;
+use mkvmm_api::{InstanceSpec, Size, SpecError};
 use mkvmm_base::InstanceName;
-use mkvmm_base::affinity::CpuSet;
-use mkvmm_base::state::OnEnd;
-use mkvmm_base::violation::ViolationPolicy;
 
 use crate::console_log::LogFile;
 
-/// An instance without images: what `create` takes.
+/// An instance without its images: what `create` takes.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
     /// Its name.
     pub name: InstanceName,
-    /// Its memory in bytes.
-    pub memory: u64,
-    /// The log2 of its granule; the pool's own when `None`.
-    pub order: Option<u32>,
-    /// The number of its vCPUs.
-    pub cpus: u8,
-    /// Host processors that its vCPUs may use; all when `None`.
-    pub affinity: Option<CpuSet>,
-    /// What follows when it accesses memory it does not own.
-    pub violation: ViolationPolicy,
-    /// What follows a reboot.
-    pub on_reboot: OnEnd,
-    /// What follows a panic.
-    pub on_panic: OnEnd,
-    /// A file that keeps what it prints.
+    /// What its user wrote, checked.
+    pub spec: InstanceSpec,
+    /// A file that keeps what it prints, opened.
     pub console_log: Option<Arc<LogFile>>,
 }
 
 impl InstanceConfig {
     /// Returns an instance of one vCPU and nothing out of the ordinary.
-    pub fn new(name: InstanceName, memory: u64) -> Self {
+    pub fn new(name: InstanceName, memory: Size) -> Self {
         Self {
+            spec: InstanceSpec {
+                name: Some(name.clone()),
+                memory,
+                ..InstanceSpec::default()
+            },
             name,
-            memory,
-            order: None,
-            cpus: 1,
-            affinity: None,
-            violation: ViolationPolicy::Log,
-            on_reboot: OnEnd::Stop,
-            on_panic: OnEnd::Stop,
             console_log: None,
         }
+    }
+
+    /// Returns what to create out of `spec`; its console log is still to be
+    /// opened.
+    ///
+    /// # Errors
+    /// [`SpecError`] where it has no name, or [`InstanceSpec::check`] refuses it.
+    pub fn of(spec: InstanceSpec) -> Result<Self, SpecError> {
+        spec.check()?;
+        let name = spec.name.clone();
+        Ok(Self {
+            name: name.ok_or(SpecError::Missing { key: "name" })?,
+            spec,
+            console_log: None,
+        })
+    }
+
+    /// Returns its memory in bytes.
+    pub fn memory(&self) -> u64 {
+        self.spec.memory.bytes()
+    }
+
+    /// Returns the log2 of its granule.
+    pub fn order(&self) -> u32 {
+        self.spec.order.unwrap_or(PAGE_ORDER)
+    }
+
+    /// Returns the number of its vCPUs.
+    pub fn cpus(&self) -> u8 {
+        self.spec.cpus
     }
 }

@@ -165,8 +165,8 @@ impl Guest {
     /// Returns what its policy says about an end.
     pub fn on_end(&self, reason: EndReason) -> OnEnd {
         match reason {
-            EndReason::Reboot => self.config.on_reboot,
-            EndReason::Panic => self.config.on_panic,
+            EndReason::Reboot => self.config.spec.on_reboot,
+            EndReason::Panic => self.config.spec.on_panic,
             _ => OnEnd::Stop,
         }
     }
@@ -176,15 +176,7 @@ impl Guest {
     /// # Errors
     /// See [`e820::build`].
     pub fn e820(&self, pool: &HostPool) -> Result<Vec<E820Entry>, RangeError> {
-        let mut withheld: Vec<AddrRange> = self.sub_pool.withheld().collect();
-        if let Some(loaded) = &self.loaded {
-            withheld.extend(loaded.plan.withheld());
-        }
-        e820::build(&E820Facts {
-            pool: pool.range(),
-            chunks: self.sub_pool.regions(),
-            withheld: &withheld,
-        })
+        e820(pool, &self.sub_pool, self.loaded.as_ref())
     }
 
     /// Returns the map that the guest was given at its start, and the ranges
@@ -193,4 +185,24 @@ impl Guest {
         let loaded = self.loaded.as_ref().filter(|_| self.state.is_live())?;
         Some((&loaded.e820, &loaded.slots))
     }
+}
+
+/// Returns the memory map of an instance, from the ledger as it stands.
+///
+/// # Errors
+/// See [`e820::build`].
+pub fn e820(
+    pool: &HostPool,
+    sub_pool: &SubPool,
+    loaded: Option<&Loaded>,
+) -> Result<Vec<E820Entry>, RangeError> {
+    let mut withheld: Vec<AddrRange> = sub_pool.withheld().collect();
+    if let Some(loaded) = loaded {
+        withheld.extend(loaded.plan.withheld());
+    }
+    e820::build(&E820Facts {
+        pool: pool.range(),
+        chunks: sub_pool.regions(),
+        withheld: &withheld,
+    })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mkpool::AddrRange;
+use mkvmm_api::ImagesSpec;
 use mkvmm_base::InstanceName;
 use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::ContentHash;
@@ -64,6 +65,8 @@ pub struct Images {
     pub archives: Vec<Archive>,
     /// The command line.
     pub cmdline: String,
+    /// What its user wrote; `None` where nobody did.
+    pub spec: Option<ImagesSpec>,
 }
 
 impl Images {

@@ -33,6 +33,10 @@ pub struct Host {
     pub kvm: OwnedFd,
     /// The program that children run; this one when `None`.
     pub program: Option<PathBuf>,
+    /// Bits of a guest-physical address.
+    pub address_bits: u32,
+    /// Whether guests have 1 GiB pages.
+    pub has_huge_pages: bool,
     /// The environment of children.
     pub environment: Vec<(String, String)>,
     /// Where the output of children goes.

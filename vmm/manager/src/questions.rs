@@ -146,7 +146,7 @@ impl Manager {
 
 /// The vCPUs to ask.
 fn asked(guest: &Guest, cpu: Option<u8>) -> Result<Vec<u8>, QuestionError> {
-    let cpus = guest.config().cpus;
+    let cpus = guest.config().cpus();
     match cpu {
         Some(cpu) if cpu >= cpus => Err(QuestionError::NoCpu {
             name: guest.name().clone(),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mkpool::AddrRange;
 use mkvmm_base::state::{State, Verb};
-use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::reservation::ReservationConfig;
 
@@ -50,6 +51,45 @@ pub enum RegistryError {
     /// The ledger refused.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
+}
+
+impl Diagnose for RegistryError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unknown { .. } => Class::NoInstance,
+            Self::Exists { .. } => Class::Exists,
+            Self::State { .. } => Class::WrongState,
+            Self::Busy { .. } => Class::Busy,
+            Self::Pool(error) => error.class(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists { .. } => Some("delete it first, or choose another name".to_owned()),
+            Self::State { state, .. } => {
+                let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
+                Some(format!("legal now: {}", legal.join(", ")))
+            }
+            Self::Busy { .. } => Some("wait until that is done, or kill it".to_owned()),
+            Self::Pool(error) => error.hint(),
+            Self::Unknown { .. } => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        match self {
+            Self::State { state, .. } => Some(*state),
+            _ => None,
+        }
+    }
 }
 
 /// The instances by number and by name, the ledger, and what happened.
@@ -173,6 +213,90 @@ impl Registry {
             return Err(RegistryError::State { name, state, verb });
         }
         Ok(guest.id())
+    }
+
+    /// Allocates memory in an instance, or in the main pool. A rehearsal gives
+    /// it back at once.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn alloc(
+        &mut self,
+        instance: Option<&InstanceName>,
+        size: u64,
+        align: u64,
+        rehearse: bool,
+    ) -> Result<AddrRange, RegistryError> {
+        let paused = rehearse.then(|| self.pool.log_mut().pause(true));
+        let result = self.alloc_in(instance, size, align);
+        if let (Some(paused), range) = (paused, &result) {
+            let freed = match range {
+                Ok(range) => self.free_in(instance, range.start()).map(drop),
+                Err(_) => Ok(()),
+            };
+            self.pool.log_mut().pause(paused);
+            freed?;
+        }
+        result
+    }
+
+    fn alloc_in(
+        &mut self,
+        instance: Option<&InstanceName>,
+        size: u64,
+        align: u64,
+    ) -> Result<AddrRange, RegistryError> {
+        let Some(name) = instance else {
+            return Ok(self.pool.alloc(size, align)?);
+        };
+        let (id, is_live) = self.for_allocation(name)?;
+        match self.guests.get_mut(&id) {
+            Some(guest) => Ok(self.pool.alloc_in(&mut guest.sub_pool, size, align, is_live)?),
+            None => Err(RegistryError::Unknown { name: name.clone() }),
+        }
+    }
+
+    /// Frees what [`Self::alloc`] gave at `addr`; a rehearsal only says what
+    /// that is.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn free(
+        &mut self,
+        instance: Option<&InstanceName>,
+        addr: u64,
+        rehearse: bool,
+    ) -> Result<AddrRange, RegistryError> {
+        if !rehearse {
+            return self.free_in(instance, addr);
+        }
+        Ok(match instance {
+            Some(name) => self.find(name)?.sub_pool().allocation(addr)?,
+            None => self.pool.allocation(addr)?,
+        })
+    }
+
+    fn free_in(
+        &mut self,
+        instance: Option<&InstanceName>,
+        addr: u64,
+    ) -> Result<AddrRange, RegistryError> {
+        let Some(name) = instance else {
+            return Ok(self.pool.free(addr)?);
+        };
+        let (id, is_live) = self.for_allocation(name)?;
+        match self.guests.get_mut(&id) {
+            Some(guest) => Ok(self.pool.free_in(&mut guest.sub_pool, addr, is_live)?),
+            None => Err(RegistryError::Unknown { name: name.clone() }),
+        }
+    }
+
+    /// The instance to allocate in, and whether its guest owns its RAM: from
+    /// the moment that its map is computed.
+    fn for_allocation(&self, name: &InstanceName) -> Result<(InstanceId, bool), RegistryError> {
+        let guest = self.find(name)?;
+        let is_live = guest.state().is_live() || guest.busy == Some(Verb::Start);
+        Ok((guest.id(), is_live))
     }
 
     /// Adds an instance whose name is free.

@@ -165,7 +165,7 @@ fn boot_order(
         allocations: &allocations,
         initramfs_size: loaded.initramfs().map_or(0, |range| range.size()),
         entry: loaded.entry(),
-        cpus: config.cpus,
+        cpus: config.cpus(),
         cmdline: &loaded.cmdline,
         cmdline_addr: layout::CMDLINE_START,
     })?;
@@ -174,9 +174,9 @@ fn boot_order(
         kind: entry.kind.raw(),
     };
     Ok(BootOrder {
-        cpus: config.cpus,
-        affinity: config.affinity.as_ref().map(ToString::to_string),
-        violation: config.violation,
+        cpus: config.cpus(),
+        affinity: config.spec.cpus_affinity.as_ref().map(ToString::to_string),
+        violation: config.spec.violation,
         pool: extent(registry.pool().range()),
         low_window: extent(loaded.plan.low_window),
         kernel: extent(loaded.plan.kernel),

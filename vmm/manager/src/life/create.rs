@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mkpool::{Draft, PAGE_ORDER};
+use mkpool::Draft;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_base::{InstanceId, InstanceName};
@@ -148,8 +148,7 @@ pub fn carve(
     id: InstanceId,
     config: &InstanceConfig,
 ) -> Result<SubPool, HostPoolError> {
-    let order = config.order.unwrap_or(PAGE_ORDER);
-    pool.carve_with_order(id, &config.name, config.memory, order)
+    pool.carve_with_order(id, &config.name, config.memory(), config.order())
 }
 
 /// Finds places for images in a sub-pool; changes nothing.

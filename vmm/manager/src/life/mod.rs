@@ -20,8 +20,9 @@ pub mod release;
 pub(crate) mod workers;
 
 use mkpool::RangeError;
-use mkvmm_base::InstanceName;
 use mkvmm_base::cmdline::CmdlineError;
+use mkvmm_base::state::State;
+use mkvmm_base::{Class, Diagnose, InstanceName, Room};
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::shared::SharedError;
@@ -85,6 +86,61 @@ pub enum StepError {
     /// The manager is ending.
     #[error("mkvmm is ending")]
     Ending,
+}
+
+impl LifeError {
+    fn inner(&self) -> &dyn Diagnose {
+        match self {
+            Self::Registry(error) => error,
+            Self::Instance { source, .. } => source,
+        }
+    }
+}
+
+impl Diagnose for LifeError {
+    fn class(&self) -> Class {
+        self.inner().class()
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.inner().hint()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.inner().room()
+    }
+
+    fn state(&self) -> Option<State> {
+        self.inner().state()
+    }
+}
+
+impl Diagnose for StepError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Pool(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Cmdline(error) => error.class(),
+            Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
+            _ => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Pool(error) => error.hint(),
+            Self::Memory(error) => error.hint(),
+            Self::Cmdline(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
 }
 
 impl StepError {

@@ -35,7 +35,7 @@ impl Manager {
                 return Err(StepError::Killed);
             };
             guest.epoch += 1;
-            guest.status.renew(guest.config.cpus, board.reader());
+            guest.status.renew(guest.config.cpus(), board.reader());
             // From here on it may write.
             guest.is_clean = false;
             let identity = Identity {

@@ -19,7 +19,6 @@ impl Diagnose for HostPoolError {
             Self::Alloc(_) | Self::Hold { .. } => Class::Invalid,
             Self::NoAllocation { .. } => Class::NoAllocation,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,
-            Self::Reservation(error) => error.class(),
             Self::Pool(_) | Self::Free(_) | Self::Stale(_) | Self::Tree(_) | Self::Destroy(_) => {
                 Class::VmmFailed
             }
@@ -29,7 +28,6 @@ impl Diagnose for HostPoolError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Placement(error) => error.hint(),
-            Self::Reservation(error) => error.hint(),
             _ => self.room().map(|room| {
                 let (avail, largest) = (room.avail, room.largest_free);
                 format!("{avail} bytes are free, {largest} of them in one piece")

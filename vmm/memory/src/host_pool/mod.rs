@@ -6,6 +6,7 @@
 
 pub mod alloc_log;
 mod diagnose;
+mod rehearsal;
 mod sub_pool;
 mod what_if;
 
@@ -18,6 +19,7 @@ use mkpool::{
     StaleDraft,
 };
 
+pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
 pub use what_if::Wanted;
 
