@@ -3,6 +3,8 @@
 
 use mkvmm_base::image_facts::{BootMode, FactsError, ImageFacts, KernelFacts};
 use mkvmm_base::layout::CMDLINE_MAX;
+use mkvmm_base::unpacking::{ContentHash, Facts, Unpacked};
+use sha2::{Digest, Sha256};
 
 pub use mkvmm_base::image_facts::KernelFormat;
 
@@ -151,6 +153,21 @@ impl KernelImage {
         Ok(image)
     }
 
+    /// What an unpacker would say of the built-in probe's bytes. Those are part
+    /// of the program, so they may be parsed in any process.
+    ///
+    /// # Errors
+    /// As [`KernelImage::probe`].
+    pub fn probe_content() -> Result<Unpacked, ImageError> {
+        let size = mkvmm_guest_images::PROBE.len() as u64;
+        Ok(Unpacked {
+            facts: Facts::Kernel(Self::probe()?.facts),
+            sha256: ContentHash(Sha256::digest(mkvmm_guest_images::PROBE).into()),
+            input_size: size,
+            output_size: size,
+        })
+    }
+
     /// What is known of it; distances in the file count from the beginning of
     /// the file that was parsed, or of its unpacked payload.
     pub fn kernel_facts(&self) -> &KernelFacts {
@@ -268,6 +285,10 @@ mod tests {
         assert!(probe.mem_size() <= 2 << 20);
         assert_eq!(probe.align(), 2 << 20);
         assert!(probe.segments().count() >= 1);
+        let content = KernelImage::probe_content().unwrap();
+        let facts = Facts::Kernel(probe.kernel_facts().clone());
+        assert_eq!(content.facts, facts);
+        probe.kernel_facts().check(content.output_size).unwrap();
     }
 
     #[test]
