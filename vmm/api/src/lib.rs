@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`spec`] | [`InstanceSpec`], the one description of an instance, and [`ImagesSpec`] |
 //! | [`bodies`] | what requests carry |
-//! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`] | what answers carry |
+//! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | what answers carry |
 //! | [`error`] | refusals |
 //! | [`reader`] | a reader of `KEY=VAL,…` for any struct of this crate |
 //! | [`number`], [`size`], [`range`](mod@range), [`hex`], [`source`] | the values in them |
@@ -20,6 +20,7 @@
 
 pub mod bodies;
 pub mod debug;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod hex;

@@ -41,7 +41,7 @@ pub struct Loaded {
 impl Loaded {
     /// Returns the guest-physical address of the kernel's 64-bit entry.
     pub fn entry(&self) -> u64 {
-        self.plan.kernel.start() + self.images.kernel.facts.entry_offset
+        self.plan.kernel.start() + self.images.facts().entry_offset
     }
 
     /// Returns the initramfs with its exact size: the kernel unpacks what it

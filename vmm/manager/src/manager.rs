@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use mkvmm_base::state::Verb;
 use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_images::{Access, Budget, BuiltIn, ImageStore};
 use mkvmm_keeper::process::Output;
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 
 use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
+use crate::images::UnpackerChildren;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
@@ -44,10 +46,23 @@ pub struct Host {
 }
 
 /// How a manager treats its guests.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Options {
+    /// Their consoles.
+    pub console: ConsoleOptions,
+    /// What images may use.
+    pub images: Budget,
+    /// What those who name images may name.
+    pub access: Access,
+    /// The kernel that needs no file.
+    pub probe: BuiltIn,
+}
+
+/// How consoles are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct ConsoleOptions {
     /// Bytes of output that each guest's console keeps.
-    pub console_ring: usize,
+    pub ring: usize,
     /// Whether guests wait until what they print was handed on, instead of
     /// losing what nobody has read.
     pub lossless: bool,
@@ -58,8 +73,12 @@ pub struct Options {
 pub struct Manager {
     registry: RefCell<Registry>,
     pub(crate) files: Files,
-    pub(crate) host: Host,
-    pub(crate) options: Options,
+    pub(crate) host: Rc<Host>,
+    /// Images by the files that they come from.
+    pub(crate) images: ImageStore<UnpackerChildren>,
+    /// What those who name images may name.
+    pub(crate) access: Arc<Access>,
+    pub(crate) console: ConsoleOptions,
     /// Told whenever an instance has changed its state.
     pub(crate) changed: Notify,
     is_ending: Cell<bool>,
@@ -72,12 +91,21 @@ pub struct Manager {
 impl Manager {
     /// Makes an owner of nothing yet but `pool`.
     pub fn new(host: Host, pool: HostPool, memory: PoolMemory, options: Options) -> Rc<Self> {
+        let Options {
+            console,
+            images,
+            access,
+            probe,
+        } = options;
+        let host = Rc::new(host);
         let registry = Registry::new(pool, *memory.config());
         Rc::new(Self {
             registry: RefCell::new(registry),
             files: Files::new(memory),
+            images: ImageStore::new(UnpackerChildren(Rc::clone(&host)), images, probe),
+            access: Arc::new(access),
             host,
-            options,
+            console,
             changed: Notify::new(),
             is_ending: Cell::new(false),
             questions: RefCell::default(),

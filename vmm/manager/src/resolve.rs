@@ -1,41 +1,19 @@
-//! From what users write to what is built.
-//!
-//! [`InstanceSpec`] is the one description of an instance. [`resolve`] reads
-//! the files that specs name and returns [`GuestConfig`]s, or refuses them all.
+//! From what users write to what is built: files are read, names given and
+//! compared, console logs opened.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use mkvmm_base::{Class, Diagnose};
+use mkvmm_api::{ImagesSpec, InstanceSpec, SpecError};
+use mkvmm_base::{Class, Diagnose, InstanceName, Room};
+use mkvmm_images::Batch;
 
-use crate::builder::{GuestConfig, Images, InstanceConfig};
-use crate::devices::console_log::{LogError, LogFile};
-use crate::instance::InstanceName;
-use crate::loader::cache::{Batch, CacheError};
-use crate::loader::cmdline::DEFAULT_LINUX;
-use crate::loader::{ImageCache, ImageSource, Initramfs};
-pub use mkvmm_api::spec::{DEFAULT_MEMORY, ImagesSpec, InstanceSpec, SpecError};
-use mkvmm_api::{KernelSource, Source};
-
-/// Why a guest's file was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("{what} {}", .path.display())]
-pub struct FileError {
-    /// The role of the file: "kernel" or "initramfs".
-    pub what: &'static str,
-    /// The path as given.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    #[source]
-    pub source: CacheError,
-}
-
-impl Diagnose for FileError {
-    fn class(&self) -> Class {
-        self.source.class()
-    }
-}
+use crate::config::InstanceConfig;
+use crate::console_log::{LogError, LogFile};
+use crate::images::{self, ImageError, Images, UnpackerChildren};
+use crate::manager::Manager;
+use crate::run::GuestConfig;
 
 /// Why guests could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +21,14 @@ pub enum ResolveError {
     /// The description is wrong.
     #[error("--guest")]
     Spec(#[from] SpecError),
-    /// A file is wrong.
+    /// An image is wrong.
     #[error("guest {name}")]
-    File {
+    Image {
         /// The name of the guest.
         name: InstanceName,
-        /// Which file, and why.
+        /// Which image, and why.
         #[source]
-        source: FileError,
+        source: ImageError,
     },
     /// A file cannot be a console log.
     #[error("guest {name}")]
@@ -63,128 +41,116 @@ pub enum ResolveError {
     },
 }
 
+impl ResolveError {
+    fn inner(&self) -> &dyn Diagnose {
+        match self {
+            Self::Spec(error) => error,
+            Self::Image { source, .. } => source,
+            Self::Log { source, .. } => source,
+        }
+    }
+}
+
 impl Diagnose for ResolveError {
     fn class(&self) -> Class {
-        match self {
-            Self::Spec(error) => error.class(),
-            Self::File { source, .. } => source.class(),
-            Self::Log { source, .. } => source.class(),
-        }
+        self.inner().class()
     }
 
     fn hint(&self) -> Option<String> {
-        match self {
-            Self::Spec(error) => error.hint(),
-            Self::File { .. } | Self::Log { .. } => None,
-        }
+        self.inner().hint()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.inner().room()
     }
 }
 
-/// Returns what to create out of `spec`; its console log is still to be
-/// opened.
-///
-/// # Errors
-/// [`SpecError`] where it has no name, or [`InstanceSpec::check`] refuses it.
-pub fn instance(spec: InstanceSpec) -> Result<InstanceConfig, SpecError> {
-    spec.check()?;
-    let name = spec.name.clone();
-    Ok(InstanceConfig {
-        name: name.ok_or(SpecError::Missing { key: "name" })?,
-        spec,
-        console_log: None,
-    })
+impl Manager {
+    /// Reads the images of instance `name`, which has `memory` bytes.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn read_images(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        spec: ImagesSpec,
+        memory: u64,
+    ) -> Result<Images, ResolveError> {
+        let mut batch = self.images.batch(Arc::clone(&self.access));
+        self.read_from(name, spec, memory, &mut batch).await
+    }
+
+    async fn read_from(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        spec: ImagesSpec,
+        memory: u64,
+        batch: &mut Batch<UnpackerChildren>,
+    ) -> Result<Images, ResolveError> {
+        let images = images::read(spec, memory, batch, || self.images.probe()).await;
+        images.map_err(|source| ResolveError::Image {
+            name: name.clone(),
+            source,
+        })
+    }
+
+    /// Reads all images of a launch, each source once, and opens the console
+    /// logs.
+    ///
+    /// # Errors
+    /// [`ResolveError`]; no log was begun then.
+    pub async fn resolve(
+        self: &Rc<Self>,
+        configs: Vec<(InstanceConfig, ImagesSpec)>,
+    ) -> Result<Vec<GuestConfig>, ResolveError> {
+        let mut batch = self.images.batch(Arc::clone(&self.access));
+        let mut resolved = Vec::new();
+        for (instance, spec) in configs {
+            let (name, memory) = (instance.name.clone(), instance.memory());
+            let images = self.read_from(&name, spec, memory, &mut batch).await?;
+            resolved.push(GuestConfig { instance, images });
+        }
+        // Last, since they are written: nothing else can be wrong by now.
+        for config in &mut resolved {
+            let instance = &mut config.instance;
+            if let Some(path) = &instance.spec.console_log {
+                let log = LogFile::open(path, &[]).map_err(|source| ResolveError::Log {
+                    name: instance.name.clone(),
+                    source,
+                })?;
+                instance.console_log = Some(Arc::new(log));
+            }
+        }
+        Ok(resolved)
+    }
 }
 
-/// Reads all images, each source once, and checks what guests have in common.
-/// Guests without a name are called `guest1`, `guest2`, … by their place.
+/// Checks what guests of a launch have in common. Those without a name are
+/// called `guest1`, `guest2`, … by their place.
 ///
 /// # Errors
-/// [`ResolveError`]; nothing has been reserved yet.
-pub fn resolve(specs: &[InstanceSpec]) -> Result<Vec<GuestConfig>, ResolveError> {
-    let mut cache = ImageCache::new(u64::MAX);
-    let mut images = cache.batch();
+/// [`SpecError`] for the first that is wrong.
+pub fn check(
+    specs: Vec<InstanceSpec>,
+) -> Result<Vec<(InstanceConfig, ImagesSpec)>, ResolveError> {
     let mut names = BTreeSet::new();
-    let mut configs = Vec::new();
-    for (index, spec) in specs.iter().enumerate() {
-        let mut spec = spec.clone();
+    let mut checked = Vec::new();
+    for (mut spec, number) in specs.into_iter().zip(1_u32..) {
         if spec.name.is_none() {
-            let name = format!("guest{}", index + 1);
+            let name = format!("guest{number}");
             spec.name = Some(name.parse().map_err(SpecError::from)?);
         }
-        let wanted = spec.images()?.ok_or(SpecError::NoKernel)?;
-        let instance = instance(spec)?;
+        let images = spec.images()?.ok_or(SpecError::NoKernel)?;
+        let instance = InstanceConfig::of(spec)?;
         let name = instance.name.clone();
         if !names.insert(name.clone()) {
             return Err(SpecError::SameName { name }.into());
         }
-        match read_images(&wanted, &mut images) {
-            Ok(images) => configs.push(GuestConfig { instance, images }),
-            Err(source) => return Err(ResolveError::File { name, source }),
-        }
+        checked.push((instance, images));
     }
-    // Last, since they are written: nothing else can be wrong by now.
-    for config in &mut configs {
-        let instance = &mut config.instance;
-        if let Some(path) = &instance.spec.console_log {
-            let log = LogFile::open(path, &[]).map_err(|source| ResolveError::Log {
-                name: instance.name.clone(),
-                source,
-            })?;
-            instance.console_log = Some(Arc::new(log));
-        }
-    }
-    Ok(configs)
-}
-
-/// Reads the files of `spec`.
-///
-/// # Errors
-/// [`FileError`] for the first that cannot be used.
-pub fn read_images(spec: &ImagesSpec, images: &mut Batch<'_>) -> Result<Images, FileError> {
-    let is_probe = spec.kernel == KernelSource::Probe;
-    let default_cmdline = if is_probe { "" } else { DEFAULT_LINUX };
-    let (kernel, info) = match &spec.kernel {
-        KernelSource::Probe => images.probe(),
-        KernelSource::File(source) => {
-            images.kernel(&image_source(source), spec.boot.unwrap_or_default())
-        }
-    }
-    .map_err(file_error("kernel", &spec.kernel))?;
-    let (mut archives, mut infos) = (Vec::new(), vec![info]);
-    for source in &spec.initrd {
-        let (archive, info) = images
-            .initramfs(&image_source(source))
-            .map_err(file_error("initramfs", source))?;
-        archives.push(archive);
-        infos.push(info);
-    }
-    let cmdline = spec.cmdline.as_deref().unwrap_or(default_cmdline);
-    Ok(Images {
-        kernel,
-        is_probe,
-        initramfs: Initramfs::new(archives),
-        infos,
-        cmdline: cmdline.to_owned(),
-        spec: Some(spec.clone()),
-    })
-}
-
-/// Returns what opens `source`.
-pub fn image_source(source: &Source) -> ImageSource {
-    match source {
-        Source::Path(path) => ImageSource::Path(path.clone()),
-        Source::Fd(fd) => ImageSource::Fd(*fd),
-    }
-}
-
-fn file_error(what: &'static str, path: &impl ToString) -> impl FnOnce(CacheError) -> FileError {
-    let path = path.to_string();
-    move |source| FileError {
-        what,
-        path: path.into(),
-        source,
-    }
+    Ok(checked)
 }
 
 #[cfg(test)]
+#[path = "resolve_tests.rs"]
 mod tests;

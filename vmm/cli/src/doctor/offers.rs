@@ -1,41 +1,10 @@
 //! What the host has to give to a pool: pages, nodes, limits.
 
-use std::fmt;
 use std::fs;
 
 use rustix::process::{Resource, getrlimit};
-use serde::Serialize;
-use utoipa::ToSchema;
-
-use crate::reservation::backing::{Backing, chosen};
-
-/// Free pages of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Pages {
-    /// The kind, as `--backing` names it.
-    pub backing: String,
-    /// Bytes of a page.
-    pub page_size: u64,
-    /// Bytes that a pool could have now; `None` where the kernel does not say.
-    pub free: Option<u64>,
-}
-
-/// What the host offers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Offers {
-    /// By kind of page.
-    pub pages: Vec<Pages>,
-    /// `transparent_hugepage/shmem_enabled`: `--backing thp` needs more than `never`.
-    pub shmem_thp: Option<String>,
-    /// NUMA nodes, for `--numa-node`.
-    pub numa_nodes: Vec<u32>,
-    /// Descriptors a process may have (hard limit); each guest takes a handful.
-    pub max_open_files: Option<u64>,
-    /// Bytes a process may lock in memory, for `--lock`; `None` is no limit.
-    pub max_locked: Option<u64>,
-    /// Release of the host's kernel.
-    pub kernel: Option<String>,
-}
+use mkvmm_api::doctor::{Offers, Pages};
+use mkvmm_memory::reservation::backing::{Backing, chosen};
 
 /// Looks.
 pub fn look() -> Offers {
@@ -70,31 +39,6 @@ fn numa_nodes() -> Vec<u32> {
         .collect();
     nodes.sort_unstable();
     nodes
-}
-
-impl fmt::Display for Offers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for pages in &self.pages {
-            let label = format!("{} pages:", pages.backing);
-            match pages.free {
-                Some(free) => writeln!(f, "{label:<18}{} MiB free", free >> 20)?,
-                None => writeln!(f, "{label:<18}unknown")?,
-            }
-        }
-        let thp = self.shmem_thp.as_deref().unwrap_or("unknown");
-        writeln!(f, "{:<18}{thp}", "thp (shmem):")?;
-        let nodes: Vec<String> = self.numa_nodes.iter().map(u32::to_string).collect();
-        writeln!(f, "{:<18}{}", "NUMA nodes:", nodes.join(" "))?;
-        writeln!(f, "{:<18}{}", "open files:", limit(self.max_open_files))?;
-        let locked = self.max_locked.map(|bytes| bytes >> 10);
-        writeln!(f, "{:<18}{} KiB", "locked memory:", limit(locked))?;
-        let kernel = self.kernel.as_deref().unwrap_or("unknown");
-        writeln!(f, "{:<18}{kernel}", "host kernel:")
-    }
-}
-
-fn limit(value: Option<u64>) -> String {
-    value.map_or_else(|| "unlimited".to_owned(), |n| n.to_string())
 }
 
 #[cfg(test)]

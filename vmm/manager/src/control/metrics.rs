@@ -18,7 +18,7 @@ use crate::guest::Guest;
 use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
 use crate::boot_spans::BootSpans;
 use mkvmm_base::state::State;
-use crate::images::CacheCounters;
+use mkvmm_images::CacheCounters;
 
 use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;

@@ -66,7 +66,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         loaded,
         ..
     } = of;
-    let images = loaded.and_then(|loaded| loaded.images.spec.as_ref());
+    let images = loaded.map(|loaded| loaded.images.spec());
     Instance {
         id: of.id.0,
         name: config.name.clone(),
@@ -76,7 +76,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         chunks: sub_pool.regions().iter().map(|&r| r.into()).collect(),
         avail: sub_pool.avail(),
         cpus: config.cpus(),
-        kernel: loaded.map(kernel),
+        kernel: loaded.and_then(kernel),
         initrd: loaded.and_then(initrd),
         cmdline: loaded.map(|loaded| loaded.cmdline.clone()),
         e820: of.e820.iter().map(e820_row).collect(),
@@ -109,25 +109,24 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeErr
     })
 }
 
-fn kernel(loaded: &Loaded) -> Kernel {
-    let kernel = &loaded.images.kernel;
-    let compression = kernel.facts.format.compression().to_string();
-    Kernel {
-        path: kernel.origin.path.display().to_string(),
-        format: kernel.facts.format.name().to_owned(),
-        compression: Some(compression).filter(|packing| packing != "none"),
-        sha256: kernel.origin.sha256.to_string(),
+fn kernel(loaded: &Loaded) -> Option<Kernel> {
+    let info = loaded.images.infos().first()?;
+    Some(Kernel {
+        path: info.path.display().to_string(),
+        format: info.format.unwrap_or_default().to_owned(),
+        compression: info.compression.clone().filter(|packing| packing != "none"),
+        sha256: info.sha256.to_string(),
         range: loaded.plan.kernel.into(),
         entry: loaded.entry(),
-    }
+    })
 }
 
 fn initrd(loaded: &Loaded) -> Option<Initrd> {
     let place: AddrRange = loaded.plan.initramfs?;
-    let archives = loaded.images.archives.iter();
-    let paths = archives.map(|archive| archive.origin.path.display().to_string());
+    let archives = loaded.images.infos().iter().skip(1);
+    let paths: Vec<String> = archives.map(|i| i.path.display().to_string()).collect();
     Some(Initrd {
-        path: paths.collect::<Vec<_>>().join(","),
+        path: paths.join(","),
         range: place.into(),
     })
 }

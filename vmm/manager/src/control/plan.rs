@@ -193,7 +193,7 @@ fn makes_room(
 
 fn wish(planned: &Planned) -> Wanted {
     let images = planned.images.as_ref();
-    let facts = images.map(|images| images.kernel.facts.placement(images.initramfs_size()));
+    let facts = images.map(|images| images.facts().placement(images.initramfs_size()));
     Wanted {
         memory: planned.config.memory(),
         order: planned.config.order(),

@@ -153,7 +153,7 @@ fn boot_order(
     e820: &[E820Entry],
 ) -> Result<BootOrder, StepError> {
     let config = guest.config();
-    let facts = &loaded.images.kernel.facts;
+    let facts = loaded.images.facts();
     let allocations: Vec<AddrRange> = guest.sub_pool().withheld().collect();
     let manifest = manifest::build(&ManifestFacts {
         addr: layout::MANIFEST_START,

@@ -52,14 +52,14 @@ impl Manager {
 
     /// Carves the sub-pool and enters the record, busy from its first moment.
     fn book(self: &Rc<Self>, config: InstanceConfig) -> Result<InstanceId, StepError> {
-        let console = GuestConsole::new(self.options.console_ring)?;
-        console.viewer().set_lossless(self.options.lossless);
+        let console = GuestConsole::new(self.console.ring)?;
+        console.viewer().set_lossless(self.console.lossless);
         let mut registry = self.registry_mut();
         let id = registry.pool_mut().next_id();
         let timeline = Arc::new(Timeline::default());
         let sub_pool = carve(registry.pool_mut(), id, &config)?;
         timeline.reach(Stage::Created);
-        if !self.options.lossless {
+        if !self.console.lossless {
             // Otherwise a stream follows it.
             tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));
         }
@@ -162,7 +162,7 @@ pub fn place(
     images: &Images,
 ) -> Result<(Loaded, Draft), StepError> {
     let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
-    let facts = &images.kernel.facts;
+    let facts = images.facts();
     mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
     let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
     let loaded = Loaded {

@@ -151,7 +151,7 @@ impl Manager {
 /// Which bytes of which file go where.
 fn load_order(loaded: &Loaded) -> LoadOrder {
     let start = loaded.plan.kernel.start();
-    let segments = &loaded.images.kernel.facts.segments;
+    let segments = &loaded.images.facts().segments;
     let kernel = segments.iter().map(|segment| Copy {
         file: Extent {
             start: segment.file_offset,
@@ -164,7 +164,7 @@ fn load_order(loaded: &Loaded) -> LoadOrder {
     let archives = archives.map(|(offset, archive)| Copy {
         file: Extent {
             start: 0,
-            len: archive.size,
+            len: archive.size(),
         },
         addr: place + offset,
     });
@@ -175,7 +175,8 @@ fn load_order(loaded: &Loaded) -> LoadOrder {
 }
 
 fn files(loaded: &Loaded) -> Vec<BorrowedFd<'_>> {
-    let archives = loaded.images.archives().map(|(_, archive)| archive.as_fd());
-    let kernel = loaded.images.kernel.as_fd();
+    let archives = loaded.images.archives();
+    let archives = archives.map(|(_, archive)| archive.file().as_fd());
+    let kernel = loaded.images.kernel().file().as_fd();
     std::iter::once(kernel).chain(archives).collect()
 }

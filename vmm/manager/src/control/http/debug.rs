@@ -1,34 +1,25 @@
 //! Routes that look into guests.
 
+use std::rc::Rc;
+
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
 use tokio::time::timeout;
 
-use crate::control::action::{Action, Reply};
+use mkvmm_api::debug::{Memory, Registers, Translation};
+use mkvmm_base::InstanceName;
+
 use crate::control::debug::objects::cpu_registers;
-use crate::control::debug::{DebugAction, DebugError, DebugReply, PATIENCE, Readings};
+use crate::control::debug::{self, ANSWER_TIMEOUT, DebugError};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{NameParam, Refusal, name};
 use crate::control::http::debug_query::{MemoryQuery, RegsQuery, TranslateQuery};
-use mkvmm_base::InstanceName;
-use crate::vcpu::Reading;
-use mkvmm_api::debug::{Memory, Registers, Translation};
+use crate::manager::Manager;
+use crate::questions::{Reading, Readings};
 
-type Answer = Result<Response, ControlError>;
 type NamePath = Result<Path<String>, PathRejection>;
-
-impl IntoResponse for DebugReply {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Translation(translation) => Json(translation).into_response(),
-            // The routes below take them apart, and never send them as they are.
-            Self::Readings(_) | Self::Memory(_) => ControlError::Ending.into_response(),
-        }
-    }
-}
 
 /// The registers of an instance's vCPUs: as they are, or, once it has ended,
 /// as they were then. A vCPU that runs is stopped for some microseconds.
@@ -39,7 +30,7 @@ pub async fn regs(
     State(api): State<Api>,
     path: NamePath,
     query: Result<Query<RegsQuery>, QueryRejection>,
-) -> Answer {
+) -> Result<Json<Registers>, ControlError> {
     let (name, Query(RegsQuery { cpu })) = (name(path)?, query?);
     let (readings, answers) = gather(&api, &name, cpu, None).await?;
     let answered = |cpu: &u8| answers.iter().any(|reading| reading.cpu == *cpu);
@@ -47,11 +38,10 @@ pub async fn regs(
     Ok(Json(Registers {
         missing: missing.copied().collect(),
         cpus: answers.iter().map(cpu_registers).collect(),
-        name: readings.name,
+        name: readings.name.to_string(),
         state: readings.state,
         reason: readings.reason,
-    })
-    .into_response())
+    }))
 }
 
 /// An instance's memory, also while its guest runs. Nothing but its own chunks
@@ -63,27 +53,18 @@ pub async fn memory(
     State(api): State<Api>,
     path: NamePath,
     query: Result<Query<MemoryQuery>, QueryRejection>,
-) -> Answer {
+) -> Result<Json<Memory>, ControlError> {
     let (name, Query(query)) = (name(path)?, query?);
     let through = match query.is_virtual {
-        true => Some(Box::new(one(&api, &name, query.cpu, None).await?)),
+        true => Some(one(&api, &name, query.cpu, None).await?),
         false => None,
     };
-    let action = DebugAction::Memory {
-        addr: query.addr.0,
-        len: query.len,
-        through,
+    let (addr, len, of) = (query.addr.0, query.len, name.clone());
+    let read = move |manager: &Rc<Manager>| {
+        debug::read(manager, &of, addr, len, through.as_ref())
     };
-    let reply = api.call(Action::Debug(name.clone(), action), false).await?;
-    match reply {
-        Reply::Debug(DebugReply::Memory(bytes)) => {
-            let (addr, is_virtual) = (query.addr.0, query.is_virtual);
-            let memory = Memory::new(name.to_string(), addr, is_virtual, &bytes);
-            Ok(Json(memory).into_response())
-        }
-        // The controller answers what it was asked.
-        _ => Err(ControlError::Ending),
-    }
+    let bytes = api.client.ask(read).await?;
+    Ok(Json(Memory::new(name.to_string(), addr, query.is_virtual, &bytes)))
 }
 
 /// Where a guest-virtual address leads, entry by entry.
@@ -94,13 +75,12 @@ pub async fn translate(
     State(api): State<Api>,
     path: NamePath,
     query: Result<Query<TranslateQuery>, QueryRejection>,
-) -> Answer {
+) -> Result<Json<Translation>, ControlError> {
     let (name, Query(query)) = (name(path)?, query?);
     let addr = query.addr.0;
-    let through = Box::new(one(&api, &name, query.cpu, Some(addr)).await?);
-    let action = DebugAction::Translate { addr, through };
-    let reply = api.call(Action::Debug(name, action), false).await?;
-    Ok(reply.into_response())
+    let through = one(&api, &name, query.cpu, Some(addr)).await?;
+    let translate = move |manager: &Rc<Manager>| debug::translate(manager, &name, addr, &through);
+    Ok(Json(api.client.ask(translate).await?))
 }
 
 /// Asks vCPUs for their registers.
@@ -110,17 +90,19 @@ async fn ask(
     cpu: Option<u8>,
     translate: Option<u64>,
 ) -> Result<Readings, ControlError> {
-    let action = DebugAction::Registers { cpu, translate };
-    let reply = api.call(Action::Debug(name.clone(), action), false).await?;
-    match reply {
-        Reply::Debug(DebugReply::Readings(readings)) => Ok(readings),
-        // The controller answers what it was asked.
-        _ => Err(ControlError::Ending),
-    }
+    let name = name.clone();
+    let ask = move |manager: &Rc<Manager>| {
+        let id = manager.registry().find(&name)?.id();
+        let readings = manager.ask_registers(id, cpu, translate);
+        let readings = readings.map_err(DebugError::from)?;
+        // It was found a moment ago, on this very thread.
+        readings.ok_or(ControlError::Ending)
+    };
+    api.client.ask(ask).await
 }
 
 /// Asks and waits, but no longer than patience lasts. Where a vCPU has just
-/// ended, the event loop knows by the time it is asked again.
+/// ended, the manager knows by the time it is asked again.
 async fn gather(
     api: &Api,
     name: &InstanceName,
@@ -144,7 +126,7 @@ async fn collect(readings: &mut Readings) -> (Vec<Reading>, bool) {
             all.push(reading);
         }
     };
-    let in_time = timeout(PATIENCE, receive).await.is_ok();
+    let in_time = timeout(ANSWER_TIMEOUT, receive).await.is_ok();
     all.sort_by_key(|reading| reading.cpu);
     (all, in_time)
 }

@@ -10,16 +10,26 @@ use tokio::sync::Mutex;
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::Refusal;
-use crate::doctor::{self, Findings};
+use mkvmm_api::doctor::Findings;
 
 /// The doctor, who sees one at a time: an examination runs guests.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Doctor {
+    /// Examines the host: what that takes, this crate does not know.
+    examine: fn() -> Findings,
     /// The last findings, and when they were complete.
     last: Arc<Mutex<Option<(Instant, Findings)>>>,
 }
 
 impl Doctor {
+    /// Makes a doctor who examines by calling `examine`, which may wait.
+    pub fn new(examine: fn() -> Findings) -> Self {
+        Self {
+            examine,
+            last: Arc::default(),
+        }
+    }
+
     /// Examines the host on a thread that may wait. Whoever came while an
     /// examination was under way gets its findings: any number of clients
     /// wait for two examinations at most.
@@ -33,8 +43,9 @@ impl Doctor {
         }
         // The lock goes with the thread: a client that leaves early must not
         // let the next examination begin beside this one.
+        let examine = self.examine;
         let examined = tokio::task::spawn_blocking(move || {
-            let findings = doctor::examine();
+            let findings = examine();
             *last = Some((Instant::now(), findings.clone()));
             findings
         });

@@ -15,14 +15,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use utoipa::ToSchema;
 
-use crate::control::action::{Action, Reply};
 use crate::control::error::ControlError;
 use crate::control::http::Api;
 use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
-use crate::devices::console_ring::ConsoleRing;
+use crate::console::GuestConsole;
 use crate::event_log::{Event, EventLog};
-use crate::event_loop::{EventSender, VmmEvent};
-use mkvmm_base::InstanceId;
+use crate::registry::Registry;
 use mkvmm_api::number::EXACT_MAX;
 
 /// The protocol that a console connection is upgraded to: bytes, both ways.
@@ -100,16 +98,16 @@ pub async fn console(
     path: Result<Path<String>, PathRejection>,
     mut request: Request,
 ) -> Result<Response, ControlError> {
-    let reply = api.call(Action::Console(name(path)?), false).await?;
+    let name = name(path)?;
+    let look = move |registry: &Registry| Ok(Arc::clone(registry.find(&name)?.console()));
+    let console = api.client.look(look).await?;
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let (Reply::Console(id, ring), Some(upgrade), true) =
-        (reply, upgrade, asks_for_console(request.headers()))
-    else {
+    let (Some(upgrade), true) = (upgrade, asks_for_console(request.headers())) else {
         return Err(ControlError::NoUpgrade);
     };
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(stream) => serve_console(stream, id, &ring, &api.events).await,
+            Ok(stream) => serve_console(stream, &console).await,
             Err(error) => log::debug!("a console client left early: {error}"),
         }
     });
@@ -127,14 +125,14 @@ fn asks_for_console(headers: &HeaderMap) -> bool {
 
 /// Copies until the client goes. A slow client misses output rather than
 /// holding anybody up; a fast typist waits for the guest.
-async fn serve_console(stream: Upgraded, id: InstanceId, ring: &ConsoleRing, events: &EventSender) {
+async fn serve_console(stream: Upgraded, console: &GuestConsole) {
     let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
-    let mut printed = ring.watch();
+    let mut printed = console.watch();
     let output = async {
         let mut position = 0;
         loop {
             printed.mark_unchanged();
-            let (bytes, end) = ring.since(position);
+            let (bytes, end) = console.since(position);
             position = end;
             if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
                 return;
@@ -149,11 +147,10 @@ async fn serve_console(stream: Upgraded, id: InstanceId, ring: &ConsoleRing, eve
         while let Ok(count @ 1..) = reader.read(&mut buffer).await {
             let mut left = &buffer[..count];
             while !left.is_empty() {
-                let taken = ring.type_in(left);
-                events.send(VmmEvent::Typed(id));
+                let taken = console.type_in(left);
                 left = left.get(taken..).unwrap_or_default();
                 if taken == 0 {
-                    ring.room().await;
+                    console.room().await;
                 }
             }
         }
