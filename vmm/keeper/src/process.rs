@@ -153,8 +153,8 @@ impl fmt::Display for Exit {
 }
 
 /// A child process. When dropped it is killed, if it still runs, and reaped;
-/// that waits for the kernel to take it down, so where time matters
-/// [`Child::kill`] it and await its end first.
+/// that waits for the kernel to take it down (a virtual machine takes some
+/// 20 ms), so where time matters [`Child::kill`] it and await its end first.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -169,8 +169,9 @@ impl Child {
         self.pid.as_raw_pid()
     }
 
-    /// Ends the child, whatever it does: running, stopped or frozen in a
-    /// debugger. Harmless if it has ended.
+    /// Ends the child, whatever it does: running, stopped or held by a
+    /// debugger. Only a freezer of cgroup v1 delays it until the thaw.
+    /// Harmless if it has ended.
     ///
     /// # Errors
     /// [`ProcessError::Handle`] if the child has become another user's.
