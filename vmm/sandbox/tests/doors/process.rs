@@ -43,6 +43,8 @@ pub fn trials() -> Vec<Trial> {
     }
     if User::available().contains(&User::Dropped) {
         trials.push(Trial::test("process::never_stays_root", never_stays_root));
+        let name = "process::keeper_of_a_service_makes_workers";
+        trials.push(Trial::test(name, keeper_of_a_service_makes_workers));
     }
     trials
 }
@@ -323,18 +325,40 @@ fn keeper_still_executes() -> Result<(), Failed> {
     let keeper = Setup::new("executes", Profile::Keeper, any_user());
     let (signal, said) = outcome_of(&keeper)?;
     expect(signal, None)?;
-    check(said.contains("seccomp: applied"), &said)?;
-    check(
-        said.contains("socket: refused") || said.contains("the child ended with signal 31"),
-        said,
-    )
+    check(said.contains("sandbox of this worker"), said.as_str())?;
+    check(said.contains("the child ended with signal 31"), said)
 }
 
+/// A keeper that stays root keeps the capabilities to make workers that do
+/// not, bounding set and groups included.
+fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
+    let keeper = Setup::new("executes", Profile::Keeper, User::Dropped);
+    let (signal, said) = outcome_of(&keeper.word("keep_root"))?;
+    expect(signal, None)?;
+    let (_, worker) = said
+        .split_once("sandbox of this worker")
+        .ok_or("no worker")?;
+    for line in ["identity: applied\n", "capabilities: applied\n"] {
+        check(worker.contains(line), said.as_str())?;
+    }
+    check(said.contains("the child ended with signal 31"), said)
+}
+
+/// Executes a worker out of a keeper's sandbox.
 fn executes(role: &Role) -> io::Result<()> {
-    role.enter();
-    let child = Setup::new("report", Profile::Worker, User::Ordinary);
-    let mut command = child.word("-").command();
-    let status = command.status()?;
+    let stays_root = role.words.iter().any(|word| word == "keep_root");
+    let mut keeper = role.confinement;
+    if stays_root {
+        keeper.identity = None;
+    }
+    println!("{}", keeper.enter().map_err(io::Error::other)?);
+    let user = if stays_root {
+        User::Dropped
+    } else {
+        User::Ordinary
+    };
+    let child = Setup::new("report", Profile::Worker, user);
+    let status = child.word("-").command().status()?;
     println!(
         "the child ended with signal {}",
         status.signal().unwrap_or(0)
