@@ -63,6 +63,14 @@ pub enum SandboxError {
     /// A filter rule is malformed: a mistake in this crate.
     #[error("internal error in the seccomp rules, please report it")]
     Rules(#[source] seccompiler::BackendError),
+    /// A filter has more instructions than a jump can skip, or a negative
+    /// number for a call: a mistake in this crate.
+    #[error("internal error in the seccomp filter, please report it")]
+    TooLong {
+        /// The underlying error.
+        #[source]
+        source: std::num::TryFromIntError,
+    },
     /// The filter could not be installed.
     #[error("cannot install the seccomp filter")]
     Seccomp(#[source] seccompiler::Error),

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups, getuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
@@ -107,17 +107,14 @@ fn kept(profile: Profile) -> CapabilitySet {
 pub(crate) fn shrink_bounding_set(profile: Profile) -> Result<Outcome, SandboxError> {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        match capability_is_in_bounding_set(capability) {
-            // The first number that the kernel does not know ends the set.
-            Err(Errno::INVAL) => break,
-            Err(source) => return Err(failed("prctl(PR_CAPBSET_READ)")(source)),
-            Ok(false) => continue,
-            Ok(true) if kept(profile).contains(capability) => continue,
-            Ok(true) => {}
+        if kept(profile).contains(capability) {
+            continue;
         }
         match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             Err(Errno::PERM) => return Ok(Outcome::BoundingSetKept),
+            // The first number that the kernel does not know ends the set.
+            Err(Errno::INVAL) => break,
             Err(source) => return Err(failed("prctl(PR_CAPBSET_DROP)")(source)),
         }
     }

@@ -4,11 +4,11 @@
 //! [`allowed`]; keeper and manager, which must open, fork and execute, a list
 //! of what they never need, [`denied`].
 //!
-//! A confined process gets several small programs. The kernel runs all of
-//! them and obeys the strictest answer, so calls that the C library tries and
-//! can do without are refused by a program of their own, with the error that
-//! makes it fall back ([`FALLBACKS`]), while the main program answers
-//! everything unknown as the mode wants it.
+//! A confined process gets two programs. The kernel runs both and obeys the
+//! stricter answer, so calls that the C library tries and can do without are
+//! refused by a program of their own, with the error that makes it fall back
+//! ([`FALLBACKS`]), while the main program answers everything unknown as the
+//! mode wants it.
 //!
 //! Every program is installed for all threads (`SECCOMP_FILTER_FLAG_TSYNC`):
 //! threads share an address space, so the weakest filter is everybody's.
@@ -25,28 +25,27 @@ pub(crate) mod allowed;
 pub(crate) mod denied;
 pub(crate) mod kvm;
 pub(crate) mod rules;
+mod tree;
 
-/// Calls that are refused with an error, in every mode, because libraries try
+use rules::Rules;
+
+/// Calls that are answered with ENOSYS, in every mode, because libraries try
 /// them and have another way.
-pub(crate) const FALLBACKS: [(i64, i32, &str); 4] = [
+pub(crate) const FALLBACKS: [(i64, &str); 4] = [
     (
         libc::SYS_clone3,
-        libc::ENOSYS,
         "its flags lie in memory, where no filter sees them; pthread_create falls back to clone",
     ),
     (
         libc::SYS_mremap,
-        libc::ENOMEM,
         "grows a shared mapping into the neighbour's bytes; realloc falls back to a copy",
     ),
     (
         libc::SYS_statx,
-        libc::ENOSYS,
         "looks up any path; std falls back to fstat, read_to_end to no size hint",
     ),
     (
         libc::SYS_newfstatat,
-        libc::ENOSYS,
         "looks up any path; what fstat becomes in some versions of glibc",
     ),
 ];
@@ -73,16 +72,17 @@ pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, 
         let denied = denied::rules()?.into_map();
         return Ok(vec![compile(denied, SeccompAction::Allow, refusal)?]);
     }
-    let mut programs = Vec::new();
-    for (errno, calls) in fallbacks_by_error() {
-        let answer = SeccompAction::Errno(errno.unsigned_abs());
-        programs.push(compile(calls, SeccompAction::Allow, answer)?);
-    }
+    let mut fallbacks = Rules::default();
+    fallbacks.always(FALLBACKS);
+    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let mut allowed = allowed::rules(profile)?;
-    // The programs above have the stricter answer.
-    allowed.always(FALLBACKS.map(|(call, _, why)| (call, why)));
-    programs.push(compile(allowed.into_map(), refusal, SeccompAction::Allow)?);
-    Ok(programs)
+    // The program of the fallbacks has the stricter answer.
+    allowed.always(FALLBACKS);
+    let (fallbacks, allowed) = (fallbacks.into_map(), allowed.into_map());
+    Ok(vec![
+        compile(fallbacks, SeccompAction::Allow, missing)?,
+        tree::compile_tree(allowed, refusal, SeccompAction::Allow)?,
+    ])
 }
 
 /// Returns the answer to what is refused in `mode`.
@@ -95,18 +95,9 @@ fn refusal(mode: Mode) -> SeccompAction {
     }
 }
 
-type RuleMap = BTreeMap<i64, Vec<SeccompRule>>;
-
-fn fallbacks_by_error() -> BTreeMap<i32, RuleMap> {
-    let mut by_error = BTreeMap::<i32, RuleMap>::new();
-    for (call, errno, _) in FALLBACKS {
-        by_error.entry(errno).or_default().insert(call, Vec::new());
-    }
-    by_error
-}
-
+/// Compiles `rules` to one chain of comparisons.
 fn compile(
-    rules: RuleMap,
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,
     matched: SeccompAction,
 ) -> Result<BpfProgram, SandboxError> {

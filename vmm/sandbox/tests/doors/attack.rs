@@ -105,25 +105,29 @@ pub fn process_vm_writev(target: &Target) -> io::Result<Attempt> {
     attempt(move || process_vm(libc::SYS_process_vm_writev, &target, &mut [0xee; 16]))
 }
 
-fn ptrace(request: u32, target: &Target) -> io::Result<usize> {
-    let request = usize::try_from(request).map_err(io::Error::other)?;
+/// Requests of ptrace: C libraries disagree on the type of theirs.
+const PTRACE_ATTACH: usize = 16;
+const PTRACE_DETACH: usize = 17;
+const PTRACE_SEIZE: usize = 0x4206;
+
+fn ptrace(request: usize, target: &Target) -> io::Result<usize> {
     call(libc::SYS_ptrace, [request, target.pid, 0, 0])
 }
 
 pub fn ptrace_attach(target: &Target) -> io::Result<Attempt> {
     let target = target.clone();
     attempt(move || {
-        ptrace(libc::PTRACE_ATTACH, &target)?;
+        ptrace(PTRACE_ATTACH, &target)?;
         // Let it go on, or the test would wait for its answer.
         let all = 0x4000_0000; // __WALL
         call(libc::SYS_wait4, [target.pid, 0, all, 0])?;
-        done(ptrace(libc::PTRACE_DETACH, &target))
+        done(ptrace(PTRACE_DETACH, &target))
     })
 }
 
 pub fn ptrace_seize(target: &Target) -> io::Result<Attempt> {
     let target = target.clone();
-    attempt(move || done(ptrace(libc::PTRACE_SEIZE, &target)))
+    attempt(move || done(ptrace(PTRACE_SEIZE, &target)))
 }
 
 pub fn pidfd_getfd(target: &Target) -> io::Result<Attempt> {

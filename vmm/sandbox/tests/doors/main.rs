@@ -7,8 +7,10 @@
 //! and dropped by the sandbox, and as an ordinary user from the start.
 
 mod attack;
+mod check;
 mod door;
 mod guest;
+mod images;
 mod matrix;
 mod process;
 mod setup;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let mut trials = matrix::trials();
     trials.extend(sweep::trials());
     trials.extend(process::trials());
+    trials.extend(images::trials());
     trials.extend(work::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -49,6 +52,8 @@ fn play(role: &Role) -> ExitCode {
         "worker" => guest::run(role).map_err(std::io::Error::other),
         "abort" => guest::abort(role),
         "burner" => work::burn(role),
+        "unpacker" => images::play_unpacker(role),
+        "cleaner" => images::play_cleaner(role),
         "sweep" => sweep::run(role),
         _ => process::play(role).unwrap_or_else(|| other(role)),
     };

@@ -2,8 +2,7 @@
 //! says, what its limits do, and that it ends with its parent.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
@@ -12,9 +11,9 @@ use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 use mkvmm_sandbox::{Confinement, Layer, Layers, Mode, Outcome, Profile, SandboxError};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
 
+use crate::check::{any_user, check, expect, outcome_of};
 use crate::setup::{Role, Setup, User};
 use crate::syscall::call;
 
@@ -31,11 +30,6 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("process::debuggable_is_dumpable", debuggable_is_dumpable),
         Trial::test("process::status_is_as_reported", status_is_as_reported),
         Trial::test("process::keeper_still_executes", keeper_still_executes),
-        Trial::test("unpacker::unpacks", unpacks),
-        Trial::test("unpacker::cpu_time", unpacker_cpu_time),
-        Trial::test("unpacker::address_space", unpacker_address_space),
-        Trial::test("unpacker::file_size", unpacker_file_size),
-        Trial::test("cleaner::cleans", cleans),
     ];
     for &user in User::available() {
         let name = format!("process::ends_with_its_parent::{user:?}").to_lowercase();
@@ -43,6 +37,8 @@ pub fn trials() -> Vec<Trial> {
     }
     if User::available().contains(&User::Dropped) {
         trials.push(Trial::test("process::never_stays_root", never_stays_root));
+        let name = "process::keeper_of_a_service_makes_workers";
+        trials.push(Trial::test(name, keeper_of_a_service_makes_workers));
     }
     trials
 }
@@ -88,31 +84,6 @@ impl Drop for Puppet {
         // A test that failed half-way leaves no process behind.
         let _ended_before = self.child.kill().and_then(|()| self.child.wait());
     }
-}
-
-fn any_user() -> User {
-    User::available()[0]
-}
-
-fn check(holds: bool, what: impl Into<Failed>) -> Result<(), Failed> {
-    match holds {
-        true => Ok(()),
-        false => Err(what.into()),
-    }
-}
-
-fn expect<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), Failed> {
-    match (found, expected) {
-        (found, expected) if found == expected => Ok(()),
-        (found, expected) => Err(format!("found {found:?}, expected {expected:?}").into()),
-    }
-}
-
-/// Runs one role to its end and returns its signal and what it said.
-fn outcome_of(setup: &Setup) -> io::Result<(Option<i32>, String)> {
-    let output = setup.command().stdin(Stdio::null()).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok((output.status.signal(), said))
 }
 
 fn refuses_several_threads() -> Result<(), Failed> {
@@ -323,125 +294,44 @@ fn keeper_still_executes() -> Result<(), Failed> {
     let keeper = Setup::new("executes", Profile::Keeper, any_user());
     let (signal, said) = outcome_of(&keeper)?;
     expect(signal, None)?;
-    check(said.contains("seccomp: applied"), &said)?;
-    check(
-        said.contains("socket: refused") || said.contains("the child ended with signal 31"),
-        said,
-    )
+    check(said.contains("sandbox of this worker"), said.as_str())?;
+    check(said.contains("the child ended with signal 31"), said)
 }
 
+/// A keeper that stays root keeps the capabilities to make workers that do
+/// not, bounding set and groups included.
+fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
+    let keeper = Setup::new("executes", Profile::Keeper, User::Dropped);
+    let (signal, said) = outcome_of(&keeper.word("keep_root"))?;
+    expect(signal, None)?;
+    let (_, worker) = said
+        .split_once("sandbox of this worker")
+        .ok_or("no worker")?;
+    for line in ["identity: applied\n", "capabilities: applied\n"] {
+        check(worker.contains(line), said.as_str())?;
+    }
+    check(said.contains("the child ended with signal 31"), said)
+}
+
+/// Executes a worker out of a keeper's sandbox.
 fn executes(role: &Role) -> io::Result<()> {
-    role.enter();
-    let child = Setup::new("report", Profile::Worker, User::Ordinary);
-    let mut command = child.word("-").command();
-    let status = command.status()?;
+    let stays_root = role.words.iter().any(|word| word == "keep_root");
+    let mut keeper = role.confinement;
+    if stays_root {
+        keeper.identity = None;
+    }
+    println!("{}", keeper.enter().map_err(io::Error::other)?);
+    let user = if stays_root {
+        User::Dropped
+    } else {
+        User::Ordinary
+    };
+    let child = Setup::new("report", Profile::Worker, user);
+    let status = child.word("-").command().status()?;
     println!(
         "the child ended with signal {}",
         status.signal().unwrap_or(0)
     );
-    Ok(())
-}
-
-/// Runs the unpacker with an image as input and a memory file as output.
-fn unpacker(what: &str) -> Result<(Option<i32>, String, File), Failed> {
-    let image = memfd_create(c"image", MemfdFlags::CLOEXEC)?;
-    File::from(image.try_clone()?).write_all(&vec![7; 300_000])?;
-    rustix::fs::seek(&image, rustix::fs::SeekFrom::Start(0))?;
-    let unpacked = memfd_create(c"unpacked", MemfdFlags::ALLOW_SEALING)?;
-    let setup = Setup::new("unpacker", Profile::Unpacker, any_user());
-    let setup = setup.word(what).word(unpacked.as_raw_fd());
-    let output = setup.command().stdin(Stdio::from(image)).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok((output.status.signal(), said, File::from(unpacked)))
-}
-
-fn unpacks() -> Result<(), Failed> {
-    let (signal, said, unpacked) = unpacker("unpack")?;
-    expect((signal, said.as_str()), (None, "unpacked\n"))?;
-    expect(unpacked.metadata()?.len(), 600_000)?;
-    let seals = rustix::fs::fcntl_get_seals(&unpacked)?;
-    check(seals.contains(SealFlags::WRITE), "not sealed")
-}
-
-fn unpacker_cpu_time() -> Result<(), Failed> {
-    let (signal, said, _) = unpacker("spin")?;
-    expect((signal, said.as_str()), (Some(libc::SIGXCPU), ""))
-}
-
-fn unpacker_address_space() -> Result<(), Failed> {
-    let (signal, said, _) = unpacker("swell")?;
-    expect((signal, said.as_str()), (None, "no more memory\n"))
-}
-
-fn unpacker_file_size() -> Result<(), Failed> {
-    let (signal, said, unpacked) = unpacker("flood")?;
-    expect((signal, said.as_str()), (Some(libc::SIGXFSZ), ""))?;
-    expect(unpacked.metadata()?.len(), 1 << 20)
-}
-
-fn play_unpacker(role: &Role) -> io::Result<()> {
-    let (what, fd): (String, i32) = (role.word(0), role.word(1));
-    // The descriptor was inherited; opened anew it is ours to own.
-    let unpacked = File::options()
-        .write(true)
-        .open(format!("/proc/self/fd/{fd}"))?;
-    let mut confinement = role.confinement;
-    confinement.limits.cpu_seconds = Some(1);
-    confinement.limits.address_space_bytes = Some(1 << 30);
-    confinement.limits.file_bytes = Some(1 << 20);
-    confinement.enter().map_err(io::Error::other)?;
-    match what.as_str() {
-        "unpack" => unpack(&unpacked),
-        "spin" => loop {
-            std::hint::spin_loop();
-        },
-        "swell" => {
-            let mut heap: Vec<u8> = Vec::new();
-            if heap.try_reserve_exact(2 << 30).is_err() {
-                println!("no more memory");
-            }
-            Ok(())
-        }
-        _ => loop {
-            (&unpacked).write_all(&[1; 65_536])?;
-        },
-    }
-}
-
-/// Reads a whole image, writes it twice, the second time by `io::copy`.
-fn unpack(mut unpacked: &File) -> io::Result<()> {
-    let mut image = Vec::new();
-    io::stdin().lock().read_to_end(&mut image)?;
-    unpacked.write_all(&image)?;
-    io::copy(&mut image.as_slice(), &mut unpacked)?;
-    fcntl_add_seals(unpacked, SealFlags::WRITE | SealFlags::SEAL)?;
-    println!("unpacked");
-    Ok(())
-}
-
-fn cleans() -> Result<(), Failed> {
-    let memory = memfd_create(c"memory", MemfdFlags::CLOEXEC)?;
-    let mut memory = File::from(memory);
-    memory.write_all(&[7; 65_536])?;
-    let cleaner = Setup::new("cleaner", Profile::Cleaner, any_user());
-    let mut command = cleaner.command();
-    let output = command.stdin(Stdio::from(memory.try_clone()?)).output()?;
-    expect(output.stdout.as_slice(), b"clean\n".as_slice())?;
-    let mut bytes = Vec::new();
-    io::Seek::rewind(&mut memory)?;
-    memory.read_to_end(&mut bytes)?;
-    expect(bytes == [0; 65_536], true)
-}
-
-fn play_cleaner(role: &Role) -> io::Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    role.enter();
-    let memory = rustix::stdio::stdin();
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    fallocate(memory, punch, 0, 32_768)?;
-    rustix::io::pwrite(memory, &[0; 32_768], 32_768)?;
-    fallocate(memory, FallocateFlags::KEEP_SIZE, 0, 65_536)?;
-    println!("clean");
     Ok(())
 }
 
@@ -454,8 +344,6 @@ pub fn play(role: &Role) -> Option<io::Result<()>> {
         "parent" => parent(role),
         "follower" => follower(role),
         "executes" => executes(role),
-        "unpacker" => play_unpacker(role),
-        "cleaner" => play_cleaner(role),
         _ => return None,
     })
 }

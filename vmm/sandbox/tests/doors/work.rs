@@ -2,12 +2,13 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
-use mkvmm_sandbox::cgroup::{Base, Cgroups, CpuSource, Leaf, ResourceLimits};
+use mkvmm_sandbox::cgroup::{Base, CgroupError, Cgroups, CpuSource, Leaf, ResourceLimits};
 use mkvmm_sandbox::{Mode, Profile};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -104,46 +105,69 @@ fn aborts() -> Result<(), Failed> {
 fn accounts_for_a_process() -> Result<(), Failed> {
     let leaf = Leaf::create(&Cgroups::find(&Base::Own)?, "burner")?;
     let setup = Setup::new("burner", Profile::Worker, User::Ordinary);
-    let mut child = setup.command().stdin(Stdio::piped()).spawn()?;
+    let mut command = setup.command();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id())?).ok_or("process id 0")?;
     leaf.admit(pid)?;
-    if let Err(error) = leaf.limit(&ResourceLimits {
+    let limits = ResourceLimits {
         threads: Some(8),
-        ..Default::default()
-    }) {
-        println!("no limit of threads on this host: {error}");
+        ..ResourceLimits::default()
+    };
+    match leaf.limit(&limits) {
+        Ok(()) | Err(CgroupError::NoController { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
     let found = Cgroups::find(&Base::Process(pid))?;
-    // End of file tells it to work now, after it was moved.
-    drop(child.stdin.take());
+    let directories = leaf.directories().clone();
+    // It begins to work once it was moved, and keeps its memory until asked.
+    let (mut input, mut output) = (child.stdin.take(), child.stdout.take());
+    if let (Some(input), Some(output)) = (&mut input, &mut output) {
+        input.write_all(b"x")?;
+        output.read_exact(&mut [0])?;
+    }
+    let memory = leaf.memory(pid)?;
+    drop(input);
     child.wait()?;
     let time = leaf.cpu_time(pid)?;
-    let directories = leaf.directories().clone();
     leaf.remove()?;
-    if time.source == CpuSource::Process || time.used.as_millis() < 50 {
-        return Err(format!("the leaf tells of {time:?}, the process burned 100 ms").into());
+
+    if time.source == CpuSource::Process || time.used < BURNED {
+        return Err(format!("the leaf tells of {time:?}, used were {BURNED:?}").into());
     }
-    let moved = directories
+    if memory.bytes < TOUCHED as u64 {
+        return Err(format!("the leaf tells of {memory:?}, touched were {TOUCHED}").into());
+    }
+    if !directories
         .v1
         .iter()
-        .all(|(each, path)| found.v1.get(each) == Some(path));
-    let left = directories
-        .v1
-        .values()
-        .chain(&directories.v2)
-        .find(|path| path.exists());
-    match (moved, left) {
-        (true, None) => Ok(()),
-        (false, _) => Err(format!("{found:?} is not {directories:?}").into()),
-        (_, Some(path)) => Err(format!("{} is left behind", path.display()).into()),
+        .all(|(each, path)| found.v1.get(each) == Some(path))
+    {
+        return Err(format!("the process is in {found:?}, not in {directories:?}").into());
+    }
+    let mut all = directories.v1.values().chain(&directories.v2);
+    match all.find(|path| path.exists()) {
+        None => Ok(()),
+        Some(path) => Err(format!("{} is left behind", path.display()).into()),
     }
 }
 
-/// Waits for the end of its input, then uses 100 ms of CPU time.
-pub fn burn(_role: &Role) -> std::io::Result<()> {
-    std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new())?;
+/// What the process of the cgroup test uses at least.
+const BURNED: Duration = Duration::from_millis(100);
+const TOUCHED: usize = 32 << 20;
+
+/// Waits for a byte, then uses CPU time and memory, and keeps the memory until
+/// its input ends.
+pub fn burn(_role: &Role) -> io::Result<()> {
+    io::stdin().read_exact(&mut [0])?;
+    let touched = vec![1_u8; TOUCHED];
     let clock = rustix::time::ClockId::ProcessCPUTime;
-    let used = || rustix::time::clock_gettime(clock);
-    while used().tv_sec == 0 && used().tv_nsec < 100_000_000 {}
+    let used = || Duration::try_from(rustix::time::clock_gettime(clock));
+    while used().map_err(io::Error::other)? < BURNED {}
+    println!("burned");
+    io::stdin().read_to_end(&mut Vec::new())?;
+    drop(std::hint::black_box(touched));
     Ok(())
 }
