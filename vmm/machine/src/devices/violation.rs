@@ -1,4 +1,4 @@
-//! Touching what is not yours: the count, and who hears of it.
+//! Accesses to memory that a guest does not own: the count, and who hears of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use mkvmm_base::violation::{Violation, ViolationPolicy};
 
 use crate::news::{News, NewsSink};
 
-/// Violations of one instance that are reported one by one; the rest only
-/// counts. A guest must not fill the host's log.
+/// Violations of one instance that are reported one by one; the rest is only
+/// counted. A guest must not fill the host's log.
 const REPORTED: u64 = 8;
 
 /// Counts an instance's violations, by all of its vCPUs.
@@ -23,7 +23,7 @@ pub struct ViolationCounter {
 }
 
 impl ViolationCounter {
-    /// A counter at zero.
+    /// Creates a counter at zero, which reports to `news`.
     pub fn new(id: InstanceId, policy: ViolationPolicy, news: Arc<dyn NewsSink>) -> Self {
         Self {
             id,
@@ -33,8 +33,8 @@ impl ViolationCounter {
         }
     }
 
-    /// Counts `violation`, reports the first ones, and says whether the guest
-    /// is to end.
+    /// Counts `violation`, and reports it if it is one of the first. Returns the
+    /// reason if the guest is to end.
     pub fn record(&self, violation: Violation) -> Option<EndReason> {
         let before = self.count.fetch_add(1, Ordering::Relaxed);
         if before < REPORTED {
@@ -50,7 +50,7 @@ impl ViolationCounter {
         }
     }
 
-    /// Violations so far.
+    /// Returns the number of violations so far.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

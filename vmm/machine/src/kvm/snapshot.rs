@@ -20,7 +20,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads them; the vCPU is as it was.
+    /// Reads the registers of `vcpu`, and changes none.
     ///
     /// # Errors
     /// [`VmError`] names the ioctl.
@@ -33,7 +33,7 @@ impl Snapshot {
     }
 }
 
-/// What KVM itself makes of a guest-virtual address: the guest-physical one,
+/// Returns what KVM itself makes of a guest-virtual address: the guest-physical one,
 /// or `None` where nothing is mapped. The outer `None`: this KVM does not say.
 pub fn translate(vcpu: &VcpuFd, addr: u64) -> Option<Option<u64>> {
     let found = vcpu.translate_gva(addr).ok()?;

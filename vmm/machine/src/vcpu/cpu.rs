@@ -21,25 +21,25 @@ use crate::vcpu::stop::StopFlag;
 use mkvmm_base::affinity::CpuSet;
 use mkvmm_base::{ExitCounts, InstanceName, RunId};
 
-/// Why a vCPU was not made.
+/// The reason why a vCPU was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
     /// KVM refused something.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Its CPUID is too long.
+    /// The vCPU's CPUID is too long.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
 }
 
-/// What all vCPUs of a guest have in common.
+/// Holds what all vCPUs of a guest have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct VcpuSetup {
-    /// How many there are.
+    /// Number of vCPUs.
     pub cpus: u8,
-    /// Where the first one starts.
+    /// Where the first vCPU starts.
     pub entry: BootEntry,
-    /// What the guest is told about itself.
+    /// What the guest is told about itself by CPUID.
     pub leaves: MkvmmLeaves,
 }
 
@@ -76,12 +76,13 @@ impl Vcpu {
         Ok(Self { fd, index, exits })
     }
 
-    /// Goes on with the counters of an earlier boot, whose thread has ended.
+    /// Makes the vCPU go on with the counters of an earlier boot, whose thread
+    /// has ended.
     pub fn counting_on(self, exits: Arc<ExitCounts>) -> Self {
         Self { exits, ..self }
     }
 
-    /// Moves it into a thread of its own, which waits for a command.
+    /// Moves the vCPU into a thread of its own, which waits for a command.
     ///
     /// # Errors
     /// When the host gives no thread.

@@ -19,7 +19,7 @@ use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{ExitCounts, ExitKind};
 use mkvmm_base::{InstanceName, RunId};
 
-/// What a vCPU thread has to do with others.
+/// What a vCPU thread needs of others.
 pub struct Body {
     /// Which vCPU this is, from 0.
     pub index: u8,
@@ -27,17 +27,17 @@ pub struct Body {
     pub run: RunId,
     /// The instance's name, for what the log says.
     pub name: InstanceName,
-    /// From the handle.
+    /// Commands from the handle.
     pub commands: Receiver<VcpuCommand>,
     /// The instance's devices.
     pub bus: Arc<dyn ExitBus>,
-    /// This thread's to write.
+    /// Written by this thread only.
     pub exits: Arc<ExitCounts>,
-    /// For the handle.
+    /// Tells the handle which thread this is.
     pub thread_time: Arc<ThreadTime>,
-    /// From the handle, for devices that wait.
+    /// Set by the handle, for devices that wait.
     pub stop: StopFlag,
-    /// Told of the end.
+    /// Hears of the end, and of answers.
     pub news: Arc<dyn NewsSink>,
 }
 
@@ -57,7 +57,7 @@ impl Drop for Report {
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
-    /// The registers as they are then.
+    /// Returns the registers as they are then.
     pub fn run(self, fd: VcpuFd) -> Option<Snapshot> {
         self.thread_time.begin();
         self.stop.clone().enter();
@@ -126,7 +126,7 @@ impl Body {
     }
 
     /// Carries out all commands that are there, and waits while they say
-    /// pause; true when one says stop.
+    /// pause. Returns whether one says stop.
     fn obey(&self, target: &mut KickTarget) -> bool {
         let mut parked = false;
         loop {
@@ -176,8 +176,8 @@ impl Body {
         }
     }
 
-    /// Where a guest stood when it ended, for whoever debugs it; said at once
-    /// when it ended badly.
+    /// Returns where a guest stood when it ended, for whoever debugs it; logs it
+    /// when the guest ended badly.
     fn last_registers(&self, vcpu: &VcpuFd, reason: EndReason) -> Option<Snapshot> {
         let last = Snapshot::read(vcpu).ok()?;
         if reason.state() == State::Failed {
