@@ -20,7 +20,8 @@
 //! (`arch/x86/kernel/acpi/boot.c`) clears `x86_platform.legacy.rtc`, without
 //! which `add_rtc_cmos` (`arch/x86/kernel/rtc.c`) registers no `rtc_cmos`
 //! device, since the DSDT names none (PNP0B00) either. `hwclock` then says at once that there is no
-//! clock. A wake-up alarm in the fixed hardware is ruled out by FIX_RTC.
+//! clock. A wake-up alarm in the fixed hardware is ruled out by FIX_RTC. A
+//! kernel that was told not to use kvm-clock starts without the time of day.
 //!
 //! Source: ACPI 6.5, sections 5.2 and 19.
 
@@ -56,13 +57,13 @@ const PCAT_COMPAT: u32 = 1;
 /// no i8042 (bit 1 clear): its reset line works all the same.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 
-/// Why the tables could not be built.
+/// The reason why the tables could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcpiError {
     /// More processors than there is room for.
     #[error("the ACPI tables need {needed} bytes, there is room for {room}")]
     NoRoom {
-        /// Bytes needed.
+        /// Number of bytes needed.
         needed: u64,
         /// Bytes from `ACPI_START` to `ACPI_END`.
         room: u64,
@@ -75,7 +76,7 @@ impl Diagnose for AcpiError {
     }
 }
 
-/// The tables as they lie at [`ACPI_START`], the RSDP first.
+/// Returns the tables as they lie at [`ACPI_START`], the RSDP first.
 ///
 /// # Errors
 /// [`AcpiError::NoRoom`] with the numbers.

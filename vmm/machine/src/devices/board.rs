@@ -49,7 +49,7 @@ impl Board {
         let com1 = IrqLine::new(COM1_IRQ)?;
         let serial = Arc::new(SerialPort::new(com1, console, Arc::clone(progress)));
         let pm = Arc::new(AcpiPm::new(IrqLine::new(SCI_IRQ)?));
-        let devices: [Arc<dyn Device>; 7] = [
+        let devices: [Arc<dyn Device>; _] = [
             Arc::clone(&serial) as Arc<dyn Device>,
             Arc::clone(&pm) as Arc<dyn Device>,
             Arc::new(I8042::default()),

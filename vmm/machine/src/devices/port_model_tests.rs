@@ -38,8 +38,8 @@ impl Guest {
         }
     }
 
-    fn read(&self, port: u16, width: usize) -> Vec<u8> {
-        let mut data = vec![0xaa; width];
+    fn read(&self, port: u16, width: u16) -> Vec<u8> {
+        let mut data = vec![0xaa; width.into()];
         self.board.bus().pio_read(port, &mut data);
         data
     }
@@ -62,8 +62,8 @@ impl Guest {
 }
 
 /// Whether `width` bytes at `port` touch registers that take more than a byte.
-fn is_whole(port: u16, width: usize) -> bool {
-    let (first, last) = (u32::from(port), u32::from(port) + width as u32 - 1);
+fn is_whole(port: u16, width: u16) -> bool {
+    let (first, last) = (u32::from(port), u32::from(port) + u32::from(width) - 1);
     [(PM_BASE, PM_PORTS), (PCI_BASE, PCI_PORTS)]
         .into_iter()
         .any(|(base, ports)| first < u32::from(base + ports) && last >= u32::from(base))
@@ -75,7 +75,7 @@ fn a_wide_read_of_any_port_is_made_of_narrow_ones() {
     for width in [2, 4] {
         let (wide, narrow) = (Guest::new(), Guest::new());
         for port in (0..=0xffff_u16).filter(|port| !is_whole(*port, width)) {
-            let bytes = (0..width as u32).map(|i| narrow.byte(u32::from(port) + i));
+            let bytes = (0..u32::from(width)).map(|i| narrow.byte(u32::from(port) + i));
             let want: Vec<u8> = bytes.collect();
             assert_eq!(wide.read(port, width), want, "{port:#x}, {width}");
         }
@@ -88,7 +88,7 @@ fn a_wide_write_to_any_port_is_made_of_narrow_ones() {
     for width in [2, 4] {
         let (wide, narrow) = (Guest::new(), Guest::new());
         for port in (0..=0xffff_u16).filter(|port| !is_whole(*port, width)) {
-            let value = &bytes[..width];
+            let value = &bytes[..usize::from(width)];
             let ended = wide.board.bus().pio_write(port, value);
             let want = value.iter().zip(u32::from(port)..).find_map(|(byte, at)| {
                 let at = u16::try_from(at).ok()?;

@@ -1,4 +1,4 @@
-//! Touching what is not yours: the count, and who hears of it.
+//! Accesses to memory that a guest does not own: the count, and who hears of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use mkvmm_wire::shared::board::BoardWriter;
 
 use crate::news::{News, NewsSink};
 
-/// Violations of one instance that are reported one by one; the rest only
-/// counts. A guest must not fill the host's log.
+/// Violations of one instance that are reported one by one; the rest is only
+/// counted. A guest must not fill the host's log.
 const REPORTED: u64 = 8;
 
 /// Counts an instance's violations, by all of its vCPUs.
@@ -34,8 +34,8 @@ impl ViolationCounter {
         }
     }
 
-    /// Counts `violation`, reports the first ones, and says whether the guest
-    /// is to end.
+    /// Counts `violation`, and reports it if it is one of the first. Returns the
+    /// reason if the guest is to end.
     pub fn record(&self, violation: Violation) -> Option<EndReason> {
         self.board.count_violation();
         // What everybody may read is not what this decides by.

@@ -64,6 +64,11 @@ impl StoppedClock {
         }
     }
 
+    /// Returns what kvm-clock showed, in nanoseconds since the VM was made.
+    pub fn guest_ns(self) -> u64 {
+        self.guest_ns
+    }
+
     /// Sets kvm-clock to what it showed, and returns how far the TSC of each
     /// vCPU is to be shifted; `None` where it cannot be.
     pub fn restart(self, vm: &Vm) -> Option<TscShift> {
@@ -102,7 +107,10 @@ impl TscShift {
             return;
         };
         let mut offset = 0;
-        if !tsc_offset(vcpu, request::KVM_GET_DEVICE_ATTR(), &mut offset) {
+        // A guest whose TSC is exactly the host's has no TSC of its own: there
+        // are KVMs without hardware support that accept an offset, derive
+        // kvm-clock from it, and cannot make the guest see it.
+        if !tsc_offset(vcpu, request::KVM_GET_DEVICE_ATTR(), &mut offset) || offset == 0 {
             return;
         }
         offset = self.offset(offset, khz);

@@ -22,19 +22,19 @@ const REQUIRED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// Why this host's KVM cannot be used.
+/// The reason why this host's KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// `/dev/kvm` cannot be opened.
     #[error("/dev/kvm cannot be opened")]
     Open(#[source] kvm_ioctls::Error),
-    /// It speaks another version.
+    /// KVM speaks another version of the API.
     #[error("KVM speaks API version {found}, mkvmm needs {API_VERSION}")]
     ApiVersion {
         /// The version found.
         found: i32,
     },
-    /// It lacks something.
+    /// KVM lacks a capability.
     #[error("this KVM lacks {name}")]
     Missing {
         /// Name of the capability.
@@ -69,7 +69,7 @@ impl Diagnose for HostError {
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
-    /// Asked once per process: it is the dearest single call of all.
+    /// Asked for once per process: it is the most expensive call of all.
     supported_cpuid: CpuId,
 }
 
@@ -109,17 +109,17 @@ impl Host {
         })
     }
 
-    /// The open device.
+    /// Returns the open device.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// What KVM can show to guests.
+    /// Returns the CPUID that KVM can show to guests.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.supported_cpuid
     }
 
-    /// Bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0); 36, the
+    /// Returns the bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0); 36, the
     /// least of any 64-bit processor, where KVM does not say.
     pub fn address_bits(&self) -> u32 {
         self.supported_cpuid
@@ -129,13 +129,13 @@ impl Host {
             .map_or(36, |e| e.eax & 0xff)
     }
 
-    /// Whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
+    /// Returns whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
     pub fn has_huge_pages(&self) -> bool {
         let mut leaves = self.supported_cpuid.as_slice().iter();
         leaves.any(|e| e.function == 0x8000_0001 && e.edx & (1 << 26) != 0)
     }
 
-    /// Memory slots a VM may have.
+    /// Returns the number of memory slots that a VM may have.
     pub fn memory_slots(&self) -> usize {
         self.kvm.get_nr_memslots()
     }

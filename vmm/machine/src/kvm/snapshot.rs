@@ -110,7 +110,7 @@ fn table(table: &kvm_dtable) -> Table {
     }
 }
 
-/// What KVM itself makes of a guest-virtual address: the guest-physical one,
+/// Returns what KVM itself makes of a guest-virtual address: the guest-physical one,
 /// or `None` where nothing is mapped. The outer `None`: this KVM does not say.
 pub fn translate(vcpu: &VcpuFd, addr: u64) -> Option<Option<u64>> {
     let found = vcpu.translate_gva(addr).ok()?;

@@ -19,24 +19,24 @@ use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_base::{Class, Diagnose};
 
-/// Why KVM did not make a VM. Each names the ioctl.
+/// The reason why KVM did not make a VM, with the ioctl that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// An ioctl failed.
     #[error("{ioctl} failed")]
     Ioctl {
-        /// Its name.
+        /// Name of the ioctl.
         ioctl: &'static str,
-        /// The errno.
+        /// The underlying error.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// The sub-pool has more regions than KVM has slots.
     #[error("the instance needs {needed} memory slots, KVM has {limit}")]
     TooManySlots {
-        /// Regions and low window.
+        /// Number of regions, low window included.
         needed: usize,
-        /// KVM_CAP_NR_MEMSLOTS.
+        /// What KVM_CAP_NR_MEMSLOTS says.
         limit: usize,
     },
 }
@@ -96,7 +96,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// One slot per region of the instance's memory, numbered by address.
+    /// Sets one slot per region of the instance's memory, numbered by address.
     fn set_memory_slots(&self) -> Result<(), VmError> {
         for (slot, region) in (0_u32..).zip(self.memory.guest().iter()) {
             let slot = kvm_userspace_memory_region {
@@ -141,13 +141,13 @@ impl Vm {
         &self.fd
     }
 
-    /// The memory its slots show.
+    /// Returns the memory that its slots show.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 }
 
-/// KVM_CREATE_VM, which a signal may interrupt: it is then simply repeated.
+/// Calls KVM_CREATE_VM again whenever a signal interrupts it.
 fn create_vm(host: &Host) -> Result<VmFd, VmError> {
     loop {
         match host.kvm().create_vm() {

@@ -22,25 +22,25 @@ use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
 use mkvmm_wire::shared::board::VcpuWriter;
 
-/// Why a vCPU was not made.
+/// The reason why a vCPU was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
     /// KVM refused something.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Its CPUID is too long.
+    /// The vCPU's CPUID is too long.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
 }
 
-/// What all vCPUs of a guest have in common.
+/// Holds what all vCPUs of a guest have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct VcpuSetup {
-    /// How many there are.
+    /// Number of vCPUs.
     pub cpus: u8,
-    /// Where the first one starts.
+    /// Where the first vCPU starts.
     pub entry: BootEntry,
-    /// What the guest is told about itself.
+    /// What the guest is told about itself by CPUID.
     pub leaves: MkvmmLeaves,
 }
 
@@ -75,7 +75,7 @@ impl Vcpu {
         Ok(Self { fd, index })
     }
 
-    /// Moves it into a thread of its own, which waits for a command.
+    /// Moves the vCPU into a thread of its own, which waits for a command.
     ///
     /// # Errors
     /// When the host gives no thread.

@@ -12,7 +12,7 @@ const RFLAGS_IF: u64 = 1 << 9;
 /// How long a halted vCPU waits for the others. They are kicked at the same
 /// time; only one that waits in a device comes later, and then the guest is
 /// not idle.
-const MEETING_TIMEOUT: Duration = Duration::from_millis(50);
+const MEETING_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Returns whether nothing but another vCPU can make this one go on. It must
 /// be out of KVM_RUN.

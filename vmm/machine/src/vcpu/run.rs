@@ -19,13 +19,13 @@ use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{ExitKind, InstanceName};
 use mkvmm_wire::shared::board::{REGISTER_WORDS, VcpuWriter};
 
-/// What a vCPU thread has to do with others.
+/// What a vCPU thread needs of others.
 pub struct Body {
     /// Which vCPU this is, from 0.
     pub index: u8,
     /// The instance's name, for what the log says.
     pub name: InstanceName,
-    /// From the handle.
+    /// Commands from the handle.
     pub commands: Receiver<VcpuCommand>,
     /// The instance's devices.
     pub bus: Arc<dyn ExitBus>,
@@ -33,9 +33,9 @@ pub struct Body {
     pub slot: VcpuWriter,
     /// For the handle.
     pub thread_time: Arc<ThreadTime>,
-    /// From the handle, for devices that wait.
+    /// Set by the handle, for devices that wait.
     pub stop: StopFlag,
-    /// Told of the end.
+    /// Hears of the end, and of answers.
     pub news: Arc<dyn NewsSink>,
 }
 
@@ -122,7 +122,7 @@ impl Body {
     }
 
     /// Carries out all commands that are there, and waits while they say
-    /// pause; true when one says stop.
+    /// pause. Returns whether one says stop.
     fn obey(&self, target: &mut KickTarget) -> bool {
         let mut parked = false;
         loop {

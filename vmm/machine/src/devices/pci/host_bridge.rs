@@ -6,7 +6,7 @@
 //! (`pcibios_resource_survey`), and the rest of the pool is to be seen there.
 //!
 //! [`ConfigAddress`] says what the address register points to, and
-//! [`HostBridge::function`] who answers there: that is where functions are
+//! `HostBridge::function` who answers there: that is where functions are
 //! added. The configuration space of the bridge is read-only, and says so: its
 //! command register stays zero. Its BARs are absent.
 //!
