@@ -191,14 +191,10 @@ impl Unpackers for UnpackerChildren {
         output: std::os::fd::OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
         use std::os::fd::AsFd;
-        let answer = child::ask::<UnpackOrder, UnpackReport>(
-            &self.0,
-            Role::Unpacker,
-            "image",
-            &UnpackOrder(job),
-            &[image.as_fd(), output.as_fd()],
-        );
+        let (order, files) = (UnpackOrder(job), [image.as_fd(), output.as_fd()]);
+        let answer = child::ask(&self.0, Role::Unpacker, "image", &order, &files).await;
         let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
-        Ok(answer.await.map_err(lost)?.0?)
+        let UnpackReport(unpacked) = answer.map_err(lost)?;
+        Ok(unpacked?)
     }
 }

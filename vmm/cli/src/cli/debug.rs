@@ -6,10 +6,10 @@ use clap::Subcommand;
 use mkpool::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::hexdump::hexdump;
 use crate::cli::remote::{OptionError, answer, escape, get, size};
 use crate::cli::{print, tables};
 use crate::error::{CliError, ExitStatus};
-use mkvmm::debug::dump::hexdump;
 use mkvmm_api::Hex;
 use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};
 

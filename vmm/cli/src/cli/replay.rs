@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::cli::HostIoError;
 use crate::error::{CliError, ExitStatus};
-use mkvmm::error_chain::chain;
-use mkvmm::replay::{self, Options};
+use crate::replay::{self, Options};
+use mkvmm_base::chain;
 
 /// Arguments of `mkvmm replay`.
 #[derive(Debug, clap::Args)]
