@@ -1,6 +1,7 @@
 //! From a pool to a manager of guests: the processes that it may make, and the
 //! image that needs no file.
 
+use std::fs::File;
 use std::io;
 use std::rc::Rc;
 
@@ -156,9 +157,9 @@ pub fn found(
     treatment: Treatment,
 ) -> Result<Rc<Manager>, FoundingError> {
     let Ground { kvm, pool, memory } = ground;
-    let device = rustix::io::fcntl_dupfd_cloexec(kvm.kvm(), 3);
+    let device = File::options().read(true).write(true).open("/dev/kvm");
     let host = Host {
-        kvm: device.map_err(|errno| FoundingError::Kvm(errno.into()))?,
+        kvm: device.map_err(FoundingError::Kvm)?.into(),
         program: None,
         address_bits: kvm.address_bits(),
         has_huge_pages: kvm.has_huge_pages(),

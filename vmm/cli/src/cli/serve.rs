@@ -16,7 +16,7 @@ use mkvmm_images::{Access, ImageDirs, SourceError};
 use mkvmm_manager::control::client;
 use mkvmm_manager::control::http::{Api, Doctor};
 use mkvmm_manager::control::server::ControlSocket;
-use mkvmm_manager::{ConsoleOptions, Manager};
+use mkvmm_manager::ConsoleOptions;
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
