@@ -27,7 +27,7 @@ const LEAVE: u8 = 0x1d;
 
 #[derive(Debug, clap::Args)]
 pub struct ConsoleArgs {
-    /// The instance
+    /// The name of the instance
     name: String,
     #[command(flatten)]
     client: ClientArgs,

@@ -52,7 +52,7 @@ enum Command {
     Serve(serve::ServeArgs),
     #[command(flatten)]
     Remote(remote::RemoteCommand),
-    /// Say what this host can do, and why not
+    /// Report what this host can do, and why not
     Doctor {
         /// Print JSON
         #[arg(long)]
