@@ -99,14 +99,17 @@ pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
 
 /// Debian's kernel `version`, where `scripts/fetch-kernels` has put it; says
 /// so when it has not.
+///
+/// # Panics
+/// When it has not, and [`is_required`](crate::tier::is_required).
 pub fn debian_kernel(version: &str) -> Option<PathBuf> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let path = PathBuf::from(root).join(format!(".cache/guests/vmlinuz-{version}"));
     if path.is_file() {
         return Some(path);
     }
-    crate::tier::announce(&format!(
-        "without Debian's kernel {version}: scripts/fetch-kernels fetches it"
+    crate::tier::skip(&format!(
+        "no Debian kernel {version}: scripts/fetch-kernels fetches it"
     ));
     None
 }
