@@ -54,7 +54,7 @@ pub mod code {
         code
     }
 
-    /// Prints `byte` for ever; behind [`print`], which sets `dx`.
+    /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
     }
