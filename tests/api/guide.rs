@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use mkvmm_test_harness::Scratch;
-use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 
 use crate::server::Server;
 
@@ -38,7 +38,7 @@ fn examples(guide: &str) -> Vec<String> {
 
 #[test]
 fn the_guides_examples_work() {
-    if skips_without_kvm() || Command::new("curl").arg("--version").output().is_err() {
+    if skips_without_kvm() || skips_without_tool("curl") {
         return;
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control.md");

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 use serde_json::Value;
 
 use crate::server::{PATIENCE, Server};
@@ -30,7 +30,7 @@ fn the_description_in_the_repository_is_the_one_that_is_served() {
 
 #[test]
 fn curl_is_a_debugger() {
-    if skips_without_kvm() || Command::new("curl").arg("--version").output().is_err() {
+    if skips_without_kvm() || skips_without_tool("curl") {
         return;
     }
     let server = Server::start("64M@4G");

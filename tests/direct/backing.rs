@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::tier::{skip, skips_without_kvm};
 use mkvmm_test_harness::{Finished, Mkvmm};
 use rustix::process::Signal;
 
@@ -77,7 +77,7 @@ fn a_guest_boots_from_huge_pages() {
         return;
     }
     if free_huge_pages(2 << 10) < 32 {
-        announce("skipped: this host has not 32 free huge pages of 2 MiB");
+        skip("this host has not 32 free huge pages of 2 MiB");
         return;
     }
     expect_pass(&with(&["--backing", "hugetlb-2M"]));
