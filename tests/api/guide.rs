@@ -41,7 +41,7 @@ fn the_guides_examples_work() {
     if skips_without_kvm() || skips_without_tool("curl") {
         return;
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control.md");
+    let path = mkvmm_test_harness::root().join("docs/control.md");
     let examples = examples(&fs::read_to_string(path).unwrap());
     assert!(examples.len() >= 8, "{examples:#?}");
     let (server, scratch) = (Server::start("256M@4G"), Scratch::new());

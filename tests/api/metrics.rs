@@ -150,7 +150,7 @@ fn the_text_is_open_metrics() {
     server.wait_for_state("web", "stopped");
     server.run("create big --memory 1G").expect_refusal(5);
     let text = server.ok("metrics");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/api/openmetrics.py");
+    let script = mkvmm_test_harness::root().join("tests/api/openmetrics.py");
     let mut parser = Command::new(python)
         .arg(script)
         .stdin(Stdio::piped())

@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn every_recorded_trace_replays_without_a_mismatch() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/traces");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/traces");
         let mut files: Vec<PathBuf> = dir
             .read_dir()
             .unwrap()
