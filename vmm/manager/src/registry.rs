@@ -251,7 +251,9 @@ impl Registry {
         };
         let (id, is_live) = self.for_allocation(name)?;
         match self.guests.get_mut(&id) {
-            Some(guest) => Ok(self.pool.alloc_in(&mut guest.sub_pool, size, align, is_live)?),
+            Some(guest) => Ok(self
+                .pool
+                .alloc_in(&mut guest.sub_pool, size, align, is_live)?),
             None => Err(RegistryError::Unknown { name: name.clone() }),
         }
     }

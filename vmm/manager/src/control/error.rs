@@ -6,13 +6,13 @@ use mkvmm_api::SpecError;
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
 
-use crate::control::debug::DebugError;
 use crate::console_log::LogError;
-use mkvmm_base::NameError;
-use mkvmm_base::state::State;
+use crate::control::debug::DebugError;
 use crate::life::LifeError;
 use crate::registry::RegistryError;
 use crate::resolve::ResolveError;
+use mkvmm_base::NameError;
+use mkvmm_base::state::State;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]

@@ -13,12 +13,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::boot_spans::BootSpans;
 use crate::control::objects;
 use crate::guest::Guest;
-use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
-use crate::boot_spans::BootSpans;
 use mkvmm_base::state::State;
 use mkvmm_images::CacheCounters;
+use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
 
 use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;

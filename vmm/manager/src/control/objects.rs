@@ -5,9 +5,9 @@ use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
 use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
 
 use mkvmm_api::number::EXACT_MAX;
-use mkvmm_memory::e820::E820Entry;
 use mkvmm_base::InstanceId;
 use mkvmm_base::state::State;
+use mkvmm_memory::e820::E820Entry;
 use mkvmm_memory::host_pool::alloc_log::Record;
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::reservation::ReservationConfig;

@@ -25,8 +25,14 @@ impl Manager {
         images: Images,
     ) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Load)?;
-        let loaded = self.load_into(busy.id, images).await;
-        loaded.map_err(|error| error.of(name))?;
+        if let Some(guest) = self.registry_mut().guest_mut(busy.id) {
+            // As in `prepare`.
+            guest.is_doomed = false;
+            guest.is_restarting = false;
+        }
+        if let Err(error) = self.load_into(busy.id, images).await {
+            return Err(self.explain(busy.id, error).await.of(name));
+        }
         self.announce(busy.id);
         Ok(())
     }

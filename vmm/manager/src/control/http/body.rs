@@ -9,8 +9,8 @@ use serde_json::error::Category;
 use utoipa::{IntoParams, IntoResponses};
 
 use crate::control::error::ControlError;
-use mkvmm_base::InstanceName;
 use mkvmm_api::ErrorBody;
+use mkvmm_base::InstanceName;
 
 /// Longest body of a request, bytes.
 const BODY_MAX: usize = 64 << 10;

@@ -60,11 +60,14 @@ pub async fn memory(
         false => None,
     };
     let (addr, len, of) = (query.addr.0, query.len, name.clone());
-    let read = move |manager: &Rc<Manager>| {
-        debug::read(manager, &of, addr, len, through.as_ref())
-    };
+    let read = move |manager: &Rc<Manager>| debug::read(manager, &of, addr, len, through.as_ref());
     let bytes = api.client.ask(read).await?;
-    Ok(Json(Memory::new(name.to_string(), addr, query.is_virtual, &bytes)))
+    Ok(Json(Memory::new(
+        name.to_string(),
+        addr,
+        query.is_virtual,
+        &bytes,
+    )))
 }
 
 /// Where a guest-virtual address leads, entry by entry.

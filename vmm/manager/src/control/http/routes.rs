@@ -213,7 +213,11 @@ async fn planned(
 ) -> Result<Planned, ControlError> {
     manager.registry().check_free(&config.name)?;
     let images = match wanted {
-        Some(spec) => Some(manager.read_images(&config.name, spec, config.memory()).await?),
+        Some(spec) => Some(
+            manager
+                .read_images(&config.name, spec, config.memory())
+                .await?,
+        ),
         None => None,
     };
     Ok(Planned { config, images })
@@ -246,10 +250,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
 /// One instance.
 #[utoipa::path(get, path = "/v1/instances/{name}",
     params(NameParam), responses((status = 200, body = Instance), Refusal))]
-pub async fn show(
-    State(api): State<Api>,
-    path: NamePath,
-) -> Result<Json<Instance>, ControlError> {
+pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
     let name = name(path)?;
     let look = move |registry: &Registry| shown(registry, &name);
     Ok(Json(api.client.look(look).await?))
