@@ -9,7 +9,7 @@ use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
 
-use crate::manager::Host;
+use crate::host::Host;
 use crate::worker::WorkerError;
 
 /// What every child is told besides what the host says. The C library's

@@ -17,7 +17,7 @@ use mkvmm_images::{
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 
 use crate::child::{self, Role};
-use crate::manager::Host;
+use crate::host::Host;
 use crate::worker::WorkerError;
 
 /// What is loaded into an instance: what `load` takes.

@@ -9,15 +9,16 @@
 //! |---|---|
 //! | `config`, `images` | what an instance is made of |
 //! | `console`, `status` | what its workers leave in shared memory |
-//! | `child`, `worker` | processes, and what is said to them |
+//! | `host`, `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
-//! | `questions`, `news` | what workers answer and report |
+//! | `questions`, `asking`, `news` | what workers are asked, answer and report |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
 
+mod asking;
 pub mod audit;
 pub mod boot_spans;
 mod child;
@@ -28,6 +29,7 @@ pub mod control;
 mod debug;
 pub mod event_log;
 pub mod guest;
+pub mod host;
 pub mod images;
 pub mod life;
 pub mod manager;
@@ -44,4 +46,5 @@ pub mod view;
 pub mod worker;
 
 pub use child::Role;
-pub use manager::{ConsoleOptions, Host, Manager, Options};
+pub use host::Host;
+pub use manager::{ConsoleOptions, Manager, Options};

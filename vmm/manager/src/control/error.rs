@@ -7,7 +7,7 @@ use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
 
 use crate::console_log::LogError;
-use crate::control::debug::DebugError;
+use crate::control::debug::error::DebugError;
 use crate::life::LifeError;
 use crate::registry::RegistryError;
 use crate::resolve::ResolveError;

@@ -13,7 +13,7 @@ use crate::control::error::ControlError;
 use crate::control::objects;
 use crate::guest::{self, Guest, Loaded};
 use crate::images::Images;
-use crate::life::create::place;
+use crate::life::place::place;
 use crate::life::{LifeError, StepError};
 use crate::registry::{Registry, RegistryError};
 

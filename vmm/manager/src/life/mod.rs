@@ -7,6 +7,8 @@
 //! | `boot` | start: worker, boot data, machine, run |
 //! | `halt` | pause, resume, kill, and what follows an end |
 //! | `release` | delete |
+//! | `place` | where images go: before anything changes |
+//! | `listen` | what workers report |
 //! | `workers` | processes: made, given their memory, cleaned up after |
 //!
 //! Every one checks everything first, then changes; what a later step fails
@@ -15,7 +17,9 @@
 pub mod boot;
 pub mod create;
 pub mod halt;
+mod listen;
 pub mod load;
+pub mod place;
 pub mod release;
 pub(crate) mod workers;
 

@@ -4,13 +4,11 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mkvmm_base::state::EndReason;
-use mkvmm_base::{InstanceId, RunId};
-use mkvmm_keeper::process::Exit;
+use mkvmm_base::InstanceId;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_wire::channel::DESCRIPTORS_MAX;
-use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order, Report};
+use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
 use crate::child::{self, Role};
@@ -18,7 +16,7 @@ use crate::console_log::ConsoleLog;
 use crate::life::StepError;
 use crate::manager::Manager;
 use crate::memory::clean_order;
-use crate::worker::{Listener, Worker};
+use crate::worker::Worker;
 
 impl Manager {
     /// Makes a worker for a new boot of an instance and gives it the memory,
@@ -205,15 +203,5 @@ impl Manager {
         };
         // Who does not answer in time has no last words.
         let _ = tokio::time::timeout(patience, gather).await;
-    }
-}
-
-impl Listener for Manager {
-    fn on_report(self: &Rc<Self>, run: RunId, report: Report) {
-        self.on_news(run, report);
-    }
-
-    fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
-        self.on_end(run, exit, word);
     }
 }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use tokio::sync::Mutex;
 
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::Refusal;
 use mkvmm_api::doctor::Findings;
 

@@ -23,7 +23,7 @@ use crate::audit;
 use crate::config::InstanceConfig;
 use crate::control::client::Change;
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
@@ -58,12 +58,6 @@ fn change(action: &'static str, instance: &InstanceName) -> Change {
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
 pub async fn version() -> Json<Version> {
     Json(Version::current())
-}
-
-/// This description.
-#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
-pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(super::openapi())
 }
 
 /// The pool.

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use crate::console::GuestConsole;
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
