@@ -39,15 +39,15 @@ enum Failure {
     /// It is to be something that does not exist.
     #[error("there is no role {role}")]
     Role {
-        /// The role.
+        /// The role that was asked for.
         role: String,
     },
     /// A variable says what cannot be.
     #[error("{variable}={value} is out of range")]
     Variable {
-        /// The variable.
+        /// The name of the environment variable.
         variable: &'static str,
-        /// Its value.
+        /// The value that it has.
         value: String,
     },
     /// It could not be confined.

@@ -47,7 +47,7 @@ fn sum(ranges: &[AddrRange]) -> u64 {
     ranges.iter().map(AddrRange::size).sum()
 }
 
-/// Ascending.
+/// Returns `ranges` ascending by their first address.
 fn sorted(mut ranges: Vec<AddrRange>) -> Vec<AddrRange> {
     ranges.sort_by_key(AddrRange::start);
     ranges

@@ -32,7 +32,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// All roles.
+    /// Every role that there is.
     pub const ALL: [Self; 3] = [Self::Worker, Self::Unpacker, Self::Cleaner];
 
     /// Returns the word that `ps` shows and that the child finds.

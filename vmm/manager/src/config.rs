@@ -11,7 +11,7 @@ use crate::console_log::LogFile;
 /// An instance without its images: what `create` takes.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
-    /// Its name.
+    /// The name by which its users know it.
     pub name: InstanceName,
     /// What its user wrote, checked.
     pub spec: InstanceSpec,

@@ -76,7 +76,7 @@ impl Sandbox {
 
 /// How the processes of guests and images are confined, as flags and as keys
 /// of a file.
-#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ChildOptions {
     /// What happens to a guest's process that asks for more than it may [default: kill]

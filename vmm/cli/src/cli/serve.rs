@@ -15,7 +15,8 @@ use signal_hook::consts::SIGHUP;
 use mkvmm_images::{Access, ImageDirs, SourceError};
 use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::control::client;
-use mkvmm_manager::control::http::{Api, Doctor};
+use mkvmm_manager::control::doctor::Doctor;
+use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::server::ControlSocket;
 
 use crate::cli::HostIoError;
@@ -104,7 +105,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let environment = args.children.clone().or(file.children).environment()?;
+    let environment = args.children.or(file.children).environment()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {

@@ -44,7 +44,7 @@ pub enum ControlError {
     /// The body is too long or broke off.
     #[error("the body is longer than {max} bytes, or broke off")]
     Body {
-        /// The limit.
+        /// Most bytes that a body may have.
         max: usize,
     },
     /// The query is not what the route takes.
@@ -56,7 +56,7 @@ pub enum ControlError {
     /// The number of an event is none that JSON keeps.
     #[error("since={since} is out of range (0..={EXACT_MAX})")]
     Since {
-        /// The number.
+        /// The number that was asked for.
         since: u64,
     },
     /// The route is there, but not for this method.

@@ -13,7 +13,6 @@ mod routes;
 mod streams;
 
 pub use api::Api;
-pub use doctor::Doctor;
 pub use streams::CONSOLE_PROTOCOL;
 
 use axum::Router;
@@ -84,7 +83,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::free))
 }
 
-/// This description.
+/// What there is to ask, as OpenAPI describes it.
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
 async fn describe() -> axum::Json<utoipa::openapi::OpenApi> {
     axum::Json(openapi())

@@ -44,15 +44,15 @@ pub fn pool_of(registry: &Registry) -> Pool {
 /// What an instance is described from, live or rehearsed.
 #[derive(Debug)]
 pub struct Description<'a> {
-    /// Its number.
+    /// The number that it has for as long as the VMM lives.
     pub id: InstanceId,
     /// What it is made of.
     pub config: &'a InstanceConfig,
     /// Where its life stands.
     pub state: State,
-    /// Its memory.
+    /// The memory that it has.
     pub sub_pool: &'a SubPool,
-    /// Its images.
+    /// The images in its memory, if there are any.
     pub loaded: Option<&'a Loaded>,
     /// Its memory map.
     pub e820: &'a [E820Entry],

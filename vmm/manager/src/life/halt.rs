@@ -33,10 +33,10 @@ impl Manager {
             .registry()
             .guest(busy.id)
             .and_then(|g| g.worker.clone());
-        if let Some(worker) = worker {
-            if let Err(error) = worker.ask(&Order::Pause, &[]).await {
-                return Err(self.explain(busy.id, error.into()).await.of(name));
-            }
+        if let Some(worker) = worker
+            && let Err(error) = worker.ask(&Order::Pause, &[]).await
+        {
+            return Err(self.explain(busy.id, error.into()).await.of(name));
         }
         self.set_state(busy.id, State::Active, State::Paused);
         Ok(())
@@ -53,10 +53,10 @@ impl Manager {
             .guest(busy.id)
             .and_then(|g| g.worker.clone());
         self.set_state(busy.id, State::Paused, State::Active);
-        if let Some(worker) = worker {
-            if let Err(error) = worker.tell(&Order::Run, &[]).await {
-                return Err(self.explain(busy.id, error.into()).await.of(name));
-            }
+        if let Some(worker) = worker
+            && let Err(error) = worker.tell(&Order::Run, &[]).await
+        {
+            return Err(self.explain(busy.id, error.into()).await.of(name));
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ pub enum LifeError {
     /// One step of the verb failed.
     #[error("instance {name}")]
     Instance {
-        /// The instance.
+        /// The name of the instance.
         name: InstanceName,
         /// The underlying error.
         #[source]

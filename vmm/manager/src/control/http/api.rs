@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::console_log::{LogFile, check_path as check_log};
 use crate::control::client::Client;
+use crate::control::doctor::Doctor;
 use crate::control::error::ControlError;
-use crate::control::http::doctor::Doctor;
 use crate::event_log::EventLog;
 
 /// What every handler has.

@@ -60,7 +60,7 @@ pub async fn version() -> Json<Version> {
     Json(Version::current())
 }
 
-/// The pool.
+/// The pool as it is now.
 #[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
 pub async fn pool(State(api): State<Api>) -> Result<Json<Pool>, ControlError> {
     let look = |registry: &Registry| Ok(objects::pool_of(registry));
@@ -241,7 +241,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
     Ok(Json(api.client.change(name, rehearse).await?))
 }
 
-/// One instance.
+/// One instance as it is now.
 #[utoipa::path(get, path = "/v1/instances/{name}",
     params(NameParam), responses((status = 200, body = Instance), Refusal))]
 pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
