@@ -80,6 +80,7 @@ impl<O> Chunk<O> {
     }
 
     /// Returns the raw size in bytes.
+    #[cfg(feature = "linux")]
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
