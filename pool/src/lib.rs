@@ -104,7 +104,7 @@
 //!
 //! `std` (default) makes the main pool's lock a `std::sync::Mutex`; without it the crate is
 //! `no_std` + `alloc` and the lock spins. `linux` adds the module `linux`. `serde` makes ranges,
-//! algorithms, policies and parameters serializable. There is no `unsafe` code.
+//! algorithms, policies and parameters serializable (and brings in `std`). There is no `unsafe` code.
 
 #![no_std]
 #![forbid(unsafe_code)]
