@@ -73,7 +73,11 @@ impl<O> Chunks<O> {
 
     /// Takes the first `n` granules in a row of the newest chunk that has them.
     pub(crate) fn take_first(&mut self, n: u64) -> Option<AddrRange> {
-        let index = self.ranking.newest_before(self.all.len(), n)?;
+        let index = match self.all.len() {
+            // Mostly there is only one, which knows itself whether it has room.
+            1 => 0,
+            len => self.ranking.newest_before(len, n)?,
+        };
         self.take_in(index, |chunk| chunk.take_first(n))
     }
 

@@ -1,6 +1,5 @@
 //! What the feature `serde` writes, and that it checks what it reads.
 #![cfg(feature = "serde")]
-#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use mkpool::instance::ChunkPolicy;
 use mkpool::param::PoolParam;

@@ -1,7 +1,8 @@
 //! Taking and giving: locate the run, edit the leaves, propagate what is new.
 
-use super::edit::{cut, join};
-use super::node::NONE;
+use super::edit::{Edit, begin, cut, end, join};
+use super::locate::Path;
+use super::node::{NONE, Node};
 use super::propagate::Tree;
 use super::run::leaf_base;
 
@@ -11,23 +12,35 @@ impl Tree {
         if self.longest < n {
             return None;
         }
-        let child = |_, node: &super::node::Node| node.longest.first(|run| run >= n);
+        let child = |_, node: &Node| node.longest.first(|run| run >= n);
         let (path, base) = self.radix.descend(child);
         let (run, place) = self.radix.leaves.get(path[0]).first_fit(base, n);
-        self.apply_at(&path, place, &cut(run, run.start, run.start + n));
+        if !self.advance(&path, place, run, n) {
+            let edit = cut(run, run.start, run.start + n);
+            self.remove(Some((&path, place)), &edit);
+        }
         Some(run.start)
+    }
+
+    /// Carries out a cut. The way to the run and its place in the leaf need not be known.
+    #[inline(always)]
+    fn remove(&mut self, way: Option<(&Path, usize)>, edit: &Edit) {
+        match way {
+            Some((path, place)) => self.propagate(path, place, &edit.here),
+            None => self.propagate_to(edit.here),
+        }
+        if let Some(run) = edit.apart {
+            self.propagate_to(begin(run));
+        }
     }
 
     /// Makes `a..b` used, all of which is free.
     pub(super) fn take(&mut self, a: u64, b: u64) {
         let path = self.radix.path(a);
         let near = self.radix.around_in_leaf(&path, a);
-        if let Some(run) = near.left {
-            self.apply_at(&path, near.place.saturating_sub(1), &cut(run, a, b));
-        } else {
-            let run = self.radix.last_before(&path, a);
-            self.apply(cut(run.expect("what is taken is free"), a, b));
-        }
+        let way = near.left.map(|_| (&path, near.place.saturating_sub(1)));
+        let run = near.left.or_else(|| self.radix.last_before(&path, a));
+        self.remove(way, &cut(run.expect("what is taken is free"), a, b));
     }
 
     /// Makes `a..b` free.
@@ -57,9 +70,12 @@ impl Tree {
         let edit = join(left, right, a, b);
         if path[0] != NONE && begins_here {
             let place = near.place.saturating_sub(usize::from(left.is_some()));
-            self.apply_at(&path, place, &edit);
+            self.propagate(&path, place, &edit.here);
         } else {
-            self.apply(edit);
+            self.propagate_to(edit.here);
+        }
+        if let Some(run) = edit.apart {
+            self.propagate_to(end(run));
         }
         Ok(())
     }

@@ -11,8 +11,9 @@ use super::run::{Change, Pair, Run, leaf_base};
 pub(super) struct Edit {
     /// The change of the leaf in which the whole run begins.
     pub here: Change,
-    /// The change of the leaf in which the run after the granules begins, if that is another leaf.
-    pub apart: Option<Change>,
+    /// The run after the granules, if it begins in another leaf. Cutting makes it, joining takes
+    /// it away.
+    pub apart: Option<Run>,
 }
 
 /// Cuts `a..b` out of the run `whole`: at most a lower and a higher part of it remain.
@@ -29,11 +30,7 @@ pub(super) fn cut(whole: Run, a: u64, b: u64) -> Edit {
             into: Pair::new(low, beside),
             flipped: Run { start: a, end },
         },
-        apart: apart.map(|high| Change {
-            out: Pair::NONE,
-            into: Pair::new(Some(high), None),
-            flipped: high,
-        }),
+        apart,
     }
 }
 
@@ -57,10 +54,24 @@ pub(super) fn join(left: Option<Run>, right: Option<Run>, a: u64, b: u64) -> Edi
             into: Pair::new(Some(whole), None),
             flipped: Run { start: a, end },
         },
-        apart: apart.map(|right| Change {
-            out: Pair::new(Some(right), None),
-            into: Pair::NONE,
-            flipped: right,
-        }),
+        apart,
+    }
+}
+
+/// Returns the change of a leaf in which `run` begins now.
+pub(super) fn begin(run: Run) -> Change {
+    Change {
+        out: Pair::NONE,
+        into: Pair::new(Some(run), None),
+        flipped: run,
+    }
+}
+
+/// Returns the change of a leaf in which `run` begins no longer.
+pub(super) fn end(run: Run) -> Change {
+    Change {
+        out: Pair::new(Some(run), None),
+        into: Pair::NONE,
+        flipped: run,
     }
 }

@@ -68,10 +68,6 @@ fn narrow(base: u64, run: Run) -> (u32, u32) {
 }
 
 impl Leaf {
-    pub(super) fn is_empty(&self) -> bool {
-        matches!(&self.runs, Runs::List(list) if list.count() == 0)
-    }
-
     /// Returns the run at the offsets `start..end` of this leaf, which begins at `base`.
     fn widen(&self, base: u64, (start, end): (u32, u32)) -> Run {
         let over = if end == LEAF_LEN { self.over } else { 0 };
@@ -116,6 +112,19 @@ impl Leaf {
             }
         } else {
             self.change_many(base, change);
+        }
+    }
+
+    /// Cuts `n` granules off the front of the run at `place`, which then still begins in this leaf.
+    /// Returns false, and changes nothing, if the leaf is not a list.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, place: usize, n: u64) -> bool {
+        match &mut self.runs {
+            Runs::List(list) => {
+                list.advance(place, local(n));
+                true
+            }
+            Runs::Bits(_) => false,
         }
     }
 

@@ -98,6 +98,12 @@ impl List {
         (self.starts[place], self.ends[place]) = (half(start), half(end));
     }
 
+    /// Cuts `n` granules off the front of the run at `place`, which is longer.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, place: usize, n: u32) {
+        self.starts[place] += half(n);
+    }
+
     /// Adds a run after all others. There is room.
     pub(super) fn push(&mut self, run: (u32, u32)) {
         self.set(self.len.into(), run);
