@@ -42,6 +42,14 @@ fn erode_pair(pair: u128, n: u32) -> u128 {
     left
 }
 
+/// Returns whether one of eight lengths is at least `n`, looking at all of them at once.
+fn any_of_eight(lengths: &[u16; 8], n: u32) -> bool {
+    let n = half(n);
+    lengths
+        .iter()
+        .fold(false, |any, &length| any | (length >= n))
+}
+
 /// Returns the low word of two.
 #[expect(
     clippy::cast_possible_truncation,
@@ -196,9 +204,22 @@ impl Bits {
         good: impl Fn((u32, u32)) -> bool,
     ) -> Option<(u32, u32)> {
         let first = (from / WORD) as usize;
-        let mut keep = !0 << (from % WORD);
-        for i in first..WORDS {
-            if u32::from(self.longest[i]) >= n {
+        for (eight, longest) in self
+            .longest
+            .as_chunks()
+            .0
+            .iter()
+            .enumerate()
+            .skip(first / 8)
+        {
+            if !any_of_eight(longest, n) {
+                continue;
+            }
+            for i in (eight * 8..eight * 8 + 8).filter(|&i| i >= first) {
+                if u32::from(self.longest[i]) < n {
+                    continue;
+                }
+                let keep = if i == first { !0 << (from % WORD) } else { !0 };
                 let mut starts = self.starts(i) & keep;
                 while starts != 0 {
                     let run = self.run_at(position(i) + starts.trailing_zeros());
@@ -208,7 +229,6 @@ impl Bits {
                     starts &= starts - 1;
                 }
             }
-            keep = !0;
         }
         None
     }
