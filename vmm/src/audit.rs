@@ -6,7 +6,8 @@
 //! shows it to whoever asks; `run` holds it for itself, before and after its
 //! guests.
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 
 use crate::boot::e820::{E820Entry, E820Type};
 use crate::guest::Guest;

@@ -8,14 +8,15 @@ use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
-use mkpool::{AddrRange, Draft, RangeError};
+use mkpool::AddrRange;
+use mkpool::instance::Draft;
+use mkpool::range::RangeError;
 
 use crate::boot::acpi::AcpiError;
 use crate::boot::boot_params::BootParamsError;
 use crate::boot::page_tables::PageTableError;
 use crate::devices::console::ConsoleQueue;
 use crate::devices::console_log::LogFile;
-use crate::devices::violation::ViolationPolicy;
 use crate::event_loop::EventSender;
 use crate::guest::Guest;
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
@@ -29,7 +30,8 @@ use crate::loader::{self, ImageInfo, Initramfs, KernelImage, LoadError};
 use crate::placement::PlacementPlan;
 use crate::reservation::ReservationError;
 use crate::vcpu::VcpuError;
-use crate::vcpu::affinity::CpuSet;
+use mkvmm_base::affinity::CpuSet;
+use mkvmm_base::violation::ViolationPolicy;
 
 /// A guest that can be built: every value checked, every file read.
 #[derive(Debug, Clone)]
@@ -210,7 +212,7 @@ pub fn create(
     pool: &mut HostPool,
     config: InstanceConfig,
 ) -> Result<Guest, BuildError> {
-    let order = config.order.unwrap_or(mkpool::PAGE_ORDER);
+    let order = config.order.unwrap_or(mkpool::main_pool::PAGE_ORDER);
     let id = pool.next_id();
     let timeline = Arc::new(Timeline::default());
     let sub_pool = pool.carve_with_order(id, &config.name, config.memory, order)?;

@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 
-use mkpool::{ParamError, RangeError};
+use mkpool::param::ParamError;
+use mkpool::range::RangeError;
 
 use mkvmm::builder::BuildError;
 use mkvmm::control::error::ErrorObject;

@@ -17,9 +17,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::control::action::Request;
-use crate::devices::violation::Violation;
 use crate::instance::state::EndReason;
 use crate::instance::{InstanceId, RunId};
+use mkvmm_base::violation::Violation;
+use mkvmm_machine::news::{News, NewsSink};
 
 /// What the VMM hears from its other threads.
 #[derive(Debug)]
@@ -73,6 +74,23 @@ impl EventSender {
         {
             log::error!("the event loop cannot be woken: {error}");
         }
+    }
+}
+
+impl NewsSink for EventSender {
+    fn tell(&self, news: News) {
+        self.send(match news {
+            News::Ended { run, reason } => VmmEvent::Ended { run, reason },
+            News::Violation {
+                id,
+                violation,
+                last_reported,
+            } => VmmEvent::Violation {
+                id,
+                violation,
+                last_reported,
+            },
+        });
     }
 }
 

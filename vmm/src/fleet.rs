@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 
 use crate::audit::{self, Findings};
 use crate::builder::{BuildError, GuestConfig};

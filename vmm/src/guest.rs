@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use mkpool::{AddrRange, MemoryMap, RangeError};
+use mkpool::AddrRange;
+use mkpool::map::MemoryMap;
+use mkpool::range::RangeError;
 
 use crate::boot::boot_params::{self, BootParamsFacts, FIRST_SETUP_DATA, SetupData};
 use crate::boot::e820::{self, E820Entry, E820Facts};
@@ -42,7 +44,9 @@ use crate::kvm::snapshot::Snapshot;
 use crate::layout;
 use crate::loader::{self, BootEntry};
 use crate::reservation::ReservationError;
-use crate::vcpu::{ExitBus, ExitCounts, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use crate::vcpu::{ExitBus, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup};
+use mkvmm_base::ExitCounts;
+use mkvmm_machine::news::NewsSink;
 
 /// `setup_data` node with random bytes for the kernel's entropy pool
 /// (`SETUP_RNG_SEED`, Linux 6.0 and later).
@@ -93,7 +97,8 @@ impl Guest {
         timeline: Arc<Timeline>,
         around: &Surroundings<'_>,
     ) -> Self {
-        let violations = ViolationCounter::new(id, config.violation, around.events.clone());
+        let violations =
+            ViolationCounter::new(id, config.violation, Arc::new(around.events.clone()));
         let exits = (0..config.cpus).map(|_| Arc::default()).collect();
         Self {
             machine: None,
@@ -358,11 +363,12 @@ impl Guest {
         let vcpus = (0..self.config.cpus)
             .map(|index| Vcpu::new(around.host, &machine.vm, index, setup))
             .collect::<Result<Vec<_>, _>>()?;
+        let news: Arc<dyn NewsSink> = Arc::new(around.events.clone());
         for (vcpu, exits) in vcpus.into_iter().zip(&self.exits) {
             let vcpu = vcpu.counting_on(Arc::clone(exits));
             let bus: Arc<dyn ExitBus> = Arc::clone(&machine.bus) as Arc<dyn ExitBus>;
             let affinity = self.config.affinity.clone();
-            let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, around.events)?;
+            let handle = vcpu.start(self.run_id(), self.name(), affinity, bus, &news)?;
             machine.vcpus.push(handle);
         }
         Ok(())

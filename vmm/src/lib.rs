@@ -32,34 +32,34 @@
 //!                           console thread: name: line → stdout
 //! ```
 //!
-//! A stage imports earlier stages (a test, `layers.rs`, holds that); what it
+//! A stage imports earlier stages only; what it
 //! needs of a later one it states as a trait ([`vcpu::ExitBus`],
 //! [`event_loop::Supervisor`]). Design: `docs/design.md`; addresses:
 //! `docs/memory-map.md`.
 
 pub mod audit;
 pub mod boot;
+pub mod boot_spans;
 pub mod builder;
+pub mod console_log;
 pub mod control;
 pub mod debug;
 pub mod devices;
 pub mod doctor;
-pub mod error_chain;
 pub mod event_log;
 pub mod event_loop;
 pub mod fleet;
 pub mod guest;
-pub mod host_pool;
 pub mod instance;
-pub mod kvm;
-#[cfg(test)]
-mod layers;
-pub mod layout;
 pub mod loader;
-pub mod machine;
 pub mod manager;
-pub mod placement;
-pub mod replay;
-pub mod reservation;
 pub mod spec;
-pub mod vcpu;
+
+pub use mkvmm_base::layout;
+pub use mkvmm_machine::kvm;
+pub use mkvmm_machine::vcpu;
+pub use mkvmm_memory::{host_pool, place as machine, placement, reservation};
+/// Errors for people.
+pub mod error_chain {
+    pub use mkvmm_base::chain;
+}

@@ -15,7 +15,6 @@ use mkpool::AddrRange;
 
 use crate::builder::{self, BuildError, Images, InstanceConfig, Surroundings};
 use crate::devices::console::ConsoleQueue;
-use crate::devices::violation::Violation;
 use crate::error_chain::chain;
 use crate::event_log::{EventKind, EventLog};
 use crate::event_loop::EventSender;
@@ -28,6 +27,7 @@ use crate::instance::{InstanceId, InstanceName, RunId};
 use crate::kvm::Host;
 use crate::manager::logs::ClosingLogs;
 use crate::manager::news::{log_end, tell};
+use mkvmm_base::violation::Violation;
 
 /// Why an instance was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +187,7 @@ impl Manager {
     ) -> Result<InstanceId, ManagerError> {
         let guest = self.try_create(config, images)?;
         let (id, name) = (guest.id(), guest.name().clone());
-        guest.timeline().measure_with(self.boots.clone());
+        guest.timeline().measure_with(Arc::new(self.boots.clone()));
         tell(&self.log, &guest);
         self.guests.insert(id, guest);
         self.names.insert(name, id);

@@ -10,18 +10,19 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use mkpool::{PAGE_ORDER, ParamError, parse_size};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::param::{ParamError, parse_size};
 
 use crate::builder::{GuestConfig, Images, InstanceConfig};
 use crate::devices::console_log::{LogError, LogFile};
-use crate::devices::violation::ViolationPolicy;
 use crate::instance::state::OnEnd;
 use crate::instance::{InstanceName, NameError};
 use crate::layout::PAGE_SIZE;
 use crate::loader::cache::{Batch, CacheError};
 use crate::loader::cmdline::DEFAULT_LINUX;
 use crate::loader::{BootMode, ImageCache, ImageSource, Initramfs};
-use crate::vcpu::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::violation::ViolationPolicy;
 
 /// Memory of a guest that does not say: 128 MiB.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;

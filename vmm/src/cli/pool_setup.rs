@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mkpool::{AddrRange, ParamError, ParamMode, PoolParam};
+use mkpool::AddrRange;
+use mkpool::param::{ParamError, PoolParam};
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
@@ -75,7 +76,7 @@ impl PoolOptions {
 
     pub fn check(&self) -> Result<CheckedPool, CliError> {
         let pool = self.pool.as_deref().ok_or(CliError::NoPool)?;
-        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(CliError::Param)?;
+        let param = PoolParam::parse(pool).map_err(CliError::Param)?;
         let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
         let backing: Backing = backing.parse().map_err(CliError::Backing)?;
         let holds = self.hold.iter().map(|text| parse_hold(text));
@@ -119,7 +120,7 @@ impl CheckedPool {
 
 /// `--hold SIZE@ADDR`: a range of the pool.
 fn parse_hold(text: &str) -> Result<AddrRange, CliError> {
-    let param = PoolParam::parse(text, ParamMode::Strict).map_err(CliError::Hold)?;
+    let param = PoolParam::parse(text).map_err(CliError::Hold)?;
     let start = param.start.ok_or_else(|| {
         let text = text.to_owned();
         CliError::Hold(ParamError::ZeroAddr { text })

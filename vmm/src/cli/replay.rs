@@ -1,11 +1,11 @@
-//! `mkvmm replay`: allocator traces, played against our pools.
+//! `mkvmm replay`: plays recorded allocator traces against `mkpool`.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::error::{CliError, ExitStatus};
+use mkpool_replay::{self as replay, Options};
 use mkvmm::error_chain::chain;
-use mkvmm::replay::{self, Options};
 
 /// Arguments of `mkvmm replay`.
 #[derive(Debug, clap::Args)]
@@ -21,10 +21,10 @@ pub struct ReplayArgs {
     time: bool,
 }
 
-/// Plays the traces; what cannot be read is told and the others are played.
+/// Plays the traces. A trace that cannot be read is reported, and the others are played.
 ///
 /// # Errors
-/// [`CliError::Output`] when standard output cannot be written.
+/// Returns [`CliError::Output`] when standard output cannot be written.
 pub fn run(args: &ReplayArgs) -> Result<ExitStatus, CliError> {
     let options = Options {
         json: args.json,

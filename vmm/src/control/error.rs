@@ -1,7 +1,8 @@
 //! Refusals, as clients see them: an HTTP status, a code, a message, help.
 
 use axum::http::StatusCode;
-use mkpool::{AllocError, RangeError};
+use mkpool::pool::AllocError;
+use mkpool::range::RangeError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -178,9 +179,8 @@ impl ControlError {
         if let Some(error) = self.pool() {
             return match error {
                 HostPoolError::Carve { source, .. } => match source {
-                    mkpool::CreateError::BadOrder { .. } | mkpool::CreateError::ZeroSize { .. } => {
-                        INVALID
-                    }
+                    mkpool::instance::CreateError::BadOrder { .. }
+                    | mkpool::instance::CreateError::ZeroSize { .. } => INVALID,
                     _ => NO_ROOM,
                 },
                 HostPoolError::TooManyRegions { .. }

@@ -19,7 +19,7 @@ use crate::host_pool::alloc_log::{CountKey, Op, Outcome};
 use crate::instance::boot_spans::BootSpans;
 use crate::loader::CacheCounters;
 use crate::manager::Manager;
-use crate::vcpu::ExitKind;
+use mkvmm_base::ExitKind;
 
 /// The content type that scrapers ask for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -304,7 +305,7 @@ pub struct IomemRow {
 impl IomemRow {
     /// The whole tree, in printing order.
     pub fn all(manager: &Manager) -> Vec<Self> {
-        let row = |(depth, resource): (usize, &mkpool::Resource)| Self {
+        let row = |(depth, resource): (usize, &mkpool::resource::Resource)| Self {
             depth: depth as u64,
             start: resource.range().start(),
             start_hex: hex(resource.range().start()),

@@ -4,7 +4,8 @@
 //! event loop's thread; then all of them are undone. So a plan is what a
 //! launch would get, to the byte.
 
-use mkpool::{AddrRange, PAGE_ORDER};
+use mkpool::AddrRange;
+use mkpool::main_pool::PAGE_ORDER;
 
 use crate::control::action::Planned;
 use crate::control::error::ControlError;

@@ -17,7 +17,8 @@ pub mod objects;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::control::debug::objects::Translation;

@@ -1,0 +1,17 @@
+//! What every crate of mkvmm speaks of: names and numbers of instances, their
+//! states and stages, violations, the map of a guest's addresses, and facts
+//! about images. This crate knows none of the others.
+
+pub mod affinity;
+mod error_chain;
+mod exit_counts;
+pub mod image_facts;
+pub mod layout;
+mod names;
+pub mod state;
+pub mod timeline;
+pub mod violation;
+
+pub use error_chain::chain;
+pub use exit_counts::{ExitCounts, ExitKind};
+pub use names::{InstanceId, InstanceName, NameError, RunId};

@@ -1,0 +1,82 @@
+//! Names and numbers of instances and of their runs.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Number of an instance, never reused while the VMM lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(pub u32);
+
+/// One run of an instance: news of an earlier run are no news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RunId {
+    /// The instance.
+    pub id: InstanceId,
+    /// Counts its boots, from 1.
+    pub epoch: u32,
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Longest name of an instance, bytes.
+const NAME_MAX: usize = 32;
+
+/// A validated name: 1 to 32 letters, digits, `.`, `_` and `-`, beginning
+/// with a letter or digit, so that it can stand in a tree, a path and a line.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceName(String);
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no instance name: {}", .name.escape_debug(), "1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit")]
+pub struct NameError {
+    name: String,
+}
+
+impl FromStr for InstanceName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let first = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if first && name.len() <= NAME_MAX && name.chars().all(legal) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(NameError {
+                name: name.to_owned(),
+            })
+        }
+    }
+}
+
+impl InstanceName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_line_and_a_tree_can_carry() {
+        for good in ["web", "db-1", "0", "a.b_c", &"x".repeat(32)] {
+            assert!(good.parse::<InstanceName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a b", "a:b", "ä", "a\n", &"x".repeat(33)] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?}");
+        }
+    }
+}

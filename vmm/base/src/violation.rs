@@ -1,0 +1,45 @@
+//! Accesses to memory that a guest does not own: what they are, and what
+//! follows them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What follows a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ViolationPolicy {
+    /// It is counted and logged; the guest goes on.
+    #[default]
+    Log,
+    /// The guest is stopped.
+    Stop,
+}
+
+/// Read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Answered with all ones.
+    Read,
+    /// Dropped.
+    Write,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
+}
+
+/// One access to memory that the guest does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: usize,
+    /// What it was.
+    pub access: Access,
+}

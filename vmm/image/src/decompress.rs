@@ -1,0 +1,181 @@
+//! Kernel payloads, decompressed on the host with a bound.
+//!
+//! Linux's build appends the uncompressed size to the payload (`size_append`
+//! in scripts/Makefile.lib: 4 bytes, little-endian; for gzip they are part of
+//! the format). That size is the bound and the expected length: a bomb is cut
+//! off, a damaged stream is told from a whole one.
+
+use std::fmt;
+use std::io::{self, Read};
+
+use crate::blocks::BlockReader;
+use crate::{lz4_legacy, lzop};
+
+/// Most working memory that an xz or lzma stream may ask for: its dictionary
+/// (Linux's build uses at most 128 MiB) and liblzma's own few MiB. zstd keeps
+/// its own limit, a window of 128 MiB.
+const MAX_WORKING_MEMORY: u64 = 256 << 20;
+/// Steps in which the output grows, at least.
+const STEP: u64 = 1 << 20;
+
+/// A compression that a kernel payload may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// `CONFIG_KERNEL_GZIP`.
+    Gzip,
+    /// `CONFIG_KERNEL_XZ`, with the x86 BCJ filter.
+    Xz,
+    /// `CONFIG_KERNEL_LZMA`.
+    Lzma,
+    /// `CONFIG_KERNEL_ZSTD`.
+    Zstd,
+    /// `CONFIG_KERNEL_LZ4`: the legacy frame.
+    Lz4,
+    /// `CONFIG_KERNEL_BZIP2`.
+    Bzip2,
+    /// `CONFIG_KERNEL_LZO`: the container of `lzop`.
+    Lzo,
+    /// Not compressed at all.
+    None,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Lzma => "lzma",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+            Self::Bzip2 => "bzip2",
+            Self::Lzo => "lzo",
+            Self::None => "none",
+        })
+    }
+}
+
+/// Why a payload could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum DecompressError {
+    /// The first bytes belong to no compression known here.
+    #[error(
+        "the payload starts with {magic:02x?}, which is no compression known here (gzip, bzip2, lzma, xz, lzo, lz4, zstd)"
+    )]
+    Unknown {
+        /// The first bytes.
+        magic: Vec<u8>,
+    },
+    /// The stream is damaged.
+    #[error("the {compression} payload is damaged")]
+    Damaged {
+        /// The compression.
+        compression: Compression,
+        /// What its library said.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream unpacks to another length than the payload states.
+    #[error("the {compression} payload unpacks to {got} bytes{more}, its last four bytes say {want}", more = if *.over { " or more" } else { "" })]
+    Length {
+        /// The compression.
+        compression: Compression,
+        /// Bytes it unpacked to, at least.
+        got: u64,
+        /// Whether there was more than that.
+        over: bool,
+        /// Bytes stated.
+        want: u64,
+    },
+}
+
+/// Recognises a payload by its first bytes, as Linux's `extract-vmlinux` and
+/// `lib/decompress.c` do.
+///
+/// # Errors
+/// [`DecompressError::Unknown`].
+pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
+    match payload {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Ok(Compression::Xz),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        [0x02, 0x21, 0x4c, 0x18, ..] => Ok(Compression::Lz4),
+        [0x5d, 0, 0, ..] => Ok(Compression::Lzma),
+        [0x7f, b'E', b'L', b'F', ..] => Ok(Compression::None),
+        [b'B', b'Z', b'h', ..] => Ok(Compression::Bzip2),
+        [0x89, b'L', b'Z', b'O', ..] => Ok(Compression::Lzo),
+        other => Err(DecompressError::Unknown {
+            magic: other.iter().copied().take(6).collect(),
+        }),
+    }
+}
+
+/// Unpacks `stream` to exactly `want` bytes.
+///
+/// # Errors
+/// [`DecompressError`]; the output never grows beyond `want`, nor the
+/// decoder's own memory beyond some 256 MiB.
+pub fn decompress(
+    compression: Compression,
+    stream: &[u8],
+    want: u64,
+) -> Result<Vec<u8>, DecompressError> {
+    let damaged = |source| DecompressError::Damaged {
+        compression,
+        source,
+    };
+    let mut reader = decoder(compression, stream).map_err(damaged)?;
+    let mut out = Vec::new();
+    let mut got = 0;
+    while got < want {
+        // Whatever size is claimed, no more is set aside than twice what has
+        // come so far: a lie costs nothing.
+        let step = (want - got).min(got.max(STEP));
+        out.reserve_exact(usize::try_from(step).unwrap_or(usize::MAX));
+        let mut bounded = reader.by_ref().take(step);
+        bounded.read_to_end(&mut out).map_err(damaged)?;
+        if out.len() as u64 != got + step {
+            got = out.len() as u64;
+            break;
+        }
+        got += step;
+    }
+    // The end must be seen, too: a checksum may follow the last byte.
+    let over = got == want && reader.read(&mut [0]).map_err(damaged)? > 0;
+    if got != want || over {
+        return Err(DecompressError::Length {
+            compression,
+            got,
+            over,
+            want,
+        });
+    }
+    Ok(out)
+}
+
+/// A reader of what `stream` unpacks to.
+fn decoder(compression: Compression, stream: &[u8]) -> io::Result<Box<dyn Read + '_>> {
+    use liblzma::read::XzDecoder;
+    use liblzma::stream::Stream;
+    Ok(match compression {
+        Compression::Gzip => Box::new(flate2::read::GzDecoder::new(stream)),
+        Compression::Xz => {
+            let decoder = Stream::new_stream_decoder(MAX_WORKING_MEMORY, 0)?;
+            Box::new(XzDecoder::new_stream(stream, decoder))
+        }
+        Compression::Lzma => {
+            let decoder = Stream::new_lzma_decoder(MAX_WORKING_MEMORY)?;
+            Box::new(XzDecoder::new_stream(stream, decoder))
+        }
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame())
+        }
+        Compression::Lz4 => Box::new(BlockReader::new(lz4_legacy::Blocks::new(stream))),
+        Compression::Bzip2 => Box::new(bzip2::read::BzDecoder::new(stream)),
+        Compression::Lzo => Box::new(BlockReader::new(lzop::Blocks::new(stream)?)),
+        Compression::None => Box::new(stream),
+    })
+}
+
+#[cfg(test)]
+#[path = "decompress_tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,275 @@
+//! ELF64 kernels (`vmlinux`): program headers, checked one by one.
+//!
+//! Source: the System V ABI, chapter 5 (program loading), and the Linux/x86
+//! boot protocol: a relocatable kernel runs at any physical address that
+//! keeps its alignment, so only distances between segments matter, not their
+//! `p_paddr`.
+
+use std::mem::offset_of;
+use std::ops::Range;
+
+use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD};
+
+use crate::field::{FieldError, expect};
+use crate::le::{u16_at, u32_at, u64_at};
+use mkvmm_base::layout::KERNEL_ALIGN;
+
+/// The first four bytes of every ELF file.
+pub const MAGIC: [u8; 4] = *b"\x7fELF";
+/// `e_ident[4..6]`: 64-bit, little-endian.
+const CLASS64_LSB: [u8; 2] = [2, 1];
+/// `e_phnum` of a file with more headers than the field counts (PN_XNUM); no
+/// kernel has that many.
+const PN_XNUM: u16 = 0xffff;
+/// Largest kernel span accepted: 1 GiB, the kernel's own mapping of itself.
+const MAX_SPAN: u64 = 1 << 30;
+
+/// Why bytes are no ELF kernel that we can start. Each names the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ElfError {
+    /// The file is too short, or a header field has a value that cannot be.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// A program for an operating system, not one itself.
+    #[error("a program that asks for an interpreter (PT_INTERP), not a kernel")]
+    Interpreter,
+    /// No PT_LOAD segment with memory.
+    #[error("no PT_LOAD segment")]
+    NoSegments,
+    /// Two segments claim the same physical memory.
+    #[error("PT_LOAD segments at {first:#x} and {second:#x} overlap")]
+    Overlap {
+        /// p_paddr of the lower one.
+        first: u64,
+        /// p_paddr of the higher one.
+        second: u64,
+    },
+    /// The segments are spread too far.
+    #[error("the segments span {span:#x} bytes, more than {MAX_SPAN:#x}")]
+    Span {
+        /// From the lowest to the highest byte.
+        span: u64,
+    },
+}
+
+/// One PT_LOAD segment, relative to the kernel's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElfSegment {
+    /// Bytes from the kernel's (aligned) start to the segment.
+    pub offset: u64,
+    /// Where its initialised part lies in the file.
+    pub file: Range<usize>,
+    /// Bytes in memory; what the file does not hold is zero (BSS).
+    pub mem_size: u64,
+}
+
+/// A checked ELF kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElfKernel {
+    /// Ascending, disjoint.
+    pub segments: Vec<ElfSegment>,
+    /// The 64-bit entry, from the kernel's start.
+    pub entry_offset: u64,
+    /// Bytes from the kernel's start to its last byte in memory.
+    pub span: u64,
+    /// Alignment of the kernel's start, a power of two, at least 2 MiB.
+    pub align: u64,
+}
+
+/// A program header's fields that count here.
+#[derive(Clone, Copy)]
+struct Load {
+    offset: u64,
+    paddr: u64,
+    filesz: u64,
+    memsz: u64,
+}
+
+impl Load {
+    /// Where its bytes lie in the file; `read_load` checked both ends.
+    fn place(&self) -> Range<usize> {
+        match self.filesz {
+            0 => 0..0,
+            size => to_usize(self.offset)..to_usize(self.offset + size),
+        }
+    }
+}
+
+/// Checks the whole file; nothing is copied.
+///
+/// # Errors
+/// [`ElfError`] names the field and the value.
+pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
+    let header = Header::read(file)?;
+    let mut loads = Vec::new();
+    for i in 0..header.phnum {
+        if let Some(load) = read_load(file, &header, i)? {
+            loads.push(load);
+        }
+    }
+    loads.sort_by_key(|l| l.paddr);
+    for pair in loads.windows(2) {
+        if let [a, b] = pair
+            && a.paddr + a.memsz > b.paddr
+        {
+            return Err(ElfError::Overlap {
+                first: a.paddr,
+                second: b.paddr,
+            });
+        }
+    }
+    let (Some(first), Some(last)) = (loads.first(), loads.last()) else {
+        return Err(ElfError::NoSegments);
+    };
+    let start = first.paddr / KERNEL_ALIGN * KERNEL_ALIGN;
+    let span = last.paddr + last.memsz - start;
+    if span > MAX_SPAN {
+        return Err(ElfError::Span { span });
+    }
+    let within = |l: &Load| (l.paddr..l.paddr + l.filesz).contains(&header.entry);
+    if !loads.iter().any(within) {
+        return Err(FieldError::Value {
+            field: "e_entry",
+            value: header.entry,
+            expected: "a physical address that a PT_LOAD segment fills from the file",
+        }
+        .into());
+    }
+    let segments = loads
+        .iter()
+        .map(|l| ElfSegment {
+            offset: l.paddr - start,
+            file: l.place(),
+            mem_size: l.memsz,
+        })
+        .collect();
+    Ok(ElfKernel {
+        segments,
+        entry_offset: header.entry - start,
+        span,
+        align: KERNEL_ALIGN,
+    })
+}
+
+/// A value already known to be within the file.
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The file header's fields that count here.
+struct Header {
+    entry: u64,
+    phoff: u64,
+    phnum: u16,
+}
+
+impl Header {
+    fn read(file: &[u8]) -> Result<Self, FieldError> {
+        let truncated = FieldError::Truncated {
+            what: "the ELF header",
+            end: size_of::<Elf64_Ehdr>() as u64,
+            len: file.len() as u64,
+        };
+        let (
+            Some(ident),
+            Some(kind),
+            Some(machine),
+            Some(entry),
+            Some(phoff),
+            Some(phentsize),
+            Some(phnum),
+        ) = (
+            file.get(4..6),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_type)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_machine)),
+            u64_at(file, offset_of!(Elf64_Ehdr, e_entry)),
+            u64_at(file, offset_of!(Elf64_Ehdr, e_phoff)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_phentsize)),
+            u16_at(file, offset_of!(Elf64_Ehdr, e_phnum)),
+        )
+        else {
+            return Err(truncated);
+        };
+        let class = u64::from(ident[0]) | u64::from(ident[1]) << 8;
+        expect(
+            ident == CLASS64_LSB,
+            "e_ident (class, data)",
+            class,
+            "64-bit little-endian (0x102)",
+        )?;
+        let executable = kind == ET_EXEC || kind == ET_DYN;
+        expect(executable, "e_type", kind, "ET_EXEC (2) or ET_DYN (3)")?;
+        expect(machine == EM_X86_64, "e_machine", machine, "x86-64 (0x3e)")?;
+        let entry_size = usize::from(phentsize) == size_of::<Elf64_Phdr>();
+        expect(entry_size, "e_phentsize", phentsize, "56")?;
+        let count = (1..PN_XNUM).contains(&phnum);
+        expect(count, "e_phnum", phnum, "1 to 65534")?;
+        Ok(Self {
+            entry,
+            phoff,
+            phnum,
+        })
+    }
+}
+
+/// Program header `index`, if it is a PT_LOAD with memory, checked.
+fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, ElfError> {
+    let len = file.len() as u64;
+    let size = size_of::<Elf64_Phdr>() as u64;
+    let at = header.phoff.checked_add(u64::from(index) * size);
+    let end = at.and_then(|at| at.checked_add(size));
+    let truncated = FieldError::Truncated {
+        what: "the program header table",
+        end: end.unwrap_or(u64::MAX),
+        len,
+    };
+    let (Some(at), Some(end)) = (at, end) else {
+        return Err(truncated.into());
+    };
+    if end > len {
+        return Err(truncated.into());
+    }
+    let at = to_usize(at);
+    let field = |offset: usize| u64_at(file, at + offset).ok_or(truncated);
+    let kind = u32_at(file, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated)?;
+    let load = Load {
+        offset: field(offset_of!(Elf64_Phdr, p_offset))?,
+        paddr: field(offset_of!(Elf64_Phdr, p_paddr))?,
+        filesz: field(offset_of!(Elf64_Phdr, p_filesz))?,
+        memsz: field(offset_of!(Elf64_Phdr, p_memsz))?,
+    };
+    // /bin/true has all that a kernel has, and an entry that would even run.
+    if kind == PT_INTERP {
+        return Err(ElfError::Interpreter);
+    }
+    if kind != PT_LOAD || load.memsz == 0 {
+        return Ok(None);
+    }
+    // A segment that is all BSS has no place in the file.
+    let file_end = load.offset.saturating_add(load.filesz);
+    if load.filesz > 0 && file_end > len {
+        return Err(FieldError::Truncated {
+            what: "a PT_LOAD segment",
+            end: file_end,
+            len,
+        }
+        .into());
+    }
+    expect(
+        load.filesz <= load.memsz,
+        "p_filesz",
+        load.filesz,
+        "at most p_memsz",
+    )?;
+    expect(
+        load.paddr.checked_add(load.memsz).is_some(),
+        "p_paddr",
+        load.paddr,
+        "an address that p_memsz does not carry past 2^64",
+    )?;
+    Ok(Some(load))
+}
+
+#[cfg(test)]
+#[path = "elf_tests.rs"]
+pub(crate) mod tests;

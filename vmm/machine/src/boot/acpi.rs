@@ -1,0 +1,231 @@
+//! ACPI tables, built with `acpi_tables` and laid into the low window.
+//!
+//! What they say: the vCPUs and the IOAPIC (MADT), the fixed hardware and the
+//! reset register (FADT), the serial port, the panic device and soft-off
+//! (DSDT). Debian's cloud kernels know no MP table, so SMP needs these.
+//!
+//! Source: ACPI 6.5, sections 5.2 and 19.
+
+use acpi_tables::Aml;
+use acpi_tables::aml;
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+
+use mkvmm_base::layout::{
+    ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PM_BASE,
+    PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
+};
+
+/// SLP_TYP that `\_S5` names: soft-off.
+pub const SLEEP_TYPE_S5: u8 = 5;
+/// What the reset register takes: full reset, now (the PIIX3's RCR).
+pub const RESET_VALUE: u8 = 0x06;
+/// Where the CMOS clock keeps the century.
+pub const CMOS_CENTURY: u8 = 0x32;
+
+const OEM_ID: [u8; 6] = *b"MKVMM ";
+const OEM_TABLE_ID: [u8; 8] = *b"MKVMM   ";
+const OEM_REVISION: u32 = 1;
+/// Bytes of a table's header (ACPI 6.5, table 5.4).
+const HEADER: u32 = 36;
+/// MADT, multiple APIC flags: there are two 8259s as well.
+const PCAT_COMPAT: u32 = 1;
+/// FADT, IA-PC boot architecture: no VGA (bit 2); and no i8042 (bit 1 clear):
+/// its reset line works all the same.
+const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
+
+/// Why the tables could not be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcpiError {
+    /// More processors than there is room for.
+    #[error("the ACPI tables need {needed} bytes, there is room for {room}")]
+    NoRoom {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes from `ACPI_START` to `ACPI_END`.
+        room: u64,
+    },
+}
+
+/// The tables as they lie at [`ACPI_START`], the RSDP first.
+///
+/// # Errors
+/// [`AcpiError::NoRoom`] with the numbers.
+pub fn build(cpus: u8) -> Result<Vec<u8>, AcpiError> {
+    let mut area = Area::default();
+    // The RSDP comes first and names the XSDT, which is only known last.
+    let rsdp_size = Rsdp::len();
+    area.bytes.resize(rsdp_size, 0);
+    let dsdt = area.put(&dsdt());
+    let facs = area.put(&bytes(&FACS::new()));
+    let fadt = area.put(&fadt(dsdt, facs));
+    let madt = area.put(&madt(cpus));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.put(&bytes(&xsdt));
+    area.bytes[..rsdp_size].copy_from_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)));
+    let (needed, room) = (area.bytes.len() as u64, ACPI_END - ACPI_START);
+    if needed > room {
+        return Err(AcpiError::NoRoom { needed, room });
+    }
+    Ok(area.bytes)
+}
+
+/// Tables behind each other, each at a multiple of 64 bytes (the FACS asks).
+#[derive(Default)]
+struct Area {
+    bytes: Vec<u8>,
+}
+
+impl Area {
+    /// Appends a table and returns its guest-physical address.
+    fn put(&mut self, table: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        let addr = ACPI_START + self.bytes.len() as u64;
+        self.bytes.extend_from_slice(table);
+        addr
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// A register in I/O space.
+fn io_register(port: u16, bits: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into())
+}
+
+/// Fixed hardware, power button included (its flag says "not a control method
+/// button" when clear), and the reset register.
+fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .firmware_ctrl_64(facs)
+        .preferred_pm_profile(PmProfile::Unspecified)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::SlpButton)
+        .flag(Flags::TmrValExt)
+        .flag(Flags::ResetRegSup);
+    fadt.sci_int = u16::try_from(SCI_IRQ).unwrap_or(0).into();
+    fadt.pm1a_evt_blk = u32::from(PM_BASE).into();
+    fadt.pm1_evt_len = 4;
+    fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL).into();
+    fadt.pm1_cnt_len = 2;
+    fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
+    fadt.pm_tmr_len = 4;
+    fadt.x_pm1a_evt_blk = io_register(PM_BASE, 32, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = io_register(PM1_CONTROL, 16, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = io_register(PM_TIMER, 32, AccessSize::DwordAccess);
+    fadt.century = CMOS_CENTURY;
+    fadt.iapc_boot_arch = BOOT_ARCH_NO_VGA.into();
+    fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
+    fadt.reset_value = RESET_VALUE;
+    // No C2 or C3 state: latencies beyond the limits say so.
+    fadt.p_lvl2_lat = 0xfff.into();
+    fadt.p_lvl3_lat = 0xfff.into();
+    bytes(&fadt.finalize())
+}
+
+/// One enabled local APIC per vCPU, the IOAPIC, and how the SCI arrives.
+fn madt(cpus: u8) -> Vec<u8> {
+    let mut madt = Sdt::new(*b"APIC", HEADER + 8, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let lapic = u32::try_from(LAPIC_START).unwrap_or(0);
+    let ioapic = u32::try_from(IOAPIC_START).unwrap_or(0);
+    madt.write_u32(36, lapic);
+    madt.write_u32(40, PCAT_COMPAT);
+    for cpu in 0..cpus {
+        let entry = ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled);
+        madt.append_slice(&bytes(&entry));
+    }
+    madt.append_slice(&bytes(&IoApic::new(0, ioapic, 0)));
+    // Interrupt source override: the SCI is edge-triggered, active high, as
+    // an irqfd delivers it.
+    let sci = SCI_IRQ.to_le_bytes();
+    madt.append_slice(&[2, 10, 0, sci[0], sci[0], sci[1], sci[2], sci[3], 0x05, 0]);
+    // Local APIC NMI: LINT1 of every processor.
+    madt.append_slice(&[4, 6, 0xff, 0, 0, 1]);
+    madt.as_slice().to_vec()
+}
+
+/// The serial port, the panic device, and the sleep type of soft-off.
+fn dsdt() -> Vec<u8> {
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let s5 = aml::Name::new(
+        "_S5_".into(),
+        &aml::Package::new(vec![&SLEEP_TYPE_S5, &0_u8, &0_u8, &0_u8]),
+    );
+    dsdt.append_slice(&bytes(&s5));
+    let ports = u8::try_from(COM1_PORTS).unwrap_or(8);
+    let io = aml::IO::new(COM1_BASE, COM1_BASE, 1, ports);
+    let irq = aml::Interrupt::new(true, true, false, false, COM1_IRQ);
+    let com1 = aml::ResourceTemplate::new(vec![&io, &irq]);
+    dsdt.append_slice(&device("COM1", &aml::EISAName::new("PNP0501"), &com1));
+    let io = aml::IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
+    let pvpanic = aml::ResourceTemplate::new(vec![&io]);
+    dsdt.append_slice(&device("PEVT", &"QEMU0001", &pvpanic));
+    dsdt.as_slice().to_vec()
+}
+
+/// A device below `\_SB` with an id and resources.
+fn device(name: &str, hid: &dyn Aml, crs: &dyn Aml) -> Vec<u8> {
+    let hid = aml::Name::new("_HID".into(), hid);
+    let uid = aml::Name::new("_UID".into(), &0_u8);
+    let sta = aml::Name::new("_STA".into(), &0x0f_u8);
+    let crs = aml::Name::new("_CRS".into(), crs);
+    let device = aml::Device::new(name.into(), vec![&hid, &uid, &sta, &crs]);
+    bytes(&aml::Scope::new("\\_SB_".into(), vec![&device]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// The table at a guest-physical address, checked by its checksum.
+    fn table(area: &[u8], addr: u64) -> &[u8] {
+        let at = usize::try_from(addr - ACPI_START).unwrap();
+        let len = u32::from_le_bytes(area[at + 4..at + 8].try_into().unwrap());
+        let table = &area[at..at + usize::try_from(len).unwrap()];
+        if &table[..4] != b"FACS" {
+            assert_eq!(table.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)), 0);
+        }
+        table
+    }
+
+    #[test]
+    fn every_table_is_reached_from_the_rsdp() {
+        let area = build(4).unwrap();
+        assert_eq!(&area[..8], b"RSD PTR ");
+        assert_eq!(
+            area[..20].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)),
+            0
+        );
+        let xsdt = table(&area, u64_at(&area, 24));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let fadt = table(&area, u64_at(xsdt, 36));
+        assert_eq!(&fadt[..4], b"FACP");
+        let madt = table(&area, u64_at(xsdt, 44));
+        assert_eq!(&madt[..4], b"APIC");
+        // Header and flags, 4 local APICs, IOAPIC, override, NMI.
+        assert_eq!(madt.len(), 44 + 4 * 8 + 12 + 10 + 6);
+        assert_eq!(&table(&area, u64_at(fadt, 140))[..4], b"DSDT");
+        assert_eq!(&table(&area, u64_at(fadt, 132))[..4], b"FACS");
+    }
+
+    #[test]
+    fn the_most_processors_there_can_be_fit() {
+        assert!(build(u8::MAX).unwrap().len() < 8192);
+    }
+}

@@ -1,0 +1,8 @@
+//! ⑤ What a kernel finds when it starts: memory map, boot_params, page
+//! tables and descriptor tables, all of it in the guest's low window.
+
+pub mod acpi;
+pub mod boot_params;
+pub mod gdt;
+pub mod manifest;
+pub mod page_tables;

@@ -1,0 +1,146 @@
+//! One KVM VM: memory slots, irqchip, PIT, in the order that is cheap.
+//!
+//! Memory slots come before the irqchip and the vCPUs: once those exist,
+//! every slot waits for a grace period of the host's (measured on a 6.18
+//! host: 0.13 against 4.8 ms for one slot).
+//!
+//! UNSAFETY: `KVM_SET_USER_MEMORY_REGION` takes a raw host address.
+#![expect(unsafe_code, reason = "hands host addresses to KVM")]
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::kvm::Host;
+use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
+use mkvmm_memory::instance_memory::InstanceMemory;
+
+/// Why KVM did not make a VM. Each names the ioctl.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// An ioctl failed.
+    #[error("{ioctl} failed")]
+    Ioctl {
+        /// Its name.
+        ioctl: &'static str,
+        /// The errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The sub-pool has more regions than KVM has slots.
+    #[error("the instance needs {needed} memory slots, KVM has {limit}")]
+    TooManySlots {
+        /// Regions and low window.
+        needed: usize,
+        /// KVM_CAP_NR_MEMSLOTS.
+        limit: usize,
+    },
+}
+
+/// Names the ioctl in front of an errno.
+pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Ioctl {
+        ioctl: name,
+        source,
+    }
+}
+
+/// A VM whose memory is an instance's own chunks.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    // Behind `fd`: the slots are gone before the memory is.
+    memory: Arc<InstanceMemory>,
+}
+
+impl Vm {
+    /// Creates the VM, its slots, and then its interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// [`VmError`] names what failed; the VM is gone then.
+    pub fn new(host: &Host, memory: Arc<InstanceMemory>) -> Result<Self, VmError> {
+        let needed = memory.regions();
+        let limit = host.memory_slots();
+        if needed > limit {
+            return Err(VmError::TooManySlots { needed, limit });
+        }
+        let fd = create_vm(host)?;
+        let vm = Self { fd, memory };
+        vm.set_memory_slots()?;
+        vm.fd
+            .set_identity_map_address(IDENTITY_MAP_START)
+            .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
+        vm.fd
+            .set_tss_address(tss)
+            .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config {
+            // The speaker's port is answered in the kernel, not by an exit.
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..kvm_pit_config::default()
+        };
+        vm.fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+        Ok(vm)
+    }
+
+    /// One slot per region of the instance's memory, numbered by address.
+    fn set_memory_slots(&self) -> Result<(), VmError> {
+        for (slot, region) in (0_u32..).zip(self.memory.guest().iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr().addr() as u64,
+            };
+            // SAFETY: userspace_addr is the start of memory_size bytes of the
+            // pool's mapping, which `self.memory` keeps alive for longer than
+            // the VM's descriptor; the mapping is shared memory that Rust
+            // code reads and writes only through volatile accessors.
+            unsafe { self.fd.set_user_memory_region(slot) }
+                .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
+    /// Creates vCPU `index`.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
+        self.fd
+            .create_vcpu(index.into())
+            .map_err(ioctl("KVM_CREATE_VCPU"))
+    }
+
+    /// Lets writes to `event` raise interrupt line `gsi`.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+        self.fd
+            .register_irqfd(event, gsi)
+            .map_err(ioctl("KVM_IRQFD"))
+    }
+
+    /// The memory its slots show.
+    pub fn memory(&self) -> &Arc<InstanceMemory> {
+        &self.memory
+    }
+}
+
+/// KVM_CREATE_VM, which a signal may interrupt: it is then simply repeated.
+fn create_vm(host: &Host) -> Result<VmFd, VmError> {
+    loop {
+        match host.kvm().create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => return other.map_err(ioctl("KVM_CREATE_VM")),
+        }
+    }
+}

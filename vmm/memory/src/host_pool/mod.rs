@@ -1,0 +1,578 @@
+//! ② The host's pool: allocator, resource tree and memory as one ledger.
+//!
+//! Sub-pools are carved, filled and released here and nowhere else, so that
+//! the allocator, the tree and the reservation never tell different stories.
+//! A range is scrubbed before the main pool gets it back.
+
+pub mod alloc_log;
+mod sub_pool;
+mod what_if;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use mkpool::instance::{ChunkPolicy, CreateError, DestroyError, Draft, StaleDraft};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::pool::{AllocError, FreeError, PoolError};
+use mkpool::resource::{ResourceError, ResourceId, ResourceTree};
+use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
+
+pub use sub_pool::SubPool;
+pub use what_if::Wanted;
+
+use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
+use mkvmm_base::image_facts::ImageFacts;
+use mkvmm_base::{InstanceId, InstanceName};
+
+use crate::placement::{PlacementError, PlacementPlan};
+use crate::reservation::{Reservation, ReservationConfig, ReservationError};
+
+/// Name of the whole pool in the tree, as the kernel prints it.
+const POOL_NAME: &str = "Multikernel Memory Pool";
+/// Name of what somebody allocated, in the tree.
+const ALLOCATION_NAME: &str = "allocation";
+/// Most regions (merged chunks) that one instance may have. Each takes a
+/// memory slot and up to two rows of the e820 map.
+const MAX_REGIONS: usize = 128;
+
+/// Why the ledger did not change.
+#[derive(Debug, thiserror::Error)]
+pub enum HostPoolError {
+    /// The pool itself could not be made.
+    #[error("the pool cannot be set up")]
+    Pool(#[from] PoolError),
+    /// Its memory could not be had, or scrubbed.
+    #[error(transparent)]
+    Reservation(#[from] ReservationError),
+    /// The sub-pool could not be carved.
+    #[error("the pool cannot hold {memory} bytes more")]
+    Carve {
+        /// Bytes asked for.
+        memory: u64,
+        /// Free bytes.
+        avail: u64,
+        /// The longest free extent, bytes.
+        largest_free: u64,
+        /// What the allocator said.
+        #[source]
+        source: CreateError,
+    },
+    /// It could be carved, but in too many pieces.
+    #[error(
+        "the pool could give {memory} bytes only in {regions} regions, the limit is {MAX_REGIONS}"
+    )]
+    TooManyRegions {
+        /// Bytes asked for.
+        memory: u64,
+        /// Regions after merging adjacent chunks.
+        regions: usize,
+    },
+    /// A range to be held is not free, or not in the pool.
+    #[error("{range:?} cannot be held")]
+    Hold {
+        /// The range.
+        range: AddrRange,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// The images do not fit.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// An allocation found no place.
+    #[error("nothing is allocated")]
+    Alloc(#[from] AllocError),
+    /// No allocation begins there.
+    #[error("no allocation begins at {addr:#x}")]
+    NoAllocation {
+        /// The address given.
+        addr: u64,
+    },
+    /// A running guest was told that the range is reserved.
+    #[error("the running guest's memory map names {range:?} as reserved")]
+    Published {
+        /// The allocation.
+        range: AddrRange,
+    },
+    /// The control block goes with the images, and something is in it.
+    #[error("{count} allocations lie in the control block, the first at {first:#x}")]
+    ControlBusy {
+        /// How many.
+        count: usize,
+        /// The lowest.
+        first: u64,
+    },
+    /// An allocator refused what it had given: the ledger is wrong, a bug.
+    #[error("an allocator refused a range back")]
+    Free(#[from] FreeError),
+    /// A plan was made for a sub-pool that has changed since.
+    #[error("the plan is out of date")]
+    Stale(#[from] StaleDraft),
+    /// The tree refused an entry: the ledger is wrong, a bug.
+    #[error("the resource tree refused an entry")]
+    Tree(#[from] ResourceError),
+    /// The main pool refused a sub-pool back: the ledger is wrong, a bug.
+    #[error("a sub-pool could not be given back")]
+    Destroy(#[from] Box<DestroyError>),
+}
+
+/// An allocation that somebody asked for by name of a route or command.
+#[derive(Debug, Clone, Copy)]
+struct Allocation {
+    range: AddrRange,
+    entry: ResourceId,
+    /// Whether it lies in the control block.
+    in_control: bool,
+}
+
+/// The pool of this VMM.
+#[derive(Debug)]
+pub struct HostPool {
+    reservation: Arc<Reservation>,
+    main: MainPool,
+    tree: ResourceTree,
+    root: ResourceId,
+    next_id: u32,
+    /// What somebody allocated in the main pool, by start address.
+    allocations: BTreeMap<u64, Allocation>,
+    held: Vec<AddrRange>,
+    log: AllocLog,
+}
+
+impl HostPool {
+    /// Reserves `range` and puts an allocator and a tree over it. The
+    /// allocator's granule is the backing's page.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]; nothing is reserved then.
+    pub fn new(
+        range: AddrRange,
+        config: ReservationConfig,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, HostPoolError> {
+        let main = MainPool::new(range, config.backing.page_order())?;
+        let mut tree = ResourceTree::new();
+        let root = tree.insert(None, range, POOL_NAME)?;
+        Ok(Self {
+            reservation: Arc::new(Reservation::new(range, config, progress)?),
+            main,
+            tree,
+            root,
+            next_id: 1,
+            allocations: BTreeMap::new(),
+            held: Vec::new(),
+            log: AllocLog::default(),
+        })
+    }
+
+    /// The pool's addresses.
+    pub fn range(&self) -> AddrRange {
+        self.main.range()
+    }
+
+    /// Free bytes.
+    pub fn avail(&self) -> u64 {
+        self.main.avail()
+    }
+
+    /// Free extents, ascending.
+    pub fn free_extents(&self) -> Vec<AddrRange> {
+        self.main.free_extents()
+    }
+
+    /// Taken extents, ascending.
+    pub fn used_extents(&self) -> Vec<AddrRange> {
+        self.main.used_extents()
+    }
+
+    /// What [`Self::hold`] took, in order of taking.
+    pub fn held(&self) -> impl Iterator<Item = AddrRange> {
+        self.held.iter().copied()
+    }
+
+    /// The longest free extent, bytes.
+    pub fn largest_free(&self) -> u64 {
+        self.main.largest_free().map_or(0, |range| range.size())
+    }
+
+    /// log2 of the granule.
+    pub fn order(&self) -> u32 {
+        self.main.order()
+    }
+
+    /// The last allocations.
+    pub fn log(&self) -> &AllocLog {
+        &self.log
+    }
+
+    /// The same, to be paused while something is only tried out, and to be
+    /// told of what was refused elsewhere.
+    pub fn log_mut(&mut self) -> &mut AllocLog {
+        &mut self.log
+    }
+
+    /// Who holds what.
+    pub fn tree(&self) -> &ResourceTree {
+        &self.tree
+    }
+
+    /// The pool's memory.
+    pub fn reservation(&self) -> &Arc<Reservation> {
+        &self.reservation
+    }
+
+    /// The next instance id; each is given once.
+    pub fn next_id(&mut self) -> InstanceId {
+        let id = self.next_id;
+        self.next_id += 1;
+        InstanceId(id)
+    }
+
+    /// Takes `range` away from all instances, for good: to fragment the pool
+    /// on purpose, or to leave room.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Hold`] when it is not free or not in the pool.
+    pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
+        let at = Algo::At(range.start());
+        let held = self.main.alloc_with(range.size(), at);
+        let caller = Caller::vmm("held");
+        self.log.answered(caller, range.size(), &held);
+        let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
+        self.tree.insert(Some(self.root), held, "held")?;
+        self.held.push(held);
+        Ok(())
+    }
+
+    /// Allocates `size` bytes of the main pool, aligned to `align`.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Alloc`] with the numbers.
+    pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
+        let range = self.main.alloc_with(size, fit(align, self.main.order()));
+        let caller = Caller::vmm(ALLOCATION_NAME);
+        self.log.answered(caller, size, &range);
+        let range = range?;
+        let entry = self.tree.insert(Some(self.root), range, ALLOCATION_NAME)?;
+        let allocation = Allocation {
+            range,
+            entry,
+            in_control: false,
+        };
+        self.allocations.insert(range.start(), allocation);
+        Ok(range)
+    }
+
+    /// Frees what [`Self::alloc`] gave at `addr`, scrubbed.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`], or what scrubbing said; nothing has
+    /// changed then.
+    pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
+        let caller = Caller::vmm(ALLOCATION_NAME);
+        let Some(allocation) = self.allocations.get(&addr).copied() else {
+            self.log.kept(caller, addr, 0, Outcome::NoAllocation);
+            return Err(HostPoolError::NoAllocation { addr });
+        };
+        let range = allocation.range;
+        self.reservation.scrub(range)?;
+        self.main.free(range)?;
+        self.log.freed(caller, range);
+        self.tree.remove(allocation.entry)?;
+        self.allocations.remove(&addr);
+        Ok(range)
+    }
+
+    /// What [`Self::alloc`] gave at `addr`.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`].
+    pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
+        let found = self.allocations.get(&addr).map(|a| a.range);
+        found.ok_or(HostPoolError::NoAllocation { addr })
+    }
+
+    /// What [`Self::alloc`] gave and nobody freed, ascending.
+    pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
+        self.allocations.values().map(|a| a.range)
+    }
+
+    /// Allocates in an instance's memory: in its free space, or, once the
+    /// guest owns that, in its control block.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Alloc`].
+    pub fn alloc_in(
+        &mut self,
+        sub_pool: &mut SubPool,
+        size: u64,
+        align: u64,
+        is_live: bool,
+    ) -> Result<AddrRange, HostPoolError> {
+        let range = match &mut sub_pool.control {
+            Some(control) if is_live => control.alloc_with(size, fit(align, control.order())),
+            _ => sub_pool.pool.alloc(size, align),
+        };
+        let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
+        self.log.answered(caller, size, &range);
+        let range = range?;
+        let parent = sub_pool.entry_of(range);
+        let entry = self.tree.insert(parent, range, ALLOCATION_NAME)?;
+        let allocation = Allocation {
+            range,
+            entry,
+            in_control: is_live,
+        };
+        sub_pool.allocations.insert(range.start(), allocation);
+        Ok(range)
+    }
+
+    /// Frees what [`Self::alloc_in`] gave at `addr`. Scrubbed, unless it lies
+    /// in the control block, which is scrubbed with the rest of the instance.
+    ///
+    /// # Errors
+    /// [`HostPoolError::NoAllocation`] or what scrubbing said.
+    pub fn free_in(
+        &mut self,
+        sub_pool: &mut SubPool,
+        addr: u64,
+        is_live: bool,
+    ) -> Result<AddrRange, HostPoolError> {
+        let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
+        let Some(allocation) = sub_pool.allocations.get(&addr).copied() else {
+            self.log.kept(caller, addr, 0, Outcome::NoAllocation);
+            return Err(HostPoolError::NoAllocation { addr });
+        };
+        let range = allocation.range;
+        if is_live && !allocation.in_control {
+            let (addr, size) = (range.start(), range.size());
+            self.log.kept(caller, addr, size, Outcome::Published);
+            return Err(HostPoolError::Published { range });
+        }
+        match &mut sub_pool.control {
+            Some(control) if allocation.in_control => control.free(range)?,
+            _ => {
+                self.reservation.scrub(range)?;
+                sub_pool.pool.free(range)?;
+            }
+        }
+        self.log.freed(caller, range);
+        self.tree.remove(allocation.entry)?;
+        sub_pool.allocations.remove(&addr);
+        Ok(range)
+    }
+
+    /// Carves `memory` bytes out of the pool for an instance.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]; the ledger is as it was.
+    pub fn carve(
+        &mut self,
+        id: InstanceId,
+        name: &InstanceName,
+        memory: u64,
+    ) -> Result<SubPool, HostPoolError> {
+        self.carve_with_order(id, name, memory, PAGE_ORDER)
+    }
+
+    /// The same with a granule of `1 << order` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::carve`].
+    pub fn carve_with_order(
+        &mut self,
+        id: InstanceId,
+        name: &InstanceName,
+        memory: u64,
+        order: u32,
+    ) -> Result<SubPool, HostPoolError> {
+        let caller = || Caller::instance(name, CHUNK);
+        let created = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc);
+        let pool = created.map_err(|source| {
+            let avail = self.main.avail();
+            let why = Outcome::of_carving(&source, memory, avail);
+            self.log.refused(caller(), memory, why);
+            HostPoolError::Carve {
+                memory,
+                avail,
+                largest_free: self.main.largest_free().map_or(0, |r| r.size()),
+                source,
+            }
+        })?;
+        let mut sub_pool = SubPool {
+            name: name.clone(),
+            regions: pool.regions(),
+            pool: ManuallyDrop::new(pool),
+            entries: Vec::new(),
+            pieces: Vec::new(),
+            control: None,
+            allocations: BTreeMap::new(),
+        };
+        if let Err(error) = self.enter(&mut sub_pool, id) {
+            let paused = self.log.pause(true);
+            self.undo(sub_pool);
+            self.log.pause(paused);
+            self.log.refused(caller(), memory, Outcome::TooFragmented);
+            return Err(error);
+        }
+        // The newest comes first.
+        for chunk in sub_pool.chunks().into_iter().rev() {
+            self.log.taken(caller(), chunk);
+        }
+        Ok(sub_pool)
+    }
+
+    /// Enters a new sub-pool's regions into the tree.
+    fn enter(&mut self, sub_pool: &mut SubPool, id: InstanceId) -> Result<(), HostPoolError> {
+        let name = &sub_pool.name;
+        let regions = sub_pool.regions.len();
+        if regions > MAX_REGIONS {
+            return Err(HostPoolError::TooManyRegions {
+                memory: sub_pool.size(),
+                regions,
+            });
+        }
+        for (i, &region) in sub_pool.regions.iter().enumerate() {
+            let entry = format!("mk-instance-{id}-{name}-region-{i}");
+            let entry = self.tree.insert(Some(self.root), region, entry)?;
+            sub_pool.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    /// Finds places for images and books them.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]; where the images do not fit, nothing has changed.
+    pub fn place(
+        &mut self,
+        sub_pool: &mut SubPool,
+        facts: &ImageFacts,
+    ) -> Result<PlacementPlan, HostPoolError> {
+        let (plan, next) = sub_pool.plan(facts)?;
+        self.book(sub_pool, &plan, next)?;
+        Ok(plan)
+    }
+
+    /// Books what [`SubPool::plan`] found, in place of the pieces that were
+    /// there, and names the new ones in the tree.
+    ///
+    /// # Errors
+    /// [`HostPoolError::Stale`] if the sub-pool has changed since; nothing
+    /// has then. [`HostPoolError::Tree`] or [`HostPoolError::Pool`]: bugs,
+    /// after which only releasing the sub-pool makes sense.
+    pub fn book(
+        &mut self,
+        sub_pool: &mut SubPool,
+        plan: &PlacementPlan,
+        next: Draft,
+    ) -> Result<(), HostPoolError> {
+        let mut control = GenPool::new(PAGE_ORDER)?;
+        control.add_chunk(plan.control_block, ())?;
+        sub_pool.pool.adopt(next)?;
+        self.remove_pieces(sub_pool)?;
+        sub_pool.control = Some(control);
+        for (name, range) in plan.pieces() {
+            let parent = sub_pool.entry_of(range);
+            let entry = self.tree.insert(parent, range, name)?;
+            sub_pool.pieces.push((range, entry));
+            let caller = Caller::instance(&sub_pool.name, name);
+            self.log.taken(caller, range);
+        }
+        Ok(())
+    }
+
+    /// Notes that images found no place, as [`SubPool::plan`] said.
+    pub fn note_refusal(&mut self, sub_pool: &SubPool, error: &HostPoolError) {
+        if let HostPoolError::Placement(error) = error
+            && let Some((piece, size, source)) = error.refusal()
+        {
+            let caller = Caller::instance(&sub_pool.name, piece);
+            self.log.refused(caller, size, source.into());
+        }
+    }
+
+    /// Takes the images' pieces out of the books. Scrub before that.
+    ///
+    /// # Errors
+    /// As [`Self::book`].
+    pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        let without = sub_pool.without_pieces()?;
+        sub_pool.pool.adopt(without)?;
+        self.remove_pieces(sub_pool)
+    }
+
+    fn remove_pieces(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        sub_pool.control = None;
+        for (range, entry) in sub_pool.pieces.drain(..) {
+            if let Some(piece) = self.tree.get(entry) {
+                let caller = Caller::instance(&sub_pool.name, piece.name());
+                self.log.freed(caller, range);
+            }
+            self.tree.remove_subtree(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Scrubs a sub-pool and gives it back to the pool. The vCPUs that ran in
+    /// it must be gone.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]: what could not be scrubbed is never handed out
+    /// again; it stays in the tree under its instance's name.
+    pub fn release(&mut self, sub_pool: SubPool) -> Result<(), HostPoolError> {
+        for &region in &sub_pool.regions {
+            self.reservation.scrub(region)?;
+        }
+        for &entry in &sub_pool.entries {
+            self.tree.remove_subtree(entry)?;
+        }
+        let (name, chunks) = (sub_pool.name.clone(), sub_pool.chunks());
+        let pool = ManuallyDrop::into_inner(sub_pool.pool);
+        pool.destroy_forced().map_err(Box::new)?;
+        for chunk in chunks {
+            self.log.freed(Caller::instance(&name, CHUNK), chunk);
+        }
+        Ok(())
+    }
+
+    /// Releases on a path that already has an error to report.
+    pub fn undo(&mut self, sub_pool: SubPool) {
+        if let Err(error) = self.release(sub_pool) {
+            log::error!("giving back a sub-pool failed: {error}");
+        }
+    }
+
+    /// Who holds `addr`: the names of the tree from the root down, or `None`
+    /// outside the pool.
+    pub fn owner(&self, addr: u64) -> Option<String> {
+        let path = self.tree.path(addr);
+        // Below the pool itself, the instance's region says whose it is.
+        let owner = path.get(1).or_else(|| path.first())?;
+        Some(owner.name().to_owned())
+    }
+}
+
+/// First fit, as the contract has it for `align` 0 and 1, or aligned.
+fn fit(align: u64, order: u32) -> Algo {
+    match align {
+        0 | 1 => Algo::FirstFit,
+        // Refused by the allocator; the granule must not hide it.
+        _ if !align.is_power_of_two() => Algo::FirstFitAlign { align },
+        _ => Algo::FirstFitAlign {
+            align: align.max(1 << order),
+        },
+    }
+}
+
+/// The resource tree, laid out as `/proc/iomem` is.
+impl fmt::Display for HostPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tree.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,23 @@
+//! The pool of a host: where it lies, what it is made of, who holds which
+//! part of it, and where the pieces of an instance are placed.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`place`] | where a pool may lie in the address space of all guests |
+//! | [`reservation`] | what the pool is made of |
+//! | [`memory_file`], [`pool_memory`] | the host memory behind the pool, as files with one owner each |
+//! | [`cleaning`] | how memory is made to read as zero |
+//! | [`placement`] | where the pieces of an instance go (pure) |
+//! | [`host_pool`] | the ledger: allocator, resource tree and memory as one |
+//! | [`e820`] | the memory map of an instance, computed from the ledger |
+//! | [`instance_memory`] | the guest-physical address space of an instance |
+
+pub mod cleaning;
+pub mod e820;
+pub mod host_pool;
+pub mod instance_memory;
+pub mod memory_file;
+pub mod place;
+pub mod placement;
+pub mod pool_memory;
+pub mod reservation;

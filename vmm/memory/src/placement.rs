@@ -1,0 +1,297 @@
+//! ④ Placement: where the pieces of an instance lie in its sub-pool.
+//!
+//! A pure function: facts about images and the state of a sub-pool go in, a
+//! plan and the sub-pool's next state, a draft, come out. It does no I/O and changes
+//! nothing, so a plan can be printed, compared and tested without KVM;
+//! loading merely obeys it.
+
+use std::fmt;
+
+use mkpool::instance::Draft;
+use mkpool::pool::AllocError;
+use mkpool::{AddrRange, Algo};
+
+use mkvmm_base::image_facts::ImageFacts;
+use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
+
+/// Where everything lies, pool addresses (which are guest addresses).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlacementPlan {
+    /// Backing of guest addresses `[0, 1 MiB)`.
+    pub low_window: AddrRange,
+    /// For what the VMM needs after start.
+    pub control_block: AddrRange,
+    /// The kernel, from its aligned start.
+    pub kernel: AddrRange,
+    /// The initramfs, whole pages.
+    pub initramfs: Option<AddrRange>,
+}
+
+impl PlacementPlan {
+    /// The pieces and their names in the resource tree, in order of taking.
+    pub fn pieces(&self) -> impl Iterator<Item = (&'static str, AddrRange)> {
+        [
+            Some(("low window", self.low_window)),
+            Some(("control block", self.control_block)),
+            Some(("kernel", self.kernel)),
+            self.initramfs.map(|r| ("initramfs", r)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The pieces that are never the guest's RAM at their pool address.
+    pub fn withheld(&self) -> [AddrRange; 2] {
+        [self.low_window, self.control_block]
+    }
+}
+
+/// Why an instance cannot hold its images.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// A piece found no place.
+    #[error(
+        "no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes"
+    )]
+    NoRoom {
+        /// Name of the piece.
+        piece: &'static str,
+        /// Its size, bytes.
+        size: u64,
+        /// Its alignment, bytes.
+        align: u64,
+        /// The instance's memory, bytes.
+        memory: u64,
+        /// Memory that would do in one piece, if any would.
+        needed: Option<u64>,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// A kernel that unpacks itself would do so outside the memory it gets.
+    #[error("no room for the kernel ({size} bytes) at or above its pref_address {min:#x}")]
+    KernelTooLow {
+        /// Its size, bytes.
+        size: u64,
+        /// The kernel's limit.
+        min: u64,
+        /// What the allocator said.
+        #[source]
+        source: AllocError,
+    },
+    /// The kernel would lie above what it can run at.
+    #[error(
+        "the kernel at {range:?} ends above {max:#x}: XLF_CAN_BE_LOADED_ABOVE_4G is not set in its xloadflags"
+    )]
+    KernelTooHigh {
+        /// Where it would lie.
+        range: AddrRange,
+        /// The kernel's limit.
+        max: u64,
+    },
+    /// The initramfs would lie above what the kernel can reach.
+    #[error("the initramfs at {range:?} ends above the kernel's initrd_addr_max {max:#x}")]
+    InitramfsTooHigh {
+        /// Where it would lie.
+        range: AddrRange,
+        /// The kernel's limit.
+        max: u64,
+    },
+}
+
+impl PlacementError {
+    /// What found no place: the piece, its size, and what the allocator said.
+    pub fn refusal(&self) -> Option<(&'static str, u64, &AllocError)> {
+        match self {
+            Self::NoRoom {
+                piece,
+                size,
+                source,
+                ..
+            } => Some((piece, *size, source)),
+            Self::KernelTooLow { size, source, .. } => Some(("kernel", *size, source)),
+            _ => None,
+        }
+    }
+}
+
+/// As the resource tree prints them, a line each.
+impl fmt::Display for PlacementPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, range) in self.pieces() {
+            writeln!(f, "{:08x}-{:08x} : {name}", range.start(), range.last())?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds places for the pieces, in the order of the contract: low window,
+/// control block, kernel, initramfs. Returns the plan and the draft with
+/// the pieces taken.
+///
+/// # Errors
+/// [`PlacementError`] with the numbers.
+pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), PlacementError> {
+    let mut next = pool;
+    let memory = next.size();
+    let take = |next: &mut Draft, piece, size, align| {
+        next.alloc(size, align)
+            .map_err(|source| PlacementError::NoRoom {
+                piece,
+                size,
+                align,
+                memory,
+                needed: facts.memory_needed(),
+                source,
+            })
+    };
+    let low_window = take(&mut next, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
+    let control_block = take(&mut next, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
+    let kernel = match take_kernel(facts, &mut next) {
+        Ok(kernel) => kernel,
+        Err(source) => {
+            // Whether it fits anywhere tells the two reasons apart.
+            take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
+            let (size, min) = (facts.kernel_size, facts.kernel_addr_min);
+            return Err(PlacementError::KernelTooLow { size, min, source });
+        }
+    };
+    if let Some(max) = facts.kernel_addr_max.filter(|&max| kernel.last() > max) {
+        return Err(PlacementError::KernelTooHigh { range: kernel, max });
+    }
+    let initramfs = match facts.initramfs_size {
+        Some(size) => Some(take(&mut next, "initramfs", size, PAGE_SIZE)?),
+        None => None,
+    };
+    if let (Some(range), Some(max)) = (initramfs, facts.initramfs_addr_max)
+        && range.last() > max
+    {
+        return Err(PlacementError::InitramfsTooHigh { range, max });
+    }
+    let plan = PlacementPlan {
+        low_window,
+        control_block,
+        kernel,
+        initramfs,
+    };
+    Ok((plan, next))
+}
+
+/// Takes the first place for the kernel that is not below its lowest address.
+fn take_kernel(facts: &ImageFacts, pool: &mut Draft) -> Result<AddrRange, AllocError> {
+    let align = facts.kernel_align;
+    let lowest = facts.kernel_addr_min.min(u64::MAX - 1);
+    let above = AddrRange::new(lowest, u64::MAX).expect("the start is below the end");
+    pool.alloc_within(facts.kernel_size, Algo::FirstFitAlign { align }, above)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mkpool::instance::ChunkPolicy;
+    use mkpool::{InstancePool, MainPool};
+
+    const MIB: u64 = 1 << 20;
+
+    fn instance(start: u64, size: u64) -> InstancePool {
+        let range = AddrRange::with_size(start, size).unwrap();
+        let main = MainPool::new(range, 12).unwrap();
+        InstancePool::create(&main, 1, size, 12, ChunkPolicy::Rfc).unwrap()
+    }
+
+    fn facts(kernel: u64, initramfs: Option<u64>) -> ImageFacts {
+        ImageFacts {
+            kernel_size: kernel,
+            kernel_align: 2 * MIB,
+            kernel_addr_min: 0,
+            kernel_addr_max: None,
+            initramfs_size: initramfs,
+            initramfs_addr_max: None,
+        }
+    }
+
+    #[test]
+    fn pieces_are_taken_in_the_order_of_the_contract() {
+        let pool = instance(0x1_0000_0000, 128 * MIB);
+        let (plan, next) = plan(&facts(62 * MIB, Some(5 * MIB + 1)), pool.draft()).unwrap();
+        assert_eq!(next.avail(), 128 * MIB - 69 * MIB - 4096);
+        assert_eq!(pool.avail(), 128 * MIB);
+        let at = |r: AddrRange| (r.start(), r.size());
+        assert_eq!(at(plan.low_window), (0x1_0000_0000, MIB));
+        assert_eq!(at(plan.control_block), (0x1_0010_0000, MIB));
+        assert_eq!(at(plan.kernel), (0x1_0020_0000, 62 * MIB));
+        assert_eq!(at(plan.initramfs.unwrap()), (0x1_0400_0000, 5 * MIB + 4096));
+    }
+
+    #[test]
+    fn what_memory_needed_says_is_just_enough() {
+        let facts = facts(3 * MIB + 5, Some(100));
+        let needed = facts.memory_needed().unwrap();
+        plan(&facts, instance(0x4000_0000, needed).draft()).unwrap();
+        plan(&facts, instance(0x4000_0000, needed - 4096).draft()).unwrap_err();
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_what_would() {
+        let pool = instance(0x4000_0000, 8 * MIB);
+        let error = plan(&facts(2 * MIB, Some(64 * MIB)), pool.draft()).unwrap_err();
+        assert!(matches!(
+            error,
+            PlacementError::NoRoom { piece: "initramfs", needed: Some(n), .. } if n == 68 * MIB
+        ));
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_plan_and_it_can_be_read() {
+        let facts = facts(2 * MIB, None);
+        let (first, _) = plan(&facts, instance(0x1_0000_0000, 8 * MIB).draft()).unwrap();
+        let (second, _) = plan(&facts, instance(0x1_0000_0000, 8 * MIB).draft()).unwrap();
+        assert_eq!(first, second);
+        assert_eq!(
+            first.to_string(),
+            "100000000-1000fffff : low window\n\
+             100100000-1001fffff : control block\n\
+             100200000-1003fffff : kernel\n"
+        );
+    }
+
+    #[test]
+    fn a_kernel_that_unpacks_itself_lies_at_its_pref_address_or_above() {
+        let pool = instance(MIB, 255 * MIB);
+        let mut facts = facts(62 * MIB, Some(4096));
+        facts.kernel_addr_min = 16 * MIB;
+        let (placed, next) = plan(&facts, pool.draft()).unwrap();
+        assert_eq!(placed.kernel.start(), 16 * MIB);
+        // What lies below the kernel is still free.
+        assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
+        assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
+
+        let error = plan(&facts, instance(MIB, 72 * MIB).draft()).unwrap_err();
+        assert!(matches!(error, PlacementError::KernelTooLow { min, .. } if min == 16 * MIB));
+    }
+
+    #[test]
+    fn a_kernel_without_the_above_4g_flag_stays_below() {
+        let mut facts = facts(16 * MIB, None);
+        facts.kernel_addr_max = Some(0xffff_ffff);
+        plan(&facts, instance(0x4000_0000, 64 * MIB).draft()).unwrap();
+        let error = plan(&facts, instance(0x1_0000_0000, 64 * MIB).draft()).unwrap_err();
+        assert!(error.to_string().contains("XLF_CAN_BE_LOADED_ABOVE_4G"));
+    }
+
+    #[test]
+    fn the_kernels_limit_for_the_initramfs_is_kept() {
+        let pool = instance(0x7f00_0000, 64 * MIB);
+        let mut facts = facts(16 * MIB, Some(4096));
+        facts.initramfs_addr_max = Some(0x7fff_ffff);
+        let error = plan(&facts, pool.draft()).unwrap_err();
+        assert!(matches!(
+            error,
+            PlacementError::InitramfsTooHigh {
+                max: 0x7fff_ffff,
+                ..
+            }
+        ));
+        assert_eq!(pool.avail(), 64 * MIB);
+    }
+}

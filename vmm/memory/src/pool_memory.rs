@@ -1,0 +1,292 @@
+//! The host memory behind the pool, as files of which each has one owner.
+//!
+//! ```text
+//!   lazy        region ─────────► a file of its own, made when it is taken
+//!
+//!   populated   ┌─ granule ─┬─ granule ─┬─ granule ─┐   files made and filled at
+//!               │  free     │  free     │ lent ┆free│   the start
+//!               └───────────┴───────────┴───────────┘
+//!                     │ whole                │ part
+//!                     ▼                      ▼
+//!               the granule's file     a file of its own; the granule's pages
+//!                                      there go back to the host meanwhile
+//! ```
+//!
+//! A process that maps a file can never be made to let go of it, so no file
+//! ever holds bytes of two owners. The granule of files is none of the
+//! allocator's: addresses are decided by the ledger alone.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use mkpool::AddrRange;
+
+use crate::memory_file::MemoryFile;
+use crate::reservation::{HUGE_ALIGN, ReservationConfig, ReservationError};
+
+/// The most granules that a populated pool is made of: each costs a
+/// descriptor here and a mapping in its owner.
+const GRANULES_MAX: u64 = 1024;
+/// The smallest granule, 64 MiB for pools that need no smaller one.
+const GRANULE_MIN: u64 = 64 << 20;
+
+/// A part of a populated pool.
+#[derive(Debug)]
+struct Granule {
+    /// `None` while an owner has the whole of it.
+    file: Option<MemoryFile>,
+    range: AddrRange,
+    /// Parts that owners have in files of their own, by start.
+    lent: BTreeMap<u64, AddrRange>,
+}
+
+/// The memory of one pool.
+#[derive(Debug)]
+pub struct PoolMemory {
+    range: AddrRange,
+    config: ReservationConfig,
+    /// Ascending; empty where memory comes lazily.
+    granules: Vec<Granule>,
+}
+
+impl PoolMemory {
+    /// Reserves the memory of `range`: nothing at all where it comes lazily,
+    /// every page where `config` says so. `progress` is told the bytes that
+    /// are there so far, from several threads; once `stop` is true the work is
+    /// given up within a granule.
+    ///
+    /// # Errors
+    /// [`ReservationError`] when the memory cannot be had, or
+    /// [`ReservationError::Stopped`]; nothing is left behind.
+    pub fn new(
+        range: AddrRange,
+        config: ReservationConfig,
+        progress: &(dyn Fn(u64) + Sync),
+        stop: &AtomicBool,
+    ) -> Result<Self, ReservationError> {
+        if let Some(node) = config.numa_node
+            && !std::path::Path::new(&format!("/sys/devices/system/node/node{node}")).exists()
+        {
+            return Err(ReservationError::NoNode { node });
+        }
+        let granules = if config.is_populated() {
+            populate(range, &config, progress, stop)?
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            range,
+            config,
+            granules,
+        })
+    }
+
+    /// Returns the pool's range.
+    pub fn range(&self) -> AddrRange {
+        self.range
+    }
+
+    /// Returns what the memory is made of.
+    pub fn config(&self) -> &ReservationConfig {
+        &self.config
+    }
+
+    /// Whether taking and returning memory needs no time worth mentioning.
+    pub fn is_quick(&self) -> bool {
+        self.granules.is_empty()
+    }
+
+    /// Takes the memory of `regions`, which nobody has: files that read as
+    /// zero, ascending within each region.
+    ///
+    /// # Errors
+    /// [`ReservationError`]; nothing was taken then.
+    pub fn take(&mut self, regions: &[AddrRange]) -> Result<Vec<MemoryFile>, ReservationError> {
+        let mut taken = Vec::new();
+        for &region in regions {
+            if let Err(error) = self.take_region(region, &mut taken) {
+                for file in taken {
+                    // The first error is the one to report.
+                    if let Err(error) = self.put_back(file) {
+                        log::error!("memory cannot be returned: {error}");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(taken)
+    }
+
+    fn take_region(
+        &mut self,
+        region: AddrRange,
+        taken: &mut Vec<MemoryFile>,
+    ) -> Result<(), ReservationError> {
+        if self.granules.is_empty() {
+            for part in at_huge_border(region) {
+                taken.push(MemoryFile::make(part, &self.config)?);
+            }
+            return Ok(());
+        }
+        let config = self.config;
+        for granule in &mut self.granules {
+            if let Some(part) = granule.range.intersection(&region) {
+                taken.push(granule.take(part, &config)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a file that [`Self::take`] gave. Every other process that had
+    /// it must be dead, and it must read as zero.
+    ///
+    /// # Errors
+    /// [`ReservationError`] when pages that were given up while a part was
+    /// lent cannot be had again: the pool is that much poorer in memory, which
+    /// the next owner of the part will have to find.
+    pub fn put_back(&mut self, file: MemoryFile) -> Result<(), ReservationError> {
+        let range = file.range();
+        let config = self.config;
+        let home = |granule: &&mut Granule| granule.range.contains_range(&range);
+        match self.granules.iter_mut().find(home) {
+            Some(granule) => granule.put_back(file, &config),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Granule {
+    fn take(
+        &mut self,
+        part: AddrRange,
+        config: &ReservationConfig,
+    ) -> Result<MemoryFile, ReservationError> {
+        if part == self.range
+            && self.lent.is_empty()
+            && let Some(file) = self.file.take()
+        {
+            return Ok(file);
+        }
+        if let Some(file) = &self.file {
+            // The same pages, by number: what is given up here is taken there.
+            file.punch(part)?;
+        }
+        match MemoryFile::make(part, config) {
+            Ok(own) => {
+                self.lent.insert(part.start(), part);
+                Ok(own)
+            }
+            Err(error) => {
+                self.fill(part, config)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn put_back(
+        &mut self,
+        file: MemoryFile,
+        config: &ReservationConfig,
+    ) -> Result<(), ReservationError> {
+        let range = file.range();
+        if range == self.range && self.file.is_none() {
+            self.file = Some(file);
+            return Ok(());
+        }
+        drop(file);
+        self.lent.remove(&range.start());
+        self.fill(range, config)
+    }
+
+    fn fill(&self, part: AddrRange, config: &ReservationConfig) -> Result<(), ReservationError> {
+        match &self.file {
+            Some(file) => file.populate(part, config),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The parts of a lazy region. Files begin at their offset 0, and huge pages
+/// need offsets that are congruent to addresses modulo 2 MiB: what lies before
+/// the first such border gets a file of its own, where anything is left.
+fn at_huge_border(region: AddrRange) -> impl Iterator<Item = AddrRange> {
+    let border = region.start().checked_next_multiple_of(HUGE_ALIGN);
+    let border = border.filter(|border| {
+        *border > region.start() && region.end().saturating_sub(*border) >= HUGE_ALIGN
+    });
+    let cut = border.unwrap_or(region.end());
+    let head = AddrRange::new(region.start(), cut).ok();
+    let rest = AddrRange::new(cut, region.end()).ok();
+    head.into_iter().chain(rest)
+}
+
+/// Makes and fills the granules, with a thread per processor.
+fn populate(
+    range: AddrRange,
+    config: &ReservationConfig,
+    progress: &(dyn Fn(u64) + Sync),
+    stop: &AtomicBool,
+) -> Result<Vec<Granule>, ReservationError> {
+    let ranges = granules(range, config.backing.page_size());
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let made = Mutex::new(BTreeMap::new());
+    let failure = Mutex::new(None);
+    let lock = |error| *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    let work = || loop {
+        let index = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let Some(&range) = ranges.get(index) else {
+            return;
+        };
+        if stop.load(Ordering::Relaxed) {
+            return lock(ReservationError::Stopped);
+        }
+        match MemoryFile::make(range, config) {
+            Ok(file) => {
+                let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+                made.insert(range.start(), file);
+            }
+            Err(error) => {
+                next.store(ranges.len() as u64, Ordering::Relaxed); // the others need not go on
+                return lock(error);
+            }
+        }
+        progress(done.fetch_add(range.size(), Ordering::Relaxed) + range.size());
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let granule = |file: MemoryFile| Granule {
+        range: file.range(),
+        file: Some(file),
+        lent: BTreeMap::new(),
+    };
+    Ok(made.into_values().map(granule).collect())
+}
+
+/// The ranges of the granules: whole multiples of their size, except for what
+/// the pool has of the first and the last.
+fn granules(range: AddrRange, page: u64) -> Vec<AddrRange> {
+    let wanted = range.size().div_ceil(GRANULES_MAX).next_power_of_two();
+    let size = wanted.max(GRANULE_MIN).max(page);
+    let mut parts = Vec::new();
+    let mut start = range.start();
+    while start < range.end() {
+        let next = (start / size + 1).saturating_mul(size).min(range.end());
+        parts.extend(AddrRange::new(start, next));
+        start = next;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;

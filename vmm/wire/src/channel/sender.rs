@@ -1,0 +1,125 @@
+//! The half of a channel that sends.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+
+use super::error::WireError;
+use super::{DESCRIPTORS_MAX, Message, envelope, socket};
+
+/// Sends messages of type `M`.
+#[derive(Debug)]
+pub struct Sender<M> {
+    socket: Arc<OwnedFd>,
+    /// The number of the next packet.
+    next: u64,
+    /// News dropped since the last packet that got through.
+    lost: u64,
+    messages: PhantomData<fn(&M)>,
+}
+
+impl<M: Message> Sender<M> {
+    pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
+        Self {
+            socket,
+            next: 0,
+            lost: 0,
+            messages: PhantomData,
+        }
+    }
+
+    /// Sends a message now. Descriptors are duplicated into the message; the
+    /// caller keeps its own. On any error nothing was sent.
+    ///
+    /// # Errors
+    /// [`WireError::WouldBlock`] when the socket is full,
+    /// [`WireError::Closed`] when nobody is there,
+    /// [`WireError::Descriptors`], [`WireError::TooLong`] or
+    /// [`WireError::Encode`] for a message that cannot be sent as it is.
+    pub fn try_send(
+        &mut self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), WireError> {
+        let packet = self.encode(message, descriptors)?;
+        self.post(&packet, descriptors)
+    }
+
+    /// Sends a message, and waits for room until `deadline` (for ever with
+    /// `None`).
+    ///
+    /// # Errors
+    /// As [`Self::try_send`], with [`WireError::TimedOut`] for `WouldBlock`.
+    pub fn send(
+        &mut self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<(), WireError> {
+        let packet = self.encode(message, descriptors)?;
+        loop {
+            match self.post(&packet, descriptors) {
+                Err(WireError::WouldBlock) => {
+                    socket::wait(self.socket.as_fd(), PollFlags::OUT, deadline)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends a message that nobody has to get. When the socket is full it is
+    /// dropped and counted; the count travels with the next message that gets
+    /// through, of either kind. Returns whether this one was sent. Never waits.
+    ///
+    /// # Errors
+    /// As [`Self::try_send`], except `WouldBlock`.
+    pub fn send_news(&mut self, message: &M) -> Result<bool, WireError> {
+        match self.try_send(message, &[]) {
+            Ok(()) => Ok(true),
+            Err(WireError::WouldBlock) => {
+                self.lost = self.lost.saturating_add(1);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the number of news dropped since the last message that got
+    /// through.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    fn encode(&self, message: &M, descriptors: &[BorrowedFd<'_>]) -> Result<Vec<u8>, WireError> {
+        check_descriptors(message, descriptors.len())?;
+        envelope::encode(self.next, self.lost, message)
+    }
+
+    fn post(&mut self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+        socket::send(self.socket.as_fd(), packet, descriptors)?;
+        self.next = self.next.wrapping_add(1);
+        self.lost = 0;
+        Ok(())
+    }
+}
+
+/// Checks that a message has as many descriptors as belong to it. Both ends
+/// do, so that an honest sender learns of its mistake first.
+pub(super) fn check_descriptors<M: Message>(message: &M, found: usize) -> Result<(), WireError> {
+    let expected = message.descriptors();
+    let most = M::DESCRIPTORS_MAX.min(DESCRIPTORS_MAX);
+    if expected.contains(&found) && found <= most {
+        Ok(())
+    } else {
+        Err(WireError::Descriptors { found, expected })
+    }
+}
+
+impl<M> AsFd for Sender<M> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

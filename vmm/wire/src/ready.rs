@@ -1,0 +1,64 @@
+//! Descriptors in a tokio runtime: the one door to [`AsyncFd`].
+//!
+//! UNSAFETY: tokio takes whatever says that it is a descriptor, and trusts it
+//! to stay the same one. This module takes owned descriptors only.
+#![expect(unsafe_code, reason = "registers descriptors with tokio")]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+
+/// A pollable descriptor (socket, pidfd, eventfd) registered with the current
+/// runtime for as long as this value lives. The runtime learns of changes
+/// only: try first, and clear the guard when trying would block.
+#[derive(Debug)]
+pub struct Ready(AsyncFd<Arc<OwnedFd>>);
+
+impl Ready {
+    /// Registers a descriptor for reading, and for writing if `writes` says
+    /// so.
+    ///
+    /// # Errors
+    /// The error of epoll: a descriptor that cannot be polled, or too many.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new(descriptor: Arc<OwnedFd>, writes: bool) -> io::Result<Self> {
+        let interest = if writes {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        // SAFETY: the AsyncFd owns an Arc of an OwnedFd, and gives it out by
+        // shared reference only. So the descriptor is open until the AsyncFd
+        // is dropped, refers to one description, and as_raw_fd of an OwnedFd
+        // always returns the same number.
+        let registered = unsafe { AsyncFd::register_with_interest(descriptor, interest) }?;
+        Ok(Self(registered))
+    }
+
+    /// Waits until reading may not block. May be dropped at any time.
+    ///
+    /// # Errors
+    /// That the runtime is shutting down.
+    pub async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, Arc<OwnedFd>>> {
+        self.0.readable().await
+    }
+
+    /// Waits until writing may not block. May be dropped at any time.
+    ///
+    /// # Errors
+    /// That the runtime is shutting down.
+    pub async fn writable(&self) -> io::Result<AsyncFdReadyGuard<'_, Arc<OwnedFd>>> {
+        self.0.writable().await
+    }
+}
+
+impl AsFd for Ready {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
