@@ -33,7 +33,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], more: &[&s
     let kernel = kernel.display().to_string();
     let words = ["create", name, "--memory", "8M", "--kernel", &kernel];
     server.run_words([&words[..], more].concat()).expect_code(0);
-    server.ok(&format!("exec {name}"));
+    server.ok(&format!("start {name}"));
 }
 
 fn read(path: &Path) -> String {
@@ -61,10 +61,10 @@ fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
     run.expect_refusal(4);
     assert!(run.stderr.contains("the log of another instance"), "{run}");
     let web = server.json("show web");
-    assert_eq!(web["console_log"], path.as_str());
+    assert_eq!(web["spec"]["console-log"], path.as_str());
 
     let boot = || {
-        server.ok("exec web");
+        server.ok("start web");
         server.wait_for_state("web", "stopped");
     };
     boot();
@@ -113,7 +113,7 @@ fn logs_lie_only_where_they_may() {
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     let create = |path: &Path| {
         let path = path.display();
-        let body = format!(r#"{{"name": "a", "memory": 8388608, "console_log": "{path}"}}"#);
+        let body = format!(r#"{{"name": "a", "memory": 8388608, "console-log": "{path}"}}"#);
         crate::server::http(&socket, "POST", "/v1/instances", &body)
     };
     let precious = outside.file("precious", b"x");

@@ -44,7 +44,7 @@ fn request(random: &mut Random) -> (&'static str, String, String) {
             ("POST", "/v1/instances".to_owned(), body)
         }
         2 => ("POST", path("/load"), r#"{"kernel":"probe"}"#.to_owned()),
-        3 | 4 => post("/exec"),
+        3 | 4 => post("/start"),
         5 => post("/pause"),
         6 => post("/resume"),
         7 => ("POST", path("/kill"), r#"{"force":true}"#.to_owned()),

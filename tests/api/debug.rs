@@ -25,7 +25,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, cpus: &str, what: &[u8]
         "create", name, "--memory", "8M", "--cpus", cpus, "--kernel", &kernel,
     ];
     server.run_words(words).expect_code(0);
-    server.ok(&format!("exec {name}"));
+    server.ok(&format!("start {name}"));
 }
 
 /// `GET` below an instance, answered with 200 and in time.
@@ -132,7 +132,7 @@ fn a_crashed_guest_can_be_looked_into() {
     start(&server, &scratch, "crash", "1", code::CRASH);
     let crash = server.wait_for_state("crash", "failed");
     assert_eq!(crash["reason"], "triple-fault");
-    let entry = hex(&crash["kernel"]["entry_hex"]);
+    let entry = crash["kernel"]["entry"].as_u64().unwrap();
     let last = get(&server, "crash/regs");
     let boot = &last["cpus"][0];
     // AMD's processors forget where they were; KVM resets the vCPU there.
@@ -159,7 +159,7 @@ fn our_walk_through_page_tables_is_kvms() {
     server
         .run_words([&create[..], &["--cmdline", "spin"]].concat())
         .expect_code(0);
-    server.ok("exec web");
+    server.ok("start web");
     let end = Instant::now() + crate::server::PATIENCE;
     // The probe's own tables are there when it is in ring 3.
     while get(&server, "web/regs?cpu=0")["cpus"][0]["cpl"] != 3 {
@@ -182,9 +182,9 @@ fn our_walk_through_page_tables_is_kvms() {
         0xffff_ffff_ffff_ffff,
     ] {
         let walk = get(&server, &format!("web/translate?addr={addr:#x}"));
-        let ours = &walk["target"]["physical_hex"];
+        let ours = &walk["target"]["physical"];
         if walk["kvm"] != Value::Null {
-            assert_eq!(&walk["kvm"]["physical_hex"], ours, "{walk:#}");
+            assert_eq!(&walk["kvm"]["physical"], ours, "{walk:#}");
         }
         mapped += u32::from(!ours.is_null());
         assert_eq!(ours.is_null(), !walk["fault"].is_null(), "{walk:#}");
@@ -192,7 +192,7 @@ fn our_walk_through_page_tables_is_kvms() {
     assert!(mapped >= 3, "{mapped} of them are mapped");
     let low = get(&server, "web/translate?addr=0x7000");
     assert_eq!(low["target"]["own"], true);
-    assert_eq!(low["target"]["pool_addr_hex"], "0x100007000");
+    assert_eq!(low["target"]["pool_addr"], 0x1_0000_7000_u64);
     let place = low["target"]["place"].as_array().unwrap();
     assert_eq!(place.last(), Some(&"low window".into()));
     let text = server.ok("debug translate web 0x7000");
@@ -282,7 +282,7 @@ fn looking_does_not_disturb_a_guest_that_works() {
     server
         .run_words([&create[..], &load[..]].concat())
         .expect_code(0);
-    server.ok("exec web");
+    server.ok("start web");
     thread::scope(|scope| {
         for path in ["regs", "memory?addr=0&len=1048576", "translate?addr=0x7000"] {
             let server = &server;

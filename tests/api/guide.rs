@@ -55,6 +55,7 @@ fn the_guides_examples_work() {
         let command = example.replace(SOCKET, &server.socket().display().to_string());
         let output = Command::new("sh")
             .args(["-c", &command])
+            .current_dir(scratch.dir())
             .env("CURL_HOME", scratch.dir())
             .output()
             .unwrap();

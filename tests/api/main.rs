@@ -23,6 +23,7 @@ mod metrics;
 mod pool_views;
 mod serving;
 mod session;
+mod spec;
 mod wire;
 
 use mkvmm_test_harness::server;

@@ -53,7 +53,7 @@ fn counters_count_what_happens() {
     let allocations = "mkvmm_pool_allocations_total";
     assert_eq!(sample(&before, allocations, main_ok), 2.0);
 
-    server.ok("exec web");
+    server.ok("start web");
     server.wait_for_state("web", "stopped");
     for (args, code) in [
         ("create big --memory 1G", 5),
@@ -84,7 +84,7 @@ fn counters_count_what_happens() {
         assert_eq!(count, 1.0, "{to}");
     }
     // Counters go on over boots, and go with the instance.
-    server.ok("exec web");
+    server.ok("start web");
     server.wait_for_state("web", "stopped");
     let twice = metrics();
     assert!(exits(&twice, "io_out") > exits(&after, "io_out"));
@@ -143,7 +143,7 @@ fn the_text_is_open_metrics() {
     }
     let server = Server::start("64M@4G");
     server.ok("create web --memory 8M --kernel probe");
-    server.ok("exec web");
+    server.ok("start web");
     server.wait_for_state("web", "stopped");
     server.run("create big --memory 1G").expect_refusal(5);
     let text = server.ok("metrics");

@@ -124,7 +124,7 @@ fn sigterm_ends_all_guests_and_sighup_none() {
             "spin",
         ];
         server.run_words(create).expect_code(0);
-        server.ok(&format!("exec {name}"));
+        server.ok(&format!("start {name}"));
     }
     server.ok("pause b");
     server.running.signal(Signal::HUP);
@@ -150,7 +150,7 @@ fn a_grace_beyond_all_clocks_is_no_limit() {
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     let body = r#"{"name": "a", "memory": 8388608, "kernel": "probe", "cmdline": "spin"}"#;
     assert_eq!(http(&socket, "POST", "/v1/instances", body).0, 201);
-    assert_eq!(http(&socket, "POST", "/v1/instances/a/exec", "").0, 200);
+    assert_eq!(http(&socket, "POST", "/v1/instances/a/start", "").0, 200);
     running.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(50));
     // It does not listen to its power button, and nothing else ends it.

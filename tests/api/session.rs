@@ -32,7 +32,7 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
     server.ok("load db --kernel probe");
     for name in ["web", "db", "spin"] {
         assert_eq!(
-            server.ok(&format!("exec {name}")),
+            server.ok(&format!("start {name}")),
             format!("{name}: active\n")
         );
     }
@@ -71,7 +71,7 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
         assert_eq!(server.ok("kill spin --force"), "spin: stopped (killed)\n");
     }
     // The kept images boot again.
-    server.ok("exec web");
+    server.ok("start web");
     server.wait_for_state("web", "stopped");
     assert_eq!(server.ok("unload web"), "web: ready\n");
     for name in ["web", "db", "spin"] {
@@ -96,7 +96,7 @@ fn what_is_typed_is_answered_by_the_guests_shell() {
     let server = Server::start("64M@4G");
     let create = "create web --memory 8M --kernel probe --cmdline shell";
     server.ok(create);
-    server.ok("exec web");
+    server.ok("start web");
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a prompt", |c| c.stdout().ends_with("probe# "));
     console.type_in("echo forty-tow\x7f\x7fwo\n");
@@ -126,7 +126,7 @@ fn refusals_say_why_and_change_nothing() {
     server.ok("create web --memory 16M");
     let before = server.json("list");
     for (args, code, words) in [
-        ("exec web", 4, "legal now: load, delete"),
+        ("start web", 4, "legal now: load, delete"),
         ("kill web", 4, "wrong"),
         ("pause nobody", 4, "no instance nobody"),
         ("create web --memory 8M", 4, "already"),
@@ -161,9 +161,9 @@ fn a_dry_run_tells_and_does_nothing() {
     let before = (server.json("list"), server.json("pool show"));
     let planned = server.json("create db --memory 8M --kernel probe --dry-run");
     assert_eq!(planned["state"], "loaded");
-    assert_eq!(planned["chunks"][0]["start_hex"], "0x101000000");
+    assert_eq!(planned["chunks"][0]["start"], 0x1_0100_0000_u64);
     for args in [
-        "exec web",
+        "start web",
         "unload web",
         "delete web",
         "pool alloc 2M",
@@ -196,7 +196,7 @@ fn allocations_are_named_withheld_and_given_back() {
     let (status, early) = server.http("POST", path, r#"{"size": 5000}"#);
     assert_eq!((status, &early["size"]), (201, &json!(8192)));
     server.expect_audit();
-    server.ok("exec web");
+    server.ok("start web");
     server.expect_audit();
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a guest content with its map", |c| {
@@ -204,18 +204,18 @@ fn allocations_are_named_withheld_and_given_back() {
     });
     // The guest owns its RAM now: what comes lies in the control block.
     let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
-    assert_eq!((status, &late["addr_hex"]), (201, &json!("0x100100000")));
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    assert_eq!((status, &late["start"]), (201, &json!(0x1_0010_0000_u64)));
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["start"]), "");
     assert_eq!(status, 409);
     server.expect_audit();
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", late["addr"]), "");
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", late["start"]), "");
     assert_eq!(status, 200);
     server.ok("kill web --force");
-    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["addr"]), "");
+    let (status, _) = server.http("DELETE", &format!("{path}/{}", early["start"]), "");
     assert_eq!(status, 200);
-    let addr = server.json("pool alloc 2M --align 2M")["addr_hex"].clone();
+    let addr = server.json("pool alloc 2M --align 2M")["start"].clone();
     server.expect_audit();
-    server.ok(&format!("pool free {}", addr.as_str().unwrap()));
+    server.ok(&format!("pool free {addr}"));
     server.expect_audit();
 }
 
@@ -297,7 +297,7 @@ fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
     let mut even = Vec::new();
     for nth in 0..1024 {
         let (_, got) = server.http("POST", "/v1/pool/allocations", r#"{"size": 4096}"#);
-        let addr = got["addr"].clone();
+        let addr = got["start"].clone();
         if nth % 2 == 0 {
             even.push(addr);
         }
@@ -340,7 +340,7 @@ fn create_takes_every_key_that_guest_takes() {
     let web = server.json("show web");
     // 10,000 bytes in granules of 8 KiB.
     assert_eq!(web["initrd"]["size"], 16 << 10, "{web:#}");
-    server.ok("exec web");
+    server.ok("start web");
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a second boot", |c| {
         c.stdout().matches("probe: pass\n").count() > 1

@@ -51,7 +51,7 @@ fn curl_is_a_debugger() {
         json(&["http://mkvmm/v1/instances", "-d", body])["state"],
         "loaded"
     );
-    let exec = json(&["-X", "POST", "http://mkvmm/v1/instances/web/exec"]);
+    let exec = json(&["-X", "POST", "http://mkvmm/v1/instances/web/start"]);
     assert_eq!(exec["state"], "active");
     server.wait_for_state("web", "stopped");
     let refused = json(&["-X", "POST", "http://mkvmm/v1/instances/web/pause"]);
@@ -72,7 +72,7 @@ fn a_body_that_comes_late_breaks_no_connection() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     // As clients send it that write head and body one after the other; this
     // route has no use for a body.
-    let head = "POST /v1/instances/a/exec HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
+    let head = "POST /v1/instances/a/start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(50));
     stream.write_all(b"{}").unwrap();
@@ -159,7 +159,7 @@ fn consoles_replay_from_the_first_byte_to_many_viewers() {
     typist.set_nonblocking(true).unwrap();
     let paste = vec![b'x'; 1 << 20];
     while typist.write(&paste).is_ok() {}
-    server.ok("exec web");
+    server.ok("start web");
     let seen = read_until(&mut early, "probe: pass\n");
     assert!(seen.starts_with("probe: name web\n"), "{seen}");
     server.wait_for_state("web", "stopped");

@@ -11,7 +11,7 @@ use mkvmm::fleet::{Fleet, LaunchError};
 use mkvmm::host_pool::HostPool;
 use mkvmm::kvm::{Host, kick};
 use mkvmm::reservation::ReservationConfig;
-use mkvmm::spec::{GuestSpec, resolve};
+use mkvmm::spec::{InstanceSpec, resolve};
 
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 128 * MIB;
@@ -71,8 +71,8 @@ fn pool() -> HostPool {
 
 fn build(pool: HostPool, specs: &[String]) -> Result<(Fleet, EventReceiver), LaunchError> {
     kick::install().expect("there is a signal left");
-    let parse = |text: &String| text.parse::<GuestSpec>().expect("a good spec");
-    let specs: Vec<GuestSpec> = specs.iter().map(parse).collect();
+    let parse = |text: &String| text.parse::<InstanceSpec>().expect("a good spec");
+    let specs: Vec<InstanceSpec> = specs.iter().map(parse).collect();
     let configs = resolve(&specs).expect("good specs");
     Fleet::build(Host::open().expect("doctor found KVM"), pool, &configs)
 }

@@ -15,7 +15,7 @@ use mkvmm::host_pool::HostPool;
 use mkvmm::instance::state::EndReason;
 use mkvmm::kvm::{Host, kick};
 use mkvmm::reservation::ReservationConfig;
-use mkvmm::spec::{GuestSpec, resolve};
+use mkvmm::spec::{InstanceSpec, resolve};
 use mkvmm_test_harness::Consoles;
 
 use crate::guest::Guest;
@@ -142,7 +142,7 @@ impl Ends {
         let started = Instant::now();
         let text = |error: &dyn std::error::Error| error.to_string();
         kick::install().map_err(|error| text(&error))?;
-        let parse = |(guest, _): &(Guest, _)| guest.spec(images).parse::<GuestSpec>();
+        let parse = |(guest, _): &(Guest, _)| guest.spec(images).parse::<InstanceSpec>();
         let specs: Result<Vec<_>, _> = GUESTS.iter().map(parse).collect();
         let configs = resolve(&specs.map_err(|error| text(&error))?);
         let configs = configs.map_err(|error| text(&error))?;

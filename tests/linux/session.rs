@@ -55,7 +55,7 @@ pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
     run(&server, &with_images(&["load", "old"], &OLD, images, ""));
     server.expect_audit();
     for name in ["web", "db"] {
-        let answer = server.ok(&format!("exec {name}"));
+        let answer = server.ok(&format!("start {name}"));
         assert_eq!(answer, format!("{name}: active\n"));
     }
     server.expect_audit();
@@ -133,7 +133,7 @@ fn expect_to_see_through(server: &Server) {
     let walk = server.json(&format!("debug translate web {rip}"));
     let physical = walk["target"]["physical"].as_u64().expect("mapped");
     let (ours, kvms) = (&walk["target"], &walk["kvm"]);
-    assert_eq!(ours["physical_hex"], kvms["physical_hex"], "{walk:#}");
+    assert_eq!(ours["physical"], kvms["physical"], "{walk:#}");
     let chunk = &server.json("show web")["chunks"][0];
     let (start, size) = (chunk["start"].as_u64(), chunk["size"].as_u64());
     let (start, size) = (start.expect("a number"), size.expect("a number"));

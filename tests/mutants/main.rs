@@ -20,6 +20,7 @@ use mkvmm::instance::memory::InstanceMemory;
 use mkvmm::kvm::Host;
 use mkvmm::loader::{self, BootMode, KernelImage, bzimage};
 use mkvmm::reservation::ReservationConfig;
+use mkvmm::spec::DEFAULT_MEMORY;
 use mkvmm_guest_images::PROBE;
 use mkvmm_test_harness::{images, tier};
 use peak_alloc::PeakAlloc;
@@ -140,7 +141,7 @@ fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
     };
     let name = "mutant".parse().expect("a name");
     let config = GuestConfig {
-        instance: InstanceConfig::new(name, 128 * MIB),
+        instance: InstanceConfig::new(name, DEFAULT_MEMORY),
         images: Images::new(kernel, "console=ttyS0"),
     };
     if let Ok(guest) = builder::build(&around, pool, &config) {

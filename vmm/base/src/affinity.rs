@@ -1,47 +1,62 @@
 //! Host processors that a guest's vCPUs may use.
 
-use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use rustix::thread::{self, Pid};
+use serde::{Deserialize, Serialize};
+
+use crate::diagnose::{Class, Diagnose};
 
 /// Highest processor number that Linux's affinity mask of this size holds.
 const MAX_CPU: usize = thread::CpuSet::MAX_CPU;
 
 /// A list of processors as `taskset` and cpusets write it: `2-5,7`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CpuSet(BTreeSet<usize>);
+///
+/// It is kept as it was written: whether its ranges ascend and the host has
+/// the processors is found out by [`CpuSet::check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CpuSet(Vec<(u16, u16)>);
 
 /// Why a list of processors was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CpuSetError {
-    /// Not numbers and ranges.
-    #[error("`{text}` is no list of processors such as 2-5,7")]
+    /// The text is not numbers and ranges.
+    #[error("`{text}` is not a list of processors such as 2-5,7")]
     Syntax {
         /// The text.
         text: String,
     },
-    /// A processor that this process may not use.
+    /// A range ends before it begins.
+    #[error("the processors {first}-{last} are in descending order")]
+    Descending {
+        /// The first number of the range.
+        first: u16,
+        /// The last number of the range.
+        last: u16,
+    },
+    /// A processor is not one that this process may use.
     #[error("processor {cpu} is not available here (available: {available})")]
     Unavailable {
         /// The processor.
         cpu: usize,
-        /// Those that are.
+        /// The processors that are available.
         available: CpuSet,
     },
+}
+
+impl Diagnose for CpuSetError {
+    fn class(&self) -> Class {
+        Class::Affinity
+    }
 }
 
 impl std::fmt::Display for CpuSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut separator = "";
-        let mut cpus = self.0.iter().copied().peekable();
-        while let Some(first) = cpus.next() {
-            let mut last = first;
-            while let Some(next) = cpus.next_if_eq(&(last + 1)) {
-                last = next;
-            }
+        for &(first, last) in &self.0 {
             write!(f, "{separator}{first}")?;
-            if last > first {
+            if last != first {
                 write!(f, "-{last}")?;
             }
             separator = ",";
@@ -54,42 +69,95 @@ impl FromStr for CpuSet {
     type Err = CpuSetError;
 
     fn from_str(text: &str) -> Result<Self, CpuSetError> {
-        let syntax = || CpuSetError::Syntax {
-            text: text.to_owned(),
+        let number = |digits: &str| {
+            let is_number = matches!(digits.len(), 1..=4) && !digits.starts_with('+');
+            digits.parse().ok().filter(|_: &u16| is_number)
         };
-        let number = |s: &str| s.parse().ok().filter(|&cpu: &usize| cpu < MAX_CPU);
-        let mut cpus = BTreeSet::new();
-        for part in text.split(',') {
+        let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (Some(first), Some(last)) = (number(first), number(last)) else {
-                return Err(syntax());
-            };
-            if first > last {
-                return Err(syntax());
-            }
-            cpus.extend(first..=last);
-        }
-        Ok(Self(cpus))
+            Some((number(first)?, number(last)?))
+        };
+        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+        ranges.map(Self).ok_or_else(|| CpuSetError::Syntax {
+            text: text.to_owned(),
+        })
     }
 }
 
+impl TryFrom<String> for CpuSet {
+    type Error = CpuSetError;
+
+    fn try_from(text: String) -> Result<Self, CpuSetError> {
+        text.parse()
+    }
+}
+
+impl From<CpuSet> for String {
+    fn from(set: CpuSet) -> Self {
+        set.to_string()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::PartialSchema for CpuSet {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .description(Some("A list of host processors such as `0-3,8`."))
+            .pattern(Some(
+                "^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$",
+            ))
+            .into()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::ToSchema for CpuSet {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "CpuList".into()
+    }
+}
+
+/// Returns the processors that this process may use, ascending; none where
+/// the host does not say.
+fn available() -> Vec<usize> {
+    let Ok(set) = thread::sched_getaffinity(None::<Pid>) else {
+        return Vec::new();
+    };
+    (0..MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+}
+
 impl CpuSet {
-    /// Those that this process may use.
-    fn available() -> Self {
-        let Ok(set) = thread::sched_getaffinity(None::<Pid>) else {
-            return Self(BTreeSet::new()); // then nothing can be checked
+    /// Returns the set of ascending processor numbers, adjacent ones as
+    /// ranges.
+    fn of(cpus: &[usize]) -> Self {
+        let follows = |a: &usize, b: &usize| a + 1 == *b;
+        let range = |run: &[usize]| {
+            let (first, last) = (*run.first()?, *run.last()?);
+            Some((u16::try_from(first).ok()?, u16::try_from(last).ok()?))
         };
-        Self((0..MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+        Self(cpus.chunk_by(follows).filter_map(range).collect())
     }
 
-    /// Checks that every processor is there.
+    /// Returns the numbers of the processors, in the order written.
+    fn cpus(&self) -> impl Iterator<Item = usize> {
+        let ranges = self.0.iter();
+        ranges.flat_map(|&(first, last)| usize::from(first)..=usize::from(last))
+    }
+
+    /// Checks that every range ascends and every processor is available.
     ///
     /// # Errors
-    /// [`CpuSetError::Unavailable`] names the first that is not.
+    /// [`CpuSetError::Descending`] and [`CpuSetError::Unavailable`] name the
+    /// first range or processor that is wrong.
     pub fn check(&self) -> Result<(), CpuSetError> {
-        let available = Self::available();
-        match self.0.difference(&available.0).next() {
-            Some(&cpu) if !available.0.is_empty() => {
+        if let Some(&(first, last)) = self.0.iter().find(|(first, last)| first > last) {
+            return Err(CpuSetError::Descending { first, last });
+        }
+        let available = available();
+        match self.cpus().find(|cpu| !available.contains(cpu)) {
+            Some(cpu) if !available.is_empty() => {
+                let available = Self::of(&available);
                 Err(CpuSetError::Unavailable { cpu, available })
             }
             _ => Ok(()),
@@ -99,7 +167,7 @@ impl CpuSet {
     /// Confines the current thread to the set.
     pub fn apply(&self) {
         let mut set = thread::CpuSet::new();
-        for &cpu in &self.0 {
+        for cpu in self.cpus().filter(|cpu| *cpu < MAX_CPU) {
             set.set(cpu);
         }
         if let Err(error) = thread::sched_setaffinity(None, &set) {
@@ -114,10 +182,10 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_written_alike() {
-        for (text, canonical) in [("0", "0"), ("2-5,7", "2-5,7"), ("7,5,4", "4-5,7")] {
-            assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), canonical);
+        for text in ["0", "2-5,7", "7,5,4", "3-1"] {
+            assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), text);
         }
-        for bad in ["", "a", "3-1", "1,,2", "-1", "1-", "99999999"] {
+        for bad in ["", "a", "1,,2", "-1", "1-", "99999", "+1"] {
             assert!(
                 matches!(bad.parse::<CpuSet>(), Err(CpuSetError::Syntax { .. })),
                 "{bad}"
@@ -127,8 +195,12 @@ mod tests {
 
     #[test]
     fn processors_that_are_not_there_are_named() {
-        CpuSet::available().check().unwrap();
+        let set = CpuSet::of(&available());
+        set.check().unwrap();
+        assert!(set.cpus().eq(available()));
         let high: CpuSet = (MAX_CPU - 1).to_string().parse().unwrap();
         assert!(matches!(high.check(), Err(CpuSetError::Unavailable { .. })));
+        let down: CpuSet = "3-1".parse().unwrap();
+        assert!(matches!(down.check(), Err(CpuSetError::Descending { .. })));
     }
 }

@@ -34,6 +34,12 @@ pub const CMDLINE_START: u64 = 0x2_0000;
 pub const CMDLINE_MAX: u64 = 0x1_0000;
 /// Nodes of the `setup_data` list.
 pub const SETUP_DATA_START: u64 = 0x3_0000;
+/// The manifest: the data of the first node, after its head of 16 bytes.
+pub const MANIFEST_START: u64 = SETUP_DATA_START + 16;
+/// The format of the manifest, as its `version` property and CPUID say it.
+pub const MANIFEST_VERSION: u32 = 1;
+/// Type of the manifest's node: "mkvm" in ASCII, out of the kernel's own range.
+pub const MANIFEST_TYPE: u32 = 0x6d6b_766d;
 /// End (exclusive) of the room for `setup_data`: 384 KiB.
 pub const SETUP_DATA_END: u64 = 0x9_0000;
 /// The extended BIOS data area: from here to 1 MiB the low window is reserved.

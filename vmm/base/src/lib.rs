@@ -3,15 +3,20 @@
 //! about images. This crate knows none of the others.
 
 pub mod affinity;
+pub mod cmdline;
+mod diagnose;
 mod error_chain;
 mod exit_counts;
 pub mod image_facts;
 pub mod layout;
 mod names;
+pub mod registers;
 pub mod state;
 pub mod timeline;
+pub mod unpacking;
 pub mod violation;
 
+pub use diagnose::{Class, Diagnose, Room};
 pub use error_chain::chain;
 pub use exit_counts::{ExitCounts, ExitKind};
 pub use names::{InstanceId, InstanceName, NameError, RunId};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Number of an instance, never reused while the VMM lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u32);
@@ -27,12 +29,13 @@ const NAME_MAX: usize = 32;
 
 /// A validated name: 1 to 32 letters, digits, `.`, `_` and `-`, beginning
 /// with a letter or digit, so that it can stand in a tree, a path and a line.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct InstanceName(String);
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no instance name: {}", .name.escape_debug(), "1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit")]
+#[error("`{}` is not an instance name: {}", .name.escape_debug(), "1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit")]
 pub struct NameError {
     name: String,
 }
@@ -52,6 +55,38 @@ impl FromStr for InstanceName {
         }
     }
 }
+
+impl TryFrom<String> for InstanceName {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        name.parse()
+    }
+}
+
+impl From<InstanceName> for String {
+    fn from(name: InstanceName) -> Self {
+        name.0
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::PartialSchema for InstanceName {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .description(Some(
+                "The name of an instance: 1 to 32 letters, digits, `.`, `_`, `-`, the first a \
+                 letter or digit.",
+            ))
+            .pattern(Some("^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$"))
+            .examples([Some("web")])
+            .into()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::ToSchema for InstanceName {}
 
 impl InstanceName {
     /// The name.

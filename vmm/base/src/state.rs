@@ -2,14 +2,14 @@
 //! and how it may end.
 //!
 //! ```text
-//!   create        load          exec          pause
+//!   create        load          start         pause
 //!     ───► ready ──────► loaded ─────► active ──────► paused
 //!           ▲  ▲            │           │  ▲            │ │
 //!           │  └── unload ──┘     the guest └── resume ─┘ │ kill
 //!           │                     ends,  ▼                ▼
 //!           └────── unload ────── kill  stopped (poweroff, reboot, halt, killed)
 //!                                       failed  (panic, triple-fault, violation, kvm-error)
-//!                                         │  exec boots again from the kept images
+//!                                         │  start boots again from the kept images
 //!                                         └► active
 //! ```
 //!
@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 
 /// Why a vCPU, and with it the instance, came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum EndReason {
     /// The guest turned itself off (ACPI soft-off).
     Poweroff,
@@ -57,22 +59,14 @@ impl EndReason {
 
 impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Poweroff => "poweroff",
-            Self::Reboot => "reboot",
-            Self::Halt => "halt",
-            Self::Killed => "killed",
-            Self::Panic => "panic",
-            Self::TripleFault => "triple-fault",
-            Self::Violation => "violation",
-            Self::KvmError => "kvm-error",
-            Self::Vmm => "vmm",
-        })
+        self.serialize(f)
     }
 }
 
 /// What follows when a guest ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum OnEnd {
     /// Nothing: it stays ended.
     #[default]
@@ -82,7 +76,9 @@ pub enum OnEnd {
 }
 
 /// Where an instance stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum State {
     /// It has its sub-pool.
     Ready,
@@ -96,28 +92,25 @@ pub enum State {
     Stopped,
     /// It ended badly.
     Failed,
+    /// It is being deleted, and its memory cleaned for others.
+    Cleaning,
 }
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ready => "ready",
-            Self::Loaded => "loaded",
-            Self::Active => "active",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        })
+        self.serialize(f)
     }
 }
 
 /// What can be asked of an instance that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Verb {
     /// Put images into its memory, in place of those that are there.
     Load,
     /// Boot it.
-    Exec,
+    Start,
     /// Stop its vCPUs for a while.
     Pause,
     /// Let them go on.
@@ -133,7 +126,7 @@ pub enum Verb {
 /// Every verb there is.
 pub const VERBS: [Verb; 7] = [
     Verb::Load,
-    Verb::Exec,
+    Verb::Start,
     Verb::Pause,
     Verb::Resume,
     Verb::Kill,
@@ -143,15 +136,7 @@ pub const VERBS: [Verb; 7] = [
 
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Load => "load",
-            Self::Exec => "exec",
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Kill => "kill",
-            Self::Unload => "unload",
-            Self::Delete => "delete",
-        })
+        self.serialize(f)
     }
 }
 
@@ -175,7 +160,7 @@ impl State {
         use State::{Active, Failed, Loaded, Paused, Ready, Stopped};
         Some(match (self, verb) {
             (Ready | Loaded | Stopped | Failed, Verb::Load) => Outcome::Now(Loaded),
-            (Loaded | Stopped | Failed, Verb::Exec) => Outcome::Now(Active),
+            (Loaded | Stopped | Failed, Verb::Start) => Outcome::Now(Active),
             (Active, Verb::Pause) => Outcome::Now(Paused),
             (Paused, Verb::Resume) => Outcome::Now(Active),
             (Active | Paused, Verb::Kill) => Outcome::Ends,
@@ -192,6 +177,12 @@ impl State {
         VERBS.into_iter().filter(legal)
     }
 
+    /// Returns the hint that names the verbs that are legal here.
+    pub fn legal_hint(self) -> String {
+        let verbs: Vec<String> = self.legal().map(|verb| verb.to_string()).collect();
+        format!("legal now: {}", verbs.join(", "))
+    }
+
     /// Whether vCPUs exist: the guest owns its RAM.
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Active | Self::Paused)
@@ -206,11 +197,11 @@ mod tests {
     fn each_state_allows_exactly_what_the_table_says() {
         for (state, verbs) in [
             (State::Ready, "load delete"),
-            (State::Loaded, "load exec unload delete"),
+            (State::Loaded, "load start unload delete"),
             (State::Active, "pause kill"),
             (State::Paused, "resume kill"),
-            (State::Stopped, "load exec kill unload delete"),
-            (State::Failed, "load exec kill unload delete"),
+            (State::Stopped, "load start kill unload delete"),
+            (State::Failed, "load start kill unload delete"),
         ] {
             let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
             assert_eq!(legal.join(" "), verbs, "{state}");

@@ -1,13 +1,15 @@
 //! When an instance reached which stage.
 //!
-//! Stages are written once, by whichever thread gets there first, without a
-//! lock: `first exit` and `first output` are on the path of every exit.
-//! Times are nanoseconds since the VMM started.
+//! Stages are written once. Times are nanoseconds since the VMM started; what
+//! other processes note in nanoseconds of CLOCK_MONOTONIC, [`since_start`]
+//! converts.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use serde::{Deserialize, Serialize};
 
@@ -56,8 +58,6 @@ pub trait Spans: fmt::Debug + Send + Sync {
 
 /// Marks of a guest that are kept: what comes later is not its boot.
 const MARKS_MAX: usize = 64;
-/// Longest text of a mark, bytes.
-const MARK_TEXT_MAX: usize = 80;
 
 /// A mark that a guest left at a debug port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,37 +68,33 @@ pub struct Mark {
     pub text: String,
 }
 
-#[derive(Debug, Default)]
-struct Marks {
-    kept: Vec<Mark>,
-    last_post: Option<u8>,
-    line: Vec<u8>,
-}
-
 /// The boot of one instance.
 #[derive(Debug, Default)]
 pub struct Timeline {
     stages: [AtomicU64; STAGES.len()],
-    marks: Mutex<Marks>,
+    marks: Mutex<Vec<Mark>>,
     /// Where boots are measured, once it is known that this one is for real.
     spans: OnceLock<Arc<dyn Spans>>,
     has_loaded: AtomicBool,
 }
 
 impl Timeline {
-    /// Notes that `stage` is reached, unless it was before.
+    /// Notes that `stage` is reached now, unless it was before.
     pub fn reach(&self, stage: Stage) {
+        self.reach_at(stage, now());
+    }
+
+    /// Notes that `stage` was reached `at` nanoseconds after the VMM started,
+    /// unless it was before.
+    pub fn reach_at(&self, stage: Stage, at: u64) {
         let Some(cell) = self.stages.get(stage as usize) else {
             return;
         };
-        // The common case, an exit long after the first, is one load.
-        if cell.load(Ordering::Relaxed) == 0 {
-            // Who loses the race was later; 0 means not reached.
-            let at = now().max(1);
-            let first = cell.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
-            if first.is_ok() {
-                self.measure(stage);
-            }
+        // Who loses the race was later; 0 means not reached.
+        let at = at.max(1);
+        let first = cell.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            self.measure(stage);
         }
     }
 
@@ -147,35 +143,20 @@ impl Timeline {
                 cell.store(0, Ordering::Relaxed);
             }
         }
-        *self.lock() = Marks::default();
+        self.lock().clear();
     }
 
-    /// A POST code. Linux writes to this port just to wait, so a code counts
-    /// only when it differs from the one before.
-    pub fn post(&self, code: u8) {
+    /// Keeps a mark of the guest's, unless there are too many already.
+    pub fn mark(&self, mark: Mark) {
         let mut marks = self.lock();
-        if marks.last_post != Some(code) {
-            marks.last_post = Some(code);
-            marks.keep(format!("{code:#04x}"));
-        }
-    }
-
-    /// A byte of a text mark; a newline ends it.
-    pub fn text(&self, byte: u8) {
-        let mut marks = self.lock();
-        if byte == b'\n' || marks.line.len() >= MARK_TEXT_MAX {
-            let text = String::from_utf8_lossy(&marks.line).into_owned();
-            marks.line.clear();
-            marks.keep(text);
-        }
-        if byte != b'\n' {
-            marks.line.push(byte);
+        if marks.len() < MARKS_MAX {
+            marks.push(mark);
         }
     }
 
     /// The guest's marks, oldest first.
     pub fn marks(&self) -> Vec<Mark> {
-        self.lock().kept.clone()
+        self.lock().clone()
     }
 
     /// Stages reached, in order, with their names.
@@ -185,17 +166,9 @@ impl Timeline {
             .filter_map(|&(stage, name)| Some((name, self.at(stage)?)))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Marks> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Mark>> {
         // Marks are complete at every moment, whatever panicked.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Marks {
-    fn keep(&mut self, text: String) {
-        if self.kept.len() < MARKS_MAX {
-            self.kept.push(Mark { at: now(), text });
-        }
     }
 }
 
@@ -215,12 +188,25 @@ impl fmt::Display for Timeline {
     }
 }
 
-/// Nanoseconds since the VMM started: since the first call, which `main` makes.
+/// Returns the nanoseconds of CLOCK_MONOTONIC, which all processes share.
+pub fn monotonic() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    // The clock counts from the host's start: neither is negative, and 584
+    // years fit.
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
+/// Converts nanoseconds of CLOCK_MONOTONIC into nanoseconds since the VMM
+/// started: since the first call, which `main` makes. Earlier times are 0.
+pub fn since_start(monotonic_ns: u64) -> u64 {
+    static START: OnceLock<u64> = OnceLock::new();
+    monotonic_ns.saturating_sub(*START.get_or_init(monotonic))
+}
+
+/// Returns the nanoseconds since the VMM started.
 pub fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    // 584 years fit.
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    since_start(monotonic())
 }
 
 #[cfg(test)]
@@ -240,17 +226,23 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_bounded_and_waiting_makes_none() {
+    fn marks_are_bounded_and_go_with_their_boot() {
         let timeline = Timeline::default();
-        for _ in 0..1000 {
-            timeline.post(0);
-        }
-        b"kernel entered\n".iter().for_each(|&b| timeline.text(b));
-        let texts: Vec<String> = timeline.marks().into_iter().map(|m| m.text).collect();
-        assert_eq!(texts, ["0x00", "kernel entered"]);
-        for i in 0..200_u8 {
-            timeline.post(i);
+        for at in 0..200 {
+            let text = format!("{at:#04x}");
+            timeline.mark(Mark { at, text });
         }
         assert_eq!(timeline.marks().len(), MARKS_MAX);
+        assert_eq!(timeline.marks()[1].text, "0x01");
+        timeline.restart();
+        assert_eq!(timeline.marks(), []);
+    }
+
+    #[test]
+    fn the_first_to_say_when_a_stage_was_reached_counts() {
+        let timeline = Timeline::default();
+        timeline.reach_at(Stage::FirstExit, since_start(0));
+        timeline.reach_at(Stage::FirstExit, 7);
+        assert_eq!(timeline.at(Stage::FirstExit), Some(1));
     }
 }

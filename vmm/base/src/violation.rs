@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// What follows a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum ViolationPolicy {
     /// It is counted and logged; the guest goes on.
     #[default]
@@ -17,6 +19,8 @@ pub enum ViolationPolicy {
 
 /// Read or write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Access {
     /// Answered with all ones.
     Read,
@@ -26,10 +30,7 @@ pub enum Access {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        })
+        self.serialize(f)
     }
 }
 

@@ -28,6 +28,8 @@ pub const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const MIN_PROTOCOL: u16 = 0x020c;
 /// Bytes of a real-mode sector.
 const SECTOR: u64 = 512;
+/// Most bytes of setup sectors, the boot sector among them: 128 KiB.
+pub const MAX_SETUP: u64 = 256 * SECTOR;
 /// Upper bound of an unpacked kernel: 1 GiB.
 const MAX_KERNEL: u64 = 1 << 30;
 /// The setup header ends here at the latest: the e820 fields follow in
@@ -58,6 +60,14 @@ pub enum BzImageError {
         needed: u64,
         /// What that is.
         what: &'static str,
+    },
+    /// The kernel unpacks to more than may be written.
+    #[error("the kernel unpacks to {size} bytes, {limit} are accepted")]
+    TooLarge {
+        /// Stated size, bytes.
+        size: u64,
+        /// Bytes accepted.
+        limit: u64,
     },
     /// The payload could not be unpacked.
     #[error("unpacking the kernel failed")]
@@ -100,6 +110,15 @@ pub fn is_bzimage(file: &[u8]) -> bool {
 /// # Errors
 /// [`BzImageError`] names the field and the value.
 pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
+    parse_head(file, file.len() as u64)
+}
+
+/// As [`parse`], of a file of `len` bytes that begins with `file`: all of it,
+/// or at least its setup sectors ([`MAX_SETUP`] bytes).
+///
+/// # Errors
+/// [`BzImageError`] names the field and the value.
+pub fn parse_head(file: &[u8], len: u64) -> Result<SetupHeader, BzImageError> {
     let short = |end: usize| FieldError::Truncated {
         what: "the setup header",
         end: end as u64,
@@ -134,7 +153,7 @@ pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
         "1 byte to 1 GiB",
     )?;
     let anywhere = load_flags(file)?;
-    let kernel = kernel(file)?;
+    let kernel = kernel(file, len)?;
     let pref_address = offset_of!(setup_header, pref_address);
     Ok(SetupHeader {
         bytes: bytes.to_vec(),
@@ -195,10 +214,60 @@ pub fn compression(file: &[u8], header: &SetupHeader) -> Option<Compression> {
 /// # Errors
 /// [`BzImageError`].
 pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>), BzImageError> {
-    let Range { start, end } = header.payload;
-    let stream = file.get(start..end).unwrap_or_default();
+    let payload = file.get(header.sized_payload()).unwrap_or_default();
+    let (compression, stream, want) = split(payload)?;
+    Ok((
+        compression,
+        decompress::decompress(compression, stream, want)?,
+    ))
+}
+
+/// As [`unpack`], of a payload with its trailing size; the unpacked kernel is
+/// handed to `write` piece by piece. Returns its size in bytes as well.
+///
+/// # Errors
+/// [`BzImageError`], or what `write` returns; `write` never gets more bytes
+/// than the payload states, nor than `limit`.
+pub fn unpack_to<E: From<BzImageError>>(
+    payload: &[u8],
+    limit: u64,
+    mut write: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(Compression, u64), E> {
+    let (compression, stream, want) = split(payload)?;
+    if want > limit {
+        return Err(BzImageError::TooLarge { size: want, limit }.into());
+    }
+    let written = decompress::decompress_to(compression, stream, want, |piece| {
+        write(piece).map_err(Unwritten::Write)
+    });
+    match written {
+        Ok(()) => Ok((compression, want)),
+        Err(Unwritten::Stream(error)) => Err(BzImageError::Payload(error).into()),
+        Err(Unwritten::Write(error)) => Err(error),
+    }
+}
+
+/// Why unpacking into a writer ended.
+enum Unwritten<E> {
+    /// The stream is to blame.
+    Stream(DecompressError),
+    /// The writer is.
+    Write(E),
+}
+
+impl<E> From<DecompressError> for Unwritten<E> {
+    fn from(error: DecompressError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+/// Splits a payload into compressed stream and the unpacked size behind it.
+fn split(payload: &[u8]) -> Result<(Compression, &[u8], u64), BzImageError> {
+    let (stream, size) = payload
+        .split_last_chunk::<4>()
+        .unwrap_or((payload, &[0; 4]));
     let compression = decompress::recognise(stream)?;
-    let want = unpacked_size(file, header);
+    let want = u64::from(u32::from_le_bytes(*size));
     expect(
         want <= MAX_KERNEL,
         "uncompressed size",
@@ -207,31 +276,39 @@ pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>
     )?;
     // gzip's own trailer ends with that size, so there it belongs to the stream.
     let stream = match compression {
-        Compression::Gzip => file.get(start..end + 4).unwrap_or_default(),
+        Compression::Gzip => payload,
         _ => stream,
     };
-    Ok((
-        compression,
-        decompress::decompress(compression, stream, want)?,
-    ))
-}
-
-/// The protected-mode kernel, which unpacks itself in the guest.
-///
-/// # Errors
-/// [`BzImageError::InitSize`] when it could not do so in the memory it asks
-/// for.
-pub fn whole(file: &[u8], header: &SetupHeader) -> Result<Range<usize>, BzImageError> {
-    let packed = (header.kernel.end - header.kernel.start) as u64;
-    header.check_init_size(packed, "the protected-mode kernel")?;
-    header.check_init_size(unpacked_size(file, header), "the unpacked kernel")?;
-    let entry = ENTRY_64 < packed;
-    let expected = "a kernel that reaches its 64-bit entry at 0x200";
-    expect(entry, "syssize", packed / PARAGRAPH, expected)?;
-    Ok(header.kernel.clone())
+    Ok((compression, stream, want))
 }
 
 impl SetupHeader {
+    /// Where the protected-mode kernel lies in the file.
+    pub fn kernel(&self) -> Range<usize> {
+        self.kernel.clone()
+    }
+
+    /// Where the payload lies in the file, with the four bytes of its unpacked
+    /// size behind it.
+    pub fn sized_payload(&self) -> Range<usize> {
+        self.payload.start..self.payload.end + 4
+    }
+
+    /// Checks that the protected-mode kernel can unpack itself, to
+    /// `unpacked_size` bytes, in the memory it asks for.
+    ///
+    /// # Errors
+    /// [`BzImageError::InitSize`] when it cannot.
+    pub fn check_whole(&self, unpacked_size: u64) -> Result<(), BzImageError> {
+        let packed = (self.kernel.end - self.kernel.start) as u64;
+        self.check_init_size(packed, "the protected-mode kernel")?;
+        self.check_init_size(unpacked_size, "the unpacked kernel")?;
+        let entry = ENTRY_64 < packed;
+        let expected = "a kernel that reaches its 64-bit entry at 0x200";
+        expect(entry, "syssize", packed / PARAGRAPH, expected)?;
+        Ok(())
+    }
+
     /// Checks that the kernel asks for the memory that `what` fills.
     ///
     /// # Errors
@@ -249,15 +326,9 @@ impl SetupHeader {
     }
 }
 
-/// The size that stands behind the payload; `payload` made sure it is there.
-fn unpacked_size(file: &[u8], header: &SetupHeader) -> u64 {
-    u64::from(u32_at(file, header.payload.end).unwrap_or(0))
-}
-
 /// The protected-mode kernel's place: behind the setup sectors, `syssize`
 /// paragraphs long. Behind it there may be a signature.
-fn kernel(file: &[u8]) -> Result<Range<usize>, BzImageError> {
-    let len = file.len() as u64;
+fn kernel(file: &[u8], len: u64) -> Result<Range<usize>, BzImageError> {
     let setup_sects = match file.get(SETUP_HEADER_OFFSET) {
         Some(0) => 4, // the protocol's default
         Some(&n) => u64::from(n),

@@ -109,17 +109,18 @@ fn the_size_stands_behind_the_payload_of_every_format() {
 fn the_whole_kernel_must_fit_the_memory_it_asks_for() {
     let mut file = bzimage(&sized(vec![0; 0x100], 0x1000));
     let header = parse(&file).unwrap();
-    assert_eq!(whole(&file, &header).unwrap(), 1024..file.len());
+    header.check_whole(0x1000).unwrap();
+    assert_eq!(header.kernel(), 1024..file.len());
     file[0x260..0x264].copy_from_slice(&0xfff_u32.to_le_bytes());
     let header = parse(&file).unwrap();
-    let error = whole(&file, &header).unwrap_err().to_string();
+    let error = header.check_whole(0x1000).unwrap_err().to_string();
     assert_eq!(
         error,
         "init_size is 0xfff, less than the 0x1000 bytes of the unpacked kernel"
     );
     file[0x260..0x264].copy_from_slice(&0x300_u32.to_le_bytes());
     let header = parse(&file).unwrap();
-    let error = whole(&file, &header).unwrap_err().to_string();
+    let error = header.check_whole(0x1000).unwrap_err().to_string();
     assert!(
         error.ends_with("bytes of the protected-mode kernel"),
         "{error}"

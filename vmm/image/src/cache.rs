@@ -24,6 +24,7 @@ use mkvmm_base::image_facts::BootMode;
 
 use crate::image::{ImageError, KernelFormat, KernelImage};
 use crate::source::{self, FileId, ImageSource, Opened, SourceError};
+use mkvmm_base::{Class, Diagnose};
 
 /// Largest kernel file that is read: 2 GiB, a `vmlinux` with all its
 /// debugging information.
@@ -46,6 +47,12 @@ pub enum CacheError {
     /// It is no kernel that can be started.
     #[error(transparent)]
     Image(#[from] ImageError),
+}
+
+impl Diagnose for CacheError {
+    fn class(&self) -> Class {
+        Class::File
+    }
 }
 
 /// The SHA-256 of a file's content.

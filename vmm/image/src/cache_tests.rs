@@ -148,7 +148,7 @@ fn what_is_no_kernel_leaves_nothing_behind() {
         let error = cache.batch().kernel(&source, BootMode::Elf).unwrap_err();
         assert!(matches!(
             error,
-            CacheError::Image(ImageError::Unknown { .. })
+            CacheError::Image(ImageError::Foreign { .. })
         ));
     }
     assert_eq!(cache.counters().bytes_held, 0);

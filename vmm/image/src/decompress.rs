@@ -5,8 +5,10 @@
 //! the format). That size is the bound and the expected length: a bomb is cut
 //! off, a damaged stream is told from a whole one.
 
-use std::fmt;
+use std::collections::TryReserveError;
 use std::io::{self, Read};
+
+pub use mkvmm_base::image_facts::Compression;
 
 use crate::blocks::BlockReader;
 use crate::{lz4_legacy, lzop};
@@ -15,44 +17,10 @@ use crate::{lz4_legacy, lzop};
 /// (Linux's build uses at most 128 MiB) and liblzma's own few MiB. zstd keeps
 /// its own limit, a window of 128 MiB.
 const MAX_WORKING_MEMORY: u64 = 256 << 20;
-/// Steps in which the output grows, at least.
-const STEP: u64 = 1 << 20;
-
-/// A compression that a kernel payload may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// `CONFIG_KERNEL_GZIP`.
-    Gzip,
-    /// `CONFIG_KERNEL_XZ`, with the x86 BCJ filter.
-    Xz,
-    /// `CONFIG_KERNEL_LZMA`.
-    Lzma,
-    /// `CONFIG_KERNEL_ZSTD`.
-    Zstd,
-    /// `CONFIG_KERNEL_LZ4`: the legacy frame.
-    Lz4,
-    /// `CONFIG_KERNEL_BZIP2`.
-    Bzip2,
-    /// `CONFIG_KERNEL_LZO`: the container of `lzop`.
-    Lzo,
-    /// Not compressed at all.
-    None,
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gzip => "gzip",
-            Self::Xz => "xz",
-            Self::Lzma => "lzma",
-            Self::Zstd => "zstd",
-            Self::Lz4 => "lz4",
-            Self::Bzip2 => "bzip2",
-            Self::Lzo => "lzo",
-            Self::None => "none",
-        })
-    }
-}
+/// Least step in which the output grows: 1 MiB.
+const STEP: usize = 1 << 20;
+/// Bytes that are unpacked at a time: 256 KiB.
+const PIECE: usize = 256 << 10;
 
 /// Why a payload could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +54,9 @@ pub enum DecompressError {
         /// Bytes stated.
         want: u64,
     },
+    /// There is no memory for the unpacked kernel.
+    #[error("there is no memory for the unpacked kernel")]
+    Memory(#[from] TryReserveError),
 }
 
 /// Recognises a payload by its first bytes, as Linux's `extract-vmlinux` and
@@ -109,7 +80,7 @@ pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
     }
 }
 
-/// Unpacks `stream` to exactly `want` bytes.
+/// Unpacks `stream` to exactly `want` bytes in memory.
 ///
 /// # Errors
 /// [`DecompressError`]; the output never grows beyond `want`, nor the
@@ -119,37 +90,67 @@ pub fn decompress(
     stream: &[u8],
     want: u64,
 ) -> Result<Vec<u8>, DecompressError> {
+    let mut out = Vec::new();
+    decompress_to(compression, stream, want, |bytes| {
+        // Whatever size is claimed, no more is reserved than twice what has
+        // come.
+        let room = usize::try_from(want).unwrap_or(usize::MAX);
+        let more = out.len().max(STEP).max(bytes.len());
+        if out.capacity() - out.len() < bytes.len() {
+            out.try_reserve_exact(more.min(room.saturating_sub(out.len())))?;
+        }
+        out.extend_from_slice(bytes);
+        Ok::<_, DecompressError>(())
+    })?;
+    Ok(out)
+}
+
+/// Unpacks `stream` to exactly `want` bytes, which are handed to `write` piece
+/// by piece.
+///
+/// # Errors
+/// [`DecompressError`], or what `write` returns. `write` never gets more than
+/// `want` bytes; the decoder's own memory stays below some 256 MiB.
+pub fn decompress_to<E: From<DecompressError>>(
+    compression: Compression,
+    stream: &[u8],
+    want: u64,
+    mut write: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let damaged = |source| DecompressError::Damaged {
         compression,
         source,
     };
     let mut reader = decoder(compression, stream).map_err(damaged)?;
-    let mut out = Vec::new();
+    let mut buffer = vec![0; PIECE];
     let mut got = 0;
-    while got < want {
-        // Whatever size is claimed, no more is set aside than twice what has
-        // come so far: a lie costs nothing.
-        let step = (want - got).min(got.max(STEP));
-        out.reserve_exact(usize::try_from(step).unwrap_or(usize::MAX));
-        let mut bounded = reader.by_ref().take(step);
-        bounded.read_to_end(&mut out).map_err(damaged)?;
-        if out.len() as u64 != got + step {
-            got = out.len() as u64;
-            break;
+    let over = loop {
+        let piece = match reader.read(&mut buffer) {
+            Ok(n) => buffer.get(..n).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(damaged(error).into()),
+        };
+        // The end must be seen, too: a checksum may follow the last byte.
+        if piece.is_empty() {
+            break false;
         }
-        got += step;
+        if piece.len() as u64 > want - got {
+            got = want;
+            break true;
+        }
+        write(piece)?;
+        got += piece.len() as u64;
+    };
+    if got == want && !over {
+        return Ok(());
     }
-    // The end must be seen, too: a checksum may follow the last byte.
-    let over = got == want && reader.read(&mut [0]).map_err(damaged)? > 0;
-    if got != want || over {
-        return Err(DecompressError::Length {
-            compression,
-            got,
-            over,
-            want,
-        });
+    Err(DecompressError::Length {
+        compression,
+        got,
+        over,
+        want,
     }
-    Ok(out)
+    .into())
 }
 
 /// A reader of what `stream` unpacks to.

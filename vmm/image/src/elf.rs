@@ -8,10 +8,11 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD};
+use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 
 use crate::field::{FieldError, expect};
 use crate::le::{u16_at, u32_at, u64_at};
+use crate::program::{self, ProgramError};
 use mkvmm_base::layout::KERNEL_ALIGN;
 
 /// The first four bytes of every ELF file.
@@ -30,9 +31,9 @@ pub enum ElfError {
     /// The file is too short, or a header field has a value that cannot be.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// A program for an operating system, not one itself.
-    #[error("a program that asks for an interpreter (PT_INTERP), not a kernel")]
-    Interpreter,
+    /// A program or a library for an operating system, not one itself.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// No PT_LOAD segment with memory.
     #[error("no PT_LOAD segment")]
     NoSegments,
@@ -77,16 +78,24 @@ pub struct ElfKernel {
 }
 
 /// A program header's fields that count here.
-#[derive(Clone, Copy)]
-struct Load {
-    offset: u64,
-    paddr: u64,
-    filesz: u64,
-    memsz: u64,
+#[derive(Debug, Clone, Copy)]
+pub struct ProgramHeader {
+    /// What it is for, such as PT_LOAD.
+    pub kind: u32,
+    /// Where its bytes lie in the file.
+    pub offset: u64,
+    /// Virtual address, which a kernel need not keep.
+    pub vaddr: u64,
+    /// Physical address, of which only distances count.
+    pub paddr: u64,
+    /// Bytes in the file.
+    pub filesz: u64,
+    /// Bytes in memory.
+    pub memsz: u64,
 }
 
-impl Load {
-    /// Where its bytes lie in the file; `read_load` checked both ends.
+impl ProgramHeader {
+    /// Where its bytes lie in the file; `check_load` checked both ends.
     fn place(&self) -> Range<usize> {
         match self.filesz {
             0 => 0..0,
@@ -100,24 +109,28 @@ impl Load {
 /// # Errors
 /// [`ElfError`] names the field and the value.
 pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
-    let header = Header::read(file)?;
-    let mut loads = Vec::new();
+    parse_head(file, file.len() as u64)
+}
+
+/// As [`parse`], of a file of `len` bytes that begins with `head`, in which
+/// all program headers must lie.
+///
+/// # Errors
+/// [`ElfError`] names the field and the value.
+pub fn parse_head(head: &[u8], len: u64) -> Result<ElfKernel, ElfError> {
+    let header = Header::read(head)?;
+    let mut all = Vec::new();
     for i in 0..header.phnum {
-        if let Some(load) = read_load(file, &header, i)? {
-            loads.push(load);
-        }
+        all.push(read_program_header(head, len, &header, i)?);
+    }
+    program::refuse(head, &all)?;
+    let is_load = |h: &ProgramHeader| h.kind == PT_LOAD && h.memsz > 0;
+    let mut loads: Vec<_> = all.into_iter().filter(is_load).collect();
+    for load in &loads {
+        check_load(load, len)?;
     }
     loads.sort_by_key(|l| l.paddr);
-    for pair in loads.windows(2) {
-        if let [a, b] = pair
-            && a.paddr + a.memsz > b.paddr
-        {
-            return Err(ElfError::Overlap {
-                first: a.paddr,
-                second: b.paddr,
-            });
-        }
-    }
+    check_overlap(&loads)?;
     let (Some(first), Some(last)) = (loads.first(), loads.last()) else {
         return Err(ElfError::NoSegments);
     };
@@ -126,15 +139,7 @@ pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
     if span > MAX_SPAN {
         return Err(ElfError::Span { span });
     }
-    let within = |l: &Load| (l.paddr..l.paddr + l.filesz).contains(&header.entry);
-    if !loads.iter().any(within) {
-        return Err(FieldError::Value {
-            field: "e_entry",
-            value: header.entry,
-            expected: "a physical address that a PT_LOAD segment fills from the file",
-        }
-        .into());
-    }
+    check_entry(header.entry, &loads)?;
     let segments = loads
         .iter()
         .map(|l| ElfSegment {
@@ -149,6 +154,40 @@ pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
         span,
         align: KERNEL_ALIGN,
     })
+}
+
+/// Checks that no two of `loads`, which ascend, claim the same memory.
+fn check_overlap(loads: &[ProgramHeader]) -> Result<(), ElfError> {
+    for pair in loads.windows(2) {
+        if let [a, b] = pair
+            && a.paddr + a.memsz > b.paddr
+        {
+            return Err(ElfError::Overlap {
+                first: a.paddr,
+                second: b.paddr,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the entry is a byte of the file, and none of the ELF header:
+/// libraries state 0, where that header would be loaded.
+fn check_entry(entry: u64, loads: &[ProgramHeader]) -> Result<(), FieldError> {
+    let within = |l: &&ProgramHeader| (l.paddr..l.paddr + l.filesz).contains(&entry);
+    let load = loads.iter().find(within).ok_or(FieldError::Value {
+        field: "e_entry",
+        value: entry,
+        expected: "a physical address that a PT_LOAD segment fills from the file",
+    })?;
+    let in_file = load.offset + (entry - load.paddr);
+    let header = size_of::<Elf64_Ehdr>() as u64;
+    expect(
+        in_file >= header,
+        "e_entry",
+        entry,
+        "an address of code; the ELF header is loaded there, as in a shared library",
+    )
 }
 
 /// A value already known to be within the file.
@@ -198,8 +237,10 @@ impl Header {
             "64-bit little-endian (0x102)",
         )?;
         let executable = kind == ET_EXEC || kind == ET_DYN;
-        expect(executable, "e_type", kind, "ET_EXEC (2) or ET_DYN (3)")?;
-        expect(machine == EM_X86_64, "e_machine", machine, "x86-64 (0x3e)")?;
+        let expected = "ET_EXEC (2) or ET_DYN (3); 1 is an object file or a kernel module";
+        expect(executable, "e_type", kind, expected)?;
+        let expected = "x86-64 (0x3e); 0xb7 is arm64, 0xf3 RISC-V";
+        expect(machine == EM_X86_64, "e_machine", machine, expected)?;
         let entry_size = usize::from(phentsize) == size_of::<Elf64_Phdr>();
         expect(entry_size, "e_phentsize", phentsize, "56")?;
         let count = (1..PN_XNUM).contains(&phnum);
@@ -212,9 +253,13 @@ impl Header {
     }
 }
 
-/// Program header `index`, if it is a PT_LOAD with memory, checked.
-fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, ElfError> {
-    let len = file.len() as u64;
+/// Reads program header `index`.
+fn read_program_header(
+    head: &[u8],
+    len: u64,
+    header: &Header,
+    index: u16,
+) -> Result<ProgramHeader, FieldError> {
     let size = size_of::<Elf64_Phdr>() as u64;
     let at = header.phoff.checked_add(u64::from(index) * size);
     let end = at.and_then(|at| at.checked_add(size));
@@ -224,27 +269,31 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
         len,
     };
     let (Some(at), Some(end)) = (at, end) else {
-        return Err(truncated.into());
+        return Err(truncated);
     };
     if end > len {
-        return Err(truncated.into());
+        return Err(truncated);
     }
+    expect(
+        end <= head.len() as u64,
+        "e_phoff",
+        header.phoff,
+        "a program header table in the first MiB of the file",
+    )?;
     let at = to_usize(at);
-    let field = |offset: usize| u64_at(file, at + offset).ok_or(truncated);
-    let kind = u32_at(file, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated)?;
-    let load = Load {
+    let field = |offset: usize| u64_at(head, at + offset).ok_or(truncated);
+    Ok(ProgramHeader {
+        kind: u32_at(head, at + offset_of!(Elf64_Phdr, p_type)).ok_or(truncated)?,
         offset: field(offset_of!(Elf64_Phdr, p_offset))?,
+        vaddr: field(offset_of!(Elf64_Phdr, p_vaddr))?,
         paddr: field(offset_of!(Elf64_Phdr, p_paddr))?,
         filesz: field(offset_of!(Elf64_Phdr, p_filesz))?,
         memsz: field(offset_of!(Elf64_Phdr, p_memsz))?,
-    };
-    // /bin/true has all that a kernel has, and an entry that would even run.
-    if kind == PT_INTERP {
-        return Err(ElfError::Interpreter);
-    }
-    if kind != PT_LOAD || load.memsz == 0 {
-        return Ok(None);
-    }
+    })
+}
+
+/// Checks a PT_LOAD segment of a file of `len` bytes.
+fn check_load(load: &ProgramHeader, len: u64) -> Result<(), FieldError> {
     // A segment that is all BSS has no place in the file.
     let file_end = load.offset.saturating_add(load.filesz);
     if load.filesz > 0 && file_end > len {
@@ -252,8 +301,7 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
             what: "a PT_LOAD segment",
             end: file_end,
             len,
-        }
-        .into());
+        });
     }
     expect(
         load.filesz <= load.memsz,
@@ -266,8 +314,7 @@ fn read_load(file: &[u8], header: &Header, index: u16) -> Result<Option<Load>, E
         "p_paddr",
         load.paddr,
         "an address that p_memsz does not carry past 2^64",
-    )?;
-    Ok(Some(load))
+    )
 }
 
 #[cfg(test)]

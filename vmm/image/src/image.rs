@@ -1,19 +1,17 @@
-//! A kernel image: recognised by content, every limit and offset checked.
+//! A kernel image in memory: recognised by content, every limit and offset
+//! checked. [`crate::unpack`] does the same with files.
 
-use std::fmt;
-use std::ops::Range;
+use mkvmm_base::image_facts::{BootMode, FactsError, ImageFacts, KernelFacts};
+use mkvmm_base::layout::CMDLINE_MAX;
+use mkvmm_base::unpacking::{ContentHash, Facts, Unpacked};
+use sha2::{Digest, Sha256};
 
-use mkvmm_base::image_facts::{BootMode, ImageFacts};
-use mkvmm_base::layout::{CMDLINE_MAX, KERNEL_ALIGN};
+pub use mkvmm_base::image_facts::KernelFormat;
 
 use crate::bzimage::{self, BzImageError, SetupHeader};
 use crate::decompress::Compression;
-use crate::elf::{self, ElfError, ElfKernel};
-use crate::version;
-
-/// Linux's COMMAND_LINE_SIZE on x86, without the NUL; an ELF file does not
-/// say its own.
-const LINUX_CMDLINE_MAX: u64 = 2047;
+use crate::elf::{self, ElfError};
+use crate::{facts, foreign, version};
 
 /// Why bytes could not be used as a kernel.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +19,17 @@ pub enum ImageError {
     /// Nothing in it.
     #[error("is empty")]
     Empty,
-    /// Neither ELF nor bzImage.
+    /// Neither ELF nor bzImage, and of no format known here.
     #[error("is neither an ELF kernel nor a bzImage (it starts with {magic:02x?})")]
     Unknown {
         /// The first bytes.
         magic: Vec<u8>,
+    },
+    /// Neither ELF nor bzImage, but something known.
+    #[error("is {what}, neither an ELF kernel nor a bzImage")]
+    Foreign {
+        /// What it is.
+        what: &'static str,
     },
     /// boot=bzimage for something else.
     #[error("is an ELF kernel, which boot=bzimage cannot start")]
@@ -39,42 +43,39 @@ pub enum ImageError {
     /// A bzImage whose payload is not an ELF kernel.
     #[error("is a bzImage whose payload is no ELF kernel that can be started")]
     Payload(#[source] ElfError),
+    /// Its parts do not go together, or are more than any kernel's.
+    #[error("is a kernel that cannot be started")]
+    Facts(#[from] FactsError),
 }
 
-/// What kind of file a kernel came from.
+/// The formats that can be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KernelFormat {
-    /// An ELF64 file.
+pub enum Recognised {
+    /// An ELF file.
     Elf,
-    /// A bzImage, and the compression of its payload.
-    BzImage(Compression),
+    /// A bzImage.
+    BzImage,
 }
 
-impl KernelFormat {
-    /// The name of the file format.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Elf => "elf",
-            Self::BzImage(_) => "bzImage",
+/// Recognises a kernel by the first bytes of its file, whatever its name says.
+///
+/// # Errors
+/// [`ImageError`] names what it is instead, or that `boot` cannot start it.
+pub fn recognise(head: &[u8], boot: BootMode) -> Result<Recognised, ImageError> {
+    if head.is_empty() {
+        Err(ImageError::Empty)
+    } else if head.starts_with(&elf::MAGIC) {
+        match boot {
+            BootMode::Elf => Ok(Recognised::Elf),
+            BootMode::BzImage => Err(ImageError::NotABzImage),
         }
-    }
-
-    /// The compression.
-    pub fn compression(self) -> Compression {
-        match self {
-            Self::Elf => Compression::None,
-            Self::BzImage(compression) => compression,
-        }
-    }
-}
-
-impl fmt::Display for KernelFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
-        match self {
-            Self::Elf => Ok(()),
-            Self::BzImage(compression) => write!(f, " ({compression})"),
-        }
+    } else if bzimage::is_bzimage(head) {
+        Ok(Recognised::BzImage)
+    } else if let Some(what) = foreign::name(head) {
+        Err(ImageError::Foreign { what })
+    } else {
+        let magic = head.iter().copied().take(8).collect();
+        Err(ImageError::Unknown { magic })
     }
 }
 
@@ -92,19 +93,9 @@ pub struct Segment<'a> {
 /// A kernel whose every offset has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelImage {
-    format: KernelFormat,
-    boot: BootMode,
+    facts: KernelFacts,
     /// The file or the unpacked payload, as far as segments need it.
     bytes: Vec<u8>,
-    /// Ascending, disjoint; `file` is checked against `bytes`.
-    segments: Vec<elf::ElfSegment>,
-    /// From the kernel's start.
-    entry_offset: u64,
-    /// From the kernel's start to the last byte that is its own.
-    mem_size: u64,
-    header: Option<SetupHeader>,
-    version: Option<String>,
-    cmdline_max: u64,
 }
 
 impl KernelImage {
@@ -113,94 +104,42 @@ impl KernelImage {
     /// # Errors
     /// [`ImageError`] with the field and the value that is wrong.
     pub fn parse(file: Vec<u8>, boot: BootMode) -> Result<Self, ImageError> {
-        if file.is_empty() {
-            return Err(ImageError::Empty);
-        }
-        if file.starts_with(&elf::MAGIC) {
-            if boot == BootMode::BzImage {
-                return Err(ImageError::NotABzImage);
+        let image = match (recognise(&file, boot)?, boot) {
+            (Recognised::Elf, _) => {
+                let elf = elf::parse(&file)?;
+                let facts = facts::of_elf(&elf, version::from_banner(&file));
+                Self::keep(file, facts)
             }
-            let version = version::from_banner(&file);
-            let elf = elf::parse(&file)?;
-            return Ok(Self::from_elf(KernelFormat::Elf, file, elf, version));
-        }
-        if !bzimage::is_bzimage(&file) {
-            let magic = file.into_iter().take(8).collect();
-            return Err(ImageError::Unknown { magic });
-        }
-        let header = bzimage::parse(&file)?;
-        match boot {
-            BootMode::Elf => Self::unpacked(&file, header),
-            BootMode::BzImage => Self::whole(file, header),
-        }
+            (Recognised::BzImage, BootMode::Elf) => Self::unpacked(&file)?,
+            (Recognised::BzImage, BootMode::BzImage) => Self::whole(file)?,
+        };
+        image.facts.check(image.bytes.len() as u64)?;
+        Ok(image)
     }
 
-    fn from_elf(
-        format: KernelFormat,
-        mut bytes: Vec<u8>,
-        elf: ElfKernel,
-        version: Option<String>,
-    ) -> Self {
-        // Symbols and debugging information, often the larger part, lie
-        // behind what is loaded.
-        let used = elf.segments.iter().map(|s| s.file.end).max();
-        bytes.truncate(used.unwrap_or(0));
+    /// Keeps of `bytes` what the segments need: symbols and debugging
+    /// information, often the larger part, lie behind what is loaded.
+    fn keep(mut bytes: Vec<u8>, facts: KernelFacts) -> Self {
+        let ends = facts.segments.iter().map(|s| s.file_offset + s.file_size);
+        bytes.truncate(as_index(ends.max().unwrap_or(0)));
         bytes.shrink_to_fit();
-        Self {
-            format,
-            boot: BootMode::Elf,
-            bytes,
-            segments: elf.segments,
-            entry_offset: elf.entry_offset,
-            mem_size: elf.span,
-            header: None,
-            version,
-            cmdline_max: LINUX_CMDLINE_MAX,
-        }
+        Self { facts, bytes }
     }
 
-    fn unpacked(file: &[u8], header: SetupHeader) -> Result<Self, ImageError> {
+    fn unpacked(file: &[u8]) -> Result<Self, ImageError> {
+        let header = bzimage::parse(file)?;
         let (compression, payload) = bzimage::unpack(file, &header)?;
         let elf = elf::parse(&payload).map_err(ImageError::Payload)?;
-        header.check_init_size(elf.span, "the unpacked kernel's segments")?;
-        let format = KernelFormat::BzImage(compression);
-        let version = header.version.clone();
-        let image = Self::from_elf(format, payload, elf, version);
-        Ok(image.with_header(header))
+        let facts = facts::of_unpacked(&elf, compression, header)?;
+        Ok(Self::keep(payload, facts))
     }
 
-    fn whole(mut file: Vec<u8>, header: SetupHeader) -> Result<Self, ImageError> {
-        let Range { start, end } = bzimage::whole(&file, &header)?;
+    fn whole(file: Vec<u8>) -> Result<Self, ImageError> {
+        let header = bzimage::parse(&file)?;
         let compression = bzimage::compression(&file, &header).unwrap_or(Compression::None);
-        file.truncate(end);
-        file.drain(..start);
-        file.shrink_to_fit();
-        let kernel = elf::ElfSegment {
-            offset: 0,
-            file: 0..file.len(),
-            mem_size: header.init_size,
-        };
-        let image = Self {
-            format: KernelFormat::BzImage(compression),
-            boot: BootMode::BzImage,
-            bytes: file,
-            segments: vec![kernel],
-            entry_offset: bzimage::ENTRY_64,
-            mem_size: header.init_size,
-            header: None,
-            version: header.version.clone(),
-            cmdline_max: 0,
-        };
-        Ok(image.with_header(header))
-    }
-
-    fn with_header(self, header: SetupHeader) -> Self {
-        Self {
-            mem_size: self.mem_size.max(header.init_size),
-            cmdline_max: header.cmdline_size.min(CMDLINE_MAX - 1),
-            header: Some(header),
-            ..self
-        }
+        let size = unpacked_size(&file, &header);
+        let facts = facts::of_whole(compression, header, size)?;
+        Ok(Self::keep(file, facts))
     }
 
     /// The built-in probe: an ELF kernel of ours, with room for a longer
@@ -210,28 +149,49 @@ impl KernelImage {
     /// As [`KernelImage::parse`]; would be a bug of the build.
     pub fn probe() -> Result<Self, ImageError> {
         let mut image = Self::parse(mkvmm_guest_images::PROBE.to_vec(), BootMode::Elf)?;
-        image.cmdline_max = CMDLINE_MAX - 1;
+        image.facts.cmdline_max = CMDLINE_MAX - 1;
         Ok(image)
+    }
+
+    /// What an unpacker would say of the built-in probe's bytes. Those are part
+    /// of the program, so they may be parsed in any process.
+    ///
+    /// # Errors
+    /// As [`KernelImage::probe`].
+    pub fn probe_content() -> Result<Unpacked, ImageError> {
+        let size = mkvmm_guest_images::PROBE.len() as u64;
+        Ok(Unpacked {
+            facts: Facts::Kernel(Self::probe()?.facts),
+            sha256: ContentHash(Sha256::digest(mkvmm_guest_images::PROBE).into()),
+            input_size: size,
+            output_size: size,
+        })
+    }
+
+    /// What is known of it; distances in the file count from the beginning of
+    /// the file that was parsed, or of its unpacked payload.
+    pub fn kernel_facts(&self) -> &KernelFacts {
+        &self.facts
     }
 
     /// What kind of file it came from.
     pub fn format(&self) -> KernelFormat {
-        self.format
+        self.facts.format
     }
 
     /// How it is started.
     pub fn boot(&self) -> BootMode {
-        self.boot
+        self.facts.boot
     }
 
     /// Whether it was decompressed on the host.
     pub fn was_unpacked(&self) -> bool {
-        self.boot == BootMode::Elf && self.format.compression() != Compression::None
+        self.facts.was_unpacked()
     }
 
     /// The kernel's version string, if it says one.
     pub fn version(&self) -> Option<&str> {
-        self.version.as_deref()
+        self.facts.version.as_deref()
     }
 
     /// Bytes that this image keeps in the VMM's memory.
@@ -242,70 +202,75 @@ impl KernelImage {
     /// Bytes of memory from the kernel's start that belong to it: the span of
     /// its segments, and a bzImage's `init_size` where that is more.
     pub fn mem_size(&self) -> u64 {
-        self.mem_size
+        self.facts.mem_size
     }
 
     /// Alignment of the kernel's start: the kernel's own, at least 2 MiB.
     pub fn align(&self) -> u64 {
-        let own = self.header.as_ref().map_or(0, |h| h.kernel_alignment);
-        own.max(KERNEL_ALIGN)
+        self.facts.align
     }
 
     /// The 64-bit entry, in bytes from the kernel's start.
     pub fn entry_offset(&self) -> u64 {
-        self.entry_offset
+        self.facts.entry_offset
     }
 
     /// Longest command line in bytes, without the NUL.
     pub fn cmdline_max(&self) -> u64 {
-        self.cmdline_max
+        self.facts.cmdline_max
     }
 
     /// Lowest address at which it may start: a bzImage that lies below its
     /// `pref_address` unpacks itself there, into memory that is not its own.
     pub fn kernel_addr_min(&self) -> u64 {
-        match (self.boot, &self.header) {
-            (BootMode::BzImage, Some(header)) => header.pref_address,
-            _ => 0,
-        }
+        self.facts.addr_min
     }
 
     /// Last address that the kernel may use; `None` when anything goes.
     pub fn kernel_addr_max(&self) -> Option<u64> {
-        self.header.as_ref().and_then(|h| h.kernel_addr_max)
+        self.facts.addr_max
     }
 
     /// Last address that the initramfs may use; `None` when anything goes.
     pub fn initramfs_addr_max(&self) -> Option<u64> {
-        self.header.as_ref().and_then(|h| h.initrd_addr_max)
+        self.facts.initrd_addr_max
     }
 
     /// What placement needs to know of it and an initramfs of
     /// `initramfs_size` bytes.
     pub fn facts(&self, initramfs_size: Option<u64>) -> ImageFacts {
-        ImageFacts {
-            kernel_size: self.mem_size(),
-            kernel_align: self.align(),
-            kernel_addr_min: self.kernel_addr_min(),
-            kernel_addr_max: self.kernel_addr_max(),
-            initramfs_size,
-            initramfs_addr_max: self.initramfs_addr_max(),
-        }
+        self.facts.placement(initramfs_size)
     }
 
     /// The bzImage's setup header, for boot_params.
     pub fn setup_header(&self) -> Option<&[u8]> {
-        self.header.as_ref().map(|h| h.bytes.as_slice())
+        self.facts.setup_header.as_deref()
     }
 
     /// The parts to copy, ascending.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
-        self.segments.iter().map(|s| Segment {
-            offset: s.offset,
-            data: self.bytes.get(s.file.clone()).unwrap_or_default(),
-            mem_size: s.mem_size,
+        self.facts.segments.iter().map(|s| {
+            let bytes = self.bytes.get(as_index(s.file_offset)..);
+            let data = bytes.and_then(|bytes| bytes.get(..as_index(s.file_size)));
+            Segment {
+                offset: s.offset,
+                data: data.unwrap_or_default(),
+                mem_size: s.mem_size,
+            }
         })
     }
+}
+
+/// The size behind the payload, which `parse` found inside the file.
+fn unpacked_size(file: &[u8], header: &SetupHeader) -> u64 {
+    let payload = file.get(header.sized_payload()).unwrap_or_default();
+    let size = payload.last_chunk().copied().unwrap_or_default();
+    u64::from(u32::from_le_bytes(size))
+}
+
+/// A value already known to be within the file.
+fn as_index(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -320,13 +285,22 @@ mod tests {
         assert!(probe.mem_size() <= 2 << 20);
         assert_eq!(probe.align(), 2 << 20);
         assert!(probe.segments().count() >= 1);
+        let content = KernelImage::probe_content().unwrap();
+        let facts = Facts::Kernel(probe.kernel_facts().clone());
+        assert_eq!(content.facts, facts);
+        probe.kernel_facts().check(content.output_size).unwrap();
     }
 
     #[test]
     fn what_is_no_kernel_is_told_by_its_first_bytes() {
         let parse = |bytes: &[u8], boot| KernelImage::parse(bytes.to_vec(), boot);
         let text = parse(b"#!/bin/sh\necho hello\n", BootMode::Elf);
-        assert!(matches!(text, Err(ImageError::Unknown { .. })));
+        assert!(matches!(
+            text,
+            Err(ImageError::Foreign { what: "a script" })
+        ));
+        let noise = parse(&[0xa5; 100], BootMode::Elf);
+        assert!(matches!(noise, Err(ImageError::Unknown { .. })));
         let nothing = parse(b"", BootMode::Elf);
         assert!(matches!(nothing, Err(ImageError::Empty)));
         let elf = parse(mkvmm_guest_images::PROBE, BootMode::BzImage);

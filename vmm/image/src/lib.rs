@@ -1,23 +1,30 @@
 //! Images: recognised by content, checked whole, unpacked.
 //!
-//! [`KernelImage::parse`] turns bytes into an image whose every offset has
-//! been checked. Where its parts go is decided by placement; copying them is
-//! the machine's business.
+//! [`unpack::unpack`] is the work of a confined process: it turns an image file
+//! into a memory file and facts about it. [`KernelImage::parse`] does the same
+//! in memory. Where an image's parts go is decided by placement; copying them
+//! is the machine's business.
 
 mod blocks;
 pub mod bzimage;
 pub mod cache;
-pub mod cmdline;
+pub mod child;
 pub mod decompress;
 pub mod elf;
+mod facts;
 pub mod field;
+mod foreign;
 pub mod image;
 pub mod initramfs;
 mod le;
 mod lz4_legacy;
 mod lzop;
+pub mod program;
 pub mod source;
+pub mod unpack;
 mod version;
+
+pub use mkvmm_base::cmdline;
 
 pub use cache::{CacheCounters, ImageCache, ImageInfo};
 pub use image::{ImageError, KernelFormat, KernelImage};

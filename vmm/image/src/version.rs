@@ -1,9 +1,11 @@
 //! A kernel's own words about its version.
 
+use mkvmm_base::image_facts::MAX_VERSION;
+
 /// What Linux prints first, in `linux_banner`, before its version.
 const BANNER: &[u8] = b"Linux version ";
-/// Longest version that is shown, bytes; a setup header's has some 100.
-const MAX: usize = 256;
+/// Longest version that is shown, bytes.
+const MAX: usize = MAX_VERSION;
 
 /// The printable text up to the first NUL or line end; `None` when there is
 /// none, or no end.
@@ -26,6 +28,45 @@ pub fn from_banner(kernel: &[u8]) -> Option<String> {
         .and_then(text)
 }
 
+/// Looks for the banner in a kernel that comes piece by piece.
+#[derive(Debug, Default)]
+pub struct BannerSearch {
+    found: Option<String>,
+    /// The end of the pieces so far, in which a banner may have begun.
+    tail: Vec<u8>,
+}
+
+impl BannerSearch {
+    /// Most bytes in which a banner and its version lie.
+    const SPAN: usize = BANNER.len() + MAX + 1;
+
+    /// Searches the next piece.
+    pub fn push(&mut self, piece: &[u8]) {
+        if self.found.is_some() {
+            return;
+        }
+        // What straddles the border, then the piece itself.
+        let seen = self.tail.len();
+        let start = piece.get(..Self::SPAN).unwrap_or(piece);
+        self.tail.extend_from_slice(start);
+        self.found = from_banner(&self.tail).or_else(|| from_banner(piece));
+        if start.len() == Self::SPAN {
+            self.tail.clear();
+            let end = piece.len() - Self::SPAN;
+            self.tail
+                .extend_from_slice(piece.get(end..).unwrap_or_default());
+        } else {
+            let surplus = (seen + start.len()).saturating_sub(Self::SPAN);
+            self.tail.drain(..surplus);
+        }
+    }
+
+    /// Returns the version, if there was one.
+    pub fn finish(self) -> Option<String> {
+        self.found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +86,20 @@ mod tests {
         assert_eq!(text(b"6.1\x1b[2J\0"), None);
         assert_eq!(text(b"\0"), None);
         assert_eq!(text(b"6.1"), None);
+    }
+
+    #[test]
+    fn a_banner_is_found_however_the_kernel_is_cut() {
+        let mut kernel = vec![b'.'; 700];
+        kernel.extend(b"Linux version %s\0Linux version 6.1.0 (x)\n\0");
+        kernel.extend(vec![b'.'; 700]);
+        for size in (1..400).chain([700, 716, 720, 740, 10_000]) {
+            let mut search = BannerSearch::default();
+            kernel.chunks(size).for_each(|piece| search.push(piece));
+            assert_eq!(search.finish().as_deref(), Some("6.1.0 (x)"), "{size}");
+        }
+        let mut search = BannerSearch::default();
+        search.push(&kernel[..720]);
+        assert_eq!(search.finish(), None);
     }
 }

@@ -1,11 +1,19 @@
-//! Copies images to where the plan says. Nothing is decided here, and nothing
-//! is written before everything is known to fit.
+//! Copies images out of sealed files to where they were told to go. Nothing
+//! is decided here.
+//!
+//! The contract about zeros: memory reads as zero when images are loaded into
+//! it. So BSS, the rest of a bzImage's `init_size` and the gaps between
+//! archives are not written.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
 
 use mkpool::AddrRange;
-use mkvmm_image::{Initramfs, KernelImage};
-use mkvmm_memory::instance_memory::InstanceMemory;
-use mkvmm_memory::placement::PlacementPlan;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use rustix::io::Errno;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::memory::{GuestMemory, MemoryPart};
 
 /// Where the boot processor starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,85 +24,120 @@ pub struct BootEntry {
     pub boot_params: u64,
 }
 
+/// A part of an image file and where it belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The offset of its first byte in the file.
+    pub offset: u64,
+    /// The guest-physical addresses that it fills.
+    pub place: AddrRange,
+}
+
 /// Why loading failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The plan and the guest's memory do not agree: a bug, not a bad image.
-    #[error("writing {range:?} of guest memory failed")]
+    /// The guest has no memory there: an internal error.
+    #[error("writing {place:?} of guest memory failed")]
     Memory {
-        /// Guest-physical range.
-        range: AddrRange,
-        /// What vm-memory said.
+        /// The guest-physical range.
+        place: AddrRange,
+        /// The underlying error.
         #[source]
         source: GuestMemoryError,
     },
-    /// The plan has no room for a segment: a bug in the planner.
-    #[error("segment at {offset:#x} of the kernel does not fit its place {place:?}")]
-    Plan {
-        /// Offset from the kernel's start.
+    /// The image cannot be read.
+    #[error("reading {} bytes of an image at {offset:#x} failed", .place.size())]
+    Read {
+        /// The offset in the file.
         offset: u64,
-        /// The kernel's place.
+        /// Where the bytes belong.
         place: AddrRange,
+        /// The underlying error.
+        #[source]
+        source: std::io::Error,
     },
 }
 
-/// Copies kernel and initramfs to where `plan` says.
-///
-/// The contract about zeros: a sub-pool reads as zero when its images are
-/// loaded. It is new from the pool, where [`mkvmm_memory::host_pool::HostPool`] puts
-/// back only what was scrubbed, or it was scrubbed before it was loaded again.
-/// So BSS, the rest of a bzImage's `init_size` and the gaps between archives
-/// are not written here.
-///
-/// Returns the guest-physical address of the 64-bit entry.
+/// Copies one piece of `image` into the guest's memory: file to file where
+/// that can be done, which spares fresh memory a fault and a zeroed page for
+/// each page, and through the mapping elsewhere.
 ///
 /// # Errors
-/// [`LoadError`]; the caller scrubs the instance then.
-pub fn load(
-    memory: &InstanceMemory,
-    kernel: &KernelImage,
-    initramfs: Option<&Initramfs>,
-    plan: &PlacementPlan,
-) -> Result<u64, LoadError> {
-    for segment in kernel.segments() {
-        let misfit = LoadError::Plan {
-            offset: segment.offset,
-            place: plan.kernel,
+/// [`LoadError`]; part of it may have been copied.
+pub fn copy(
+    memory: &GuestMemory,
+    parts: &[MemoryPart],
+    image: &OwnedFd,
+    piece: Piece,
+) -> Result<(), LoadError> {
+    let Piece { offset, place } = piece;
+    for part in parts {
+        let Some(range) = part.range.intersection(&place) else {
+            continue;
         };
-        let range = plan
-            .kernel
-            .start()
-            .checked_add(segment.offset)
-            .and_then(|start| AddrRange::with_size(start, segment.mem_size).ok())
-            .filter(|range| plan.kernel.contains_range(range))
-            .ok_or(misfit)?;
-        fill(memory, range.start(), segment.data)?;
-    }
-    if let (Some(initramfs), Some(place)) = (initramfs, plan.initramfs) {
-        for (offset, archive) in initramfs.parts() {
-            fill(memory, place.start() + offset, archive)?;
+        let from = offset + (range.start() - place.start());
+        let done = between_files(image, from, part, range);
+        if done < range.size()
+            && let Ok(rest) = AddrRange::new(range.start() + done, range.end())
+        {
+            through_mapping(memory, image, from + done, rest)?;
         }
     }
-    Ok(plan.kernel.start() + kernel.entry_offset())
+    Ok(())
 }
 
-/// Copies many bytes, in the way that costs fresh memory least.
-fn fill(memory: &InstanceMemory, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
-    if memory.fill(addr, bytes) {
-        return Ok(());
+/// Returns how many bytes could be copied this way.
+fn between_files(image: &OwnedFd, from: u64, part: &MemoryPart, range: AddrRange) -> u64 {
+    let mut read_at = from;
+    let mut write_at = range.start() - part.range.start();
+    let mut done = 0;
+    while done < range.size() {
+        let left = usize::try_from(range.size() - done).unwrap_or(usize::MAX);
+        let (input, output) = (Some(&mut read_at), Some(&mut write_at));
+        match rustix::fs::copy_file_range(image, input, &part.file, output, left) {
+            Ok(0) => break,
+            Ok(copied) => done += copied as u64,
+            Err(Errno::INTR) => {}
+            // Huge pages cannot be written this way, for instance.
+            Err(_) => break,
+        }
     }
-    write(memory.guest(), addr, bytes)
+    done
+}
+
+fn through_mapping(
+    memory: &GuestMemory,
+    image: &OwnedFd,
+    from: u64,
+    place: AddrRange,
+) -> Result<(), LoadError> {
+    let read_error = |source| LoadError::Read {
+        offset: from,
+        place,
+        source,
+    };
+    let file = image.as_fd().try_clone_to_owned().map_err(read_error)?;
+    let mut file = File::from(file);
+    // The position is shared with everybody who has this description of the
+    // file: a worker has one of its own.
+    file.seek(SeekFrom::Start(from)).map_err(read_error)?;
+    let len = usize::try_from(place.size()).unwrap_or(usize::MAX);
+    memory
+        .guest()
+        .read_exact_volatile_from(GuestAddress(place.start()), &mut file, len)
+        .map_err(|source| LoadError::Memory { place, source })
 }
 
 /// Copies `bytes` to guest-physical `addr`.
 ///
 /// # Errors
 /// [`LoadError::Memory`] when the guest has no memory there.
-pub fn write(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
-    let Ok(range) = AddrRange::with_size(addr, bytes.len() as u64) else {
+pub fn write(memory: &GuestMemory, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
+    let Ok(place) = AddrRange::with_size(addr, bytes.len() as u64) else {
         return Ok(()); // nothing to write
     };
     memory
+        .guest()
         .write_slice(bytes, GuestAddress(addr))
-        .map_err(|source| LoadError::Memory { range, source })
+        .map_err(|source| LoadError::Memory { place, source })
 }

@@ -2,28 +2,51 @@
 
 use std::fmt;
 
+use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
+use mkvmm_base::timeline::Stage;
 use mkvmm_base::violation::Violation;
-use mkvmm_base::{InstanceId, RunId};
 
 /// One thing that happened to a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum News {
     /// A vCPU has left its guest permanently.
     Ended {
-        /// The run of the instance whose vCPU it was.
-        run: RunId,
         /// Why it left.
         reason: EndReason,
     },
     /// The guest accessed memory it does not own.
     Violation {
-        /// The instance.
-        id: InstanceId,
         /// The access.
         violation: Violation,
         /// Whether later violations of this guest are only counted.
         last_reported: bool,
+    },
+    /// The guest's boot reached a stage; told once per run.
+    Reached {
+        /// The stage.
+        stage: Stage,
+        /// Nanoseconds of CLOCK_MONOTONIC.
+        at: u64,
+    },
+    /// The guest left a mark at a debug port.
+    Mark {
+        /// Nanoseconds of CLOCK_MONOTONIC.
+        at: u64,
+        /// A POST code in hex, or a line of text.
+        text: String,
+    },
+    /// A vCPU answers [`crate::vcpu::ReadRequest`].
+    Registers {
+        /// The request's ticket.
+        ticket: u64,
+        /// Which vCPU, from 0.
+        cpu: u8,
+        /// Its registers.
+        registers: Box<Registers>,
+        /// What [`crate::kvm::snapshot::translate`] found; `None` also where
+        /// no translation was asked for.
+        translated: Option<Option<u64>>,
     },
 }
 
@@ -47,9 +70,19 @@ pub mod tests {
     pub struct Heard(Mutex<VecDeque<News>>);
 
     impl Heard {
-        /// The oldest piece of news that was not taken yet.
+        /// Takes the oldest piece of news that was not taken yet.
         pub fn next(&self) -> Option<News> {
             self.0.lock().unwrap().pop_front()
+        }
+
+        /// Takes all news there are, and returns the texts of the marks.
+        pub fn marks(&self) -> Vec<String> {
+            let text = |news| match news {
+                News::Mark { text, .. } => Some(text),
+                _ => None,
+            };
+            let all = std::mem::take(&mut *self.0.lock().unwrap());
+            all.into_iter().filter_map(text).collect()
         }
     }
 

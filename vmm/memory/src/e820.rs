@@ -32,6 +32,14 @@ impl E820Type {
             Self::Reserved => 2,
         }
     }
+
+    /// Returns the type of a number; what is not usable is reserved.
+    pub const fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::Usable,
+            _ => Self::Reserved,
+        }
+    }
 }
 
 impl fmt::Display for E820Type {

@@ -10,12 +10,10 @@
 //! | [`placement`] | where the pieces of an instance go (pure) |
 //! | [`host_pool`] | the ledger: allocator, resource tree and memory as one |
 //! | [`e820`] | the memory map of an instance, computed from the ledger |
-//! | [`instance_memory`] | the guest-physical address space of an instance |
 
 pub mod cleaning;
 pub mod e820;
 pub mod host_pool;
-pub mod instance_memory;
 pub mod memory_file;
 pub mod place;
 pub mod placement;

@@ -7,6 +7,7 @@
 use mkpool::AddrRange;
 use mkpool::param::{ParamError, PoolParam};
 use mkpool::range::RangeError;
+use mkvmm_base::{Class, Diagnose};
 
 use mkvmm_base::layout::{
     CONTROL_BLOCK_SIZE, DYNAMIC_POOL_MIN, HOLE_END, HOLE_START, KERNEL_ALIGN, LOW_WINDOW_SIZE,
@@ -52,9 +53,12 @@ pub enum MachineError {
     },
 }
 
-impl MachineError {
-    /// The nearest thing that would work.
-    pub fn help(&self) -> Option<String> {
+impl Diagnose for MachineError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
+
+    fn hint(&self) -> Option<String> {
         match self {
             Self::TooSmall { .. } => Some(format!("the least is {}M", MIN_POOL >> 20)),
             Self::LowWindow { .. } => Some(format!(
@@ -162,7 +166,7 @@ mod tests {
         let range = place_on("1500M", 1 << 30).unwrap();
         assert_eq!((range.start(), range.size()), (1 << 30, 2 << 30));
         assert_eq!(place_on("3G", 1 << 30).unwrap().start(), HOLE_END);
-        assert!(place_on("1G@0x110000000", 1 << 30).is_err_and(|e| e.help().is_some()));
+        assert!(place_on("1G@0x110000000", 1 << 30).is_err_and(|e| e.hint().is_some()));
     }
 
     #[test]
@@ -201,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn help_names_what_would_work() {
-        let help = |text| place(text).unwrap_err().help().unwrap();
+    fn the_hint_names_what_would_work() {
+        let help = |text| place(text).unwrap_err().hint().unwrap();
         assert_eq!(
             help("1G@0xb0000000"),
             "place it at or above 0x100000000, or at 0x80000000 at most"

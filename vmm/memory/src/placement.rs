@@ -13,6 +13,7 @@ use mkpool::{AddrRange, Algo};
 
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
+use mkvmm_base::{Class, Diagnose};
 
 /// Where everything lies, pool addresses (which are guest addresses).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,25 @@ pub enum PlacementError {
         /// The kernel's limit.
         max: u64,
     },
+}
+
+impl Diagnose for PlacementError {
+    fn class(&self) -> Class {
+        Class::NoRoom
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoRoom { needed, .. } => needed.map(|bytes| {
+                let mib = bytes.div_ceil(1 << 20);
+                format!("a memory of {mib}M is the least for these images")
+            }),
+            Self::InitramfsTooHigh { max, .. } | Self::KernelTooHigh { max, .. } => {
+                Some(format!("place the pool below {max:#x}"))
+            }
+            Self::KernelTooLow { .. } => None,
+        }
+    }
 }
 
 impl PlacementError {

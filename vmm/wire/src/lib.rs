@@ -6,9 +6,9 @@
 //!  │ Channel<ToWorker, From…> │ ◀────────────────────▶ │ Channel<From…, ToWorker>│  decisions, news,
 //!  │                          │   messages+descriptors │                         │  descriptors
 //!  │                          │                        │                         │
-//!  │ console::Viewer, Typist  │ ◀──────── memfd ─────▶ │ console::Printer, Input │  every byte printed
+//!  │ Viewer, Typist           │ ◀──────── memfd ─────▶ │ Printer, Input          │  every byte printed
 //!  │                          │   sealed shared memory │                         │  or typed
-//!  │ board::Reader            │ ◀──────── memfd ────── │ board::Writer           │  last registers,
+//!  │ BoardReader              │ ◀──────── memfd ────── │ BoardWriter             │  last registers,
 //!  │                          │                        │                         │  counters, times
 //!  │ Bell                     │ ◀────── 1 byte ──────▶ │ Bell                    │  "look again"
 //!  └──────────────────────────┘                        └─────────────────────────┘
@@ -33,5 +33,6 @@ pub mod channel;
 pub mod messages;
 #[cfg(feature = "tokio")]
 pub mod ready;
+pub mod shared;
 
 pub use channel::error::WireError;

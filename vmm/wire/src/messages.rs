@@ -22,8 +22,10 @@
 
 use std::ops::RangeInclusive;
 
+use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Stage;
+use mkvmm_base::unpacking::{Job, UnpackError, Unpacked};
 use mkvmm_base::violation::{Violation, ViolationPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -230,8 +232,8 @@ pub enum Report {
         ticket: u64,
         /// The vCPU.
         cpu: u8,
-        /// The register block, as [`crate::shared::board`] has it.
-        block: Vec<u64>,
+        /// What they hold.
+        registers: Box<Registers>,
         /// The answer to `translate`; the inner `None` means not mapped.
         translated: Option<Option<u64>>,
     },
@@ -281,3 +283,22 @@ impl Message for CleanOrder {
 pub struct Cleaned(pub Result<(), String>);
 
 impl Message for Cleaned {}
+
+/// What an unpacker is to do, with two descriptors: the image, and the file
+/// that it goes to. The answer is one [`UnpackReport`], and the process exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackOrder(pub Job);
+
+impl Message for UnpackOrder {
+    const DESCRIPTORS_MAX: usize = 2;
+
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        2..=2
+    }
+}
+
+/// What came of an [`UnpackOrder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackReport(pub Result<Unpacked, UnpackError>);
+
+impl Message for UnpackReport {}

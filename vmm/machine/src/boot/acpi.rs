@@ -4,6 +4,25 @@
 //! reset register (FADT), the serial port, the panic device and soft-off
 //! (DSDT). Debian's cloud kernels know no MP table, so SMP needs these.
 //!
+//! # There is no CMOS clock
+//!
+//! The FADT says so (IAPC_BOOT_ARCH, bit 5), and ports 0x70 and 0x71 belong to
+//! nobody. A clock that can be read, but acknowledges alarms, interrupts and
+//! the setting of the time without doing anything, makes `hwclock` and
+//! `rtcwake` wait for what never comes. One that does all of it would keep a
+//! second wall clock per guest that has to survive reboots and pauses, for
+//! guests that have a better one: KVM's. Linux takes the time at boot from
+//! `MSR_KVM_WALL_CLOCK` (`kvm_get_wallclock` replaces `x86_platform.get_wallclock`
+//! before the clock is first asked for) and the host's time at any later
+//! moment from `/dev/ptp_kvm`.
+//!
+//! Linux honours the bit, Debian's 6.1 and 6.12 included: `acpi_parse_fadt`
+//! (`arch/x86/kernel/acpi/boot.c`) clears `x86_platform.legacy.rtc`, without
+//! which `add_rtc_cmos` (`arch/x86/kernel/rtc.c`) registers no `rtc_cmos`
+//! device, since the DSDT names none (PNP0B00) either. `hwclock` then says at once that there is no
+//! clock. A wake-up alarm in the fixed hardware is ruled out by FIX_RTC. A
+//! kernel that was told not to use kvm-clock starts without the time of day.
+//!
 //! Source: ACPI 6.5, sections 5.2 and 19.
 
 use acpi_tables::Aml;
@@ -20,13 +39,12 @@ use mkvmm_base::layout::{
     ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PM_BASE,
     PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
 };
+use mkvmm_base::{Class, Diagnose};
 
 /// SLP_TYP that `\_S5` names: soft-off.
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// What the reset register takes: full reset, now (the PIIX3's RCR).
 pub const RESET_VALUE: u8 = 0x06;
-/// Where the CMOS clock keeps the century.
-pub const CMOS_CENTURY: u8 = 0x32;
 
 const OEM_ID: [u8; 6] = *b"MKVMM ";
 const OEM_TABLE_ID: [u8; 8] = *b"MKVMM   ";
@@ -35,24 +53,30 @@ const OEM_REVISION: u32 = 1;
 const HEADER: u32 = 36;
 /// MADT, multiple APIC flags: there are two 8259s as well.
 const PCAT_COMPAT: u32 = 1;
-/// FADT, IA-PC boot architecture: no VGA (bit 2); and no i8042 (bit 1 clear):
-/// its reset line works all the same.
-const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
+/// FADT, IA-PC boot architecture: no VGA (bit 2), no CMOS clock (bit 5); and
+/// no i8042 (bit 1 clear): its reset line works all the same.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 
-/// Why the tables could not be built.
+/// The reason why the tables could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcpiError {
     /// More processors than there is room for.
     #[error("the ACPI tables need {needed} bytes, there is room for {room}")]
     NoRoom {
-        /// Bytes needed.
+        /// Number of bytes needed.
         needed: u64,
         /// Bytes from `ACPI_START` to `ACPI_END`.
         room: u64,
     },
 }
 
-/// The tables as they lie at [`ACPI_START`], the RSDP first.
+impl Diagnose for AcpiError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
+}
+
+/// Returns the tables as they lie at [`ACPI_START`], the RSDP first.
 ///
 /// # Errors
 /// [`AcpiError::NoRoom`] with the numbers.
@@ -113,6 +137,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         .preferred_pm_profile(PmProfile::Unspecified)
         .flag(Flags::Wbinvd)
         .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup);
     fadt.sci_int = u16::try_from(SCI_IRQ).unwrap_or(0).into();
@@ -125,8 +150,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.x_pm1a_evt_blk = io_register(PM_BASE, 32, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = io_register(PM1_CONTROL, 16, AccessSize::WordAccess);
     fadt.x_pm_tmr_blk = io_register(PM_TIMER, 32, AccessSize::DwordAccess);
-    fadt.century = CMOS_CENTURY;
-    fadt.iapc_boot_arch = BOOT_ARCH_NO_VGA.into();
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
     fadt.reset_value = RESET_VALUE;
     // No C2 or C3 state: latencies beyond the limits say so.
@@ -222,6 +246,15 @@ mod tests {
         assert_eq!(madt.len(), 44 + 4 * 8 + 12 + 10 + 6);
         assert_eq!(&table(&area, u64_at(fadt, 140))[..4], b"DSDT");
         assert_eq!(&table(&area, u64_at(fadt, 132))[..4], b"FACS");
+    }
+
+    #[test]
+    fn the_fadt_says_that_there_is_no_clock() {
+        let fadt = fadt(0, 0);
+        // CENTURY, IAPC_BOOT_ARCH, and FIX_RTC among the flags (table 5.9).
+        assert_eq!(fadt[108], 0);
+        assert_ne!(u16::from_le_bytes([fadt[109], fadt[110]]) & 1 << 5, 0);
+        assert_ne!(fadt[112] & 1 << 6, 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use mkpool::AddrRange;
 use mkvmm_base::layout::{
     CMDLINE_START, KERNEL_ALIGN, PAGE_SIZE, SETUP_DATA_END, SETUP_DATA_START,
 };
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_image::bzimage::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use mkvmm_memory::e820::E820Entry;
 
@@ -47,6 +48,12 @@ pub enum BootParamsError {
     },
 }
 
+impl Diagnose for BootParamsError {
+    fn class(&self) -> Class {
+        Class::NoRoom
+    }
+}
+
 /// What goes into the page.
 #[derive(Debug, Clone, Copy)]
 pub struct BootParamsFacts<'a> {
@@ -77,6 +84,8 @@ pub struct SetupData {
 
 /// Guest-physical address of the first node's data.
 pub const FIRST_SETUP_DATA: u64 = SETUP_DATA_START + SETUP_DATA_HEAD as u64;
+
+const _: () = assert!(FIRST_SETUP_DATA == mkvmm_base::layout::MANIFEST_START);
 
 /// boot_params and what it points to, ready to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

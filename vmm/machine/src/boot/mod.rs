@@ -4,5 +4,5 @@
 pub mod acpi;
 pub mod boot_params;
 pub mod gdt;
-pub mod manifest;
 pub mod page_tables;
+pub mod writer;

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use mkpool::AddrRange;
 
 use mkvmm_base::layout::{PAGE_SIZE, PAGE_TABLES_END, PAGE_TABLES_START};
+use mkvmm_base::{Class, Diagnose};
 
 /// Page-table entry: present, writable.
 const PRESENT_WRITABLE: u64 = 0x3;
@@ -44,6 +45,12 @@ pub enum PageTableError {
         /// The offending range.
         range: AddrRange,
     },
+}
+
+impl Diagnose for PageTableError {
+    fn class(&self) -> Class {
+        Class::NoRoom
+    }
 }
 
 /// Builds tables for `ranges`. The first page is the PML4; CR3 is

@@ -1,45 +1,47 @@
-//! Touching what is not yours: the count, and who hears of it.
+//! Accesses to memory that a guest does not own: the count, and who hears of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mkvmm_base::InstanceId;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::{Violation, ViolationPolicy};
 
+use mkvmm_wire::shared::board::BoardWriter;
+
 use crate::news::{News, NewsSink};
 
-/// Violations of one instance that are reported one by one; the rest only
-/// counts. A guest must not fill the host's log.
+/// Violations of one instance that are reported one by one; the rest is only
+/// counted. A guest must not fill the host's log.
 const REPORTED: u64 = 8;
 
 /// Counts an instance's violations, by all of its vCPUs.
 #[derive(Debug)]
 pub struct ViolationCounter {
-    id: InstanceId,
     policy: ViolationPolicy,
-    count: AtomicU64,
+    reported: AtomicU64,
+    board: BoardWriter,
     news: Arc<dyn NewsSink>,
 }
 
 impl ViolationCounter {
-    /// A counter at zero.
-    pub fn new(id: InstanceId, policy: ViolationPolicy, news: Arc<dyn NewsSink>) -> Self {
+    /// Makes a counter that counts on `board`.
+    pub fn new(policy: ViolationPolicy, board: BoardWriter, news: Arc<dyn NewsSink>) -> Self {
         Self {
-            id,
             policy,
-            count: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
+            board,
             news,
         }
     }
 
-    /// Counts `violation`, reports the first ones, and says whether the guest
-    /// is to end.
+    /// Counts `violation`, and reports it if it is one of the first. Returns the
+    /// reason if the guest is to end.
     pub fn record(&self, violation: Violation) -> Option<EndReason> {
-        let before = self.count.fetch_add(1, Ordering::Relaxed);
-        if before < REPORTED {
+        self.board.count_violation();
+        // What everybody may read is not what this decides by.
+        let before = self.reported.load(Ordering::Relaxed);
+        if before < REPORTED && self.reported.fetch_add(1, Ordering::Relaxed) < REPORTED {
             self.news.tell(News::Violation {
-                id: self.id,
                 violation,
                 last_reported: before + 1 == REPORTED,
             });
@@ -48,10 +50,5 @@ impl ViolationCounter {
             ViolationPolicy::Log => None,
             ViolationPolicy::Stop => Some(EndReason::Violation),
         }
-    }
-
-    /// Violations so far.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
     }
 }

@@ -5,7 +5,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
-use crate::kvm::Host;
+use crate::kvm::host::Host;
 
 /// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -30,7 +30,7 @@ pub const MKVMM_LEAF: u32 = 0x4000_0100;
 /// EBX, ECX, EDX of that leaf.
 pub const MKVMM_SIGNATURE: [u8; 12] = *b"mkvmmkvmmkvm";
 
-/// What the guest is told about itself in mkvmm's leaves.
+/// Holds what the guest is told about itself in mkvmm's leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MkvmmLeaves {
     /// The pool's first address.
@@ -39,7 +39,7 @@ pub struct MkvmmLeaves {
     pub pool_size: u64,
     /// Guest-physical address of the manifest (an FDT).
     pub manifest_addr: u64,
-    /// Bytes of the manifest.
+    /// Size of the manifest in bytes.
     pub manifest_size: u32,
     /// Version of the manifest's format.
     pub manifest_version: u32,
@@ -49,21 +49,21 @@ pub struct MkvmmLeaves {
 /// APIC ids counting from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// This vCPU.
+    /// Number of this vCPU, from 0.
     pub index: u8,
-    /// All of them.
+    /// Number of all vCPUs.
     pub cpus: u8,
 }
 
-/// Why no CPUID could be made.
+/// The reason why no CPUID could be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a CPUID of {entries} entries is more than KVM takes")]
 pub struct CpuidError {
-    /// KVM's entries and ours.
+    /// Number of KVM's entries and ours together.
     entries: usize,
 }
 
-/// The set for one vCPU.
+/// Returns the CPUID set for one vCPU.
 ///
 /// # Errors
 /// [`CpuidError`] when KVM already fills its own limit.
@@ -110,7 +110,7 @@ impl MkvmmLeaves {
     }
 }
 
-/// KVM's supported set as this vCPU's own.
+/// Returns KVM's supported set as this vCPU's own.
 fn entries(
     supported: &[kvm_cpuid_entry2],
     topology: Topology,
@@ -157,12 +157,12 @@ fn levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
     ]
 }
 
-/// Bits of an APIC id that tell the cores of a package apart.
+/// Returns the number of bits of an APIC id that tell the cores of a package apart.
 fn core_bits(cpus: u32) -> u32 {
     cpus.next_power_of_two().trailing_zeros()
 }
 
-/// Low and high 32 bits.
+/// Returns the low and the high 32 bits.
 fn halves(value: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     [

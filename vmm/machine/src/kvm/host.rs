@@ -1,7 +1,12 @@
 //! The host's KVM: opened once, asked once.
 
+use std::os::fd::OwnedFd;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+use mkvmm_base::{Class, Diagnose};
+
+use crate::kvm::device::from_device;
 
 /// The one version of the API there is (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -17,19 +22,19 @@ const REQUIRED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// Why this host's KVM cannot be used.
+/// The reason why this host's KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// `/dev/kvm` cannot be opened.
     #[error("/dev/kvm cannot be opened")]
     Open(#[source] kvm_ioctls::Error),
-    /// It speaks another version.
+    /// KVM speaks another version of the API.
     #[error("KVM speaks API version {found}, mkvmm needs {API_VERSION}")]
     ApiVersion {
         /// The version found.
         found: i32,
     },
-    /// It lacks something.
+    /// KVM lacks a capability.
     #[error("this KVM lacks {name}")]
     Missing {
         /// Name of the capability.
@@ -40,11 +45,14 @@ pub enum HostError {
     Cpuid(#[source] kvm_ioctls::Error),
 }
 
-impl HostError {
-    /// What the user can do about it.
-    pub fn help(&self) -> Option<&'static str> {
+impl Diagnose for HostError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
+
+    fn hint(&self) -> Option<String> {
         let Self::Open(errno) = self else { return None };
-        Some(match errno.errno() {
+        let hint = match errno.errno() {
             libc::ENOENT => {
                 "load the kvm module (modprobe kvm_intel or kvm_amd), or enable virtualization in the firmware"
             }
@@ -52,7 +60,8 @@ impl HostError {
                 "your user needs read and write access to /dev/kvm (usually: membership in the group kvm)"
             }
             _ => return None,
-        })
+        };
+        Some(hint.to_owned())
     }
 }
 
@@ -60,7 +69,7 @@ impl HostError {
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
-    /// Asked once per process: it is the dearest single call of all.
+    /// Asked for once per process: it is the most expensive call of all.
     supported_cpuid: CpuId,
 }
 
@@ -70,7 +79,18 @@ impl Host {
     /// # Errors
     /// [`HostError`].
     pub fn open() -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(HostError::Open)?;
+        Self::check(Kvm::new().map_err(HostError::Open)?)
+    }
+
+    /// Takes over an open `/dev/kvm`, as [`Self::open`] does.
+    ///
+    /// # Errors
+    /// [`HostError`], also for any other descriptor.
+    pub fn of(device: OwnedFd) -> Result<Self, HostError> {
+        Self::check(from_device(device))
+    }
+
+    fn check(kvm: Kvm) -> Result<Self, HostError> {
         let found = kvm.get_api_version();
         if found != API_VERSION {
             return Err(HostError::ApiVersion { found });
@@ -89,17 +109,17 @@ impl Host {
         })
     }
 
-    /// The open device.
+    /// Returns the open device.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// What KVM can show to guests.
+    /// Returns the CPUID that KVM can show to guests.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.supported_cpuid
     }
 
-    /// Bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0); 36, the
+    /// Returns the bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0); 36, the
     /// least of any 64-bit processor, where KVM does not say.
     pub fn address_bits(&self) -> u32 {
         self.supported_cpuid
@@ -109,13 +129,13 @@ impl Host {
             .map_or(36, |e| e.eax & 0xff)
     }
 
-    /// Whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
+    /// Returns whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
     pub fn has_huge_pages(&self) -> bool {
         let mut leaves = self.supported_cpuid.as_slice().iter();
         leaves.any(|e| e.function == 0x8000_0001 && e.edx & (1 << 26) != 0)
     }
 
-    /// Memory slots a VM may have.
+    /// Returns the number of memory slots that a VM may have.
     pub fn memory_slots(&self) -> usize {
         self.kvm.get_nr_memslots()
     }

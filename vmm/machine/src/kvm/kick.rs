@@ -29,7 +29,7 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// The signal used: the first real-time signal the C library leaves free.
+/// Returns the signal used: the first real-time signal the C library leaves free.
 fn kick_signal() -> c_int {
     SIGRTMIN()
 }
@@ -37,7 +37,7 @@ fn kick_signal() -> c_int {
 /// Installs the handler, if it is not there: before a vCPU thread starts.
 ///
 /// # Errors
-/// What sigaction said.
+/// The underlying error of sigaction.
 pub fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), errno::Error>> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| register_signal_handler(kick_signal(), on_kick));
@@ -81,12 +81,12 @@ impl KickTarget {
         }
     }
 
-    /// The vCPU.
+    /// Returns the vCPU.
     pub fn vcpu(&mut self) -> &mut VcpuFd {
         &mut self.vcpu
     }
 
-    /// Whether `error` of KVM_RUN means that a kick (or another signal) came;
+    /// Returns whether `error` of KVM_RUN means that a kick (or another signal) came;
     /// clears the flag then, so that whoever looks for commands now sees all
     /// that were sent before the kick.
     pub fn was_kicked(&mut self, error: &kvm_ioctls::Error) -> bool {

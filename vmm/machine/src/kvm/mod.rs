@@ -1,10 +1,13 @@
 //! ⑥ The typed edge over kvm-ioctls: the host's KVM, VMs and vCPU state.
 
+pub mod clock;
 pub mod cpuid;
+mod device;
 pub mod host;
 pub mod kick;
 pub mod msrs;
 pub mod regs;
+pub mod run;
 pub mod snapshot;
 pub mod vm;
 

@@ -16,7 +16,7 @@ const FAST_STRING: u64 = 1;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Sets them. An MSR that this processor does not have is left out, as the
+/// Sets the MSRs of `vcpu`. An MSR that this processor does not have is left out, as the
 /// guest's CPUID does not announce it either.
 ///
 /// # Errors

@@ -3,37 +3,114 @@
 //! Read in the vCPU's own thread, while it is out of KVM_RUN: only then is
 //! what KVM answers the whole truth.
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use mkvmm_base::registers::{General, Registers, Segment, Special, Table};
 
 use crate::kvm::vm::{VmError, ioctl};
 
-/// The registers of one vCPU at one moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Snapshot {
-    /// General registers, RIP and RFLAGS.
-    pub regs: kvm_regs,
-    /// Segments, descriptor tables, control registers, EFER.
-    pub sregs: kvm_sregs,
-    /// A `KVM_MP_STATE_*` number; `None` where KVM does not say.
-    pub mp_state: Option<u32>,
+/// Reads the registers; the vCPU is as it was.
+///
+/// # Errors
+/// [`VmError`] names the ioctl.
+pub fn read(vcpu: &VcpuFd) -> Result<Registers, VmError> {
+    Ok(Registers {
+        regs: general(&vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?),
+        sregs: special(&vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?),
+        mp_state: vcpu.get_mp_state().ok().map(|state| state.mp_state),
+    })
 }
 
-impl Snapshot {
-    /// Reads them; the vCPU is as it was.
-    ///
-    /// # Errors
-    /// [`VmError`] names the ioctl.
-    pub fn read(vcpu: &VcpuFd) -> Result<Self, VmError> {
-        Ok(Self {
-            regs: vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?,
-            sregs: vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?,
-            mp_state: vcpu.get_mp_state().ok().map(|state| state.mp_state),
-        })
+fn general(regs: &kvm_regs) -> General {
+    let kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    } = *regs;
+    General {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
     }
 }
 
-/// What KVM itself makes of a guest-virtual address: the guest-physical one,
+fn special(sregs: &kvm_sregs) -> Special {
+    Special {
+        cs: segment(&sregs.cs),
+        ds: segment(&sregs.ds),
+        es: segment(&sregs.es),
+        fs: segment(&sregs.fs),
+        gs: segment(&sregs.gs),
+        ss: segment(&sregs.ss),
+        tr: segment(&sregs.tr),
+        ldt: segment(&sregs.ldt),
+        gdt: table(&sregs.gdt),
+        idt: table(&sregs.idt),
+        cr0: sregs.cr0,
+        cr2: sregs.cr2,
+        cr3: sregs.cr3,
+        cr4: sregs.cr4,
+        cr8: sregs.cr8,
+        efer: sregs.efer,
+        apic_base: sregs.apic_base,
+    }
+}
+
+fn segment(segment: &kvm_segment) -> Segment {
+    Segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: segment.type_,
+        present: segment.present,
+        dpl: segment.dpl,
+        db: segment.db,
+        s: segment.s,
+        l: segment.l,
+        g: segment.g,
+        avl: segment.avl,
+        unusable: segment.unusable,
+    }
+}
+
+fn table(table: &kvm_dtable) -> Table {
+    Table {
+        base: table.base,
+        limit: table.limit,
+    }
+}
+
+/// Returns what KVM itself makes of a guest-virtual address: the guest-physical one,
 /// or `None` where nothing is mapped. The outer `None`: this KVM does not say.
 pub fn translate(vcpu: &VcpuFd, addr: u64) -> Option<Option<u64>> {
     let found = vcpu.translate_gva(addr).ok()?;

@@ -14,30 +14,37 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::kvm::Host;
+use crate::kvm::host::Host;
+use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
-use mkvmm_memory::instance_memory::InstanceMemory;
+use mkvmm_base::{Class, Diagnose};
 
-/// Why KVM did not make a VM. Each names the ioctl.
+/// The reason why KVM did not make a VM, with the ioctl that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// An ioctl failed.
     #[error("{ioctl} failed")]
     Ioctl {
-        /// Its name.
+        /// Name of the ioctl.
         ioctl: &'static str,
-        /// The errno.
+        /// The underlying error.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// The sub-pool has more regions than KVM has slots.
     #[error("the instance needs {needed} memory slots, KVM has {limit}")]
     TooManySlots {
-        /// Regions and low window.
+        /// Number of regions, low window included.
         needed: usize,
-        /// KVM_CAP_NR_MEMSLOTS.
+        /// What KVM_CAP_NR_MEMSLOTS says.
         limit: usize,
     },
+}
+
+impl Diagnose for VmError {
+    fn class(&self) -> Class {
+        Class::VmmFailed
+    }
 }
 
 /// Names the ioctl in front of an errno.
@@ -53,7 +60,7 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
 pub struct Vm {
     fd: VmFd,
     // Behind `fd`: the slots are gone before the memory is.
-    memory: Arc<InstanceMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 impl Vm {
@@ -61,8 +68,8 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`] names what failed; the VM is gone then.
-    pub fn new(host: &Host, memory: Arc<InstanceMemory>) -> Result<Self, VmError> {
-        let needed = memory.regions();
+    pub fn new(host: &Host, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
+        let needed = memory.ranges().count();
         let limit = host.memory_slots();
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
@@ -89,7 +96,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// One slot per region of the instance's memory, numbered by address.
+    /// Sets one slot per region of the instance's memory, numbered by address.
     fn set_memory_slots(&self) -> Result<(), VmError> {
         for (slot, region) in (0_u32..).zip(self.memory.guest().iter()) {
             let slot = kvm_userspace_memory_region {
@@ -100,7 +107,7 @@ impl Vm {
                 userspace_addr: region.as_ptr().addr() as u64,
             };
             // SAFETY: userspace_addr is the start of memory_size bytes of the
-            // pool's mapping, which `self.memory` keeps alive for longer than
+            // guest's mapping, which `self.memory` keeps alive for longer than
             // the VM's descriptor; the mapping is shared memory that Rust
             // code reads and writes only through volatile accessors.
             unsafe { self.fd.set_user_memory_region(slot) }
@@ -129,13 +136,18 @@ impl Vm {
             .map_err(ioctl("KVM_IRQFD"))
     }
 
-    /// The memory its slots show.
-    pub fn memory(&self) -> &Arc<InstanceMemory> {
+    /// Returns the VM's descriptor, for ioctls that change no memory slot.
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Returns the memory that its slots show.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 }
 
-/// KVM_CREATE_VM, which a signal may interrupt: it is then simply repeated.
+/// Calls KVM_CREATE_VM again whenever a signal interrupts it.
 fn create_vm(host: &Host) -> Result<VmFd, VmError> {
     loop {
         match host.kvm().create_vm() {

@@ -94,13 +94,14 @@ impl PoolMapping {
     /// # Errors
     /// [`MemoryError`]; nothing is mapped then.
     pub fn new(
-        mut parts: Vec<MemoryPart>,
+        parts: &[MemoryPart],
         page: usize,
         use_huge_pages: bool,
     ) -> Result<Self, MemoryError> {
-        parts.sort_by_key(|part| part.range.start());
+        let mut ranges: Vec<AddrRange> = parts.iter().map(|part| part.range).collect();
+        ranges.sort_by_key(AddrRange::start);
         let mut windows = Vec::new();
-        for range in merge_adjacent(parts.iter().map(|part| part.range)) {
+        for range in merge_adjacent(ranges) {
             let map_error = |source| MemoryError::Map { range, source };
             let window = Window::reserve(range.start(), len(range)?, page).map_err(map_error)?;
             for part in parts.iter().filter(|p| range.contains_range(&p.range)) {
@@ -188,7 +189,7 @@ mod tests {
             part(0x4040_0000, 1 << 20),
             part(0x4050_0000, 3 << 20),
         ];
-        let mapping = Arc::new(PoolMapping::new(parts, 4096, false).unwrap());
+        let mapping = Arc::new(PoolMapping::new(&parts, 4096, false).unwrap());
         let low = AddrRange::with_size(0x4040_0000, 1 << 20).unwrap();
         let memory = GuestMemory::new(&mapping, Some(low)).unwrap();
         let ranges: Vec<(u64, u64)> = memory.ranges().map(|r| (r.start(), r.size())).collect();
@@ -210,8 +211,7 @@ mod tests {
     #[test]
     fn host_addresses_equal_guest_addresses_modulo_2_mib() {
         for start in [0x4000_0000, 0x4010_0000, 0x1_0000_3000] {
-            let mapping =
-                Arc::new(PoolMapping::new(vec![part(start, 8 << 20)], 4096, false).unwrap());
+            let mapping = Arc::new(PoolMapping::new(&[part(start, 8 << 20)], 4096, false).unwrap());
             let memory = GuestMemory::new(&mapping, None).unwrap();
             let host = memory
                 .guest()
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_low_window_that_is_not_the_guests_own_is_refused() {
         let mapping =
-            Arc::new(PoolMapping::new(vec![part(0x4000_0000, 4 << 20)], 4096, false).unwrap());
+            Arc::new(PoolMapping::new(&[part(0x4000_0000, 4 << 20)], 4096, false).unwrap());
         let low = AddrRange::with_size(0x4100_0000, 1 << 20).unwrap();
         let refused = GuestMemory::new(&mapping, Some(low));
         assert!(matches!(refused, Err(MemoryError::LowWindow { .. })));

@@ -5,59 +5,124 @@ use std::fmt::Debug;
 
 use kvm_ioctls::VcpuExit;
 
+use crate::kvm::run::Exit;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::{ExitKind, InstanceName};
 
 /// What an access led to: `Some` when it ended the guest.
 pub type ExitOutcome = Option<EndReason>;
 
-/// What the vCPUs of an instance see of its devices. Implemented by
-/// `devices::bus`; every method may be called by several vCPUs at once.
+/// What the vCPUs of an instance see of its devices. Every method may be
+/// called by several vCPUs at once, and stands for one access of exactly
+/// `data.len()` bytes.
 pub trait ExitBus: Debug + Send + Sync {
-    /// `in` from `port`; unclaimed ports read as all ones.
+    /// Answers an `in` from `port`; unclaimed ports read as all ones.
     fn pio_read(&self, port: u16, data: &mut [u8]);
-    /// `out` to `port`; `Some` when that ends the guest.
+    /// Takes an `out` to `port`; `Some` when that ends the guest.
     fn pio_write(&self, port: u16, data: &[u8]) -> ExitOutcome;
-    /// A read of memory that the guest does not have.
+    /// Answers a read of memory that is not in a slot.
     fn mmio_read(&self, addr: u64, data: &mut [u8]) -> ExitOutcome;
-    /// A write to memory that the guest does not have.
+    /// Takes a write to memory that is not in a slot.
     fn mmio_write(&self, addr: u64, data: &[u8]) -> ExitOutcome;
-    /// A vCPU came out of its guest for the first time.
+    /// Hears that a vCPU came out of its guest for the first time.
     fn first_exit(&self);
 }
 
-/// The kind under which `exit` is counted.
-pub fn kind(exit: &VcpuExit<'_>) -> ExitKind {
+/// Returns the kind under which `exit` is counted.
+pub fn kind(exit: &Exit<'_>) -> ExitKind {
     match exit {
-        VcpuExit::IoIn(..) => ExitKind::IoIn,
-        VcpuExit::IoOut(..) => ExitKind::IoOut,
-        VcpuExit::MmioRead(..) => ExitKind::MmioRead,
-        VcpuExit::MmioWrite(..) => ExitKind::MmioWrite,
-        VcpuExit::Hlt => ExitKind::Hlt,
-        VcpuExit::Shutdown => ExitKind::Shutdown,
-        VcpuExit::Intr | VcpuExit::IrqWindowOpen => ExitKind::Interrupted,
-        VcpuExit::FailEntry(..) | VcpuExit::InternalError => ExitKind::Failed,
-        _ => ExitKind::Other,
+        Exit::PortRead { .. } => ExitKind::IoIn,
+        Exit::PortWrite { .. } => ExitKind::IoOut,
+        Exit::Other(VcpuExit::MmioRead(..)) => ExitKind::MmioRead,
+        Exit::Other(VcpuExit::MmioWrite(..)) => ExitKind::MmioWrite,
+        Exit::Other(VcpuExit::Hlt) => ExitKind::Hlt,
+        Exit::Other(VcpuExit::Shutdown) => ExitKind::Shutdown,
+        Exit::Other(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => ExitKind::Interrupted,
+        Exit::Other(VcpuExit::FailEntry(..) | VcpuExit::InternalError) => ExitKind::Failed,
+        Exit::Other(_) => ExitKind::Other,
     }
 }
 
 /// Handles one exit of guest `name`; `Some` when it was the guest's last.
-pub fn handle(exit: VcpuExit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> Option<EndReason> {
+pub fn handle(exit: Exit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> ExitOutcome {
     match exit {
-        VcpuExit::IoIn(port, data) => {
-            bus.pio_read(port, data);
+        // Each access of a string instruction is one of its own.
+        Exit::PortRead { port, width, data } => {
+            for one in data.chunks_exact_mut(width) {
+                bus.pio_read(port, one);
+            }
             None
         }
-        VcpuExit::IoOut(port, data) => bus.pio_write(port, data),
-        VcpuExit::MmioRead(addr, data) => bus.mmio_read(addr, data),
-        VcpuExit::MmioWrite(addr, data) => bus.mmio_write(addr, data),
+        Exit::PortWrite { port, width, data } => data
+            .chunks_exact(width)
+            .find_map(|one| bus.pio_write(port, one)),
+        Exit::Other(VcpuExit::MmioRead(addr, data)) => bus.mmio_read(addr, data),
+        Exit::Other(VcpuExit::MmioWrite(addr, data)) => bus.mmio_write(addr, data),
         // With an in-kernel irqchip HLT stays in the kernel; these two are
         // wake-ups without consequence.
-        VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
-        VcpuExit::Shutdown => Some(EndReason::TripleFault),
-        other => {
-            log::error!("{name}: the guest did what this KVM cannot run: {other:?}");
+        Exit::Other(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => None,
+        Exit::Other(VcpuExit::Shutdown) => Some(EndReason::TripleFault),
+        Exit::Other(other) => {
+            log::error!("{name}: this KVM cannot run what the guest did: {other:?}");
             Some(EndReason::KvmError)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Answers each read with the number of the access, and ends at 0xff.
+    #[derive(Debug, Default)]
+    struct Counting(Mutex<Vec<Vec<u8>>>);
+
+    impl ExitBus for Counting {
+        fn pio_read(&self, _port: u16, data: &mut [u8]) {
+            let mut seen = self.0.lock().unwrap();
+            data.fill(u8::try_from(seen.len()).unwrap());
+            seen.push(data.to_vec());
+        }
+
+        fn pio_write(&self, _port: u16, data: &[u8]) -> ExitOutcome {
+            self.0.lock().unwrap().push(data.to_vec());
+            (data == [0xff]).then_some(EndReason::Panic)
+        }
+
+        fn mmio_read(&self, _addr: u64, _data: &mut [u8]) -> ExitOutcome {
+            None
+        }
+
+        fn mmio_write(&self, _addr: u64, _data: &[u8]) -> ExitOutcome {
+            None
+        }
+
+        fn first_exit(&self) {}
+    }
+
+    #[test]
+    fn every_repetition_of_a_string_instruction_is_an_access() {
+        let (bus, name) = (Counting::default(), "a".parse().unwrap());
+        let mut data = [0xaa; 6];
+        let exit = Exit::PortRead {
+            port: 0x608,
+            width: 2,
+            data: &mut data,
+        };
+        assert_eq!(handle(exit, &bus, &name), None);
+        assert_eq!(data, [0, 0, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn after_the_end_nothing_is_written() {
+        let (bus, name) = (Counting::default(), "a".parse().unwrap());
+        let exit = Exit::PortWrite {
+            port: 0x505,
+            width: 1,
+            data: &[1, 0xff, 2],
+        };
+        assert_eq!(handle(exit, &bus, &name), Some(EndReason::Panic));
+        assert_eq!(bus.0.lock().unwrap().len(), 2);
     }
 }

@@ -6,62 +6,60 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use kvm_ioctls::VcpuFd;
 
 use crate::kvm::kick::KickTarget;
-use crate::kvm::snapshot::{self, Snapshot};
+use crate::kvm::snapshot;
+use crate::kvm::{self, clock};
 use crate::news::{News, NewsSink};
+use crate::vcpu::command::{ReadRequest, VcpuCommand};
 use crate::vcpu::exit::{self, ExitBus};
-use crate::vcpu::sleep::SleepState;
+use crate::vcpu::round;
+use crate::vcpu::sleep::ThreadTime;
 use crate::vcpu::stop::StopFlag;
-use crate::vcpu::{ReadRequest, Reading, VcpuCommand};
 use mkvmm_base::chain;
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{ExitCounts, ExitKind};
-use mkvmm_base::{InstanceName, RunId};
+use mkvmm_base::{ExitKind, InstanceName};
+use mkvmm_wire::shared::board::{REGISTER_WORDS, VcpuWriter};
 
-/// What a vCPU thread has to do with others.
+/// What a vCPU thread needs of others.
 pub struct Body {
     /// Which vCPU this is, from 0.
     pub index: u8,
-    /// Which run of which instance.
-    pub run: RunId,
     /// The instance's name, for what the log says.
     pub name: InstanceName,
-    /// From the handle.
+    /// Commands from the handle.
     pub commands: Receiver<VcpuCommand>,
     /// The instance's devices.
     pub bus: Arc<dyn ExitBus>,
-    /// This thread's to write.
-    pub exits: Arc<ExitCounts>,
+    /// The vCPU's place on the board: counters, and registers at the end.
+    pub slot: VcpuWriter,
     /// For the handle.
-    pub sleep: Arc<SleepState>,
-    /// From the handle, for devices that wait.
+    pub thread_time: Arc<ThreadTime>,
+    /// Set by the handle, for devices that wait.
     pub stop: StopFlag,
-    /// Told of the end.
+    /// Hears of the end, and of answers.
     pub news: Arc<dyn NewsSink>,
 }
 
 /// Sends the end of a vCPU when it goes, even if its thread panics.
 struct Report {
-    run: RunId,
     reason: EndReason,
     news: Arc<dyn NewsSink>,
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let Self { run, reason, .. } = *self;
-        self.news.tell(News::Ended { run, reason });
+        let reason = self.reason;
+        self.news.tell(News::Ended { reason });
     }
 }
 
 impl Body {
     /// Waits for `Run`, runs the guest to its end, and reports how it ended.
-    /// The registers as they are then.
-    pub fn run(self, fd: VcpuFd) -> Option<Snapshot> {
-        self.sleep.begin();
+    /// Its registers are left on the board.
+    pub fn run(mut self, fd: VcpuFd) {
+        self.thread_time.begin();
         self.stop.clone().enter();
         // Whatever happens here, the event loop hears of an end.
         let mut report = Report {
-            run: self.run,
             reason: EndReason::KvmError,
             news: Arc::clone(&self.news),
         };
@@ -70,19 +68,19 @@ impl Body {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
                 // Not in the guest yet: dropping the sender says so.
-                Ok(VcpuCommand::Look | VcpuCommand::Pause(_)) => {}
+                Ok(VcpuCommand::Pause(_) | VcpuCommand::Shift(..)) => {}
+                Ok(VcpuCommand::Look(round)) => round.abandon(),
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 // A handle dropped before the start stops, too.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
         };
-        let last = self.last_registers(target.vcpu(), report.reason);
+        self.leave_registers(target.vcpu(), report.reason);
         // The vCPU goes before anybody hears of its end.
         drop(target);
-        last
     }
 
-    fn run_guest(&self, target: &mut KickTarget) -> EndReason {
+    fn run_guest(&mut self, target: &mut KickTarget) -> EndReason {
         // Turns true when a kick came: then, and only then, there may be commands.
         let mut kicked = true;
         let mut first = true;
@@ -91,24 +89,25 @@ impl Body {
                 return EndReason::Killed;
             }
             kicked = false;
-            let result = target.vcpu().run().map(|exit| {
+            let (slot, bus, name) = (&mut self.slot, &*self.bus, &self.name);
+            let result = kvm::run::run(target.vcpu(), |exit| {
                 if first {
                     first = false;
-                    self.bus.first_exit();
+                    bus.first_exit();
                 }
-                self.exits.count(exit::kind(&exit));
-                exit::handle(exit, &*self.bus, &self.name)
+                slot.count_exit(exit::kind(&exit) as usize);
+                exit::handle(exit, bus, name)
             });
             let ended = match result {
                 Ok(ended) => ended,
                 Err(error) if target.was_kicked(&error) => {
                     kicked = true;
-                    self.exits.count(ExitKind::Interrupted);
+                    self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
                 }
                 // No entry this time (a SIPI arrived): documented as such.
                 Err(error) if error.errno() == libc::EAGAIN => {
-                    self.exits.count(ExitKind::Interrupted);
+                    self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
                 }
                 Err(error) => {
@@ -123,7 +122,7 @@ impl Body {
     }
 
     /// Carries out all commands that are there, and waits while they say
-    /// pause; true when one says stop.
+    /// pause. Returns whether one says stop.
     fn obey(&self, target: &mut KickTarget) -> bool {
         let mut parked = false;
         loop {
@@ -133,12 +132,25 @@ impl Body {
                 self.commands.try_recv()
             };
             match command {
-                Ok(VcpuCommand::Run) => parked = false,
+                Ok(VcpuCommand::Run) => {
+                    if parked {
+                        clock::tell_pause(target.vcpu());
+                    }
+                    parked = false;
+                }
                 Ok(VcpuCommand::Pause(left)) => {
                     drop(left);
                     parked = true;
                 }
-                Ok(VcpuCommand::Look) => self.sleep.look(target.vcpu()),
+                Ok(VcpuCommand::Shift(shift, done)) => {
+                    shift.apply(target.vcpu());
+                    drop(done);
+                }
+                // Who is paused may be anything afterwards.
+                Ok(VcpuCommand::Look(round)) if parked => round.abandon(),
+                Ok(VcpuCommand::Look(round)) => {
+                    round.attend(|| round::is_halted(target.vcpu()));
+                }
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
@@ -147,28 +159,32 @@ impl Body {
     }
 
     fn read(&self, vcpu: &VcpuFd, request: &ReadRequest) {
-        match Snapshot::read(vcpu) {
-            Ok(registers) => {
-                let reading = Reading {
-                    cpu: self.index,
-                    registers,
-                    translated: request
-                        .translate
-                        .and_then(|addr| snapshot::translate(vcpu, addr)),
-                };
-                // Whoever asked may have stopped waiting.
-                let _ = request.answer.send(reading);
-            }
+        match snapshot::read(vcpu) {
+            Ok(registers) => self.news.tell(News::Registers {
+                ticket: request.ticket,
+                cpu: self.index,
+                registers: Box::new(registers),
+                translated: request
+                    .translate
+                    .and_then(|addr| snapshot::translate(vcpu, addr)),
+            }),
             Err(error) => log::warn!("{}: {}", self.name, chain(&error)),
         }
     }
 
-    /// Where a guest stood when it ended, for whoever debugs it; said at once
-    /// when it ended badly.
-    fn last_registers(&self, vcpu: &VcpuFd, reason: EndReason) -> Option<Snapshot> {
-        let last = Snapshot::read(vcpu).ok()?;
+    /// Leaves on the board where a guest stood when it ended, for whoever
+    /// debugs it; logs it at once when it ended badly.
+    fn leave_registers(&mut self, vcpu: &VcpuFd, reason: EndReason) {
+        let Ok(last) = snapshot::read(vcpu) else {
+            return;
+        };
+        let mut words = [0; REGISTER_WORDS];
+        for (word, register) in words.iter_mut().zip(last.to_words()) {
+            *word = register;
+        }
+        self.slot.set_registers(&words);
         if reason.state() == State::Failed {
-            let Snapshot { regs, sregs, .. } = &last;
+            let (regs, sregs) = (&last.regs, &last.sregs);
             log::info!(
                 "{}: rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x}",
                 self.name,
@@ -182,6 +198,5 @@ impl Body {
                 sregs.cr4
             );
         }
-        Some(last)
     }
 }

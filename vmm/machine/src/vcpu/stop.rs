@@ -10,7 +10,7 @@ thread_local! {
     static CURRENT: RefCell<Option<StopFlag>> = const { RefCell::new(None) };
 }
 
-/// Set once, by the vCPU's handle.
+/// A flag that is set once, by the vCPU's handle.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -20,13 +20,13 @@ impl StopFlag {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Makes it the current thread's.
+    /// Makes the flag the current thread's.
     pub fn enter(self) {
         CURRENT.set(Some(self));
     }
 }
 
-/// Whether the vCPU that this thread runs was asked to stop. A device that
+/// Returns whether the vCPU that this thread runs was asked to stop. A device that
 /// waits on a vCPU's thread gives up then.
 pub fn is_stopping() -> bool {
     CURRENT.with_borrow(|flag| flag.as_ref().is_some_and(|f| f.0.load(Ordering::Relaxed)))

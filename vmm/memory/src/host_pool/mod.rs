@@ -1,17 +1,18 @@
-//! ② The host's pool: allocator, resource tree and memory as one ledger.
+//! The ledger of the host's pool: allocator and resource tree as one.
 //!
 //! Sub-pools are carved, filled and released here and nowhere else, so that
-//! the allocator, the tree and the reservation never tell different stories.
-//! A range is scrubbed before the main pool gets it back.
+//! the allocator and the tree never tell different stories. The ledger knows
+//! addresses only; whoever releases a sub-pool has cleaned its memory.
 
 pub mod alloc_log;
+mod diagnose;
+mod rehearsal;
 mod sub_pool;
 mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
 
 use mkpool::instance::{ChunkPolicy, CreateError, DestroyError, Draft, StaleDraft};
 use mkpool::main_pool::PAGE_ORDER;
@@ -19,6 +20,7 @@ use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::{ResourceError, ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
 
+pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
 pub use what_if::Wanted;
 
@@ -27,7 +29,6 @@ use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::placement::{PlacementError, PlacementPlan};
-use crate::reservation::{Reservation, ReservationConfig, ReservationError};
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
@@ -43,9 +44,6 @@ pub enum HostPoolError {
     /// The pool itself could not be made.
     #[error("the pool cannot be set up")]
     Pool(#[from] PoolError),
-    /// Its memory could not be had, or scrubbed.
-    #[error(transparent)]
-    Reservation(#[from] ReservationError),
     /// The sub-pool could not be carved.
     #[error("the pool cannot hold {memory} bytes more")]
     Carve {
@@ -130,7 +128,6 @@ struct Allocation {
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
-    reservation: Arc<Reservation>,
     main: MainPool,
     tree: ResourceTree,
     root: ResourceId,
@@ -142,21 +139,16 @@ pub struct HostPool {
 }
 
 impl HostPool {
-    /// Reserves `range` and puts an allocator and a tree over it. The
-    /// allocator's granule is the backing's page.
+    /// Puts an allocator and a tree over `range`. The allocator's granule is
+    /// `1 << order` bytes: a page of what the pool is made of.
     ///
     /// # Errors
-    /// [`HostPoolError`]; nothing is reserved then.
-    pub fn new(
-        range: AddrRange,
-        config: ReservationConfig,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Self, HostPoolError> {
-        let main = MainPool::new(range, config.backing.page_order())?;
+    /// [`HostPoolError`] for a range or an order that makes no pool.
+    pub fn new(range: AddrRange, order: u32) -> Result<Self, HostPoolError> {
+        let main = MainPool::new(range, order)?;
         let mut tree = ResourceTree::new();
         let root = tree.insert(None, range, POOL_NAME)?;
         Ok(Self {
-            reservation: Arc::new(Reservation::new(range, config, progress)?),
             main,
             tree,
             root,
@@ -218,11 +210,6 @@ impl HostPool {
         &self.tree
     }
 
-    /// The pool's memory.
-    pub fn reservation(&self) -> &Arc<Reservation> {
-        &self.reservation
-    }
-
     /// The next instance id; each is given once.
     pub fn next_id(&mut self) -> InstanceId {
         let id = self.next_id;
@@ -265,11 +252,10 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc`] gave at `addr`, scrubbed.
+    /// Frees what [`Self::alloc`] gave at `addr`. No guest ever had it.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`], or what scrubbing said; nothing has
-    /// changed then.
+    /// [`HostPoolError::NoAllocation`]; nothing has changed then.
     pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
         let caller = Caller::vmm(ALLOCATION_NAME);
         let Some(allocation) = self.allocations.get(&addr).copied() else {
@@ -277,7 +263,6 @@ impl HostPool {
             return Err(HostPoolError::NoAllocation { addr });
         };
         let range = allocation.range;
-        self.reservation.scrub(range)?;
         self.main.free(range)?;
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -329,11 +314,11 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc_in`] gave at `addr`. Scrubbed, unless it lies
-    /// in the control block, which is scrubbed with the rest of the instance.
+    /// Frees what [`Self::alloc_in`] gave at `addr`. It stays the instance's
+    /// memory, which is cleaned before images are loaded into it again.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`] or what scrubbing said.
+    /// [`HostPoolError::NoAllocation`], or [`HostPoolError::Published`].
     pub fn free_in(
         &mut self,
         sub_pool: &mut SubPool,
@@ -353,10 +338,7 @@ impl HostPool {
         }
         match &mut sub_pool.control {
             Some(control) if allocation.in_control => control.free(range)?,
-            _ => {
-                self.reservation.scrub(range)?;
-                sub_pool.pool.free(range)?;
-            }
+            _ => sub_pool.pool.free(range)?,
         }
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -494,7 +476,7 @@ impl HostPool {
         }
     }
 
-    /// Takes the images' pieces out of the books. Scrub before that.
+    /// Takes the images' pieces out of the ledger.
     ///
     /// # Errors
     /// As [`Self::book`].
@@ -516,16 +498,12 @@ impl HostPool {
         Ok(())
     }
 
-    /// Scrubs a sub-pool and gives it back to the pool. The vCPUs that ran in
-    /// it must be gone.
+    /// Gives a sub-pool back to the pool. Whoever ran in it must be gone, and
+    /// its memory clean: the next owner may have it at once.
     ///
     /// # Errors
-    /// [`HostPoolError`]: what could not be scrubbed is never handed out
-    /// again; it stays in the tree under its instance's name.
+    /// [`HostPoolError::Tree`] or [`HostPoolError::Destroy`]: bugs.
     pub fn release(&mut self, sub_pool: SubPool) -> Result<(), HostPoolError> {
-        for &region in &sub_pool.regions {
-            self.reservation.scrub(region)?;
-        }
         for &entry in &sub_pool.entries {
             self.tree.remove_subtree(entry)?;
         }

@@ -20,8 +20,8 @@ pub struct SubPool {
     /// Its instance.
     pub(super) name: InstanceName,
     /// Dropping the allocator would give the chunks back at once. Here only
-    /// [`HostPool::release`](crate::host_pool::HostPool::release) does, once they
-    /// are scrubbed: memory of one guest must never reach another by accident.
+    /// [`HostPool::release`](crate::host_pool::HostPool::release) does, for memory
+    /// that is clean: what one guest wrote must never reach another by accident.
     pub(super) pool: ManuallyDrop<InstancePool>,
     /// Ascending, adjacent chunks merged.
     pub(super) regions: Vec<AddrRange>,

@@ -6,7 +6,7 @@ const MIB: u64 = 1 << 20;
 
 fn pool(size: u64) -> HostPool {
     let range = AddrRange::with_size(0x1_0000_0000, size).unwrap();
-    HostPool::new(range, ReservationConfig::default(), &|_| ()).unwrap()
+    HostPool::new(range, PAGE_ORDER).unwrap()
 }
 
 fn name(text: &str) -> InstanceName {

@@ -5,6 +5,7 @@ use std::fs;
 use std::str::FromStr;
 
 use crate::reservation::ReservationError;
+use mkvmm_base::{Class, Diagnose};
 
 /// Kind of page behind the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,6 +34,12 @@ const KINDS: [(Backing, &str); 4] = [
 #[error("`{text}` is no backing: there are normal, thp, hugetlb-2M and hugetlb-1G")]
 pub struct BackingError {
     text: String,
+}
+
+impl Diagnose for BackingError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
 }
 
 impl FromStr for Backing {

@@ -83,11 +83,6 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// The first byte.
-    pub fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
     /// Asks for transparent huge pages.
     ///
     /// # Errors

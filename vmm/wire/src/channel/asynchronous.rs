@@ -94,6 +94,11 @@ impl<M: Message> AsyncSender<M> {
 }
 
 impl<M: Message> AsyncReceiver<M> {
+    /// Returns the receiver without waits, for [`Receiver::try_recv`].
+    pub fn now(&mut self) -> &mut Receiver<M> {
+        &mut self.inner
+    }
+
     /// Receives the next message, and waits for it. Returns `None` at the end.
     ///
     /// A peer that floods the channel does not starve other tasks: each

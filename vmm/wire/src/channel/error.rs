@@ -133,9 +133,9 @@ impl WireError {
             | Self::Sequence { .. }
             | Self::Decode { .. }
             | Self::Trailing { .. } => true,
-            // Cut descriptors may be this process's own shortage.
-            Self::DescriptorsCut { .. }
-            | Self::Setup(_)
+            // Where descriptors are due, this process may be short of them.
+            Self::DescriptorsCut { expected } => *expected == 0,
+            Self::Setup(_)
             | Self::NotSeqpacket
             | Self::WouldBlock
             | Self::TimedOut

@@ -1,0 +1,164 @@
+//! What requests carry.
+
+use serde::de::{Deserializer, Error, Unexpected};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::number::{bounded, optional};
+use crate::size::Size;
+use crate::spec::InstanceSpec;
+
+/// What `POST /v1/instances` takes: an [`InstanceSpec`], or what `GET` of an
+/// instance returned, whose `spec` then counts and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct CreateBody(pub InstanceSpec);
+
+impl<'de> Deserialize<'de> for CreateBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What it is shows only once all of its keys have been read.
+        let mut value = Value::deserialize(deserializer)?;
+        let Some(object) = value.as_object_mut() else {
+            return Err(D::Error::invalid_type(
+                Unexpected::Other("something else"),
+                &"an instance",
+            ));
+        };
+        let spec = object.remove("spec").unwrap_or(value);
+        InstanceSpec::deserialize(spec)
+            .map(Self)
+            .map_err(D::Error::custom)
+    }
+}
+
+/// What `POST /v1/plan` takes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PlanBody {
+    /// The instances, in the order in which they would be created.
+    pub instances: Vec<CreateBody>,
+}
+
+/// What `…/kill` takes; an empty body stands for the defaults.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KillBody {
+    /// Whether to end the instance at once, without its power button.
+    #[serde(default)]
+    pub force: bool,
+    /// The number of milliseconds between the power button and force; 5000 when absent.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional::<u32, 0, 0xffff_ffff, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u64>, minimum = 0, maximum = 4_294_967_295_u64))]
+    pub grace_ms: Option<u32>,
+}
+
+/// What `…/allocations` takes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AllocBody {
+    /// The number of bytes, rounded up to whole granules.
+    pub size: Size,
+    /// The alignment: a power of two, at most 2^52; 0 and 1 mean any.
+    #[serde(
+        default,
+        skip_serializing_if = "is_zero",
+        deserialize_with = "bounded::<u64, 0, SIZE_MAX, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = alignments))]
+    pub align: u64,
+}
+
+/// The largest alignment, as of sizes.
+const SIZE_MAX: u64 = Size::MAX.bytes();
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_zero(align: &u64) -> bool {
+    *align == 0
+}
+
+#[cfg(feature = "schema")]
+mod schema {
+    use utoipa::openapi::RefOr;
+    use utoipa::openapi::schema::{
+        AnyOfBuilder, Object, ObjectBuilder, Ref, Schema, SchemaType, Type,
+    };
+
+    use super::{CreateBody, InstanceSpec, SIZE_MAX};
+
+    /// Returns the alignments one by one: schemas know no powers.
+    pub fn alignments() -> Object {
+        let powers = (0..=SIZE_MAX.trailing_zeros()).map(|order| 1_u64 << order);
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Integer))
+            .description(Some(
+                "The alignment: a power of two, at most 2^52; 0 and 1 mean any.",
+            ))
+            .enum_values(Some([0].into_iter().chain(powers)))
+            .build()
+    }
+
+    impl utoipa::PartialSchema for CreateBody {
+        fn schema() -> RefOr<Schema> {
+            let spec = || Ref::from_schema_name("InstanceSpec");
+            let shown = ObjectBuilder::new()
+                .description(Some(
+                    "What `GET` of an instance returned: its `spec` counts, the rest is ignored.",
+                ))
+                .property("spec", spec())
+                .required("spec");
+            AnyOfBuilder::new()
+                .description(Some(
+                    "An instance to be created: its specification, or what `GET` of an instance \
+                     returned.",
+                ))
+                .item(spec())
+                .item(shown)
+                .into()
+        }
+    }
+
+    impl utoipa::ToSchema for CreateBody {
+        fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+            use utoipa::PartialSchema;
+            schemas.push(("InstanceSpec".to_owned(), InstanceSpec::schema()));
+            InstanceSpec::schemas(schemas);
+        }
+    }
+}
+
+#[cfg(feature = "schema")]
+use schema::alignments;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_shown_can_be_sent() {
+        let read = |json: &str| serde_json::from_str::<CreateBody>(json);
+        let spec: InstanceSpec = "name=web,memory=8M,on-panic=restart".parse().unwrap();
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(read(&json).unwrap().0, spec);
+        let shown = format!(r#"{{"id": 3, "kernel": {{"size": 1}}, "spec": {json}}}"#);
+        assert_eq!(read(&shown).unwrap().0, spec);
+        for bad in [
+            r#"{"nam": "a"}"#,
+            r#"{"spec": {"nam": "a"}}"#,
+            "[]",
+            "3",
+            r#"{"spec": 1}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Refusals, as clients see them.
+
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::{Class, Diagnose, chain};
+use serde::{Deserialize, Serialize};
+
+/// The body of a refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorObject,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ErrorObject {
+    /// The class of the error, one word for programs.
+    pub code: Class,
+    /// The error and its causes, one line for people.
+    pub message: String,
+    /// A hint for fixing the error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    /// The number of bytes requested, where the pool cannot hold them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested: Option<u64>,
+    /// The number of bytes free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avail: Option<u64>,
+    /// The number of bytes of the longest free extent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_free: Option<u64>,
+    /// The state of the instance, where it does not allow what was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// The verbs that its state allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub legal: Option<Vec<Verb>>,
+}
+
+impl<E: Diagnose> From<&E> for ErrorObject {
+    fn from(error: &E) -> Self {
+        let (room, state) = (error.room(), error.state());
+        Self {
+            code: error.class(),
+            message: chain(error),
+            help: error.hint(),
+            requested: room.map(|room| room.requested),
+            avail: room.map(|room| room.avail),
+            largest_free: room.map(|room| room.largest_free),
+            state,
+            legal: state.map(|state| state.legal().collect()),
+        }
+    }
+}

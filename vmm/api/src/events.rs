@@ -1,0 +1,68 @@
+//! What is told of what happened.
+
+use mkvmm_base::Class;
+use mkvmm_base::state::{EndReason, State};
+use mkvmm_base::violation::Access;
+use serde::{Deserialize, Serialize};
+
+use crate::range::Range;
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Event {
+    /// The number of the event, counted from 1.
+    pub seq: u64,
+    /// The time of the event: nanoseconds since the VMM started.
+    pub at: u64,
+    /// The name of the instance, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub enum EventKind {
+    /// An instance was created or changed its state.
+    State {
+        /// The state that it is in now.
+        state: State,
+        /// Why it ended, if it did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<EndReason>,
+    },
+    /// An instance was deleted.
+    Deleted,
+    /// A guest accessed memory it does not own.
+    Violation {
+        /// The guest-physical addresses.
+        #[serde(flatten)]
+        range: Range,
+        /// The kind of the access.
+        access: Access,
+        /// Who owns the address, by the resource tree.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+    },
+    /// A console log cannot be written any more; the guest goes on without.
+    ConsoleLogFailed {
+        /// The path of the file.
+        path: String,
+        /// Why it cannot be written.
+        message: String,
+    },
+    /// A request was refused.
+    Refused {
+        /// What was asked for.
+        action: String,
+        /// The code of the error.
+        code: Class,
+        /// The error and its causes.
+        message: String,
+    },
+}

@@ -1,0 +1,175 @@
+//! Sizes in requests.
+
+use std::fmt;
+use std::str::FromStr;
+
+use mkpool::param::{ParamError, parse_size};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::number::exact;
+
+/// A number of bytes from 1 to 2^52: no processor has more address bits.
+///
+/// It is written as a number, and read as one or as text that the kernel's
+/// `memparse` takes, for instance `32M`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Size(u64);
+
+/// Why a size was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// The text is not a size.
+    #[error(transparent)]
+    Text(#[from] ParamError),
+    /// The size is zero or larger than any address space.
+    #[error("{size} bytes is out of range (1..={})", Size::MAX.0)]
+    OutOfRange {
+        /// The number of bytes.
+        size: u64,
+    },
+}
+
+impl Size {
+    /// The largest size.
+    pub const MAX: Self = Self(1 << 52);
+
+    /// Returns the size of `mib` MiB, which are at least one.
+    pub const fn mib(mib: u16) -> Self {
+        let mib = if mib == 0 { 1 } else { mib };
+        Self((mib as u64) << 20)
+    }
+
+    /// Returns the number of bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Size {
+    type Error = SizeError;
+
+    fn try_from(size: u64) -> Result<Self, SizeError> {
+        if (1..=Self::MAX.0).contains(&size) {
+            Ok(Self(size))
+        } else {
+            Err(SizeError::OutOfRange { size })
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        Self::try_from(parse_size(text)?)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+struct SizeVisitor;
+
+impl Visitor<'_> for SizeVisitor {
+    type Value = Size;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number of bytes or a size such as 32M")
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Size, E> {
+        Size::try_from(value).map_err(E::custom)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Size, E> {
+        match u64::try_from(value) {
+            Ok(value) => self.visit_u64(value),
+            Err(_negative) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+        }
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Size, E> {
+        match exact(value) {
+            Some(value) => self.visit_u64(value),
+            None => Err(E::invalid_value(Unexpected::Float(value), &self)),
+        }
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Size, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+#[cfg(feature = "schema")]
+mod schema {
+    use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+    use utoipa::openapi::{Object, RefOr};
+
+    use super::Size;
+
+    impl utoipa::PartialSchema for Size {
+        fn schema() -> RefOr<Schema> {
+            let number = ObjectBuilder::new()
+                .schema_type(Type::Integer)
+                .minimum(Some(1_u64))
+                .maximum(Some(Self::MAX.0));
+            let text: Object = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .pattern(Some("^([1-9][0-9]{0,5}[KkMmGg]?|0x[1-9a-f][0-9a-f]{0,9})$"))
+                .build();
+            OneOfBuilder::new()
+                .description(Some(
+                    "A number of bytes, at most 2^52, or a size as the kernel's memparse reads \
+                     it, for instance `32M`.",
+                ))
+                .item(number)
+                .item(text)
+                .examples([33_554_432])
+                .into()
+        }
+    }
+
+    impl utoipa::ToSchema for Size {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_or_text() {
+        let read = |json: &str| serde_json::from_str::<Size>(json).map(Size::bytes);
+        for json in [
+            "8388608",
+            "8388608.0",
+            r#""8M""#,
+            r#""8MiB""#,
+            r#""0x800000""#,
+        ] {
+            assert_eq!(read(json).unwrap(), 8 << 20, "{json}");
+        }
+        assert_eq!(serde_json::to_string(&Size::mib(8)).unwrap(), "8388608");
+        for bad in [
+            "0",
+            "-1",
+            "1.5",
+            r#""0""#,
+            r#""1Q""#,
+            r#""16E""#,
+            "4503599627370497",
+            "null",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The one description of an instance, and what can be wrong with it.
+//!
+//! `--guest KEY=VAL,…`, the options of `create`, fleet files, JSON bodies and
+//! the OpenAPI document are all read into, or made of, [`InstanceSpec`]: a key
+//! that is added there is known everywhere.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::image_facts::BootMode;
+use mkvmm_base::state::OnEnd;
+use mkvmm_base::violation::ViolationPolicy;
+use mkvmm_base::{Class, Diagnose, InstanceName, NameError};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::number::{bounded, optional};
+use crate::reader::from_text;
+use crate::size::Size;
+use crate::source::{KernelSource, Source};
+
+/// The memory of an instance that does not say how much it wants: 128 MiB.
+pub const DEFAULT_MEMORY: Size = Size::mib(128);
+/// The largest number of vCPUs of an instance.
+pub const MAX_CPUS: u64 = 64;
+/// The smallest order of an instance's pool: a page of 4 KiB.
+const MIN_ORDER: u64 = 12;
+/// The largest order of an instance's pool.
+const MAX_ORDER: u64 = 63;
+
+/// An instance as users write it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct InstanceSpec {
+    /// The name of the instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = InstanceName, required = true))]
+    pub name: Option<InstanceName>,
+    /// The memory of the instance, rounded up to whole granules; 128 MiB when absent.
+    pub memory: Size,
+    /// The number of vCPUs; 1 when absent.
+    #[serde(deserialize_with = "bounded::<u8, 1, MAX_CPUS, _>")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
+    pub cpus: u8,
+    /// The host processors that the vCPUs may use; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_affinity: Option<CpuSet>,
+    /// The base-2 logarithm of the granule of its pool; the main pool's when absent.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional::<u32, MIN_ORDER, MAX_ORDER, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(minimum = 12, maximum = 63))]
+    pub order: Option<u32>,
+    /// What follows when the guest accesses memory it does not own; `log` when absent.
+    pub violation: ViolationPolicy,
+    /// What follows when the guest reboots; `stop` when absent.
+    pub on_reboot: OnEnd,
+    /// What follows when the guest panics; `stop` when absent.
+    pub on_panic: OnEnd,
+    /// A file that keeps what the guest prints, emptied when it first boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
+    pub console_log: Option<PathBuf>,
+    /// The kernel to load at once: a path, or `probe` for the built-in test guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelSource>,
+    /// One or several initramfs archives, concatenated; they need a kernel.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = one_or_several_schema))]
+    pub initrd: Vec<Source>,
+    /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootMode>,
+    /// The command line of the kernel, which may take less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^[^\\x00]*$"))]
+    pub cmdline: Option<String>,
+}
+
+/// The images of an instance as users write them: what `load` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ImagesSpec {
+    /// The kernel: a path, or `probe` for the built-in test guest.
+    pub kernel: KernelSource,
+    /// One or several initramfs archives, concatenated.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = one_or_several_schema))]
+    pub initrd: Vec<Source>,
+    /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootMode>,
+    /// The command line of the kernel, which may take less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^[^\\x00]*$"))]
+    pub cmdline: Option<String>,
+}
+
+impl Default for InstanceSpec {
+    fn default() -> Self {
+        Self {
+            name: None,
+            memory: DEFAULT_MEMORY,
+            cpus: 1,
+            cpus_affinity: None,
+            order: None,
+            violation: ViolationPolicy::default(),
+            on_reboot: OnEnd::default(),
+            on_panic: OnEnd::default(),
+            console_log: None,
+            kernel: None,
+            initrd: Vec::new(),
+            boot: None,
+            cmdline: None,
+        }
+    }
+}
+
+impl InstanceSpec {
+    /// Returns what is to be loaded, if there is a kernel.
+    ///
+    /// # Errors
+    /// [`SpecError::NoKernel`] where something is to be loaded without one:
+    /// it would be lost without a word.
+    pub fn images(&self) -> Result<Option<ImagesSpec>, SpecError> {
+        let Some(kernel) = self.kernel.clone() else {
+            let is_lost = !self.initrd.is_empty() || self.boot.is_some() || self.cmdline.is_some();
+            return if is_lost {
+                Err(SpecError::NoKernel)
+            } else {
+                Ok(None)
+            };
+        };
+        Ok(Some(ImagesSpec {
+            kernel,
+            initrd: self.initrd.clone(),
+            boot: self.boot,
+            cmdline: self.cmdline.clone(),
+        }))
+    }
+
+    /// Puts `images` in place of those that are to be loaded.
+    #[must_use]
+    pub fn with_images(self, images: Option<&ImagesSpec>) -> Self {
+        Self {
+            kernel: images.map(|images| images.kernel.clone()),
+            initrd: images.map_or_else(Vec::new, |images| images.initrd.clone()),
+            boot: images.and_then(|images| images.boot),
+            cmdline: images.and_then(|images| images.cmdline.clone()),
+            ..self
+        }
+    }
+
+    /// Checks what no single key shows: whether images have a kernel, and
+    /// whether this host has the processors.
+    ///
+    /// # Errors
+    /// [`SpecError::NoKernel`], [`SpecError::Affinity`].
+    pub fn check(&self) -> Result<(), SpecError> {
+        self.images()?;
+        match &self.cpus_affinity {
+            Some(cpus) => Ok(cpus.check()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts `base` before every path that is relative.
+    pub fn rebase(&mut self, base: &Path) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.rebase(base);
+        }
+        for source in &mut self.initrd {
+            source.rebase(base);
+        }
+        if let Some(path) = &mut self.console_log {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+impl ImagesSpec {
+    /// Puts `base` before every path that is relative.
+    pub fn rebase(&mut self, base: &Path) {
+        self.kernel.rebase(base);
+        for source in &mut self.initrd {
+            source.rebase(base);
+        }
+    }
+
+    /// Returns the files that are to be read.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        let kernel = match &self.kernel {
+            KernelSource::Probe => None,
+            KernelSource::File(source) => Some(source),
+        };
+        kernel.into_iter().chain(&self.initrd)
+    }
+}
+
+impl std::str::FromStr for InstanceSpec {
+    type Err = SpecError;
+
+    /// Reads `KEY=VAL,…`.
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        from_text(text)
+    }
+}
+
+/// Why a description of an instance was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The text between two commas is not of the form KEY=VAL.
+    #[error("`{text}` is not KEY=VAL")]
+    NoValue {
+        /// The text.
+        text: String,
+    },
+    /// The key does not exist.
+    #[error("unknown key `{key}`")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The keys that exist.
+        known: &'static [&'static str],
+    },
+    /// A key that takes one value is given twice.
+    #[error("`{key}` is given twice")]
+    Repeated {
+        /// The key.
+        key: String,
+    },
+    /// A key that is needed is not given.
+    #[error("`{key}` is missing")]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// There is no kernel.
+    #[error("`kernel` is missing")]
+    NoKernel,
+    /// A value is not one of its key's.
+    #[error("{key}={text}: {reason}")]
+    Value {
+        /// The key.
+        key: String,
+        /// The value.
+        text: String,
+        /// What its type says.
+        reason: String,
+    },
+    /// A value is wrong, of a key that is not known yet.
+    #[error("{0}")]
+    Reason(String),
+    /// A generated name is not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Two instances have the same name.
+    #[error("two guests are named {name}")]
+    SameName {
+        /// The name.
+        name: InstanceName,
+    },
+    /// The host does not have the processors.
+    #[error("cpus-affinity")]
+    Affinity(#[from] CpuSetError),
+}
+
+impl Diagnose for SpecError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoKernel => Class::NoKernel,
+            Self::Affinity(error) => error.class(),
+            _ => Class::Invalid,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownKey { known, .. } => Some(format!(
+                "the keys are {}; a comma inside a value is written `,,`",
+                known.join(", ")
+            )),
+            Self::NoValue { .. } => Some("a comma inside a value is written `,,`".to_owned()),
+            Self::NoKernel => Some(
+                "kernel=PATH, kernel=fd:N, or kernel=probe for the built-in test guest".to_owned(),
+            ),
+            Self::Value { key, .. } if key == "memory" => {
+                Some("for instance memory=128M".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Reads one source, or a list of them.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
+    struct Sources;
+
+    impl<'de> Visitor<'de> for Sources {
+        type Value = Vec<Source>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a path or a list of paths")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<Source>, E> {
+            Ok(vec![text.to_owned().into()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<Source>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+    deserializer.deserialize_any(Sources)
+}
+
+#[cfg(feature = "schema")]
+fn one_or_several_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Ref};
+    let path = || Ref::from_schema_name("Path");
+    OneOfBuilder::new()
+        .description(Some(
+            "One or several initramfs archives, concatenated; they need a kernel.",
+        ))
+        .item(path())
+        .item(ArrayBuilder::new().items(path()))
+        .into()
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

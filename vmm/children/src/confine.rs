@@ -1,0 +1,57 @@
+//! How a child is confined, by what its parent put into its environment.
+
+use std::env;
+use std::str::FromStr;
+
+use mkvmm_sandbox::{Confinement, Identity, Mode, Profile};
+
+use crate::Failure;
+
+/// How refused system calls are answered: `kill` (the default), `errno`, `log`
+/// or `off`.
+pub const SANDBOX_VARIABLE: &str = "MKVMM_SANDBOX";
+/// Set to `1`, processes of the same user may look into this one.
+pub const DEBUGGABLE_VARIABLE: &str = "MKVMM_DEBUGGABLE";
+/// The user id that a child of root continues with.
+pub const UID_VARIABLE: &str = "MKVMM_UID";
+/// The group id that goes with it.
+pub const GID_VARIABLE: &str = "MKVMM_GID";
+
+/// Confines this process, which has one thread and has looked at nothing yet.
+pub fn confine(profile: Profile) -> Result<(), Failure> {
+    let mut confinement = Confinement::new(profile);
+    confinement.mode = mode()?;
+    confinement.debuggable = env::var(DEBUGGABLE_VARIABLE).is_ok_and(|value| value == "1");
+    let (uid, gid) = (number(UID_VARIABLE)?, number(GID_VARIABLE)?);
+    confinement.identity = uid.zip(gid).map(|(uid, gid)| Identity { uid, gid });
+    confinement.parent = rustix::process::getppid();
+    // rustix looks for the vDSO at its first use of a clock, by calls that are
+    // refused afterwards.
+    mkvmm_base::timeline::monotonic();
+    confinement.enter()?;
+    Ok(())
+}
+
+fn mode() -> Result<Mode, Failure> {
+    let Ok(value) = env::var(SANDBOX_VARIABLE) else {
+        return Ok(Mode::Kill);
+    };
+    Ok(match value.as_str() {
+        "kill" => Mode::Kill,
+        "errno" => Mode::Errno,
+        "log" => Mode::Log,
+        "off" => Mode::Off,
+        _ => {
+            let variable = SANDBOX_VARIABLE;
+            return Err(Failure::Variable { variable, value });
+        }
+    })
+}
+
+fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, Failure> {
+    let Ok(value) = env::var(variable) else {
+        return Ok(None);
+    };
+    let wrong = |value| Failure::Variable { variable, value };
+    value.parse().map(Some).or(Err(wrong(value)))
+}

@@ -1,0 +1,109 @@
+//! What mkvmm's child processes do. A program that uses the manager calls
+//! [`run`] first in its `main`: in a child it does the child's work and
+//! returns how to exit, in any other process it returns at once.
+//!
+//! ```text
+//!   main ─► run ─► no child ────────────────► the program itself
+//!              └─► keeper::child::enter ─► confine ─► serve ─► exit status
+//!                  session, signals,       sandbox    worker, unpacker
+//!                  descriptors, parent                or cleaner
+//! ```
+//!
+//! What a child may do is decided by its parent and comes in the environment:
+//! see [`SANDBOX_VARIABLE`] and the others.
+
+mod cleaner;
+mod confine;
+mod unpacker;
+
+use std::process::ExitCode;
+
+use mkvmm_base::chain;
+use mkvmm_keeper::child::{self, ChildError};
+use mkvmm_machine::worker::{self, WorkerError};
+use mkvmm_sandbox::{Profile, SandboxError};
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::Channel;
+
+pub use confine::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
+
+/// The exit status of a child that could not do its work.
+const FAILED: u8 = 1;
+
+/// Why a child could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// It could not begin.
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    /// It is to be something that does not exist.
+    #[error("there is no role {role}")]
+    Role {
+        /// The role.
+        role: String,
+    },
+    /// A variable says what cannot be.
+    #[error("{variable}={value} is out of range")]
+    Variable {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// It could not be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The worker failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The channel failed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// Does a child's work, in a child; returns `None` in any other process.
+pub fn run() -> Option<ExitCode> {
+    let role = child::role()?;
+    // The default hook reads files for a backtrace, which a confined process
+    // may not: it would end before it could say what happened.
+    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    Some(match work(&role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("mkvmm-{role}: {}", chain(&failure));
+            ExitCode::from(FAILED)
+        }
+    })
+}
+
+fn work(role: &str) -> Result<(), Failure> {
+    let profile = match role {
+        "worker" => Profile::Worker,
+        "unpacker" => Profile::Unpacker,
+        "cleaner" => Profile::Cleaner,
+        _ => {
+            let role = role.to_owned();
+            return Err(Failure::Role { role });
+        }
+    };
+    let socket = child::enter(role, &[])?;
+    // What opening asks of the socket, a confined process may not ask.
+    match profile {
+        Profile::Worker => {
+            let channel = Channel::open(socket)?;
+            confine::confine(profile)?;
+            worker::serve(channel)?;
+        }
+        Profile::Unpacker => {
+            let channel = Channel::open(socket)?;
+            confine::confine(profile)?;
+            unpacker::serve(channel)?;
+        }
+        _ => {
+            let channel = Channel::open(socket)?;
+            confine::confine(profile)?;
+            cleaner::serve(channel)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The client's side of the control socket: one request, one answer.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::UnixStream;
+
+use crate::cli::serve::default_socket;
+use crate::error::CliError;
+use mkvmm_api::{ErrorBody, ErrorObject};
+use mkvmm_base::{Class, Diagnose};
+
+/// Why a request has no answer, or one that is a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers at the control socket.
+    #[error("nobody answers at {}", .path.display())]
+    Connect {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// The host gives no descriptor.
+    #[error("the connection cannot be set up")]
+    Runtime(#[source] io::Error),
+    /// The connection broke.
+    #[error("the connection to mkvmm broke")]
+    Http(#[from] hyper::Error),
+    /// A request cannot be put together.
+    #[error("the request")]
+    Request(#[from] hyper::http::Error),
+    /// The VMM refused.
+    #[error("{}", .0.message)]
+    Refused(Box<ErrorObject>),
+    /// The answer is none of mkvmm's.
+    #[error("mkvmm answered with status {status}")]
+    Answer {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// What should be JSON is not.
+    #[error("JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Diagnose for ClientError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(error) => error.code,
+            _ => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Connect { .. } => {
+                Some("start `mkvmm serve`, or name its socket with --socket".to_owned())
+            }
+            Self::Refused(error) => error.help.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// Options of every command that talks to a running VMM.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ClientArgs {
+    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print exactly the JSON that the VMM answered
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A request as text: method, path with query, body.
+#[derive(Debug)]
+pub struct Call<'a> {
+    pub method: &'a str,
+    pub path: String,
+    pub body: Option<String>,
+}
+
+impl<'a> Call<'a> {
+    pub fn get(path: impl Into<String>) -> Self {
+        Self {
+            method: "GET",
+            path: path.into(),
+            body: None,
+        }
+    }
+
+    pub fn new(method: &'a str, path: String) -> Self {
+        Self {
+            method,
+            path,
+            body: None,
+        }
+    }
+
+    /// With a body.
+    pub fn with(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
+        self.body = Some(serde_json::to_string(body).map_err(ClientError::Json)?);
+        Ok(self)
+    }
+}
+
+impl ClientArgs {
+    /// Where the VMM listens.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(default_socket)
+    }
+
+    /// Sends `call` and returns the answer's text.
+    pub fn call(&self, call: Call<'_>) -> Result<String, CliError> {
+        let socket = self.socket();
+        block_on(async {
+            let mut sender = connect(&socket).await?;
+            let answer = sender.send_request(request(call, None)?).await;
+            let answer = answer.map_err(ClientError::from)?;
+            let answer = accepted(answer).await?;
+            let body = answer.into_body().collect().await;
+            let bytes = body.map_err(ClientError::from)?.to_bytes();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        })
+    }
+
+    /// Sends `call` and hands the answer's text on as it comes.
+    pub fn stream(
+        &self,
+        call: Call<'_>,
+        mut print: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let socket = self.socket();
+        block_on(async {
+            let mut sender = connect(&socket).await?;
+            let answer = sender.send_request(request(call, None)?).await;
+            let answer = answer.map_err(ClientError::from)?;
+            let mut body = accepted(answer).await?.into_body();
+            while let Some(frame) = body.frame().await {
+                if let Some(data) = frame.map_err(ClientError::from)?.data_ref() {
+                    print(data)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Runs `future` on a runtime of its own.
+pub fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ClientError::Runtime)?;
+    runtime.block_on(future)
+}
+
+/// Connects, with a task that moves the bytes.
+pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    let failed = |source: io::Error| ClientError::Connect {
+        path: socket.to_owned(),
+        source,
+    };
+    let stream = UnixStream::connect(socket).await.map_err(failed)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            log::debug!("control connection: {error}");
+        }
+    });
+    Ok(sender)
+}
+
+/// The request, with an upgrade to `protocol` where one is wanted.
+pub fn request(
+    call: Call<'_>,
+    protocol: Option<&str>,
+) -> Result<Request<Full<Bytes>>, ClientError> {
+    let mut builder = Request::builder()
+        .method(call.method)
+        .uri(call.path)
+        .header("host", "mkvmm");
+    if let Some(protocol) = protocol {
+        builder = builder
+            .header("connection", "upgrade")
+            .header("upgrade", protocol);
+    }
+    if call.body.is_some() {
+        builder = builder.header("content-type", "application/json");
+    }
+    let body = call.body.map(Bytes::from).unwrap_or_default();
+    Ok(builder.body(Full::new(body))?)
+}
+
+/// The answer, unless it is a refusal.
+pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
+    let status = answer.status();
+    if status.is_success() || status.is_informational() {
+        return Ok(answer);
+    }
+    let status = status.as_u16();
+    let bytes = answer.into_body().collect().await?.to_bytes();
+    match serde_json::from_slice::<ErrorBody>(&bytes) {
+        Ok(body) => Err(ClientError::Refused(Box::new(body.error))),
+        Err(_no_mkvmm) => Err(ClientError::Answer { status }),
+    }
+}

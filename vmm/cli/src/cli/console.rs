@@ -1,0 +1,258 @@
+//! `mkvmm console NAME`: a terminal on an instance's serial port.
+//!
+//! A serial line has no channel for the size of a window. A guest can ask the
+//! terminal (`resize` does), or is told by hand: `stty rows R cols C`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cli::HostIoError;
+use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
+use crate::cli::remote::escape;
+use crate::error::{CliError, ExitStatus};
+use mkvmm::control::http::CONSOLE_PROTOCOL;
+
+/// Ctrl-]: leaves, as in telnet and virsh.
+const LEAVE: u8 = 0x1d;
+
+#[derive(Debug, clap::Args)]
+pub struct ConsoleArgs {
+    /// The instance
+    name: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Bytes that may wait for a slow terminal; behind that nothing is read.
+const OUTPUT_CHUNKS: usize = 16;
+/// How long the last output may take to reach standard output.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// The terminal as it was, put back however this ends: by the end of its
+/// scope, a panic included. What ends the process without that are signals,
+/// so those are listened for before the terminal is touched.
+struct RawTerminal {
+    terminal: File,
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Makes standard input raw, if it is a terminal.
+    fn of_stdin() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        Self::of(File::from(stdin.as_fd().try_clone_to_owned()?)).map(Some)
+    }
+
+    fn of(terminal: File) -> io::Result<Self> {
+        let before = tcgetattr(&terminal)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&terminal, OptionalActions::Now, &raw)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // What was typed for the guest is not for the shell. Not by waiting
+        // for output to drain: nobody may be reading it any more. Nothing is
+        // left to do about a terminal that is gone.
+        let _ = tcflush(&self.terminal, QueueSelector::IFlush);
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
+}
+
+/// Attaches until Ctrl-], a signal, or the end of the VMM.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
+    let socket = args.client.socket();
+    block_on(async {
+        let mut sender = connect(&socket).await?;
+        let path = format!("/v1/instances/{}/console", escape(&args.name));
+        let request = request(Call::get(path), Some(CONSOLE_PROTOCOL))?;
+        let answer = sender.send_request(request).await;
+        let answer = accepted(answer.map_err(ClientError::from)?).await?;
+        let stream = hyper::upgrade::on(answer)
+            .await
+            .map_err(ClientError::from)?;
+        let signals = Signals::listen().map_err(HostIoError::Terminal)?;
+        let terminal = RawTerminal::of_stdin().map_err(HostIoError::Terminal)?;
+        if terminal.is_some() {
+            // Whoever closed stderr does not want to know.
+            let note = format!("attached to {}; Ctrl-] leaves\r\n", args.name);
+            let _ = io::stderr().write_all(note.as_bytes());
+        }
+        let end = converse(stream, signals, terminal.is_some()).await;
+        drop(terminal);
+        end
+    })
+}
+
+/// The signals that end the client.
+struct Signals([Signal; 4]);
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+            signal(SignalKind::quit())?,
+        ]))
+    }
+
+    /// Any of them.
+    async fn any(&mut self) {
+        let Self([terminate, interrupt, hangup, quit]) = self;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+            _ = quit.recv() => {}
+        }
+    }
+}
+
+/// Copies bytes both ways, just as they are: what a guest asks the terminal
+/// (`ESC [ 18 t`: how large are you?) and the terminal's answer go through
+/// like any text.
+async fn converse(
+    stream: Upgraded,
+    mut signals: Signals,
+    is_terminal: bool,
+) -> Result<ExitStatus, CliError> {
+    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+    let mut typed = read_stdin(is_terminal)?;
+    let (output, mut written) = write_stdout()?;
+    let mut buffer = vec![0; 16 << 10];
+    let mut stdin_is_open = true;
+    // Typed, and not yet taken by a guest that is slow to read: sent beside
+    // everything else, which must not wait for it.
+    let mut unsent = Vec::new();
+    let end = loop {
+        // Room first: the guest's output waits for a terminal that is slow.
+        let received = async {
+            let room = output.reserve().await.ok()?;
+            let count = reader.read(&mut buffer).await.unwrap_or(0);
+            room.send(buffer.get(..count)?.to_vec());
+            Some(count)
+        };
+        tokio::select! {
+            received = received => match received {
+                // Standard output has failed; the writer says how.
+                None => break ExitStatus::Done,
+                // The VMM has gone.
+                Some(0) => break ExitStatus::Done,
+                Some(_) => {}
+            },
+            bytes = typed.recv(), if stdin_is_open && unsent.is_empty() => match bytes {
+                None if is_terminal => break ExitStatus::Done,
+                // What was piped in is sent; the answer is still to come.
+                None => stdin_is_open = false,
+                Some(bytes) => unsent = bytes,
+            },
+            sent = writer.write(&unsent), if !unsent.is_empty() => match sent {
+                Ok(count @ 1..) => drop(unsent.drain(..count)),
+                // The VMM has gone.
+                _ => break ExitStatus::Done,
+            },
+            () = signals.any() => return Ok(ExitStatus::Interrupted),
+        }
+    };
+    drop(output);
+    // What was received is printed, unless nobody reads it, or insists.
+    tokio::select! {
+        result = &mut written => match result {
+            Ok(Err(error)) => Err(HostIoError::Output(error).into()),
+            _ => Ok(end),
+        },
+        () = tokio::time::sleep(LAST_OUTPUT) => Ok(end),
+        () = signals.any() => Ok(ExitStatus::Interrupted),
+    }
+}
+
+/// Standard input, read by a thread of its own, up to Ctrl-] on a terminal.
+fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
+    let (sender, receiver) = mpsc::channel(16);
+    let body = move || {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) {
+            let bytes = buffer.get(..count).unwrap_or_default();
+            let leave = bytes.iter().position(|&b| is_terminal && b == LEAVE);
+            let sent = bytes.get(..leave.unwrap_or(count)).unwrap_or_default();
+            if sender.blocking_send(sent.to_vec()).is_err() || leave.is_some() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(body)
+        .map_err(HostIoError::Signals)?;
+    Ok(receiver)
+}
+
+/// What a writer of standard output ended with.
+type Written = oneshot::Receiver<io::Result<()>>;
+
+/// Standard output, written by a thread of its own: a terminal that does not
+/// read must not keep the client from hearing signals.
+fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(OUTPUT_CHUNKS);
+    let (done, written) = oneshot::channel();
+    let body = move || {
+        let mut out = io::stdout().lock();
+        let mut result = Ok(());
+        while let (Ok(()), Some(bytes)) = (&result, receiver.blocking_recv()) {
+            result = out.write_all(&bytes).and_then(|()| out.flush());
+        }
+        drop(receiver);
+        // Nobody may be waiting any more.
+        let _ = done.send(result);
+    };
+    thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(body)
+        .map_err(HostIoError::Signals)?;
+    Ok((sender, written))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+    #[test]
+    fn a_panic_puts_the_terminal_back() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = openpt(flags).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let terminal = File::from(ioctl_tiocgptpeer(&master, flags).unwrap());
+        let modes = |file: &File| format!("{:?}", tcgetattr(file).unwrap());
+        let before = modes(&terminal);
+        let ours = terminal.try_clone().unwrap();
+        let thread = thread::spawn(move || {
+            let raw = RawTerminal::of(ours).unwrap();
+            assert_ne!(modes(&raw.terminal), before, "it is raw");
+            std::panic::resume_unwind(Box::new(before));
+        });
+        let before = *thread.join().unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before);
+    }
+}

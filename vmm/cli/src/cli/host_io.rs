@@ -1,0 +1,52 @@
+//! What the host may refuse to a command.
+
+use std::io;
+use std::path::PathBuf;
+
+use mkvmm_base::{Class, Diagnose};
+
+/// Why a command could not use something of the host's.
+#[derive(Debug, thiserror::Error)]
+pub enum HostIoError {
+    /// The host gives no descriptor or thread.
+    #[error("signals and consoles cannot be set up")]
+    Signals(#[source] io::Error),
+    /// The terminal cannot be set up.
+    #[error("the terminal")]
+    Terminal(#[source] io::Error),
+    /// Standard output cannot be written.
+    #[error("standard output")]
+    Output(#[source] io::Error),
+    /// A file cannot be written.
+    #[error("{}", .path.display())]
+    Write {
+        /// The path of the file.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory of an option cannot be used.
+    #[error("--{option} {}", .path.display())]
+    Directory {
+        /// The name of the option.
+        option: &'static str,
+        /// The path of the directory.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// The working directory is gone.
+    #[error("the working directory")]
+    WorkingDirectory(#[source] io::Error),
+}
+
+impl Diagnose for HostIoError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Directory { .. } | Self::WorkingDirectory(_) => Class::File,
+            _ => Class::VmmFailed,
+        }
+    }
+}

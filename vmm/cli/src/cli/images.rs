@@ -1,0 +1,47 @@
+//! `create` and `load`: instances and images as options.
+
+use std::env;
+
+use crate::cli::HostIoError;
+use crate::cli::client::Call;
+use crate::cli::remote::{ChangeArgs, change, done};
+use crate::cli::spec_args::SpecArgs;
+use crate::error::{CliError, ExitStatus};
+use mkvmm_api::{ImagesSpec, InstanceSpec};
+
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// 1 to 32 letters, digits, `.`, `_`, `-`
+    name: String,
+    #[command(flatten)]
+    spec: SpecArgs<InstanceSpec>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
+    /// The instance
+    name: String,
+    #[command(flatten)]
+    spec: SpecArgs<ImagesSpec>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+pub fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
+    let mut spec = args.spec.spec(Some(&args.name))?;
+    // The VMM has another working directory than its clients.
+    spec.rebase(&env::current_dir().map_err(HostIoError::WorkingDirectory)?);
+    spec.images()?;
+    let path = format!("/v1/instances{}", args.change.query());
+    change(&args.change, Call::new("POST", path).with(&spec)?, done)
+}
+
+pub fn load(args: &LoadArgs) -> Result<ExitStatus, CliError> {
+    let mut spec = args.spec.spec(None)?;
+    // As above.
+    spec.rebase(&env::current_dir().map_err(HostIoError::WorkingDirectory)?);
+    let path = args.change.path(&args.name, "/load");
+    change(&args.change, Call::new("POST", path).with(&spec)?, done)
+}

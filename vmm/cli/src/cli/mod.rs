@@ -1,0 +1,123 @@
+//! The command line of `mkvmm`: arguments in, typed calls out.
+
+mod client;
+mod config_file;
+mod console;
+mod debug;
+mod fleet_file;
+mod host_io;
+mod images;
+mod pool_log;
+mod pool_map;
+mod pool_setup;
+mod remote;
+mod replay;
+mod run;
+mod serve;
+mod spec_args;
+mod tables;
+mod usage;
+
+pub use host_io::HostIoError;
+pub use usage::one_line;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::{CliError, ExitStatus};
+use mkvmm::doctor;
+
+/// Several guest kernels out of one reserved memory pool, on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "mkvmm", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reserve a pool, launch all guests or none, end when the last one ends
+    Run(run::RunArgs),
+    /// Reserve a pool and serve it through a control socket
+    Serve(serve::ServeArgs),
+    #[command(flatten)]
+    Remote(remote::RemoteCommand),
+    /// Say what this host can do, and why not
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Play allocator traces and report where our pools answer differently
+    Replay(replay::ReplayArgs),
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page (roff)
+    Man {
+        /// Write a page for every command into this directory instead
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+impl Cli {
+    /// Carries out the command.
+    ///
+    /// # Errors
+    /// [`CliError`], which knows its exit status.
+    pub fn run(self) -> Result<ExitStatus, CliError> {
+        match self.command {
+            Command::Run(args) => run::run(&args),
+            Command::Serve(args) => serve::run(&args),
+            Command::Remote(command) => remote::run(command),
+            Command::Doctor { json } => print_doctor(json),
+            Command::Replay(args) => replay::run(&args),
+            Command::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);
+                print(&text)
+            }
+            Command::Man { out: Some(dir) } => {
+                let written = clap_mangen::generate_to(Self::command(), &dir);
+                written.map_err(|source| HostIoError::Write { path: dir, source })?;
+                Ok(ExitStatus::Done)
+            }
+            Command::Man { out: None } => {
+                let mut text = Vec::new();
+                clap_mangen::Man::new(Self::command())
+                    .render(&mut text)
+                    .map_err(HostIoError::Output)?;
+                print(&text)
+            }
+        }
+    }
+}
+
+fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)
+        .and_then(|()| out.flush())
+        .map_err(HostIoError::Output)?;
+    Ok(ExitStatus::Done)
+}
+
+fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
+    // The test guests' ends are findings, not news.
+    log::set_max_level(log::LevelFilter::Off);
+    let findings = doctor::examine();
+    let text = if json {
+        let mut text =
+            serde_json::to_string_pretty(&findings).map_err(client::ClientError::Json)?;
+        text.push('\n');
+        text
+    } else {
+        findings.to_string()
+    };
+    print(text.as_bytes())
+}

@@ -1,0 +1,221 @@
+//! What `run` and `serve` have in common: signals, and the way to a pool.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mkpool::AddrRange;
+use mkpool::param::{ParamError, PoolParam};
+use mkpool::range::RangeError;
+use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+
+use crate::error::ExitStatus;
+use mkvmm::host_pool::{HostPool, HostPoolError};
+use mkvmm::kvm::{Host, HostError};
+use mkvmm::machine::{MachineError, place_pool};
+use mkvmm::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
+use mkvmm::reservation::{ReservationConfig, ReservationError};
+use mkvmm_base::{Class, Diagnose};
+
+/// What `--backing` is when nobody says.
+const DEFAULT_BACKING: &str = "normal";
+
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolSetupError {
+    /// Neither an option nor a configuration file says what pool to reserve.
+    #[error("--pool is missing")]
+    Missing,
+    /// `--pool` cannot be read.
+    #[error("--pool")]
+    Param(#[source] ParamError),
+    /// The pool cannot lie there.
+    #[error("--pool")]
+    Place(#[from] MachineError),
+    /// `--backing` does not exist.
+    #[error("--backing")]
+    Backing(#[from] BackingError),
+    /// `--hold` is not a range.
+    #[error("--hold")]
+    Hold(#[source] ParamError),
+    /// `--hold` reaches past the end of the address space.
+    #[error("--hold")]
+    HoldRange(#[from] RangeError),
+    /// KVM cannot be used.
+    #[error("KVM")]
+    Host(#[from] HostError),
+    /// The host cannot give the pool.
+    #[error("--pool")]
+    Reservation(#[from] ReservationError),
+    /// The pool cannot be set up.
+    #[error("the pool")]
+    Pool(#[from] HostPoolError),
+}
+
+impl PoolSetupError {
+    /// Returns the layer below that knows what the error means, if one does.
+    fn inner(&self) -> Option<&dyn Diagnose> {
+        Some(match self {
+            Self::Place(error) => error,
+            Self::Backing(error) => error,
+            Self::Host(error) => error,
+            Self::Reservation(error) => error,
+            Self::Pool(error) => error,
+            Self::Missing | Self::Param(_) | Self::Hold(_) | Self::HoldRange(_) => return None,
+        })
+    }
+}
+
+impl Diagnose for PoolSetupError {
+    fn class(&self) -> Class {
+        self.inner().map_or(Class::Invalid, Diagnose::class)
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing => Some("for instance --pool 1G".to_owned()),
+            _ => self.inner()?.hint(),
+        }
+    }
+}
+
+/// The pool's options, as flags of `run` and `serve` and as keys of a file.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct PoolOptions {
+    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
+    #[arg(long, value_name = "SIZE[@ADDR]")]
+    pool: Option<String>,
+    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G [default: normal]
+    #[arg(long, value_name = "KIND")]
+    backing: Option<String>,
+    /// Populate all of the pool's pages at the start
+    #[arg(long)]
+    prealloc: bool,
+    /// Keep the pool's pages from being swapped out
+    #[arg(long)]
+    lock: bool,
+    /// Take the pool's pages from this NUMA node
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<u32>,
+    /// Reserve a part of the pool for no guest, for instance to fragment the
+    /// pool on purpose; repeatable
+    #[arg(long, value_name = "SIZE@ADDR")]
+    hold: Vec<String>,
+}
+
+/// The same, checked as far as that goes without the host.
+#[derive(Debug)]
+pub struct CheckedPool {
+    param: PoolParam,
+    config: ReservationConfig,
+    holds: Vec<AddrRange>,
+}
+
+impl PoolOptions {
+    /// The keys of a file.
+    pub const KEYS: [&str; 6] = ["pool", "backing", "prealloc", "lock", "numa-node", "hold"];
+
+    /// With `file` where these do not say.
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            pool: self.pool.or(file.pool),
+            backing: self.backing.or(file.backing),
+            prealloc: self.prealloc || file.prealloc,
+            lock: self.lock || file.lock,
+            numa_node: self.numa_node.or(file.numa_node),
+            hold: if self.hold.is_empty() {
+                file.hold
+            } else {
+                self.hold
+            },
+        }
+    }
+
+    pub fn check(&self) -> Result<CheckedPool, PoolSetupError> {
+        let pool = self.pool.as_deref().ok_or(PoolSetupError::Missing)?;
+        let param = PoolParam::parse(pool).map_err(PoolSetupError::Param)?;
+        let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
+        let backing: Backing = backing.parse()?;
+        let holds = self.hold.iter().map(|text| parse_hold(text));
+        Ok(CheckedPool {
+            param,
+            config: ReservationConfig {
+                backing,
+                prealloc: self.prealloc,
+                lock: self.lock,
+                numa_node: self.numa_node,
+            },
+            holds: holds.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl CheckedPool {
+    /// Opens KVM and reserves the pool; then guests may run.
+    pub fn reserve(self) -> Result<(Host, HostPool), PoolSetupError> {
+        let (param, backing) = (self.param, self.config.backing);
+        let host = Host::open()?;
+        let range = place_pool(param, host.address_bits(), backing.page_size())?;
+        if range.size() != param.size {
+            log::warn!(
+                "the pool of {} bytes is rounded up to {}",
+                param.size,
+                range.size()
+            );
+        }
+        backing.check_host_can_give(range.size())?;
+        raise_descriptor_limit();
+        let mut pool = reserve(range, self.config)?;
+        for hold in self.holds {
+            pool.hold(hold)?;
+        }
+        Ok((host, pool))
+    }
+}
+
+/// `--hold SIZE@ADDR`: a range of the pool.
+fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
+    let param = PoolParam::parse(text).map_err(PoolSetupError::Hold)?;
+    let start = param.start.ok_or_else(|| {
+        let text = text.to_owned();
+        PoolSetupError::Hold(ParamError::ZeroAddr { text })
+    })?;
+    Ok(AddrRange::with_size(start, param.size)?)
+}
+
+/// Reserves the pool, with a progress bar where that takes long.
+fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, HostPoolError> {
+    if !config.prealloc {
+        return HostPool::new(range, config, &|_| ());
+    }
+    // On a terminal only; hidden elsewhere by the library.
+    let bar = ProgressBar::new(range.size());
+    let style = "prealloc {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    let pool = HostPool::new(range, config, &|done| bar.set_position(done));
+    bar.finish_and_clear();
+    pool
+}
+
+/// SIGINT and SIGTERM as bytes in a socket; a second one ends mkvmm at once.
+/// A console log that outgrows the limit of file sizes is an error of its
+/// write, and no reason to end all guests by SIGXFSZ.
+pub fn listen_for_signals() -> io::Result<UnixStream> {
+    let (receiver, sender) = UnixStream::pair()?;
+    receiver.set_nonblocking(true)?;
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    let again = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let status = ExitStatus::Interrupted.code();
+        signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&again))?;
+        signal_hook::flag::register(signal, Arc::clone(&again))?;
+        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+    }
+    Ok(receiver)
+}

@@ -1,0 +1,423 @@
+//! The commands that talk to a running VMM.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use mkpool::param::{parse_addr, parse_size};
+use serde::de::DeserializeOwned;
+
+use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, print, tables};
+use crate::error::{CliError, ExitStatus};
+use mkvmm_api::Range;
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_api::size::SizeError;
+use mkvmm_base::{Class, Diagnose};
+
+/// Why the value of an option was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("--{option}")]
+pub struct OptionError {
+    /// The name of the option.
+    option: &'static str,
+    /// What is wrong with its value.
+    #[source]
+    source: SizeError,
+}
+
+impl OptionError {
+    /// Returns how to say that the value of `option` is wrong.
+    pub fn of<E: Into<SizeError>>(option: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self {
+            option,
+            source: source.into(),
+        }
+    }
+}
+
+impl Diagnose for OptionError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
+}
+
+/// Options of every command that changes something.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ChangeArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Validate only; change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// An instance and what is to be done with it.
+#[derive(Debug, clap::Args)]
+pub struct NameArgs {
+    /// The instance
+    name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KillArgs {
+    /// The instance
+    name: String,
+    /// End it at once, without its power button
+    #[arg(long)]
+    force: bool,
+    /// Milliseconds between the power button and force
+    #[arg(long, value_name = "MS", conflicts_with = "force")]
+    grace_ms: Option<u32>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    /// The instance; all of them when absent
+    name: Option<String>,
+    /// Its memory map, as its kernel prints it
+    #[arg(long, requires = "name")]
+    e820: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Size, what is free, and what it is made of
+    Show {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// A picture of who has which addresses
+    Map(pool_map::MapArgs),
+    /// The last allocations, who asked for them, and why some were refused
+    Log(pool_log::LogArgs),
+    /// Take memory out of the pool, or out of an instance
+    Alloc {
+        /// Bytes, for instance 2M
+        size: String,
+        /// A power of two
+        #[arg(long, value_name = "BYTES")]
+        align: Option<String>,
+        /// In this instance's memory
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Give it back
+    Free {
+        /// Where it begins
+        addr: String,
+        /// In this instance's memory
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct EventsArgs {
+    /// Wait for further events
+    #[arg(long)]
+    follow: bool,
+    /// Only events with numbers above this
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    since: u64,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
+    /// Make an instance and its memory (state `ready`)
+    Create(images::CreateArgs),
+    /// Load, or replace, an instance's images (`loaded`)
+    Load(images::LoadArgs),
+    /// Boot an instance (`active`)
+    Start(NameArgs),
+    /// Boot an instance: the former name of `start`
+    #[command(hide = true)]
+    Exec(NameArgs),
+    /// Stop an instance's vCPUs for a while (`paused`)
+    Pause(NameArgs),
+    /// Let them go on
+    Resume(NameArgs),
+    /// End an instance, by its power button and then by force
+    Kill(KillArgs),
+    /// Give an instance's images back (`ready`)
+    Unload(NameArgs),
+    /// Give an instance's memory back
+    Delete(NameArgs),
+    /// Show an instance, or all
+    Show(ShowArgs),
+    /// List all instances
+    List(ClientArgs),
+    /// Attach to an instance's serial console; Ctrl-] leaves
+    ///
+    /// First comes what was printed so far. A serial line does not tell the
+    /// guest how large the window is: there, say `stty rows R cols C` with what
+    /// `stty size` says here, or run `resize`.
+    Console(console::ConsoleArgs),
+    /// Look into a guest: registers, memory, page tables
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
+    /// Print the resource tree, laid out like /proc/iomem
+    Iomem(ClientArgs),
+    /// The pool's ledger
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Say exactly where a fleet's instances would lie, or why they do not fit
+    Plan {
+        /// A TOML file of instances
+        file: PathBuf,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Prove the books: nothing overlaps, nothing is lost
+    Audit(ClientArgs),
+    /// Print what happened, one JSON object a line
+    Events(EventsArgs),
+    /// Print metrics in OpenMetrics text
+    Metrics(ClientArgs),
+}
+
+/// Carries out `command`.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
+    match command {
+        RemoteCommand::Create(args) => images::create(&args),
+        RemoteCommand::Load(args) => images::load(&args),
+        RemoteCommand::Start(args) => verb(&args, "POST", "/start"),
+        RemoteCommand::Exec(args) => {
+            log::warn!("`exec` is now called `start`; the next release has no `exec`");
+            verb(&args, "POST", "/start")
+        }
+        RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
+        RemoteCommand::Resume(args) => verb(&args, "POST", "/resume"),
+        RemoteCommand::Kill(args) => {
+            let body = KillBody {
+                force: args.force,
+                grace_ms: args.grace_ms,
+            };
+            let path = args.change.path(&args.name, "/kill");
+            change(&args.change, Call::new("POST", path).with(&body)?, done)
+        }
+        RemoteCommand::Unload(args) => verb(&args, "POST", "/unload"),
+        RemoteCommand::Delete(args) => {
+            let call = Call::new("DELETE", args.change.path(&args.name, ""));
+            change(&args.change, call, |was: &Instance| {
+                format!("{}: deleted\n", was.name)
+            })
+        }
+        RemoteCommand::Show(args) => show(&args),
+        RemoteCommand::List(client) => list(&client),
+        RemoteCommand::Console(args) => console::run(&args),
+        RemoteCommand::Debug(command) => debug::run(&command),
+        RemoteCommand::Iomem(client) => get(&client, "/v1/iomem", |rows: &Vec<IomemRow>| {
+            tables::iomem(rows)
+        }),
+        RemoteCommand::Pool(command) => pool(&command),
+        RemoteCommand::Plan { file, client } => plan(&file, &client),
+        RemoteCommand::Audit(client) => audit(&client),
+        RemoteCommand::Events(args) => events(&args),
+        RemoteCommand::Metrics(client) => print(client.call(Call::get("/v1/metrics"))?.as_bytes()),
+    }
+}
+
+impl ChangeArgs {
+    pub fn query(&self) -> &'static str {
+        if self.dry_run { "?dry_run=true" } else { "" }
+    }
+
+    pub fn path(&self, name: &str, rest: &str) -> String {
+        format!("/v1/instances/{}{rest}{}", escape(name), self.query())
+    }
+}
+
+/// A part of a path: what has a meaning there is written in hex.
+pub fn escape(part: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let byte = |b: u8| {
+        if plain(b) {
+            char::from(b).to_string()
+        } else {
+            format!("%{b:02X}")
+        }
+    };
+    part.bytes().map(byte).collect()
+}
+
+/// Prints an answer: its own text, or what `render` makes of the object.
+pub fn answer<T: DeserializeOwned>(
+    json: bool,
+    mut text: String,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    if json {
+        text.push('\n');
+        return print(text.as_bytes());
+    }
+    let object: T = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    print(render(&object).as_bytes())
+}
+
+pub fn get<T: DeserializeOwned>(
+    client: &ClientArgs,
+    path: &str,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    answer(client.json, client.call(Call::get(path))?, render)
+}
+
+pub fn change<T: DeserializeOwned>(
+    args: &ChangeArgs,
+    call: Call<'_>,
+    render: impl FnOnce(&T) -> String,
+) -> Result<ExitStatus, CliError> {
+    let text = args.client.call(call)?;
+    answer(args.client.json, text, |object| {
+        let text = render(object);
+        if args.dry_run {
+            format!("would be done; {text}")
+        } else {
+            text
+        }
+    })
+}
+
+/// `web: stopped (killed)`.
+pub fn done(instance: &Instance) -> String {
+    let reason = instance.reason.as_ref();
+    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+    format!("{}: {}{reason}\n", instance.name, instance.state)
+}
+
+fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliError> {
+    let path = args.change.path(&args.name, rest);
+    change(&args.change, Call::new(method, path), done)
+}
+
+pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
+    Ok(parse_size(text).map_err(OptionError::of(option))?)
+}
+
+fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
+    let Some(name) = &args.name else {
+        return list(&args.client);
+    };
+    let path = format!("/v1/instances/{}", escape(name));
+    if args.e820 {
+        let path = format!("{path}/e820");
+        return get(&args.client, &path, |rows: &Vec<E820Row>| {
+            tables::e820(rows)
+        });
+    }
+    get(&args.client, &path, tables::instance)
+}
+
+fn list(client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    get(client, "/v1/instances", |all: &Vec<Instance>| {
+        tables::instances(all)
+    })
+}
+
+fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
+    let place = |instance: &Option<String>| match instance {
+        Some(name) => format!("/v1/instances/{}/allocations", escape(name)),
+        None => "/v1/pool/allocations".to_owned(),
+    };
+    let allocation = |a: &Range| format!("{:#x} {} bytes\n", a.start, a.size);
+    match command {
+        PoolCommand::Show { client } => get(client, "/v1/pool", |pool: &Pool| tables::pool(pool)),
+        PoolCommand::Map(args) => pool_map::run(args),
+        PoolCommand::Log(args) => pool_log::run(args),
+        PoolCommand::Alloc {
+            size: bytes,
+            align,
+            instance,
+            change: args,
+        } => {
+            let body = AllocBody {
+                size: bytes.parse().map_err(OptionError::of("size"))?,
+                align: align.as_deref().map_or(Ok(0), |a| size("align", a))?,
+            };
+            let path = format!("{}{}", place(instance), args.query());
+            change(args, Call::new("POST", path).with(&body)?, allocation)
+        }
+        PoolCommand::Free {
+            addr,
+            instance,
+            change: args,
+        } => {
+            let addr = parse_addr(addr).map_err(OptionError::of("addr"))?;
+            let path = format!("{}/{addr}{}", place(instance), args.query());
+            change(args, Call::new("DELETE", path), |a: &Range| {
+                format!("{:#x} {} bytes free\n", a.start, a.size)
+            })
+        }
+    }
+}
+
+fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let fleet = fleet_file::read(file)?;
+    let body = PlanBody {
+        instances: fleet.into_iter().map(CreateBody).collect(),
+    };
+    let call = Call::new("POST", "/v1/plan".to_owned()).with(&body)?;
+    let text = client.call(call)?;
+    let plan: Plan = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    answer(client.json, text, tables::plan)?;
+    match plan.problem {
+        None => Ok(ExitStatus::Done),
+        Some(problem) => {
+            let mut error = problem.error;
+            if !problem.delete_one_of.is_empty() {
+                let names = problem.delete_one_of.join("`, `");
+                error.help = Some(format!("deleting one of `{names}` makes room"));
+            }
+            Err(ClientError::Refused(Box::new(error)).into())
+        }
+    }
+}
+
+fn audit(client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let text = client.call(Call::get("/v1/audit"))?;
+    let found: Audit = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    answer(client.json, text, tables::audit)?;
+    Ok(if found.ok {
+        ExitStatus::Done
+    } else {
+        ExitStatus::Failed
+    })
+}
+
+fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
+    let path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
+    let mut pending = Vec::new();
+    args.client.stream(Call::get(path), |bytes| {
+        pending.extend_from_slice(bytes);
+        // Whole lines only: a frame may end anywhere.
+        let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else {
+            return Ok(());
+        };
+        let lines: Vec<u8> = pending.drain(..=end).collect();
+        for line in lines.split(|&byte| byte == b'\n') {
+            if let Some(data) = line.strip_prefix(b"data: ") {
+                print(&[data, b"\n"].concat())?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(ExitStatus::Done)
+}

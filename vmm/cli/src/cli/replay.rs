@@ -1,0 +1,46 @@
+//! `mkvmm replay`: plays recorded allocator traces against `mkpool`.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::cli::HostIoError;
+use crate::error::{CliError, ExitStatus};
+use mkpool_replay::{self as replay, Options};
+use mkvmm::error_chain::chain;
+
+/// Arguments of `mkvmm replay`.
+#[derive(Debug, clap::Args)]
+pub struct ReplayArgs {
+    /// Traces (JSON lines, plain or gzip)
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Add nanoseconds per operation, by kind
+    #[arg(long)]
+    time: bool,
+}
+
+/// Plays the traces; what cannot be read is told and the others are played.
+///
+/// # Errors
+/// [`HostIoError::Output`] when standard output cannot be written.
+pub fn run(args: &ReplayArgs) -> Result<ExitStatus, CliError> {
+    let options = Options {
+        json: args.json,
+        time: args.time,
+    };
+    let outcome = replay::run(&args.files, options, &mut io::stdout().lock());
+    let outcome = outcome.map_err(HostIoError::Output)?;
+    for error in &outcome.errors {
+        eprintln!("error: {}", chain(error));
+    }
+    Ok(if !outcome.errors.is_empty() {
+        ExitStatus::File
+    } else if outcome.is_clean() {
+        ExitStatus::Done
+    } else {
+        ExitStatus::Failed
+    })
+}

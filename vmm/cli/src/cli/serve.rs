@@ -1,0 +1,189 @@
+//! `mkvmm serve`: the long-running VMM with its control socket.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde::Deserialize;
+use signal_hook::consts::SIGHUP;
+
+use crate::cli::HostIoError;
+use crate::cli::config_file::{ConfigError, ConfigFile};
+use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
+use crate::error::{CliError, ExitStatus};
+use mkvmm::control::dispatch::Controller;
+use mkvmm::control::http::{Api, Doctor};
+use mkvmm::control::images::ImageStore;
+use mkvmm::control::server::ControlSocket;
+use mkvmm::event_loop::{self, event_channel};
+use mkvmm::manager::{ConsolePlan, Manager};
+
+/// Bytes of output that each guest's ring keeps: 1 MiB.
+const CONSOLE_RING: usize = 1 << 20;
+/// Bytes of images that stay in memory though no instance has them: 1 GiB.
+const IMAGE_CACHE: u64 = 1 << 30;
+/// Seconds that guests have between SIGTERM and force.
+const GRACE: u64 = 5;
+
+/// Arguments of `mkvmm serve`. What a flag does not say, the file does.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pool: PoolOptions,
+    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A TOML file with any of these options as keys
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Open images only below this directory; repeatable
+    #[arg(long = "image-dir", value_name = "DIR")]
+    image_dirs: Vec<PathBuf>,
+    /// Write console logs only below this directory; repeatable
+    #[arg(long = "log-dir", value_name = "DIR")]
+    log_dirs: Vec<PathBuf>,
+    /// Bytes of output that each guest's console keeps
+    #[arg(long, value_name = "BYTES")]
+    console_ring: Option<usize>,
+    /// Seconds that guests have between SIGTERM and force
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u64>,
+}
+
+/// The configuration file: the same options.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct ServeFile {
+    #[serde(flatten)]
+    pool: PoolOptions,
+    socket: Option<PathBuf>,
+    image_dir: Vec<PathBuf>,
+    log_dir: Vec<PathBuf>,
+    console_ring: Option<usize>,
+    grace: Option<u64>,
+}
+
+/// Its keys besides the pool's.
+const KEYS: [&str; 5] = ["socket", "image-dir", "log-dir", "console-ring", "grace"];
+
+/// Where the socket is when nobody says.
+pub fn default_socket() -> PathBuf {
+    match env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
+        _ => PathBuf::from("/run/mkvmm.sock"),
+    }
+}
+
+fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
+    let file = ConfigFile::read(path)?;
+    file.check_keys(&file.parse()?, &[&PoolOptions::KEYS[..], &KEYS].concat())?;
+    file.parse()
+}
+
+/// `mkvmm serve`.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status.
+pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
+    let file = match &args.config {
+        Some(path) => read_file(path)?,
+        None => ServeFile::default(),
+    };
+    let request = args.pool.clone().or(file.pool).check()?;
+    let image_dirs = directories("image-dir", &args.image_dirs, file.image_dir)?;
+    let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
+    let path = args
+        .socket
+        .clone()
+        .or(file.socket)
+        .unwrap_or_else(default_socket);
+    let ring = args.console_ring.or(file.console_ring);
+    let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
+
+    let mut signals = listen_for_signals().map_err(HostIoError::Signals)?;
+    // A terminal that goes is no reason for guests to go.
+    let hangup = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
+    let socket = ControlSocket::take(&path)?;
+    let (host, pool) = request.reserve()?;
+    let (events, receiver) = event_channel().map_err(HostIoError::Signals)?;
+    let consoles = ConsolePlan {
+        queue: None,
+        ring: ring.unwrap_or(CONSOLE_RING),
+    };
+    let manager = Manager::new(host, pool, events.clone(), consoles);
+    socket.serve(Api {
+        events,
+        log: Arc::clone(manager.log()),
+        image_dirs: image_dirs.into(),
+        log_dirs: log_dirs.into(),
+        images: Arc::new(ImageStore::new(IMAGE_CACHE)),
+        doctor: Doctor::default(),
+    })?;
+    let mut controller = Controller::new(manager, grace);
+    notify(NotifyState::Ready);
+    let line = format!("ready: {}\n", path.display());
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(HostIoError::Output)?;
+    drop(out);
+    event_loop::run(&mut controller, &receiver, &mut signals)?;
+    notify(NotifyState::Stopping);
+    Ok(ExitStatus::Done)
+}
+
+/// Real names of the directories of an option; those of the file where there
+/// is no flag.
+fn directories(
+    option: &'static str,
+    flag: &[PathBuf],
+    file: Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, HostIoError> {
+    let dirs = if flag.is_empty() { file } else { flag.to_vec() };
+    let real = |path: PathBuf| {
+        let real = std::fs::canonicalize(&path);
+        real.map_err(|source| HostIoError::Directory {
+            option,
+            path,
+            source,
+        })
+    };
+    dirs.into_iter().map(real).collect()
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        log::warn!("systemd cannot be told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_told_with_the_nearest_known_one() {
+        let path = env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
+        std::fs::write(&path, "poool = \"1G\"").unwrap();
+        assert!(matches!(
+            read_file(&path),
+            Err(ConfigError::UnknownKey {
+                nearest: "pool",
+                ..
+            })
+        ));
+        std::fs::write(&path, "pool = \"1G\"\nhold = [\"1M@4G\"]\ngrace = 1").unwrap();
+        let file = read_file(&path).unwrap();
+        assert_eq!(file.grace, Some(1));
+        file.pool.check().unwrap();
+        std::fs::write(&path, "pool = 3").unwrap();
+        assert!(matches!(read_file(&path), Err(ConfigError::Toml { .. })));
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,266 @@
+//! Objects of the API as tables for people.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
+
+use mkvmm_api::Range;
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_base::state::State;
+
+/// `256M`: whole units where they are whole, else one digit behind the point.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [
+        (1 << 40, "T"),
+        (1 << 30, "G"),
+        (1 << 20, "M"),
+        (1 << 10, "K"),
+    ];
+    let unit = UNITS.iter().find(|(unit, _)| bytes >= *unit);
+    match unit {
+        None => bytes.to_string(),
+        Some((unit, name)) if bytes.is_multiple_of(*unit) => format!("{}{name}", bytes / unit),
+        Some((unit, name)) => {
+            format!("{}.{}{name}", bytes / unit, bytes % unit * 10 / unit)
+        }
+    }
+}
+
+/// An empty table, with colours on a terminal only.
+pub fn table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    if !std::io::stdout().is_terminal() {
+        table.force_no_tty();
+    }
+    table
+}
+
+/// The table without blanks at the ends of lines.
+pub fn text(table: &Table) -> String {
+    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+    lines.collect()
+}
+
+fn state(instance: &Instance) -> Cell {
+    let text = match &instance.reason {
+        Some(reason) => format!("{} ({reason})", instance.state),
+        None => instance.state.to_string(),
+    };
+    let colour = match instance.state {
+        State::Active => Color::Green,
+        State::Paused => Color::Yellow,
+        State::Failed => Color::Red,
+        _ => return Cell::new(text),
+    };
+    Cell::new(text).fg(colour)
+}
+
+/// A line per instance.
+pub fn instances(all: &[Instance]) -> String {
+    let mut table = table();
+    let titles = [
+        "ID", "NAME", "STATE", "MEMORY", "CPUS", "START", "CHUNKS", "KERNEL",
+    ];
+    table.set_header(titles.map(|t| Cell::new(t).add_attribute(Attribute::Bold)));
+    for one in all {
+        let start = one.chunks.first();
+        let start = start.map_or_else(String::new, |chunk| format!("{:#x}", chunk.start));
+        table.add_row([
+            Cell::new(one.id).set_alignment(CellAlignment::Right),
+            Cell::new(one.name.as_str()),
+            state(one),
+            Cell::new(size(one.memory)).set_alignment(CellAlignment::Right),
+            Cell::new(one.cpus).set_alignment(CellAlignment::Right),
+            Cell::new(start),
+            Cell::new(one.chunks.len()).set_alignment(CellAlignment::Right),
+            Cell::new(one.kernel.as_ref().map_or("-", |kernel| &kernel.path)),
+        ]);
+    }
+    text(&table)
+}
+
+/// All of one instance.
+pub fn instance(one: &Instance) -> String {
+    let mut table = table();
+    let mut row = |key: &str, value: Cell| {
+        table.add_row([Cell::new(key).add_attribute(Attribute::Bold), value]);
+    };
+    row("name", Cell::new(one.name.as_str()));
+    row("id", Cell::new(one.id));
+    row("state", state(one));
+    let free = size(one.avail);
+    row(
+        "memory",
+        Cell::new(format!("{}, {free} free", size(one.memory))),
+    );
+    for chunk in &one.chunks {
+        let (start, last) = (chunk.start, chunk.last());
+        let text = format!("{start:#x}-{last:#x} {}", size(chunk.size));
+        row("chunk", Cell::new(text));
+    }
+    row("cpus", Cell::new(one.cpus));
+    if let Some(kernel) = &one.kernel {
+        let format = match &kernel.compression {
+            Some(compression) => format!("{} ({compression})", kernel.format),
+            None => kernel.format.clone(),
+        };
+        let (at, entry) = (kernel.range.start, kernel.entry);
+        row(
+            "kernel",
+            Cell::new(format!(
+                "{} {format} at {at:#x}, entry {entry:#x}",
+                kernel.path
+            )),
+        );
+    }
+    if let Some(initrd) = &one.initrd {
+        row(
+            "initrd",
+            Cell::new(format!("{} at {:#x}", initrd.path, initrd.range.start)),
+        );
+    }
+    if let Some(cmdline) = &one.cmdline {
+        row("cmdline", Cell::new(cmdline));
+    }
+    if let Some(path) = &one.spec.console_log {
+        row("console log", Cell::new(path.display()));
+    }
+    row("violations", Cell::new(one.violations));
+    let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();
+    stages.sort_by_key(|(_, at)| **at);
+    for (stage, at) in stages {
+        let ms = std::time::Duration::from_nanos(*at).as_secs_f64() * 1e3;
+        row(stage, Cell::new(format!("{ms:.3} ms")));
+    }
+    text(&table)
+}
+
+/// The pool.
+pub fn pool(pool: &Pool) -> String {
+    let mut table = table();
+    let backing = &pool.backing;
+    let node = backing
+        .numa_node
+        .map_or_else(String::new, |node| format!(", node {node}"));
+    let prealloc = if backing.prealloc { ", prealloc" } else { "" };
+    for (key, value) in [
+        (
+            "range",
+            format!("{:#x}-{:#x}", pool.range.start, pool.range.last()),
+        ),
+        ("size", size(pool.range.size)),
+        ("used", size(pool.used)),
+        ("avail", size(pool.avail)),
+        ("largest free", size(pool.largest_free)),
+        ("free extents", pool.free_extents.to_string()),
+        ("granule", size(1 << pool.min_order)),
+        (
+            "backing",
+            format!(
+                "{} ({}{prealloc}{node})",
+                backing.kind,
+                size(backing.page_size)
+            ),
+        ),
+        ("instances", pool.instances.to_string()),
+    ] {
+        table.add_row([
+            Cell::new(key).add_attribute(Attribute::Bold),
+            Cell::new(value),
+        ]);
+    }
+    text(&table)
+}
+
+/// The ranges of a plan, and what would be left.
+pub fn plan(plan: &Plan) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    for (instance, pieces) in plan.instances.iter().zip(&plan.pieces) {
+        let _ = writeln!(text, "{}: {}", instance.name, size(instance.memory));
+        for chunk in &instance.chunks {
+            let _ = writeln!(text, "  {} : chunk", span(chunk));
+        }
+        for piece in pieces {
+            let _ = writeln!(text, "    {} : {}", span(&piece.range), piece.name);
+        }
+    }
+    let pool = &plan.pool;
+    let _ = writeln!(
+        text,
+        "left: {}, {} in one piece, {} extents",
+        size(pool.avail),
+        size(pool.largest_free),
+        pool.free_extents
+    );
+    text
+}
+
+fn span(range: &Range) -> String {
+    format!("{:08x}-{:08x}", range.start, range.last())
+}
+
+/// As `/proc/iomem`.
+pub fn iomem(rows: &[IomemRow]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let indent = usize::try_from(row.depth).unwrap_or(0) * 2;
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:indent$}{} : {}", "", span(&row.range), row.name);
+    }
+    text
+}
+
+/// As Linux prints it.
+pub fn e820(rows: &[E820Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let (start, last) = (row.range.start, row.range.last());
+        let kind = if row.kind == 1 { "usable" } else { "reserved" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "BIOS-e820: [mem {start:#018x}-{last:#018x}] {kind}");
+    }
+    text
+}
+
+/// What an audit found.
+pub fn audit(audit: &Audit) -> String {
+    let mut text = String::new();
+    for problem in &audit.problems {
+        text.push_str(problem);
+        text.push('\n');
+    }
+    let verdict = if audit.ok { "ok" } else { "WRONG" };
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{verdict}: {} checks, {} problems",
+        audit.checks,
+        audit.problems.len()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short_and_whole_where_they_are() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (4095, "3.9K"),
+            (4096, "4K"),
+            (256 << 20, "256M"),
+            ((1 << 30) + (1 << 29), "1.5G"),
+            (1 << 40, "1T"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

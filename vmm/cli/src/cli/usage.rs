@@ -1,0 +1,49 @@
+//! What clap has to say, as errors of this house.
+
+/// A message of clap's as `error: …` and `help: …`, a line each. Clap writes
+/// the error, indented details, tips, and the usage, a paragraph each.
+pub fn one_line(message: &str) -> String {
+    let mut paragraphs = message.split("\n\n");
+    let mut lines = paragraphs.next().unwrap_or_default().lines().map(str::trim);
+    let mut text = lines.next().unwrap_or_default().to_owned();
+    let details: Vec<&str> = lines.collect();
+    if !details.is_empty() {
+        text.push(' ');
+        text.push_str(&details.join(", "));
+    }
+    let rest = paragraphs.flat_map(str::lines).map(str::trim);
+    let help = |line: &str| {
+        let tip = line.strip_prefix("tip: ");
+        tip.or_else(|| line.strip_prefix("Usage: "))
+            .map(str::to_owned)
+    };
+    if let Some(help) = rest.filter_map(help).next() {
+        text.push_str("\nhelp: ");
+        text.push_str(&help);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clap_says_becomes_an_error_and_a_help() {
+        let missing = "error: the following required arguments were not provided:\n  \
+                       --pool <SIZE>\n  --guest <KEY>\n\nUsage: mkvmm run --pool <SIZE>\n\n\
+                       For more information, try '--help'.\n";
+        assert_eq!(
+            one_line(missing),
+            "error: the following required arguments were not provided: --pool <SIZE>, --guest <KEY>\n\
+             help: mkvmm run --pool <SIZE>"
+        );
+        let typo = "error: unexpected argument '--shw' found\n\n  tip: a similar argument \
+                    exists: '--show'\n\nUsage: mkvmm run\n";
+        assert_eq!(
+            one_line(typo),
+            "error: unexpected argument '--shw' found\nhelp: a similar argument exists: '--show'"
+        );
+        assert_eq!(one_line("error: no\n"), "error: no");
+    }
+}

@@ -1,0 +1,120 @@
+//! Errors of the command line: exit status, cause and help.
+
+use std::process::{ExitCode, Termination};
+
+use mkvmm::error_chain::chain;
+use mkvmm_base::{Class, Diagnose};
+
+/// How `mkvmm` ends; the numbers are part of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Everything asked for is done.
+    Done,
+    /// The VMM or KVM failed.
+    Failed,
+    /// The usage is wrong, or validation refused a value.
+    Usage,
+    /// A file could not be read.
+    File,
+    /// There is no such instance, or its state does not allow it.
+    WrongState,
+    /// The pool cannot hold it.
+    NoRoom,
+    /// A guest ended badly.
+    GuestFailed,
+    /// SIGINT or SIGTERM ended it.
+    Interrupted,
+}
+
+impl ExitStatus {
+    /// Returns the number.
+    pub const fn code(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::File => 3,
+            Self::WrongState => 4,
+            Self::NoRoom => 5,
+            Self::GuestFailed => 6,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// Returns the exit status of a class: the one table of the command line.
+    pub const fn of(class: Class) -> Self {
+        match class {
+            Class::BadRequest
+            | Class::NoMethod
+            | Class::TooLarge
+            | Class::Invalid
+            | Class::Name
+            | Class::Affinity
+            | Class::NoKernel
+            | Class::NoMemory
+            | Class::NoCpu
+            | Class::Unmapped => Self::Usage,
+            Class::File => Self::File,
+            Class::NoRoute
+            | Class::NoInstance
+            | Class::NoAllocation
+            | Class::Exists
+            | Class::WrongState
+            | Class::Busy => Self::WrongState,
+            Class::NoRoom => Self::NoRoom,
+            Class::VmmFailed | Class::Unknown => Self::Failed,
+        }
+    }
+}
+
+impl Termination for ExitStatus {
+    fn report(self) -> ExitCode {
+        // All codes are below 256.
+        ExitCode::from(u8::try_from(self.code()).unwrap_or(1))
+    }
+}
+
+/// Whatever ends a command: any error that knows what it means.
+#[derive(Debug)]
+pub struct CliError(Box<dyn Diagnose + Send + Sync>);
+
+impl<E: Diagnose + Send + Sync + 'static> From<E> for CliError {
+    fn from(error: E) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl CliError {
+    /// Returns the exit status.
+    pub fn status(&self) -> ExitStatus {
+        ExitStatus::of(self.0.class())
+    }
+
+    /// Returns the lines for stderr, without the final newline.
+    pub fn render(&self) -> String {
+        // One line, whatever a path has in it.
+        let mut text = format!("error: {}", chain(&*self.0).replace('\n', "\\n"));
+        if let Some(help) = self.0.hint() {
+            text.push_str("\nhelp: ");
+            text.push_str(&help);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::HostIoError;
+    use std::io;
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_is_about() {
+        let error = CliError::from(HostIoError::Write {
+            path: "a\nb".into(),
+            source: io::ErrorKind::NotFound.into(),
+        });
+        assert_eq!(error.render().lines().count(), 1, "{}", error.render());
+        assert_eq!(error.status(), ExitStatus::Failed);
+    }
+}

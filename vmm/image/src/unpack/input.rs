@@ -1,0 +1,244 @@
+//! An image as it is read: once, in pieces, hashed on the way.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::time::Duration;
+
+use mkvmm_base::unpacking::ContentHash;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use sha2::{Digest, Sha256};
+
+use super::failure::Failure;
+use crate::image::ImageError;
+
+/// How long a stream may keep silent: 5 s.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes at the beginning of a file in which all headers must lie: 1 MiB.
+pub const HEAD: usize = 1 << 20;
+/// Bytes that are read at a time: 256 KiB.
+const PIECE: usize = 256 << 10;
+
+/// What has been read.
+#[derive(Debug)]
+pub struct Read {
+    /// SHA-256 of all of it.
+    pub sha256: ContentHash,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// An open image, of which the head has been read.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// What has been read: the head of a file, all of a stream.
+    bytes: Vec<u8>,
+    /// Where the rest of a file comes from, and its times of change before it
+    /// was read.
+    rest: Option<(&'a File, Times)>,
+    len: u64,
+}
+
+/// Size and times of change: what tells a file that was written meanwhile.
+type Times = (u64, i64, i64, i64, i64);
+
+fn times(file: &File) -> Result<Times, Failure> {
+    let m = file.metadata().map_err(Failure::Read)?;
+    Ok((
+        m.len(),
+        m.mtime(),
+        m.mtime_nsec(),
+        m.ctime(),
+        m.ctime_nsec(),
+    ))
+}
+
+impl<'a> Input<'a> {
+    /// Reads the head of `file`, which may have up to `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Failure`]; a file that is too large is refused before it is read.
+    pub fn open(file: &'a File, limit: u64) -> Result<Self, Failure> {
+        let kind = file.metadata().map_err(Failure::Read)?.file_type();
+        if kind.is_file() {
+            Self::open_file(file, limit)
+        } else if kind.is_fifo() || kind.is_socket() {
+            let mut stream = Stream {
+                file,
+                socket: kind.is_socket(),
+            };
+            Self::open_stream(&mut stream, limit, PATIENCE)
+        } else {
+            Err(Failure::NotAFile)
+        }
+    }
+
+    fn open_file(file: &'a File, limit: u64) -> Result<Self, Failure> {
+        let before = times(file)?;
+        let (len, ..) = before;
+        if len > limit {
+            return Err(Failure::Input {
+                size: len,
+                stream: false,
+                limit,
+            });
+        }
+        if len == 0 {
+            return Err(ImageError::Empty.into());
+        }
+        let mut head = vec![0; usize::try_from(len).unwrap_or(HEAD).min(HEAD)];
+        read_exact_at(file, &mut head, 0)?;
+        Ok(Self {
+            bytes: head,
+            rest: Some((file, before)),
+            len,
+        })
+    }
+
+    /// A stream has no length until it has ended: it is collected.
+    fn open_stream(
+        stream: &mut Stream<'_>,
+        limit: u64,
+        patience: Duration,
+    ) -> Result<Self, Failure> {
+        let bytes = stream.read(limit, patience)?;
+        if bytes.is_empty() {
+            return Err(ImageError::Empty.into());
+        }
+        Ok(Self {
+            len: bytes.len() as u64,
+            bytes,
+            rest: None,
+        })
+    }
+
+    /// Returns the first [`HEAD`] bytes, or all there are.
+    pub fn head(&self) -> &[u8] {
+        self.bytes.get(..HEAD).unwrap_or(&self.bytes)
+    }
+
+    /// Returns the image's length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Hands every byte to `take`, in order and in pieces, each with its
+    /// distance from the beginning.
+    ///
+    /// # Errors
+    /// What `take` returns; [`Failure::Changing`] when a file was written
+    /// meanwhile.
+    pub fn read(
+        self,
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), Failure>,
+    ) -> Result<Read, Failure> {
+        let mut hash = Sha256::new();
+        let mut pass = |at: u64, piece: &[u8]| {
+            hash.update(piece);
+            take(at, piece)
+        };
+        pass(0, &self.bytes)?;
+        if let Some((file, before)) = self.rest {
+            let mut at = self.bytes.len() as u64;
+            let mut buffer = vec![0; PIECE];
+            while at < self.len {
+                let left = usize::try_from(self.len - at).unwrap_or(PIECE);
+                let (piece, _) = buffer.split_at_mut(left.min(PIECE));
+                read_exact_at(file, piece, at)?;
+                pass(at, piece)?;
+                at += piece.len() as u64;
+            }
+            if times(file)? != before {
+                return Err(Failure::Changing);
+            }
+        }
+        Ok(Read {
+            sha256: ContentHash(hash.finalize().into()),
+            size: self.len,
+        })
+    }
+}
+
+fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> Result<(), Failure> {
+    match file.read_exact_at(bytes, at) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Failure::Changing),
+        other => other.map_err(Failure::Read),
+    }
+}
+
+/// A stream of bytes that ends some time.
+#[derive(Debug)]
+struct Stream<'a> {
+    /// A pipe opened without blocking, or a stream socket.
+    file: &'a File,
+    socket: bool,
+}
+
+impl Stream<'_> {
+    /// Reads to the end.
+    ///
+    /// # Errors
+    /// [`Failure`]: more than `limit` bytes, or `patience` without any.
+    fn read(&mut self, limit: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        loop {
+            let read = bytes.len() as u64;
+            if !self.wait(patience)? {
+                return Err(Failure::Stalled { read });
+            }
+            bytes.try_reserve(PIECE)?;
+            match self.read_some(&mut bytes) {
+                Ok(0) => return Ok(bytes),
+                Ok(_) if bytes.len() as u64 > limit => {
+                    return Err(Failure::Input {
+                        size: bytes.len() as u64,
+                        stream: true,
+                        limit,
+                    });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Failure::Read(error)),
+            }
+        }
+    }
+
+    /// Whether there is something to read, or the end, before `patience` is
+    /// over. A FIFO that nobody has opened yet has neither.
+    fn wait(&self, patience: Duration) -> Result<bool, Failure> {
+        let timeout = Timespec::try_from(patience)
+            .map_err(io::Error::other)
+            .map_err(Failure::Read)?;
+        let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(true), // the read finds out
+            Err(error) => Err(Failure::Read(error.into())),
+        }
+    }
+
+    /// Appends what is there; 0 bytes at the end.
+    fn read_some(&mut self, bytes: &mut Vec<u8>) -> io::Result<usize> {
+        let len = bytes.len();
+        bytes.resize(len + PIECE, 0);
+        let room = bytes.get_mut(len..).unwrap_or_default();
+        let result = if self.socket {
+            rustix::net::recv(self.file, room, RecvFlags::DONTWAIT)
+                .map(|(_, n)| n)
+                .map_err(io::Error::from)
+        } else {
+            let mut file = self.file;
+            file.read(room)
+        };
+        bytes.truncate(len + result.as_ref().copied().unwrap_or(0));
+        result
+    }
+}
+
+#[cfg(test)]
+#[path = "input_tests.rs"]
+mod tests;

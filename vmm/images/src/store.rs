@@ -1,0 +1,570 @@
+//! The store: asks for images to be unpacked, and keeps what came of it.
+//!
+//! An image is unpacked by the first request for it; others that come
+//! meanwhile wait for the same. Nobody waits for another image. The work is
+//! polled by those that wait, so it ends with the last of them, and its
+//! process with it.
+//!
+//! The store belongs to one thread (`Rc`, `RefCell`): its futures run on a
+//! current-thread runtime, in a `LocalSet` or under `block_on`, with tokio's
+//! blocking pool behind it. What touches a file system, or compares contents,
+//! happens on that pool; only descriptors are handled in between.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, Shared, WeakShared};
+use mkvmm_base::image_facts::BootMode;
+use mkvmm_base::unpacking::{AnswerError, ImageRole, Job, UnpackError, Unpacked};
+use tokio::task::{JoinError, spawn_blocking};
+
+use crate::cache::{Cache, CacheCounters};
+use crate::identity::FileId;
+use crate::memfile::{MemfileError, Unsealed};
+use crate::source::{Access, ImageSource, Opened, SourceError};
+use crate::stored::{ImageInfo, StoredImage};
+use crate::unpackers::{Unpackers, UnpackersError};
+
+mod compare;
+mod sizes;
+
+pub use sizes::SizeError;
+
+/// Why an image could not be had. Cheap to clone: all that wait get it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Source(#[from] Arc<SourceError>),
+    /// It is empty, or larger than what could hold it.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// It changed while it was being read.
+    #[error("changed while it was being read")]
+    Changing,
+    /// Its unpacker refused it.
+    #[error(transparent)]
+    Refused(#[from] UnpackError),
+    /// Its unpacker could not be had, or was lost.
+    #[error(transparent)]
+    Unpackers(UnpackersError),
+    /// Its unpacker said what cannot be true.
+    #[error("its unpacker gave an answer that cannot be true")]
+    Answer(#[from] AnswerError),
+    /// Unpackers use all that they may. It may be tried again later.
+    #[error("needs up to {needed} bytes to be unpacked; {in_flight} of {budget} are in use")]
+    InFlight {
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that others may use now.
+        in_flight: u64,
+        /// Bytes that all together may use.
+        budget: u64,
+    },
+    /// There is no file to unpack it into, or it could not be sealed.
+    #[error(transparent)]
+    Memfile(#[from] Arc<MemfileError>),
+    /// A descriptor could not be handled.
+    #[error("its descriptor cannot be handled")]
+    Descriptor(#[source] Arc<io::Error>),
+    /// The runtime is ending.
+    #[error("was asked for while the process was ending")]
+    Ending(#[source] Arc<JoinError>),
+}
+
+impl From<UnpackersError> for StoreError {
+    fn from(error: UnpackersError) -> Self {
+        match error {
+            UnpackersError::Refused(error) => Self::Refused(error),
+            lost @ UnpackersError::Lost(_) => Self::Unpackers(lost),
+        }
+    }
+}
+
+impl From<MemfileError> for StoreError {
+    fn from(error: MemfileError) -> Self {
+        Arc::new(error).into()
+    }
+}
+
+impl From<JoinError> for StoreError {
+    fn from(error: JoinError) -> Self {
+        Self::Ending(Arc::new(error))
+    }
+}
+
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Descriptor(Arc::new(error))
+    }
+}
+
+/// What the store may use, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Images kept for later requests.
+    pub kept: u64,
+    /// What unpackers that run may use together.
+    pub in_flight: u64,
+}
+
+/// An image that is part of the program: it is trusted, and its facts are
+/// known beforehand.
+#[derive(Debug, Clone)]
+pub struct BuiltIn {
+    /// The name by which users know it.
+    pub name: &'static str,
+    /// The unpacked image.
+    pub bytes: &'static [u8],
+    /// What is known of it.
+    pub content: Unpacked,
+    /// How it is started.
+    pub boot: BootMode,
+}
+
+/// An image, and what there is to say about this request for it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The image, shared with all that asked for it.
+    pub image: Arc<StoredImage>,
+    /// Where it came from, and how long that took.
+    pub info: ImageInfo,
+}
+
+/// Work on one image, shared by all that wait for it.
+type Work = Shared<LocalBoxFuture<'static, Result<Done, StoreError>>>;
+type WeakWork = WeakShared<LocalBoxFuture<'static, Result<Done, StoreError>>>;
+
+/// What came of it.
+#[derive(Debug, Clone)]
+struct Done {
+    image: Arc<StoredImage>,
+    /// Whether its content was held before.
+    known: bool,
+}
+
+/// Work that others may join.
+#[derive(Debug)]
+struct Flight {
+    work: WeakWork,
+    /// For how large an instance the image is unpacked.
+    limit: u64,
+}
+
+/// A regular file as it was opened.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    key: (FileId, ImageRole),
+    /// Whether its times were old enough to tell its next change.
+    settled: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    cache: Cache,
+    flights: HashMap<(FileId, ImageRole), Flight>,
+    /// Bytes that running unpackers may use.
+    in_flight: u64,
+}
+
+struct Inner<U> {
+    unpackers: U,
+    budget: Budget,
+    built_in: BuiltIn,
+    probe: RefCell<Option<Arc<StoredImage>>>,
+    /// Never borrowed across an await.
+    state: RefCell<State>,
+}
+
+/// Images by the files that they come from; see the module's head.
+pub struct ImageStore<U> {
+    inner: Rc<Inner<U>>,
+}
+
+impl<U> Clone for ImageStore<U> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Rc::clone(&self.inner),
+        }
+    }
+}
+
+impl<U> fmt::Debug for ImageStore<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageStore")
+            .field("budget", &self.inner.budget)
+            .field("state", &self.inner.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<U: Unpackers + 'static> ImageStore<U> {
+    /// Returns an empty store. One image that is larger than `budget.kept` is
+    /// used and not kept.
+    pub fn new(unpackers: U, budget: Budget, probe: BuiltIn) -> Self {
+        let state = State {
+            cache: Cache::new(budget.kept),
+            flights: HashMap::new(),
+            in_flight: 0,
+        };
+        Self {
+            inner: Rc::new(Inner {
+                unpackers,
+                budget,
+                built_in: probe,
+                probe: RefCell::new(None),
+                state: RefCell::new(state),
+            }),
+        }
+    }
+
+    /// Returns the kernel at `source`, to be started as `boot` says in an
+    /// instance of at most `limit` bytes. Dropping the future ends the work
+    /// unless others wait for it.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is kept then.
+    pub async fn kernel(
+        &self,
+        source: &ImageSource,
+        access: &Arc<Access>,
+        boot: BootMode,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        self.get(source, access, ImageRole::Kernel(boot), limit)
+            .await
+    }
+
+    /// Returns the archive at `source`, of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`ImageStore::kernel`].
+    pub async fn initramfs(
+        &self,
+        source: &ImageSource,
+        access: &Arc<Access>,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        self.get(source, access, ImageRole::Initramfs, limit).await
+    }
+
+    /// Returns the built-in kernel, at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Memfile`] when there is no file for it.
+    pub fn probe(&self) -> Result<Loaded, StoreError> {
+        let start = Instant::now();
+        let kept = self.inner.probe.borrow().clone();
+        let cached = kept.is_some();
+        let built_in = &self.inner.built_in;
+        let image = match kept {
+            Some(image) => image,
+            None => {
+                let image = Arc::new(seal_built_in(built_in)?);
+                self.inner.probe.replace(Some(Arc::clone(&image)));
+                image
+            }
+        };
+        let info = ImageInfo::new(&image, built_in.name.into(), cached, start.elapsed());
+        Ok(Loaded { image, info })
+    }
+
+    /// Starts requests that belong together, such as those of one launch.
+    pub fn batch(&self, access: Arc<Access>) -> Batch<U> {
+        Batch {
+            store: self.clone(),
+            access,
+            done: HashMap::new(),
+        }
+    }
+
+    /// Returns what the store did so far.
+    pub fn counters(&self) -> CacheCounters {
+        let state = self.inner.state.borrow();
+        CacheCounters {
+            bytes_in_flight: state.in_flight,
+            ..state.cache.counters()
+        }
+    }
+
+    async fn get(
+        &self,
+        source: &ImageSource,
+        access: &Arc<Access>,
+        role: ImageRole,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        let start = Instant::now();
+        let opened = open(source, access).await?;
+        let Done { image, known } = self.inner.obtain(opened, role, limit).await?;
+        sizes::expect_fit(&image, limit)?;
+        let info = ImageInfo::new(&image, source.to_string().into(), known, start.elapsed());
+        Ok(Loaded { image, info })
+    }
+}
+
+/// Opens `source` where it may take its time.
+async fn open(source: &ImageSource, access: &Arc<Access>) -> Result<Opened, StoreError> {
+    let (source, access) = (source.clone(), Arc::clone(access));
+    let opened = spawn_blocking(move || source.open(&access)).await?;
+    Ok(opened.map_err(Arc::new)?)
+}
+
+fn seal_built_in(built_in: &BuiltIn) -> Result<StoredImage, StoreError> {
+    let output = Unsealed::new(built_in.bytes.len() as u64)?;
+    let writer = std::fs::File::from(output.writer()?);
+    std::os::unix::fs::FileExt::write_all_at(&writer, built_in.bytes, 0)?;
+    drop(writer);
+    let (file, _) = output.seal(built_in.content.output_size)?;
+    let role = ImageRole::Kernel(built_in.boot);
+    Ok(StoredImage::new(file, role, built_in.content.clone()))
+}
+
+impl<U: Unpackers + 'static> Inner<U> {
+    /// Finds the image that is open, joins work on it, or begins it.
+    async fn obtain(
+        self: &Rc<Self>,
+        opened: Opened,
+        role: ImageRole,
+        limit: u64,
+    ) -> Result<Done, StoreError> {
+        let Some(id) = opened.id else {
+            let room = self.budget.in_flight - self.state.borrow().in_flight;
+            let job = sizes::job_for_stream(role, limit, room);
+            let charge = self.charge(job.limits.output)?;
+            return self.unpack(opened.fd, None, job, charge).await;
+        };
+        let job = sizes::job_for_file(role, limit, id.size())?;
+        let known = Known {
+            key: (id, role),
+            settled: id.has_settled(SystemTime::now()),
+        };
+        if let Some(image) = self.look_up(known) {
+            return Ok(Done { image, known: true });
+        }
+        let work = match self.join(known, limit) {
+            Some(work) => work,
+            None => self.begin(opened.fd, known, job, limit)?,
+        };
+        work.await
+    }
+
+    fn look_up(&self, known: Known) -> Option<Arc<StoredImage>> {
+        let mut state = self.state.borrow_mut();
+        let image = state.cache.by_file(known.key)?;
+        state.cache.counters.hits_by_file += 1;
+        Some(image)
+    }
+
+    /// Returns work on the same state of the same file, begun for an instance
+    /// at least as large: its refusal for want of room would be one here, too.
+    fn join(&self, known: Known, limit: u64) -> Option<Work> {
+        let mut state = self.state.borrow_mut();
+        let flight = state.flights.get(&known.key)?;
+        if flight.limit < limit {
+            return None;
+        }
+        let work = flight.work.upgrade()?;
+        if work.peek().is_some() {
+            return None;
+        }
+        state.cache.counters.joined += 1;
+        Some(work)
+    }
+
+    fn begin(
+        self: &Rc<Self>,
+        fd: OwnedFd,
+        known: Known,
+        job: Job,
+        limit: u64,
+    ) -> Result<Work, StoreError> {
+        let charge = self.charge(sizes::in_flight(&job, known.key.0.size()))?;
+        let inner = Rc::clone(self);
+        let work = async move { inner.unpack(fd, Some(known), job, charge).await };
+        let work = work.boxed_local().shared();
+        // What changed just now may change again unseen: nobody joins.
+        if known.settled
+            && let Some(weak) = work.downgrade()
+        {
+            let flight = Flight { work: weak, limit };
+            let flights = &mut self.state.borrow_mut().flights;
+            flights.retain(|_, flight| flight.work.upgrade().is_some());
+            flights.insert(known.key, flight);
+        }
+        Ok(work)
+    }
+
+    /// Books `needed` bytes until the returned guard is dropped.
+    fn charge(self: &Rc<Self>, needed: u64) -> Result<Charge<U>, StoreError> {
+        let mut state = self.state.borrow_mut();
+        let Budget {
+            in_flight: budget, ..
+        } = self.budget;
+        let in_flight = state.in_flight;
+        if needed > budget - in_flight {
+            return Err(StoreError::InFlight {
+                needed,
+                in_flight,
+                budget,
+            });
+        }
+        state.in_flight += needed;
+        Ok(Charge {
+            inner: Rc::clone(self),
+            bytes: needed,
+            finished: false,
+        })
+    }
+
+    async fn unpack(
+        &self,
+        fd: OwnedFd,
+        known: Option<Known>,
+        job: Job,
+        mut charge: Charge<U>,
+    ) -> Result<Done, StoreError> {
+        let sealed = self.unpack_sealed(&fd, known, job).await;
+        let done = match sealed {
+            Ok(image) => Ok(self.keep(image, known).await),
+            Err(error) => {
+                self.state.borrow_mut().cache.counters.misses += 1;
+                Err(error)
+            }
+        };
+        charge.finished = true;
+        done
+    }
+
+    /// Has the image unpacked; believes nothing of the answer that has not
+    /// been checked against the sealed file.
+    async fn unpack_sealed(
+        &self,
+        fd: &OwnedFd,
+        known: Option<Known>,
+        job: Job,
+    ) -> Result<StoredImage, StoreError> {
+        let output = Unsealed::new(job.limits.output)?;
+        let (image, writer) = (fd.try_clone()?, output.writer()?);
+        let content = self.unpackers.unpack(job, image, writer).await?;
+        // The process that wrote the file is dead.
+        if let Some(Known { key: (id, _), .. }) = known
+            && (FileId::of(fd)? != id || content.input_size != id.size())
+        {
+            return Err(StoreError::Changing);
+        }
+        let (file, len) = output.seal(content.output_size)?;
+        content.check(&job, len)?;
+        Ok(StoredImage::new(file, job.role, content))
+    }
+
+    /// Keeps `image`, or uses one that is held already and equal to it.
+    async fn keep(&self, image: StoredImage, known: Option<Known>) -> Done {
+        let image = Arc::new(image);
+        let key = known.filter(|known| known.settled).map(|known| known.key);
+        let alike = {
+            let cache = &mut self.state.borrow_mut().cache;
+            cache.counters.bytes_read += image.content().input_size;
+            let unpacked = image.kernel().is_some_and(|k| k.was_unpacked());
+            cache.counters.decompressions += u64::from(unpacked);
+            cache.alike(&image)
+        };
+        if let Some(held) = alike {
+            if compare::are_equal(&image, &held).await {
+                let cache = &mut self.state.borrow_mut().cache;
+                cache.counters.hits_by_content += 1;
+                cache.insert_again(&held, key);
+                return Done {
+                    image: held,
+                    known: true,
+                };
+            }
+            let hash = image.sha256();
+            log::warn!("two images that differ are both said to have the SHA-256 {hash}");
+        }
+        let cache = &mut self.state.borrow_mut().cache;
+        cache.counters.misses += 1;
+        cache.insert(&image, key);
+        Done {
+            image,
+            known: false,
+        }
+    }
+}
+
+/// Bytes booked for an unpacker, given back when its work ends.
+struct Charge<U> {
+    inner: Rc<Inner<U>>,
+    bytes: u64,
+    finished: bool,
+}
+
+impl<U> Drop for Charge<U> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.borrow_mut();
+        state.in_flight -= self.bytes;
+        state.cache.counters.abandoned += u64::from(!self.finished);
+    }
+}
+
+/// Requests that belong together: within them a source is read once, which a
+/// pipe needs when several guests name it.
+#[derive(Debug)]
+pub struct Batch<U> {
+    store: ImageStore<U>,
+    access: Arc<Access>,
+    done: HashMap<(ImageSource, ImageRole), Loaded>,
+}
+
+impl<U: Unpackers + 'static> Batch<U> {
+    /// As [`ImageStore::kernel`].
+    ///
+    /// # Errors
+    /// As [`ImageStore::kernel`].
+    pub async fn kernel(
+        &mut self,
+        source: &ImageSource,
+        boot: BootMode,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        self.get(source, ImageRole::Kernel(boot), limit).await
+    }
+
+    /// As [`ImageStore::initramfs`].
+    ///
+    /// # Errors
+    /// As [`ImageStore::kernel`].
+    pub async fn initramfs(
+        &mut self,
+        source: &ImageSource,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        self.get(source, ImageRole::Initramfs, limit).await
+    }
+
+    async fn get(
+        &mut self,
+        source: &ImageSource,
+        role: ImageRole,
+        limit: u64,
+    ) -> Result<Loaded, StoreError> {
+        let key = (source.clone(), role);
+        if let Some(loaded) = self.done.get(&key) {
+            sizes::expect_fit(&loaded.image, limit)?;
+            return Ok(loaded.clone());
+        }
+        let loaded = self.store.get(source, &self.access, role, limit).await?;
+        self.done.insert(key, loaded.clone());
+        Ok(loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests;

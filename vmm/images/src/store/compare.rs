@@ -1,0 +1,41 @@
+//! Whether two sealed files are equal: the only ground on which one content is
+//! used for another's file.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use crate::stored::StoredImage;
+
+/// Bytes that are compared at a time: 256 KiB.
+const PIECE: usize = 256 << 10;
+
+/// Compares two images whose sizes are equal, on a thread that may take its
+/// time. What cannot be compared is not equal.
+pub async fn are_equal(a: &Arc<StoredImage>, b: &Arc<StoredImage>) -> bool {
+    let (a, b) = (Arc::clone(a), Arc::clone(b));
+    let compared = spawn_blocking(move || {
+        let (x, y) = (a.file().try_clone()?, b.file().try_clone()?);
+        files_are_equal(&File::from(x), &File::from(y), a.size())
+    });
+    matches!(compared.await, Ok(Ok(true)))
+}
+
+fn files_are_equal(a: &File, b: &File, size: u64) -> io::Result<bool> {
+    let (mut x, mut y) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    while at < size {
+        let n = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+        let (x, y) = (x.split_at_mut(n).0, y.split_at_mut(n).0);
+        a.read_exact_at(x, at)?;
+        b.read_exact_at(y, at)?;
+        if x != y {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}

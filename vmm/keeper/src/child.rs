@@ -1,0 +1,137 @@
+//! What a child does before anything else.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+
+use crate::sys;
+
+/// The environment variable that tells a child its role.
+pub const ROLE_VARIABLE: &str = "MKVMM_ROLE";
+/// The environment variable that tells a child the pid of its parent.
+pub const PARENT_VARIABLE: &str = "MKVMM_PARENT";
+
+/// The lowest descriptor that is not a standard stream.
+const FIRST: RawFd = 3;
+
+/// The reasons why a child cannot begin. It then ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// The environment does not name a parent, so nobody started this as a
+    /// child.
+    #[error("{PARENT_VARIABLE} is not the pid of a process")]
+    NoParent,
+    /// The parent died before it could be watched, or is another one.
+    #[error("the parent is not process {expected} but {found:?}")]
+    Orphan {
+        /// The pid of the process that started this one.
+        expected: i32,
+        /// The pid of the parent now; `None` outside this pid namespace.
+        found: Option<i32>,
+    },
+    /// The kernel refused one of the steps.
+    #[error("the child cannot {step}")]
+    Step {
+        /// What was to be done.
+        step: &'static str,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Returns the role that this process was started in; `None` in one that a
+/// user has started.
+pub fn role() -> Option<String> {
+    std::env::var(ROLE_VARIABLE).ok()
+}
+
+/// Turns this process into a child of its own kind, and returns its channel:
+/// what the parent put at descriptor 0.
+///
+/// 1. It dies with its parent, and has made sure that the parent still lives.
+/// 2. It has a session of its own: no signal of the terminal reaches it.
+/// 3. Signals have their defaults, and none is blocked.
+/// 4. Descriptor 0 is `/dev/null`; all others are closed, except 1, 2, the
+///    channel and those in `keep`. It closes by number, so it is to be called
+///    first in `main`, before anything was opened.
+/// 5. Its name, in `top` and the like, is `mkvmm-` and its role.
+///
+/// # Errors
+/// [`ChildError`]; then the process is to end at once.
+pub fn enter(role: &str, keep: &[RawFd]) -> Result<OwnedFd, ChildError> {
+    tie_to_parent()?;
+    rustix::process::setsid().map_err(at("make a session of its own"))?;
+    sys::reset_signals().map_err(at("let signals through"))?;
+    let channel = take_channel()?;
+    let mut kept = vec![channel.as_raw_fd()];
+    kept.extend(keep);
+    close_all_but(kept)?;
+    if let Ok(name) = CString::new(format!("mkvmm-{role}")) {
+        rustix::thread::set_name(&name).map_err(at("set its name"))?;
+    }
+    Ok(channel)
+}
+
+/// Makes this process die when its parent does, and checks that the parent
+/// still is the one that started it.
+///
+/// The kernel forgets the first part when a process changes its uid, so a
+/// child that does so calls this again afterwards.
+///
+/// # Errors
+/// [`ChildError::Orphan`] when it is too late, [`ChildError::NoParent`].
+pub fn tie_to_parent() -> Result<(), ChildError> {
+    let expected = std::env::var(PARENT_VARIABLE).ok();
+    let expected: i32 = expected
+        .and_then(|pid| pid.parse().ok())
+        .ok_or(ChildError::NoParent)?;
+    // In this order: a parent that dies in between has either sent the signal
+    // or is seen to be gone.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(at("tie itself to its parent"))?;
+    let found = rustix::process::getppid().map(|pid| pid.as_raw_pid());
+    if found == Some(expected) {
+        Ok(())
+    } else {
+        Err(ChildError::Orphan { expected, found })
+    }
+}
+
+/// Moves the channel from descriptor 0 out of the way of whoever reads stdin.
+fn take_channel() -> Result<OwnedFd, ChildError> {
+    let channel = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST)
+        .map_err(at("take its channel from descriptor 0"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(at("open /dev/null"))?;
+    rustix::stdio::dup2_stdin(null).map_err(at("replace descriptor 0"))?;
+    Ok(channel)
+}
+
+/// Closes all descriptors from [`FIRST`] on that are not in `kept`.
+fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), ChildError> {
+    kept.retain(|fd| *fd >= FIRST);
+    kept.sort_unstable();
+    let close = |first: RawFd, last: u32| {
+        let step = "close what it inherited";
+        sys::close_range(first, last).map_err(|source| ChildError::Step { step, source })
+    };
+    let mut first = FIRST;
+    for fd in kept {
+        if fd > first {
+            close(first, fd.unsigned_abs() - 1)?;
+        }
+        first = first.max(fd.saturating_add(1));
+    }
+    close(first, u32::MAX)
+}
+
+fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ChildError {
+    move |error| ChildError::Step {
+        step,
+        source: error.into(),
+    }
+}

@@ -1,0 +1,316 @@
+//! Children: starting, ending and reaping them.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+
+use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
+
+/// The reasons why a child could not be started, ended or reaped.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is no new process.
+    #[error("starting the {role} of {label} failed")]
+    Start {
+        /// The role of the child.
+        role: String,
+        /// Whom it was to work for.
+        label: String,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// Signalling, polling or waiting failed, which no child can bring about.
+    #[error("{action} process {pid} failed")]
+    Handle {
+        /// What was tried.
+        action: &'static str,
+        /// The child.
+        pid: i32,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where a child's standard output and error go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// Nowhere.
+    #[default]
+    Null,
+    /// Where those of this process go.
+    Inherit,
+}
+
+/// A child to be started.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// What it is to be: a word that [`crate::child::role`] returns in it.
+    pub role: &'a str,
+    /// Whose it is, for people: `ps` shows `mkvmm-<role>: <label>`.
+    pub label: &'a str,
+    /// Its end of the channel, which becomes its descriptor 0.
+    pub channel: OwnedFd,
+    /// Its environment, besides role and parent. Nothing is inherited.
+    pub environment: &'a [(&'a str, &'a str)],
+    /// Where its output goes.
+    pub output: Output,
+    /// The program that it runs; this one when `None`. For those that embed
+    /// mkvmm in a program of their own.
+    pub program: Option<&'a Path>,
+}
+
+impl Spawn<'_> {
+    /// Starts the child: this very program again, from its first instruction,
+    /// even if its file was replaced meanwhile.
+    ///
+    /// The child dies when the *thread* that calls this does, since that is
+    /// what the kernel calls a parent. So it is called on one that lives as
+    /// long as the process.
+    ///
+    /// # Errors
+    /// [`ProcessError::Start`]; then no process is left, and the channel is
+    /// closed.
+    pub fn start(self) -> Result<Child, ProcessError> {
+        let failed = |source| ProcessError::Start {
+            role: self.role.to_owned(),
+            label: self.label.to_owned(),
+            source,
+        };
+        let output = || match self.output {
+            Output::Null => Stdio::null(),
+            Output::Inherit => Stdio::inherit(),
+        };
+        let program = self.program.unwrap_or(Path::new("/proc/self/exe"));
+        let mut command = Command::new(program);
+        command
+            .arg0(format!("mkvmm-{}: {}", self.role, self.label))
+            .env_clear()
+            .envs(self.environment.iter().copied())
+            .env(ROLE_VARIABLE, self.role)
+            .env(PARENT_VARIABLE, std::process::id().to_string())
+            .stdin(Stdio::from(self.channel))
+            .stdout(output())
+            .stderr(output());
+        let mut started = command.spawn().map_err(failed)?;
+        // Until somebody waits for it its pid is not used again, even if it
+        // has ended already.
+        match open_pidfd(started.id()) {
+            Ok((pid, pidfd)) => Ok(Child {
+                pid,
+                pidfd: Arc::new(pidfd),
+                exit: None,
+            }),
+            Err(errno) => {
+                // Neither can fail for a child that nobody has waited for.
+                let _ = started.kill();
+                let _ = started.wait();
+                Err(failed(errno.into()))
+            }
+        }
+    }
+}
+
+fn open_pidfd(pid: u32) -> Result<(Pid, OwnedFd), Errno> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(Errno::SRCH)?;
+    Ok((pid, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It ended itself, with this status.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether the process ended itself and was content.
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::Code(0))
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// A child process. When dropped it is killed, if it still runs, and reaped;
+/// that waits for the kernel to take it down (a virtual machine takes some
+/// 20 ms), so where time matters [`Child::kill`] it and await its end first.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+    /// How it ended, once it was reaped.
+    exit: Option<Exit>,
+}
+
+impl Child {
+    /// Returns its pid, for people; only the pidfd is sure to be this child.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Ends the child, whatever it does: running, stopped or held by a
+    /// debugger. Only a freezer of cgroup v1 delays it until the thaw.
+    /// Harmless if it has ended.
+    ///
+    /// # Errors
+    /// [`ProcessError::Handle`] if the child has become another user's.
+    pub fn kill(&self) -> Result<(), ProcessError> {
+        self.killer().kill()
+    }
+
+    /// Returns what can end the child while somebody else waits for it.
+    pub fn killer(&self) -> Killer {
+        Killer {
+            pid: self.pid,
+            pidfd: Arc::clone(&self.pidfd),
+        }
+    }
+
+    /// Returns how the child ended and reaps it; `None` if it still runs.
+    ///
+    /// # Errors
+    /// [`ProcessError::Handle`] if somebody else has reaped it.
+    pub fn try_wait(&mut self) -> Result<Option<Exit>, ProcessError> {
+        self.reap(WaitIdOptions::NOHANG)
+    }
+
+    /// Waits for the end of the child until `deadline` (for ever with
+    /// `None`), and reaps it. Returns `None` if it still runs.
+    ///
+    /// # Errors
+    /// As [`Self::try_wait`].
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Option<Exit>, ProcessError> {
+        loop {
+            if let Some(exit) = self.try_wait()? {
+                return Ok(Some(exit));
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            // A wait too long for the kernel's clock is one without an end.
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut polled = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+            match rustix::event::poll(&mut polled, timeout.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed("polling", errno)),
+            }
+        }
+    }
+
+    /// Waits for the end of the child in the current tokio runtime, and reaps
+    /// it. May be dropped at any time.
+    ///
+    /// # Errors
+    /// As [`Self::try_wait`], and what keeps the runtime from waiting.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    #[cfg(feature = "tokio")]
+    pub async fn ended(&mut self) -> Result<Exit, ProcessError> {
+        let ready = mkvmm_wire::ready::Ready::new(Arc::clone(&self.pidfd), false)
+            .map_err(|error| self.failed("watching", error))?;
+        loop {
+            if let Some(exit) = self.try_wait()? {
+                return Ok(exit);
+            }
+            let guard = ready.readable().await;
+            guard
+                .map_err(|error| self.failed("watching", error))?
+                .clear_ready();
+        }
+    }
+
+    fn reap(&mut self, options: WaitIdOptions) -> Result<Option<Exit>, ProcessError> {
+        if self.exit.is_none() {
+            let options = options | WaitIdOptions::EXITED;
+            let status = rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
+            })
+            .map_err(|errno| self.failed("waiting for", errno))?;
+            self.exit = status.as_ref().map(exit_of);
+        }
+        Ok(self.exit)
+    }
+
+    fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> ProcessError {
+        ProcessError::Handle {
+            action,
+            pid: self.pid(),
+            source: error.into(),
+        }
+    }
+}
+
+/// Ends a child that somebody else waits for. It is of no use once the child
+/// was reaped, and does no harm.
+#[derive(Debug, Clone)]
+pub struct Killer {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+}
+
+impl Killer {
+    /// Returns the pid of the child, for people.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Ends the child. Harmless if it has ended.
+    ///
+    /// # Errors
+    /// [`ProcessError::Handle`] if the child has become another user's.
+    pub fn kill(&self) -> Result<(), ProcessError> {
+        match rustix::process::pidfd_send_signal(&*self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(ProcessError::Handle {
+                action: "killing",
+                pid: self.pid(),
+                source: errno.into(),
+            }),
+        }
+    }
+}
+
+fn exit_of(status: &WaitIdStatus) -> Exit {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        // With EXITED alone, what did not exit was killed.
+        (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+    }
+}
+
+impl AsFd for Child {
+    /// Returns the pidfd, which is readable once the child has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.exit.is_none() && self.kill().is_ok() {
+            // If somebody else has reaped it there is nothing to do.
+            let _ = self.reap(WaitIdOptions::empty());
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The system calls that rustix has no safe form of.
+//!
+//! UNSAFETY: rt_sigaction and sigprocmask take pointers, close_range takes
+//! numbers for descriptors.
+#![expect(unsafe_code, reason = "calls libc where rustix has nothing")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::RangeInclusive;
+use std::os::fd::RawFd;
+use std::ptr;
+
+/// The signals there are.
+const SIGNALS: RangeInclusive<i32> = 1..=64;
+
+/// Lets every signal through, and stops ignoring those that the parent
+/// ignored. Handlers need no care: exec has removed all but those that this
+/// program installed.
+///
+/// SIGPIPE stays ignored: Rust's runtime does that in every program, so that
+/// a closed pipe is an error and not an end.
+///
+/// # Errors
+/// The error of `rt_sigaction` or sigprocmask; there is none for these
+/// arguments.
+pub fn reset_signals() -> io::Result<()> {
+    for signal in SIGNALS {
+        if signal != libc::SIGPIPE && is_ignored(signal)? {
+            set_default(signal)?;
+        }
+    }
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the pointer is to a set that may be written to.
+    let _ = unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: 1. the set was initialised by sigemptyset, which cannot fail for
+    // a valid pointer; 2. the old set may be null.
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+    match result {
+        0 => Ok(()),
+        number => Err(io::Error::from_raw_os_error(number)),
+    }
+}
+
+/// The kernel's `struct sigaction`: the handler in front, then flags, mask and
+/// on some processors a restorer; never longer than four words. The C
+/// library's own calls refuse the two signals that it uses itself, which a
+/// parent can leave ignored like any other.
+type KernelAction = [usize; 4];
+
+/// Bytes of the kernel's signal set.
+const KERNEL_SET: usize = 8;
+
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    let mut action: KernelAction = [0; 4];
+    // SAFETY: 1. a null new action changes nothing; 2. the old one goes to a
+    // place that is long enough.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            ptr::null::<KernelAction>(),
+            &raw mut action,
+            KERNEL_SET,
+        )
+    };
+    match result {
+        0 => Ok(action.first() == Some(&libc::SIG_IGN)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set_default(signal: i32) -> io::Result<()> {
+    // SIG_DFL, no flags, an empty mask: all zero.
+    let action: KernelAction = [0; 4];
+    // SAFETY: 1. the new action is as long as the kernel reads, and runs no
+    // code of this process; 2. the old one may be null.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            &raw const action,
+            ptr::null_mut::<KernelAction>(),
+            KERNEL_SET,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes the descriptors from `first` to `last`, whichever of them are open.
+///
+/// The caller answers for it that nobody owns one of them: this is for the
+/// first moments of a process, in which all of them are inherited and no
+/// value of this program stands for them.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] before Linux 5.9.
+pub fn close_range(first: RawFd, last: u32) -> io::Result<()> {
+    // SAFETY: plain numbers; the kernel checks them. That no OwnedFd stands
+    // for one of them is the caller's promise, see above.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

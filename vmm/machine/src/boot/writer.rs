@@ -1,0 +1,116 @@
+//! Writes into the low window what a kernel reads at entry.
+
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
+use mkvmm_base::layout;
+use mkvmm_memory::e820::E820Entry;
+
+use crate::boot::acpi::{self, AcpiError};
+use crate::boot::boot_params::{self, BootParamsError, BootParamsFacts, SetupData};
+use crate::boot::gdt;
+use crate::boot::page_tables::{self, PageTableError};
+use crate::loading::{self, LoadError};
+use crate::memory::GuestMemory;
+
+/// The type of a `setup_data` node with random bytes for the kernel's entropy
+/// pool (`SETUP_RNG_SEED`, Linux 6.0 and later).
+const SETUP_RNG_SEED: u32 = 9;
+/// The size of the seed in bytes: what Linux's own boot loaders pass on.
+const RNG_SEED_SIZE: usize = 32;
+
+/// What a kernel is told at entry.
+#[derive(Debug, Clone)]
+pub struct BootData<'a> {
+    /// The number of vCPUs.
+    pub cpus: u8,
+    /// The kernel's place.
+    pub kernel: AddrRange,
+    /// The initramfs with its exact size.
+    pub initramfs: Option<AddrRange>,
+    /// The setup header of a bzImage.
+    pub setup_header: Option<&'a [u8]>,
+    /// The memory map.
+    pub e820: &'a [E820Entry],
+    /// The manifest.
+    pub manifest: &'a [u8],
+    /// The command line without its NUL.
+    pub cmdline: &'a [u8],
+}
+
+/// Why boot data could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum BootDataError {
+    /// No identity map covers the images.
+    #[error(transparent)]
+    PageTables(#[from] PageTableError),
+    /// The memory map is too long.
+    #[error(transparent)]
+    BootParams(#[from] BootParamsError),
+    /// The ACPI tables are too long.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The low window is not there.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A range is none: an internal error.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The host gives no random bytes.
+    #[error("the host gives no random bytes")]
+    Random(#[source] rustix::io::Errno),
+}
+
+impl BootDataError {
+    /// Whether a smaller map or another place would help.
+    pub fn is_room(&self) -> bool {
+        matches!(self, Self::PageTables(_) | Self::BootParams(_))
+    }
+}
+
+/// Writes all of it.
+///
+/// # Errors
+/// [`BootDataError`]; part of it may have been written.
+pub fn write(memory: &GuestMemory, data: &BootData<'_>) -> Result<(), BootDataError> {
+    let mut seed = vec![0; RNG_SEED_SIZE];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(BootDataError::Random)?;
+    let node = |kind, data| SetupData { kind, data };
+    let params = boot_params::build(&BootParamsFacts {
+        setup_header: data.setup_header,
+        e820: data.e820,
+        cmdline_len: data.cmdline.len(),
+        initramfs: data.initramfs,
+        rsdp: layout::ACPI_START,
+        // The manifest first: CPUID says where it lies.
+        setup_data: &[
+            node(layout::MANIFEST_TYPE, data.manifest.to_vec()),
+            node(SETUP_RNG_SEED, seed),
+        ],
+    })?;
+    let mut mapped = vec![
+        AddrRange::with_size(0, layout::LOW_WINDOW_SIZE)?,
+        data.kernel,
+    ];
+    mapped.extend(data.initramfs);
+    let tables = words(page_tables::build(&mapped)?.as_flattened());
+    let mut cmdline = data.cmdline.to_vec();
+    cmdline.push(0);
+    for (addr, bytes) in [
+        (layout::GDT_START, words(&gdt::table()).as_slice()),
+        (layout::IDT_START, &[0; 8]),
+        (layout::BOOT_PARAMS_START, &params.page),
+        (layout::PAGE_TABLES_START, &tables),
+        (layout::CMDLINE_START, &cmdline),
+        (layout::SETUP_DATA_START, &params.setup_data),
+        (layout::ACPI_START, &acpi::build(data.cpus)?),
+    ] {
+        loading::write(memory, addr, bytes)?;
+    }
+    Ok(())
+}
+
+/// 64-bit words as they lie in the guest's memory.
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}

@@ -1,0 +1,3 @@
+//! PCI: the host bridge, through which functions are configured.
+
+pub mod host_bridge;

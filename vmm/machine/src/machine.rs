@@ -1,0 +1,247 @@
+//! A machine: VM, devices and vCPUs of one guest. It is made complete, runs
+//! when it is told to, and can be paused, looked into and stopped.
+
+use std::sync::Arc;
+
+use event_manager::EventSubscriber;
+use mkpool::AddrRange;
+use mkvmm_base::InstanceName;
+use mkvmm_base::affinity::CpuSet;
+use mkvmm_base::layout;
+use mkvmm_base::violation::ViolationPolicy;
+use mkvmm_wire::shared::board::BoardWriter;
+
+use crate::boot::writer::{self, BootData, BootDataError};
+use crate::console::Console;
+use crate::devices::board::{Board, BoardError};
+use crate::devices::violation::ViolationCounter;
+use crate::kvm::cpuid::MkvmmLeaves;
+use crate::kvm::host::Host;
+use crate::kvm::vm::{Vm, VmError};
+use crate::loading::BootEntry;
+use crate::memory::GuestMemory;
+use crate::news::NewsSink;
+use crate::progress::Progress;
+use crate::vcpu::cpu::{Vcpu, VcpuError, VcpuSetup};
+use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, VcpuCommand, VcpuHandle};
+
+/// What a machine is made from.
+#[derive(Debug)]
+pub struct MachineConfig<'a> {
+    /// The name of the instance, for threads and for what is logged.
+    pub name: &'a InstanceName,
+    /// Host processors that the vCPUs may use; all when `None`.
+    pub affinity: Option<CpuSet>,
+    /// What follows when the guest accesses memory it does not own.
+    pub violation: ViolationPolicy,
+    /// The range of the whole pool.
+    pub pool: AddrRange,
+    /// The address of the kernel's 64-bit entry.
+    pub entry: u64,
+    /// What the kernel is told.
+    pub boot: BootData<'a>,
+}
+
+/// What a machine is connected to.
+#[derive(Debug)]
+pub struct Connections {
+    /// The other end of the serial line.
+    pub console: Arc<dyn Console>,
+    /// Where news goes.
+    pub news: Arc<dyn NewsSink>,
+    /// Where counters and last registers are left.
+    pub board: BoardWriter,
+}
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused something.
+    #[error("KVM cannot set it up")]
+    Vm(#[from] VmError),
+    /// A vCPU cannot be made.
+    #[error("a vCPU cannot be made")]
+    Vcpu(#[from] VcpuError),
+    /// A device cannot be made.
+    #[error("its devices cannot be made")]
+    Board(#[from] BoardError),
+    /// The boot data cannot be written.
+    #[error(transparent)]
+    BootData(#[from] BootDataError),
+    /// There are more vCPUs than the board has places for.
+    #[error("{cpus} vCPUs are more than there are places for")]
+    Cpus {
+        /// How many were asked for.
+        cpus: u8,
+    },
+    /// The host gives no thread.
+    #[error("the host gives no more threads")]
+    Thread(#[from] std::io::Error),
+}
+
+/// VM, devices and vCPUs of a guest that may run.
+#[derive(Debug)]
+pub struct Machine {
+    // In the order in which they must go.
+    vcpus: Vec<VcpuHandle>,
+    board: Board,
+    vm: Vm,
+    halt: HaltCheck,
+    paused: Option<Paused>,
+}
+
+impl Machine {
+    /// Makes everything; nothing runs yet. The images are in memory.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing is left of it then.
+    pub fn new(
+        host: &Host,
+        memory: Arc<GuestMemory>,
+        config: &MachineConfig<'_>,
+        connections: Connections,
+    ) -> Result<Self, MachineError> {
+        // Memory slots come with the VM, before irqchip and vCPUs.
+        let vm = Vm::new(host, Arc::clone(&memory))?;
+        let Connections {
+            console,
+            news,
+            board: status,
+        } = connections;
+        let violations = ViolationCounter::new(config.violation, status.clone(), Arc::clone(&news));
+        let progress = Arc::new(Progress::new(Arc::clone(&news)));
+        let board = Board::new(console, &progress, Arc::new(violations))?;
+        for line in board.bus().lines() {
+            vm.register_irqfd(line.event(), line.gsi())?;
+        }
+        writer::write(&memory, &config.boot)?;
+        let mut machine = Self {
+            vcpus: Vec::new(),
+            board,
+            vm,
+            halt: HaltCheck::default(),
+            paused: None,
+        };
+        machine.start_vcpus(host, config, &status, &news)?;
+        Ok(machine)
+    }
+
+    /// Adds the vCPUs, each in its thread, where it waits.
+    fn start_vcpus(
+        &mut self,
+        host: &Host,
+        config: &MachineConfig<'_>,
+        status: &BoardWriter,
+        news: &Arc<dyn NewsSink>,
+    ) -> Result<(), MachineError> {
+        let cpus = config.boot.cpus;
+        let setup = VcpuSetup {
+            cpus,
+            entry: BootEntry {
+                rip: config.entry,
+                boot_params: layout::BOOT_PARAMS_START,
+            },
+            leaves: MkvmmLeaves {
+                pool_start: config.pool.start(),
+                pool_size: config.pool.size(),
+                manifest_addr: layout::MANIFEST_START,
+                // An FDT's own size field has 32 bits.
+                manifest_size: u32::try_from(config.boot.manifest.len()).unwrap_or(u32::MAX),
+                manifest_version: layout::MANIFEST_VERSION,
+            },
+        };
+        let vcpus = (0..cpus)
+            .map(|index| Vcpu::new(host, &self.vm, index, &setup))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let slot = status.vcpu(index).ok_or(MachineError::Cpus { cpus })?;
+            let bus: Arc<dyn ExitBus> = Arc::clone(self.board.bus()) as Arc<dyn ExitBus>;
+            let affinity = config.affinity.clone();
+            let handle = vcpu.start(config.name, affinity, slot, bus, news)?;
+            self.vcpus.push(handle);
+        }
+        Ok(())
+    }
+
+    /// Returns the ranges of the memory slots, ascending.
+    pub fn slots(&self) -> Vec<AddrRange> {
+        self.vm.memory().ranges().collect()
+    }
+
+    /// Returns what an event loop is to watch for the devices.
+    pub fn subscribers(&self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
+        self.board.bus().subscribers()
+    }
+
+    /// Lets the vCPUs go, or go on after a pause.
+    pub fn run(&mut self) {
+        match self.paused.take() {
+            Some(paused) => paused.resume(&self.vm, &self.vcpus),
+            None => self.tell(&VcpuCommand::Run),
+        }
+    }
+
+    /// Has the vCPUs leave the guest until [`Self::run`]; waits until they
+    /// have.
+    pub fn pause(&mut self) {
+        if self.paused.is_some() {
+            return;
+        }
+        let paused = crate::vcpu::pause(&self.vm, &self.vcpus);
+        if paused.is_late() {
+            log::warn!("a vCPU takes long to pause");
+        }
+        self.paused = Some(paused);
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&self) {
+        self.board.press_power_button();
+    }
+
+    /// Gives the guest what is typed on its console, as far as it takes it.
+    pub fn feed_console(&self) {
+        self.board.feed_console();
+    }
+
+    /// Has the vCPUs, or one of them, tell what their registers hold.
+    pub fn read_registers(&self, cpu: Option<u8>, request: ReadRequest) {
+        for (index, vcpu) in (0_u8..).zip(&self.vcpus) {
+            if cpu.is_none_or(|cpu| cpu == index) {
+                vcpu.send(VcpuCommand::Read(request));
+            }
+        }
+    }
+
+    /// Whether all vCPUs have halted permanently. To be asked once a second
+    /// while the guest runs.
+    pub fn is_halted(&mut self) -> bool {
+        self.paused.is_none() && self.halt.check(&mut self.vcpus)
+    }
+
+    /// Ends all vCPUs. Their registers are on the board afterwards.
+    pub fn stop(mut self) {
+        self.tell(&VcpuCommand::Stop);
+        for vcpu in std::mem::take(&mut self.vcpus) {
+            vcpu.finish();
+        }
+    }
+
+    fn tell(&self, command: &VcpuCommand) {
+        for vcpu in &self.vcpus {
+            vcpu.send(command.clone());
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All of them before the first is joined: one may wait for another.
+        self.tell(&VcpuCommand::Stop);
+    }
+}

@@ -1,0 +1,115 @@
+//! A vCPU before it runs: made, configured, and moved into its thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::Builder;
+
+use kvm_ioctls::VcpuFd;
+
+use crate::kvm::cpuid::{self, CpuidError, MkvmmLeaves, Topology};
+use crate::kvm::host::Host;
+use crate::kvm::vm::{Vm, VmError, ioctl};
+use crate::kvm::{kick, msrs, regs};
+use crate::loading::BootEntry;
+use crate::news::NewsSink;
+use crate::vcpu::exit::ExitBus;
+use crate::vcpu::handle::VcpuHandle;
+use crate::vcpu::run;
+use crate::vcpu::sleep::ThreadTime;
+use crate::vcpu::stop::StopFlag;
+use mkvmm_base::InstanceName;
+use mkvmm_base::affinity::CpuSet;
+use mkvmm_wire::shared::board::VcpuWriter;
+
+/// The reason why a vCPU was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The vCPU's CPUID is too long.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+}
+
+/// Holds what all vCPUs of a guest have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct VcpuSetup {
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// Where the first vCPU starts.
+    pub entry: BootEntry,
+    /// What the guest is told about itself by CPUID.
+    pub leaves: MkvmmLeaves,
+}
+
+/// A configured vCPU that does not run yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    index: u8,
+}
+
+impl Vcpu {
+    /// Creates vCPU `index` of `vm`. The first one is in the state of the
+    /// 64-bit boot protocol; the others wait in the kernel's local APIC for
+    /// the first one to start them (INIT, SIPI).
+    ///
+    /// # Errors
+    /// [`VcpuError`] names the ioctl.
+    pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, VcpuError> {
+        let fd = vm.create_vcpu(index)?;
+        let topology = Topology {
+            index,
+            cpus: setup.cpus,
+        };
+        // CPUID first: hosts from 6.13 on judge MSRs by it.
+        fd.set_cpuid2(&cpuid::for_vcpu(host, topology, setup.leaves)?)
+            .map_err(ioctl("KVM_SET_CPUID2"))?;
+        msrs::set(&fd)?;
+        regs::set_lapic(&fd)?;
+        if index == 0 {
+            regs::set_boot_state(&fd, setup.entry)?;
+        }
+        Ok(Self { fd, index })
+    }
+
+    /// Moves the vCPU into a thread of its own, which waits for a command.
+    ///
+    /// # Errors
+    /// When the host gives no thread.
+    pub fn start(
+        self,
+        name: &InstanceName,
+        affinity: Option<CpuSet>,
+        slot: VcpuWriter,
+        bus: Arc<dyn ExitBus>,
+        news: &Arc<dyn NewsSink>,
+    ) -> io::Result<VcpuHandle> {
+        kick::install()?;
+        let (commands, receiver) = mpsc::channel();
+        let thread_time = Arc::new(ThreadTime::default());
+        let stop = StopFlag::default();
+        let body = run::Body {
+            index: self.index,
+            name: name.clone(),
+            commands: receiver,
+            bus,
+            slot,
+            thread_time: Arc::clone(&thread_time),
+            stop: stop.clone(),
+            news: Arc::clone(news),
+        };
+        // The kernel keeps 15 bytes of a thread's name.
+        let thread = Builder::new()
+            .name(format!("vcpu{}:{name}", self.index))
+            .spawn(move || {
+                if let Some(affinity) = affinity {
+                    affinity.apply();
+                }
+                body.run(self.fd)
+            })?;
+        Ok(VcpuHandle::new(commands, thread, thread_time, stop))
+    }
+}

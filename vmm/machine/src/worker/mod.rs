@@ -1,0 +1,213 @@
+//! The worker process: one guest, for one boot.
+//!
+//! ```text
+//!  main thread (event-manager)                       a thread per vCPU
+//!    channel ── orders ──► Worker ── commands ──────► KVM_RUN, exits, devices
+//!    bell    ── typed ───► serial port                      │
+//!    timer   ── halted? ─► vCPUs                            │
+//!    ended   ◄── first end, by an eventfd ──────────────────┘
+//!    reports ◄── news, straight into the channel ───────────┘
+//! ```
+//!
+//! It ends when its guest does, when its channel is closed, or when it is
+//! killed. Nothing that takes time keeps anybody else waiting: it has one
+//! guest.
+
+mod console;
+mod news;
+mod orders;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use event_manager::{
+    EventManager, EventOps, EventSet, EventSubscriber, Events, MutEventSubscriber, SubscriberOps,
+};
+use mkvmm_base::state::EndReason;
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::{Channel, Receiver};
+use mkvmm_wire::messages::{Order, Report};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::worker::news::Reporter;
+use crate::worker::orders::Guest;
+
+pub use orders::OrderError;
+
+/// Why a worker could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The channel failed, or the manager broke the protocol.
+    #[error("the channel to the manager failed")]
+    Wire(#[from] WireError),
+    /// The event loop failed.
+    #[error("the event loop failed")]
+    Loop(#[from] event_manager::Error),
+    /// The host gives no descriptor.
+    #[error("the host gives no descriptor")]
+    Io(#[from] io::Error),
+    /// The timer cannot be made.
+    #[error("the host gives no timer")]
+    Timer(#[from] vmm_sys_util::errno::Error),
+    /// An order could not be carried out that has no answer.
+    #[error("an order cannot be carried out")]
+    Order(#[from] OrderError),
+}
+
+/// How often a running guest is looked at for having halted permanently.
+const LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Tokens of what is watched.
+const CHANNEL: u32 = 0;
+const BELL: u32 = 1;
+const TIMER: u32 = 2;
+const ENDED: u32 = 3;
+
+/// Serves `channel` until the guest has ended or the manager is gone.
+///
+/// # Errors
+/// [`WorkerError`]; the process is to end then.
+pub fn serve(channel: Channel<Report, Order>) -> Result<(), WorkerError> {
+    let (sender, receiver) = channel.split();
+    let ended = EventFd::new(EFD_NONBLOCK)?;
+    let reporter = Reporter::new(sender, ended.try_clone()?);
+    reporter.log_here();
+    let mut manager = EventManager::new()?;
+    let id = manager.add_subscriber(Subscriber::Worker(Box::new(Worker {
+        receiver,
+        guest: Guest::new(reporter),
+        timer: TimerFd::new()?,
+        is_looking: false,
+        ended,
+        has_bell: false,
+        outcome: None,
+    })));
+    loop {
+        manager.run()?;
+        let Subscriber::Worker(worker) = manager.subscriber_mut(id)? else {
+            continue;
+        };
+        if let Some(outcome) = worker.outcome.take() {
+            return outcome;
+        }
+        for device in worker.guest.take_subscribers() {
+            manager.add_subscriber(Subscriber::Device(device));
+        }
+    }
+}
+
+/// What the loop calls.
+enum Subscriber {
+    /// The worker itself.
+    Worker(Box<Worker>),
+    /// A device of its guest.
+    Device(Arc<dyn EventSubscriber + Send + Sync>),
+}
+
+impl MutEventSubscriber for Subscriber {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match self {
+            Self::Worker(worker) => worker.process(events, ops),
+            Self::Device(device) => EventSubscriber::process(&**device, events, ops),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        match self {
+            Self::Worker(worker) => worker.init(ops),
+            Self::Device(device) => EventSubscriber::init(&**device, ops),
+        }
+    }
+}
+
+struct Worker {
+    receiver: Receiver<Order>,
+    guest: Guest,
+    timer: TimerFd,
+    /// Whether the timer was set.
+    is_looking: bool,
+    ended: EventFd,
+    /// Whether the bell is watched.
+    has_bell: bool,
+    /// Set when the worker is to end.
+    outcome: Option<Result<(), WorkerError>>,
+}
+
+impl Worker {
+    fn on_orders(&mut self, ops: &mut EventOps<'_>) -> Result<(), WorkerError> {
+        loop {
+            let received = match self.receiver.try_recv() {
+                Ok(Some(received)) => received,
+                // The manager is gone, and so is the guest.
+                Ok(None) => {
+                    self.outcome = Some(Ok(()));
+                    return Ok(());
+                }
+                Err(WireError::WouldBlock) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            self.guest
+                .carry_out(received.message, received.descriptors)?;
+            if let Some(bell) = self.guest.bell().filter(|_| !self.has_bell) {
+                self.has_bell = true;
+                ops.add(Events::with_data(&bell.as_fd(), BELL, EventSet::IN))?;
+            }
+            if self.guest.is_running() && !self.is_looking {
+                self.is_looking = true;
+                self.timer.reset(LOOK_INTERVAL, Some(LOOK_INTERVAL))?;
+            }
+        }
+    }
+
+    fn on_event(&mut self, token: u32, ops: &mut EventOps<'_>) -> Result<(), WorkerError> {
+        match token {
+            CHANNEL => self.on_orders(ops)?,
+            BELL => self.guest.on_typed(),
+            TIMER => {
+                self.timer.wait()?;
+                if self.guest.is_halted() {
+                    self.end(EndReason::Halt);
+                }
+            }
+            ENDED => {
+                if let Some(reason) = self.guest.reporter().first_end() {
+                    self.end(reason);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The guest has ended: its vCPUs leave their registers, and the manager
+    /// is told.
+    fn end(&mut self, reason: EndReason) {
+        self.guest.stop();
+        self.guest.reporter().report_end(reason);
+        self.outcome = Some(Ok(()));
+    }
+}
+
+impl MutEventSubscriber for Worker {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if self.outcome.is_none()
+            && let Err(error) = self.on_event(events.data(), ops)
+        {
+            self.outcome = Some(Err(error));
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let channel = Events::with_data(&self.receiver.as_fd(), CHANNEL, EventSet::IN);
+        let timer = Events::with_data(&self.timer, TIMER, EventSet::IN);
+        let ended = Events::with_data(&self.ended, ENDED, EventSet::IN);
+        let added = [channel, timer, ended]
+            .into_iter()
+            .try_for_each(|events| ops.add(events));
+        if let Err(error) = added {
+            self.outcome = Some(Err(error.into()));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What a worker tells its manager, from any of its threads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use mkvmm_base::state::EndReason;
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::Sender;
+use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::news::{News, NewsSink};
+
+#[derive(Debug)]
+struct Inner {
+    sender: Mutex<Sender<Report>>,
+    /// The first end that a vCPU told, until the loop takes it.
+    end: Mutex<Option<EndReason>>,
+    ended: EventFd,
+}
+
+/// The sending end of the channel. Clones are the same end.
+#[derive(Debug, Clone)]
+pub struct Reporter(Arc<Inner>);
+
+/// A counter and a buffer: valid even if the lock is poisoned.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reporter {
+    /// Makes a reporter that sends by `sender` and pokes `ended` when a vCPU
+    /// has left its guest.
+    pub fn new(sender: Sender<Report>, ended: EventFd) -> Self {
+        Self(Arc::new(Inner {
+            sender: Mutex::new(sender),
+            end: Mutex::new(None),
+            ended,
+        }))
+    }
+
+    /// Sends this process's log lines to the manager.
+    pub fn log_here(&self) {
+        // Only fails when there is a logger already.
+        if log::set_boxed_logger(Box::new(self.clone())).is_ok() {
+            log::set_max_level(LevelFilter::Info);
+        }
+    }
+
+    /// Answers an order. Waits for room: the manager reads.
+    ///
+    /// # Errors
+    /// [`WireError`] when nobody is there.
+    pub fn answer(&self, answer: Result<Done, Refusal>) -> Result<(), WireError> {
+        lock(&self.0.sender).send(&Report::Done(answer), &[], None)
+    }
+
+    /// Says that the guest has ended. The manager hears it from the process's
+    /// end if it takes no more.
+    pub fn report_end(&self, reason: EndReason) {
+        self.news(&Report::Ended(reason));
+    }
+
+    /// Returns the first end that a vCPU told.
+    pub fn first_end(&self) -> Option<EndReason> {
+        // What is read is that somebody wrote, which is known.
+        let _ = self.0.ended.read();
+        lock(&self.0.end).take()
+    }
+
+    /// Tells what may be lost.
+    fn news(&self, report: &Report) {
+        // A manager that is gone needs no news.
+        let _ = lock(&self.0.sender).send_news(report);
+    }
+}
+
+impl NewsSink for Reporter {
+    fn tell(&self, news: News) {
+        match news {
+            News::Ended { reason } => {
+                let mut end = lock(&self.0.end);
+                // The vCPUs that are stopped after the first have their ends, too.
+                end.get_or_insert(reason);
+                drop(end);
+                // A counter that is full has been written before.
+                let _ = self.0.ended.write(1);
+            }
+            News::Violation {
+                violation,
+                last_reported,
+            } => self.news(&Report::Violation {
+                violation,
+                last_reported,
+            }),
+            News::Reached { stage, at } => self.news(&Report::Reached { stage, at }),
+            News::Mark { at, text } => self.news(&Report::Mark { at, text }),
+            News::Registers {
+                ticket,
+                cpu,
+                registers,
+                translated,
+            } => self.news(&Report::Registers {
+                ticket,
+                cpu,
+                registers,
+                translated,
+            }),
+        }
+    }
+}
+
+impl Log for Reporter {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("mkvmm")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => LogLevel::Error,
+            Level::Warn => LogLevel::Warn,
+            Level::Info => LogLevel::Info,
+            Level::Debug | Level::Trace => LogLevel::Debug,
+        };
+        let text = record.args().to_string();
+        self.news(&Report::Log { level, text });
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,354 @@
+//! What a worker does when it is told to.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use event_manager::EventSubscriber;
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
+use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::{InstanceName, NameError, chain};
+use mkvmm_memory::e820::{E820Entry, E820Type};
+use mkvmm_wire::WireError;
+use mkvmm_wire::messages::{
+    BootOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal,
+};
+use mkvmm_wire::shared::SharedError;
+use mkvmm_wire::shared::bell::Bell;
+use mkvmm_wire::shared::board::{Board, BoardWriter};
+use mkvmm_wire::shared::console;
+
+use crate::boot::writer::BootData;
+use crate::kvm::host::{Host, HostError};
+use crate::loading::{self, LoadError, Piece};
+use crate::machine::{Connections, Machine, MachineConfig, MachineError};
+use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
+use crate::news::NewsSink;
+use crate::vcpu::ReadRequest;
+use crate::worker::console::SharedConsole;
+use crate::worker::news::Reporter;
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// An order came before one that has to come first.
+    #[error("internal error: {order} came before {missing}")]
+    TooEarly {
+        /// The order.
+        order: &'static str,
+        /// What was not there.
+        missing: &'static str,
+    },
+    /// The descriptors are not those that belong to the order.
+    #[error("internal error: {order} came without its descriptors")]
+    Descriptors {
+        /// The order.
+        order: &'static str,
+    },
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The shared memory cannot be opened.
+    #[error("the shared memory cannot be opened")]
+    Shared(#[from] SharedError),
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A range is none.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The list of processors is none.
+    #[error(transparent)]
+    Affinity(#[from] CpuSetError),
+    /// The memory cannot be mapped.
+    #[error("its memory cannot be set up")]
+    Memory(#[from] MemoryError),
+    /// An image cannot be copied.
+    #[error("loading failed")]
+    Load(#[from] LoadError),
+    /// The machine cannot be made.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The answer cannot be sent.
+    #[error("the manager cannot be answered")]
+    Wire(#[from] WireError),
+}
+
+impl OrderError {
+    fn refusal(&self) -> Refusal {
+        let is_room = matches!(
+            self,
+            Self::Machine(MachineError::BootData(error)) if error.is_room()
+        );
+        Refusal {
+            text: chain(self),
+            is_room,
+        }
+    }
+}
+
+/// Who the worker is, once it was told.
+#[derive(Debug)]
+struct Me {
+    name: InstanceName,
+    host: Host,
+    console: Arc<SharedConsole>,
+    bell: Bell,
+    board: BoardWriter,
+    page: usize,
+    huge_pages: bool,
+}
+
+/// The guest of this worker, as far as it has come.
+pub struct Guest {
+    // First, so that no vCPU outlives the memory.
+    machine: Option<Machine>,
+    reporter: Reporter,
+    me: Option<Me>,
+    /// The files, until the machine is made.
+    parts: Vec<MemoryPart>,
+    mapping: Option<Arc<PoolMapping>>,
+    is_running: bool,
+    subscribers: Vec<Arc<dyn EventSubscriber + Send + Sync>>,
+}
+
+impl Guest {
+    /// Makes a worker that was told nothing yet.
+    pub fn new(reporter: Reporter) -> Self {
+        Self {
+            machine: None,
+            reporter,
+            me: None,
+            parts: Vec::new(),
+            mapping: None,
+            is_running: false,
+            subscribers: Vec::new(),
+        }
+    }
+
+    /// Returns what reports to the manager.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    /// Returns the bell that says that something was typed.
+    pub fn bell(&self) -> Option<Bell> {
+        self.me.as_ref().map(|me| me.bell.clone())
+    }
+
+    /// Whether the guest's vCPUs were let go and not paused.
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
+    /// Takes the devices that the loop is to watch from now on.
+    pub fn take_subscribers(&mut self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
+        std::mem::take(&mut self.subscribers)
+    }
+
+    /// Something was typed.
+    pub fn on_typed(&self) {
+        let Some(me) = &self.me else {
+            return;
+        };
+        me.bell.answer();
+        // Announced again before it is looked at: what comes then rings.
+        me.console.await_input();
+        if let Some(machine) = &self.machine {
+            machine.feed_console();
+        }
+    }
+
+    /// Whether all vCPUs have halted permanently.
+    pub fn is_halted(&mut self) -> bool {
+        self.is_running && self.machine.as_mut().is_some_and(Machine::is_halted)
+    }
+
+    /// Ends the vCPUs.
+    pub fn stop(&mut self) {
+        self.is_running = false;
+        if let Some(machine) = self.machine.take() {
+            machine.stop();
+        }
+    }
+
+    /// Carries out an order, and answers it if it is one that is answered.
+    ///
+    /// # Errors
+    /// [`OrderError`] for an order that has no answer, and when the manager
+    /// cannot be answered.
+    pub fn carry_out(&mut self, order: Order, files: Vec<OwnedFd>) -> Result<(), OrderError> {
+        match order {
+            Order::Identity(identity) => self.become_one(identity, files)?,
+            Order::Memory(extents) => {
+                for (extent, file) in extents.into_iter().zip(files) {
+                    let range = range(extent)?;
+                    self.parts.push(MemoryPart { range, file });
+                }
+            }
+            Order::Load(order) => {
+                let loaded = self.load(&order, &files);
+                self.answer(loaded.map(|()| Done::Loaded))?;
+            }
+            Order::Boot(order) => {
+                let slots = self.boot(&order);
+                self.answer(slots.map(|slots| Done::Booted { slots }))?;
+            }
+            Order::Run => {
+                if let Some(machine) = &mut self.machine {
+                    machine.run();
+                    self.is_running = true;
+                }
+            }
+            Order::Pause => {
+                if let Some(machine) = &mut self.machine {
+                    machine.pause();
+                }
+                self.is_running = false;
+                self.answer(Ok(Done::Paused))?;
+            }
+            Order::PowerButton => {
+                if let Some(machine) = &self.machine {
+                    machine.press_power_button();
+                }
+            }
+            Order::Registers {
+                ticket,
+                cpu,
+                translate,
+            } => {
+                if let Some(machine) = &self.machine {
+                    machine.read_registers(cpu, ReadRequest { ticket, translate });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, result: Result<Done, OrderError>) -> Result<(), OrderError> {
+        let answer = result.map_err(|error| error.refusal());
+        Ok(self.reporter.answer(answer)?)
+    }
+
+    fn become_one(&mut self, identity: Identity, files: Vec<OwnedFd>) -> Result<(), OrderError> {
+        let order = "an identity";
+        let files: [OwnedFd; 4] = files
+            .try_into()
+            .or(Err(OrderError::Descriptors { order }))?;
+        let [kvm, console, bell, board] = files;
+        let bell = Bell::from(bell);
+        let (printer, input) = console::Console::open(console)?.worker(&bell);
+        let console = Arc::new(SharedConsole::new(printer, input));
+        console.await_input();
+        self.me = Some(Me {
+            name: identity.name.parse()?,
+            host: Host::of(kvm)?,
+            console,
+            bell,
+            board: Board::open(board)?.writer(),
+            // No page is larger than an address.
+            page: usize::try_from(identity.page).unwrap_or(usize::MAX),
+            huge_pages: identity.huge_pages,
+        });
+        Ok(())
+    }
+
+    fn me(&self, order: &'static str) -> Result<&Me, OrderError> {
+        let missing = "an identity";
+        self.me
+            .as_ref()
+            .ok_or(OrderError::TooEarly { order, missing })
+    }
+
+    fn load(&mut self, order: &LoadOrder, files: &[OwnedFd]) -> Result<(), OrderError> {
+        let name = "a load";
+        let me = self.me(name)?;
+        let (page, huge_pages) = (me.page, me.huge_pages);
+        let mapping = PoolMapping::new(&self.parts, page, huge_pages)?;
+        let mapping = Arc::new(mapping);
+        let memory = GuestMemory::new(&mapping, None)?;
+        let descriptors = OrderError::Descriptors { order: name };
+        let (kernel, archives) = files.split_first().ok_or(descriptors)?;
+        for copy in &order.kernel {
+            self.copy(&memory, kernel, copy)?;
+        }
+        for (copy, archive) in order.archives.iter().zip(archives) {
+            self.copy(&memory, archive, copy)?;
+        }
+        self.mapping = Some(mapping);
+        Ok(())
+    }
+
+    fn copy(&self, memory: &GuestMemory, file: &OwnedFd, copy: &Copy) -> Result<(), OrderError> {
+        let Ok(place) = AddrRange::with_size(copy.addr, copy.file.len) else {
+            return Ok(()); // nothing to copy
+        };
+        let offset = copy.file.start;
+        Ok(loading::copy(
+            memory,
+            &self.parts,
+            file,
+            Piece { offset, place },
+        )?)
+    }
+
+    fn boot(&mut self, order: &BootOrder) -> Result<Vec<Extent>, OrderError> {
+        let name = "a boot";
+        let missing = "its images";
+        let mapping = self.mapping.as_ref();
+        let mapping = mapping.ok_or(OrderError::TooEarly {
+            order: name,
+            missing,
+        })?;
+        let me = self.me(name)?;
+        let memory = GuestMemory::new(mapping, Some(range(order.low_window)?))?;
+        let e820 = order.e820.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        let affinity: Option<CpuSet> = match &order.affinity {
+            Some(list) => Some(list.parse()?),
+            None => None,
+        };
+        let config = MachineConfig {
+            name: &me.name,
+            affinity,
+            violation: order.violation,
+            pool: range(order.pool)?,
+            entry: order.entry,
+            boot: BootData {
+                cpus: order.cpus,
+                kernel: range(order.kernel)?,
+                initramfs: order.initramfs.map(range).transpose()?,
+                setup_header: order.setup_header.as_deref(),
+                e820: &e820,
+                manifest: &order.manifest,
+                cmdline: &order.cmdline,
+            },
+        };
+        let connections = Connections {
+            console: Arc::clone(&me.console) as Arc<dyn crate::console::Console>,
+            news: Arc::new(self.reporter.clone()) as Arc<dyn NewsSink>,
+            board: me.board.clone(),
+        };
+        let machine = Machine::new(&me.host, Arc::new(memory), &config, connections)?;
+        let slots = machine.slots().into_iter().map(|slot| Extent {
+            start: slot.start(),
+            len: slot.size(),
+        });
+        let slots = slots.collect();
+        self.subscribers = machine.subscribers();
+        self.machine = Some(machine);
+        // It is mapped; nobody needs the files any more.
+        self.parts = Vec::new();
+        Ok(slots)
+    }
+}
+
+fn range(extent: Extent) -> Result<AddrRange, RangeError> {
+    AddrRange::with_size(extent.start, extent.len)
+}
+
+fn row(row: &MapRow) -> Result<E820Entry, RangeError> {
+    Ok(E820Entry {
+        range: range(row.extent)?,
+        kind: E820Type::from_raw(row.kind),
+    })
+}

@@ -1,0 +1,188 @@
+//! The audit: from live facts alone, that the books are right.
+//!
+//! The allocators, the resource tree, the KVM memory slots and the memory
+//! maps are four accounts of the same memory. Nothing is taken from a
+//! snapshot: each is asked now, and computed again from the others. `serve`
+//! shows it to whoever asks; `run` holds it for itself, before and after its
+//! guests.
+
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
+
+use mkvmm_base::layout::LOW_WINDOW_SIZE;
+use mkvmm_memory::e820::{E820Entry, E820Type};
+
+use crate::guest::Guest;
+use crate::registry::Registry;
+
+/// What an audit found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What was compared with what, so far.
+    pub checks: u64,
+    /// What does not agree, a line each.
+    pub problems: Vec<String>,
+}
+
+impl Findings {
+    fn check(&mut self, holds: bool, problem: impl FnOnce() -> String) {
+        self.checks += 1;
+        if !holds {
+            self.problems.push(problem());
+        }
+    }
+}
+
+/// Compares everything with everything.
+pub fn audit(registry: &Registry) -> Findings {
+    let mut findings = Findings::default();
+    check_pool(registry, &mut findings);
+    for guest in registry.guests() {
+        check_instance(registry, guest, &mut findings);
+        check_map(registry, guest, &mut findings);
+    }
+    findings
+}
+
+fn sum(ranges: &[AddrRange]) -> u64 {
+    ranges.iter().map(AddrRange::size).sum()
+}
+
+/// Ascending.
+fn sorted(mut ranges: Vec<AddrRange>) -> Vec<AddrRange> {
+    ranges.sort_by_key(AddrRange::start);
+    ranges
+}
+
+/// The first two of ascending ranges that overlap.
+fn overlap(ranges: &[AddrRange]) -> Option<(AddrRange, AddrRange)> {
+    let two = ranges.windows(2).find(|two| two[0].overlaps(&two[1]))?;
+    Some((two[0], two[1]))
+}
+
+fn check_pool(registry: &Registry, findings: &mut Findings) {
+    let pool = registry.pool();
+    let (used, free) = (pool.used_extents(), pool.free_extents());
+    let size = pool.range().size();
+    findings.check(sum(&free) == pool.avail(), || {
+        let free = sum(&free);
+        format!(
+            "the free extents hold {free} bytes, avail says {}",
+            pool.avail()
+        )
+    });
+    findings.check(sum(&used) + sum(&free) == size, || {
+        format!(
+            "{} used and {} free bytes are not {size}",
+            sum(&used),
+            sum(&free)
+        )
+    });
+    let owned = registry.guests().flat_map(|g| g.regions().iter().copied());
+    let owned: Vec<AddrRange> = owned.chain(pool.held()).chain(pool.allocations()).collect();
+    let owned = sorted(owned);
+    findings.check(overlap(&owned).is_none(), || {
+        format!("two owners: {:?}", overlap(&owned))
+    });
+    findings.check(
+        merge_adjacent(owned.iter().copied()) == merge_adjacent(used.clone()),
+        || format!("the owners hold {owned:?}, the allocator gave {used:?}"),
+    );
+    let entries = pool.tree().iter().filter(|(depth, _)| *depth == 1);
+    let entries: Vec<AddrRange> = entries.map(|(_, resource)| resource.range()).collect();
+    findings.check(entries == owned, || {
+        format!("the tree names {entries:?}, the owners hold {owned:?}")
+    });
+}
+
+fn check_instance(registry: &Registry, guest: &Guest, findings: &mut Findings) {
+    let (name, sub_pool) = (guest.name(), guest.sub_pool());
+    let chunks = sub_pool.chunks();
+    findings.check(sum(&chunks) == sub_pool.size(), || {
+        format!("{name}: its chunks are not {} bytes", sub_pool.size())
+    });
+    findings.check(merge_adjacent(chunks.clone()) == guest.regions(), || {
+        format!("{name}: its regions are not its chunks {chunks:?}")
+    });
+    let mut taken: Vec<AddrRange> = sub_pool.withheld().collect();
+    if let Some(images) = guest.loaded() {
+        taken.extend(images.plan.pieces().map(|(_, range)| range));
+    }
+    let taken = sorted(taken);
+    findings.check(overlap(&taken).is_none(), || {
+        format!("{name}: two pieces overlap: {:?}", overlap(&taken))
+    });
+    findings.check(sum(&taken) + sub_pool.avail() == sub_pool.size(), || {
+        format!(
+            "{name}: {} bytes in pieces and {} free are not {}",
+            sum(&taken),
+            sub_pool.avail(),
+            sub_pool.size()
+        )
+    });
+    let mut named = Vec::new();
+    for region in guest.regions() {
+        let tree = registry.pool().tree();
+        let path = tree.path(region.start());
+        let entry = path
+            .into_iter()
+            .find(|r| r.range() == *region && r.parent().is_some());
+        findings.check(entry.is_some(), || {
+            format!("{name}: the tree does not name {region:?}")
+        });
+        let children = entry.into_iter().flat_map(|e| e.children());
+        named.extend(children.filter_map(|id| Some(registry.pool().tree().get(id)?.range())));
+    }
+    findings.check(sorted(named.clone()) == taken, || {
+        format!("{name}: the tree names {named:?}, its pieces are {taken:?}")
+    });
+}
+
+/// The memory map against the ledger, and the slots against both.
+fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
+    let (name, pool) = (guest.name(), registry.pool().range());
+    let map = match guest.e820(registry.pool()) {
+        Ok(map) => map,
+        Err(error) => {
+            findings.check(false, || format!("{name}: no memory map: {error}"));
+            return;
+        }
+    };
+    findings.check(covers(&map, pool), || {
+        format!("{name}: its memory map leaves part of the pool out")
+    });
+    let mut reserved: Vec<AddrRange> = guest.sub_pool().withheld().collect();
+    if let Some(images) = guest.loaded() {
+        reserved.extend(images.plan.withheld());
+    }
+    let usable = map.iter().filter(|entry| entry.kind == E820Type::Usable);
+    let usable = usable.filter(|entry| entry.range.start() >= LOW_WINDOW_SIZE);
+    let usable: Vec<AddrRange> = usable.map(|entry| entry.range).collect();
+    let expected = guest.sub_pool().size() - sum(&reserved);
+    findings.check(sum(&usable) == expected, || {
+        let usable = sum(&usable);
+        format!("{name}: {usable} bytes are usable by its map, {expected} by the ledger")
+    });
+    let own = |range: &AddrRange| guest.regions().iter().any(|r| r.contains_range(range));
+    findings.check(usable.iter().all(own), || {
+        format!("{name}: its map gives it what is not its own: {usable:?}")
+    });
+    let Some((given, slots)) = guest.machine_facts() else {
+        return;
+    };
+    findings.check(given == map, || {
+        format!("{name}: it was started with another memory map")
+    });
+    let mut expected = vec![(0, LOW_WINDOW_SIZE)];
+    expected.extend(guest.regions().iter().map(|r| (r.start(), r.size())));
+    let slots: Vec<(u64, u64)> = slots.iter().map(|s| (s.start(), s.size())).collect();
+    findings.check(slots == expected, || {
+        format!("{name}: its memory slots are {slots:?}, not {expected:?}")
+    });
+}
+
+/// Whether the rows of `map` cover all of `range` without a gap.
+fn covers(map: &[E820Entry], range: AddrRange) -> bool {
+    let rows = map.iter().filter_map(|row| row.range.intersection(&range));
+    merge_adjacent(rows) == [range]
+}

@@ -1,0 +1,103 @@
+//! Children of the manager: how they are made and asked.
+
+use std::os::fd::BorrowedFd;
+
+use std::time::Duration;
+
+use mkvmm_keeper::process::{Child, Exit, ProcessError, Spawn};
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::asynchronous::AsyncChannel;
+use mkvmm_wire::channel::{self, Message};
+
+use crate::manager::Host;
+use crate::worker::WorkerError;
+
+/// How long a child that has answered has to be gone by itself.
+const LAST_MOMENTS: Duration = Duration::from_secs(1);
+
+/// What a child is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Runs one guest.
+    Worker,
+    /// Reads and unpacks one image.
+    Unpacker,
+    /// Makes memory read as zero.
+    Cleaner,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 3] = [Self::Worker, Self::Unpacker, Self::Cleaner];
+
+    /// Returns the word that `ps` shows and that the child finds.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Unpacker => "unpacker",
+            Self::Cleaner => "cleaner",
+        }
+    }
+}
+
+/// Starts a child of `role` for `label`, with a channel to it.
+///
+/// # Errors
+/// [`WorkerError`]; no process is left then.
+pub(crate) fn start<Out: Message, In: Message>(
+    host: &Host,
+    role: Role,
+    label: &str,
+) -> Result<(Child, AsyncChannel<Out, In>), WorkerError> {
+    let (ours, theirs) = channel::pair()?;
+    let environment: Vec<(&str, &str)> = host
+        .environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let child = Spawn {
+        role: role.word(),
+        label,
+        channel: theirs,
+        environment: &environment,
+        output: host.child_output,
+        program: host.program.as_deref(),
+    }
+    .start()?;
+    Ok((child, AsyncChannel::open(ours)?))
+}
+
+/// Starts a child for one question, and returns its answer once the child is
+/// gone. Dropped, it ends the child.
+///
+/// # Errors
+/// [`WorkerError`] when the child ended without an answer.
+pub(crate) async fn ask<Out: Message, In: Message>(
+    host: &Host,
+    role: Role,
+    label: &str,
+    question: &Out,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<In, WorkerError> {
+    let (mut child, mut channel) = start::<Out, In>(host, role, label)?;
+    channel.sender.send(question, descriptors).await?;
+    let answer = channel.receiver.recv().await;
+    let exit = ended(&mut child).await?;
+    match answer {
+        Ok(Some(received)) => Ok(received.message),
+        Ok(None) | Err(WireError::Closed) => Err(WorkerError::Gone { exit }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until a child that has nothing more to say is gone. One that stays is
+/// ended: nothing may still have what it was given.
+async fn ended(child: &mut Child) -> Result<Exit, ProcessError> {
+    match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
+        Ok(exit) => exit,
+        Err(_elapsed) => {
+            child.kill()?;
+            child.ended().await
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! One guest's console: what it printed, and what is typed to it.
+//!
+//! Output is in memory that the guest's worker writes and this process reads,
+//! so it survives the worker. Viewers read at their own pace by position: a
+//! slow one loses old bytes rather than holding up the guest, unless the
+//! console is lossless. Input waits in a bounded queue until the serial port
+//! has room; who types waits for the queue instead of losing bytes.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mkvmm_wire::shared::SharedError;
+use mkvmm_wire::shared::bell::Bell;
+use mkvmm_wire::shared::console::{Console, Typist, Viewer};
+use tokio::sync::{Notify, watch};
+
+/// How long output gathers before viewers are told: a guest prints byte by
+/// byte, and a hostile worker rings as fast as it can.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// The console of one guest. Its workers come and go; it stays.
+#[derive(Debug)]
+pub struct GuestConsole {
+    viewer: Viewer,
+    typist: Mutex<Typist>,
+    /// Tells viewers the position after the newest byte.
+    printed: watch::Sender<u64>,
+    /// Tells typists that there may be room.
+    room: Notify,
+    /// What a worker gets.
+    file: OwnedFd,
+    workers_bell: Bell,
+    bell: Bell,
+}
+
+impl GuestConsole {
+    /// Makes a console that keeps the last `capacity` bytes of output, rounded
+    /// up to a power of two.
+    ///
+    /// # Errors
+    /// [`SharedError`] when the host has no memory or descriptors left.
+    pub fn new(capacity: usize) -> Result<Arc<Self>, SharedError> {
+        let (console, file) = Console::create(capacity.next_power_of_two())?;
+        let (bell, workers_bell) = Bell::pair()?;
+        Ok(Arc::new(Self {
+            viewer: console.viewer(),
+            typist: Mutex::new(console.typist(&bell)),
+            printed: watch::Sender::new(0),
+            room: Notify::new(),
+            file,
+            workers_bell,
+            bell,
+        }))
+    }
+
+    /// Returns the descriptors that a worker needs: the console and its bell.
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.file.as_fd(), self.workers_bell.as_fd()]
+    }
+
+    /// Returns the bell that workers ring, for whoever attends to it instead
+    /// of [`Self::attend`].
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Returns a reader of the output.
+    pub fn viewer(&self) -> &Viewer {
+        &self.viewer
+    }
+
+    /// Returns the bytes that are kept, oldest first.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.viewer.since(0).0
+    }
+
+    /// Returns the number of bytes ever printed.
+    pub fn printed(&self) -> u64 {
+        self.viewer.printed()
+    }
+
+    /// Returns the bytes from position `from` on, or from the oldest that is
+    /// kept, and the position after them.
+    pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
+        self.viewer.since(from)
+    }
+
+    /// Returns what changes whenever something was printed, for viewers.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.printed.subscribe()
+    }
+
+    /// Types as much of `bytes` as there is room for; returns how much.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        self.typist().type_in(bytes)
+    }
+
+    /// Waits until [`Self::type_in`] may have room again.
+    pub async fn room(&self) {
+        let notified = self.room.notified();
+        if self.typist().will_wait_for_room() {
+            notified.await;
+        }
+    }
+
+    /// Forgets what was typed and not yet read: its guest has ended.
+    pub fn clear_input(&self) {
+        self.typist().clear();
+        self.room.notify_waiters();
+    }
+
+    /// Tells viewers what is there now: after the worker's end nobody rings.
+    pub fn refresh(&self) {
+        let end = self.viewer.printed();
+        self.printed.send_if_modified(|known| {
+            let is_news = *known != end;
+            *known = end;
+            is_news
+        });
+        self.room.notify_waiters();
+    }
+
+    /// Passes the worker's rings on to viewers and typists until the console
+    /// goes. Runs as a task of the manager's.
+    ///
+    /// # Errors
+    /// When the runtime cannot register the bell.
+    pub(crate) async fn attend(console: std::sync::Weak<Self>) -> std::io::Result<()> {
+        let Some(bell) = console.upgrade().map(|console| console.bell.clone()) else {
+            return Ok(());
+        };
+        let bell = bell.ready()?;
+        loop {
+            let known = match console.upgrade() {
+                Some(console) => *console.printed.borrow(),
+                None => return Ok(()),
+            };
+            // Announced first, then looked at: see the ring.
+            let is_there = console
+                .upgrade()
+                .is_some_and(|console| !console.viewer.will_wait(known));
+            if !is_there && !bell.rung().await? {
+                return Ok(());
+            }
+            if let Some(console) = console.upgrade() {
+                console.refresh();
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+
+    /// Returns what a worker would print with.
+    #[cfg(test)]
+    pub(crate) fn printer(&self) -> mkvmm_wire::shared::console::Printer {
+        let console = Console::open(&self.file).unwrap();
+        console.worker(&self.workers_bell).0
+    }
+
+    fn typist(&self) -> MutexGuard<'_, Typist> {
+        // Its positions are valid even if the lock is poisoned.
+        self.typist.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

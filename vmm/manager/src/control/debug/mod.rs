@@ -1,0 +1,238 @@
+//! Looking into guests: registers, memory, translations.
+//!
+//! Registers are read by the vCPU's own thread in its worker, which is asked
+//! and not waited for here ([`crate::questions`]). Memory is read through the
+//! instance's files, between two verbs: whoever read it at another time could
+//! see what an instance deleted meanwhile has left to the next one.
+
+pub mod objects;
+
+use std::time::Duration;
+
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
+use mkvmm_api::debug::Translation;
+use mkvmm_base::InstanceName;
+use mkvmm_base::state::State;
+use mkvmm_base::{Class, Diagnose};
+
+use crate::control::error::ControlError;
+use crate::debug::paging::{Fault, Walk, Walker};
+use crate::guest::Guest;
+use crate::manager::Manager;
+use crate::questions::{QuestionError, Reading};
+use crate::view::View;
+
+/// Most bytes of memory that one request reads: 1 MiB.
+pub const MEMORY_MAX: u64 = 1 << 20;
+/// How long a vCPU may take to say what its registers hold. It takes some
+/// microseconds; a vCPU that waits for a device's lock takes as long as that.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a guest could not be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum DebugError {
+    /// There are no registers.
+    #[error(transparent)]
+    Question(#[from] QuestionError),
+    /// A vCPU did not answer.
+    #[error("vCPU {cpu} of {name} did not answer in {ANSWER_TIMEOUT:?}")]
+    Silent {
+        /// The instance.
+        name: InstanceName,
+        /// The vCPU.
+        cpu: u8,
+    },
+    /// Too much memory at once, or none.
+    #[error("{len} bytes of memory cannot be read at once")]
+    Length {
+        /// How much.
+        len: u64,
+    },
+    /// The instance has no memory there, or not so much of it.
+    #[error("{name} has no {len} bytes of memory at {addr:#x}")]
+    NoMemory {
+        /// The instance.
+        name: InstanceName,
+        /// Guest-physical address.
+        addr: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Where the nearest memory is.
+        nearest: Option<AddrRange>,
+    },
+    /// A virtual address leads nowhere.
+    #[error("nothing is mapped at {addr:#x}")]
+    Unmapped {
+        /// The address.
+        addr: u64,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+}
+
+impl Diagnose for DebugError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Question(QuestionError::NoRegisters { .. }) => Class::WrongState,
+            Self::Question(QuestionError::NoCpu { .. }) => Class::NoCpu,
+            Self::Length { .. } => Class::Invalid,
+            Self::NoMemory { .. } => Class::NoMemory,
+            Self::Unmapped { .. } => Class::Unmapped,
+            Self::Silent { .. } => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Question(QuestionError::NoRegisters { state, .. }) => Some(state.legal_hint()),
+            Self::Question(QuestionError::NoCpu { cpus, .. }) => {
+                Some(format!("0 to {}", cpus.saturating_sub(1)))
+            }
+            Self::Length { .. } => Some(format!("1 to {MEMORY_MAX} bytes")),
+            Self::NoMemory { addr, nearest, .. } => {
+                let nearest = (*nearest)?;
+                let (start, last) = (nearest.start(), nearest.last());
+                Some(if nearest.contains(*addr) {
+                    let left = nearest.end() - addr;
+                    format!("there are {left:#x} bytes from there on, to {last:#x}")
+                } else {
+                    format!("the nearest memory is {start:#x}-{last:#x}")
+                })
+            }
+            Self::Unmapped { .. } => {
+                Some("`mkvmm debug translate` shows how far the page tables lead".to_owned())
+            }
+            Self::Silent { .. } => None,
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        match self {
+            Self::Question(QuestionError::NoRegisters { state, .. }) => Some(*state),
+            _ => None,
+        }
+    }
+}
+
+/// Returns where a guest-virtual address leads by the page tables of a vCPU.
+///
+/// # Errors
+/// [`ControlError`] where there is no such instance.
+pub fn translate(
+    manager: &Manager,
+    name: &InstanceName,
+    addr: u64,
+    through: &Reading,
+) -> Result<Translation, ControlError> {
+    let registry = manager.registry();
+    let guest = registry.find(name)?;
+    let walk = walk(manager, &View::of(guest), through, addr);
+    Ok(objects::translation(&registry, guest, addr, through, &walk))
+}
+
+fn walk(manager: &Manager, view: &View<'_>, through: &Reading, addr: u64) -> Walk {
+    let sregs = &through.registers.sregs;
+    let host = &manager.host;
+    let walker = Walker::new(sregs, host.address_bits, host.has_huge_pages);
+    walker.walk(addr, |addr, size| {
+        let mut bytes = [0; 8];
+        let entry = bytes.get_mut(..usize::try_from(size).ok()?)?;
+        view.read(addr, entry)?;
+        Some(u64::from_le_bytes(bytes))
+    })
+}
+
+/// Reads `len` bytes of an instance's memory from `addr` on: guest-physical,
+/// or, with a vCPU to go through, virtual.
+///
+/// # Errors
+/// [`ControlError`] for what is not the instance's memory, or is not mapped.
+pub fn read(
+    manager: &Manager,
+    name: &InstanceName,
+    addr: u64,
+    len: u64,
+    through: Option<&Reading>,
+) -> Result<Vec<u8>, ControlError> {
+    if !(1..=MEMORY_MAX).contains(&len) {
+        return Err(DebugError::Length { len }.into());
+    }
+    let registry = manager.registry();
+    let guest = registry.find(name)?;
+    let view = View::of(guest);
+    let mut bytes = Vec::new();
+    let Some(through) = through else {
+        read_physical(guest, &view, addr, len, &mut bytes)?;
+        return Ok(bytes);
+    };
+    let (mut at, mut left) = (addr, len);
+    while left > 0 {
+        let unmapped = |source| DebugError::Unmapped { addr: at, source };
+        let target = walk(manager, &view, through, at).end.map_err(unmapped)?;
+        let in_page = target.page_size - target.addr % target.page_size;
+        let part = left.min(in_page);
+        read_physical(guest, &view, target.addr, part, &mut bytes)?;
+        left -= part;
+        // After the last address there is nothing canonical.
+        at = at.wrapping_add(part);
+    }
+    Ok(bytes)
+}
+
+fn read_physical(
+    guest: &Guest,
+    view: &View<'_>,
+    addr: u64,
+    len: u64,
+    bytes: &mut Vec<u8>,
+) -> Result<(), DebugError> {
+    let start = bytes.len();
+    bytes.resize(start + usize::try_from(len).unwrap_or(0), 0);
+    let part = bytes.get_mut(start..).unwrap_or_default();
+    view.read(addr, part).ok_or_else(|| DebugError::NoMemory {
+        name: guest.name().clone(),
+        addr,
+        len,
+        // The low window may touch the pool: then they are one range to a reader.
+        nearest: nearest(&merge_adjacent(view.ranges()), addr),
+    })
+}
+
+fn nearest(ranges: &[AddrRange], addr: u64) -> Option<AddrRange> {
+    let distance = |range: &&AddrRange| {
+        if addr < range.start() {
+            range.start() - addr
+        } else {
+            addr.saturating_sub(range.last())
+        }
+    };
+    ranges.iter().min_by_key(distance).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_range_is_the_one_that_help_names() {
+        let range = |start, end| AddrRange::new(start, end).unwrap();
+        let ranges = [range(0, 0x1000), range(0x8000, 0x9000)];
+        assert_eq!(nearest(&ranges, 0x800), Some(ranges[0]));
+        assert_eq!(nearest(&ranges, 0x2000), Some(ranges[0]));
+        assert_eq!(nearest(&ranges, 0x7000), Some(ranges[1]));
+        assert_eq!(nearest(&ranges, u64::MAX), Some(ranges[1]));
+        let help = |addr| {
+            let error = DebugError::NoMemory {
+                name: "a".parse().unwrap(),
+                addr,
+                len: 0x1001,
+                nearest: nearest(&ranges, addr),
+            };
+            error.hint().unwrap()
+        };
+        assert_eq!(help(0x10), "there are 0xff0 bytes from there on, to 0xfff");
+        assert_eq!(help(0x7000), "the nearest memory is 0x8000-0x8fff");
+    }
+}

@@ -1,0 +1,147 @@
+//! Refusals of the control socket, and the HTTP status of each class.
+
+use axum::http::StatusCode;
+use mkpool::range::RangeError;
+use mkvmm_api::SpecError;
+use mkvmm_api::number::EXACT_MAX;
+use mkvmm_base::{Class, Diagnose, Room};
+
+use crate::console_log::LogError;
+use crate::control::debug::DebugError;
+use crate::life::LifeError;
+use crate::registry::RegistryError;
+use crate::resolve::ResolveError;
+use mkvmm_base::NameError;
+use mkvmm_base::state::State;
+
+/// Why a request was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The manager refused it.
+    #[error(transparent)]
+    Life(#[from] LifeError),
+    /// The images cannot be used.
+    #[error("the images")]
+    Resolve(#[from] ResolveError),
+    /// The description of the instance is wrong.
+    #[error("the instance")]
+    Spec(#[from] SpecError),
+    /// The name is one that no instance can have.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The guest cannot be looked into.
+    #[error(transparent)]
+    Debug(#[from] DebugError),
+    /// A memory map cannot be built; see [`mkvmm_memory::e820::build`].
+    #[error("the memory map")]
+    Range(#[from] RangeError),
+    /// The body is not JSON.
+    #[error("the body is not JSON")]
+    Syntax(#[source] serde_json::Error),
+    /// The body is JSON, but not what the route takes.
+    #[error("the body is not what this route takes")]
+    Data(#[source] serde_json::Error),
+    /// The body is too long or broke off.
+    #[error("the body is longer than {max} bytes, or broke off")]
+    Body {
+        /// The limit.
+        max: usize,
+    },
+    /// The query is not what the route takes.
+    #[error("the query is not what this route takes")]
+    Query(#[from] axum::extract::rejection::QueryRejection),
+    /// The path has a part that is not what it should be.
+    #[error("the path")]
+    Path(#[from] axum::extract::rejection::PathRejection),
+    /// The number of an event is none that JSON keeps.
+    #[error("since={since} is out of range (0..={EXACT_MAX})")]
+    Since {
+        /// The number.
+        since: u64,
+    },
+    /// The route is there, but not for this method.
+    #[error("this route does not know the method")]
+    NoMethod,
+    /// There is no such route.
+    #[error("there is no such route")]
+    NoRoute,
+    /// The console is reached only by an upgrade of the connection.
+    #[error("this route needs `Connection: upgrade` and `Upgrade: mkvmm-console`")]
+    NoUpgrade,
+    /// A file cannot be a console log.
+    #[error("the console log")]
+    Log(#[from] LogError),
+    /// The VMM is ending.
+    #[error("the VMM is ending")]
+    Ending,
+}
+
+impl From<RegistryError> for ControlError {
+    fn from(error: RegistryError) -> Self {
+        Self::Life(error.into())
+    }
+}
+
+impl ControlError {
+    /// Returns the layer below that knows what the error means, if one does.
+    fn inner(&self) -> Option<&dyn Diagnose> {
+        Some(match self {
+            Self::Life(error) => error,
+            Self::Resolve(error) => error,
+            Self::Spec(error) => error,
+            Self::Debug(error) => error,
+            Self::Log(error) => error,
+            _ => return None,
+        })
+    }
+}
+
+impl Diagnose for ControlError {
+    fn class(&self) -> Class {
+        if let Some(error) = self.inner() {
+            return error.class();
+        }
+        match self {
+            Self::Name(_) => Class::Name,
+            Self::Data(_) | Self::Since { .. } => Class::Invalid,
+            Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => Class::BadRequest,
+            Self::Body { .. } => Class::TooLarge,
+            Self::NoMethod => Class::NoMethod,
+            Self::NoRoute => Class::NoRoute,
+            _ => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.inner()?.hint()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.inner()?.room()
+    }
+
+    fn state(&self) -> Option<State> {
+        self.inner()?.state()
+    }
+}
+
+/// Returns the HTTP status of a class: the one table of the control socket.
+pub const fn status(class: Class) -> StatusCode {
+    match class {
+        Class::BadRequest => StatusCode::BAD_REQUEST,
+        Class::NoRoute | Class::NoInstance | Class::NoAllocation => StatusCode::NOT_FOUND,
+        Class::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
+        Class::Exists | Class::WrongState | Class::Busy => StatusCode::CONFLICT,
+        Class::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Class::Invalid
+        | Class::Name
+        | Class::Affinity
+        | Class::NoKernel
+        | Class::File
+        | Class::NoMemory
+        | Class::NoCpu
+        | Class::Unmapped => StatusCode::UNPROCESSABLE_ENTITY,
+        Class::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+        Class::VmmFailed | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

@@ -1,0 +1,139 @@
+//! Routes, and their description: requests become actions, replies JSON.
+//!
+//! Everything that may wait, reading files above all, happens here and not on
+//! the event loop's thread.
+
+mod body;
+mod debug;
+mod debug_query;
+mod doctor;
+mod pool_routes;
+mod routes;
+mod streams;
+
+pub use doctor::Doctor;
+pub use streams::CONSOLE_PROTOCOL;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::map_request;
+use axum::response::{IntoResponse, Response};
+use mkvmm_api::{ErrorBody, ErrorObject};
+use mkvmm_base::Diagnose;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::console_log::{LogFile, check_path as check_log};
+use crate::control::client::Client;
+use crate::control::error::{ControlError, status};
+use crate::event_log::{Event, EventLog};
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// To the manager.
+    pub client: Client,
+    /// What happened.
+    pub log: Arc<EventLog>,
+    /// Directories below which console logs may lie, canonical; any when empty.
+    pub log_dirs: Arc<[PathBuf]>,
+    /// Who examines the host.
+    pub doctor: Doctor,
+}
+
+/// The description of the API, but for its paths, which the router adds.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "mkvmm control socket",
+        description = "Several guest kernels out of one reserved memory pool, on KVM. \
+                       HTTP/1.1 with JSON over a Unix socket.",
+        version = "1",
+        license(name = "Apache-2.0 OR BSD-3-Clause")
+    ),
+    servers((url = "/")),
+    components(schemas(ErrorBody, Event))
+)]
+struct Description;
+
+impl Api {
+    /// Opens a console log on a thread that may wait; where nothing is to come
+    /// of the request (`dry_run`), only says whether it may lie there.
+    async fn console_log(
+        &self,
+        path: PathBuf,
+        dry_run: bool,
+    ) -> Result<Option<Arc<LogFile>>, ControlError> {
+        let dirs = Arc::clone(&self.log_dirs);
+        let opened = tokio::task::spawn_blocking(move || {
+            if dry_run {
+                check_log(&path, &dirs)?;
+                return Ok(None);
+            }
+            Ok(Some(Arc::new(LogFile::open(&path, &dirs)?)))
+        });
+        match opened.await {
+            Ok(result) => result,
+            Err(_cancelled) => Err(ControlError::Ending),
+        }
+    }
+}
+
+impl IntoResponse for ControlError {
+    fn into_response(self) -> Response {
+        let error = ErrorObject::from(&self);
+        (status(self.class()), axum::Json(ErrorBody { error })).into_response()
+    }
+}
+
+#[expect(deprecated, reason = "`exec` is served for one release more")]
+fn described() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(routes::version))
+        .routes(routes!(routes::openapi))
+        .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::map))
+        .routes(routes!(pool_routes::log))
+        .routes(routes!(routes::iomem))
+        .routes(routes!(routes::audit))
+        .routes(routes!(pool_routes::metrics))
+        .routes(routes!(doctor::examine))
+        .routes(routes!(routes::pool_alloc))
+        .routes(routes!(routes::pool_free))
+        .routes(routes!(routes::plan))
+        .routes(routes!(streams::events))
+        .routes(routes!(routes::list, routes::create))
+        .routes(routes!(routes::show, routes::delete))
+        .routes(routes!(routes::load))
+        .routes(routes!(routes::start))
+        .routes(routes!(routes::exec))
+        .routes(routes!(routes::pause))
+        .routes(routes!(routes::resume))
+        .routes(routes!(routes::kill))
+        .routes(routes!(routes::unload))
+        .routes(routes!(routes::e820))
+        .routes(routes!(debug::regs))
+        .routes(routes!(debug::memory))
+        .routes(routes!(debug::translate))
+        .routes(routes!(streams::console))
+        .routes(routes!(routes::alloc))
+        .routes(routes!(routes::free))
+}
+
+/// The OpenAPI document, as it is served.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    described().into_openapi()
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let (router, _) = described().split_for_parts();
+    router
+        .fallback(|| async { ControlError::NoRoute })
+        .method_not_allowed_fallback(|| async { ControlError::NoMethod })
+        .layer(map_request(body::received))
+        .with_state(api)
+}

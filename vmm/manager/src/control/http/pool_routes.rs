@@ -1,0 +1,64 @@
+//! Routes that look at the pool as a whole, and at everything in numbers.
+
+use std::rc::Rc;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use axum::Json;
+use mkvmm_api::pool::{PoolMap, PoolRecord};
+
+use crate::control::error::ControlError;
+use crate::control::http::Api;
+use crate::control::http::body::{LogQuery, Refusal};
+use crate::control::metrics::{self, MetricsFacts};
+use crate::control::objects;
+use crate::control::pool_map::pool_map;
+use crate::manager::Manager;
+use crate::registry::Registry;
+
+/// Who has which bytes of the pool, without a gap.
+#[utoipa::path(get, path = "/v1/pool/map", responses((status = 200, body = PoolMap), Refusal))]
+pub async fn map(State(api): State<Api>) -> Result<Json<PoolMap>, ControlError> {
+    let look = |registry: &Registry| Ok(pool_map(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// The last allocations of the pool, oldest first: who asked, and why some
+/// were refused. Dry runs and plans are not among them.
+#[utoipa::path(get, path = "/v1/pool/log", params(LogQuery),
+    responses((status = 200, body = [PoolRecord]), Refusal))]
+pub async fn log(
+    State(api): State<Api>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Result<Json<Vec<PoolRecord>>, ControlError> {
+    let limit = query?.0.limit.and_then(|limit| usize::try_from(limit).ok());
+    let look = move |registry: &Registry| {
+        let records = registry.pool().log().last(limit.unwrap_or(usize::MAX));
+        Ok(records.map(objects::pool_record).collect())
+    };
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Metrics in OpenMetrics text.
+#[utoipa::path(get, path = "/v1/metrics", responses(
+    (status = 200, body = String,
+     content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
+pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
+    let ask = |manager: &Rc<Manager>| {
+        let facts = MetricsFacts::of(&manager.registry());
+        Ok((facts, manager.images.counters()))
+    };
+    // Long with a thousand instances, and others want answers meanwhile.
+    let (facts, images) = api.client.ask(ask).await?;
+    let text = tokio::task::spawn_blocking(move || metrics::render(&facts, images));
+    match text.await.map_err(|_cancelled| ControlError::Ending)? {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
+        Err(error) => {
+            log::error!("metrics: {error}");
+            Err(ControlError::Ending)
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Routes that answer with one JSON object.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use mkpool::AddrRange;
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::instance::{E820Row, Instance};
+use mkvmm_api::plan::Plan;
+use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
+use mkvmm_api::{ImagesSpec, InstanceSpec, Range};
+use mkvmm_base::InstanceName;
+use mkvmm_base::state::Verb;
+
+use crate::audit;
+use crate::config::InstanceConfig;
+use crate::control::client::Change;
+use crate::control::error::ControlError;
+use crate::control::http::Api;
+use crate::control::http::body::{
+    AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
+};
+use crate::control::objects;
+use crate::control::plan::{self, Planned};
+use crate::manager::Manager;
+use crate::registry::Registry;
+
+/// What a handler answers with.
+type Answer = Result<Response, ControlError>;
+/// `{name}` of the path, as axum hands it over.
+type NamePath = Result<Path<String>, PathRejection>;
+/// The query of a change.
+type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
+
+/// How long a guest has between its power button and force.
+const KILL_GRACE_MS: u32 = 5000;
+
+/// An instance as it is now.
+fn shown(registry: &Registry, name: &InstanceName) -> Result<Instance, ControlError> {
+    Ok(objects::instance(registry, registry.find(name)?)?)
+}
+
+fn change(action: &'static str, instance: &InstanceName) -> Change {
+    Change {
+        action,
+        instance: Some(instance.clone()),
+    }
+}
+
+/// Version of the VMM and of this API.
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
+pub async fn version() -> Json<Version> {
+    Json(Version::current())
+}
+
+/// This description.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
+pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(super::openapi())
+}
+
+/// The pool.
+#[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
+pub async fn pool(State(api): State<Api>) -> Result<Json<Pool>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::pool_of(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// The resource tree, in the order of `/proc/iomem`.
+#[utoipa::path(get, path = "/v1/iomem", responses((status = 200, body = [IomemRow]), Refusal))]
+pub async fn iomem(State(api): State<Api>) -> Result<Json<Vec<IomemRow>>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::iomem(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Proof that allocators, resource tree, memory slots and memory maps agree.
+#[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
+pub async fn audit(State(api): State<Api>) -> Result<Json<Audit>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::audit(audit::audit(registry)));
+    Ok(Json(api.client.look(look).await?))
+}
+
+async fn allocate(
+    api: &Api,
+    instance: Option<InstanceName>,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let dry_run = dry_run(query)?;
+    let AllocBody { size, align } = json(body).await?;
+    let name = Change {
+        action: "alloc",
+        instance: instance.clone(),
+    };
+    let alloc = async move |manager: Rc<Manager>| {
+        let mut registry = manager.registry_mut();
+        let range = registry.alloc(instance.as_ref(), size.bytes(), align, dry_run)?;
+        Ok(Range::from(range))
+    };
+    let range = api.client.change(name, alloc).await?;
+    let status = if dry_run {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    Ok((status, Json(range)).into_response())
+}
+
+async fn give_back(
+    api: &Api,
+    instance: Option<InstanceName>,
+    addr: u64,
+    query: DryRunQuery,
+) -> Answer {
+    let dry_run = dry_run(query)?;
+    let name = Change {
+        action: "free",
+        instance: instance.clone(),
+    };
+    let free = async move |manager: Rc<Manager>| {
+        let mut registry = manager.registry_mut();
+        let range: AddrRange = registry.free(instance.as_ref(), addr, dry_run)?;
+        Ok(Range::from(range))
+    };
+    Ok(Json(api.client.change(name, free).await?).into_response())
+}
+
+/// Takes memory out of the main pool.
+#[utoipa::path(post, path = "/v1/pool/allocations", params(DryRun), request_body = AllocBody,
+    responses((status = 200, body = Range, description = "dry run"),
+              (status = 201, body = Range), Refusal))]
+pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+    allocate(&api, None, query, body).await
+}
+
+/// Gives it back, scrubbed.
+#[utoipa::path(delete, path = "/v1/pool/allocations/{addr}",
+    params(AddrParam, DryRun),
+    responses((status = 200, body = Range), Refusal))]
+pub async fn pool_free(
+    State(api): State<Api>,
+    path: Result<Path<u64>, PathRejection>,
+    query: DryRunQuery,
+) -> Answer {
+    give_back(&api, None, path?.0, query).await
+}
+
+/// All instances by number.
+#[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
+pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
+    let look = |registry: &Registry| {
+        let objects = registry.guests();
+        let objects = objects.map(|guest| objects::instance(registry, guest));
+        Ok(objects.collect::<Result<Vec<_>, _>>()?)
+    };
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Makes an instance: `ready`, or `loaded` where there is a kernel.
+#[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
+    responses((status = 200, body = Instance, description = "dry run"),
+              (status = 201, body = Instance), Refusal))]
+pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+    let dry_run = dry_run(query)?;
+    let CreateBody(spec) = json(body).await?;
+    let wanted = spec.images()?;
+    let config = configured(&api, spec, dry_run).await?;
+    let name = config.name.clone();
+    let create = async move |manager: Rc<Manager>| {
+        let planned = planned(&manager, config, wanted).await?;
+        if dry_run {
+            return plan::dry_create(&mut manager.registry_mut(), &planned);
+        }
+        let Planned { config, images } = planned;
+        let name = config.name.clone();
+        manager.create(config, images).await?;
+        shown(&manager.registry(), &name)
+    };
+    let instance = api.client.change(change("create", &name), create).await?;
+    let status = if dry_run {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    Ok((status, Json(instance)).into_response())
+}
+
+/// Checks what is to be made, and opens its console log.
+async fn configured(
+    api: &Api,
+    spec: InstanceSpec,
+    dry_run: bool,
+) -> Result<InstanceConfig, ControlError> {
+    let mut config = InstanceConfig::of(spec)?;
+    if let Some(path) = config.spec.console_log.clone() {
+        config.console_log = api.console_log(path, dry_run).await?;
+    }
+    Ok(config)
+}
+
+/// Reads the images of what is to be made.
+async fn planned(
+    manager: &Rc<Manager>,
+    config: InstanceConfig,
+    wanted: Option<ImagesSpec>,
+) -> Result<Planned, ControlError> {
+    manager.registry().check_free(&config.name)?;
+    let images = match wanted {
+        Some(spec) => Some(
+            manager
+                .read_images(&config.name, spec, config.memory())
+                .await?,
+        ),
+        None => None,
+    };
+    Ok(Planned { config, images })
+}
+
+/// What would come of making instances one after the other, to the byte.
+#[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
+    responses((status = 200, body = Plan), Refusal))]
+pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, ControlError> {
+    let PlanBody { instances } = json(body).await?;
+    let mut wanted = Vec::new();
+    for CreateBody(spec) in instances {
+        let images = spec.images()?;
+        wanted.push((configured(&api, spec, true).await?, images));
+    }
+    let name = Change {
+        action: "plan",
+        instance: None,
+    };
+    let rehearse = async move |manager: Rc<Manager>| {
+        let mut all = Vec::new();
+        for (config, images) in wanted {
+            all.push(planned(&manager, config, images).await?);
+        }
+        plan::plan(&mut manager.registry_mut(), &all)
+    };
+    Ok(Json(api.client.change(name, rehearse).await?))
+}
+
+/// One instance.
+#[utoipa::path(get, path = "/v1/instances/{name}",
+    params(NameParam), responses((status = 200, body = Instance), Refusal))]
+pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
+    let name = name(path)?;
+    let look = move |registry: &Registry| shown(registry, &name);
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Carries out a verb that needs nothing more than a name.
+async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let label = Change {
+        action: verb.word(),
+        instance: Some(name.clone()),
+    };
+    let carry_out = async move |manager: Rc<Manager>| {
+        if dry_run {
+            manager.registry().check(&name, verb)?;
+            return shown(&manager.registry(), &name);
+        }
+        // What it was: after a deletion there is nothing to show.
+        let last = shown(&manager.registry(), &name)?;
+        match verb {
+            Verb::Start => manager.start(&name).await?,
+            Verb::Pause => manager.pause(&name).await?,
+            Verb::Resume => manager.resume(&name).await?,
+            Verb::Unload => manager.unload(&name).await?,
+            Verb::Delete => {
+                manager.delete(&name).await?;
+                return Ok(last);
+            }
+            // They carry more than a name, and have routes of their own.
+            Verb::Load | Verb::Kill => {}
+        }
+        shown(&manager.registry(), &name)
+    };
+    Ok(Json(api.client.change(label, carry_out).await?).into_response())
+}
+
+/// Gives an instance's memory back; answers with what it was.
+#[utoipa::path(delete, path = "/v1/instances/{name}",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Delete, path, query).await
+}
+
+/// Puts images into an instance's memory, in place of those it has.
+#[utoipa::path(post, path = "/v1/instances/{name}/load",
+    params(NameParam, DryRun), request_body = ImagesSpec,
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn load(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let wanted: ImagesSpec = json(body).await?;
+    let label = change("load", &name);
+    let load = async move |manager: Rc<Manager>| {
+        // Nobody needs to wait for files of an instance that is not there.
+        let memory = manager.registry().find(&name)?.sub_pool().size();
+        let images = manager.read_images(&name, wanted, memory).await?;
+        match dry_run {
+            true => manager.check_load(&name, &images)?,
+            false => manager.load(&name, images).await?,
+        }
+        shown(&manager.registry(), &name)
+    };
+    Ok(Json(api.client.change(label, load).await?).into_response())
+}
+
+/// Boots an instance.
+#[utoipa::path(post, path = "/v1/instances/{name}/start",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn start(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Start, path, query).await
+}
+
+/// Boots an instance: the former name of `start`, which the next release does not have.
+#[utoipa::path(post, path = "/v1/instances/{name}/exec",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+#[deprecated = "it is called start"]
+pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Start, path, query).await
+}
+
+/// Stops an instance's vCPUs for a while.
+#[utoipa::path(post, path = "/v1/instances/{name}/pause",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn pause(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Pause, path, query).await
+}
+
+/// Lets them go on.
+#[utoipa::path(post, path = "/v1/instances/{name}/resume",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn resume(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Resume, path, query).await
+}
+
+/// Ends an instance, by its power button and then by force; answers when it
+/// has ended. Without effect on one that has ended already.
+#[utoipa::path(post, path = "/v1/instances/{name}/kill",
+    params(NameParam, DryRun), request_body = Option<KillBody>,
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn kill(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let body: Option<KillBody> = json_or_default(body).await?;
+    let KillBody { force, grace_ms } = body.unwrap_or_default();
+    let grace = if force {
+        Duration::ZERO
+    } else {
+        Duration::from_millis(grace_ms.unwrap_or(KILL_GRACE_MS).into())
+    };
+    let label = change("kill", &name);
+    let kill = async move |manager: Rc<Manager>| {
+        match dry_run {
+            true => drop(manager.registry().check(&name, Verb::Kill)?),
+            false => manager.kill(&name, grace).await?,
+        }
+        shown(&manager.registry(), &name)
+    };
+    Ok(Json(api.client.change(label, kill).await?).into_response())
+}
+
+/// Takes the images out of an instance's memory.
+#[utoipa::path(post, path = "/v1/instances/{name}/unload",
+    params(NameParam, DryRun),
+    responses((status = 200, body = Instance), Refusal))]
+pub async fn unload(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
+    carry_out(&api, Verb::Unload, path, query).await
+}
+
+/// An instance's memory map, from the ledger as it stands.
+#[utoipa::path(get, path = "/v1/instances/{name}/e820",
+    params(NameParam), responses((status = 200, body = [E820Row]), Refusal))]
+pub async fn e820(
+    State(api): State<Api>,
+    path: NamePath,
+) -> Result<Json<Vec<E820Row>>, ControlError> {
+    let name = name(path)?;
+    let look = move |registry: &Registry| {
+        let map = registry.find(&name)?.e820(registry.pool())?;
+        Ok(map.iter().map(objects::e820_row).collect())
+    };
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Takes memory out of an instance's sub-pool, or, once its guest runs, out
+/// of its control block.
+#[utoipa::path(post, path = "/v1/instances/{name}/allocations",
+    params(NameParam, DryRun), request_body = AllocBody,
+    responses((status = 200, body = Range, description = "dry run"),
+              (status = 201, body = Range), Refusal))]
+pub async fn alloc(
+    State(api): State<Api>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let name = name(path)?;
+    allocate(&api, Some(name), query, body).await
+}
+
+/// Gives it back.
+#[utoipa::path(delete, path = "/v1/instances/{name}/allocations/{addr}",
+    params(NameParam, AddrParam,
+           DryRun),
+    responses((status = 200, body = Range), Refusal))]
+pub async fn free(
+    State(api): State<Api>,
+    path: Result<Path<(String, u64)>, PathRejection>,
+    query: DryRunQuery,
+) -> Answer {
+    let Path((name, addr)) = path?;
+    give_back(&api, Some(name.parse()?), addr, query).await
+}

@@ -1,0 +1,168 @@
+//! Routes whose answers do not end by themselves: events and consoles.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use utoipa::ToSchema;
+
+use crate::console::GuestConsole;
+use crate::control::error::ControlError;
+use crate::control::http::Api;
+use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
+use crate::event_log::{Event, EventLog};
+use crate::registry::Registry;
+use mkvmm_api::number::EXACT_MAX;
+
+/// The protocol that a console connection is upgraded to: bytes, both ways.
+pub const CONSOLE_PROTOCOL: &str = "mkvmm-console";
+
+struct Following {
+    log: Arc<EventLog>,
+    ready: VecDeque<Event>,
+    seen: u64,
+    newest: tokio::sync::watch::Receiver<u64>,
+    follow: bool,
+}
+
+impl Following {
+    async fn next(mut self) -> Option<(Result<sse::Event, Infallible>, Self)> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                self.seen = event.seq;
+                let frame = sse::Event::default().id(event.seq.to_string());
+                // Plain data always becomes JSON.
+                let frame = frame.json_data(&event).unwrap_or_default();
+                return Some((Ok(frame), self));
+            }
+            self.ready = self.log.since(self.seen).into();
+            if self.ready.is_empty() && (!self.follow || self.newest.changed().await.is_err()) {
+                return None;
+            }
+        }
+    }
+}
+
+/// One server-sent event.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes a frame, is never one")]
+pub struct EventFrame {
+    /// The event's number.
+    id: String,
+    /// The event: an `Event` as JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// Events as server-sent events; a gap between numbers says how many were
+/// forgotten before they were asked for.
+#[utoipa::path(get, path = "/v1/events", params(EventsQuery),
+    responses((status = 200, body = EventFrame, content_type = "text/event-stream"), Refusal))]
+pub async fn events(
+    State(api): State<Api>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Response, ControlError> {
+    let Query(query) = query?;
+    if query.since > EXACT_MAX {
+        let since = query.since;
+        return Err(ControlError::Since { since });
+    }
+    let following = Following {
+        newest: api.log.watch(),
+        log: api.log,
+        ready: VecDeque::new(),
+        seen: query.since,
+        follow: query.follow,
+    };
+    let events = stream::unfold(following, Following::next);
+    let answer = Sse::new(events).keep_alive(KeepAlive::default());
+    Ok(answer.into_response())
+}
+
+/// An instance's console: the connection becomes a stream of bytes. First
+/// comes what the ring has kept.
+#[utoipa::path(get, path = "/v1/instances/{name}/console",
+    params(NameParam),
+    responses((status = 101, description = "a raw stream, both ways"), Refusal))]
+pub async fn console(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    mut request: Request,
+) -> Result<Response, ControlError> {
+    let name = name(path)?;
+    let look = move |registry: &Registry| Ok(Arc::clone(registry.find(&name)?.console()));
+    let console = api.client.look(look).await?;
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let (Some(upgrade), true) = (upgrade, asks_for_console(request.headers())) else {
+        return Err(ControlError::NoUpgrade);
+    };
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => serve_console(stream, &console).await,
+            Err(error) => log::debug!("a console client left early: {error}"),
+        }
+    });
+    let headers = [
+        (header::CONNECTION, "upgrade"),
+        (header::UPGRADE, CONSOLE_PROTOCOL),
+    ];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+fn asks_for_console(headers: &HeaderMap) -> bool {
+    let protocol = headers.get(header::UPGRADE);
+    protocol.is_some_and(|value| value.as_bytes() == CONSOLE_PROTOCOL.as_bytes())
+}
+
+/// Copies until the client goes. A slow client misses output rather than
+/// holding anybody up; a fast typist waits for the guest.
+async fn serve_console(stream: Upgraded, console: &GuestConsole) {
+    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+    let mut printed = console.watch();
+    let output = async {
+        let mut position = 0;
+        loop {
+            printed.mark_unchanged();
+            let (bytes, end) = console.since(position);
+            position = end;
+            if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
+                return;
+            }
+            if printed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let input = async {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+            let mut left = &buffer[..count];
+            while !left.is_empty() {
+                let taken = console.type_in(left);
+                left = left.get(taken..).unwrap_or_default();
+                if taken == 0 {
+                    console.room().await;
+                }
+            }
+        }
+    };
+    // A client may close its sending half and go on reading, as `curl` and
+    // shells with an empty input do.
+    let input = async {
+        input.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = output => {}
+        () = input => {}
+    }
+}

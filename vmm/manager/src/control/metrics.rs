@@ -1,0 +1,279 @@
+//! OpenMetrics text.
+//!
+//! Everything is counted where it happens; a scrape only reads. Series of an
+//! instance carry its name and its number: the number is never given twice,
+//! so a counter belongs to one instance, begins at 0 with it and goes with it.
+
+use std::collections::BTreeMap;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::boot_spans::BootSpans;
+use crate::control::objects;
+use crate::guest::Guest;
+use mkvmm_base::state::State;
+use mkvmm_images::CacheCounters;
+use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
+
+use mkvmm_api::pool::Pool;
+use mkvmm_base::ExitKind;
+
+/// The content type that scrapers ask for.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every state, so that a scraper sees a zero rather than nothing.
+const STATES: [State; 6] = [
+    State::Ready,
+    State::Loaded,
+    State::Active,
+    State::Paused,
+    State::Stopped,
+    State::Failed,
+];
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge>;
+type Counters = Family<Labels, Counter>;
+
+/// What the metrics are made of, but for the images.
+#[derive(Debug)]
+pub struct MetricsFacts {
+    pool: Pool,
+    allocations: BTreeMap<CountKey, u64>,
+    instances: Vec<InstanceFacts>,
+    boots: BootSpans,
+}
+
+/// One instance's part of the metrics.
+#[derive(Debug)]
+struct InstanceFacts {
+    name: String,
+    id: u32,
+    state: State,
+    memory: u64,
+    avail: u64,
+    chunks: u64,
+    vcpus: u64,
+    violations: u64,
+    printed: u64,
+    exits: Vec<(&'static str, u64)>,
+}
+
+/// Of all vCPUs, by the names of the kinds.
+fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
+    let cpus = 0..guest.config().cpus();
+    let vcpus: Vec<_> = cpus.map(|cpu| guest.status().exits(cpu)).collect();
+    let of_kind = |(kind, name): (ExitKind, &'static str)| {
+        let counts = vcpus.iter().filter_map(|counts| counts.get(kind as usize));
+        (name, counts.sum())
+    };
+    ExitKind::ALL.into_iter().map(of_kind).collect()
+}
+
+impl InstanceFacts {
+    fn of(guest: &Guest) -> Self {
+        Self {
+            name: guest.name().to_string(),
+            id: guest.id().0,
+            state: guest.state(),
+            memory: guest.sub_pool().size(),
+            avail: guest.sub_pool().avail(),
+            chunks: guest.regions().len() as u64,
+            vcpus: guest.config().spec.cpus.into(),
+            violations: guest.status().violations(),
+            printed: guest.console().printed(),
+            exits: exits(guest),
+        }
+    }
+
+    fn labels(&self) -> Labels {
+        vec![("name", self.name.clone()), ("id", self.id.to_string())]
+    }
+}
+
+impl MetricsFacts {
+    /// The facts as they are now.
+    pub fn of(registry: &crate::registry::Registry) -> Self {
+        Self {
+            pool: objects::pool_of(registry),
+            allocations: registry.pool().log().counts().clone(),
+            instances: registry.guests().map(InstanceFacts::of).collect(),
+            boots: registry.boots().clone(),
+        }
+    }
+}
+
+/// Renders `facts`, and what the image cache did.
+///
+/// # Errors
+/// Never: writing to a string does not fail.
+pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("mkvmm");
+    let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("build", "The VMM", version);
+    register_pool(&mut registry, &facts.pool);
+    register_allocations(&mut registry, &facts.allocations);
+    register_states(&mut registry, &facts.instances);
+    register_instances(&mut registry, &facts.instances);
+    registry.register_with_unit(
+        "boot_stage",
+        "Time between two stages of a boot",
+        Unit::Seconds,
+        facts.boots.family().clone(),
+    );
+    register_images(&mut registry, images);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    // Gauges are signed; nothing here reaches 2^63.
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge
+}
+
+fn counter(value: u64) -> Counter {
+    let counter = Counter::default();
+    counter.inc_by(value);
+    counter
+}
+
+fn register_pool(registry: &mut Registry, pool: &Pool) {
+    for (name, help, value) in [
+        ("pool_size", "Bytes of the pool", pool.range.size),
+        ("pool_avail", "Free bytes of the pool", pool.avail),
+        ("pool_used", "Taken bytes of the pool", pool.used),
+        (
+            "pool_largest_free",
+            "The longest free extent of the pool",
+            pool.largest_free,
+        ),
+    ] {
+        registry.register_with_unit(name, help, Unit::Bytes, gauge(value));
+    }
+    let extents = gauge(pool.free_extents);
+    registry.register("pool_free_extents", "Free extents of the pool", extents);
+}
+
+fn register_allocations(registry: &mut Registry, counts: &BTreeMap<CountKey, u64>) {
+    let (allocations, frees) = (Counters::default(), Counters::default());
+    let labels = |is_main: bool, outcome: Outcome| {
+        let pool = if is_main { "main" } else { "instance" };
+        vec![("pool", pool.to_owned()), ("outcome", outcome.to_string())]
+    };
+    for is_main in [true, false] {
+        // There from the beginning; refusals when there are some.
+        drop(allocations.get_or_create(&labels(is_main, Outcome::Done)));
+        drop(frees.get_or_create(&labels(is_main, Outcome::Done)));
+    }
+    for ((op, is_main, outcome), count) in counts {
+        let labels = labels(*is_main, *outcome);
+        let family = match op {
+            Op::Alloc => &allocations,
+            Op::Free => &frees,
+        };
+        family.get_or_create(&labels).inc_by(*count);
+    }
+    let help = "Allocations in the main pool and in instances, by outcome";
+    registry.register("pool_allocations", help, allocations);
+    let help = "Allocations given back, by outcome";
+    registry.register("pool_frees", help, frees);
+}
+
+fn register_states(registry: &mut Registry, all: &[InstanceFacts]) {
+    let states = Gauges::default();
+    for state in STATES {
+        let count = all.iter().filter(|one| one.state == state).count();
+        let labels = vec![("state", state.to_string())];
+        states
+            .get_or_create(&labels)
+            .inc_by(count.try_into().unwrap_or(i64::MAX));
+    }
+    registry.register("instances", "Instances by state", states);
+}
+
+fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
+    let gauges = |value: fn(&InstanceFacts) -> u64| {
+        let family = Gauges::default();
+        for one in all {
+            let value = value(one).try_into().unwrap_or(i64::MAX);
+            family.get_or_create(&one.labels()).set(value);
+        }
+        family
+    };
+    let counters = |value: fn(&InstanceFacts) -> u64| {
+        let family = Counters::default();
+        for one in all {
+            family.get_or_create(&one.labels()).inc_by(value(one));
+        }
+        family
+    };
+    let (help, memory) = ("Memory of an instance", gauges(|one| one.memory));
+    registry.register_with_unit("instance_memory", help, Unit::Bytes, memory);
+    let (help, avail) = (
+        "Memory that no image and no allocation takes",
+        gauges(|one| one.avail),
+    );
+    registry.register_with_unit("instance_avail", help, Unit::Bytes, avail);
+    let (help, chunks) = ("Regions of its memory", gauges(|one| one.chunks));
+    registry.register("instance_chunks", help, chunks);
+    registry.register("instance_vcpus", "Its vCPUs", gauges(|one| one.vcpus));
+    let (help, violations) = (
+        "Accesses to what is not its own",
+        counters(|one| one.violations),
+    );
+    registry.register("instance_violations", help, violations);
+    let (help, printed) = ("Output on its console", counters(|one| one.printed));
+    registry.register_with_unit("instance_console", help, Unit::Bytes, printed);
+    let exits = Counters::default();
+    for one in all {
+        for (kind, count) in &one.exits {
+            let mut labels = one.labels();
+            labels.push(("kind", (*kind).to_owned()));
+            exits.get_or_create(&labels).inc_by(*count);
+        }
+    }
+    let help = "Exits of its vCPUs to the VMM, by kind";
+    registry.register("instance_exits", help, exits);
+}
+
+fn register_images(registry: &mut Registry, images: CacheCounters) {
+    let (help, entries) = ("Images kept", gauge(images.entries));
+    registry.register("image_cache_entries", help, entries);
+    let (help, held) = ("Bytes of images kept", gauge(images.bytes_held));
+    registry.register_with_unit("image_cache_size", help, Unit::Bytes, held);
+    let requests = Counters::default();
+    for (result, count) in [
+        ("hit-by-file", images.hits_by_file),
+        ("hit-by-content", images.hits_by_content),
+        ("miss", images.misses),
+    ] {
+        let labels = vec![("result", result.to_owned())];
+        requests.get_or_create(&labels).inc_by(count);
+    }
+    let help = "Requests for images, by what became of them";
+    registry.register("image_cache_requests", help, requests);
+    let (help, read) = ("Bytes of images read", counter(images.bytes_read));
+    registry.register_with_unit("image_cache_read", help, Unit::Bytes, read);
+    for (name, help, count) in [
+        (
+            "image_cache_decompressions",
+            "Kernels unpacked",
+            images.decompressions,
+        ),
+        (
+            "image_cache_evictions",
+            "Images dropped to keep the limit",
+            images.evictions,
+        ),
+    ] {
+        registry.register(name, help, counter(count));
+    }
+}

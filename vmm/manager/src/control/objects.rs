@@ -1,0 +1,191 @@
+//! The objects of the API, made out of what the manager has.
+
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
+use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
+use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
+
+use mkvmm_api::number::EXACT_MAX;
+use mkvmm_base::InstanceId;
+use mkvmm_base::state::State;
+use mkvmm_memory::e820::E820Entry;
+use mkvmm_memory::host_pool::alloc_log::Record;
+use mkvmm_memory::host_pool::{HostPool, SubPool};
+use mkvmm_memory::reservation::ReservationConfig;
+
+use crate::audit::Findings;
+use crate::config::InstanceConfig;
+use crate::guest::{Guest, Loaded};
+use crate::registry::Registry;
+
+/// Returns the pool as it is now, with so many instances.
+pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Pool {
+    Pool {
+        range: pool.range().into(),
+        avail: pool.avail(),
+        used: pool.range().size() - pool.avail(),
+        largest_free: pool.largest_free(),
+        free_extents: pool.free_extents().len() as u64,
+        min_order: pool.order(),
+        backing: Backing {
+            kind: config.backing.to_string(),
+            page_size: config.backing.page_size(),
+            prealloc: config.prealloc,
+            numa_node: config.numa_node,
+        },
+        instances: instances as u64,
+    }
+}
+
+/// Returns the pool of a registry as it is now.
+pub fn pool_of(registry: &Registry) -> Pool {
+    pool(registry.pool(), registry.memory(), registry.len())
+}
+
+/// What an instance is described from, live or rehearsed.
+#[derive(Debug)]
+pub struct Description<'a> {
+    /// Its number.
+    pub id: InstanceId,
+    /// What it is made of.
+    pub config: &'a InstanceConfig,
+    /// Where its life stands.
+    pub state: State,
+    /// Its memory.
+    pub sub_pool: &'a SubPool,
+    /// Its images.
+    pub loaded: Option<&'a Loaded>,
+    /// Its memory map.
+    pub e820: &'a [E820Entry],
+}
+
+/// Describes an instance that has not run.
+pub fn described(of: &Description<'_>) -> Instance {
+    let Description {
+        config,
+        sub_pool,
+        loaded,
+        ..
+    } = of;
+    let images = loaded.map(|loaded| loaded.images.spec());
+    Instance {
+        id: of.id.0,
+        name: config.name.clone(),
+        state: of.state,
+        reason: None,
+        memory: sub_pool.size(),
+        chunks: sub_pool.regions().iter().map(|&r| r.into()).collect(),
+        avail: sub_pool.avail(),
+        cpus: config.cpus(),
+        kernel: loaded.and_then(kernel),
+        initrd: loaded.and_then(initrd),
+        cmdline: loaded.map(|loaded| loaded.cmdline.clone()),
+        e820: of.e820.iter().map(e820_row).collect(),
+        violations: 0,
+        timeline: Timeline::new(),
+        spec: config.spec.clone().with_images(images),
+    }
+}
+
+/// Returns the instance as it is now.
+///
+/// # Errors
+/// See [`mkvmm_memory::e820::build`].
+pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
+    let e820 = guest.e820(registry.pool())?;
+    let described = described(&Description {
+        id: guest.id(),
+        config: guest.config(),
+        state: guest.state(),
+        sub_pool: guest.sub_pool(),
+        loaded: guest.loaded(),
+        e820: &e820,
+    });
+    let stages = guest.timeline().stages();
+    Ok(Instance {
+        reason: guest.reason(),
+        violations: guest.status().violations(),
+        timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
+        ..described
+    })
+}
+
+fn kernel(loaded: &Loaded) -> Option<Kernel> {
+    let info = loaded.images.infos().first()?;
+    Some(Kernel {
+        path: info.path.display().to_string(),
+        format: info.format.unwrap_or_default().to_owned(),
+        compression: info.compression.clone().filter(|packing| packing != "none"),
+        sha256: info.sha256.to_string(),
+        range: loaded.plan.kernel.into(),
+        entry: loaded.entry(),
+    })
+}
+
+fn initrd(loaded: &Loaded) -> Option<Initrd> {
+    let place: AddrRange = loaded.plan.initramfs?;
+    let archives = loaded.images.infos().iter().skip(1);
+    let paths: Vec<String> = archives.map(|i| i.path.display().to_string()).collect();
+    Some(Initrd {
+        path: paths.join(","),
+        range: place.into(),
+    })
+}
+
+/// Returns a row of a memory map.
+pub fn e820_row(entry: &E820Entry) -> E820Row {
+    E820Row {
+        range: entry.range.into(),
+        kind: entry.kind.raw(),
+    }
+}
+
+/// Returns the whole resource tree, in printing order.
+pub fn iomem(registry: &Registry) -> Vec<IomemRow> {
+    let row = |(depth, resource): (usize, &mkpool::resource::Resource)| IomemRow {
+        depth: depth as u64,
+        range: resource.range().into(),
+        name: resource.name().to_owned(),
+    };
+    registry.pool().tree().iter().map(row).collect()
+}
+
+/// Returns what an audit found.
+pub fn audit(Findings { checks, problems }: Findings) -> Audit {
+    Audit {
+        ok: problems.is_empty(),
+        checks,
+        problems,
+    }
+}
+
+/// Returns a record of the ledger's log.
+pub fn pool_record(record: &Record) -> PoolRecord {
+    PoolRecord {
+        seq: record.seq,
+        at: record.at,
+        op: record.op.to_string(),
+        caller: record.caller.to_string(),
+        instance: record.caller.instance.as_ref().map(ToString::to_string),
+        start: record.addr.filter(|addr| *addr <= EXACT_MAX),
+        size: record.size,
+        outcome: record.outcome.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mkvmm_memory::host_pool::alloc_log::{AllocLog, Caller, Outcome};
+
+    #[test]
+    fn an_address_that_json_rounds_is_left_out() {
+        let mut log = AllocLog::default();
+        for addr in [EXACT_MAX, u64::MAX] {
+            let caller = Caller::vmm("allocation");
+            log.kept(caller, addr, 0, Outcome::NoAllocation);
+        }
+        let starts: Vec<Option<u64>> = log.last(2).map(|r| pool_record(r).start).collect();
+        assert_eq!(starts, [Some(EXACT_MAX), None]);
+    }
+}

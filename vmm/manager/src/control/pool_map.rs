@@ -1,0 +1,194 @@
+//! The pool as a map: who has which bytes, without a gap.
+//!
+//! Drawn from the resource tree, which names everything that is taken; what
+//! it leaves out is free. One walk over the tree in address order, so that a
+//! thousand instances cost what printing them costs.
+
+use std::collections::HashMap;
+
+use mkpool::AddrRange;
+use mkpool::resource::{Resource, ResourceTree};
+use mkvmm_api::pool::{Owner, Part, PoolMap, Segment, SegmentKind};
+
+use crate::control::objects;
+use crate::registry::Registry;
+
+/// What a part of an instance is called that nothing in the tree names.
+const GUEST_MEMORY: &str = "guest memory";
+
+/// Returns the map of the pool as it is now.
+pub fn pool_map(registry: &Registry) -> PoolMap {
+    let pool = registry.pool();
+    let mut holders = HashMap::new();
+    holders.extend(pool.allocations().map(|r| (r.start(), Holder::Allocation)));
+    holders.extend(pool.held().map(|r| (r.start(), Holder::Held)));
+    let mut owners: Vec<(u64, Owner)> = Vec::new();
+    for guest in registry.guests() {
+        let name = guest.name().as_str();
+        let regions = guest.regions().iter();
+        holders.extend(regions.map(|r| (r.start(), Holder::Instance(name))));
+        let owner = Owner {
+            id: guest.id().0,
+            name: name.to_owned(),
+            state: guest.state(),
+            memory: guest.sub_pool().size(),
+            chunks: guest.regions().len() as u64,
+        };
+        owners.push((guest.regions().first().map_or(0, AddrRange::start), owner));
+    }
+    owners.sort_by_key(|(start, _)| *start);
+    PoolMap {
+        pool: objects::pool_of(registry),
+        granule: 1 << pool.order(),
+        segments: segments(pool.tree(), pool.range(), &holders),
+        owners: owners.into_iter().map(|(_, owner)| owner).collect(),
+    }
+}
+
+/// Who has what directly lies in the pool.
+#[derive(Debug, Clone, Copy)]
+enum Holder<'a> {
+    Instance(&'a str),
+    Allocation,
+    Held,
+}
+
+/// The pool in segments; `holders` says by first byte whose each is.
+fn segments(
+    tree: &ResourceTree,
+    pool: AddrRange,
+    holders: &HashMap<u64, Holder<'_>>,
+) -> Vec<Segment> {
+    let top = tree.iter().filter(|(depth, _)| *depth == 1);
+    let covered = cover(pool, top.map(|(_, resource)| resource));
+    let segment = |(range, taken): (AddrRange, Option<&Resource>)| {
+        let holder = holders.get(&range.start()).copied();
+        let kind = match (taken, holder) {
+            (None, _) => SegmentKind::Free,
+            (Some(resource), Some(Holder::Instance(name))) => SegmentKind::Instance {
+                instance: name.to_owned(),
+                parts: parts(tree, resource, GUEST_MEMORY),
+            },
+            (Some(_), Some(Holder::Allocation)) => SegmentKind::Allocation,
+            (Some(_), Some(Holder::Held)) => SegmentKind::Held,
+            (Some(_), None) => SegmentKind::Lost,
+        };
+        Segment {
+            range: range.into(),
+            kind,
+        }
+    };
+    covered.into_iter().map(segment).collect()
+}
+
+/// The innermost names of what lies in `resource`; what none of them covers
+/// is called `rest`.
+fn parts(tree: &ResourceTree, resource: &Resource, rest: &str) -> Vec<Part> {
+    let children = resource.children().filter_map(|id| tree.get(id));
+    let mut all = Vec::new();
+    for (range, child) in cover(resource.range(), children) {
+        match child {
+            Some(child) => all.extend(parts(tree, child, child.name())),
+            None => all.push(Part {
+                name: rest.to_owned(),
+                range: range.into(),
+            }),
+        }
+    }
+    all
+}
+
+/// `whole` in pieces: `children`, which ascend and do not overlap, and the
+/// gaps between them.
+fn cover<'a>(
+    whole: AddrRange,
+    children: impl Iterator<Item = &'a Resource>,
+) -> Vec<(AddrRange, Option<&'a Resource>)> {
+    let mut pieces = Vec::new();
+    let mut next = whole.start();
+    // An empty gap is no range, and no piece.
+    let gap = |from: u64, to: u64| Some((AddrRange::new(from, to).ok()?, None));
+    for child in children {
+        let range = child.range();
+        pieces.extend(gap(next, range.start()));
+        pieces.push((range, Some(child)));
+        next = range.end();
+    }
+    pieces.extend(gap(next, whole.end()));
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mkvmm_api::Range;
+
+    fn range(start: u64, size: u64) -> AddrRange {
+        AddrRange::with_size(start, size).unwrap()
+    }
+
+    /// Start and size of each, and that they join.
+    fn joined<'a>(ranges: impl Iterator<Item = &'a Range>) -> (u64, u64) {
+        let ranges: Vec<&Range> = ranges.collect();
+        for two in ranges.windows(2) {
+            assert_eq!(two[0].start + two[0].size, two[1].start);
+        }
+        (ranges[0].start, ranges.iter().map(|r| r.size).sum())
+    }
+
+    #[test]
+    fn segments_and_parts_have_no_gaps() {
+        let mut tree = ResourceTree::new();
+        let pool = range(0x1000, 0x100_0000);
+        let root = tree.insert(None, pool, "pool").unwrap();
+        let web = tree
+            .insert(Some(root), range(0x2000, 0x8000), "mk-instance-1-web")
+            .unwrap();
+        let control = tree
+            .insert(Some(web), range(0x3000, 0x2000), "control block")
+            .unwrap();
+        tree.insert(Some(control), range(0x3000, 0x1000), "allocation")
+            .unwrap();
+        tree.insert(Some(web), range(0x5000, 0x1000), "kernel")
+            .unwrap();
+        for (start, name) in [(0xa000, "held"), (0xb000, "allocation"), (0xd000, "gone")] {
+            tree.insert(Some(root), range(start, 0x1000), name).unwrap();
+        }
+        let holders = HashMap::from([
+            (0x2000, Holder::Instance("web")),
+            (0xb000, Holder::Allocation),
+            (0xa000, Holder::Held),
+        ]);
+        let all = segments(&tree, pool, &holders);
+        assert_eq!(joined(all.iter().map(|s| &s.range)), (0x1000, 0x100_0000));
+        let kinds: Vec<&SegmentKind> = all.iter().map(|s| &s.kind).collect();
+        let SegmentKind::Instance { instance, parts } = kinds[1] else {
+            panic!("{kinds:?}");
+        };
+        assert_eq!(instance, "web");
+        assert_eq!(joined(parts.iter().map(|p| &p.range)), (0x2000, 0x8000));
+        let names: Vec<&str> = parts.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                GUEST_MEMORY,
+                "allocation",
+                "control block",
+                "kernel",
+                GUEST_MEMORY
+            ]
+        );
+        let [free, _, held, allocation, gap, lost, rest] = kinds[..] else {
+            panic!("{kinds:?}");
+        };
+        assert_eq!([free, gap, rest], [&SegmentKind::Free; 3]);
+        assert_eq!(
+            [held, allocation, lost],
+            [
+                &SegmentKind::Held,
+                &SegmentKind::Allocation,
+                &SegmentKind::Lost
+            ]
+        );
+    }
+}

@@ -1,0 +1,96 @@
+//! What happened, numbered: the last few thousand events of this VMM.
+//!
+//! The event loop's thread appends, any thread reads. Sequence numbers begin
+//! at 1 and have no gaps; whoever comes too late for old events sees it by
+//! the number of the first one he gets.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use mkvmm_api::events::{Event, EventKind};
+use mkvmm_base::timeline;
+use tokio::sync::watch;
+
+/// Events that are kept.
+const KEPT: usize = 4096;
+
+#[derive(Debug)]
+struct Kept {
+    events: VecDeque<Event>,
+    next: u64,
+}
+
+/// The bounded log.
+#[derive(Debug)]
+pub struct EventLog {
+    kept: Mutex<Kept>,
+    newest: watch::Sender<u64>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::new(Kept {
+                events: VecDeque::new(),
+                next: 1,
+            }),
+            newest: watch::Sender::new(0),
+        }
+    }
+}
+
+impl EventLog {
+    /// Appends an event.
+    pub fn push(&self, instance: Option<String>, kind: EventKind) {
+        let mut kept = self.lock();
+        let seq = kept.next;
+        kept.next += 1;
+        if kept.events.len() == KEPT {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(Event {
+            seq,
+            at: timeline::now(),
+            instance,
+            kind,
+        });
+        drop(kept);
+        self.newest.send_replace(seq);
+    }
+
+    /// The events that are kept with numbers above `seq`.
+    pub fn since(&self, seq: u64) -> Vec<Event> {
+        let kept = self.lock();
+        let newer = kept.events.iter().filter(|event| event.seq > seq);
+        newer.cloned().collect()
+    }
+
+    /// Changes with every event; its value is the newest number.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // A list and a number: consistent whatever panicked.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_no_gaps_and_old_events_go_first() {
+        let log = EventLog::default();
+        for _ in 0..KEPT + 10 {
+            log.push(None, EventKind::Deleted);
+        }
+        let events = log.since(0);
+        assert_eq!(events.len(), KEPT);
+        assert_eq!(events[0].seq, 11);
+        assert!(events.windows(2).all(|two| two[1].seq == two[0].seq + 1));
+        assert_eq!(log.since(KEPT as u64 + 9).len(), 1);
+        assert_eq!(*log.watch().borrow(), KEPT as u64 + 10);
+    }
+}

@@ -1,0 +1,208 @@
+//! What is loaded into an instance: images that have been unpacked, and a
+//! command line.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mkpool::AddrRange;
+use mkvmm_api::{ImagesSpec, KernelSource, Source};
+use mkvmm_base::cmdline::DEFAULT_LINUX;
+use mkvmm_base::image_facts::KernelFacts;
+use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
+use mkvmm_base::{Class, Diagnose, InstanceName};
+use mkvmm_images::{
+    Batch, ImageInfo, ImageSource, Initramfs, Loaded, StoreError, StoredImage, Unpackers,
+    UnpackersError,
+};
+use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
+
+use crate::child::{self, Role};
+use crate::manager::Host;
+use crate::worker::WorkerError;
+
+/// What is loaded into an instance: what `load` takes.
+#[derive(Debug, Clone)]
+pub struct Images {
+    kernel: Arc<StoredImage>,
+    /// What is known of the kernel, checked against its file.
+    facts: KernelFacts,
+    /// Whether the kernel is the built-in probe, which is told about its
+    /// instance on its command line.
+    is_probe: bool,
+    initramfs: Option<Initramfs>,
+    /// What there is to say about the files, the kernel's first.
+    infos: Vec<ImageInfo>,
+    cmdline: String,
+    /// What the user wrote.
+    spec: ImagesSpec,
+}
+
+impl Images {
+    /// Returns the kernel.
+    pub fn kernel(&self) -> &Arc<StoredImage> {
+        &self.kernel
+    }
+
+    /// Returns what is known of the kernel.
+    pub fn facts(&self) -> &KernelFacts {
+        &self.facts
+    }
+
+    /// Returns the archives of the initramfs, each with its distance from the
+    /// start.
+    pub fn archives(&self) -> impl Iterator<Item = (u64, &Arc<StoredImage>)> {
+        self.initramfs.iter().flat_map(Initramfs::parts)
+    }
+
+    /// Returns the bytes of the whole initramfs.
+    pub fn initramfs_size(&self) -> Option<u64> {
+        self.initramfs.as_ref().map(Initramfs::size)
+    }
+
+    /// Returns what there is to say about the kernel's file and the archives'.
+    pub fn infos(&self) -> &[ImageInfo] {
+        &self.infos
+    }
+
+    /// Returns what the user wrote.
+    pub fn spec(&self) -> &ImagesSpec {
+        &self.spec
+    }
+
+    /// Returns what the kernel gets to read: for the probe, first what it is
+    /// to check.
+    pub fn full_cmdline(
+        &self,
+        name: &InstanceName,
+        pool: AddrRange,
+        regions: &[AddrRange],
+    ) -> String {
+        if !self.is_probe {
+            return self.cmdline.clone();
+        }
+        let span = |r: &AddrRange| format!("{:#x}-{:#x}", r.start(), r.end());
+        let chunks: Vec<String> = regions.iter().map(span).collect();
+        let mut words = vec![
+            format!("name={name}"),
+            format!("pool={}", span(&pool)),
+            format!("chunks={}", chunks.join(",")),
+        ];
+        if let Some(initramfs) = &self.initramfs {
+            let (size, sum) = (initramfs.size(), initramfs.crc32());
+            words.push(format!("initrd={size}:{sum:08x}"));
+        }
+        if !self.cmdline.is_empty() {
+            words.push(self.cmdline.clone());
+        }
+        words.join(" ")
+    }
+}
+
+/// Why an image was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {path}")]
+pub struct ImageError {
+    /// The role of the file: "kernel" or "initramfs".
+    pub what: &'static str,
+    /// The path as given.
+    pub path: String,
+    /// What is wrong with it.
+    #[source]
+    pub source: StoreError,
+}
+
+impl Diagnose for ImageError {
+    fn class(&self) -> Class {
+        match &self.source {
+            StoreError::Size(_) => Class::NoRoom,
+            StoreError::Refused(error) => match error.class() {
+                UnpackErrorClass::Resources => Class::VmmFailed,
+                _ => Class::File,
+            },
+            StoreError::InFlight { .. } => Class::Busy,
+            StoreError::Source(_) | StoreError::Changing => Class::File,
+            _ => Class::VmmFailed,
+        }
+    }
+}
+
+/// Reads the files of `spec` for an instance of `memory` bytes.
+///
+/// # Errors
+/// [`ImageError`] for the first that cannot be used.
+pub async fn read(
+    spec: ImagesSpec,
+    memory: u64,
+    batch: &mut Batch<UnpackerChildren>,
+    probe: impl FnOnce() -> Result<Loaded, StoreError>,
+) -> Result<Images, ImageError> {
+    let is_probe = spec.kernel == KernelSource::Probe;
+    let kernel = match &spec.kernel {
+        KernelSource::Probe => probe(),
+        KernelSource::File(source) => {
+            let boot = spec.boot.unwrap_or_default();
+            batch.kernel(&image_source(source), boot, memory).await
+        }
+    };
+    let Loaded { image, info } = kernel.map_err(image_error("kernel", &spec.kernel))?;
+    let (mut archives, mut infos) = (Vec::new(), vec![info]);
+    for source in &spec.initrd {
+        let archive = batch.initramfs(&image_source(source), memory).await;
+        let archive = archive.map_err(image_error("initramfs", source))?;
+        archives.push(archive.image);
+        infos.push(archive.info);
+    }
+    let default_cmdline = if is_probe { "" } else { DEFAULT_LINUX };
+    let cmdline = spec
+        .cmdline
+        .as_deref()
+        .unwrap_or(default_cmdline)
+        .to_owned();
+    let not_a_kernel = || StoreError::Changing;
+    let facts = image.kernel().cloned().ok_or_else(not_a_kernel);
+    Ok(Images {
+        facts: facts.map_err(image_error("kernel", &spec.kernel))?,
+        kernel: image,
+        is_probe,
+        initramfs: Initramfs::new(archives),
+        infos,
+        cmdline,
+        spec,
+    })
+}
+
+fn image_source(source: &Source) -> ImageSource {
+    match source {
+        Source::Path(path) => ImageSource::Path(path.clone()),
+        Source::Fd(fd) => ImageSource::Fd(*fd),
+    }
+}
+
+fn image_error(what: &'static str, path: &impl ToString) -> impl FnOnce(StoreError) -> ImageError {
+    let path = path.to_string();
+    move |source| ImageError { what, path, source }
+}
+
+/// Unpackers as children of this process, one for each image.
+#[derive(Debug, Clone)]
+pub struct UnpackerChildren(pub(crate) Rc<Host>);
+
+impl Unpackers for UnpackerChildren {
+    async fn unpack(
+        &self,
+        job: Job,
+        image: std::os::fd::OwnedFd,
+        output: std::os::fd::OwnedFd,
+    ) -> Result<Unpacked, UnpackersError> {
+        use std::os::fd::AsFd;
+        let answer = child::ask::<UnpackOrder, UnpackReport>(
+            &self.0,
+            Role::Unpacker,
+            "image",
+            &UnpackOrder(job),
+            &[image.as_fd(), output.as_fd()],
+        );
+        let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
+        Ok(answer.await.map_err(lost)?.0?)
+    }
+}

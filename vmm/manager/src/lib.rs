@@ -1,0 +1,47 @@
+//! All guests of one host: their states, their processes, the ledger of their
+//! memory, and how they are controlled.
+//!
+//! Nothing here knows KVM: guests live in worker processes, one each, that are
+//! told what to do over `mkvmm-wire`. One thread owns the [`Manager`], in a
+//! tokio runtime; nothing that takes time runs on it.
+//!
+//! | files | what they know |
+//! |---|---|
+//! | `config`, `images` | what an instance is made of |
+//! | `console`, `status` | what its workers leave in shared memory |
+//! | `child`, `worker` | processes, and what is said to them |
+//! | `memory` | the files of its memory |
+//! | `guest`, `registry` | the record of one instance, and of all |
+//! | `manager` | the owner |
+//! | `questions`, `news` | what workers answer and report |
+//! | `life/` | the verbs |
+//! | `audit` | the proof that ledger, slots and maps agree |
+//! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
+
+pub mod audit;
+pub mod boot_spans;
+mod child;
+pub mod config;
+pub mod console;
+pub mod console_log;
+pub mod control;
+mod debug;
+pub mod event_log;
+pub mod guest;
+pub mod images;
+pub mod life;
+pub mod manager;
+mod manifest;
+pub mod memory;
+mod news;
+pub mod questions;
+pub mod registry;
+pub mod resolve;
+pub mod run;
+pub mod status;
+pub mod stream;
+pub mod view;
+pub mod worker;
+
+pub use child::Role;
+pub use manager::{ConsoleOptions, Host, Manager, Options};

@@ -1,0 +1,190 @@
+//! Starting an instance.
+
+use std::rc::Rc;
+
+use mkpool::AddrRange;
+use mkvmm_base::layout;
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::timeline::Stage;
+use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_memory::e820::E820Entry;
+use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
+
+use crate::guest::{Guest, Loaded};
+use crate::life::{LifeError, StepError};
+use crate::manager::Manager;
+use crate::manifest::{self, ManifestFacts};
+use crate::registry::Registry;
+use crate::worker::WorkerError;
+
+impl Manager {
+    /// Boots an instance.
+    ///
+    /// # Errors
+    /// [`LifeError`]; it is in the state it was in.
+    pub async fn start(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
+        let prepared = self.prepare(name).await?;
+        self.run(prepared).await
+    }
+
+    /// Makes everything an instance needs to run, and lets nothing run.
+    ///
+    /// # Errors
+    /// [`LifeError`]; it is in the state it was in.
+    pub async fn prepare(self: &Rc<Self>, name: &InstanceName) -> Result<Prepared, LifeError> {
+        let busy = self.begin(name, Verb::Start)?;
+        if self.is_ending() {
+            return Err(StepError::Ending.of(name));
+        }
+        if let Some(guest) = self.registry_mut().guest_mut(busy.id) {
+            // Only somebody's word brings a doomed one back.
+            guest.is_doomed = false;
+            guest.is_restarting = false;
+        }
+        let booted = self.boot(busy.id).await;
+        booted.map_err(|error| error.of(name))?;
+        Ok(Prepared {
+            name: name.clone(),
+            busy,
+        })
+    }
+
+    /// Lets a prepared instance go.
+    ///
+    /// # Errors
+    /// [`LifeError`] when its worker is gone by now.
+    pub async fn run(self: &Rc<Self>, prepared: Prepared) -> Result<(), LifeError> {
+        let Prepared { name, busy } = prepared;
+        self.let_go(busy.id).await.map_err(|error| error.of(&name))
+    }
+
+    /// The same for a restart by policy, which nobody asked for by name.
+    pub(crate) async fn boot_and_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.boot(id).await?;
+        self.let_go(id).await
+    }
+
+    async fn let_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.check_alive(id)?;
+        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+        let Some(worker) = worker else {
+            return Ok(());
+        };
+        {
+            let mut registry = self.registry_mut();
+            if let Some(guest) = registry.guest_mut(id) {
+                guest.state = State::Active;
+                guest.reason = None;
+                guest.timeline.reach(Stage::Exec);
+            }
+        }
+        // Before the order: what the guest does then is news of a live one.
+        self.announce(id);
+        worker.tell(&Order::Run, &[]).await?;
+        Ok(())
+    }
+
+    /// Loads the kept images again where they have run, and has the worker
+    /// make the machine.
+    async fn boot(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        let is_fresh = self.registry().guest(id).is_some_and(|guest| {
+            let is_there = guest.worker.as_ref().is_some_and(|w| w.is_there());
+            guest.state == State::Loaded && is_there
+        });
+        if !is_fresh {
+            if let Some(guest) = self.registry().guest(id) {
+                guest.timeline.restart();
+            }
+            self.fill(id).await?;
+        }
+        let (order, e820) = {
+            let registry = self.registry();
+            let Some(guest) = registry.guest(id) else {
+                return Ok(());
+            };
+            let Some(loaded) = guest.loaded() else {
+                return Ok(());
+            };
+            let e820 = guest.e820(registry.pool())?;
+            (boot_order(&registry, guest, loaded, &e820)?, e820)
+        };
+        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+        let Some(worker) = worker else {
+            return Ok(());
+        };
+        let done = worker.ask(&Order::Boot(Box::new(order)), &[]).await?;
+        let Done::Booted { slots } = done else {
+            worker.kill();
+            return Err(WorkerError::Protocol.into());
+        };
+        self.check_alive(id)?;
+        // Last: a boot that comes to nothing empties no log.
+        self.start_log(id)?;
+        let mut registry = self.registry_mut();
+        if let Some(loaded) = registry.guest_mut(id).and_then(|g| g.loaded.as_mut()) {
+            loaded.e820 = e820;
+            let range = |slot: Extent| AddrRange::with_size(slot.start, slot.len).ok();
+            loaded.slots = slots.into_iter().filter_map(range).collect();
+        }
+        Ok(())
+    }
+}
+
+/// An instance with everything it needs to run. Dropped, it stays where it is.
+#[derive(Debug)]
+pub struct Prepared {
+    name: InstanceName,
+    busy: crate::manager::Busy,
+}
+
+fn extent(range: AddrRange) -> Extent {
+    Extent {
+        start: range.start(),
+        len: range.size(),
+    }
+}
+
+/// What the worker makes the machine from: the map and the manifest from the
+/// ledger as it stands, never from what was computed before.
+fn boot_order(
+    registry: &Registry,
+    guest: &Guest,
+    loaded: &Loaded,
+    e820: &[E820Entry],
+) -> Result<BootOrder, StepError> {
+    let config = guest.config();
+    let facts = loaded.images.facts();
+    let allocations: Vec<AddrRange> = guest.sub_pool().withheld().collect();
+    let manifest = manifest::build(&ManifestFacts {
+        addr: layout::MANIFEST_START,
+        pool: registry.pool().range(),
+        id: guest.id().0,
+        name: guest.name().as_str(),
+        chunks: guest.regions(),
+        plan: &loaded.plan,
+        allocations: &allocations,
+        initramfs_size: loaded.initramfs().map_or(0, |range| range.size()),
+        entry: loaded.entry(),
+        cpus: config.cpus(),
+        cmdline: &loaded.cmdline,
+        cmdline_addr: layout::CMDLINE_START,
+    })?;
+    let row = |entry: &E820Entry| MapRow {
+        extent: extent(entry.range),
+        kind: entry.kind.raw(),
+    };
+    Ok(BootOrder {
+        cpus: config.cpus(),
+        affinity: config.spec.cpus_affinity.as_ref().map(ToString::to_string),
+        violation: config.spec.violation,
+        pool: extent(registry.pool().range()),
+        low_window: extent(loaded.plan.low_window),
+        kernel: extent(loaded.plan.kernel),
+        initramfs: loaded.initramfs().map(extent),
+        entry: loaded.entry(),
+        setup_header: facts.setup_header.clone(),
+        e820: e820.iter().map(row).collect(),
+        manifest,
+        cmdline: loaded.cmdline.clone().into_bytes(),
+    })
+}

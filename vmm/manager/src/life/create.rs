@@ -1,0 +1,176 @@
+//! Making instances.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mkpool::instance::Draft;
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::timeline::{Stage, Timeline};
+use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
+
+use crate::config::InstanceConfig;
+use crate::console::GuestConsole;
+use crate::guest::{Guest, Loaded};
+use crate::images::Images;
+use crate::life::{LifeError, StepError};
+use crate::manager::Manager;
+use crate::status::Status;
+
+impl Manager {
+    /// Makes an instance, `ready`, or `loaded` where there are images. Returns
+    /// its number.
+    ///
+    /// # Errors
+    /// [`LifeError`]; nothing was made then.
+    pub async fn create(
+        self: &Rc<Self>,
+        config: InstanceConfig,
+        images: Option<Images>,
+    ) -> Result<InstanceId, LifeError> {
+        let name = config.name.clone();
+        self.registry().check_free(&name)?;
+        if self.is_ending() {
+            return Err(StepError::Ending.of(&name));
+        }
+        let id = self.book(config).map_err(|error| error.of(&name))?;
+        let made = self.furnish(id, images).await;
+        if let Err(error) = made {
+            self.unmake(id).await;
+            return Err(error.of(&name));
+        }
+        let mut registry = self.registry_mut();
+        let boots = registry.boots().clone();
+        if let Some(guest) = registry.guest_mut(id) {
+            guest.busy = None;
+            guest.timeline.measure_with(Arc::new(boots));
+        }
+        drop(registry);
+        self.announce(id);
+        Ok(id)
+    }
+
+    /// Carves the sub-pool and enters the record, busy from its first moment.
+    fn book(self: &Rc<Self>, config: InstanceConfig) -> Result<InstanceId, StepError> {
+        let console = GuestConsole::new(self.console.ring)?;
+        console.viewer().set_lossless(self.console.lossless);
+        let mut registry = self.registry_mut();
+        let id = registry.pool_mut().next_id();
+        let timeline = Arc::new(Timeline::default());
+        let sub_pool = carve(registry.pool_mut(), id, &config)?;
+        timeline.reach(Stage::Created);
+        if !self.console.lossless {
+            // Otherwise a stream follows it.
+            tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));
+        }
+        registry.add(Guest {
+            id,
+            epoch: 0,
+            config,
+            sub_pool,
+            files: Vec::new(),
+            is_clean: true,
+            state: State::Ready,
+            reason: None,
+            loaded: None,
+            worker: None,
+            busy: Some(Verb::Load),
+            is_doomed: false,
+            is_restarting: false,
+            short_lives: 0,
+            timeline,
+            console,
+            status: Status::default(),
+            log: None,
+        });
+        Ok(id)
+    }
+
+    /// Provides the memory of a new instance, and loads its images.
+    async fn furnish(
+        self: &Rc<Self>,
+        id: InstanceId,
+        images: Option<Images>,
+    ) -> Result<(), StepError> {
+        if let Some(images) = &images {
+            // What finds no place is refused before anything takes time.
+            self.place(id, images)?;
+        }
+        let regions = match self.registry().guest(id) {
+            Some(guest) => guest.regions().to_vec(),
+            None => Vec::new(),
+        };
+        let files = self.files.take(regions).await?;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.files = files;
+        }
+        match images {
+            Some(images) => self.load_into(id, images).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes [`Self::book`] and [`Self::furnish`].
+    async fn unmake(self: &Rc<Self>, id: InstanceId) {
+        if let Err(error) = self.release(id).await {
+            log::error!("undoing a creation failed: {}", mkvmm_base::chain(&error));
+        }
+    }
+
+    /// Finds places for images in an instance; changes nothing. With the
+    /// places comes the allocator's state once they are taken.
+    ///
+    /// # Errors
+    /// [`StepError`]; the ledger's log knows of a refusal then.
+    pub(crate) fn place(
+        &self,
+        id: InstanceId,
+        images: &Images,
+    ) -> Result<Option<(Loaded, Draft)>, StepError> {
+        let mut registry = self.registry_mut();
+        let Some((guest, pool)) = registry.with_pool(id) else {
+            return Ok(None);
+        };
+        let placed = place(pool, &guest.sub_pool, guest.name(), images);
+        if let Err(StepError::Pool(error)) = &placed {
+            pool.note_refusal(&guest.sub_pool, error);
+        }
+        placed.map(Some)
+    }
+}
+
+/// Carves the sub-pool that `config` asks for.
+///
+/// # Errors
+/// [`HostPoolError`] with the numbers.
+pub fn carve(
+    pool: &mut HostPool,
+    id: InstanceId,
+    config: &InstanceConfig,
+) -> Result<SubPool, HostPoolError> {
+    pool.carve_with_order(id, &config.name, config.memory(), config.order())
+}
+
+/// Finds places for images in a sub-pool; changes nothing.
+///
+/// # Errors
+/// [`StepError`] with the numbers.
+pub fn place(
+    pool: &HostPool,
+    sub_pool: &SubPool,
+    name: &InstanceName,
+    images: &Images,
+) -> Result<(Loaded, Draft), StepError> {
+    let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
+    let facts = images.facts();
+    mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
+    let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
+    let loaded = Loaded {
+        images: images.clone(),
+        plan,
+        cmdline: text,
+        e820: Vec::new(),
+        slots: Vec::new(),
+    };
+    Ok((loaded, next))
+}

@@ -1,0 +1,182 @@
+//! Putting images into an instance's memory, and taking them out.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::timeline::Stage;
+use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_wire::messages::{Copy, Extent, LoadOrder, Order};
+
+use crate::guest::Loaded;
+use crate::images::Images;
+use crate::life::{LifeError, StepError};
+use crate::manager::Manager;
+
+impl Manager {
+    /// Puts images into an instance's memory, in place of those it has.
+    ///
+    /// # Errors
+    /// [`LifeError`]; what does not fit leaves everything as it was. When the
+    /// copying fails the instance is `ready`, without images.
+    pub async fn load(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        images: Images,
+    ) -> Result<(), LifeError> {
+        let busy = self.begin(name, Verb::Load)?;
+        let loaded = self.load_into(busy.id, images).await;
+        loaded.map_err(|error| error.of(name))?;
+        self.announce(busy.id);
+        Ok(())
+    }
+
+    /// Checks whether [`Self::load`] would find room.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn check_load(&self, name: &InstanceName, images: &Images) -> Result<(), LifeError> {
+        let id = self.registry().check(name, Verb::Load)?;
+        self.check_idle(id).map_err(|error| error.of(name))?;
+        self.place(id, images).map_err(|error| error.of(name))?;
+        Ok(())
+    }
+
+    fn check_idle(&self, id: InstanceId) -> Result<(), StepError> {
+        match self.registry().guest(id) {
+            Some(guest) => Ok(guest.sub_pool().check_control_idle()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Plan, book, copy.
+    pub(crate) async fn load_into(
+        self: &Rc<Self>,
+        id: InstanceId,
+        images: Images,
+    ) -> Result<(), StepError> {
+        self.check_idle(id)?;
+        let Some((loaded, next)) = self.place(id, &images)? else {
+            return Ok(());
+        };
+        if let Some((guest, pool)) = self.registry_mut().with_pool(id) {
+            pool.book(&mut guest.sub_pool, &loaded.plan, next)?;
+            guest.loaded = Some(loaded);
+            guest.timeline.restart();
+            guest.timeline.reach(Stage::Placed);
+        }
+        let filled = self.fill(id).await;
+        let mut registry = self.registry_mut();
+        let Some((guest, pool)) = registry.with_pool(id) else {
+            return Ok(());
+        };
+        match filled {
+            Ok(()) => {
+                guest.state = State::Loaded;
+                guest.reason = None;
+                Ok(())
+            }
+            Err(error) => {
+                pool.unplace(&mut guest.sub_pool)?;
+                guest.loaded = None;
+                guest.state = State::Ready;
+                guest.reason = None;
+                drop(registry);
+                self.drop_worker(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has a new worker copy the images that an instance has into memory that
+    /// reads as zero.
+    pub(crate) async fn fill(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.drop_worker(id).await;
+        self.clean(id).await?;
+        let worker = self.make_worker(id).await?;
+        let Some(loaded) = self.loaded(id) else {
+            return Ok(());
+        };
+        let order = Order::Load(load_order(&loaded));
+        worker.ask(&order, &files(&loaded)).await?;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.timeline.reach(Stage::Loaded);
+        }
+        self.check_alive(id)
+    }
+
+    /// Returns the images of an instance.
+    pub(crate) fn loaded(&self, id: InstanceId) -> Option<Loaded> {
+        self.registry().guest(id)?.loaded().cloned()
+    }
+
+    /// Refuses to go on with an instance that somebody wants dead.
+    pub(crate) fn check_alive(&self, id: InstanceId) -> Result<(), StepError> {
+        match self.registry().guest(id) {
+            Some(guest) if guest.is_doomed => Err(StepError::Killed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the images out of an instance's memory.
+    ///
+    /// # Errors
+    /// [`LifeError`].
+    pub async fn unload(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
+        let busy = self.begin(name, Verb::Unload)?;
+        let id = busy.id;
+        let unloaded = self.empty(id).await;
+        unloaded.map_err(|error| error.of(name))?;
+        self.announce(id);
+        Ok(())
+    }
+
+    async fn empty(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.check_idle(id)?;
+        self.drop_worker(id).await;
+        self.clean(id).await?;
+        let mut registry = self.registry_mut();
+        let Some((guest, pool)) = registry.with_pool(id) else {
+            return Ok(());
+        };
+        pool.unplace(&mut guest.sub_pool)?;
+        guest.loaded = None;
+        guest.timeline.restart();
+        guest.state = State::Ready;
+        guest.reason = None;
+        Ok(())
+    }
+}
+
+/// Which bytes of which file go where.
+fn load_order(loaded: &Loaded) -> LoadOrder {
+    let start = loaded.plan.kernel.start();
+    let segments = &loaded.images.facts().segments;
+    let kernel = segments.iter().map(|segment| Copy {
+        file: Extent {
+            start: segment.file_offset,
+            len: segment.file_size,
+        },
+        addr: start + segment.offset,
+    });
+    let place = loaded.plan.initramfs.map_or(0, |place| place.start());
+    let archives = loaded.images.archives();
+    let archives = archives.map(|(offset, archive)| Copy {
+        file: Extent {
+            start: 0,
+            len: archive.size(),
+        },
+        addr: place + offset,
+    });
+    LoadOrder {
+        kernel: kernel.collect(),
+        archives: archives.collect(),
+    }
+}
+
+fn files(loaded: &Loaded) -> Vec<BorrowedFd<'_>> {
+    let archives = loaded.images.archives();
+    let archives = archives.map(|(_, archive)| archive.file().as_fd());
+    let kernel = loaded.images.kernel().file().as_fd();
+    std::iter::once(kernel).chain(archives).collect()
+}

@@ -1,0 +1,153 @@
+//! The verbs, each from its check to its end.
+//!
+//! | file | verbs |
+//! |---|---|
+//! | `create` | create, and what a rehearsal of it says |
+//! | `load` | load, unload |
+//! | `boot` | start: worker, boot data, machine, run |
+//! | `halt` | pause, resume, kill, and what follows an end |
+//! | `release` | delete |
+//! | `workers` | processes: made, given their memory, cleaned up after |
+//!
+//! Every one checks everything first, then changes; what a later step fails
+//! at, the earlier ones give back.
+
+pub mod boot;
+pub mod create;
+pub mod halt;
+pub mod load;
+pub mod release;
+pub(crate) mod workers;
+
+use mkpool::range::RangeError;
+use mkvmm_base::cmdline::CmdlineError;
+use mkvmm_base::state::State;
+use mkvmm_base::{Class, Diagnose, InstanceName, Room};
+use mkvmm_memory::host_pool::HostPoolError;
+use mkvmm_memory::reservation::ReservationError;
+use mkvmm_wire::shared::SharedError;
+
+use crate::registry::RegistryError;
+use crate::worker::WorkerError;
+
+/// Why an instance was left as it is, or as close to that as could be.
+#[derive(Debug, thiserror::Error)]
+pub enum LifeError {
+    /// The verb is not legal now.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// One step of the verb failed.
+    #[error("instance {name}")]
+    Instance {
+        /// The instance.
+        name: InstanceName,
+        /// The underlying error.
+        #[source]
+        source: Box<StepError>,
+    },
+}
+
+/// Why a step of a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The ledger refused.
+    #[error(transparent)]
+    Pool(#[from] HostPoolError),
+    /// There is no memory to be had, or it cannot be returned.
+    #[error("its memory cannot be provided")]
+    Memory(#[from] ReservationError),
+    /// Its memory could not be cleaned. Nobody else gets it before it is.
+    #[error("its memory cannot be cleaned: {text}")]
+    Clean {
+        /// What the cleaner said.
+        text: String,
+    },
+    /// Its console or board cannot be made.
+    #[error("its shared memory cannot be made")]
+    Shared(#[from] SharedError),
+    /// Its command line does not suit its kernel.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// Its worker failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// Its memory map or manifest cannot be computed: an internal error.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Its manifest cannot be written: an internal error.
+    #[error("the manifest cannot be written")]
+    Manifest(#[from] vm_fdt::Error),
+    /// Its console log cannot be started.
+    #[error("the host gives no more descriptors or threads")]
+    Io(#[from] std::io::Error),
+    /// It was killed meanwhile.
+    #[error("it was killed meanwhile")]
+    Killed,
+    /// The manager is ending.
+    #[error("mkvmm is ending")]
+    Ending,
+}
+
+impl LifeError {
+    fn inner(&self) -> &dyn Diagnose {
+        match self {
+            Self::Registry(error) => error,
+            Self::Instance { source, .. } => source,
+        }
+    }
+}
+
+impl Diagnose for LifeError {
+    fn class(&self) -> Class {
+        self.inner().class()
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.inner().hint()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.inner().room()
+    }
+
+    fn state(&self) -> Option<State> {
+        self.inner().state()
+    }
+}
+
+impl Diagnose for StepError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Pool(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Cmdline(error) => error.class(),
+            Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
+            _ => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Pool(error) => error.hint(),
+            Self::Memory(error) => error.hint(),
+            Self::Cmdline(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
+}
+
+impl StepError {
+    fn of(self, name: &InstanceName) -> LifeError {
+        LifeError::Instance {
+            name: name.clone(),
+            source: Box::new(self),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Giving an instance's memory back.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::{InstanceId, InstanceName, chain};
+
+use crate::event_log::EventKind;
+use crate::life::{LifeError, StepError};
+use crate::manager::Manager;
+
+/// How long until memory that could not be cleaned is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+impl Manager {
+    /// Gives an instance's memory back, clean; the instance is gone then.
+    /// While it is being cleaned the instance is `cleaning`.
+    ///
+    /// # Errors
+    /// [`LifeError`]; memory that could not be cleaned stays with the
+    /// instance, which is tried again until it can be.
+    pub async fn delete(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
+        let busy = self.begin(name, Verb::Delete)?;
+        let id = busy.id;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.is_doomed = true;
+            guest.is_restarting = false;
+        }
+        match self.release(id).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let manager = Rc::clone(self);
+                // The record stays busy, so that nobody takes it for usable.
+                tokio::task::spawn_local(async move {
+                    let busy = busy;
+                    manager.release_later(busy.id).await;
+                });
+                Err(error.of(name))
+            }
+        }
+    }
+
+    async fn release_later(self: Rc<Self>, id: InstanceId) {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            match self.release(id).await {
+                Ok(()) => return,
+                Err(error) => log::error!("instance {id}: {}", chain(&error)),
+            }
+        }
+    }
+
+    /// Ends the worker, cleans the memory, and only then tells the ledger.
+    pub(crate) async fn release(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.drop_worker(id).await;
+        let was_used = match self.registry_mut().guest_mut(id) {
+            Some(guest) if !guest.is_clean => {
+                guest.state = State::Cleaning;
+                true
+            }
+            _ => false,
+        };
+        if was_used {
+            self.announce(id);
+        }
+        let files = self.clean_for_others(id).await?;
+        self.files.put_back(files).await;
+        let mut registry = self.registry_mut();
+        let Some(mut guest) = registry.remove(id) else {
+            return Ok(());
+        };
+        self.closing
+            .borrow_mut()
+            .add(guest.log.take().map(|log| log.close()));
+        let name = guest.name().to_string();
+        registry.pool_mut().release(guest.sub_pool)?;
+        registry.log().push(Some(name), EventKind::Deleted);
+        drop(registry);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+}

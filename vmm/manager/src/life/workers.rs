@@ -1,0 +1,219 @@
+//! Processes for instances: made, given their memory, and cleaned up after.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_base::state::EndReason;
+use mkvmm_base::{InstanceId, RunId};
+use mkvmm_keeper::process::Exit;
+use mkvmm_memory::memory_file::MemoryFile;
+use mkvmm_memory::reservation::backing::Backing;
+use mkvmm_wire::channel::DESCRIPTORS_MAX;
+use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order, Report};
+use mkvmm_wire::shared::board::Board;
+
+use crate::child::{self, Role};
+use crate::console_log::ConsoleLog;
+use crate::life::StepError;
+use crate::manager::Manager;
+use crate::memory::clean_order;
+use crate::worker::{Listener, Worker};
+
+impl Manager {
+    /// Makes a worker for a new boot of an instance and gives it the memory,
+    /// which must be clean and nobody else's.
+    pub(crate) async fn make_worker(
+        self: &Rc<Self>,
+        id: InstanceId,
+    ) -> Result<Rc<Worker>, StepError> {
+        let (board, board_file) = Board::create()?;
+        let config = self.files.config();
+        let (run, identity, console, files) = {
+            let mut registry = self.registry_mut();
+            let Some(guest) = registry.guest_mut(id) else {
+                return Err(StepError::Killed);
+            };
+            guest.epoch += 1;
+            guest.status.renew(guest.config.cpus(), board.reader());
+            // From here on it may write.
+            guest.is_clean = false;
+            let identity = Identity {
+                id: id.0,
+                name: guest.name().to_string(),
+                page: config.backing.page_size(),
+                huge_pages: config.backing == Backing::Thp,
+            };
+            let console = Rc::new(guest.console.clone());
+            (guest.run_id(), identity, console, guest.files.clone())
+        };
+        let (child, channel) = child::start(&self.host, Role::Worker, &identity.name)?;
+        let worker = Worker::attach(run, child, channel, Rc::clone(self));
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.worker = Some(Rc::clone(&worker));
+        }
+        let [console, bell] = console.descriptors();
+        let descriptors = [self.host.kvm.as_fd(), console, bell, board_file.as_fd()];
+        worker
+            .tell(&Order::Identity(identity), &descriptors)
+            .await?;
+        for files in files.chunks(DESCRIPTORS_MAX) {
+            let extent = |file: &MemoryFile| Extent {
+                start: file.range().start(),
+                len: file.range().size(),
+            };
+            let extents = files.iter().map(extent).collect();
+            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            worker.tell(&Order::Memory(extents), &files).await?;
+        }
+        Ok(worker)
+    }
+
+    /// Ends the process that has an instance's memory, if one has, and waits
+    /// until it is gone.
+    pub(crate) async fn drop_worker(&self, id: InstanceId) {
+        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+        if let Some(worker) = worker {
+            worker.kill();
+            worker.gone().await;
+        }
+    }
+
+    /// Makes an instance's memory read as zero, except for what was allocated
+    /// in it. No process may have it.
+    pub(crate) async fn clean(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        let (is_clean, regions, kept, files) = match self.registry().guest(id) {
+            Some(guest) => {
+                let kept: Vec<_> = guest.sub_pool().withheld().collect();
+                (
+                    guest.is_clean,
+                    guest.regions().to_vec(),
+                    kept,
+                    guest.files.clone(),
+                )
+            }
+            None => return Ok(()),
+        };
+        if is_clean {
+            return Ok(());
+        }
+        let is_populated = self.files.config().is_populated();
+        if !is_populated && kept.is_empty() {
+            // Fresh files are clean, and quicker than cleaning these.
+            let fresh = self.files.take(regions).await?;
+            if let Some(guest) = self.registry_mut().guest_mut(id) {
+                guest.files = fresh;
+                guest.is_clean = true;
+            }
+            self.files.put_back(files).await;
+            return Ok(());
+        }
+        let order = clean_order(&files, kept.into_iter(), is_populated);
+        self.run_cleaner(id, &order, &files).await?;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.is_clean = true;
+        }
+        Ok(())
+    }
+
+    /// Takes an instance's files away, fit for their next owner: nothing that
+    /// was allocated in them is kept.
+    pub(crate) async fn clean_for_others(
+        self: &Rc<Self>,
+        id: InstanceId,
+    ) -> Result<Vec<MemoryFile>, StepError> {
+        let (is_clean, files) = match self.registry().guest(id) {
+            Some(guest) => (guest.is_clean, guest.files.clone()),
+            None => return Ok(Vec::new()),
+        };
+        // Lazy files are closed, and the next owner's are new.
+        if !is_clean && self.files.config().is_populated() {
+            let order = clean_order(&files, std::iter::empty(), true);
+            self.run_cleaner(id, &order, &files).await?;
+        }
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.files = Vec::new();
+            guest.is_clean = true;
+        }
+        Ok(files)
+    }
+
+    async fn run_cleaner(
+        self: &Rc<Self>,
+        id: InstanceId,
+        order: &CleanOrder,
+        files: &[MemoryFile],
+    ) -> Result<(), StepError> {
+        let name = match self.registry().guest(id) {
+            Some(guest) => guest.name().to_string(),
+            None => String::new(),
+        };
+        let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let cleaned = child::ask::<CleanOrder, Cleaned>(
+            &self.host,
+            Role::Cleaner,
+            &name,
+            order,
+            &descriptors,
+        );
+        let clean_error = |text| StepError::Clean { text };
+        cleaned.await?.0.map_err(clean_error)
+    }
+
+    /// Begins an instance's console log, if it is to have one and has not.
+    pub(crate) fn start_log(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        let mut registry = self.registry_mut();
+        let Some(guest) = registry.guest_mut(id).filter(|g| g.log.is_none()) else {
+            return Ok(());
+        };
+        let Some(file) = guest.config.console_log.clone() else {
+            return Ok(());
+        };
+        let (path, name) = (file.path().to_owned(), guest.name().clone());
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        let on_error = move |error| {
+            // Without a manager nobody needs to know.
+            let _ = failed.send(error);
+        };
+        guest.log = Some(ConsoleLog::start(
+            file,
+            guest.console.clone(),
+            &name,
+            on_error,
+        )?);
+        let manager = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            if let (Ok(error), Some(manager)) = (failure.await, manager.upgrade()) {
+                manager.on_log_failed(&name, &path, &error);
+            }
+        });
+        Ok(())
+    }
+
+    /// Asks the vCPUs of a guest that is to be killed for their registers, and
+    /// keeps what they say within `patience`.
+    pub(crate) async fn keep_registers(self: &Rc<Self>, id: InstanceId, patience: Duration) {
+        let Ok(Some(mut readings)) = self.ask_registers(id, None, None) else {
+            return;
+        };
+        let gather = async {
+            while let Some(reading) = readings.answers.recv().await {
+                if let Some(guest) = self.registry_mut().guest_mut(id) {
+                    guest.status.keep(reading.cpu, reading.registers);
+                }
+            }
+        };
+        // Who does not answer in time has no last words.
+        let _ = tokio::time::timeout(patience, gather).await;
+    }
+}
+
+impl Listener for Manager {
+    fn on_report(self: &Rc<Self>, run: RunId, report: Report) {
+        self.on_news(run, report);
+    }
+
+    fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
+        self.on_end(run, exit, word);
+    }
+}

@@ -1,0 +1,148 @@
+//! The manifest: what an instance is told about itself, as a flattened
+//! device tree.
+//!
+//! It travels as a `setup_data` node, so that Linux shows it below
+//! `/sys/kernel/boot_params/setup_data/` without any driver; CPUID leaf
+//! 0x4000_0100 finds it without Linux. The format is
+//! described in `docs/manifest.md`; [`MANIFEST_VERSION`] counts its changes.
+
+use mkpool::AddrRange;
+use mkvmm_base::layout::MANIFEST_VERSION;
+use vm_fdt::FdtWriter;
+
+use mkvmm_memory::placement::PlacementPlan;
+
+/// What the manifest states.
+#[derive(Debug, Clone, Copy)]
+pub struct ManifestFacts<'a> {
+    /// Guest-physical address at which the manifest itself will lie.
+    pub addr: u64,
+    /// The whole pool.
+    pub pool: AddrRange,
+    /// The instance's number.
+    pub id: u32,
+    /// The instance's name.
+    pub name: &'a str,
+    /// Its chunks, ascending, adjacent ones merged.
+    pub chunks: &'a [AddrRange],
+    /// Where its pieces lie.
+    pub plan: &'a PlacementPlan,
+    /// What was allocated outside the control block before the start,
+    /// ascending: not the guest's RAM.
+    pub allocations: &'a [AddrRange],
+    /// Exact size of the initramfs in bytes.
+    pub initramfs_size: u64,
+    /// The 64-bit entry.
+    pub entry: u64,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// The command line, without its NUL.
+    pub cmdline: &'a str,
+    /// Address of the command line.
+    pub cmdline_addr: u64,
+}
+
+/// Writes the manifest.
+///
+/// # Errors
+/// What the writer refuses; names and command lines have been checked, so
+/// this is a bug.
+pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_string("compatible", "mkvmm,manifest")?;
+    fdt.property_u32("version", MANIFEST_VERSION)?;
+    fdt.property_u64("address", facts.addr)?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+
+    let pool = fdt.begin_node("pool")?;
+    fdt.property_array_u64("reg", &reg(&[facts.pool]))?;
+    fdt.end_node(pool)?;
+
+    let instance = fdt.begin_node("instance")?;
+    fdt.property_u32("id", facts.id)?;
+    // A property `name` would have to be the node's own name, or dtc refuses it.
+    fdt.property_string("label", facts.name)?;
+    fdt.property_u32("cpus", facts.cpus.into())?;
+    fdt.property_array_u64("reg", &reg(facts.chunks))?;
+    fdt.end_node(instance)?;
+
+    for (name, range) in facts.plan.pieces() {
+        let node = fdt.begin_node(&name.replace(' ', "-"))?;
+        fdt.property_array_u64("reg", &reg(&[range]))?;
+        match name {
+            "kernel" => fdt.property_u64("entry", facts.entry)?,
+            "initramfs" => fdt.property_u64("size", facts.initramfs_size)?,
+            _ => {}
+        }
+        fdt.end_node(node)?;
+    }
+
+    if !facts.allocations.is_empty() {
+        let allocations = fdt.begin_node("allocations")?;
+        fdt.property_array_u64("reg", &reg(facts.allocations))?;
+        fdt.end_node(allocations)?;
+    }
+
+    let cmdline = fdt.begin_node("cmdline")?;
+    fdt.property_u64("address", facts.cmdline_addr)?;
+    fdt.property_string("text", facts.cmdline)?;
+    fdt.end_node(cmdline)?;
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+/// Start and size of each range, as `reg` has them.
+fn reg(ranges: &[AddrRange]) -> Vec<u64> {
+    ranges.iter().flat_map(|r| [r.start(), r.size()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_is_a_device_tree_that_states_the_ranges() {
+        let range = |start, size| AddrRange::with_size(start, size).unwrap();
+        let plan = PlacementPlan {
+            low_window: range(0x1_0000_0000, 0x10_0000),
+            control_block: range(0x1_0010_0000, 0x10_0000),
+            kernel: range(0x1_0020_0000, 0x20_0000),
+            initramfs: None,
+        };
+        let chunks = [range(0x1_0000_0000, 0x100_0000)];
+        let facts = ManifestFacts {
+            addr: 0x3_0010,
+            pool: range(0x1_0000_0000, 1 << 30),
+            id: 7,
+            name: "web",
+            chunks: &chunks,
+            plan: &plan,
+            allocations: &[],
+            initramfs_size: 0,
+            entry: 0x1_0020_0000,
+            cpus: 2,
+            cmdline: "console=ttyS0",
+            cmdline_addr: 0x2_0000,
+        };
+        let fdt = build(&facts).unwrap();
+        assert_eq!(fdt[..4], 0xd00d_feed_u32.to_be_bytes());
+        let contains = |needle: &[u8]| fdt.windows(needle.len()).any(|w| w == needle);
+        assert!(contains(b"mkvmm,manifest\0"));
+        assert!(contains(b"console=ttyS0\0"));
+        assert!(contains(b"\0label\0") && !contains(b"\0name\0"));
+        let pool = [0x1_0000_0000_u64.to_be_bytes(), (1_u64 << 30).to_be_bytes()].concat();
+        assert!(contains(&pool));
+        assert!(!contains(b"initramfs") && !contains(b"allocations"));
+
+        let allocations = [range(0x1_0080_0000, 0x2000)];
+        let fdt = build(&ManifestFacts {
+            allocations: &allocations,
+            ..facts
+        })
+        .unwrap();
+        let reg = [0x1_0080_0000_u64.to_be_bytes(), 0x2000_u64.to_be_bytes()].concat();
+        assert!(fdt.windows(reg.len()).any(|w| w == reg));
+    }
+}

@@ -1,0 +1,121 @@
+//! What workers report about their guests, to the event log and on stderr.
+
+use std::io;
+use std::path::Path;
+
+use mkvmm_api::Range;
+use mkvmm_base::timeline::{Mark, since_start};
+use mkvmm_base::violation::Violation;
+use mkvmm_base::{InstanceName, RunId};
+use mkvmm_wire::messages::{LogLevel, Report};
+
+use crate::event_log::EventKind;
+use crate::guest::Guest;
+use crate::manager::Manager;
+use crate::questions::Reading;
+use crate::registry::Registry;
+
+/// Longest line of a worker's log that is passed on, bytes.
+const LINE_MAX: usize = 1024;
+
+impl Manager {
+    /// Takes a report of a run that is not over.
+    pub(crate) fn on_news(&self, run: RunId, report: Report) {
+        let registry = self.registry();
+        let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
+            return;
+        };
+        match report {
+            Report::Violation {
+                violation,
+                last_reported,
+            } => on_violation(&registry, guest, violation, last_reported),
+            Report::Reached { stage, at } => guest.timeline.reach_at(stage, since_start(at)),
+            Report::Mark { at, text } => guest.timeline.mark(Mark {
+                at: since_start(at),
+                text: harmless(&text),
+            }),
+            Report::Log { level, text } => pass_on(guest.name(), level, &text),
+            Report::Registers {
+                ticket,
+                cpu,
+                registers,
+                translated,
+            } => {
+                let registers = *registers;
+                let reading = Reading {
+                    cpu,
+                    registers,
+                    translated,
+                };
+                self.on_registers(run, ticket, reading);
+            }
+            // Taken by whoever listens to the worker.
+            Report::Done(_) | Report::Ended(_) => {}
+        }
+    }
+
+    /// A guest's console log cannot be written any more.
+    pub(crate) fn on_log_failed(&self, name: &InstanceName, path: &Path, error: &io::Error) {
+        let path = path.display().to_string();
+        log::error!("{name}: nothing more is logged to {path}: {error}");
+        let message = error.to_string();
+        let kind = EventKind::ConsoleLogFailed { path, message };
+        self.log().push(Some(name.to_string()), kind);
+    }
+}
+
+fn on_violation(registry: &Registry, guest: &Guest, violation: Violation, last: bool) {
+    let name = guest.name();
+    let Violation { addr, len, access } = violation;
+    let owner = registry.pool().owner(addr);
+    let place = match &owner {
+        Some(owner) => format!("in {owner}"),
+        None => "outside the pool".to_owned(),
+    };
+    let rest = if last {
+        "; further ones are only counted"
+    } else {
+        ""
+    };
+    log::warn!("{name}: violation: {access} of {len} bytes at {addr:#x}, {place}{rest}");
+    let kind = EventKind::Violation {
+        range: Range {
+            start: addr,
+            size: len as u64,
+        },
+        access,
+        owner,
+    };
+    registry.log().push(Some(name.to_string()), kind);
+}
+
+/// Passes on a line of a worker's log, which may say anything.
+fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
+    let level = match level {
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warn => log::Level::Warn,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug => log::Level::Debug,
+    };
+    log::log!(level, "{name}: {}", harmless(text));
+}
+
+/// Text without control characters, and not longer than a line.
+fn harmless(text: &str) -> String {
+    let end = text.floor_char_boundary(LINE_MAX);
+    let text = text.get(..end).unwrap_or_default();
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(clean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_says_cannot_act_on_a_terminal_or_fill_a_log() {
+        assert_eq!(harmless("a\x1b[2Kb\nc"), "a?[2Kb?c");
+        assert_eq!(harmless(&"ä".repeat(5000)).len(), LINE_MAX);
+    }
+}

@@ -1,0 +1,325 @@
+//! All instances and the ledger of their pool.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mkpool::AddrRange;
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_memory::host_pool::{HostPool, HostPoolError};
+use mkvmm_memory::reservation::ReservationConfig;
+
+use crate::boot_spans::BootSpans;
+use crate::event_log::{EventKind, EventLog};
+use crate::guest::Guest;
+
+/// Why a verb is not legal now.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// There is no instance of that name.
+    #[error("there is no instance {name}")]
+    Unknown {
+        /// The name.
+        name: InstanceName,
+    },
+    /// There is an instance of that name.
+    #[error("there is an instance {name} already")]
+    Exists {
+        /// The name.
+        name: InstanceName,
+    },
+    /// Its state does not allow the verb.
+    #[error("{name} is {state}, which does not allow {verb}")]
+    State {
+        /// The name.
+        name: InstanceName,
+        /// The state it is in.
+        state: State,
+        /// What was asked for.
+        verb: Verb,
+    },
+    /// Another verb is being carried out on it.
+    #[error("{name} is busy with {busy}, which does not allow {verb}")]
+    Busy {
+        /// The name.
+        name: InstanceName,
+        /// What is being carried out.
+        busy: Verb,
+        /// What was asked for.
+        verb: Verb,
+    },
+    /// The ledger refused.
+    #[error("the pool")]
+    Pool(#[from] HostPoolError),
+}
+
+impl Diagnose for RegistryError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unknown { .. } => Class::NoInstance,
+            Self::Exists { .. } => Class::Exists,
+            Self::State { .. } => Class::WrongState,
+            Self::Busy { .. } => Class::Busy,
+            Self::Pool(error) => error.class(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists { .. } => Some("delete it first, or choose another name".to_owned()),
+            Self::State { state, .. } => {
+                let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
+                Some(format!("legal now: {}", legal.join(", ")))
+            }
+            Self::Busy { .. } => Some("wait until that is done, or kill it".to_owned()),
+            Self::Pool(error) => error.hint(),
+            Self::Unknown { .. } => None,
+        }
+    }
+
+    fn room(&self) -> Option<Room> {
+        match self {
+            Self::Pool(error) => error.room(),
+            _ => None,
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        match self {
+            Self::State { state, .. } => Some(*state),
+            _ => None,
+        }
+    }
+}
+
+/// The instances by number and by name, the ledger, and what happened.
+#[derive(Debug)]
+pub struct Registry {
+    guests: BTreeMap<InstanceId, Guest>,
+    names: BTreeMap<InstanceName, InstanceId>,
+    pool: HostPool,
+    memory: ReservationConfig,
+    log: Arc<EventLog>,
+    boots: BootSpans,
+}
+
+impl Registry {
+    /// Makes a registry of nothing but `pool`, which is made of `memory`.
+    pub fn new(pool: HostPool, memory: ReservationConfig) -> Self {
+        Self {
+            guests: BTreeMap::new(),
+            names: BTreeMap::new(),
+            pool,
+            memory,
+            log: Arc::default(),
+            boots: BootSpans::default(),
+        }
+    }
+
+    /// Returns the ledger.
+    pub fn pool(&self) -> &HostPool {
+        &self.pool
+    }
+
+    /// Returns the ledger, to allocate in.
+    pub fn pool_mut(&mut self) -> &mut HostPool {
+        &mut self.pool
+    }
+
+    /// Returns what the pool is made of.
+    pub fn memory(&self) -> &ReservationConfig {
+        &self.memory
+    }
+
+    /// Returns what happened.
+    pub fn log(&self) -> &Arc<EventLog> {
+        &self.log
+    }
+
+    /// Returns how long boots took.
+    pub fn boots(&self) -> &BootSpans {
+        &self.boots
+    }
+
+    /// Returns all instances by number.
+    pub fn guests(&self) -> impl Iterator<Item = &Guest> {
+        self.guests.values()
+    }
+
+    /// Returns the number of instances.
+    pub fn len(&self) -> usize {
+        self.guests.len()
+    }
+
+    /// Whether there is no instance.
+    pub fn is_empty(&self) -> bool {
+        self.guests.is_empty()
+    }
+
+    /// Returns the instance of a number.
+    pub fn guest(&self, id: InstanceId) -> Option<&Guest> {
+        self.guests.get(&id)
+    }
+
+    /// Returns the record of an instance, to change it.
+    pub(crate) fn guest_mut(&mut self, id: InstanceId) -> Option<&mut Guest> {
+        self.guests.get_mut(&id)
+    }
+
+    /// Returns the record of an instance with the ledger it stands in.
+    pub(crate) fn with_pool(&mut self, id: InstanceId) -> Option<(&mut Guest, &mut HostPool)> {
+        Some((self.guests.get_mut(&id)?, &mut self.pool))
+    }
+
+    /// Returns the instance of a name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn find(&self, name: &InstanceName) -> Result<&Guest, RegistryError> {
+        let guest = self.names.get(name).and_then(|id| self.guests.get(id));
+        guest.ok_or_else(|| RegistryError::Unknown { name: name.clone() })
+    }
+
+    /// Checks that a name is free.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`].
+    pub fn check_free(&self, name: &InstanceName) -> Result<(), RegistryError> {
+        match self.names.contains_key(name) {
+            true => Err(RegistryError::Exists { name: name.clone() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks that `verb` is legal for `name` now, and returns its number. A
+    /// kill is legal whatever is being carried out.
+    ///
+    /// # Errors
+    /// [`RegistryError`] with what stands in the way.
+    pub fn check(&self, name: &InstanceName, verb: Verb) -> Result<InstanceId, RegistryError> {
+        let guest = self.find(name)?;
+        let state = guest.state();
+        let name = || name.clone();
+        match guest.busy {
+            Some(Verb::Start) if verb == Verb::Kill => return Ok(guest.id()),
+            Some(busy) if verb != Verb::Kill => {
+                let name = name();
+                return Err(RegistryError::Busy { name, busy, verb });
+            }
+            _ => {}
+        }
+        if state.after(verb).is_none() {
+            let name = name();
+            return Err(RegistryError::State { name, state, verb });
+        }
+        Ok(guest.id())
+    }
+
+    /// Allocates memory in an instance, or in the main pool. A rehearsal gives
+    /// it back at once.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn alloc(
+        &mut self,
+        instance: Option<&InstanceName>,
+        size: u64,
+        align: u64,
+        rehearse: bool,
+    ) -> Result<AddrRange, RegistryError> {
+        let paused = rehearse.then(|| self.pool.log_mut().pause(true));
+        let result = self.alloc_in(instance, size, align);
+        if let (Some(paused), range) = (paused, &result) {
+            let freed = match range {
+                Ok(range) => self.free_in(instance, range.start()).map(drop),
+                Err(_) => Ok(()),
+            };
+            self.pool.log_mut().pause(paused);
+            freed?;
+        }
+        result
+    }
+
+    fn alloc_in(
+        &mut self,
+        instance: Option<&InstanceName>,
+        size: u64,
+        align: u64,
+    ) -> Result<AddrRange, RegistryError> {
+        let Some(name) = instance else {
+            return Ok(self.pool.alloc(size, align)?);
+        };
+        let (id, is_live) = self.for_allocation(name)?;
+        match self.guests.get_mut(&id) {
+            Some(guest) => Ok(self
+                .pool
+                .alloc_in(&mut guest.sub_pool, size, align, is_live)?),
+            None => Err(RegistryError::Unknown { name: name.clone() }),
+        }
+    }
+
+    /// Frees what [`Self::alloc`] gave at `addr`; a rehearsal only says what
+    /// that is.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn free(
+        &mut self,
+        instance: Option<&InstanceName>,
+        addr: u64,
+        rehearse: bool,
+    ) -> Result<AddrRange, RegistryError> {
+        if !rehearse {
+            return self.free_in(instance, addr);
+        }
+        Ok(match instance {
+            Some(name) => self.find(name)?.sub_pool().allocation(addr)?,
+            None => self.pool.allocation(addr)?,
+        })
+    }
+
+    fn free_in(
+        &mut self,
+        instance: Option<&InstanceName>,
+        addr: u64,
+    ) -> Result<AddrRange, RegistryError> {
+        let Some(name) = instance else {
+            return Ok(self.pool.free(addr)?);
+        };
+        let (id, is_live) = self.for_allocation(name)?;
+        match self.guests.get_mut(&id) {
+            Some(guest) => Ok(self.pool.free_in(&mut guest.sub_pool, addr, is_live)?),
+            None => Err(RegistryError::Unknown { name: name.clone() }),
+        }
+    }
+
+    /// The instance to allocate in, and whether its guest owns its RAM: from
+    /// the moment that its map is computed.
+    fn for_allocation(&self, name: &InstanceName) -> Result<(InstanceId, bool), RegistryError> {
+        let guest = self.find(name)?;
+        let is_live = guest.state().is_live() || guest.busy == Some(Verb::Start);
+        Ok((guest.id(), is_live))
+    }
+
+    /// Adds an instance whose name is free.
+    pub(crate) fn add(&mut self, guest: Guest) {
+        self.names.insert(guest.name().clone(), guest.id());
+        self.guests.insert(guest.id(), guest);
+    }
+
+    /// Removes an instance.
+    pub(crate) fn remove(&mut self, id: InstanceId) -> Option<Guest> {
+        let guest = self.guests.remove(&id)?;
+        self.names.remove(guest.name());
+        Some(guest)
+    }
+
+    /// Puts the state of an instance into the event log.
+    pub(crate) fn tell(&self, guest: &Guest) {
+        let kind = EventKind::State {
+            state: guest.state(),
+            reason: guest.reason(),
+        };
+        self.log.push(Some(guest.name().to_string()), kind);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a guest's workers leave behind in shared memory: counters and last
+//! registers. All of it is the workers' word.
+
+use std::collections::BTreeMap;
+
+use mkvmm_base::ExitKind;
+use mkvmm_base::registers::Registers;
+use mkvmm_wire::shared::board::{self, BoardReader};
+
+/// The counters of an instance over all its boots.
+#[derive(Debug, Default)]
+pub struct Status {
+    board: Option<BoardReader>,
+    /// Of the boots before, by vCPU and kind.
+    exits: Vec<[u64; ExitKind::ALL.len()]>,
+    violations: u64,
+    /// What a killed guest's vCPUs said last, by vCPU.
+    last_words: BTreeMap<u8, Registers>,
+}
+
+impl Status {
+    /// Goes on with the board of a new worker.
+    pub(crate) fn renew(&mut self, cpus: u8, board: BoardReader) {
+        let exits = (0..cpus).map(|cpu| self.exits(cpu)).collect();
+        self.violations = self.violations();
+        self.exits = exits;
+        self.board = Some(board);
+        self.last_words.clear();
+    }
+
+    /// Keeps what a vCPU said before it was killed.
+    pub(crate) fn keep(&mut self, cpu: u8, registers: Registers) {
+        self.last_words.insert(cpu, registers);
+    }
+
+    /// Returns the number of accesses to memory that the guest does not own.
+    pub fn violations(&self) -> u64 {
+        let now = self.board.as_ref().map_or(0, BoardReader::violations);
+        self.violations.saturating_add(now)
+    }
+
+    /// Returns the exits of one vCPU, by [`ExitKind`].
+    pub fn exits(&self, cpu: u8) -> [u64; ExitKind::ALL.len()] {
+        let mut sum = self
+            .exits
+            .get(usize::from(cpu))
+            .copied()
+            .unwrap_or_default();
+        let board = self.board.as_ref();
+        if let Some(now) = board.and_then(|board| board.exits(cpu.into())) {
+            for (sum, now) in sum.iter_mut().zip(now) {
+                *sum = sum.saturating_add(now);
+            }
+        }
+        sum
+    }
+
+    /// Returns what a vCPU's registers held when the guest ended; `None` where
+    /// the worker had no time to write them.
+    pub fn last_registers(&self, cpu: u8) -> Option<Registers> {
+        if let Some(words) = self.last_words.get(&cpu) {
+            return Some(*words);
+        }
+        match self.board.as_ref()?.registers(cpu.into())? {
+            board::Registers::Whole(words) => Some(Registers::from_words(&words[..])),
+            board::Registers::None | board::Registers::Torn(_) => None,
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Consoles of many guests on one stream, whole lines at a time.
+//!
+//! One thread follows the consoles and writes `name: line` for each line. It
+//! acknowledges what it has written, and lossless consoles hold their guests
+//! back until then: a slow reader of the stream slows the guests down rather
+//! than losing output.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use mkvmm_base::InstanceName;
+use mkvmm_wire::shared::SharedError;
+use mkvmm_wire::shared::bell::Bell;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::console::GuestConsole;
+
+/// A line longer than this is broken: a guest that never ends its line must
+/// not take the host's memory.
+const LINE_MAX: usize = 4096;
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Message {
+    /// Follow a console from its beginning.
+    Add(InstanceName, Arc<GuestConsole>),
+    /// A guest has ended: what is left without a newline is a line, too.
+    End(InstanceName),
+    /// Return once everything is written.
+    Close,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inbox: Mutex<Vec<Message>>,
+    bell: Bell,
+}
+
+/// The stream's side of the manager.
+#[derive(Debug)]
+pub struct Stream {
+    shared: Arc<Shared>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Stream {
+    /// Starts the thread, which writes to `out`. `on_error` hears that a write
+    /// failed; nothing is written then, and no guest waits any more.
+    ///
+    /// # Errors
+    /// When the host gives no thread or descriptor.
+    pub fn start(
+        mut out: Box<dyn Write + Send>,
+        on_error: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, SharedError> {
+        let (bell, theirs) = Bell::pair()?;
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            bell: theirs,
+        });
+        let of_thread = Arc::clone(&shared);
+        let body = move || {
+            let mut follower = Follower {
+                shared: of_thread,
+                bell,
+                followed: Vec::new(),
+                is_closed: false,
+            };
+            let result = follower.run(&mut *out);
+            if result.is_err() {
+                follower.let_go();
+                on_error();
+            }
+            result
+        };
+        let thread = Builder::new().name("console".to_owned()).spawn(body);
+        let thread = thread.map_err(|error| {
+            SharedError::Bell(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        })?;
+        Ok(Self { shared, thread })
+    }
+
+    /// Follows a console.
+    pub fn add(&self, name: &InstanceName, console: &Arc<GuestConsole>) {
+        self.tell(Message::Add(name.clone(), Arc::clone(console)));
+    }
+
+    /// Says that a guest has printed its last.
+    pub fn end(&self, name: &InstanceName) {
+        self.tell(Message::End(name.clone()));
+    }
+
+    /// Has the thread return once everything is written.
+    pub fn close(&self) {
+        self.tell(Message::Close);
+    }
+
+    /// Whether the thread has returned.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until everything is written, after [`Self::close`].
+    ///
+    /// # Errors
+    /// Why the stream could not be written.
+    pub fn join(self) -> io::Result<()> {
+        let panicked = |_| Err(io::Error::other("the console thread panicked"));
+        self.thread.join().unwrap_or_else(panicked)
+    }
+
+    fn tell(&self, message: Message) {
+        lock(&self.shared.inbox).push(message);
+        self.shared.bell.ring();
+    }
+}
+
+fn lock(inbox: &Mutex<Vec<Message>>) -> MutexGuard<'_, Vec<Message>> {
+    // Whole messages: valid even if the lock is poisoned.
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A console, and how far it is written.
+#[derive(Debug)]
+struct Followed {
+    name: InstanceName,
+    console: Arc<GuestConsole>,
+    position: u64,
+    line: Line,
+    has_ended: bool,
+}
+
+struct Follower {
+    shared: Arc<Shared>,
+    /// Rung by [`Stream`].
+    bell: Bell,
+    followed: Vec<Followed>,
+    is_closed: bool,
+}
+
+impl Follower {
+    fn run(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        loop {
+            self.read_inbox();
+            let mut wrote = false;
+            for one in &mut self.followed {
+                wrote |= one.write_new(out)?;
+            }
+            self.finish_ended(out)?;
+            if wrote {
+                out.flush()?;
+                continue;
+            }
+            if self.is_closed && self.followed.is_empty() {
+                return out.flush();
+            }
+            // Announced first, then looked at once more: see the ring.
+            let waits = |one: &Followed| one.console.viewer().will_wait(one.position);
+            if self.followed.iter().all(waits) {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn read_inbox(&mut self) {
+        self.bell.answer();
+        for message in std::mem::take(&mut *lock(&self.shared.inbox)) {
+            match message {
+                Message::Add(name, console) => self.followed.push(Followed {
+                    line: Line::new(&name),
+                    name,
+                    console,
+                    position: 0,
+                    has_ended: false,
+                }),
+                Message::End(name) => {
+                    let of_name = |one: &&mut Followed| one.name == name;
+                    if let Some(one) = self.followed.iter_mut().find(of_name) {
+                        one.has_ended = true;
+                    }
+                }
+                Message::Close => self.is_closed = true,
+            }
+        }
+    }
+
+    /// Ends the lines of guests that have printed their last.
+    fn finish_ended(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        let is_closed = self.is_closed;
+        let is_over = |one: &mut Followed| {
+            (one.has_ended || is_closed) && one.console.printed() == one.position
+        };
+        for mut one in self.followed.extract_if(.., is_over) {
+            one.line.finish(out)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a ring. Consoles ring again whenever there is something new.
+    fn wait(&self) -> io::Result<()> {
+        let bells = self.followed.iter().map(|one| one.console.bell());
+        let bells: Vec<&Bell> = bells.chain([&self.bell]).collect();
+        let polled = bells.iter().map(|bell| PollFd::new(*bell, PollFlags::IN));
+        let mut polled: Vec<PollFd<'_>> = polled.collect();
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        for bell in bells {
+            bell.answer();
+        }
+        Ok(())
+    }
+
+    /// No guest waits for this thread any more.
+    fn let_go(&mut self) {
+        self.read_inbox();
+        for one in &self.followed {
+            one.console.viewer().set_lossless(false);
+        }
+    }
+}
+
+impl Followed {
+    /// Writes what was printed since; returns whether there was anything.
+    fn write_new(&mut self, out: &mut dyn Write) -> io::Result<bool> {
+        let (bytes, position) = self.console.since(self.position);
+        let is_news = position != self.position;
+        self.line.put(&bytes, out)?;
+        self.position = position;
+        if is_news {
+            self.console.viewer().acknowledge(position);
+        }
+        Ok(is_news)
+    }
+}
+
+/// Bytes of one guest on their way to be lines.
+#[derive(Debug)]
+struct Line {
+    prefix: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl Line {
+    fn new(name: &InstanceName) -> Self {
+        Self {
+            prefix: format!("{name}: ").into_bytes(),
+            bytes: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.end(out)?,
+                // Serial consoles end lines with \r\n; alone it would let a
+                // guest write over its own prefix.
+                b'\r' => {}
+                _ => {
+                    self.bytes.push(byte);
+                    if self.bytes.len() >= LINE_MAX {
+                        self.end(out)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the line as one, so that lines of several writers do not mix.
+    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        let mut whole = self.prefix.clone();
+        whole.append(&mut self.bytes);
+        whole.push(b'\n');
+        out.write_all(&whole)
+    }
+
+    fn finish(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        match self.bytes.is_empty() {
+            true => Ok(()),
+            false => self.end(out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_and_carry_their_guests_name() {
+        let mut out = Vec::new();
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let (mut a, mut b) = (Line::new(&a), Line::new(&b));
+        a.put(b"hel", &mut out).unwrap();
+        b.put(b"one\r\ntwo", &mut out).unwrap();
+        a.put(b"lo\n\n", &mut out).unwrap();
+        a.finish(&mut out).unwrap();
+        b.finish(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "b: one\na: hello\na: \nb: two\n");
+    }
+
+    #[test]
+    fn an_endless_line_is_broken() {
+        let mut out = Vec::new();
+        let mut line = Line::new(&"a".parse().unwrap());
+        line.put(&[b'x'; LINE_MAX + 1], &mut out).unwrap();
+        line.finish(&mut out).unwrap();
+        let lengths: Vec<usize> = out.split(|b| *b == b'\n').map(<[u8]>::len).collect();
+        assert_eq!(lengths, [LINE_MAX + 3, 1 + 3, 0]);
+    }
+}

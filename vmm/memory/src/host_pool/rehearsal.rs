@@ -1,0 +1,114 @@
+//! A rehearsal: instances are really carved and their images really placed,
+//! and all of it is undone when the rehearsal goes. So what it finds is what a
+//! launch would get, to the byte.
+
+use mkpool::instance::Draft;
+use mkvmm_base::{InstanceId, InstanceName};
+
+use crate::host_pool::{HostPool, HostPoolError, SubPool};
+use crate::placement::PlacementPlan;
+
+/// A ledger in which whatever is done does not count. Nothing of it is in the
+/// ledger's log, and no number is used up.
+#[derive(Debug)]
+pub struct Rehearsal<'a> {
+    pool: &'a mut HostPool,
+    made: Vec<SubPool>,
+    was_paused: bool,
+    next_id: u32,
+}
+
+impl HostPool {
+    /// Begins a rehearsal, which ends when it is dropped.
+    pub fn rehearse(&mut self) -> Rehearsal<'_> {
+        let was_paused = self.log.pause(true);
+        Rehearsal {
+            next_id: self.next_id,
+            pool: self,
+            made: Vec::new(),
+            was_paused,
+        }
+    }
+}
+
+impl Rehearsal<'_> {
+    /// Returns the ledger as it is with what was rehearsed so far.
+    pub fn pool(&self) -> &HostPool {
+        self.pool
+    }
+
+    /// Returns the sub-pools that were carved, in order.
+    pub fn made(&self) -> &[SubPool] {
+        &self.made
+    }
+
+    /// Carves a sub-pool, as [`HostPool::carve_with_order`] does. Returns the
+    /// number its instance would have.
+    ///
+    /// # Errors
+    /// As [`HostPool::carve_with_order`].
+    pub fn carve(
+        &mut self,
+        name: &InstanceName,
+        memory: u64,
+        order: u32,
+    ) -> Result<InstanceId, HostPoolError> {
+        let id = self.pool.next_id();
+        let sub_pool = self.pool.carve_with_order(id, name, memory, order)?;
+        self.made.push(sub_pool);
+        Ok(id)
+    }
+
+    /// Books images in the sub-pool that was carved last.
+    ///
+    /// # Errors
+    /// As [`HostPool::book`].
+    pub fn book(&mut self, plan: &PlacementPlan, next: Draft) -> Result<(), HostPoolError> {
+        match self.made.last_mut() {
+            Some(sub_pool) => self.pool.book(sub_pool, plan, next),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Rehearsal<'_> {
+    fn drop(&mut self) {
+        for sub_pool in self.made.drain(..).rev() {
+            self.pool.undo(sub_pool);
+        }
+        self.pool.next_id = self.next_id;
+        self.pool.log.pause(self.was_paused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mkpool::AddrRange;
+    use mkpool::main_pool::PAGE_ORDER;
+
+    use super::*;
+
+    #[test]
+    fn what_was_rehearsed_leaves_no_trace_even_in_a_panic() {
+        let range = AddrRange::with_size(0x1_0000_0000, 64 << 20).unwrap();
+        let mut pool = HostPool::new(range, PAGE_ORDER).unwrap();
+        let before = (pool.to_string(), pool.avail(), pool.log().last(99).count());
+        let name: InstanceName = "a".parse().unwrap();
+        let mut rehearsal = pool.rehearse();
+        let id = rehearsal.carve(&name, 16 << 20, PAGE_ORDER).unwrap();
+        assert_eq!(rehearsal.pool().avail(), 48 << 20);
+        rehearsal.carve(&name, 1 << 30, PAGE_ORDER).unwrap_err();
+        assert_eq!(rehearsal.made().len(), 1);
+        drop(rehearsal);
+        let after = (pool.to_string(), pool.avail(), pool.log().last(99).count());
+        assert_eq!(before, after);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut rehearsal = pool.rehearse();
+            rehearsal.carve(&name, 16 << 20, PAGE_ORDER).unwrap();
+            panic!("in the middle");
+        }));
+        panicked.unwrap_err();
+        assert_eq!(pool.avail(), 64 << 20);
+        assert_eq!(pool.next_id(), id);
+    }
+}

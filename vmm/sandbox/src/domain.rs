@@ -1,0 +1,99 @@
+//! The Landlock domain: no file system, no TCP, no signals and no abstract
+//! sockets beyond it.
+//!
+//! Entering a domain has one more effect that no ruleset names: the process
+//! can only trace, read or take descriptors from processes of its own domain,
+//! that is from itself.
+//!
+//! Descriptors that were opened before, or that others send, keep the rights
+//! they were opened with. Landlock does not see files of kernel-internal file
+//! systems, memory files among them: reopening one's own by `/proc/self/fd`
+//! and executing it are held by seccomp alone. Before version 9 it does not
+//! see `connect` to a path.
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset,
+    RulesetAttr, Scope,
+};
+
+use crate::error::SandboxError;
+use crate::report::Outcome;
+
+/// The newest version whose rights are denied where the kernel knows them.
+/// All of them are denied without exception, so a right too many harms nobody.
+const NEWEST: ABI = ABI::V10;
+
+/// The version that holds everything this crate promises of Landlock.
+const WANTED: u32 = 6;
+
+/// What each version added, as far as promises rest on it.
+const ADDED: [(u32, &str); 6] = [
+    (1, "files, tracing of other processes"),
+    (2, "linking and renaming across directories"),
+    (3, "truncating files by path"),
+    (4, "TCP"),
+    (5, "ioctl on devices opened later"),
+    (6, "signals and abstract sockets of other processes"),
+];
+
+/// Enters a domain that allows nothing.
+///
+/// # Errors
+/// [`SandboxError::Landlock`]. A kernel that knows less of Landlock, or
+/// nothing, is no error: the outcome says what is missing.
+pub(crate) fn enter() -> Result<Outcome, SandboxError> {
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
+        .and_then(Ruleset::create)
+        .and_then(landlock::RulesetCreated::restrict_self)
+        .map_err(SandboxError::Landlock)?;
+    Ok(outcome_of(match status.landlock {
+        LandlockStatus::Available {
+            effective_abi: abi, ..
+        } => version_of(abi),
+        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
+    }))
+}
+
+fn version_of(abi: ABI) -> u32 {
+    // `ABI` numbers its variants as the kernel numbers its versions.
+    abi as u32
+}
+
+fn outcome_of(abi: u32) -> Outcome {
+    if abi >= WANTED {
+        return Outcome::Applied;
+    }
+    let missing = ADDED.iter().filter(|(version, _)| *version > abi);
+    Outcome::LandlockPartial {
+        abi,
+        missing: missing.map(|(_, what)| *what).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_told_apart_by_what_it_lacks() {
+        assert_eq!(outcome_of(7), Outcome::Applied);
+        let Outcome::LandlockPartial { abi, missing } = outcome_of(4) else {
+            panic!("version 4 has no scopes");
+        };
+        assert_eq!((abi, missing.len()), (4, 2));
+        let Outcome::LandlockPartial { missing, .. } = outcome_of(0) else {
+            panic!("a kernel without Landlock denies nothing");
+        };
+        assert_eq!(missing.len(), ADDED.len());
+    }
+
+    #[test]
+    fn versions_are_the_kernels_numbers() {
+        assert_eq!(version_of(ABI::V1), 1);
+        assert_eq!(version_of(ABI::V7), 7);
+    }
+}

@@ -1,0 +1,205 @@
+//! What confined processes may call, and who needs it.
+//!
+//! The lists were read off `strace -f` of a program that does what a worker
+//! does (`tests/doors/guest.rs`: VM, vCPU threads, event loop, channels,
+//! panics) with glibc, then completed by what glibc and std do rarely: a heap
+//! arena per thread, a guard page, a wait interrupted by SIGSTOP, an abort.
+//! What musl does instead was added from its source.
+
+use rustix::process::getpid;
+
+use crate::error::SandboxError;
+use crate::profile::Profile;
+use crate::seccomp::kvm;
+use crate::seccomp::rules::{Arg, Rules};
+
+/// Calls that every confined process may make with any arguments. `sendmsg` is
+/// absent with intent: descriptors in a message keep their files alive in the
+/// socket, cost the receiver their last close, and count against all of its
+/// user. None of
+/// them reaches beyond memory and descriptors that the process has.
+const COMMON: [(i64, &str); 33] = [
+    (libc::SYS_read, "channel, eventfd, timerfd, image"),
+    (libc::SYS_readv, "vectored reads of std"),
+    (libc::SYS_pread64, "memory files, images"),
+    (libc::SYS_write, "channel, eventfd, panic message"),
+    (libc::SYS_writev, "vectored writes of std"),
+    (libc::SYS_pwrite64, "memory files"),
+    (libc::SYS_lseek, "sizes of files"),
+    (libc::SYS_fstat, "sizes of files"),
+    (libc::SYS_close, "descriptors that were mapped"),
+    (libc::SYS_recvmsg, "channel, with descriptors"),
+    (libc::SYS_recvfrom, "channel"),
+    (libc::SYS_sendto, "channel"),
+    (libc::SYS_poll, "channel"),
+    (libc::SYS_ppoll, "channel"),
+    (libc::SYS_munmap, "heap, stacks, memory files"),
+    (libc::SYS_madvise, "heap, stacks, giving memory back"),
+    (libc::SYS_brk, "heap"),
+    (libc::SYS_futex, "locks, channels, joins"),
+    (
+        libc::SYS_sched_yield,
+        "spinning locks of std and its channels",
+    ),
+    (libc::SYS_rt_sigaction, "kick handler, abort"),
+    (libc::SYS_rt_sigprocmask, "thread start, abort"),
+    (libc::SYS_rt_sigreturn, "return from a handler"),
+    (libc::SYS_sigaltstack, "stack overflow handler of std"),
+    (libc::SYS_restart_syscall, "a wait goes on after SIGCONT"),
+    (libc::SYS_exit_group, "the end"),
+    (libc::SYS_getpid, "raise, abort, kicks"),
+    (libc::SYS_gettid, "raise, abort, names in messages"),
+    (libc::SYS_getrandom, "keys of hash tables"),
+    (libc::SYS_clock_gettime, "where the vDSO has no clock"),
+    (libc::SYS_clock_getres, "as above"),
+    (libc::SYS_gettimeofday, "as above"),
+    (libc::SYS_nanosleep, "pauses"),
+    (libc::SYS_clock_nanosleep, "pauses"),
+];
+
+/// Calls of a worker: threads and the event loop.
+const WORKER: [(i64, &str); 12] = [
+    (libc::SYS_exit, "the end of a thread"),
+    (libc::SYS_set_robust_list, "thread start"),
+    (libc::SYS_rseq, "thread start"),
+    (libc::SYS_eventfd2, "interrupts, wake-ups of the loop"),
+    (libc::SYS_epoll_create1, "the event loop"),
+    (libc::SYS_epoll_ctl, "the event loop"),
+    (libc::SYS_epoll_wait, "the event loop"),
+    (libc::SYS_epoll_pwait, "the event loop"),
+    (libc::SYS_timerfd_create, "timers of the event loop"),
+    (libc::SYS_timerfd_settime, "timers of the event loop"),
+    (libc::SYS_shutdown, "the end of the channel"),
+    (
+        libc::SYS_copy_file_range,
+        "images into memory files, without a fault for each page",
+    ),
+];
+
+/// Calls of an unpacker: writing the unpacked file.
+const UNPACKER: [(i64, &str); 4] = [
+    (libc::SYS_ftruncate, "size of the file written"),
+    (libc::SYS_fallocate, "room for the file written"),
+    (
+        libc::SYS_copy_file_range,
+        "std::io::copy of an unpacked image",
+    ),
+    (libc::SYS_sendfile, "std::io::copy, its next choice"),
+];
+
+/// Calls of a cleaner: making memory files zero, or populated.
+const CLEANER: [(i64, &str); 1] = [(libc::SYS_fallocate, "zeroing, punching, populating")];
+
+/// The flags with which pthread_create makes a thread by `clone`.
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
+/// A flag that musl adds and the kernel ignores.
+const DETACHED: u64 = libc::CLONE_DETACHED as u64;
+
+/// Operations of `fcntl` on one's own descriptors. Absent with intent:
+/// `F_SETOWN` and `F_SETSIG`, which send signals to any process.
+const FCNTL: [(i32, &str); 6] = [
+    (libc::F_GETFD, "std checks descriptors it closes"),
+    (libc::F_SETFD, "close-on-exec"),
+    (libc::F_GETFL, "nonblocking descriptors"),
+    (libc::F_SETFL, "nonblocking descriptors"),
+    (libc::F_DUPFD_CLOEXEC, "try_clone"),
+    (libc::F_GET_SEALS, "checking that a received file is sealed"),
+];
+
+/// Operations of `prctl`. Absent with intent: `PR_SET_DUMPABLE`,
+/// `PR_SET_PTRACER`, `PR_SET_PDEATHSIG`.
+const PRCTL: [(i32, &str); 2] = [
+    (libc::PR_SET_NAME, "names of threads"),
+    (libc::PR_SET_VMA, "names of mappings, newer glibc"),
+];
+
+/// Returns the rules of a confined `profile`.
+///
+/// # Errors
+/// [`SandboxError::Rules`]: a mistake in this file.
+pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
+    let mut rules = Rules::default();
+    rules.always(COMMON);
+    memory(&mut rules)?;
+    own_process(&mut rules)?;
+    for (operation, why) in FCNTL {
+        rules.when(libc::SYS_fcntl, &[int(1, operation)], why)?;
+    }
+    for (operation, why) in PRCTL {
+        rules.when(libc::SYS_prctl, &[int(0, operation)], why)?;
+    }
+    match profile {
+        Profile::Worker => worker(&mut rules)?,
+        Profile::Unpacker => {
+            rules.always(UNPACKER);
+            let seals = [int(1, libc::F_ADD_SEALS)];
+            rules.when(libc::SYS_fcntl, &seals, "seals the file written")?;
+        }
+        Profile::Cleaner => rules.always(CLEANER),
+        Profile::Keeper | Profile::Manager => {}
+    }
+    Ok(rules)
+}
+
+/// Mappings, never executable: no new code comes into being.
+fn memory(rules: &mut Rules) -> Result<(), SandboxError> {
+    let not_executable = [Arg::Masked(2, bits(libc::PROT_EXEC), 0)];
+    rules.when(
+        libc::SYS_mmap,
+        &not_executable,
+        "heap, stacks, memory files",
+    )?;
+    rules.when(libc::SYS_mprotect, &not_executable, "heap, guard pages")
+}
+
+/// Calls that name a process: this one only.
+fn own_process(rules: &mut Rules) -> Result<(), SandboxError> {
+    let own = [int(0, getpid().as_raw_nonzero().get())];
+    rules.when(libc::SYS_tgkill, &own, "kicks, abort")?;
+    rules.when(libc::SYS_kill, &own, "raise of some C libraries")?;
+    if cfg!(target_env = "musl") {
+        // A thread id says nothing of its process, so here the Landlock scope
+        // alone keeps signals inside.
+        rules.always([(libc::SYS_tkill, "kicks, abort")]);
+    }
+    // Reading one's own limits. With a new limit, or for another process, the
+    // call would lower a neighbour's.
+    let own_limits = [int(0, 0), Arg::IsLong(2, 0)];
+    rules.when(libc::SYS_prlimit64, &own_limits, "stack sizes")
+}
+
+fn worker(rules: &mut Rules) -> Result<(), SandboxError> {
+    rules.always(WORKER);
+    let thread = [Arg::Masked(0, !DETACHED, THREAD_FLAGS)];
+    rules.when(libc::SYS_clone, &thread, "pthread_create")?;
+    // pthread_getattr_np names the new thread; reading harms nobody.
+    rules.always([(libc::SYS_sched_getaffinity, "thread start")]);
+    let self_only = [int(0, 0)];
+    rules.when(libc::SYS_sched_setaffinity, &self_only, "pinned vCPUs")?;
+    for (request, why) in kvm::IOCTLS {
+        rules.when(libc::SYS_ioctl, &[Arg::Is(1, request)], why)?;
+    }
+    rules.when(libc::SYS_ioctl, &[Arg::Is(1, FIONBIO)], "set_nonblocking")
+}
+
+/// `libc::FIONBIO` in the 32 bits that the kernel takes.
+const FIONBIO: u32 = 0x5421;
+
+/// Compares argument `index`, which the kernel takes as an `int`.
+fn int(index: u8, value: i32) -> Arg {
+    Arg::Is(index, value.cast_unsigned())
+}
+
+/// Returns the bits of a C flag.
+fn bits(flag: i32) -> u64 {
+    flag.cast_unsigned().into()
+}

@@ -1,0 +1,91 @@
+use super::*;
+
+const CONFINED: [Profile; 3] = [Profile::Worker, Profile::Unpacker, Profile::Cleaner];
+
+/// Calls that no confined process may make with any arguments.
+const NEVER: [i64; 34] = [
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_creat,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_remap_file_pages,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_userfaultfd,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_keyctl,
+    libc::SYS_mount,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_setresuid,
+    libc::SYS_seccomp,
+    libc::SYS_pkey_mprotect,
+];
+
+#[test]
+fn doors_stand_on_no_allow_list() {
+    for profile in CONFINED {
+        let rules = allowed::rules(profile).unwrap();
+        let found: Vec<_> = rules.calls().filter(|call| NEVER.contains(call)).collect();
+        assert_eq!(found, [], "{profile}");
+    }
+}
+
+#[test]
+fn only_workers_make_threads_and_ioctls() {
+    for profile in [Profile::Unpacker, Profile::Cleaner] {
+        let calls: Vec<_> = allowed::rules(profile).unwrap().calls().collect();
+        assert!(!calls.contains(&libc::SYS_clone), "{profile}");
+        assert!(!calls.contains(&libc::SYS_ioctl), "{profile}");
+    }
+}
+
+#[test]
+fn fallbacks_stand_on_no_list_of_their_own() {
+    for profile in CONFINED {
+        let calls: Vec<_> = allowed::rules(profile).unwrap().calls().collect();
+        for (call, why) in FALLBACKS {
+            assert!(!calls.contains(&call), "{profile}: {call}, {why}");
+        }
+    }
+}
+
+#[test]
+fn every_profile_compiles_in_every_mode() {
+    let all = CONFINED
+        .into_iter()
+        .chain([Profile::Keeper, Profile::Manager]);
+    for profile in all {
+        for mode in [Mode::Kill, Mode::Log, Mode::Errno] {
+            let programs = programs(profile, mode).unwrap();
+            assert!(programs.iter().all(|program| !program.is_empty()));
+            let expected = if profile.is_confined() { 2 } else { 1 };
+            assert_eq!(programs.len(), expected, "{profile} in mode {mode}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_denied_twice() {
+    let mut calls = denied::DENIED.map(|(call, _)| call);
+    calls.sort_unstable();
+    assert!(calls.windows(2).all(|pair| pair[0] != pair[1]));
+}

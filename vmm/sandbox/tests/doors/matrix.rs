@@ -1,0 +1,214 @@
+//! Every door, tried under every combination of layers that a promise names.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use libtest_mimic::{Failed, Trial};
+use mkvmm_sandbox::{Layers, Mode, Profile};
+
+use crate::door::{DOORS, Door, Holder, LOOKING_IN};
+use crate::setup::{Role, Setup, User};
+use crate::syscall::call;
+use crate::victim::Victim;
+
+use Holder::{Dumpable, Landlock, Privileges, Seccomp};
+
+/// The Landlock version that holds what doors claim of it.
+const LANDLOCK_WANTED: usize = 6;
+/// The version from which on it holds connections to a path as well.
+const LANDLOCK_OF_PATHS: usize = 9;
+
+/// Which layers are on, and how the filter answers.
+struct Case {
+    name: &'static str,
+    on: &'static [Holder],
+    mode: Mode,
+}
+
+const fn case(name: &'static str, on: &'static [Holder]) -> Case {
+    let mode = Mode::Kill;
+    Case { name, on, mode }
+}
+
+const CASES: [Case; 11] = [
+    case("all_kill", &[Seccomp, Landlock, Dumpable, Privileges]),
+    Case {
+        name: "all_errno",
+        on: &[Seccomp, Landlock, Dumpable, Privileges],
+        mode: Mode::Errno,
+    },
+    case("without_seccomp", &[Landlock, Dumpable, Privileges]),
+    case("without_landlock", &[Seccomp, Dumpable, Privileges]),
+    case("without_dumpable", &[Seccomp, Landlock, Privileges]),
+    case("without_privileges", &[Seccomp, Landlock, Dumpable]),
+    case("seccomp_alone", &[Seccomp, Privileges]),
+    case("landlock_alone", &[Landlock, Privileges]),
+    case("dumpable_alone", &[Dumpable, Privileges]),
+    // The control: same user id, nothing else. What can open does open.
+    case("control", &[Privileges]),
+    case("control_as_root", &[]),
+];
+
+/// Returns one trial per user, kind of victim and case.
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for &user in User::available() {
+        for victim in [Profile::Manager, Profile::Worker] {
+            // An ordinary user has no privileges that could be left on.
+            let of_user = |case: &&Case| user == User::Dropped || case.on.contains(&Privileges);
+            for case in CASES.iter().filter(of_user) {
+                let user_name = format!("{user:?}").to_lowercase();
+                let name = format!("doors::{user_name}::{}::of_a_{victim}", case.name);
+                trials.push(Trial::test(name, move || all_doors(user, victim, case)));
+            }
+        }
+    }
+    trials
+}
+
+fn all_doors(user: User, victim: Profile, case: &Case) -> Result<(), Failed> {
+    let mut wrong = Vec::new();
+    // To root everybody's door is another one; what it must be able to show
+    // is that giving up privileges matters.
+    let of_case = |door: &&Door| !case.on.is_empty() || door.holders.contains(&Privileges);
+    for door in DOORS.iter().filter(of_case) {
+        let seen = try_door(user, victim, case, door)?;
+        if let Err(message) = judge(case, door, &seen) {
+            wrong.push(format!("{}: {message}", door.name));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(wrong.join("\n").into())
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+enum Seen {
+    Opened(String),
+    Refused(i32),
+    Killed,
+}
+
+/// Compares what was seen with what the layers promise.
+fn judge(case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
+    let by_filter = case.on.contains(&Seccomp);
+    let held = holders(door).iter().any(|holder| case.on.contains(holder));
+    match seen {
+        Seen::Opened(how) if held => Err(format!("OPENED ({how})")),
+        Seen::Opened(_) => Ok(()),
+        Seen::Killed if by_filter && case.mode == Mode::Kill && !door.falls_back => Ok(()),
+        Seen::Killed => Err("killed, though not by intent".to_owned()),
+        Seen::Refused(errno) if by_filter && case.mode == Mode::Kill && !door.falls_back => {
+            Err(format!("refused with error {errno} instead of SIGSYS"))
+        }
+        Seen::Refused(_) if held => Ok(()),
+        Seen::Refused(errno) if closed_by_host(door, *errno) => Ok(()),
+        Seen::Refused(errno) => Err(format!("error {errno}, but nothing should hold it")),
+    }
+}
+
+/// Returns what holds a door on this kernel.
+fn holders(door: &Door) -> Vec<Holder> {
+    let version = landlock_version();
+    let mut holders = door.holders.to_vec();
+    if version < LANDLOCK_WANTED {
+        holders.retain(|holder| *holder != Landlock);
+    }
+    if version >= LANDLOCK_OF_PATHS && door.name == "connect_path" {
+        holders.push(Landlock);
+    }
+    holders
+}
+
+/// Returns the kernel's Landlock version, 0 where it has none.
+pub fn landlock_version() -> usize {
+    let version_flag = 1;
+    call(libc::SYS_landlock_create_ruleset, [0, 0, version_flag]).unwrap_or(0)
+}
+
+/// Returns whether the host itself keeps a door shut: its kernel has no such
+/// call, or its administrator closed it to everybody.
+fn closed_by_host(door: &Door, errno: i32) -> bool {
+    let set = |path: &str, open: &str| fs::read_to_string(path).is_ok_and(|is| is.trim() != open);
+    let closed = door.absent == Some(errno)
+        || door.holders == LOOKING_IN && set("/proc/sys/kernel/yama/ptrace_scope", "0")
+        || door.name == "io_uring_openat" && set("/proc/sys/kernel/io_uring_disabled", "0")
+        || door.name == "unshare_user" && set("/proc/sys/kernel/unprivileged_userns_clone", "1");
+    if closed {
+        println!("{}: shut on this host by itself, error {errno}", door.name);
+    }
+    closed
+}
+
+/// Starts a victim and an attacker, and sees what came of it.
+fn try_door(user: User, victim: Profile, case: &Case, door: &Door) -> io::Result<Seen> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let mut setup = Setup::new("victim", victim, user);
+    setup.debuggable = !case.on.contains(&Dumpable);
+    let mut victim = Victim::start(&setup, NUMBER.fetch_add(1, Ordering::Relaxed))?;
+
+    let target = &victim.target;
+    let attacker = Setup {
+        mode: case.mode,
+        layers: Layers {
+            identity: case.on.contains(&Privileges),
+            capabilities: case.on.contains(&Privileges),
+            landlock: case.on.contains(&Landlock),
+            seccomp: case.on.contains(&Seccomp),
+            ..Layers::ALL
+        },
+        ..Setup::new("attacker", Profile::Worker, user)
+    };
+    let attacker = attacker.word(door.name).word(target.pid);
+    let attacker = attacker.word(target.secret).word(&target.socket);
+    let output = attacker.command().stderr(Stdio::inherit()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    match victim.harm()? {
+        Some(harm) => Ok(Seen::Opened(format!("the victim {harm}"))),
+        None => interpret(output.status, &said),
+    }
+}
+
+fn interpret(status: ExitStatus, said: &str) -> io::Result<Seen> {
+    if status.signal() == Some(libc::SIGSYS) {
+        return Ok(Seen::Killed);
+    }
+    let odd = || {
+        io::Error::other(format!(
+            "the attacker ended with {status} and said {said:?}"
+        ))
+    };
+    match said.trim().split_once(' ') {
+        Some(("refused", errno)) => Ok(Seen::Refused(errno.parse().map_err(io::Error::other)?)),
+        Some(("opened", how)) => Ok(Seen::Opened(how.to_owned())),
+        // Another program was executed, which said nothing and succeeded.
+        None if said.is_empty() && status.success() => {
+            Ok(Seen::Opened("another program ran".to_owned()))
+        }
+        _ => Err(odd()),
+    }
+}
+
+/// What the attacker's process does.
+pub fn attack(role: &Role) -> io::Result<()> {
+    let name: String = role.word(0);
+    let target = crate::door::Target {
+        pid: role.word(1),
+        secret: role.word(2),
+        socket: role.word(3),
+    };
+    let door = DOORS.iter().find(|door| door.name == name);
+    let door = door.ok_or_else(|| io::Error::other("no such door"))?;
+    let attempt = (door.prepare)(&target)?;
+    role.enter();
+    let words = match attempt() {
+        Ok(()) => "opened as asked\n".to_owned(),
+        Err(error) => format!("refused {}\n", error.raw_os_error().unwrap_or(0)),
+    };
+    io::stdout().write_all(words.as_bytes())
+}

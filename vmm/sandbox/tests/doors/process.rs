@@ -1,0 +1,349 @@
+//! What a sandbox promises of the process itself: when it is refused, what it
+//! says, what its limits do, and that it ends with its parent.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use libtest_mimic::{Failed, Trial};
+use mkvmm_sandbox::{Confinement, Layer, Layers, Mode, Outcome, Profile, SandboxError};
+use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
+
+use crate::check::{any_user, check, expect, outcome_of};
+use crate::setup::{Role, Setup, User};
+use crate::syscall::call;
+
+/// Returns the trials of this file.
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![
+        Trial::test("process::refuses_several_threads", refuses_several_threads),
+        Trial::test(
+            "process::filter_reaches_all_threads",
+            filter_reaches_all_threads,
+        ),
+        Trial::test("process::log_mode_says_so", log_mode_says_so),
+        Trial::test("process::is_not_dumpable", is_not_dumpable),
+        Trial::test("process::debuggable_is_dumpable", debuggable_is_dumpable),
+        Trial::test("process::status_is_as_reported", status_is_as_reported),
+        Trial::test("process::keeper_still_executes", keeper_still_executes),
+    ];
+    for &user in User::available() {
+        let name = format!("process::ends_with_its_parent::{user:?}").to_lowercase();
+        trials.push(Trial::test(name, move || ends_with_its_parent(user)));
+    }
+    if User::available().contains(&User::Dropped) {
+        trials.push(Trial::test("process::never_stays_root", never_stays_root));
+        let name = "process::keeper_of_a_service_makes_workers";
+        trials.push(Trial::test(name, keeper_of_a_service_makes_workers));
+    }
+    trials
+}
+
+/// A child that does one thing after another, when told to.
+struct Puppet {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Puppet {
+    fn start(setup: &Setup) -> io::Result<Self> {
+        let mut command = setup.command();
+        Self::spawn(command.stdin(Stdio::piped()))
+    }
+
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self {
+            input: child.stdin.take(),
+            output: BufReader::new(output),
+            child,
+        })
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// Lets the child go on by closing its input, and waits for its end.
+    fn end(mut self) -> io::Result<()> {
+        drop(self.input.take());
+        self.child.wait().map(drop)
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        // A test that failed half-way leaves no process behind.
+        let _ended_before = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+fn refuses_several_threads() -> Result<(), Failed> {
+    // This very process has several: one per trial under way.
+    let found = Confinement::new(Profile::Worker).enter();
+    check(
+        matches!(found, Err(SandboxError::SeveralThreads { count }) if count > 1),
+        format!("{found:?}"),
+    )
+}
+
+fn never_stays_root() -> Result<(), Failed> {
+    let mut setup = Setup::new("report", Profile::Worker, User::Ordinary);
+    setup.user = User::Dropped;
+    let setup = setup.word("keep_root");
+    for mode in [Mode::Kill, Mode::Off] {
+        let mut setup = setup.clone();
+        setup.mode = mode;
+        let (_, said) = outcome_of(&setup)?;
+        check(said.contains("must not run as uid 0"), said)?;
+    }
+    Ok(())
+}
+
+/// A thread that was there before is confined by the filter as well.
+fn filter_reaches_all_threads() -> Result<(), Failed> {
+    let mut setup = Setup::new("early_thread", Profile::Worker, any_user());
+    setup.layers = Layers {
+        seccomp: true,
+        ..Layers::NONE
+    };
+    let (signal, said) = outcome_of(&setup)?;
+    expect(signal, Some(libc::SIGSYS))?;
+    expect(said.as_str(), "the early thread tries\n")
+}
+
+fn early_thread(role: &Role) -> io::Result<()> {
+    let (start, started) = mpsc::channel();
+    let early = thread::spawn(move || {
+        if started.recv().is_ok() {
+            println!("the early thread tries");
+            let opened = call(libc::SYS_openat, [0, 0, 0]).is_ok();
+            println!("and lives, opened {opened}");
+        }
+    });
+    role.enter();
+    start.send(()).map_err(io::Error::other)?;
+    early.join().map_err(|_panic| io::Error::other("panicked"))
+}
+
+fn log_mode_says_so() -> Result<(), Failed> {
+    let mut setup = Setup::new("report", Profile::Worker, any_user());
+    setup.mode = Mode::Log;
+    let (signal, said) = outcome_of(&setup.word("-"))?;
+    expect(signal, None)?;
+    check(said.contains("warning: "), &said)?;
+    check(said.contains("LOGS ONLY, DOES NOT CONFINE"), &said)?;
+    // The call that no worker may make came through to the kernel.
+    check(said.contains("socket: opened"), &said)
+}
+
+fn status_is_as_reported() -> Result<(), Failed> {
+    let setup = Setup::new("report", Profile::Worker, any_user());
+    let mut puppet = Puppet::start(&setup.word("wait"))?;
+    while puppet.line()? != "entered" {}
+    let status = fs::read_to_string(format!("/proc/{}/status", puppet.child.id()))?;
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Threads:\t1"] {
+        check(status.contains(line), format!("no {line:?} in {status}"))?;
+    }
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        let line = format!("{set}:\t0000000000000000");
+        check(status.contains(&line), format!("no {line:?} in {status}"))?;
+    }
+    if any_user() == User::Dropped {
+        let line = "CapBnd:\t0000000000000000";
+        check(status.contains(line), format!("no {line:?} in {status}"))?;
+        check(status.contains("Groups:\t \n"), &status)?;
+        check(!status.contains("Uid:\t0"), &status)?;
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", puppet.child.id()))?;
+    let of = |name| limits.lines().find(|line: &&str| line.starts_with(name));
+    let core = of("Max core file size").unwrap_or_default();
+    expect(core.split_whitespace().nth(4), Some("0"))?;
+    puppet.end()?;
+    Ok(())
+}
+
+/// Enters, says what came of it, and tries one call that needs the filter off.
+fn report(role: &Role) -> io::Result<()> {
+    let mut role = Role {
+        name: role.name.clone(),
+        words: role.words.clone(),
+        confinement: role.confinement,
+    };
+    if role.words.iter().any(|word| word == "keep_root") {
+        role.confinement.identity = None;
+    }
+    let report = role.enter();
+    for warning in report.warnings() {
+        println!("warning: {warning}");
+    }
+    println!("{report}");
+    println!("entered");
+    if role.words.iter().any(|word| word == "wait") {
+        return io::stdin().read_to_end(&mut Vec::new()).map(drop);
+    }
+    let socket = call(libc::SYS_socket, [1, 1, 0]);
+    println!(
+        "socket: {}",
+        if socket.is_ok() { "opened" } else { "refused" }
+    );
+    Ok(())
+}
+
+/// Opens what only a process may open that could trace the worker: as the
+/// same user, outside of every domain.
+fn look_in(debuggable: bool) -> Result<bool, Failed> {
+    let mut setup = Setup::new("report", Profile::Worker, User::Ordinary);
+    setup.debuggable = debuggable;
+    let mut puppet = Puppet::start(&setup.word("wait"))?;
+    let mut said = String::new();
+    while !said.ends_with("entered") {
+        said = format!("{said}\n{}", puppet.line()?);
+    }
+    check(said.contains("DEBUGGABLE") == debuggable, &said)?;
+    let mut look = Setup::new("look", Profile::Manager, User::Ordinary);
+    look.layers = Layers::NONE;
+    let (_, seen) = outcome_of(&look.word(puppet.child.id()))?;
+    puppet.end()?;
+    match seen.as_str() {
+        "readable\n" => Ok(true),
+        "closed\n" => Ok(false),
+        _ => Err(seen.into()),
+    }
+}
+
+fn is_not_dumpable() -> Result<(), Failed> {
+    expect(look_in(false)?, false)
+}
+
+fn debuggable_is_dumpable() -> Result<(), Failed> {
+    expect(look_in(true)?, true)
+}
+
+fn look(role: &Role) -> io::Result<()> {
+    let pid: u32 = role.word(0);
+    let readable = File::open(format!("/proc/{pid}/mem")).is_ok();
+    println!("{}", if readable { "readable" } else { "closed" });
+    Ok(())
+}
+
+/// The keeper of a worker is killed; the worker ends, whatever its ids were.
+fn ends_with_its_parent(user: User) -> Result<(), Failed> {
+    let mut keeper = Puppet::start(&Setup::new("parent", Profile::Keeper, user))?;
+    let line = keeper.line()?;
+    let (_, worker) = line.split_once("following as ").ok_or(line.clone())?;
+    let worker: i32 = worker.parse()?;
+    let worker = Pid::from_raw(worker).ok_or("process id 0")?;
+    let watched = pidfd_open(worker, PidfdFlags::empty())?;
+    keeper.child.kill()?;
+    keeper.child.wait()?;
+    let mut ended = [rustix::event::PollFd::new(
+        &watched,
+        rustix::event::PollFlags::IN,
+    )];
+    let limit = rustix::event::Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    expect(rustix::event::poll(&mut ended, Some(&limit))?, 1)
+}
+
+fn parent(role: &Role) -> io::Result<()> {
+    let user = match role.confinement.identity {
+        Some(_) => User::Dropped,
+        None => User::Ordinary,
+    };
+    let child = Setup::new("follower", Profile::Worker, user);
+    let mut child = child.command().stdin(Stdio::null()).spawn()?;
+    child.wait().map(drop)
+}
+
+fn follower(role: &Role) -> io::Result<()> {
+    let mut confinement = role.confinement;
+    // Whoever is not the parent is found out.
+    confinement.parent = Pid::from_raw(1);
+    confinement.layers = Layers {
+        parent_death: true,
+        ..Layers::NONE
+    };
+    if !matches!(confinement.enter(), Err(SandboxError::ParentGone { .. })) {
+        return Err(io::Error::other("a wrong parent was accepted"));
+    }
+    confinement.parent = getppid();
+    confinement.layers = Layers::ALL;
+    let report = confinement.enter().map_err(io::Error::other)?;
+    if report.outcome(Layer::ParentDeath) == Some(&Outcome::Applied) {
+        println!("following as {}", getpid().as_raw_nonzero());
+    }
+    // Ends by itself where the test has failed.
+    thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+/// A keeper goes on executing programs; its children inherit only what they
+/// can do without.
+fn keeper_still_executes() -> Result<(), Failed> {
+    let keeper = Setup::new("executes", Profile::Keeper, any_user());
+    let (signal, said) = outcome_of(&keeper)?;
+    expect(signal, None)?;
+    check(said.contains("sandbox of this worker"), said.as_str())?;
+    check(said.contains("the child ended with signal 31"), said)
+}
+
+/// A keeper that stays root keeps the capabilities to make workers that do
+/// not, bounding set and groups included.
+fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
+    let keeper = Setup::new("executes", Profile::Keeper, User::Dropped);
+    let (signal, said) = outcome_of(&keeper.word("keep_root"))?;
+    expect(signal, None)?;
+    let (_, worker) = said
+        .split_once("sandbox of this worker")
+        .ok_or("no worker")?;
+    for line in ["identity: applied\n", "capabilities: applied\n"] {
+        check(worker.contains(line), said.as_str())?;
+    }
+    check(said.contains("the child ended with signal 31"), said)
+}
+
+/// Executes a worker out of a keeper's sandbox.
+fn executes(role: &Role) -> io::Result<()> {
+    let stays_root = role.words.iter().any(|word| word == "keep_root");
+    let mut keeper = role.confinement;
+    if stays_root {
+        keeper.identity = None;
+    }
+    println!("{}", keeper.enter().map_err(io::Error::other)?);
+    let user = if stays_root {
+        User::Dropped
+    } else {
+        User::Ordinary
+    };
+    let child = Setup::new("report", Profile::Worker, user);
+    let status = child.word("-").command().status()?;
+    println!(
+        "the child ended with signal {}",
+        status.signal().unwrap_or(0)
+    );
+    Ok(())
+}
+
+/// Plays the roles of this file; `None` for those of others.
+pub fn play(role: &Role) -> Option<io::Result<()>> {
+    Some(match role.name.as_str() {
+        "early_thread" => early_thread(role),
+        "report" => report(role),
+        "look" => look(role),
+        "parent" => parent(role),
+        "follower" => follower(role),
+        "executes" => executes(role),
+        _ => return None,
+    })
+}

@@ -1,0 +1,110 @@
+//! The worker's side of a board.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX, slot, word};
+
+/// Writes what concerns the guest as a whole. Any thread may.
+#[derive(Debug, Clone)]
+pub struct BoardWriter {
+    board: Board,
+}
+
+impl BoardWriter {
+    pub(super) fn new(board: Board) -> Self {
+        Self { board }
+    }
+
+    /// Returns the writer of a vCPU's slot, for its thread; `None` beyond
+    /// [`VCPUS_MAX`]. There must be one for each vCPU.
+    pub fn vcpu(&self, vcpu: usize) -> Option<VcpuWriter> {
+        (vcpu < VCPUS_MAX).then(|| VcpuWriter {
+            board: self.board.clone(),
+            vcpu,
+            generation: 0,
+        })
+    }
+
+    /// Counts an access to what the guest does not own.
+    pub fn count_violation(&self) {
+        let violations = self.board.word(word::VIOLATIONS);
+        violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes the time at which a stage was reached, unless it was noted
+    /// before. Returns whether this was the first time. A stage beyond
+    /// [`STAGES`] is not noted.
+    pub fn stamp(&self, stage: usize) -> bool {
+        stage < STAGES
+            && set_once(
+                self.board.word(word::STAMPS + stage),
+                monotonic_nanoseconds(),
+            )
+    }
+
+    /// Notes why the guest ended, unless that was noted before: the first
+    /// reason is the one that counts. Returns whether this was the first.
+    /// `reason` is not 0; 0 is noted as 1.
+    pub fn end(&self, reason: u64) -> bool {
+        set_once(self.board.word(word::ENDED), reason)
+    }
+}
+
+/// Writes the slot of one vCPU, from one thread.
+#[derive(Debug)]
+pub struct VcpuWriter {
+    board: Board,
+    vcpu: usize,
+    /// Its own copy; even between two writes.
+    generation: u64,
+}
+
+impl VcpuWriter {
+    /// Counts an exit. A kind beyond [`EXIT_KINDS`] counts as the last.
+    pub fn count_exit(&mut self, kind: usize) {
+        let index = slot::EXITS + kind.min(EXIT_KINDS - 1);
+        let Some(count) = self.words().get(index) else {
+            return;
+        };
+        // The only writer: no locked instruction is needed.
+        let next = count.load(Ordering::Relaxed).wrapping_add(1);
+        count.store(next, Ordering::Relaxed);
+    }
+
+    /// Writes the registers. A reader that looks meanwhile, and one that
+    /// comes after a death in the middle, sees that they are torn.
+    pub fn set_registers(&mut self, registers: &[u64; REGISTER_WORDS]) {
+        let (before, after) = (self.generation + 1, self.generation + 2);
+        if let Some(generation) = self.words().get(slot::GENERATION) {
+            generation.store(before, Ordering::Relaxed);
+            // No register is stored before the odd generation is …
+            fence(Ordering::Release);
+            let words = self.words().iter().skip(slot::REGISTERS);
+            for (word, register) in words.zip(registers) {
+                word.store(*register, Ordering::Relaxed);
+            }
+            // … and none after the even one.
+            generation.store(after, Ordering::Release);
+        }
+        self.generation = after;
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        self.board.slot(self.vcpu).unwrap_or_default()
+    }
+}
+
+/// Stores a value if there was none; 0 is stored as 1.
+fn set_once(word: &AtomicU64, value: u64) -> bool {
+    word.compare_exchange(0, value.max(1), Ordering::Release, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Returns the host's monotonic clock, which all processes share.
+fn monotonic_nanoseconds() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |n| u64::try_from(n).unwrap_or(0); // since boot: never negative
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}

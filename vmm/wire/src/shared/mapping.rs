@@ -1,0 +1,230 @@
+//! A sealed file, mapped as words and bytes that anybody may change.
+//!
+//! UNSAFETY: mmap gives a raw address; this module turns it into slices of
+//! atomics, and is the only one that knows the address.
+//!
+//! # Why slices of atomics are sound here
+//!
+//! The other process may be hostile and may write to any byte at any time, in
+//! any width. So no reference to plain data is ever formed. `AtomicU64` and
+//! `AtomicU8` have interior mutability (the compiler assumes nothing to stay
+//! as it was), no invalid bit patterns, and the processor's loads of them are
+//! plain moves whatever the other side does: the worst it can bring about is
+//! that a word mixes bytes of two of its own writes. Both slices are disjoint,
+//! so that this process never accesses one place in two widths.
+//!
+//! An access cannot fault either: the file is sealed against shrinking before
+//! it is mapped, punching a hole makes it read as zeroes, and userfaultfd
+//! reaches only mappings of its own process.
+#![expect(unsafe_code, reason = "maps shared files and lends them as atomics")]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::atomic::{AtomicU8, AtomicU64};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::SharedError;
+
+/// The seals of a file whose size is final.
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
+/// A whole file, mapped readable and writable, and unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// Bytes at the start that are used as words; the rest is used as bytes.
+    words_len: usize,
+}
+
+// SAFETY: the pointer is to memory that belongs to the process, not to a
+// thread, and munmap may be called on any.
+unsafe impl Send for Mapping {}
+// SAFETY: a shared Mapping gives out slices of atomics only.
+unsafe impl Sync for Mapping {}
+
+/// Makes a file of `len` zeroed bytes whose size is final.
+///
+/// # Errors
+/// [`SharedError::Make`].
+pub fn make_file(name: &str, len: usize) -> Result<OwnedFd, SharedError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let make = || {
+        let file = rustix::fs::memfd_create(name, flags)?;
+        rustix::fs::ftruncate(&file, len as u64)?;
+        rustix::fs::fcntl_add_seals(&file, SEALS)?;
+        Ok(file)
+    };
+    make().map_err(|source| SharedError::Make { bytes: len, source })
+}
+
+/// Returns the size of a file, in bytes, and checks that it is final.
+///
+/// # Errors
+/// [`SharedError::Unsealed`], or [`SharedError::Inspect`].
+pub fn sealed_size(file: BorrowedFd<'_>) -> Result<u64, SharedError> {
+    match rustix::fs::fcntl_get_seals(file) {
+        Ok(seals) if seals.contains(SEALS) => {}
+        // What is no memfd has no seals, and says so with EINVAL.
+        Ok(_) | Err(Errno::INVAL) => return Err(SharedError::Unsealed),
+        Err(source) => return Err(SharedError::Inspect(source)),
+    }
+    let stat = rustix::fs::fstat(file).map_err(SharedError::Inspect)?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+impl Mapping {
+    /// Maps the whole of a sealed file, whose first `words_len` bytes are
+    /// words.
+    ///
+    /// # Errors
+    /// [`SharedError::Unsealed`] for a file that may shrink under the mapping,
+    /// [`SharedError::Size`] if it is empty, shorter than its words or they
+    /// are no whole number, [`SharedError::Map`].
+    pub fn new(file: impl AsFd, words_len: usize) -> Result<Self, SharedError> {
+        let file = file.as_fd();
+        let bytes = sealed_size(file)?;
+        let wrong = SharedError::Size {
+            bytes,
+            what: "mapping",
+        };
+        let len = match usize::try_from(bytes) {
+            Ok(len) if len > 0 && words_len <= len && words_len.is_multiple_of(8) => len,
+            _ => return Err(wrong),
+        };
+        let failed = |source| SharedError::Map { bytes: len, source };
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces
+        // nothing, and nobody holds a reference into it yet.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        }
+        .map_err(failed)?;
+        let base = NonNull::new(base.cast()).ok_or_else(|| failed(Errno::NOMEM))?;
+        let mapping = Self {
+            base,
+            len,
+            words_len,
+        };
+        mapping.keep_out_of_core_dumps();
+        Ok(mapping)
+    }
+
+    /// Returns the words, in ascending address.
+    pub fn words(&self) -> &[AtomicU64] {
+        let start = self.base.as_ptr().cast::<AtomicU64>();
+        // SAFETY: 1. the mapping starts at a page and so is aligned for words;
+        // 2. words_len <= len was checked, so all of it is mapped, readable
+        // and writable, and stays so while self is borrowed; 3. zeroed or
+        // foreign bytes are valid AtomicU64; 4. no exclusive reference exists:
+        // bytes() starts behind, and others are in other address spaces or
+        // mappings (see the module's text).
+        unsafe { slice::from_raw_parts(start, self.words_len / size_of::<AtomicU64>()) }
+    }
+
+    /// Returns the bytes behind the words.
+    pub fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: words_len <= len was checked, so the sum stays within, or
+        // just behind, one mapping.
+        let start = unsafe { self.base.add(self.words_len) };
+        // SAFETY: as in words(); AtomicU8 needs no alignment.
+        unsafe { slice::from_raw_parts(start.as_ptr().cast(), self.len - self.words_len) }
+    }
+
+    /// What guests print and their registers have no place in a core dump of
+    /// the manager. A kernel that cannot do so is no reason to fail.
+    fn keep_out_of_core_dumps(&self) {
+        // SAFETY: the range is this mapping; the advice changes no content.
+        let _ = unsafe {
+            rustix::mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontDump)
+        };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and len are what mmap returned and was given, and all
+        // slices lent out borrowed self. munmap of a whole mapping cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn two_mappings_of_a_file_see_each_other() {
+        let file = make_file("two", 8192).unwrap();
+        let (a, b) = (
+            Mapping::new(&file, 4096).unwrap(),
+            Mapping::new(&file, 4096).unwrap(),
+        );
+        assert_eq!((a.words().len(), a.bytes().len()), (512, 4096));
+        a.words()[511].store(u64::MAX, Ordering::Relaxed);
+        a.bytes()[4095].store(7, Ordering::Relaxed);
+        assert_eq!(b.words()[511].load(Ordering::Relaxed), u64::MAX);
+        assert_eq!(b.bytes()[0].load(Ordering::Relaxed), 0);
+        assert_eq!(b.bytes()[4095].load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn the_size_of_a_file_is_final() {
+        let file = make_file("final", 4096).unwrap();
+        for size in [0, 8192] {
+            assert_eq!(rustix::fs::ftruncate(&file, size), Err(Errno::PERM));
+        }
+        let more = rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE);
+        assert_eq!(more, Err(Errno::PERM));
+    }
+
+    #[test]
+    fn files_that_may_shrink_are_refused() {
+        let flags = MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("open", flags).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        assert!(matches!(Mapping::new(&file, 0), Err(SharedError::Unsealed)));
+        let pipe = std::io::pipe().unwrap().0;
+        assert!(matches!(Mapping::new(&pipe, 0), Err(SharedError::Unsealed)));
+    }
+
+    #[test]
+    fn words_must_lie_in_the_file() {
+        let file = make_file("short", 4096).unwrap();
+        for words_len in [4104, 4, 4095] {
+            let refused = Mapping::new(&file, words_len);
+            assert!(matches!(refused, Err(SharedError::Size { .. })));
+        }
+        let empty = make_file("empty", 0).unwrap();
+        assert!(matches!(
+            Mapping::new(&empty, 0),
+            Err(SharedError::Size { .. })
+        ));
+    }
+
+    #[test]
+    fn holes_read_as_zero_instead_of_faulting() {
+        let file = make_file("hole", 8192).unwrap();
+        let mapping = Mapping::new(&file, 0).unwrap();
+        mapping.bytes()[5000].store(1, Ordering::Relaxed);
+        let flags =
+            rustix::fs::FallocateFlags::PUNCH_HOLE.union(rustix::fs::FallocateFlags::KEEP_SIZE);
+        rustix::fs::fallocate(&file, flags, 0, 8192).unwrap();
+        assert_eq!(mapping.bytes()[5000].load(Ordering::Relaxed), 0);
+    }
+}
