@@ -50,6 +50,13 @@ fn any_of_eight(lengths: &[u16; 8], n: u32) -> bool {
         .fold(false, |any, &length| any | (length >= n))
 }
 
+/// Returns one bit for each of eight lengths, set if it is at least `n`.
+fn which_of_eight(lengths: &[u16; 8], n: u32) -> u32 {
+    let n = half(n);
+    let bit = |i: usize| u32::from(lengths[i] >= n) << i;
+    (0..8).fold(0, |bits, i| bits | bit(i))
+}
+
 /// Returns the low word of two.
 #[expect(
     clippy::cast_possible_truncation,
@@ -215,10 +222,12 @@ impl Bits {
             if !any_of_eight(longest, n) {
                 continue;
             }
-            for i in (eight * 8..eight * 8 + 8).filter(|&i| i >= first) {
-                if u32::from(self.longest[i]) < n {
-                    continue;
-                }
+            let mut fitting = which_of_eight(longest, n);
+            if eight == first / 8 {
+                fitting &= !0 << (first % 8);
+            }
+            while fitting != 0 {
+                let i = eight * 8 + fitting.trailing_zeros() as usize;
                 let keep = if i == first { !0 << (from % WORD) } else { !0 };
                 let mut starts = self.starts(i) & keep;
                 while starts != 0 {
@@ -228,6 +237,7 @@ impl Bits {
                     }
                     starts &= starts - 1;
                 }
+                fitting &= fitting - 1;
             }
         }
         None

@@ -70,7 +70,8 @@ fn narrow(base: u64, run: Run) -> (u32, u32) {
 impl Leaf {
     /// Returns the run at the offsets `start..end` of this leaf, which begins at `base`.
     fn widen(&self, base: u64, (start, end): (u32, u32)) -> Run {
-        let over = if end == LEAF_LEN { self.over } else { 0 };
+        // Without a branch, because which runs are the last cannot be predicted.
+        let over = u64::from(end == LEAF_LEN) * self.over;
         Run {
             start: base + u64::from(start),
             end: base + u64::from(end) + over,
@@ -91,19 +92,21 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn change(&mut self, base: u64, place: usize, change: &Change) {
         let end = base + LEAF_SPAN;
-        let (reached, reaches) = (
-            change.out.greatest(|run| run.end),
-            change.into.greatest(|run| run.end),
-        );
         // Only the last run can reach beyond the leaf.
-        if reached.max(reaches) > end {
+        if change.flipped.end > end {
+            let reaches = change.into.greatest(|run| run.end);
             self.over = reaches.saturating_sub(end);
         }
         let (out, into) = (change.out, change.into);
         if let Runs::List(list) = &mut self.runs
             && list.has_room_for(into.count)
         {
-            list.resize(place, out.count, into.count);
+            // The numbers differ by one at most.
+            if into.count > out.count {
+                list.open(place);
+            } else if into.count < out.count {
+                list.close(place);
+            }
             if into.count > 0 {
                 list.set(place, narrow(base, into.first));
             }
@@ -136,12 +139,8 @@ impl Leaf {
         }
         if let Runs::Bits(bits) = &mut self.runs {
             bits.flip(narrow(base, change.flipped));
-            for run in change.out.runs() {
-                bits.removed(narrow(base, run));
-            }
-            for run in change.into.runs() {
-                bits.added(narrow(base, run));
-            }
+            change.out.for_each(|run| bits.removed(narrow(base, run)));
+            change.into.for_each(|run| bits.added(narrow(base, run)));
             if bits.count() <= FEW {
                 self.runs = Runs::List(bits.to_list());
             }

@@ -71,26 +71,37 @@ impl List {
         usize::from(self.len) + more <= MAX
     }
 
-    /// Replaces `out` runs from `place` on by room for `into` runs, to be [`set`](Self::set)
-    /// next. There is room.
-    #[inline(always)]
-    pub(super) fn resize(&mut self, place: usize, out: usize, into: usize) {
-        if out != into {
-            self.shift(place + out, place + into);
-        }
-    }
-
-    /// Moves the runs from place `from` on to place `to`.
-    fn shift(&mut self, from: usize, to: usize) {
-        let len = usize::from(self.len);
-        let new = len + to - from;
-        for half in [&mut self.starts, &mut self.ends] {
-            half.copy_within(from..len, to);
-            if new < len {
-                half[new..len].fill(VACANT);
+    /// Makes room for a run at `place`, to be [`set`](Self::set) next. There is room.
+    pub(super) fn open(&mut self, place: usize) {
+        let place = short(place);
+        for numbers in [&mut self.starts, &mut self.ends] {
+            let old = *numbers;
+            for i in 1..MAX {
+                numbers[i] = if PLACES[i] > place {
+                    old[i - 1]
+                } else {
+                    old[i]
+                };
             }
         }
-        self.len = self.len + place(to) - place(from);
+        self.len += 1;
+    }
+
+    /// Removes the run at `place`.
+    pub(super) fn close(&mut self, place: usize) {
+        let place = short(place);
+        for numbers in [&mut self.starts, &mut self.ends] {
+            let old = *numbers;
+            for i in 0..MAX - 1 {
+                numbers[i] = if PLACES[i] >= place {
+                    old[i + 1]
+                } else {
+                    old[i]
+                };
+            }
+            numbers[MAX - 1] = VACANT;
+        }
+        self.len -= 1;
     }
 
     #[inline(always)]
@@ -147,18 +158,18 @@ impl List {
 
 /// Returns a place in the width of the other numbers of the list.
 #[expect(clippy::cast_possible_truncation, reason = "there are few places")]
-const fn place(place: usize) -> u16 {
+const fn short(place: usize) -> u16 {
     place as u16
 }
 
-const NOWHERE: u16 = place(MAX);
+const NOWHERE: u16 = short(MAX);
 
 /// The places in a row, to compute with eight of them at a time.
 const PLACES: [u16; MAX] = {
     let mut places = [0; MAX];
     let mut i = 0;
     while i < MAX {
-        places[i] = place(i);
+        places[i] = short(i);
         i += 1;
     }
     places

@@ -88,6 +88,18 @@ impl Pair {
         [self.first, self.second].into_iter().take(self.count)
     }
 
+    /// Calls `look` for each of the runs.
+    // Not a loop: whether there is a second run can be predicted better than a number.
+    #[inline(always)]
+    pub(super) fn for_each(self, mut look: impl FnMut(Run)) {
+        if self.count > 0 {
+            look(self.first);
+        }
+        if self.count > 1 {
+            look(self.second);
+        }
+    }
+
     /// Returns the greater of the two runs' measures.
     #[inline(always)]
     pub(super) fn greatest(&self, measure: impl Fn(Run) -> u64) -> u64 {
