@@ -2,11 +2,10 @@
 //! they stand there, one after the other.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use mkvmm_test_harness::Scratch;
-use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 
 use crate::server::Server;
 
@@ -38,10 +37,10 @@ fn examples(guide: &str) -> Vec<String> {
 
 #[test]
 fn the_guides_examples_work() {
-    if skips_without_kvm() || Command::new("curl").arg("--version").output().is_err() {
+    if skips_without_kvm() || skips_without_tool("curl") {
         return;
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/control.md");
+    let path = mkvmm_test_harness::root().join("docs/control.md");
     let examples = examples(&fs::read_to_string(path).unwrap());
     assert!(examples.len() >= 8, "{examples:#?}");
     let (server, scratch) = (Server::start("256M@4G"), Scratch::new());

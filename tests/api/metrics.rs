@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use mkvmm_test_harness::Scratch;
-use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::tier::{skip, skips_without_kvm};
 use serde_json::Value;
 
 use crate::server::Server;
@@ -123,32 +123,40 @@ fn images_are_counted_by_what_became_of_them() {
     assert!(sample(&text, "mkvmm_image_cache_size_bytes", &[]) > 4096.0);
 }
 
+/// The python3 that has Prometheus's parser: Debian's, for which the package
+/// is, before the first one in PATH, which may be another.
+fn python_with_prometheus() -> Option<&'static str> {
+    let imports = |python: &&str| {
+        let mut python = Command::new(python);
+        python.args(["-c", "import prometheus_client.openmetrics.parser"]);
+        let output = python.output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    ["/usr/bin/python3", "python3"].into_iter().find(imports)
+}
+
 #[test]
 fn the_text_is_open_metrics() {
     if skips_without_kvm() {
         return;
     }
-    let python = |args: &[&str]| {
-        let mut python = Command::new("python3");
-        python
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        python
-    };
-    let here = python(&["-c", "import prometheus_client.openmetrics.parser"]).status();
-    if !here.is_ok_and(|status| status.success()) {
-        announce("skipped: no prometheus_client for python3");
+    let Some(python) = python_with_prometheus() else {
+        skip("no python3 has prometheus_client: scripts/install-deps installs it");
         return;
-    }
+    };
     let server = Server::start("64M@4G");
     server.ok("create web --memory 8M --kernel probe");
     server.ok("start web");
     server.wait_for_state("web", "stopped");
     server.run("create big --memory 1G").expect_refusal(5);
     let text = server.ok("metrics");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/api/openmetrics.py");
-    let mut parser = python(&[script]).spawn().unwrap();
+    let script = mkvmm_test_harness::root().join("tests/api/openmetrics.py");
+    let mut parser = Command::new(python)
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = parser.stdin.take().unwrap();
     stdin.write_all(text.as_bytes()).unwrap();
     drop(stdin);

@@ -3,18 +3,18 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::Command;
 
-use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::root;
+use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 use serde_json::Value;
 
 use crate::server::{PATIENCE, Server};
 
 #[test]
 fn the_description_in_the_repository_is_the_one_that_is_served() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
-    let served = mkvmm::control::http::openapi();
+    let path = root().join("docs/openapi.json");
+    let served = mkvmm_manager::control::http::openapi();
     let mut served = serde_json::to_string_pretty(&served).unwrap();
     served.push('\n');
     // UPDATE=1 writes it anew.
@@ -30,7 +30,7 @@ fn the_description_in_the_repository_is_the_one_that_is_served() {
 
 #[test]
 fn curl_is_a_debugger() {
-    if skips_without_kvm() || Command::new("curl").arg("--version").output().is_err() {
+    if skips_without_kvm() || skips_without_tool("curl") {
         return;
     }
     let server = Server::start("64M@4G");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::tier::{skip, skips_without_kvm};
 use mkvmm_test_harness::{Finished, Mkvmm};
 use rustix::process::Signal;
 
@@ -77,7 +77,7 @@ fn a_guest_boots_from_huge_pages() {
         return;
     }
     if free_huge_pages(2 << 10) < 32 {
-        announce("skipped: this host has not 32 free huge pages of 2 MiB");
+        skip("this host has not 32 free huge pages of 2 MiB");
         return;
     }
     expect_pass(&with(&["--backing", "hugetlb-2M"]));
@@ -108,12 +108,12 @@ fn backings_that_do_not_exist_are_refused() {
     }
 }
 
-/// KiB of shared memory that a running mkvmm has behind its pool.
+/// KiB of memory that a running mkvmm has behind its pool.
 fn resident(args: &[&str]) -> u64 {
     let run = Mkvmm::run(POOL).guest(format!("{GUEST},cmdline=spin"));
     let mut run = args.iter().fold(run, |run, arg| run.arg(*arg)).spawn();
     run.wait_for_lines("probe: pass", 1);
-    let kib = run.status_kib("RssShmem");
+    let kib = run.memory_files_kib();
     run.signal(Signal::INT);
     run.wait().expect_code(130);
     kib

@@ -104,7 +104,7 @@ impl Bench {
             HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("256 MiB are there");
         let host = Host::open().ok();
         if host.is_none() {
-            tier::announce("without KVM: images are loaded, guests not built");
+            tier::skip("no KVM: images are loaded, guests not built");
         }
         Self {
             empty: pool.to_string(),

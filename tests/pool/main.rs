@@ -12,7 +12,7 @@ fn replay(args: &[&str]) -> Output {
 }
 
 fn traces() -> Vec<String> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/traces");
+    let dir = mkvmm_test_harness::root().join("tests/traces");
     let mut traces: Vec<String> = std::fs::read_dir(dir)
         .expect("the traces are in the repository")
         .map(|entry| entry.expect("a trace").path().display().to_string())

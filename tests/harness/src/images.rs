@@ -54,7 +54,7 @@ pub mod code {
         code
     }
 
-    /// Prints `byte` for ever; behind [`print`], which sets `dx`.
+    /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
     }
@@ -99,14 +99,17 @@ pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
 
 /// Debian's kernel `version`, where `scripts/fetch-kernels` has put it; says
 /// so when it has not.
+///
+/// # Panics
+/// When it has not, and [`is_required`](crate::tier::is_required).
 pub fn debian_kernel(version: &str) -> Option<PathBuf> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let path = PathBuf::from(root).join(format!(".cache/guests/vmlinuz-{version}"));
     if path.is_file() {
         return Some(path);
     }
-    crate::tier::announce(&format!(
-        "without Debian's kernel {version}: scripts/fetch-kernels fetches it"
+    crate::tier::skip(&format!(
+        "no Debian kernel {version}: scripts/fetch-kernels fetches it"
     ));
     None
 }

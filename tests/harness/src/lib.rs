@@ -21,8 +21,15 @@ pub mod scratch;
 pub mod server;
 pub mod tier;
 
+use std::path::Path;
+
 pub use console::Consoles;
 pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
 pub use report::Report;
 pub use scratch::Scratch;
 pub use server::Server;
+
+/// Returns the repository's top directory.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -67,9 +68,30 @@ pub fn skips_without_kvm() -> bool {
     let Err(why) = probe() else {
         return false;
     };
-    assert!(!is_required(), "{REQUIRE}=1, but no guest runs: {why}");
-    announce(&format!("skipped: {why}"));
+    skip(&format!("no guest runs: {why}"));
     true
+}
+
+/// Whether this test is to return at once because `tool`, a program that
+/// `scripts/install-deps` installs, cannot be started.
+///
+/// # Panics
+/// When [`is_required`].
+pub fn skips_without_tool(tool: &str) -> bool {
+    if Command::new(tool).arg("--version").output().is_ok() {
+        return false;
+    }
+    skip(&format!("no {tool}: scripts/install-deps installs it"));
+    true
+}
+
+/// Says that the current test, or a part of it, is left out, and why.
+///
+/// # Panics
+/// When [`is_required`].
+pub fn skip(why: &str) {
+    assert!(!is_required(), "{REQUIRE}=1, but {why}");
+    announce(&format!("skipped: {why}"));
 }
 
 /// Says something about the current test past libtest.

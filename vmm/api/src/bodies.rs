@@ -76,7 +76,7 @@ pub struct AllocBody {
 }
 
 /// The largest alignment, as of sizes.
-const SIZE_MAX: u64 = Size::MAX.bytes();
+const SIZE_MAX: u64 = Size::MAX_NUMBER.bytes();
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,

@@ -173,7 +173,7 @@ pub struct Step {
     /// The level: `PML5E`, `PML4E`, `PDPTE`, `PDE` or `PTE`.
     pub level: String,
     /// The guest-physical address of the entry.
-    pub addr: Hex,
+    pub addr: u64,
     /// The value of the entry; absent where the guest has no memory.
     pub entry: Option<Hex>,
     /// The names of its flags.
@@ -185,7 +185,7 @@ pub struct Step {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = TargetObject))]
 pub struct Target {
     /// The guest-physical address.
-    pub physical: Hex,
+    pub physical: u64,
     /// The number of bytes of the page.
     pub page_size: u64,
     /// Whether the page can be written.
@@ -208,7 +208,7 @@ pub struct Target {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KvmAnswer {
     /// The guest-physical address; absent where nothing is mapped.
-    pub physical: Option<Hex>,
+    pub physical: Option<u64>,
 }
 
 #[cfg(test)]

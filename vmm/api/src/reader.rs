@@ -198,13 +198,24 @@ impl<'de> MapAccess<'de> for Pairs {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, SpecError> {
         let (key, values) = self.next.take().unwrap_or_default();
         let is_repeated = values.len() > 1;
-        let text = values.first().cloned().unwrap_or_default();
+        let text = values
+            .first()
+            .map_or_else(String::new, |text| shortened(text));
         let value = seed.deserialize(Values(values));
         value.map_err(|error| match error {
             _ if is_repeated => SpecError::Repeated { key },
             SpecError::Reason(reason) => SpecError::Value { key, text, reason },
             other => other,
         })
+    }
+}
+
+/// Returns the beginning of `text` where it is too long for an error.
+fn shortened(text: &str) -> String {
+    const LENGTH: usize = 64;
+    match text.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 

@@ -9,10 +9,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::number::exact;
 
-/// A number of bytes from 1 to 2^52: no processor has more address bits.
+/// A number of bytes, not zero, that whole pages can hold in 64 bits.
 ///
-/// It is written as a number, and read as one or as text that the kernel's
-/// `memparse` takes, for instance `32M`.
+/// It is written as a number, and read as text that the kernel's `memparse`
+/// takes, for instance `32M`, or as a number of at most 2^52: no processor has
+/// more address bits, and JSON's numbers are exact up to there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Size(u64);
 
@@ -23,21 +24,33 @@ pub enum SizeError {
     #[error(transparent)]
     Text(#[from] ParamError),
     /// The size is zero or larger than any address space.
-    #[error("{size} bytes is out of range (1..={})", Size::MAX.0)]
+    #[error("{size} bytes is out of range (1..={max})")]
     OutOfRange {
         /// The number of bytes.
         size: u64,
+        /// The largest size.
+        max: u64,
     },
 }
 
 impl Size {
-    /// The largest size.
-    pub const MAX: Self = Self(1 << 52);
+    /// The largest size that is written as a number: 2^52.
+    pub const MAX_NUMBER: Self = Self(1 << 52);
+    /// The largest size, in whole pages.
+    const MAX: u64 = u64::MAX - 4095;
 
     /// Returns the size of `mib` MiB, which are at least one.
     pub const fn mib(mib: u16) -> Self {
         let mib = if mib == 0 { 1 } else { mib };
         Self((mib as u64) << 20)
+    }
+
+    fn within(size: u64, max: u64) -> Result<Self, SizeError> {
+        if (1..=max).contains(&size) {
+            Ok(Self(size))
+        } else {
+            Err(SizeError::OutOfRange { size, max })
+        }
     }
 
     /// Returns the number of bytes.
@@ -50,11 +63,7 @@ impl TryFrom<u64> for Size {
     type Error = SizeError;
 
     fn try_from(size: u64) -> Result<Self, SizeError> {
-        if (1..=Self::MAX.0).contains(&size) {
-            Ok(Self(size))
-        } else {
-            Err(SizeError::OutOfRange { size })
-        }
+        Self::within(size, Self::MAX)
     }
 }
 
@@ -82,7 +91,7 @@ impl Visitor<'_> for SizeVisitor {
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Size, E> {
-        Size::try_from(value).map_err(E::custom)
+        Size::within(value, Size::MAX_NUMBER.0).map_err(E::custom)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Size, E> {
@@ -122,7 +131,7 @@ mod schema {
             let number = ObjectBuilder::new()
                 .schema_type(Type::Integer)
                 .minimum(Some(1_u64))
-                .maximum(Some(Self::MAX.0));
+                .maximum(Some(Self::MAX_NUMBER.0));
             let text: Object = ObjectBuilder::new()
                 .schema_type(Type::String)
                 .pattern(Some("^([1-9][0-9]{0,5}[KkMmGg]?|0x[1-9a-f][0-9a-f]{0,9})$"))

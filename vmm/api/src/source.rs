@@ -1,16 +1,26 @@
 //! Where images come from, as users write it.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
+use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
+
+/// The longest path that Linux takes, in bytes without its NUL.
+const PATH_MAX: usize = 4095;
+
+/// A path is longer than any file's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a path of {len} bytes is longer than {PATH_MAX}")]
+pub struct PathError {
+    /// The number of bytes.
+    len: usize,
+}
 
 /// A file with an image: a path, or `fd:N` for a descriptor that the VMM
 /// inherited (`./fd:3` is a path).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum Source {
     /// The path of a file or a pipe.
     Path(PathBuf),
@@ -20,7 +30,7 @@ pub enum Source {
 
 /// A kernel: `probe` for the built-in test guest, or a [`Source`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum KernelSource {
     /// The built-in test guest.
     Probe,
@@ -49,21 +59,44 @@ impl KernelSource {
     }
 }
 
-impl From<String> for Source {
-    fn from(text: String) -> Self {
+/// Returns the path that `text` is.
+fn path(text: String) -> Result<PathBuf, PathError> {
+    match text.len() {
+        0..=PATH_MAX => Ok(text.into()),
+        len => Err(PathError { len }),
+    }
+}
+
+/// Reads a path that may be absent, for `deserialize_with`.
+///
+/// # Errors
+/// The deserializer's, and [`PathError`] as one of its.
+pub fn optional_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.map(path).transpose().map_err(D::Error::custom)
+}
+
+impl TryFrom<String> for Source {
+    type Error = PathError;
+
+    fn try_from(text: String) -> Result<Self, PathError> {
         let number = text.strip_prefix("fd:").and_then(|n| n.parse().ok());
         match number {
-            Some(fd) if fd >= 0 => Self::Fd(fd),
-            _ => Self::Path(text.into()),
+            Some(fd) if fd >= 0 => Ok(Self::Fd(fd)),
+            _ => path(text).map(Self::Path),
         }
     }
 }
 
-impl From<String> for KernelSource {
-    fn from(text: String) -> Self {
+impl TryFrom<String> for KernelSource {
+    type Error = PathError;
+
+    fn try_from(text: String) -> Result<Self, PathError> {
         match text.as_str() {
-            PROBE => Self::Probe,
-            _ => Self::File(text.into()),
+            PROBE => Ok(Self::Probe),
+            _ => text.try_into().map(Self::File),
         }
     }
 }
@@ -98,14 +131,6 @@ impl From<KernelSource> for String {
     }
 }
 
-impl FromStr for KernelSource {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(text.to_owned().into())
-    }
-}
-
 #[cfg(feature = "schema")]
 mod schema {
     use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -113,7 +138,7 @@ mod schema {
 
     use super::{KernelSource, Source};
 
-    fn path(description: &str, example: &str) -> Object {
+    fn described(description: &str, example: &str) -> Object {
         ObjectBuilder::new()
             .schema_type(Type::String)
             .description(Some(description))
@@ -125,7 +150,7 @@ mod schema {
 
     impl utoipa::PartialSchema for Source {
         fn schema() -> RefOr<Schema> {
-            path("The path of a file.", "/boot/initrd.img").into()
+            described("The path of a file.", "/boot/initrd.img").into()
         }
     }
 
@@ -137,7 +162,7 @@ mod schema {
 
     impl utoipa::PartialSchema for KernelSource {
         fn schema() -> RefOr<Schema> {
-            path(
+            described(
                 "The path of a kernel, or `probe` for the built-in test guest.",
                 "probe",
             )

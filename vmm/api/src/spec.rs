@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
-use crate::source::{KernelSource, Source};
+use crate::source::{KernelSource, Source, optional_path};
 
 /// The memory of an instance that does not say how much it wants: 128 MiB.
 pub const DEFAULT_MEMORY: Size = Size::mib(128);
@@ -62,7 +62,10 @@ pub struct InstanceSpec {
     /// What follows when the guest panics; `stop` when absent.
     pub on_panic: OnEnd,
     /// A file that keeps what the guest prints, emptied when it first boots.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_path"
+    )]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
     pub console_log: Option<PathBuf>,
     /// The kernel to load at once: a path, or `probe` for the built-in test guest.
@@ -316,7 +319,8 @@ fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Sour
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<Vec<Source>, E> {
-            Ok(vec![text.to_owned().into()])
+            let source = Source::try_from(text.to_owned());
+            Ok(vec![source.map_err(E::custom)?])
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<Source>, A::Error> {

@@ -102,12 +102,12 @@ fn each_wrong_text_has_its_error() {
         ),
         (
             "memory=0",
-            "memory=0: 0 bytes is out of range (1..=4503599627370496)",
+            "memory=0: 0 bytes is out of range (1..=18446744073709547520)",
         ),
         (
             "memory=0xffffffffffffffff",
             "memory=0xffffffffffffffff: 18446744073709551615 bytes is out of range \
-             (1..=4503599627370496)",
+             (1..=18446744073709547520)",
         ),
         ("memory=1Q", "memory=1Q: `Q` follows the number in `1Q`"),
         ("cpus=0", "cpus=0: expected an integer from 1 to 64"),
@@ -176,5 +176,19 @@ fn the_words_of_a_key_are_known() {
     assert_eq!(words_of("boot"), ["elf", "bzimage"]);
     for key in ["memory", "cpus", "kernel", "cpus-affinity"] {
         assert!(words_of(key).is_empty(), "{key}");
+    }
+}
+
+#[test]
+fn paths_that_no_file_has_are_refused() {
+    for key in ["kernel", "initrd", "console-log"] {
+        spec(&format!("{key}=/{}", "x".repeat(4094))).unwrap();
+        let error = spec(&format!("{key}=/{}", "x".repeat(4095))).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.ends_with("4096 bytes is longer than 4095"),
+            "{message}"
+        );
+        assert!(message.len() < 200, "the error repeats the path");
     }
 }

@@ -134,9 +134,24 @@ pub const VERBS: [Verb; 7] = [
     Verb::Delete,
 ];
 
+impl Verb {
+    /// Returns the word that stands for it everywhere.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Kill => "kill",
+            Self::Unload => "unload",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
+        f.write_str(self.word())
     }
 }
 

@@ -22,7 +22,10 @@ const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
 
 fn kernel_path() -> PathBuf {
-    let debian = concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/guests/vmlinuz-6.1");
+    let debian = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../.cache/guests/vmlinuz-6.1"
+    );
     env::var_os("MKVMM_BENCH_KERNEL").map_or_else(|| debian.into(), PathBuf::from)
 }
 

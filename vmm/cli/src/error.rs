@@ -2,8 +2,7 @@
 
 use std::process::{ExitCode, Termination};
 
-use mkvmm::error_chain::chain;
-use mkvmm_base::{Class, Diagnose};
+use mkvmm_base::{Class, Diagnose, chain};
 
 /// How `mkvmm` ends; the numbers are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

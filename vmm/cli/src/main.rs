@@ -1,9 +1,11 @@
 //! The `mkvmm` binary: arguments, exit status, printing of errors.
 
 mod cli;
+mod doctor;
 mod error;
 
 use std::io::{self, Write};
+use std::process::{ExitCode, Termination};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -11,21 +13,26 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use error::ExitStatus;
 
-fn main() -> ExitStatus {
-    mkvmm::instance::timeline::now(); // the clock of all timelines starts here
+fn main() -> ExitCode {
+    mkvmm_base::timeline::now(); // the clock of all timelines starts here
+    if let Some(status) = mkvmm_children::run() {
+        // Run by another mkvmm, to do one thing for it.
+        return status;
+    }
     // Only ever fails when a logger is already set.
     if log::set_logger(&StderrLogger).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error).report(),
     };
-    cli.run().unwrap_or_else(|error| {
+    let status = cli.run().unwrap_or_else(|error| {
         // Nobody is left to tell when stderr is gone.
         let _ = writeln!(anstream::stderr(), "{}", error.render());
         error.status()
-    })
+    });
+    status.report()
 }
 
 /// What clap has to say: help and version as they are, errors on one line.

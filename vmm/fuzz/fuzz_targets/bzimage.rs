@@ -5,7 +5,7 @@
 mod check;
 
 use libfuzzer_sys::fuzz_target;
-use mkvmm::loader::{BootMode, KernelImage};
+use mkvmm_image::{BootMode, KernelImage};
 
 /// Offset and bytes: boot_flag, header, protocol 2.15.
 const MARKS: [(usize, &[u8]); 3] = [
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
     }
     for boot in [BootMode::Elf, BootMode::BzImage] {
         if let Ok(kernel) = KernelImage::parse(file.clone(), boot) {
-            check::check(&kernel);
+            check::check(kernel.kernel_facts(), kernel.kept_bytes());
         }
     }
 });

@@ -5,7 +5,7 @@
 mod check;
 
 use libfuzzer_sys::fuzz_target;
-use mkvmm::loader::{BootMode, KernelImage};
+use mkvmm_image::{BootMode, KernelImage};
 
 /// Offset and bytes: magic, class and data; machine; e_phentsize.
 const MARKS: [(usize, &[u8]); 3] = [
@@ -22,6 +22,6 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     if let Ok(kernel) = KernelImage::parse(file, BootMode::Elf) {
-        check::check(&kernel);
+        check::check(kernel.kernel_facts(), kernel.kept_bytes());
     }
 });

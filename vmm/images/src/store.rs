@@ -13,7 +13,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,89 +21,24 @@ use std::time::{Instant, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared, WeakShared};
 use mkvmm_base::image_facts::BootMode;
-use mkvmm_base::unpacking::{AnswerError, ImageRole, Job, UnpackError, Unpacked};
-use tokio::task::{JoinError, spawn_blocking};
+use mkvmm_base::unpacking::{ImageRole, Job, Unpacked};
+use tokio::task::spawn_blocking;
 
 use crate::cache::{Cache, CacheCounters};
 use crate::identity::FileId;
-use crate::memfile::{MemfileError, Unsealed};
-use crate::source::{Access, ImageSource, Opened, SourceError};
+use crate::memfile::Unsealed;
+use crate::source::{Access, ImageSource, Opened};
 use crate::stored::{ImageInfo, StoredImage};
-use crate::unpackers::{Unpackers, UnpackersError};
+use crate::unpackers::Unpackers;
 
+mod batch;
 mod compare;
+mod error;
 mod sizes;
 
+pub use batch::Batch;
+pub use error::StoreError;
 pub use sizes::SizeError;
-
-/// Why an image could not be had. Cheap to clone: all that wait get it.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// It could not be opened.
-    #[error(transparent)]
-    Source(#[from] Arc<SourceError>),
-    /// It is empty, or larger than what could hold it.
-    #[error(transparent)]
-    Size(#[from] SizeError),
-    /// It changed while it was being read.
-    #[error("changed while it was being read")]
-    Changing,
-    /// Its unpacker refused it.
-    #[error(transparent)]
-    Refused(#[from] UnpackError),
-    /// Its unpacker could not be had, or was lost.
-    #[error(transparent)]
-    Unpackers(UnpackersError),
-    /// Its unpacker said what cannot be true.
-    #[error("its unpacker gave an answer that cannot be true")]
-    Answer(#[from] AnswerError),
-    /// Unpackers use all that they may. It may be tried again later.
-    #[error("needs up to {needed} bytes to be unpacked; {in_flight} of {budget} are in use")]
-    InFlight {
-        /// Bytes that it needs.
-        needed: u64,
-        /// Bytes that others may use now.
-        in_flight: u64,
-        /// Bytes that all together may use.
-        budget: u64,
-    },
-    /// There is no file to unpack it into, or it could not be sealed.
-    #[error(transparent)]
-    Memfile(#[from] Arc<MemfileError>),
-    /// A descriptor could not be handled.
-    #[error("its descriptor cannot be handled")]
-    Descriptor(#[source] Arc<io::Error>),
-    /// The runtime is ending.
-    #[error("was asked for while the process was ending")]
-    Ending(#[source] Arc<JoinError>),
-}
-
-impl From<UnpackersError> for StoreError {
-    fn from(error: UnpackersError) -> Self {
-        match error {
-            UnpackersError::Refused(error) => Self::Refused(error),
-            lost @ UnpackersError::Lost(_) => Self::Unpackers(lost),
-        }
-    }
-}
-
-impl From<MemfileError> for StoreError {
-    fn from(error: MemfileError) -> Self {
-        Arc::new(error).into()
-    }
-}
-
-impl From<JoinError> for StoreError {
-    fn from(error: JoinError) -> Self {
-        Self::Ending(Arc::new(error))
-    }
-}
-
-impl From<io::Error> for StoreError {
-    fn from(error: io::Error) -> Self {
-        Self::Descriptor(Arc::new(error))
-    }
-}
 
 /// What the store may use, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,11 +212,7 @@ impl<U: Unpackers + 'static> ImageStore<U> {
 
     /// Starts requests that belong together, such as those of one launch.
     pub fn batch(&self, access: Arc<Access>) -> Batch<U> {
-        Batch {
-            store: self.clone(),
-            access,
-            done: HashMap::new(),
-        }
+        Batch::new(self.clone(), access)
     }
 
     /// Returns what the store did so far.
@@ -511,58 +441,6 @@ impl<U> Drop for Charge<U> {
         let mut state = self.inner.state.borrow_mut();
         state.in_flight -= self.bytes;
         state.cache.counters.abandoned += u64::from(!self.finished);
-    }
-}
-
-/// Requests that belong together: within them a source is read once, which a
-/// pipe needs when several guests name it.
-#[derive(Debug)]
-pub struct Batch<U> {
-    store: ImageStore<U>,
-    access: Arc<Access>,
-    done: HashMap<(ImageSource, ImageRole), Loaded>,
-}
-
-impl<U: Unpackers + 'static> Batch<U> {
-    /// As [`ImageStore::kernel`].
-    ///
-    /// # Errors
-    /// As [`ImageStore::kernel`].
-    pub async fn kernel(
-        &mut self,
-        source: &ImageSource,
-        boot: BootMode,
-        limit: u64,
-    ) -> Result<Loaded, StoreError> {
-        self.get(source, ImageRole::Kernel(boot), limit).await
-    }
-
-    /// As [`ImageStore::initramfs`].
-    ///
-    /// # Errors
-    /// As [`ImageStore::kernel`].
-    pub async fn initramfs(
-        &mut self,
-        source: &ImageSource,
-        limit: u64,
-    ) -> Result<Loaded, StoreError> {
-        self.get(source, ImageRole::Initramfs, limit).await
-    }
-
-    async fn get(
-        &mut self,
-        source: &ImageSource,
-        role: ImageRole,
-        limit: u64,
-    ) -> Result<Loaded, StoreError> {
-        let key = (source.clone(), role);
-        if let Some(loaded) = self.done.get(&key) {
-            sizes::expect_fit(&loaded.image, limit)?;
-            return Ok(loaded.clone());
-        }
-        let loaded = self.store.get(source, &self.access, role, limit).await?;
-        self.done.insert(key, loaded.clone());
-        Ok(loaded)
     }
 }
 

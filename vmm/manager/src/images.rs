@@ -11,8 +11,8 @@ use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
 use mkvmm_base::{Class, Diagnose, InstanceName};
 use mkvmm_images::{
-    Batch, ImageInfo, ImageSource, Initramfs, Loaded, StoreError, StoredImage, Unpackers,
-    UnpackersError,
+    Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
+    Unpackers, UnpackersError,
 };
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 
@@ -114,6 +114,7 @@ pub struct ImageError {
 impl Diagnose for ImageError {
     fn class(&self) -> Class {
         match &self.source {
+            StoreError::Size(SizeError::Empty) => Class::File,
             StoreError::Size(_) => Class::NoRoom,
             StoreError::Refused(error) => match error.class() {
                 UnpackErrorClass::Resources => Class::VmmFailed,
@@ -195,14 +196,10 @@ impl Unpackers for UnpackerChildren {
         output: std::os::fd::OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
         use std::os::fd::AsFd;
-        let answer = child::ask::<UnpackOrder, UnpackReport>(
-            &self.0,
-            Role::Unpacker,
-            "image",
-            &UnpackOrder(job),
-            &[image.as_fd(), output.as_fd()],
-        );
+        let (order, files) = (UnpackOrder(job), [image.as_fd(), output.as_fd()]);
+        let answer = child::ask(&self.0, Role::Unpacker, "image", &order, &files).await;
         let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
-        Ok(answer.await.map_err(lost)?.0?)
+        let UnpackReport(unpacked) = answer.map_err(lost)?;
+        Ok(unpacked?)
     }
 }

@@ -20,14 +20,14 @@ use crate::cli::HostIoError;
 use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
 use crate::cli::remote::escape;
 use crate::error::{CliError, ExitStatus};
-use mkvmm::control::http::CONSOLE_PROTOCOL;
+use mkvmm_manager::control::http::CONSOLE_PROTOCOL;
 
 /// Ctrl-]: leaves, as in telnet and virsh.
 const LEAVE: u8 = 0x1d;
 
 #[derive(Debug, clap::Args)]
 pub struct ConsoleArgs {
-    /// The instance
+    /// The name of the instance
     name: String,
     #[command(flatten)]
     client: ClientArgs,

@@ -6,18 +6,18 @@ use clap::Subcommand;
 use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::hexdump::hexdump;
 use crate::cli::remote::{OptionError, answer, escape, get, size};
 use crate::cli::{print, tables};
 use crate::error::{CliError, ExitStatus};
-use mkvmm::debug::dump::hexdump;
 use mkvmm_api::Hex;
 use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};
 
 #[derive(Debug, Subcommand)]
 pub enum DebugCommand {
-    /// What the vCPUs' registers hold; of a guest that has ended, held then
+    /// Print the vCPUs' registers; those of its end, for a guest that has ended
     Regs {
-        /// The instance
+        /// The name of the instance
         name: String,
         /// Only this vCPU, from 0
         #[arg(long, value_name = "N")]
@@ -25,33 +25,33 @@ pub enum DebugCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// The guest's memory, as hexdump -C shows it
+    /// Print the guest's memory, as hexdump -C does
     Mem {
-        /// The instance
+        /// The name of the instance
         name: String,
-        /// Of the first byte: 0x7000, 4G
+        /// The address of the first byte, for instance 0x7000 or 4G
         addr: String,
-        /// How many bytes, 1M at most: 256, 4K
+        /// The number of bytes, at most 1M, for instance 256 or 4K
         len: String,
-        /// The address is virtual: find it through the page tables
+        /// Take the address as virtual and find it through the page tables
         #[arg(long = "virtual")]
         is_virtual: bool,
-        /// Through those of this vCPU
+        /// Use the page tables of this vCPU
         #[arg(long, value_name = "N", requires = "is_virtual")]
         cpu: Option<u8>,
-        /// Write the bytes themselves
+        /// Write the raw bytes
         #[arg(long, conflicts_with = "json")]
         raw: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Where a virtual address leads, entry by entry
+    /// Print how a virtual address is translated, entry by entry
     Translate {
-        /// The instance
+        /// The name of the instance
         name: String,
         /// The virtual address
         addr: String,
-        /// Through this vCPU's page tables
+        /// Use the page tables of this vCPU
         #[arg(long, value_name = "N")]
         cpu: Option<u8>,
         #[command(flatten)]
@@ -110,7 +110,7 @@ pub fn run(command: &DebugCommand) -> Result<ExitStatus, CliError> {
     }
 }
 
-/// As the kernel reads addresses, and 0, which is one here.
+/// Reads an address as the kernel does; 0 is one here.
 fn addr(text: &str) -> Result<u64, CliError> {
     if let Some(digits) = text.strip_prefix("0x")
         && let Ok(addr) = u64::from_str_radix(digits, 16)
@@ -227,7 +227,7 @@ fn translation(walk: &Translation) -> String {
             text,
             "  {:<5} at {:<#14x} {entry}  {}",
             step.level,
-            step.addr.0,
+            step.addr,
             step.flags.join(" ")
         );
     }
@@ -242,13 +242,13 @@ fn translation(walk: &Translation) -> String {
             may(target.executable, "executable", "no-execute"),
         );
         let owner = may(target.own, "its own memory", "not its memory");
-        let _ = writeln!(text, "physical {}: {owner}", target.physical);
+        let _ = writeln!(text, "physical {:#x}: {owner}", target.physical);
         if let Some(addr) = target.pool_addr {
             let _ = writeln!(text, "in the pool {addr:#x}: {}", target.place.join(", "));
         }
     }
     if let Some(fault) = &walk.fault {
-        let _ = writeln!(text, "leads nowhere: {fault}");
+        let _ = writeln!(text, "mapped to nothing: {fault}");
     }
     text
 }

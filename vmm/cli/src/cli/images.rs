@@ -11,7 +11,7 @@ use mkvmm_api::{ImagesSpec, InstanceSpec};
 
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {
-    /// 1 to 32 letters, digits, `.`, `_`, `-`
+    /// The name of the instance: 1 to 32 letters, digits, `.`, `_`, `-`
     name: String,
     #[command(flatten)]
     spec: SpecArgs<InstanceSpec>,
@@ -21,7 +21,7 @@ pub struct CreateArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct LoadArgs {
-    /// The instance
+    /// The name of the instance
     name: String,
     #[command(flatten)]
     spec: SpecArgs<ImagesSpec>,

@@ -5,6 +5,8 @@ mod config_file;
 mod console;
 mod debug;
 mod fleet_file;
+mod founding;
+mod hexdump;
 mod host_io;
 mod images;
 mod pool_log;
@@ -13,12 +15,17 @@ mod pool_setup;
 mod remote;
 mod replay;
 mod run;
+mod runtime;
 mod serve;
+mod signals;
 mod spec_args;
 mod tables;
 mod usage;
 
+pub use founding::{ChildOptions, Treatment, found};
 pub use host_io::HostIoError;
+pub use pool_setup::Ground;
+pub use runtime::block_on;
 pub use usage::one_line;
 
 use std::io::{self, Write};
@@ -26,8 +33,8 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::doctor;
 use crate::error::{CliError, ExitStatus};
-use mkvmm::doctor;
 
 /// Several guest kernels out of one reserved memory pool, on KVM.
 #[derive(Debug, Parser)]
@@ -45,7 +52,7 @@ enum Command {
     Serve(serve::ServeArgs),
     #[command(flatten)]
     Remote(remote::RemoteCommand),
-    /// Say what this host can do, and why not
+    /// Report what this host can do, and why not
     Doctor {
         /// Print JSON
         #[arg(long)]

@@ -1,8 +1,5 @@
-//! What `run` and `serve` have in common: signals, and the way to a pool.
+//! What `run` and `serve` have in common: the way to a pool.
 
-use std::io;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,15 +7,14 @@ use mkpool::AddrRange;
 use mkpool::param::{ParamError, PoolParam};
 use mkpool::range::RangeError;
 use serde::Deserialize;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::error::ExitStatus;
-use mkvmm::host_pool::{HostPool, HostPoolError};
-use mkvmm::kvm::{Host, HostError};
-use mkvmm::machine::{MachineError, place_pool};
-use mkvmm::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
-use mkvmm::reservation::{ReservationConfig, ReservationError};
 use mkvmm_base::{Class, Diagnose};
+use mkvmm_machine::kvm::host::{Host, HostError};
+use mkvmm_memory::host_pool::{HostPool, HostPoolError};
+use mkvmm_memory::place::{MachineError, place_pool};
+use mkvmm_memory::pool_memory::PoolMemory;
+use mkvmm_memory::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
+use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 
 /// What `--backing` is when nobody says.
 const DEFAULT_BACKING: &str = "normal";
@@ -154,12 +150,24 @@ impl PoolOptions {
     }
 }
 
+/// A pool of which nothing is used yet, and the host that it is on.
+#[derive(Debug)]
+pub struct Ground {
+    /// KVM.
+    pub kvm: Host,
+    /// The ledger.
+    pub pool: HostPool,
+    /// The memory.
+    pub memory: PoolMemory,
+}
+
 impl CheckedPool {
-    /// Opens KVM and reserves the pool; then guests may run.
-    pub fn reserve(self) -> Result<(Host, HostPool), PoolSetupError> {
+    /// Opens KVM and reserves the pool; then guests may run. Gives up when
+    /// `stop` is set.
+    pub fn reserve(self, stop: &AtomicBool) -> Result<Ground, PoolSetupError> {
         let (param, backing) = (self.param, self.config.backing);
-        let host = Host::open()?;
-        let range = place_pool(param, host.address_bits(), backing.page_size())?;
+        let kvm = Host::open()?;
+        let range = place_pool(param, kvm.address_bits(), backing.page_size())?;
         if range.size() != param.size {
             log::warn!(
                 "the pool of {} bytes is rounded up to {}",
@@ -167,13 +175,15 @@ impl CheckedPool {
                 range.size()
             );
         }
-        backing.check_host_can_give(range.size())?;
-        raise_descriptor_limit();
-        let mut pool = reserve(range, self.config)?;
+        // The ledger needs no memory: what is wrong with the holds comes first.
+        let mut pool = HostPool::new(range, backing.page_order())?;
         for hold in self.holds {
             pool.hold(hold)?;
         }
-        Ok((host, pool))
+        backing.check_host_can_give(range.size())?;
+        raise_descriptor_limit();
+        let memory = reserve(range, self.config, stop)?;
+        Ok(Ground { kvm, pool, memory })
     }
 }
 
@@ -188,9 +198,13 @@ fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
 }
 
 /// Reserves the pool, with a progress bar where that takes long.
-fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, HostPoolError> {
-    if !config.prealloc {
-        return HostPool::new(range, config, &|_| ());
+fn reserve(
+    range: AddrRange,
+    config: ReservationConfig,
+    stop: &AtomicBool,
+) -> Result<PoolMemory, ReservationError> {
+    if !config.is_populated() {
+        return PoolMemory::new(range, config, &|_| (), stop);
     }
     // On a terminal only; hidden elsewhere by the library.
     let bar = ProgressBar::new(range.size());
@@ -198,24 +212,7 @@ fn reserve(range: AddrRange, config: ReservationConfig) -> Result<HostPool, Host
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
-    let pool = HostPool::new(range, config, &|done| bar.set_position(done));
+    let memory = PoolMemory::new(range, config, &|done| bar.set_position(done), stop);
     bar.finish_and_clear();
-    pool
-}
-
-/// SIGINT and SIGTERM as bytes in a socket; a second one ends mkvmm at once.
-/// A console log that outgrows the limit of file sizes is an error of its
-/// write, and no reason to end all guests by SIGXFSZ.
-pub fn listen_for_signals() -> io::Result<UnixStream> {
-    let (receiver, sender) = UnixStream::pair()?;
-    receiver.set_nonblocking(true)?;
-    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    let again = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let status = ExitStatus::Interrupted.code();
-        signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&again))?;
-        signal_hook::flag::register(signal, Arc::clone(&again))?;
-        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
-    }
-    Ok(receiver)
+    memory
 }

@@ -57,7 +57,7 @@ pub struct ChangeArgs {
 /// An instance and what is to be done with it.
 #[derive(Debug, clap::Args)]
 pub struct NameArgs {
-    /// The instance
+    /// The name of the instance
     name: String,
     #[command(flatten)]
     change: ChangeArgs,
@@ -65,9 +65,9 @@ pub struct NameArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct KillArgs {
-    /// The instance
+    /// The name of the instance
     name: String,
-    /// End it at once, without its power button
+    /// End the instance at once, without its power button
     #[arg(long)]
     force: bool,
     /// Milliseconds between the power button and force
@@ -79,9 +79,9 @@ pub struct KillArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
-    /// The instance; all of them when absent
+    /// The name of the instance; all of them when absent
     name: Option<String>,
-    /// Its memory map, as its kernel prints it
+    /// Print its memory map, as its kernel does
     #[arg(long, requires = "name")]
     e820: bool,
     #[command(flatten)]
@@ -90,33 +90,33 @@ pub struct ShowArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Size, what is free, and what it is made of
+    /// Print the size of the pool, what is free, and what it is made of
     Show {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// A picture of who has which addresses
+    /// Draw who has which addresses
     Map(pool_map::MapArgs),
-    /// The last allocations, who asked for them, and why some were refused
+    /// Print the last allocations, who asked for them, and why some were refused
     Log(pool_log::LogArgs),
-    /// Take memory out of the pool, or out of an instance
+    /// Allocate memory in the pool, or in an instance
     Alloc {
-        /// Bytes, for instance 2M
+        /// The number of bytes, for instance 2M
         size: String,
-        /// A power of two
+        /// The alignment, a power of two
         #[arg(long, value_name = "BYTES")]
         align: Option<String>,
-        /// In this instance's memory
+        /// Use the memory of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
         #[command(flatten)]
         change: ChangeArgs,
     },
-    /// Give it back
+    /// Free an allocation
     Free {
-        /// Where it begins
+        /// The address of the first byte
         addr: String,
-        /// In this instance's memory
+        /// Use the memory of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
         #[command(flatten)]
@@ -138,7 +138,7 @@ pub struct EventsArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
-    /// Make an instance and its memory (state `ready`)
+    /// Create an instance and its memory (state `ready`)
     Create(images::CreateArgs),
     /// Load, or replace, an instance's images (`loaded`)
     Load(images::LoadArgs),
@@ -149,13 +149,13 @@ pub enum RemoteCommand {
     Exec(NameArgs),
     /// Stop an instance's vCPUs for a while (`paused`)
     Pause(NameArgs),
-    /// Let them go on
+    /// Continue a paused instance
     Resume(NameArgs),
     /// End an instance, by its power button and then by force
     Kill(KillArgs),
-    /// Give an instance's images back (`ready`)
+    /// Remove an instance's images from its memory (`ready`)
     Unload(NameArgs),
-    /// Give an instance's memory back
+    /// Delete an instance and free its memory
     Delete(NameArgs),
     /// Show an instance, or all
     Show(ShowArgs),
@@ -167,22 +167,22 @@ pub enum RemoteCommand {
     /// guest how large the window is: there, say `stty rows R cols C` with what
     /// `stty size` says here, or run `resize`.
     Console(console::ConsoleArgs),
-    /// Look into a guest: registers, memory, page tables
+    /// Inspect a guest: registers, memory, page tables
     #[command(subcommand)]
     Debug(debug::DebugCommand),
     /// Print the resource tree, laid out like /proc/iomem
     Iomem(ClientArgs),
-    /// The pool's ledger
+    /// Inspect the pool, and allocate in it
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// Say exactly where a fleet's instances would lie, or why they do not fit
+    /// Print exactly where a fleet's instances would lie, or why they do not fit
     Plan {
         /// A TOML file of instances
         file: PathBuf,
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Prove the books: nothing overlaps, nothing is lost
+    /// Check that nothing overlaps and nothing is lost
     Audit(ClientArgs),
     /// Print what happened, one JSON object a line
     Events(EventsArgs),
@@ -289,7 +289,7 @@ pub fn change<T: DeserializeOwned>(
     answer(args.client.json, text, |object| {
         let text = render(object);
         if args.dry_run {
-            format!("would be done; {text}")
+            format!("dry run; {text}")
         } else {
             text
         }

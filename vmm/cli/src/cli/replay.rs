@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::cli::HostIoError;
 use crate::error::{CliError, ExitStatus};
 use mkpool_replay::{self as replay, Options};
-use mkvmm::error_chain::chain;
+use mkvmm_base::chain;
 
 /// Arguments of `mkvmm replay`.
 #[derive(Debug, clap::Args)]

@@ -1,25 +1,36 @@
 //! `mkvmm run`: one shot, in the foreground.
 
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use mkpool::range::RangeError;
+use mkvmm_api::{ImagesSpec, SpecError};
+use mkvmm_base::state::State;
+use mkvmm_base::{Class, Diagnose};
+use mkvmm_images::Access;
+use mkvmm_manager::config::InstanceConfig;
+use mkvmm_manager::run::{Fleet, Outcome};
+use mkvmm_manager::stream::Stream;
+use mkvmm_manager::{ConsoleOptions, Manager, resolve};
+use tokio::sync::Notify;
 
 use crate::cli::HostIoError;
 use crate::cli::fleet_file;
-use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
+use crate::cli::founding::{ChildOptions, Treatment, found};
+use crate::cli::pool_setup::PoolOptions;
+use crate::cli::runtime::block_on;
+use crate::cli::signals::Signals;
 use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
-use mkvmm::event_loop::{self, EventReceiver, VmmEvent};
-use mkvmm::fleet::Fleet;
-use mkvmm::instance::state::State;
-use mkvmm::spec::resolve;
-use mkvmm_api::SpecError;
-use mkvmm_base::{Class, Diagnose};
+
+/// Bytes of output between a guest and the stream: 64 KiB. A guest that is
+/// ahead of it by more waits.
+const CONSOLE_RING: usize = 64 << 10;
+/// How long the last lines may take when somebody has interrupted.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Why guests were not run, or not to the end.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +44,7 @@ pub enum RunError {
         /// What does not agree, a line each.
         problems: Vec<String>,
     },
-    /// A memory map cannot be built; see [`mkvmm::boot::e820::build`].
+    /// A memory map cannot be built; see [`mkvmm_memory::e820::build`].
     #[error("the memory map")]
     Report(#[source] RangeError),
 }
@@ -58,6 +69,8 @@ impl Diagnose for RunError {
 pub struct RunArgs {
     #[command(flatten)]
     pool: PoolOptions,
+    #[command(flatten)]
+    children: ChildOptions,
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
@@ -93,27 +106,69 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         specs.push(text.parse().map_err(RunError::Guest)?);
     }
     let request = args.pool.check()?;
-    let configs = resolve(&specs)?;
+    let environment = args.children.environment()?;
+    let configs = resolve::check(specs)?;
 
-    let mut signals = listen_for_signals().map_err(HostIoError::Signals)?;
-    let (host, pool) = request.reserve()?;
-    let (mut fleet, receiver) = Fleet::build(host, pool, &configs)?;
+    let signals = Signals::listen().map_err(HostIoError::Signals)?;
+    let ground = match request.reserve(signals.flag()) {
+        Ok(ground) => ground,
+        Err(_) if signals.came() => return Ok(ExitStatus::Interrupted),
+        Err(error) => return Err(error.into()),
+    };
+    let treatment = Treatment {
+        console: ConsoleOptions {
+            ring: CONSOLE_RING,
+            lossless: true,
+        },
+        kept_images: 0,
+        access: Access::Own,
+    };
+    let manager = found(ground, environment, treatment)?;
+    block_on(async {
+        tokio::select! {
+            built = build(args, manager, configs) => match built? {
+                Some(launch) => launch.supervise(args, &signals).await,
+                None => Ok(ExitStatus::Done),
+            },
+            // Nothing has run yet, and processes go with this one.
+            _ = signals.wait() => Ok(ExitStatus::Interrupted),
+        }
+    })
+    .map_err(HostIoError::Signals)?
+}
+
+/// Guests that run.
+struct Launch {
+    fleet: Fleet,
+    /// Told when the stream cannot be written any more.
+    broken: Arc<Notify>,
+}
+
+/// Reads all images and builds all guests, and starts them unless that is not
+/// wanted.
+async fn build(
+    args: &RunArgs,
+    manager: Rc<Manager>,
+    configs: Vec<(InstanceConfig, ImagesSpec)>,
+) -> Result<Option<Launch>, CliError> {
+    let configs = manager.resolve(configs).await?;
+    let broken = Arc::new(Notify::new());
+    let on_error = {
+        let broken = Arc::clone(&broken);
+        move || broken.notify_one()
+    };
+    let stream = Stream::start(console_output(), on_error);
+    let stream = stream.map_err(|error| HostIoError::Signals(io::Error::other(error)))?;
+    let mut fleet = Fleet::build(manager, stream, configs).await?;
     if args.show {
         eprint!("{}", fleet.report().map_err(RunError::Report)?);
     }
     if args.dry_run {
-        return Ok(ExitStatus::Done);
+        return Ok(None);
     }
-    fleet.start()?;
+    fleet.start().await?;
     balanced(&fleet)?;
-    let status = supervise(&mut fleet, &receiver, &mut signals)?;
-    balanced(&fleet)?;
-    if args.timeline {
-        for outcome in fleet.outcomes() {
-            eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
-        }
-    }
-    Ok(status)
+    Ok(Some(Launch { fleet, broken }))
 }
 
 /// Refuses to go on with wrong books: guests could have each other's memory.
@@ -126,53 +181,57 @@ fn balanced(fleet: &Fleet) -> Result<(), CliError> {
     }
 }
 
-/// Runs the started fleet to its end, with a thread that writes the consoles.
-fn supervise(
-    fleet: &mut Fleet,
-    receiver: &EventReceiver,
-    signals: &mut UnixStream,
-) -> Result<ExitStatus, CliError> {
-    let (queue, events) = (Arc::clone(fleet.console()), fleet.events());
-    let writer = thread::Builder::new()
-        .name("console".to_owned())
-        .spawn(move || {
-            if let Err(error) = queue.drain(&mut console_output()) {
-                events.send(VmmEvent::ConsoleFailed(error));
+impl Launch {
+    /// Follows the guests to their end, or ends them when somebody interrupts
+    /// or nothing that they print can be written any more.
+    async fn supervise(self, args: &RunArgs, signals: &Signals) -> Result<ExitStatus, CliError> {
+        let Self { mut fleet, broken } = self;
+        let manager = Rc::clone(fleet.manager());
+        {
+            let finished = fleet.finish();
+            tokio::pin!(finished);
+            tokio::select! {
+                () = &mut finished => {}
+                _ = signals.wait() => {
+                    manager.kill_all();
+                    finished.await;
+                }
+                () = broken.notified() => {
+                    manager.kill_all();
+                    finished.await;
+                }
             }
-        })
-        .map_err(HostIoError::Signals)?;
-    event_loop::run(fleet, receiver, signals)?;
-
-    if fleet.interrupted() {
-        // Whoever interrupts may have stopped reading: give the last lines a
-        // moment, but do not insist.
-        let end = Instant::now() + Duration::from_millis(500);
-        while !writer.is_finished() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(5));
         }
-        return Ok(ExitStatus::Interrupted);
+        balanced(&fleet)?;
+        if args.timeline {
+            for outcome in fleet.outcomes() {
+                eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
+            }
+        }
+        let (outcomes, stream) = fleet.into_parts();
+        stream.close();
+        if signals.came() {
+            // Whoever interrupts may have stopped reading: give the last lines
+            // a moment, but do not insist.
+            let end = Instant::now() + LAST_LINES;
+            while !stream.is_finished() && Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            return Ok(ExitStatus::Interrupted);
+        }
+        stream.join().map_err(HostIoError::Output)?;
+        let failed = |outcome: &Outcome| outcome.reason.state() == State::Failed;
+        Ok(if outcomes.iter().any(failed) {
+            ExitStatus::GuestFailed
+        } else {
+            ExitStatus::Done
+        })
     }
-    // The queue is closed: the writer ends when it has written everything.
-    if writer.join().is_err() {
-        log::error!("the console thread panicked; this is a bug in mkvmm");
-    }
-    if let Some(VmmEvent::ConsoleFailed(error)) = receiver.try_recv() {
-        return Err(HostIoError::Output(error).into());
-    }
-    if let Some(error) = fleet.take_console_error() {
-        return Err(HostIoError::Output(error).into());
-    }
-    let failed = |o: &mkvmm::fleet::Outcome| o.reason.state() == State::Failed;
-    Ok(if fleet.outcomes().iter().any(failed) {
-        ExitStatus::GuestFailed
-    } else {
-        ExitStatus::Done
-    })
 }
 
 /// Standard output; on a terminal without the guests' control sequences, with
 /// which one guest could write over another's lines.
-fn console_output() -> Box<dyn Write> {
+fn console_output() -> Box<dyn Write + Send> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
         Box::new(StripLines(stdout))

@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,16 +12,20 @@ use sd_notify::NotifyState;
 use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
+use mkvmm_images::{Access, ImageDirs, SourceError};
+use mkvmm_manager::ConsoleOptions;
+use mkvmm_manager::control::client;
+use mkvmm_manager::control::http::{Api, Doctor};
+use mkvmm_manager::control::server::ControlSocket;
+
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
-use crate::cli::pool_setup::{PoolOptions, listen_for_signals};
+use crate::cli::founding::{ChildOptions, Treatment, found};
+use crate::cli::pool_setup::PoolOptions;
+use crate::cli::runtime::block_on;
+use crate::cli::signals::Signals;
+use crate::doctor;
 use crate::error::{CliError, ExitStatus};
-use mkvmm::control::dispatch::Controller;
-use mkvmm::control::http::{Api, Doctor};
-use mkvmm::control::images::ImageStore;
-use mkvmm::control::server::ControlSocket;
-use mkvmm::event_loop::{self, event_channel};
-use mkvmm::manager::{ConsolePlan, Manager};
 
 /// Bytes of output that each guest's ring keeps: 1 MiB.
 const CONSOLE_RING: usize = 1 << 20;
@@ -34,6 +39,8 @@ const GRACE: u64 = 5;
 pub struct ServeArgs {
     #[command(flatten)]
     pool: PoolOptions,
+    #[command(flatten)]
+    children: ChildOptions,
     /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -60,6 +67,8 @@ pub struct ServeArgs {
 struct ServeFile {
     #[serde(flatten)]
     pool: PoolOptions,
+    #[serde(flatten)]
+    children: ChildOptions,
     socket: Option<PathBuf>,
     image_dir: Vec<PathBuf>,
     log_dir: Vec<PathBuf>,
@@ -80,7 +89,8 @@ pub fn default_socket() -> PathBuf {
 
 fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
     let file = ConfigFile::read(path)?;
-    file.check_keys(&file.parse()?, &[&PoolOptions::KEYS[..], &KEYS].concat())?;
+    let keys = [&PoolOptions::KEYS[..], &ChildOptions::KEYS, &KEYS].concat();
+    file.check_keys(&file.parse()?, &keys)?;
     file.parse()
 }
 
@@ -94,7 +104,13 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let image_dirs = directories("image-dir", &args.image_dirs, file.image_dir)?;
+    let environment = args.children.clone().or(file.children).environment()?;
+    let image_dirs = if args.image_dirs.is_empty() {
+        &file.image_dir
+    } else {
+        &args.image_dirs
+    };
+    let image_dirs = open_image_dirs(image_dirs)?;
     let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
     let path = args
         .socket
@@ -104,36 +120,43 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let ring = args.console_ring.or(file.console_ring);
     let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
 
-    let mut signals = listen_for_signals().map_err(HostIoError::Signals)?;
+    let signals = Signals::listen().map_err(HostIoError::Signals)?;
     // A terminal that goes is no reason for guests to go.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = ControlSocket::take(&path)?;
-    let (host, pool) = request.reserve()?;
-    let (events, receiver) = event_channel().map_err(HostIoError::Signals)?;
-    let consoles = ConsolePlan {
-        queue: None,
-        ring: ring.unwrap_or(CONSOLE_RING),
+    let ground = match request.reserve(signals.flag()) {
+        Ok(ground) => ground,
+        Err(_) if signals.came() => return Ok(ExitStatus::Interrupted),
+        Err(error) => return Err(error.into()),
     };
-    let manager = Manager::new(host, pool, events.clone(), consoles);
+    let treatment = Treatment {
+        console: ConsoleOptions {
+            ring: ring.unwrap_or(CONSOLE_RING),
+            lossless: false,
+        },
+        kept_images: IMAGE_CACHE,
+        access: Access::Client(image_dirs),
+    };
+    let manager = found(ground, environment, treatment)?;
+    let (client, requests) = client::channel();
     socket.serve(Api {
-        events,
-        log: Arc::clone(manager.log()),
-        image_dirs: image_dirs.into(),
+        client,
+        log: manager.log(),
         log_dirs: log_dirs.into(),
-        images: Arc::new(ImageStore::new(IMAGE_CACHE)),
-        doctor: Doctor::default(),
+        doctor: Doctor::new(doctor::examine),
     })?;
-    let mut controller = Controller::new(manager, grace);
-    notify(NotifyState::Ready);
-    let line = format!("ready: {}\n", path.display());
-    let mut out = io::stdout().lock();
-    out.write_all(line.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(HostIoError::Output)?;
-    drop(out);
-    event_loop::run(&mut controller, &receiver, &mut signals)?;
-    notify(NotifyState::Stopping);
+    block_on(async {
+        tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
+        notify(NotifyState::Ready);
+        say_ready(&path)?;
+        let waited = signals.wait().await;
+        notify(NotifyState::Stopping);
+        manager.end_all(grace).await;
+        waited
+    })
+    .flatten()
+    .map_err(HostIoError::Signals)?;
     Ok(ExitStatus::Done)
 }
 
@@ -154,6 +177,32 @@ fn directories(
         })
     };
     dirs.into_iter().map(real).collect()
+}
+
+/// Opens the directories that images must lie in.
+fn open_image_dirs(dirs: &[PathBuf]) -> Result<ImageDirs, HostIoError> {
+    ImageDirs::open(dirs).map_err(|error| {
+        let option = "image-dir";
+        match error {
+            SourceError::Directory { path, source } => HostIoError::Directory {
+                option,
+                path,
+                source,
+            },
+            other => HostIoError::Directory {
+                option,
+                path: PathBuf::new(),
+                source: io::Error::other(other),
+            },
+        }
+    })
+}
+
+/// Says on standard output that clients may come.
+fn say_ready(path: &Path) -> io::Result<()> {
+    let line = format!("ready: {}\n", path.display());
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Tells systemd, where it asked to be told.

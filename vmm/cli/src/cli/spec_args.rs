@@ -93,13 +93,21 @@ fn properties<T: ToSchema>() -> Object {
 
 /// Returns what the comment of a field says, as help is written.
 fn description(schema: &Object, key: &str) -> String {
-    let text = match schema.properties.get(key) {
-        Some(RefOr::Ref(reference)) => Some(reference.description.as_str()),
-        Some(RefOr::T(Schema::Object(object))) => object.description.as_deref(),
-        Some(RefOr::T(Schema::OneOf(several))) => several.description.as_deref(),
-        _ => None,
-    };
+    let text = schema.properties.get(key).and_then(described);
     text.unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+fn described(schema: &RefOr<Schema>) -> Option<&str> {
+    match schema {
+        RefOr::Ref(reference) => Some(reference.description.as_str()),
+        RefOr::T(Schema::Object(object)) => object.description.as_deref(),
+        // An optional one describes what it may be.
+        RefOr::T(Schema::OneOf(several)) => {
+            let whole = several.description.as_deref();
+            whole.or_else(|| several.items.iter().rev().find_map(described))
+        }
+        RefOr::T(_) => None,
+    }
 }
 
 /// Returns what stands for a value: the last word of its type's name.

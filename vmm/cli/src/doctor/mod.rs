@@ -8,27 +8,30 @@
 pub mod kind;
 pub mod offers;
 
-use std::fmt;
+use std::error::Error;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use mkpool::AddrRange;
-use serde::Serialize;
-use utoipa::ToSchema;
+use mkvmm_api::doctor::{Answer, Findings};
+use mkvmm_base::chain;
+use mkvmm_base::layout::DYNAMIC_POOL_MIN;
+use mkvmm_base::state::EndReason;
+use mkvmm_images::Access;
+use mkvmm_machine::kvm::host::Host;
+use mkvmm_manager::ConsoleOptions;
+use mkvmm_manager::resolve;
+use mkvmm_manager::run::Fleet;
+use mkvmm_manager::stream::Stream;
+use mkvmm_memory::host_pool::HostPool;
+use mkvmm_memory::place::MIN_POOL;
+use mkvmm_memory::pool_memory::PoolMemory;
+use mkvmm_memory::reservation::ReservationConfig;
 
-use crate::builder::{GuestConfig, Images, InstanceConfig};
-use crate::doctor::offers::Offers;
-use crate::error_chain::chain;
-use crate::event_loop::{Supervisor, VmmEvent};
-use crate::fleet::Fleet;
-use crate::host_pool::HostPool;
-use crate::instance::state::EndReason;
-use crate::kvm::Host;
-use crate::layout::DYNAMIC_POOL_MIN;
-use crate::loader::KernelImage;
-use crate::machine::MIN_POOL;
-use crate::reservation::ReservationConfig;
+use crate::cli::{ChildOptions, Ground, Treatment, block_on, found};
 
 /// How long the test guest may take before it counts as stuck.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Examines the host; never fails, since failing is a finding.
 pub fn examine() -> Findings {
@@ -89,32 +92,41 @@ fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> A
     }
 }
 
-fn run_probe(
-    host: Host,
-    cmdline: &str,
-) -> Result<Option<EndReason>, Box<dyn std::error::Error + Send + Sync>> {
-    let pool = HostPool::new(
-        AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?,
-        ReservationConfig::default(),
-        &|_| (),
-    )?;
-    let mut images = Images::new(KernelImage::probe()?.into(), cmdline);
-    images.is_probe = true;
-    let config = GuestConfig {
-        instance: InstanceConfig::new("doctor".parse()?, MIN_POOL.try_into()?),
-        images,
+/// Returns how a probe ended; `None` when it did not in time.
+fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
+    let range = AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?;
+    let config = ReservationConfig::default();
+    let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
+    let pool = HostPool::new(range, config.backing.page_order())?;
+    let treatment = Treatment {
+        console: ConsoleOptions {
+            ring: 64 << 10,
+            lossless: false,
+        },
+        kept_images: 0,
+        access: Access::Own,
     };
-    let (mut fleet, receiver) = Fleet::build(host, pool, &[config])?;
-    // Nobody reads what the probe prints.
-    fleet.console().close();
-    fleet.start()?;
-    let end = std::time::Instant::now() + PATIENCE;
-    while !fleet.is_done() {
-        match receiver.recv_until(end) {
-            Some(VmmEvent::Violation { .. }) => {}
-            Some(event) => fleet.on_event(event),
-            None => return Ok(None),
+    let environment = ChildOptions::default().environment()?;
+    let ground = Ground { kvm, pool, memory };
+    let manager = found(ground, environment, treatment)?;
+    let spec = format!("name=doctor,memory={MIN_POOL},kernel=probe,cmdline={cmdline}");
+    let configs = resolve::check(vec![spec.parse()?])?;
+    block_on(async {
+        let configs = manager.resolve(configs).await?;
+        // Nobody reads what the probe prints.
+        let stream = Stream::start(Box::new(std::io::sink()), || ())?;
+        let mut fleet = Fleet::build(manager, stream, configs).await?;
+        fleet.start().await?;
+        if tokio::time::timeout(PATIENCE, fleet.finish())
+            .await
+            .is_err()
+        {
+            fleet.end_all().await;
+            return Ok(None);
         }
-    }
-    Ok(fleet.outcomes().first().map(|outcome| outcome.reason))
+        let (outcomes, stream) = fleet.into_parts();
+        stream.close();
+        stream.join()?;
+        Ok(outcomes.first().map(|outcome| outcome.reason))
+    })?
 }

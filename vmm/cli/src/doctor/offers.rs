@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use rustix::process::{Resource, getrlimit};
 use mkvmm_api::doctor::{Offers, Pages};
 use mkvmm_memory::reservation::backing::{Backing, chosen};
+use rustix::process::{Resource, getrlimit};
 
 /// Looks.
 pub fn look() -> Offers {

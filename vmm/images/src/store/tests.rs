@@ -4,7 +4,7 @@ use super::*;
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::future::pending;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use mkvmm_image::KernelImage;
 use tokio::sync::Semaphore;
 
 use crate::source::ImageDirs;
+use crate::unpackers::UnpackersError;
 
 const ROOMY: u64 = 1 << 30;
 const BUDGET: Budget = Budget {

@@ -144,7 +144,8 @@ impl Diagnose for StepError {
 }
 
 impl StepError {
-    fn of(self, name: &InstanceName) -> LifeError {
+    /// Returns the error of instance `name`.
+    pub fn of(self, name: &InstanceName) -> LifeError {
         LifeError::Instance {
             name: name.clone(),
             source: Box::new(self),

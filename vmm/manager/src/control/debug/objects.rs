@@ -148,7 +148,7 @@ pub fn translation(
         let path = pool_addr.map(|addr| registry.pool().tree().path(addr));
         let path = path.unwrap_or_default();
         Target {
-            physical: Hex(target.addr),
+            physical: target.addr,
             page_size: target.page_size,
             writable: target.writable,
             user: target.user,
@@ -166,9 +166,7 @@ pub fn translation(
         steps: walk.steps.iter().map(step).collect(),
         fault: walk.end.as_ref().err().map(ToString::to_string),
         target,
-        kvm: through.translated.map(|physical| KvmAnswer {
-            physical: physical.map(Hex),
-        }),
+        kvm: through.translated.map(|physical| KvmAnswer { physical }),
     }
 }
 
@@ -186,7 +184,7 @@ fn pool_addr(guest: &Guest, addr: u64) -> (Option<u64>, bool) {
 fn step(step: &paging::Step) -> Step {
     Step {
         level: step.level.to_owned(),
-        addr: Hex(step.addr),
+        addr: step.addr,
         entry: step.entry.map(Hex),
         flags: step.flags(),
     }

@@ -1,0 +1,209 @@
+//! The house itself, held against its plan: `cargo test -p mkvmm-structure`.
+//!
+//! Which crate may depend on which stands in `WALLS`; inside each crate, files
+//! import each other in one order. Neither has exceptions.
+
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mkvmm_structure::circles::circles;
+use mkvmm_structure::counts::{Counts, count};
+use mkvmm_structure::imports::imports;
+use mkvmm_structure::source::{Crate, Disk};
+use mkvmm_structure::walls::{Manifest, Wall, breaches};
+
+/// What speaks HTTP.
+const HTTP: &[&str] = &["axum", "hyper", "hyper-util", "utoipa", "utoipa-axum"];
+/// What speaks to KVM.
+const KVM: &[&str] = &["kvm-bindings", "kvm-ioctls"];
+/// What speaks either, or owns guest memory: nothing for a client of the API.
+const NOT_FOR_CLIENTS: &[&str] = &["kvm-bindings", "kvm-ioctls", "vm-memory", "linux-loader"];
+
+/// Every crate, and what it may see of the others.
+const WALLS: &[Wall] = &[
+    wall("mkpool", &[], NOT_FOR_CLIENTS),
+    wall("mkpool-replay", &["mkpool"], NOT_FOR_CLIENTS),
+    wall("mkvmm-base", &[], KVM),
+    wall("mkvmm-sandbox", &["mkvmm-base"], KVM),
+    wall("mkvmm-memory", &["mkpool", "mkvmm-base"], KVM),
+    wall("mkvmm-api", &["mkvmm-base"], NOT_FOR_CLIENTS),
+    wall("mkvmm-wire", &["mkvmm-base"], KVM),
+    wall("mkvmm-image", &["mkvmm-base", "mkvmm-guest-images"], KVM),
+    wall("mkvmm-images", &["mkvmm-base"], KVM),
+    wall("mkvmm-keeper", &["mkvmm-wire", "mkvmm-base"], KVM),
+    wall(
+        "mkvmm-machine",
+        &["mkvmm-memory", "mkvmm-wire", "mkvmm-base"],
+        HTTP,
+    ),
+    wall(
+        "mkvmm-manager",
+        &[
+            "mkvmm-memory",
+            "mkvmm-wire",
+            "mkvmm-api",
+            "mkvmm-keeper",
+            "mkvmm-images",
+            "mkvmm-base",
+        ],
+        KVM,
+    ),
+    // The binary sees all, and nobody sees it.
+    wall(
+        "mkvmm",
+        &[
+            "mkpool",
+            "mkpool-replay",
+            "mkvmm-base",
+            "mkvmm-sandbox",
+            "mkvmm-memory",
+            "mkvmm-api",
+            "mkvmm-wire",
+            "mkvmm-image",
+            "mkvmm-images",
+            "mkvmm-keeper",
+            "mkvmm-machine",
+            "mkvmm-manager",
+            "mkvmm-guest-images",
+        ],
+        &[],
+    ),
+];
+
+/// What tests may use besides.
+const FOR_TESTS: &[&str] = &["mkvmm-guest-images", "mkvmm-test-harness"];
+
+const fn wall(
+    name: &'static str,
+    sees: &'static [&'static str],
+    never: &'static [&'static str],
+) -> Wall {
+    Wall { name, sees, never }
+}
+
+/// The repository, or the tree that MKVMM_STRUCTURE_ROOT names: an older
+/// commit, to count in it what this one is compared with.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = std::env::var_os("MKVMM_STRUCTURE_ROOT").map_or(here, PathBuf::from);
+    root.canonicalize().unwrap()
+}
+
+/// A crate of the house.
+struct Package {
+    manifest: Manifest,
+    directory: PathBuf,
+}
+
+impl Package {
+    /// The root files of its library and of its binaries.
+    fn roots(&self) -> Vec<PathBuf> {
+        let source = self.directory.join("src");
+        let mut roots = vec![source.join("lib.rs"), source.join("main.rs")];
+        if let Ok(others) = fs::read_dir(source.join("bin")) {
+            roots.extend(others.map(|entry| entry.unwrap().path()));
+        }
+        roots.retain(|file| file.is_file());
+        roots
+    }
+}
+
+/// All crates below `vmm/` and `pool/`, but for the workspaces of their own,
+/// which are fuzz targets and comparisons.
+fn packages() -> Vec<Package> {
+    let mut packages = Vec::new();
+    let mut left = vec![root().join("pool"), root().join("vmm")];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default();
+            if path.is_dir() && name != "src" && name != "target" {
+                left.push(path);
+            }
+        }
+        let Ok(text) = fs::read_to_string(directory.join("Cargo.toml")) else {
+            continue;
+        };
+        if text.lines().any(|line| line == "[workspace]") {
+            continue;
+        }
+        let manifest = Manifest::parse(&text).unwrap().unwrap();
+        packages.push(Package {
+            manifest,
+            directory,
+        });
+    }
+    packages.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
+    assert!(packages.len() >= 2, "mkpool and mkvmm at least");
+    packages
+}
+
+#[test]
+fn crates_see_only_what_the_table_lets_them_see() {
+    let manifests: Vec<Manifest> = packages().into_iter().map(|it| it.manifest).collect();
+    let breaches = breaches(&manifests, WALLS, FOR_TESTS);
+    assert!(breaches.is_empty(), "\n{}", breaches.join("\n"));
+}
+
+#[test]
+fn every_row_of_the_table_is_a_crate() {
+    let packages = packages();
+    let is_there = |wall: &&Wall| packages.iter().any(|it| it.manifest.name == wall.name);
+    let missing: Vec<&str> = WALLS
+        .iter()
+        .filter(|wall| !is_there(wall))
+        .map(|wall| wall.name)
+        .collect();
+    assert!(missing.is_empty(), "no crate of the name {missing:?}");
+}
+
+#[test]
+fn files_of_a_crate_import_each_other_in_one_order() {
+    let mut found = String::new();
+    for package in packages() {
+        for file in package.roots() {
+            let tree = Crate::read(&Disk, &file).unwrap();
+            for circle in circles(tree.files.len(), &imports(&tree)) {
+                let text = circle.describe(&tree, &root());
+                found += &format!("{}: {text}", package.manifest.name);
+            }
+        }
+    }
+    assert!(found.is_empty(), "\n{found}");
+}
+
+#[test]
+fn doc_comments_are_sentences() {
+    let mut all = Counts::default();
+    println!(
+        "{:<16} {:>6} {:>8} {:>6}",
+        "pub", "items", "methods", "both"
+    );
+    for package in packages() {
+        let mut own = Counts::default();
+        for file in package.roots() {
+            let counts = count(&Crate::read(&Disk, &file).unwrap(), &root());
+            own.short_docs.extend(counts.short_docs);
+            // Nobody can import what a binary declares.
+            if file.ends_with("lib.rs") {
+                own.public_items += counts.public_items;
+                own.public_methods += counts.public_methods;
+            }
+        }
+        say(&package.manifest.name, &own);
+        all.public_items += own.public_items;
+        all.public_methods += own.public_methods;
+        all.short_docs.extend(own.short_docs);
+    }
+    say("in all", &all);
+    let short = all.short_docs;
+    println!("doc comments of one or two words: {}", short.len());
+    assert!(short.is_empty(), "one or two words:\n{}", short.join("\n"));
+}
+
+fn say(name: &str, counts: &Counts) {
+    let (items, methods) = (counts.public_items, counts.public_methods);
+    println!("{name:<16} {items:>6} {methods:>8} {:>6}", items + methods);
+}

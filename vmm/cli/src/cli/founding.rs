@@ -1,0 +1,189 @@
+//! From a pool to a manager of guests: the processes that it may make, and the
+//! image that needs no file.
+
+use std::fs::File;
+use std::io;
+use std::rc::Rc;
+
+use mkvmm_base::image_facts::BootMode;
+use mkvmm_base::{Class, Diagnose};
+use mkvmm_children::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
+use mkvmm_image::{ImageError, KernelImage};
+use mkvmm_images::{Access, Budget, BuiltIn};
+use mkvmm_keeper::process::Output;
+use mkvmm_manager::{ConsoleOptions, Host, Manager, Options};
+use rustix::process::geteuid;
+use serde::Deserialize;
+
+use crate::cli::pool_setup::Ground;
+
+/// Bytes that unpackers may use together: 4 GiB.
+const UNPACKING: u64 = 4 << 30;
+/// The user and group that root's children become: nobody.
+const NOBODY: u32 = 65534;
+
+/// Why there is no manager.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundingError {
+    /// The program's own probe is broken.
+    #[error("the built-in probe, which is a bug in mkvmm")]
+    Probe(#[from] ImageError),
+    /// The host gives no descriptor.
+    #[error("/dev/kvm")]
+    Kvm(#[source] io::Error),
+    /// `--worker-uid` names root.
+    #[error("--worker-uid 0: guests' processes never belong to root")]
+    Root,
+    /// `--worker-uid` is given, and nobody but root can follow it.
+    #[error("--worker-uid: only root can give processes to another user")]
+    NotRoot,
+}
+
+impl Diagnose for FoundingError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Root | Self::NotRoot => Class::Invalid,
+            Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
+        }
+    }
+}
+
+/// What happens to a process that asks the kernel for more than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// It is killed.
+    #[default]
+    Kill,
+    /// The call fails, and the process goes on.
+    Errno,
+    /// The call works, and the kernel's audit log tells of it.
+    Log,
+    /// Nothing: processes are not confined.
+    Off,
+}
+
+impl Sandbox {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Errno => "errno",
+            Self::Log => "log",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How the processes of guests and images are confined, as flags and as keys
+/// of a file.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ChildOptions {
+    /// What happens to a guest's process that asks for more than it may [default: kill]
+    #[arg(long, value_name = "MODE", value_enum)]
+    sandbox: Option<Sandbox>,
+    /// Let gdb and perf of the same user look into guests' processes
+    #[arg(long)]
+    debuggable: bool,
+    /// The user and group that guests' processes belong to, where root starts them [default: 65534]
+    #[arg(long, value_name = "UID")]
+    worker_uid: Option<u32>,
+}
+
+impl ChildOptions {
+    /// The keys of a file.
+    pub const KEYS: [&str; 3] = ["sandbox", "debuggable", "worker-uid"];
+
+    /// Returns these, with `file` where they do not say.
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            sandbox: self.sandbox.or(file.sandbox),
+            debuggable: self.debuggable || file.debuggable,
+            worker_uid: self.worker_uid.or(file.worker_uid),
+        }
+    }
+
+    /// Returns the environment that says the same to a child. Says loudly
+    /// where children are less confined than usual.
+    ///
+    /// # Errors
+    /// [`FoundingError`] for a user who cannot have them.
+    pub fn environment(&self) -> Result<Vec<(String, String)>, FoundingError> {
+        let sandbox = self.sandbox.unwrap_or_default();
+        match sandbox {
+            Sandbox::Kill => {}
+            Sandbox::Errno => log::warn!("--sandbox=errno: forbidden calls only fail"),
+            Sandbox::Log => log::warn!("--sandbox=log: guests' processes are NOT confined"),
+            Sandbox::Off => log::warn!("--sandbox=off: guests' processes are NOT confined"),
+        }
+        let mut words = vec![(SANDBOX_VARIABLE, sandbox.word().to_owned())];
+        if self.debuggable {
+            log::warn!("--debuggable: processes of the same user can read and change guests");
+            words.push((DEBUGGABLE_VARIABLE, "1".to_owned()));
+        }
+        match (geteuid().is_root(), self.worker_uid) {
+            (_, Some(0)) => return Err(FoundingError::Root),
+            (false, Some(_)) => return Err(FoundingError::NotRoot),
+            (false, None) => {}
+            (true, uid) => {
+                let id = uid.unwrap_or(NOBODY).to_string();
+                words.push((UID_VARIABLE, id.clone()));
+                words.push((GID_VARIABLE, id));
+            }
+        }
+        let owned = |(name, value): (&str, String)| (name.to_owned(), value);
+        Ok(words.into_iter().map(owned).collect())
+    }
+}
+
+/// How the manager treats its guests, apart from its processes.
+#[derive(Debug)]
+pub struct Treatment {
+    /// Their consoles.
+    pub console: ConsoleOptions,
+    /// Bytes of images that are kept though no instance has them.
+    pub kept_images: u64,
+    /// What those who name images may name.
+    pub access: Access,
+}
+
+/// Makes the manager of `ground`.
+///
+/// # Errors
+/// [`FoundingError`].
+pub fn found(
+    ground: Ground,
+    environment: Vec<(String, String)>,
+    treatment: Treatment,
+) -> Result<Rc<Manager>, FoundingError> {
+    let Ground { kvm, pool, memory } = ground;
+    let device = File::options().read(true).write(true).open("/dev/kvm");
+    let host = Host {
+        kvm: device.map_err(FoundingError::Kvm)?.into(),
+        program: None,
+        address_bits: kvm.address_bits(),
+        has_huge_pages: kvm.has_huge_pages(),
+        environment,
+        child_output: Output::Inherit,
+    };
+    let options = Options {
+        console: treatment.console,
+        images: Budget {
+            kept: treatment.kept_images,
+            in_flight: UNPACKING,
+        },
+        access: treatment.access,
+        probe: probe()?,
+    };
+    Ok(Manager::new(host, pool, memory, options))
+}
+
+/// The kernel that is part of this program.
+fn probe() -> Result<BuiltIn, ImageError> {
+    Ok(BuiltIn {
+        name: "probe",
+        bytes: mkvmm_guest_images::PROBE,
+        content: KernelImage::probe_content()?,
+        boot: BootMode::Elf,
+    })
+}
