@@ -6,7 +6,8 @@
 //! shows it to whoever asks; `run` holds it for itself, before and after its
 //! guests.
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 
 use mkvmm_base::layout::LOW_WINDOW_SIZE;
 use mkvmm_memory::e820::{E820Entry, E820Type};

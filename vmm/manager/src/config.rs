@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mkpool::PAGE_ORDER;
+use mkpool::main_pool::PAGE_ORDER;
 use mkvmm_api::{InstanceSpec, Size, SpecError};
 use mkvmm_base::InstanceName;
 

@@ -7,7 +7,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceName, chain};

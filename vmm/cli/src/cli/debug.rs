@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Subcommand;
-use mkpool::parse_addr;
+use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::hexdump::hexdump;

@@ -3,7 +3,9 @@
 use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mkpool::{AddrRange, ParamError, ParamMode, PoolParam, RangeError};
+use mkpool::AddrRange;
+use mkpool::param::{ParamError, PoolParam};
+use mkpool::range::RangeError;
 use serde::Deserialize;
 
 use mkvmm_base::{Class, Diagnose};
@@ -131,7 +133,7 @@ impl PoolOptions {
 
     pub fn check(&self) -> Result<CheckedPool, PoolSetupError> {
         let pool = self.pool.as_deref().ok_or(PoolSetupError::Missing)?;
-        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(PoolSetupError::Param)?;
+        let param = PoolParam::parse(pool).map_err(PoolSetupError::Param)?;
         let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
         let backing: Backing = backing.parse()?;
         let holds = self.hold.iter().map(|text| parse_hold(text));
@@ -187,7 +189,7 @@ impl CheckedPool {
 
 /// `--hold SIZE@ADDR`: a range of the pool.
 fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
-    let param = PoolParam::parse(text, ParamMode::Strict).map_err(PoolSetupError::Hold)?;
+    let param = PoolParam::parse(text).map_err(PoolSetupError::Hold)?;
     let start = param.start.ok_or_else(|| {
         let text = text.to_owned();
         PoolSetupError::Hold(ParamError::ZeroAddr { text })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use mkpool::{parse_addr, parse_size};
+use mkpool::param::{parse_addr, parse_size};
 use serde::de::DeserializeOwned;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};

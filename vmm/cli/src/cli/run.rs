@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};

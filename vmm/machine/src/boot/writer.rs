@@ -1,6 +1,7 @@
 //! Writes into the low window what a kernel reads at entry.
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_base::layout;
 use mkvmm_memory::e820::E820Entry;
 

@@ -10,7 +10,8 @@ mod window;
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{

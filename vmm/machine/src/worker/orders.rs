@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::EventSubscriber;
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_base::affinity::{CpuSet, CpuSetError};
 use mkvmm_base::{InstanceName, NameError, chain};
 use mkvmm_memory::e820::{E820Entry, E820Type};

@@ -1,7 +1,7 @@
 //! Refusals of the control socket, and the HTTP status of each class.
 
 use axum::http::StatusCode;
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_api::SpecError;
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};

@@ -1,6 +1,7 @@
 //! The objects of the API, made out of what the manager has.
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
 use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
 
@@ -141,7 +142,7 @@ pub fn e820_row(entry: &E820Entry) -> E820Row {
 
 /// Returns the whole resource tree, in printing order.
 pub fn iomem(registry: &Registry) -> Vec<IomemRow> {
-    let row = |(depth, resource): (usize, &mkpool::Resource)| IomemRow {
+    let row = |(depth, resource): (usize, &mkpool::resource::Resource)| IomemRow {
         depth: depth as u64,
         range: resource.range().into(),
         name: resource.name().to_owned(),

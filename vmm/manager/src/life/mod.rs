@@ -23,7 +23,7 @@ pub mod place;
 pub mod release;
 pub(crate) mod workers;
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};

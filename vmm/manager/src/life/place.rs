@@ -1,6 +1,6 @@
 //! Finding places for images in an instance's memory.
 
-use mkpool::Draft;
+use mkpool::instance::Draft;
 use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 

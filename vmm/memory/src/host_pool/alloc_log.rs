@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use mkpool::{AddrRange, AllocError, CreateError};
+use mkpool::AddrRange;
+use mkpool::instance::CreateError;
+use mkpool::pool::AllocError;
 
 use mkvmm_base::{InstanceName, timeline};
 
@@ -129,7 +131,7 @@ impl From<&AllocError> for Outcome {
                 largest_free,
                 ..
             } if rounded > largest_free => Self::TooFragmented,
-            AllocError::NoRoom { .. } => Self::NoAlignedPlace,
+            AllocError::NoRoom { .. } | AllocError::NoRoomInside { .. } => Self::NoAlignedPlace,
             AllocError::Occupied { .. } => Self::Occupied,
             AllocError::BadAlign { .. } => Self::BadAlign,
             _ => Self::Invalid,

@@ -1,6 +1,7 @@
 //! What the refusals of the ledger mean.
 
-use mkpool::{AllocError, CreateError};
+use mkpool::instance::CreateError;
+use mkpool::pool::AllocError;
 use mkvmm_base::{Class, Diagnose, Room};
 
 use super::HostPoolError;

@@ -12,12 +12,13 @@ mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem::ManuallyDrop;
 
-use mkpool::{
-    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, Draft, FreeError, GenPool,
-    InstancePool, MainPool, PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
-    StaleDraft,
-};
+use mkpool::instance::{ChunkPolicy, CreateError, DestroyError, Draft, StaleDraft};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::pool::{AllocError, FreeError, PoolError};
+use mkpool::resource::{ResourceError, ResourceId, ResourceTree};
+use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
 
 pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
@@ -222,10 +223,8 @@ impl HostPool {
     /// # Errors
     /// [`HostPoolError::Hold`] when it is not free or not in the pool.
     pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
-        // An address below the pool has no offset in it: none is free there.
-        let offset = range.start().wrapping_sub(self.range().start());
-        let fixed = Algo::Fixed { offset };
-        let held = self.main.alloc_with(range.size(), fixed);
+        let at = Algo::At(range.start());
+        let held = self.main.alloc_with(range.size(), at);
         let caller = Caller::vmm("held");
         self.log.answered(caller, range.size(), &held);
         let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
@@ -264,7 +263,7 @@ impl HostPool {
             return Err(HostPoolError::NoAllocation { addr });
         };
         let range = allocation.range;
-        self.main.free(range.start(), range.size())?;
+        self.main.free(range)?;
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
         self.allocations.remove(&addr);
@@ -338,8 +337,8 @@ impl HostPool {
             return Err(HostPoolError::Published { range });
         }
         match &mut sub_pool.control {
-            Some(control) if allocation.in_control => control.free(range.start(), range.size())?,
-            _ => sub_pool.pool.free(range.start(), range.size())?,
+            Some(control) if allocation.in_control => control.free(range)?,
+            _ => sub_pool.pool.free(range)?,
         }
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -387,7 +386,7 @@ impl HostPool {
         let mut sub_pool = SubPool {
             name: name.clone(),
             regions: pool.regions(),
-            pool,
+            pool: ManuallyDrop::new(pool),
             entries: Vec::new(),
             pieces: Vec::new(),
             control: None,
@@ -452,9 +451,8 @@ impl HostPool {
         plan: &PlacementPlan,
         next: Draft,
     ) -> Result<(), HostPoolError> {
-        let control_block = plan.control_block;
         let mut control = GenPool::new(PAGE_ORDER)?;
-        control.add_chunk(control_block.start(), control_block.size(), ())?;
+        control.add_chunk(plan.control_block, ())?;
         sub_pool.pool.adopt(next)?;
         self.remove_pieces(sub_pool)?;
         sub_pool.control = Some(control);
@@ -483,7 +481,8 @@ impl HostPool {
     /// # Errors
     /// As [`Self::book`].
     pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
-        sub_pool.pool.adopt(sub_pool.without_pieces()?)?;
+        let without = sub_pool.without_pieces()?;
+        sub_pool.pool.adopt(without)?;
         self.remove_pieces(sub_pool)
     }
 
@@ -509,7 +508,8 @@ impl HostPool {
             self.tree.remove_subtree(entry)?;
         }
         let (name, chunks) = (sub_pool.name.clone(), sub_pool.chunks());
-        sub_pool.pool.destroy_forced(&self.main).map_err(Box::new)?;
+        let pool = ManuallyDrop::into_inner(sub_pool.pool);
+        pool.destroy_forced().map_err(Box::new)?;
         for chunk in chunks {
             self.log.freed(Caller::instance(&name, CHUNK), chunk);
         }

@@ -2,8 +2,11 @@
 //! they stand in the tree. Only the ledger changes one.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 
-use mkpool::{AddrRange, Draft, GenPool, InstancePool, ResourceId};
+use mkpool::instance::Draft;
+use mkpool::resource::ResourceId;
+use mkpool::{AddrRange, GenPool, InstancePool};
 
 use crate::host_pool::{Allocation, HostPoolError};
 use mkvmm_base::InstanceName;
@@ -16,7 +19,10 @@ use crate::placement::{self, PlacementPlan};
 pub struct SubPool {
     /// Its instance.
     pub(super) name: InstanceName,
-    pub(super) pool: InstancePool,
+    /// Dropping the allocator would give the chunks back at once. Here only
+    /// [`HostPool::release`](crate::host_pool::HostPool::release) does, for memory
+    /// that is clean: what one guest wrote must never reach another by accident.
+    pub(super) pool: ManuallyDrop<InstancePool>,
     /// Ascending, adjacent chunks merged.
     pub(super) regions: Vec<AddrRange>,
     /// The tree's entries for the regions, in the same order.
@@ -108,7 +114,7 @@ impl SubPool {
     pub(super) fn without_pieces(&self) -> Result<Draft, HostPoolError> {
         let mut pool = self.pool.draft();
         for (range, _) in &self.pieces {
-            pool.free(range.start(), range.size())?;
+            pool.free(*range)?;
         }
         Ok(pool)
     }

@@ -8,9 +8,9 @@
 pub mod error;
 pub mod objects;
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 use mkvmm_api::debug::Translation;
-use mkvmm_base::Diagnose;
 use mkvmm_base::InstanceName;
 
 use crate::control::debug::error::{DebugError, MEMORY_MAX};

@@ -1,11 +1,15 @@
-//! `mkvmm replay`: plays recorded allocator traces against the pool in Linux mode.
+//! Plays recorded traces of Linux's allocator against `mkpool::linux`.
 //!
-//! A trace is JSON Lines, one operation with Linux's answer each (`want`); `.gz` is recognised
-//! by content. [`trace`] says what a line may hold, [`player`] carries lines out, this module
-//! reads files, compares and reports. [`run`] is the whole command but for its arguments.
+//! A trace is a file of JSON lines, each an operation with Linux's answer (`want`); gzip is
+//! recognised by content. The module [`trace`] defines what a line may hold, [`player`] carries
+//! lines out, and this file reads, compares and reports. [`run`] is the whole command except for
+//! its arguments; `mkvmm replay` calls it.
+
+#![forbid(unsafe_code)]
+
+pub mod trace;
 
 pub mod player;
-pub mod trace;
 
 use flate2::read::MultiGzDecoder;
 use player::Player;
@@ -17,107 +21,108 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trace::Line;
 
-/// Longest line of a trace, bytes; the longest recorded ones have a few hundred.
+/// The maximum length of a line, in bytes; the longest recorded lines have a few hundred.
 const LINE_MAX: u64 = 1 << 20;
 
-/// Why a trace could not be played to its end.
+/// The reason why a trace could not be played to its end.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReplayError {
-    /// The file, or what it holds compressed, could not be read.
+    /// The file could not be read or decompressed.
     #[error("{file}: cannot be read")]
     Read {
-        /// The trace.
+        /// The name of the trace.
         file: String,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// A line is no operation.
+    /// A line does not describe an operation.
     #[error("{file}:{line}: not an operation")]
     Line {
-        /// The trace.
+        /// The name of the trace.
         file: String,
-        /// Its line, from 1 on.
+        /// The number of the line, from 1 on.
         line: u64,
-        /// Why.
+        /// The underlying error.
         source: serde_json::Error,
     },
     /// An operation names a pool that was never created.
     #[error("{file}:{line}: there is no pool `{pool}`")]
     NoPool {
-        /// The trace.
+        /// The name of the trace.
         file: String,
-        /// Its line, from 1 on.
+        /// The number of the line, from 1 on.
         line: u64,
-        /// The name.
+        /// The name of the pool.
         pool: String,
     },
 }
 
-/// An answer that was not Linux's.
+/// An answer that differs from Linux's.
 #[derive(Debug, Clone, Serialize)]
 pub struct Mismatch {
-    /// Line in the trace, from 1 on.
+    /// The number of the line, from 1 on.
     pub line: u64,
-    /// The line itself, with what was wanted.
+    /// The line itself, with Linux's answer.
     pub text: String,
-    /// What the pool answered.
+    /// The answer of the pool.
     pub got: serde_json::Value,
 }
 
-/// How long one kind of operation took.
+/// The time that one kind of operation took.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct KindTime {
-    /// How many there were.
+    /// The number of operations.
     pub ops: u64,
-    /// Mean nanoseconds per operation, the clock's own cost included.
+    /// The mean time per operation in nanoseconds, including the cost of reading the clock.
     pub ns_per_op: f64,
 }
 
-/// What came of one trace.
+/// The result of playing one trace.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The trace, as it was named.
+    /// The name of the trace.
     pub file: String,
-    /// Operations played.
+    /// The number of operations played.
     pub ops: u64,
-    /// Answers that differ.
+    /// The number of answers that differ.
     pub mismatches: u64,
-    /// The first that differs.
+    /// The first answer that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_mismatch: Option<Mismatch>,
-    /// Time by kind of operation, if it was taken.
+    /// The times by kind of operation, if they were requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<BTreeMap<String, KindTime>>,
 }
 
-/// How to play and what to print.
+/// Options of [`run`]: what to measure and how to print.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Print one JSON object instead of lines of text.
+    /// Whether to print one JSON object instead of lines of text.
     pub json: bool,
-    /// Time the operations by kind.
+    /// Whether to time the operations by kind.
     pub time: bool,
 }
 
-/// What came of all the traces.
+/// The results of all traces.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// One for every trace that played to its end.
+    /// One report for every trace that played to its end.
     pub reports: Vec<Report>,
-    /// One for every trace that did not.
+    /// One error for every trace that did not.
     pub errors: Vec<ReplayError>,
 }
 
 impl Outcome {
-    /// Whether every trace played to its end and every answer was Linux's.
+    /// Returns whether every trace played to its end and every answer was Linux's.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.errors.is_empty() && self.reports.iter().all(|report| report.mismatches == 0)
     }
 }
 
-/// The lines of `reader`, none longer than [`LINE_MAX`]: a compressed file of
-/// a few bytes may hold a line of gigabytes.
+/// Returns the lines of `reader`. A line longer than [`LINE_MAX`] is an error, because a compressed
+/// file of a few bytes may hold a line of gigabytes.
 fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<String>> {
     std::iter::from_fn(move || {
         let mut line = String::new();
@@ -137,7 +142,7 @@ fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<String>> {
 ///
 /// # Errors
 ///
-/// [`ReplayError`] at the first line that cannot be read or makes no sense.
+/// Returns [`ReplayError`] at the first line that cannot be read or makes no sense.
 pub fn play(reader: impl BufRead, file: &str, time: bool) -> Result<Report, ReplayError> {
     let mut player = Player::default();
     let mut spent: BTreeMap<&'static str, (u64, u128)> = BTreeMap::new();
@@ -205,7 +210,7 @@ fn mean((kind, (ops, ns)): (&'static str, (u64, u128))) -> (String, KindTime) {
 ///
 /// # Errors
 ///
-/// As [`play`], and [`ReplayError::Read`] if the file cannot be opened.
+/// Returns the errors of [`play`], and [`ReplayError::Read`] if the file cannot be opened.
 pub fn play_file(path: &Path, time: bool) -> Result<Report, ReplayError> {
     let file = path.display().to_string();
     let unreadable = |source| ReplayError::Read {
@@ -224,14 +229,14 @@ pub fn play_file(path: &Path, time: bool) -> Result<Report, ReplayError> {
     }
 }
 
-/// The whole command: plays every file, on its own, and prints what came of it to `out`.
+/// Plays every file, each on its own, and prints the results to `out`.
 ///
-/// A trace that cannot be read does not stop the others; it is in the outcome's errors, for
-/// the caller to print.
+/// A trace that cannot be read does not stop the others. Its error is part of the outcome, for the
+/// caller to print.
 ///
 /// # Errors
 ///
-/// Whatever writing to `out` says.
+/// Returns the errors of writing to `out`.
 pub fn run(files: &[PathBuf], options: Options, out: &mut dyn Write) -> io::Result<Outcome> {
     let mut outcome = Outcome::default();
     for path in files {
@@ -288,96 +293,4 @@ fn print_text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-{"op":"create","pool":"p","order":12,"want":"ok"}
-{"op":"add","pool":"p","base":"0x1000","size":8192,"want":"ok"}
-{"op":"alloc","pool":"p","size":1,"want":"0x1000","note":"unknown keys are ignored"}
-"#;
-
-    #[test]
-    fn a_good_trace_has_no_mismatch() {
-        let report = play(GOOD.as_bytes(), "good", true).unwrap();
-        assert_eq!((report.ops, report.mismatches), (3, 0));
-        assert_eq!(report.times.unwrap()["alloc"].ops, 1);
-    }
-
-    #[test]
-    fn the_first_mismatch_is_reported_with_its_line() {
-        let bad = GOOD.replace(r#""want":"0x1000""#, r#""want":"0x2000""#);
-        let report = play(bad.as_bytes(), "bad", false).unwrap();
-        let first = report.first_mismatch.unwrap();
-        assert_eq!((report.mismatches, first.line), (1, 4));
-        assert_eq!(first.got, "0x1000");
-        assert!(report.times.is_none());
-    }
-
-    #[test]
-    fn chunks_and_the_start_are_compared_too() {
-        let trace = r#"{"op":"mk_setup","param":"1M@16M","want":"ok","start":"0x1000000","size":1048576}
-{"op":"instance_create","id":1,"size":8192,"order":12,"want":true,"chunks":[["0x1000000",8192]]}"#;
-        let edits = [
-            (r#"start":"0x1000000""#, r#"start":"0x2000000""#),
-            ("1048576", "1048577"),
-            ("8192]]", "4096]]"),
-        ];
-        for (good, bad) in edits {
-            assert_eq!(play(trace.as_bytes(), "good", false).unwrap().mismatches, 0);
-            let wrong = trace.replace(good, bad);
-            assert_eq!(
-                play(wrong.as_bytes(), "bad", false).unwrap().mismatches,
-                1,
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn nonsense_is_an_error_with_its_line() {
-        let junk = play("{\"op\":\"dance\"}\n".as_bytes(), "junk", false).unwrap_err();
-        assert_eq!(junk.to_string(), "junk:1: not an operation");
-        let lost = r#"{"op":"avail","pool":"nobody","want":0}"#;
-        let lost = play(lost.as_bytes(), "lost", false).unwrap_err();
-        assert_eq!(lost.to_string(), "lost:1: there is no pool `nobody`");
-    }
-
-    #[test]
-    fn every_recorded_trace_replays_without_a_mismatch() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/traces");
-        let mut files: Vec<PathBuf> = dir
-            .read_dir()
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
-        files.sort();
-        assert!(
-            files.len() >= 15,
-            "the recorded traces are in {}",
-            dir.display()
-        );
-        let mut printed = Vec::new();
-        let outcome = run(&files, Options::default(), &mut printed).unwrap();
-        assert!(
-            outcome.is_clean(),
-            "{:?}\n{}",
-            outcome.errors,
-            String::from_utf8_lossy(&printed)
-        );
-        assert!(outcome.reports.iter().map(|report| report.ops).sum::<u64>() > 150_000);
-    }
-
-    #[test]
-    fn json_names_what_could_not_be_read() {
-        let options = Options {
-            json: true,
-            time: false,
-        };
-        let mut printed = Vec::new();
-        let outcome = run(&[PathBuf::from("/nonexistent")], options, &mut printed).unwrap();
-        assert!(!outcome.is_clean());
-        let all: serde_json::Value = serde_json::from_slice(&printed).unwrap();
-        assert_eq!(all["errors"][0], "/nonexistent: cannot be read");
-    }
-}
+mod tests;

@@ -1,7 +1,6 @@
 //! Tests of instance pools: both policies, strictness, and that failure changes nothing.
 
 use super::*;
-use crate::draft::StaleDraft;
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -15,8 +14,8 @@ fn main_pool(size: u64) -> MainPool {
 fn holes(count: u64, hole: u64) -> MainPool {
     let main = main_pool(count * (hole + PAGE));
     for i in 0..count {
-        let offset = i * (hole + PAGE) + hole;
-        main.alloc_with(PAGE, Algo::Fixed { offset }).unwrap();
+        let addr = BASE + i * (hole + PAGE) + hole;
+        main.alloc_with(PAGE, Algo::At(addr)).unwrap();
     }
     main
 }
@@ -45,7 +44,7 @@ fn the_halving_policy_needs_fewer_chunks() {
     let halving = web.chunks();
     assert_eq!(halving.iter().map(AddrRange::size).sum::<u64>(), 4 * MIB);
     assert_eq!(halving.last().unwrap().size(), 512 << 10);
-    web.destroy(&main).unwrap();
+    web.destroy().unwrap();
     let rfc = InstancePool::create(&main, 1, 4 * MIB, 12, ChunkPolicy::Rfc).unwrap();
     assert!(rfc.chunks().len() > halving.len());
 }
@@ -115,15 +114,6 @@ fn strict_creation_takes_no_piece_below_the_granule() {
         "{failed}"
     );
     assert_eq!(main.free_extents(), before);
-    // The RFC makes an instance that claims 4 MiB and can allocate nothing.
-    let main = MainPool::linux(BASE, 8 * MIB, 12).unwrap();
-    for i in 0..8 {
-        main.alloc_with(PAGE, Algo::Fixed { offset: i * MIB })
-            .unwrap();
-    }
-    let mut hollow = InstancePool::create(&main, 1, MIB, 21, ChunkPolicy::Rfc).unwrap();
-    assert_eq!(hollow.avail(), MIB);
-    hollow.alloc(1, 0).unwrap_err();
 }
 
 #[test]
@@ -171,26 +161,22 @@ fn destroying_a_busy_instance_is_refused_or_forced() {
     let main = main_pool(MIB);
     let mut web = InstancePool::create(&main, 1, MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
     let page = web.alloc(PAGE, 0).unwrap();
-    let Err(DestroyError::Busy { pool, allocations }) = web.destroy(&main) else {
+    let Err(DestroyError::Busy { pool, allocations }) = web.destroy() else {
         panic!()
     };
     assert_eq!(allocations, [page]);
     assert_eq!(main.avail(), MIB / 2);
-    assert_eq!(pool.destroy_forced(&main).unwrap(), [page]);
+    assert_eq!(pool.destroy_forced().unwrap(), [page]);
     assert_eq!(main.free_extents(), [main.range()]);
 }
 
 #[test]
-fn chunks_go_back_where_they_came_from_and_only_once() {
-    let (main, other) = (main_pool(MIB), main_pool(MIB));
+fn chunks_go_back_all_together_or_not_at_all() {
+    let main = main_pool(MIB);
     let web = InstancePool::create(&main, 1, MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
-    other.alloc(MIB).unwrap();
-    let Err(DestroyError::Foreign { pool }) = web.destroy(&other) else {
-        panic!()
-    };
-    assert_eq!(other.avail(), 0);
-    main.free(BASE, PAGE).unwrap();
-    let Err(DestroyError::Refused { pool, source }) = pool.destroy(&main) else {
+    let page = AddrRange::with_size(BASE, PAGE).unwrap();
+    main.free(page).unwrap();
+    let Err(DestroyError::Refused { pool, source }) = web.destroy() else {
         panic!()
     };
     assert!(matches!(
@@ -202,7 +188,50 @@ fn chunks_go_back_where_they_came_from_and_only_once() {
     ));
     assert_eq!(main.avail(), MIB / 2 + PAGE, "nothing else went back");
     main.alloc(PAGE).unwrap();
-    pool.destroy(&main).unwrap();
+    pool.destroy().unwrap();
+    assert_eq!(main.avail(), MIB);
+}
+
+#[test]
+fn a_dropped_instance_gives_its_chunks_back() {
+    let main = holes(4, MIB);
+    let before = main.free_extents();
+    let mut web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    web.alloc(PAGE, 1).unwrap();
+    drop(web);
+    assert_eq!(main.free_extents(), before);
+    // Also with the error that refuses to destroy it, and after an early return.
+    let mut web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    web.alloc(PAGE, 1).unwrap();
+    drop(web.destroy().unwrap_err());
+    assert_eq!(main.free_extents(), before);
+    // The pool lives on for as long as it is needed.
+    let web = InstancePool::create(&main, 1, MIB, 12, ChunkPolicy::Rfc).unwrap();
+    drop(main);
+    web.destroy().unwrap();
+}
+
+#[test]
+fn a_drop_never_frees_what_belongs_to_another() {
+    let main = holes(4, MIB);
+    let web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    let [first, others @ ..] = &web.chunks()[..] else {
+        panic!()
+    };
+    let (first, others) = (*first, others.to_vec());
+    main.free(first).unwrap();
+    drop(web);
+    assert!(others.iter().all(|chunk| main.free(*chunk).is_err()));
+    assert_eq!(main.avail(), 4 * MIB);
+}
+
+#[test]
+fn chunks_can_be_kept_for_ever() {
+    let main = main_pool(MIB);
+    let web = InstancePool::create(&main, 1, MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
+    let chunks = web.into_chunks();
+    assert_eq!((chunks.len(), main.avail()), (1, MIB / 2));
+    main.free_all(&chunks).unwrap();
     assert_eq!(main.avail(), MIB);
 }
 
@@ -230,7 +259,7 @@ fn an_instance_may_divide_finer_than_its_main_pool() {
         instance.alloc(1 << 20, 0).unwrap().start(),
         (1 << 30) + 4096
     );
-    instance.destroy_forced(&main).unwrap();
+    instance.destroy_forced().unwrap();
     assert_eq!(main.avail(), 64 << 20);
 }
 
@@ -249,21 +278,6 @@ fn granules_beyond_a_c_int_work() {
 }
 
 #[test]
-fn freeing_address_zero_is_ignored_only_in_linux_mode() {
-    let linux = MainPool::linux(BASE, MIB, 12).unwrap();
-    let mut web = InstancePool::create(&linux, 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
-    web.free(0, PAGE).unwrap();
-    let mut web = InstancePool::create(&main_pool(MIB), 1, PAGE, 12, ChunkPolicy::Rfc).unwrap();
-    assert_eq!(
-        web.free(0, PAGE),
-        Err(FreeError::NotInPool {
-            addr: 0,
-            size: PAGE
-        })
-    );
-}
-
-#[test]
 fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
     let main = MainPool::new(AddrRange::with_size(4 << 30, 1 << 20).unwrap(), PAGE_ORDER).unwrap();
     let create = |id| InstancePool::create(&main, id, 65_536, PAGE_ORDER, ChunkPolicy::Rfc);
@@ -271,7 +285,7 @@ fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
     let kept = one.alloc(4096, 1).unwrap();
     let mut draft = one.draft();
     assert_eq!((draft.avail(), draft.size()), (61_440, 65_536));
-    draft.free(kept.start(), kept.size()).unwrap();
+    draft.free(kept).unwrap();
     let range = draft.alloc(8192, 8192).unwrap();
     assert_eq!((one.avail(), draft.avail()), (61_440, 57_344));
     // Another pool, a state that has passed, the same draft twice.
@@ -287,7 +301,7 @@ fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
         if change {
             one.alloc(4096, 1).unwrap();
         } else {
-            one.free(range.start(), range.size()).unwrap();
+            one.free(range).unwrap();
         }
         assert_eq!(one.adopt(stale), Err(StaleDraft { id: 1 }));
     }

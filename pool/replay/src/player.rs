@@ -1,37 +1,42 @@
-//! Carries out one trace: the pools by name, and the boot's main pool with its instances.
+//! Carries out the operations of one trace: pools by name, and the main pool of a boot with its
+//! instances.
 
-use super::trace::{AlgoName, Alloc, Answer, Op};
-use mkpool::{
-    Algo, ChunkPolicy, GenPool, InstancePool, MainPool, Mode, PAGE_ORDER, ParamMode, PoolParam,
-};
+use crate::trace::{AlgoName, Alloc, Answer, Op};
+use mkpool::linux::{Algo, GenPool, Instance, parse_pool_param};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::param::PoolParam;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// Where a pool goes whose parameter names no address: clear of everything PCs keep below.
+/// The address of a main pool whose parameter names none: above everything that PCs keep below
+/// 4 GiB.
 const DEFAULT_START: u64 = 4 << 30;
 
-/// The name of a pool that does not exist.
+/// The name of a pool that was never created.
 #[derive(Debug)]
 pub struct UnknownPool(pub String);
 
-/// The state of one trace.
+/// The state that the operations of one trace build up.
 #[derive(Debug, Default)]
 pub struct Player {
     pools: HashMap<String, GenPool>,
-    main: Option<MainPool>,
-    instances: HashMap<i64, InstancePool>,
+    main: Option<GenPool>,
+    instances: HashMap<i64, Instance>,
 }
 
 impl Player {
-    /// Carries out `op` and says what came of it, in the trace's words.
+    /// Carries out `op` and returns the answer in the trace's terms.
     ///
     /// # Errors
     ///
-    /// [`UnknownPool`] if it names a pool that was never created.
+    /// Returns [`UnknownPool`] if it names a pool that was never created.
     pub fn play(&mut self, op: Op) -> Result<Answer, UnknownPool> {
         let answer = match op {
             Op::Create { pool, order } => self.create(pool, order),
-            Op::Add { pool, base, size } => ok(&self.pool(pool)?.add_chunk(base, size, ())),
+            Op::Add { pool, base, size } => {
+                self.pool(pool)?.add(base, size);
+                json!("ok")
+            }
             Op::Algo { pool, algo } => {
                 self.pool(pool)?.set_algo(algorithm(algo, 0, 0));
                 json!("ok")
@@ -50,7 +55,7 @@ impl Player {
         Ok(answer.into())
     }
 
-    /// The operations of the multikernel memory code; they make sense without a pool too.
+    /// Carries out an operation of the multikernel memory code; these make sense without a pool too.
     fn play_seed_level(&mut self, op: Op) -> Answer {
         let answer = match op {
             Op::MkSetup {
@@ -58,24 +63,25 @@ impl Player {
                 reserve_fails,
             } => return self.setup(param, reserve_fails),
             Op::MkAlloc { size } => {
-                let main = self.main.as_ref();
-                address(main.and_then(|main| main.alloc(size).ok()))
+                let main = self.main.as_mut();
+                address(main.and_then(|main| main.alloc(size)))
             }
-            Op::MkFree { addr, size } => self
-                .main
-                .as_ref()
-                .map_or_else(|| json!("ok"), |main| ok(&main.free(addr, size))),
-            Op::MkAvail {} => json!(self.main.as_ref().map_or(0, MainPool::avail)),
+            // Address 0 is ignored.
+            Op::MkFree { addr, size } => match &mut self.main {
+                Some(main) if addr != 0 => ok(&main.free(addr, size)),
+                _ => json!("ok"),
+            },
+            Op::MkAvail {} => json!(self.main.as_ref().map_or(0, GenPool::avail)),
             Op::InstanceCreate { id, size, order } => {
                 return self.instance_create(id, size, order);
             }
             Op::InstanceDestroy { id } => self.instance_destroy(id),
             Op::InstanceAvail { id } => {
-                json!(self.instances.get(&id).map_or(0, InstancePool::avail))
+                json!(self.instances.get(&id).map_or(0, Instance::avail))
             }
             Op::InstanceAlloc { id, size, align } => {
                 let instance = self.instances.get_mut(&id);
-                address(instance.and_then(|instance| instance.alloc(size, align).ok()))
+                address(instance.and_then(|instance| instance.alloc(size, align)))
             }
             Op::InstanceFree { id, addr, size } => match self.instances.get_mut(&id) {
                 Some(instance) => ok(&instance.free(addr, size)),
@@ -92,7 +98,7 @@ impl Player {
 
     fn create(&mut self, name: String, order: i64) -> Value {
         let order = u32::try_from(order).unwrap_or(u32::MAX);
-        let made = GenPool::with_mode(order, Mode::Linux);
+        let made = GenPool::create(order);
         ok(&made.map(|pool| self.pools.insert(name, pool)))
     }
 
@@ -101,24 +107,23 @@ impl Player {
         let algo = op
             .algo
             .map_or(pool.algo(), |name| algorithm(name, op.align, op.offset));
-        Ok(address(pool.alloc_with(op.size, algo).ok()))
+        Ok(address(pool.alloc_algo(op.size, algo)))
     }
 
-    /// A fresh boot: whatever there was at the seed's level is forgotten.
+    /// Begins a fresh boot: the main pool and all instances are forgotten.
     fn setup(&mut self, param: Option<String>, reserve_fails: bool) -> Answer {
         self.main = None;
         self.instances.clear();
-        let param = param.and_then(|text| PoolParam::parse(&text, ParamMode::Linux).ok());
+        let param = param.and_then(|text| parse_pool_param(&text).ok());
         let Some(PoolParam { size, start }) = param else {
             return json!("EINVAL").into();
         };
         if reserve_fails {
             return json!("ENOMEM").into();
         }
-        match MainPool::linux(start.unwrap_or(DEFAULT_START), size, PAGE_ORDER) {
-            Ok(main) => self.main = Some(main),
-            Err(_) => return json!("EINVAL").into(),
-        }
+        let mut main = GenPool::create(PAGE_ORDER).expect("the order is below 64");
+        main.add(start.unwrap_or(DEFAULT_START), size);
+        self.main = Some(main);
         Answer {
             want: json!("ok"),
             start: start.map(hex),
@@ -129,18 +134,14 @@ impl Player {
 
     fn instance_create(&mut self, id: i64, size: u64, order: i64) -> Answer {
         let order = u32::try_from(order).unwrap_or(0);
-        // The trace's ids are labels; the pool's own number is never looked at here.
-        let number = u32::try_from(id).unwrap_or(u32::MAX);
-        let created = self.main.as_ref().and_then(|main| {
-            InstancePool::create(main, number, size, order, ChunkPolicy::Rfc).ok()
-        });
+        let main = self.main.as_mut();
+        let created = main.and_then(|main| Instance::create(main, size, order));
         let Some(instance) = created else {
             return json!(false).into();
         };
         let chunks: Vec<Value> = instance
             .chunks()
-            .iter()
-            .map(|chunk| json!([hex(chunk.start()), chunk.size()]))
+            .map(|(base, size)| json!([hex(base), size]))
             .collect();
         self.instances.insert(id, instance);
         Answer {
@@ -152,7 +153,7 @@ impl Player {
     }
 
     fn instance_destroy(&mut self, id: i64) -> Value {
-        match (self.instances.remove(&id), &self.main) {
+        match (self.instances.remove(&id), &mut self.main) {
             (Some(instance), Some(main)) => ok(&instance.destroy(main)),
             _ => json!("ok"),
         }
@@ -169,7 +170,7 @@ fn algorithm(name: AlgoName, align: u64, offset: u64) -> Algo {
     }
 }
 
-/// Linux answers a bad call by stopping the machine.
+/// Returns "BUG" for an error: Linux answers a bad call by stopping the machine.
 fn ok<T, E>(result: &Result<T, E>) -> Value {
     if result.is_ok() {
         json!("ok")
@@ -182,6 +183,6 @@ fn hex(addr: u64) -> Value {
     json!(format!("{addr:#x}"))
 }
 
-fn address(range: Option<mkpool::AddrRange>) -> Value {
-    range.map_or(Value::Null, |range| hex(range.start()))
+fn address(addr: Option<u64>) -> Value {
+    addr.map_or(Value::Null, hex)
 }

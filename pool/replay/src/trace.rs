@@ -1,23 +1,27 @@
-//! What a line of a trace may hold, as serde reads it.
+//! The lines of a trace, as serde reads them.
 
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// One line: an operation and what Linux answered.
+/// One line: an operation and Linux's answer.
 #[derive(Debug, Deserialize)]
 pub struct Line {
-    /// What to do.
+    /// The operation.
     #[serde(flatten)]
     pub op: Op,
-    /// What Linux answered.
+    /// Linux's answer.
     #[serde(flatten)]
     pub expected: Expected,
 }
 
-/// One operation; sizes are bytes, addresses are bytes written as `"0x…"`.
+/// One operation. Sizes are numbers of bytes, addresses are written as `"0x…"`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
+#[expect(
+    missing_docs,
+    reason = "the names are the operations' and fields' names in the trace"
+)]
 pub enum Op {
     Create {
         pool: String,
@@ -94,19 +98,19 @@ pub enum Op {
     },
 }
 
-/// `alloc`, with the algorithm it may name for itself.
+/// The operation `alloc`, with the algorithm it may name.
 #[derive(Debug, Deserialize)]
 pub struct Alloc {
-    /// The pool's name.
+    /// The name of the pool.
     pub pool: String,
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Overrides the pool's algorithm for this call.
+    /// The algorithm of this call, in place of the pool's own.
     pub algo: Option<AlgoName>,
-    /// Bytes, for `first_fit_align`.
+    /// The alignment in bytes, for `first_fit_align`.
     #[serde(default, deserialize_with = "wide")]
     pub align: u64,
-    /// Bytes from the start of a chunk, for `fixed`.
+    /// The offset from the start of a chunk in bytes, for `fixed`.
     #[serde(default, deserialize_with = "wide")]
     pub offset: u64,
 }
@@ -114,6 +118,7 @@ pub struct Alloc {
 /// An algorithm by Linux's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are Linux's")]
 pub enum AlgoName {
     FirstFit,
     FirstFitAlign,
@@ -123,7 +128,7 @@ pub enum AlgoName {
 }
 
 impl Op {
-    /// What the times are grouped by.
+    /// Returns the kind of the operation, by which times are grouped.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -156,35 +161,35 @@ impl Op {
     }
 }
 
-/// Linux's answer: `want`, and what else the line records of it.
+/// Linux's answer: `want`, and what else the line records.
 #[derive(Debug, Deserialize)]
 pub struct Expected {
-    /// The answer itself; an address, a number, a truth or a word, null for failure.
+    /// The answer itself: an address, a number, true or false, or a word; null for failure.
     #[serde(default)]
     pub want: Value,
-    /// Where the pool lies, if the parameter said so.
+    /// The address of the pool, if the parameter named one.
     #[serde(default)]
     start: Option<Value>,
     /// The chunks of an instance, last obtained first.
     #[serde(default)]
     chunks: Option<Value>,
-    /// The size of the pool; in every other line the operation's own argument.
+    /// The size of the pool after `mk_setup`; in all other lines the operation's own argument.
     #[serde(default)]
     size: Option<Value>,
 }
 
-/// What our pool answered.
+/// The answer of the pool under test.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answer {
-    /// The answer itself.
+    /// The answer itself, as in [`Expected::want`].
     pub want: Value,
-    /// `mk_setup` only: where the pool lies.
+    /// The address of the pool, after `mk_setup` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<Value>,
-    /// `mk_setup` only: how large it is.
+    /// The size of the pool in bytes, after `mk_setup` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Value>,
-    /// `instance_create` only: its chunks.
+    /// The chunks of the instance, after `instance_create` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunks: Option<Value>,
 }
@@ -201,7 +206,8 @@ impl From<Value> for Answer {
 }
 
 impl Expected {
-    /// `None` if `answer` is what the line records; otherwise what differs, ready to print.
+    /// Compares `answer` with what the line records. Returns `None` if it is the same, otherwise
+    /// the answer, ready to print.
     #[must_use]
     pub fn differs_from(&self, answer: &Answer) -> Option<Value> {
         // A line that does not record a detail leaves it open.
@@ -228,7 +234,7 @@ impl Expected {
     }
 }
 
-/// `"0x…"` as a number.
+/// Reads `"0x…"` as a number.
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = String::deserialize(deserializer)?;
     let digits = text
@@ -237,7 +243,7 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
     digits.ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &"an address, \"0x…\""))
 }
 
-/// A number that C may have had as a signed one.
+/// Reads a number that may be negative because it was signed in C.
 fn wide<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
