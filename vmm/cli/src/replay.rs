@@ -26,29 +26,29 @@ pub enum ReplayError {
     /// The file, or what it holds compressed, could not be read.
     #[error("{file}: cannot be read")]
     Read {
-        /// The trace.
+        /// The name of the trace's file.
         file: String,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
     /// A line is no operation.
     #[error("{file}:{line}: not an operation")]
     Line {
-        /// The trace.
+        /// The name of the trace's file.
         file: String,
         /// Its line, from 1 on.
         line: u64,
-        /// Why.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
     /// An operation names a pool that was never created.
     #[error("{file}:{line}: there is no pool `{pool}`")]
     NoPool {
-        /// The trace.
+        /// The name of the trace's file.
         file: String,
         /// Its line, from 1 on.
         line: u64,
-        /// The name.
+        /// The name that the operation has for it.
         pool: String,
     },
 }
@@ -78,7 +78,7 @@ pub struct KindTime {
 pub struct Report {
     /// The trace, as it was named.
     pub file: String,
-    /// Operations played.
+    /// The number of operations played.
     pub ops: u64,
     /// Answers that differ.
     pub mismatches: u64,

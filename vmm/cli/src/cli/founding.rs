@@ -139,7 +139,7 @@ impl ChildOptions {
 /// How the manager treats its guests, apart from its processes.
 #[derive(Debug)]
 pub struct Treatment {
-    /// Their consoles.
+    /// How much of each console is kept, and how.
     pub console: ConsoleOptions,
     /// Bytes of images that are kept though no instance has them.
     pub kept_images: u64,

@@ -4,7 +4,7 @@ use std::env;
 
 use crate::cli::HostIoError;
 use crate::cli::client::Call;
-use crate::cli::remote::{ChangeArgs, change, done};
+use crate::cli::exchange::{ChangeArgs, change, done};
 use crate::cli::spec_args::SpecArgs;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::{ImagesSpec, InstanceSpec};

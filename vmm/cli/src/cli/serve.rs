@@ -13,10 +13,10 @@ use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
 use mkvmm_images::{Access, ImageDirs, SourceError};
+use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::control::client;
 use mkvmm_manager::control::http::{Api, Doctor};
 use mkvmm_manager::control::server::ControlSocket;
-use mkvmm_manager::ConsoleOptions;
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};

@@ -93,10 +93,7 @@ fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> A
 }
 
 /// Returns how a probe ended; `None` when it did not in time.
-fn run_probe(
-    kvm: Host,
-    cmdline: &str,
-) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
+fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
     let range = AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?;
     let config = ReservationConfig::default();
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
@@ -120,7 +117,10 @@ fn run_probe(
         let stream = Stream::start(Box::new(std::io::sink()), || ())?;
         let mut fleet = Fleet::build(manager, stream, configs).await?;
         fleet.start().await?;
-        if tokio::time::timeout(PATIENCE, fleet.finish()).await.is_err() {
+        if tokio::time::timeout(PATIENCE, fleet.finish())
+            .await
+            .is_err()
+        {
             fleet.end_all().await;
             return Ok(None);
         }
