@@ -26,29 +26,29 @@ pub enum ReplayError {
     /// The file, or what it holds compressed, could not be read.
     #[error("{file}: cannot be read")]
     Read {
-        /// The name of the trace's file.
+        /// The trace.
         file: String,
-        /// The underlying error.
+        /// Why.
         source: io::Error,
     },
     /// A line is no operation.
     #[error("{file}:{line}: not an operation")]
     Line {
-        /// The name of the trace's file.
+        /// The trace.
         file: String,
         /// Its line, from 1 on.
         line: u64,
-        /// The error of the JSON parser.
+        /// Why.
         source: serde_json::Error,
     },
     /// An operation names a pool that was never created.
     #[error("{file}:{line}: there is no pool `{pool}`")]
     NoPool {
-        /// The name of the trace's file.
+        /// The trace.
         file: String,
         /// Its line, from 1 on.
         line: u64,
-        /// The name that the operation has for it.
+        /// The name.
         pool: String,
     },
 }
@@ -78,7 +78,7 @@ pub struct KindTime {
 pub struct Report {
     /// The trace, as it was named.
     pub file: String,
-    /// The number of operations played.
+    /// Operations played.
     pub ops: u64,
     /// Answers that differ.
     pub mismatches: u64,

@@ -103,7 +103,7 @@ pub enum Op {
 pub struct Alloc {
     /// The pool's name.
     pub pool: String,
-    /// The number of bytes asked for.
+    /// Bytes.
     pub size: u64,
     /// Overrides the pool's algorithm for this call.
     pub algo: Option<AlgoName>,
