@@ -108,8 +108,8 @@ impl HostPool {
         &self.log
     }
 
-    /// The same, to be paused while something is only tried out, and to be
-    /// told of what was refused elsewhere.
+    /// The last allocations, to be paused while something is only tried out,
+    /// and to be told of what was refused elsewhere.
     pub fn log_mut(&mut self) -> &mut AllocLog {
         &mut self.log
     }
@@ -270,7 +270,7 @@ impl HostPool {
         self.carve_with_order(id, name, memory, PAGE_ORDER)
     }
 
-    /// The same with a granule of `1 << order` bytes.
+    /// Carves with a granule of `1 << order` bytes instead of a page.
     ///
     /// # Errors
     /// As [`Self::carve`].
