@@ -95,7 +95,7 @@ impl ChildOptions {
     pub const KEYS: [&str; 3] = ["sandbox", "debuggable", "worker-uid"];
 
     /// Returns these, with `file` where they do not say.
-    pub fn or(self, file: Self) -> Self {
+    pub fn or(self, file: &Self) -> Self {
         Self {
             sandbox: self.sandbox.or(file.sandbox),
             debuggable: self.debuggable || file.debuggable,

@@ -102,7 +102,7 @@ pub struct PoolOptions {
     hold: Vec<String>,
 }
 
-/// The same, checked as far as that goes without the host.
+/// Options of a pool, checked as far as that goes without the host.
 #[derive(Debug)]
 pub struct CheckedPool {
     param: PoolParam,
