@@ -13,7 +13,7 @@ use crate::spec::InstanceSpec;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct E820Row {
-    /// The addresses.
+    /// The guest-physical addresses of the row.
     #[serde(flatten)]
     pub range: Range,
     /// The type of the memory: 1 usable, 2 reserved.

@@ -20,6 +20,7 @@ mod le;
 mod lz4_legacy;
 mod lzop;
 pub mod program;
+mod program_header;
 pub mod source;
 pub mod unpack;
 mod version;

@@ -34,7 +34,7 @@ pub enum ProcessError {
     Handle {
         /// What was tried.
         action: &'static str,
-        /// The child.
+        /// The process id of the child.
         pid: i32,
         /// The underlying error.
         #[source]
@@ -45,7 +45,7 @@ pub enum ProcessError {
 /// Where a child's standard output and error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
-    /// Nowhere.
+    /// Output goes to `/dev/null`.
     #[default]
     Null,
     /// Where those of this process go.

@@ -95,7 +95,7 @@ impl ChildOptions {
     pub const KEYS: [&str; 3] = ["sandbox", "debuggable", "worker-uid"];
 
     /// Returns these, with `file` where they do not say.
-    pub fn or(self, file: Self) -> Self {
+    pub fn or(self, file: &Self) -> Self {
         Self {
             sandbox: self.sandbox.or(file.sandbox),
             debuggable: self.debuggable || file.debuggable,
@@ -139,7 +139,7 @@ impl ChildOptions {
 /// How the manager treats its guests, apart from its processes.
 #[derive(Debug)]
 pub struct Treatment {
-    /// Their consoles.
+    /// How much of each console is kept, and how.
     pub console: ConsoleOptions,
     /// Bytes of images that are kept though no instance has them.
     pub kept_images: u64,

@@ -105,7 +105,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let environment = args.children.or(file.children).environment()?;
+    let environment = args.children.or(&file.children).environment()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {

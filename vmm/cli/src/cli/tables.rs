@@ -139,7 +139,7 @@ pub fn instance(one: &Instance) -> String {
     text(&table)
 }
 
-/// The pool.
+/// Returns the size of the pool, what is free and what it is made of, a row each.
 pub fn pool(pool: &Pool) -> String {
     let mut table = table();
     let backing = &pool.backing;
@@ -204,7 +204,7 @@ fn span(range: &Range) -> String {
     format!("{:08x}-{:08x}", range.start, range.last())
 }
 
-/// As `/proc/iomem`.
+/// Returns the resource tree as `/proc/iomem` prints it.
 pub fn iomem(rows: &[IomemRow]) -> String {
     let mut text = String::new();
     for row in rows {

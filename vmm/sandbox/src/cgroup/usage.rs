@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::{CgroupError, read, unexpected};
+use super::error::CgroupError;
+use super::read::{read, unexpected};
 
 /// Where a CPU time was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
