@@ -2,7 +2,6 @@
 //! they stand there, one after the other.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use mkvmm_test_harness::Scratch;

@@ -108,12 +108,12 @@ fn backings_that_do_not_exist_are_refused() {
     }
 }
 
-/// KiB of shared memory that a running mkvmm has behind its pool.
+/// KiB of memory that a running mkvmm has behind its pool.
 fn resident(args: &[&str]) -> u64 {
     let run = Mkvmm::run(POOL).guest(format!("{GUEST},cmdline=spin"));
     let mut run = args.iter().fold(run, |run, arg| run.arg(*arg)).spawn();
     run.wait_for_lines("probe: pass", 1);
-    let kib = run.status_kib("RssShmem");
+    let kib = run.memory_files_kib();
     run.signal(Signal::INT);
     run.wait().expect_code(130);
     kib

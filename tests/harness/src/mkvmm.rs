@@ -1,8 +1,10 @@
 //! Runs `mkvmm` and never waits for ever.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::io::{PipeReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -250,13 +252,43 @@ impl Running {
         parsed.unwrap_or_else(|| panic!("no {key} in\n{status}"))
     }
 
-    /// A value out of `/proc/PID/task/TID/status` of each of its threads whose
-    /// name begins with `name`.
+    /// Directories in `/proc` of its children: the processes of its guests.
+    fn children(&self) -> Vec<PathBuf> {
+        let parent = format!("PPid:\t{}", self.child.id());
+        let processes = std::fs::read_dir("/proc").expect("procfs is there");
+        let is_child = |process: &PathBuf| {
+            let status = std::fs::read_to_string(process.join("status"));
+            status.is_ok_and(|status| status.lines().any(|line| line == parent))
+        };
+        let paths = processes.flatten().map(|entry| entry.path());
+        paths.filter(is_child).collect()
+    }
+
+    /// KiB of memory in the memory files that it has open: its pool's pages.
+    pub fn memory_files_kib(&self) -> u64 {
+        let files = format!("/proc/{}/fd", self.child.id());
+        let files = std::fs::read_dir(files).expect("it has not been waited for");
+        let mut blocks = BTreeMap::new();
+        for file in files.flatten() {
+            let target = std::fs::read_link(file.path());
+            if target.is_ok_and(|t| t.to_string_lossy().starts_with("/memfd:mkvmm-memory"))
+                && let Ok(metadata) = std::fs::metadata(file.path())
+            {
+                blocks.insert(metadata.ino(), metadata.blocks());
+            }
+        }
+        // A block is 512 bytes, whatever the file system.
+        blocks.values().sum::<u64>() / 2
+    }
+
+    /// A value out of `/proc/PID/task/TID/status` of each thread of its guests'
+    /// processes whose name begins with `name`.
     pub fn of_threads(&self, name: &str, key: &str) -> Vec<String> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let tasks = std::fs::read_dir(tasks).expect("it has not been waited for");
+        let tasks = self.children().into_iter().filter_map(|process| {
+            // A process may end between two looks, and a thread, too.
+            std::fs::read_dir(process.join("task")).ok()
+        });
         let status = |task: std::io::Result<std::fs::DirEntry>| {
-            // A thread may end between two looks.
             std::fs::read_to_string(task.ok()?.path().join("status")).ok()
         };
         let value = |status: &str, key: &str| {
@@ -265,6 +297,7 @@ impl Running {
             value.unwrap_or_default().trim().to_owned()
         };
         let named = tasks
+            .flatten()
             .filter_map(status)
             .filter(|s| value(s, "Name").starts_with(name));
         named.map(|status| value(&status, key)).collect()

@@ -28,6 +28,6 @@ pub mod unpackers;
 pub use cache::CacheCounters;
 pub use initramfs::Initramfs;
 pub use source::{Access, ImageDirs, ImageSource, SourceError};
-pub use store::{Batch, Budget, BuiltIn, ImageStore, Loaded, StoreError};
+pub use store::{Batch, Budget, BuiltIn, ImageStore, Loaded, SizeError, StoreError};
 pub use stored::{ImageInfo, StoredImage};
 pub use unpackers::{Unpackers, UnpackersError};

@@ -12,6 +12,11 @@ use mkvmm_wire::channel::{self, Message};
 use crate::manager::Host;
 use crate::worker::WorkerError;
 
+/// What every child is told besides what the host says. The C library's
+/// allocator would count the processors by a file, which a confined process
+/// may not open, to find out how many heaps a process may have; and each heap
+/// of a thread takes 64 MiB of addresses.
+const ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
 /// How long a child that has answered has to be gone by itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
 
@@ -50,11 +55,9 @@ pub(crate) fn start<Out: Message, In: Message>(
     label: &str,
 ) -> Result<(Child, AsyncChannel<Out, In>), WorkerError> {
     let (ours, theirs) = channel::pair()?;
-    let environment: Vec<(&str, &str)> = host
-        .environment
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let of_host = host.environment.iter();
+    let of_host = of_host.map(|(name, value)| (name.as_str(), value.as_str()));
+    let environment: Vec<(&str, &str)> = of_host.chain(ENVIRONMENT).collect();
     let child = Spawn {
         role: role.word(),
         label,

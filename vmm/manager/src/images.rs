@@ -11,8 +11,8 @@ use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
 use mkvmm_base::{Class, Diagnose, InstanceName};
 use mkvmm_images::{
-    Batch, ImageInfo, ImageSource, Initramfs, Loaded, StoreError, StoredImage, Unpackers,
-    UnpackersError,
+    Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
+    Unpackers, UnpackersError,
 };
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 
@@ -114,6 +114,7 @@ pub struct ImageError {
 impl Diagnose for ImageError {
     fn class(&self) -> Class {
         match &self.source {
+            StoreError::Size(SizeError::Empty) => Class::File,
             StoreError::Size(_) => Class::NoRoom,
             StoreError::Refused(error) => match error.class() {
                 UnpackErrorClass::Resources => Class::VmmFailed,

@@ -18,10 +18,6 @@ pub struct Line {
 /// One operation; sizes are bytes, addresses are bytes written as `"0x…"`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[expect(
-    missing_docs,
-    reason = "the names are the operations' and fields' names in the trace"
-)]
 pub enum Op {
     Create {
         pool: String,
@@ -118,7 +114,6 @@ pub struct Alloc {
 /// An algorithm by Linux's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names are Linux's")]
 pub enum AlgoName {
     FirstFit,
     FirstFitAlign,

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use mkvmm_base::unpacking::ContentHash;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use sha2::{Digest, Sha256};
@@ -43,17 +44,28 @@ pub struct Input<'a> {
 }
 
 /// Size and times of change: what tells a file that was written meanwhile.
-type Times = (u64, i64, i64, i64, i64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Times {
+    len: u64,
+    changed: [(i64, u64); 2],
+}
 
-fn times(file: &File) -> Result<Times, Failure> {
-    let m = file.metadata().map_err(Failure::Read)?;
-    Ok((
-        m.len(),
-        m.mtime(),
-        m.mtime_nsec(),
-        m.ctime(),
-        m.ctime_nsec(),
-    ))
+impl Times {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            // Never negative.
+            len: u64::try_from(stat.st_size).unwrap_or(0),
+            changed: [
+                (stat.st_mtime, stat.st_mtime_nsec),
+                (stat.st_ctime, stat.st_ctime_nsec),
+            ],
+        }
+    }
+}
+
+/// Asks by `fstat` itself: what std calls, a confined process may not.
+fn stat(file: &File) -> Result<Stat, Failure> {
+    fstat(file).map_err(|errno| Failure::Read(errno.into()))
 }
 
 impl<'a> Input<'a> {
@@ -62,23 +74,20 @@ impl<'a> Input<'a> {
     /// # Errors
     /// [`Failure`]; a file that is too large is refused before it is read.
     pub fn open(file: &'a File, limit: u64) -> Result<Self, Failure> {
-        let kind = file.metadata().map_err(Failure::Read)?.file_type();
-        if kind.is_file() {
-            Self::open_file(file, limit)
-        } else if kind.is_fifo() || kind.is_socket() {
-            let mut stream = Stream {
-                file,
-                socket: kind.is_socket(),
-            };
-            Self::open_stream(&mut stream, limit, PATIENCE)
-        } else {
-            Err(Failure::NotAFile)
+        let stat = stat(file)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Self::open_file(file, Times::of(&stat), limit),
+            kind @ (FileType::Fifo | FileType::Socket) => {
+                let socket = kind == FileType::Socket;
+                let mut stream = Stream { file, socket };
+                Self::open_stream(&mut stream, limit, PATIENCE)
+            }
+            _ => Err(Failure::NotAFile),
         }
     }
 
-    fn open_file(file: &'a File, limit: u64) -> Result<Self, Failure> {
-        let before = times(file)?;
-        let (len, ..) = before;
+    fn open_file(file: &'a File, before: Times, limit: u64) -> Result<Self, Failure> {
+        let len = before.len;
         if len > limit {
             return Err(Failure::Input {
                 size: len,
@@ -151,7 +160,7 @@ impl<'a> Input<'a> {
                 pass(at, piece)?;
                 at += piece.len() as u64;
             }
-            if times(file)? != before {
+            if Times::of(&stat(file)?) != before {
                 return Err(Failure::Changing);
             }
         }

@@ -5,6 +5,8 @@ use std::num::ParseIntError;
 use serde::{Deserialize, Deserializer};
 use utoipa::IntoParams;
 
+use mkvmm_api::number::optional;
+
 /// An address in a query: `0x` and up to 16 hexadecimal digits, or up to 19
 /// decimal ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,7 @@ fn address(text: &str) -> Result<Address, ParseIntError> {
 #[into_params(parameter_in = Query)]
 pub struct RegsQuery {
     /// Only this vCPU, from 0; all when absent.
+    #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,
 }
@@ -53,6 +56,7 @@ pub struct MemoryQuery {
     #[param(required = false)]
     pub is_virtual: bool,
     /// Through those of this vCPU; 0 when absent.
+    #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,
 }
@@ -66,6 +70,7 @@ pub struct TranslateQuery {
     #[param(value_type = String, pattern = "^(0x[0-9a-fA-F]{1,16}|[0-9]{1,19})$", example = "0x7000")]
     pub addr: Address,
     /// The vCPU whose page tables are followed; 0 when absent.
+    #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,
 }
