@@ -67,7 +67,7 @@ fn expect_loaded(file: &[u8], content: &[u8]) {
     // The second time the memory has been written before, BSS included.
     for _ in 0..2 {
         let instance = pool.make(64 * MIB, &kernel.facts).expect("it fits");
-        instance.load(&kernel);
+        instance.load(&kernel.file, &kernel.facts);
         let start = instance.plan.kernel.start();
         let read = |offset: u64, len: usize| instance.read(start + offset, len);
         assert_eq!(kernel.facts.entry_offset, 0);

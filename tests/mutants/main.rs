@@ -137,7 +137,7 @@ impl Bench {
             }
             (Self::Memory(pool), Some(kernel)) => {
                 if let Ok(instance) = pool.make(INSTANCE, &kernel.facts) {
-                    instance.load(kernel);
+                    instance.load(&kernel.file, &kernel.facts);
                     pool.release(instance);
                 }
             }

@@ -153,16 +153,16 @@ impl Pool {
 }
 
 impl Instance {
-    /// Copies the kernel to its place.
-    pub fn load(&self, kernel: &KernelFile) {
-        for segment in &kernel.facts.segments {
+    /// Copies the kernel that `file` and `facts` are to its place.
+    pub fn load(&self, file: &OwnedFd, facts: &KernelFacts) {
+        for segment in &facts.segments {
             let start = self.plan.kernel.start() + segment.offset;
             let Ok(place) = AddrRange::with_size(start, segment.file_size) else {
                 continue; // nothing to copy
             };
             let offset = segment.file_offset;
             let piece = Piece { offset, place };
-            let copied = loading::copy(&self.guest, &self.parts, &kernel.file, piece);
+            let copied = loading::copy(&self.guest, &self.parts, file, piece);
             copied.expect("what was checked can be loaded");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,13 +20,13 @@ use mkvmm_machine::boot::{gdt, page_tables};
 use mkvmm_machine::kvm::clock::StoppedClock;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
 use mkvmm_machine::kvm::{Host, Vm};
-use mkvmm_machine::loading::BootEntry;
+use mkvmm_machine::loading::{self, BootEntry};
+use mkvmm_machine::memory::{GuestMemory, MemoryPart, PoolMapping};
 use mkvmm_machine::news::{News, NewsSink};
 use mkvmm_machine::vcpu::{
     self, ExitBus, ExitOutcome, HaltCheck, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup,
 };
-use mkvmm_memory::host_pool::HostPool;
-use mkvmm_memory::instance_memory::InstanceMemory;
+use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::ReservationConfig;
 
 /// Where a guest's code lies, in the low window.
@@ -83,10 +84,9 @@ impl NewsSink for Told {
 struct Guest {
     vcpus: Vec<VcpuHandle>,
     vm: Vm,
-    memory: Arc<InstanceMemory>,
+    memory: MemoryFile,
     ports: Arc<Ports>,
     news: Receiver<News>,
-    _pool: HostPool,
 }
 
 /// The host's KVM, unless there is none.
@@ -118,21 +118,24 @@ impl Guest {
     /// A guest with `cpus` vCPUs whose first one runs `code`.
     fn start(host: &Host, cpus: u8, code: &[u8]) -> Self {
         let range = AddrRange::with_size(1 << 32, 8 << 20).unwrap();
-        let mut pool = HostPool::new(range, ReservationConfig::default(), &|_| ()).unwrap();
-        let (id, name) = (pool.next_id(), "a".parse().unwrap());
-        let sub_pool = pool.carve(id, &name, 4 << 20).unwrap();
-        let low = AddrRange::with_size(sub_pool.regions()[0].start(), LOW_WINDOW_SIZE).unwrap();
-        let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), low).unwrap();
+        let own = AddrRange::with_size(range.start(), 4 << 20).unwrap();
+        let low = AddrRange::with_size(own.start(), LOW_WINDOW_SIZE).unwrap();
+        let file = MemoryFile::make(own, &ReservationConfig::default()).unwrap();
+        let part = MemoryPart {
+            range: own,
+            file: file.as_fd().try_clone_to_owned().unwrap(),
+        };
+        let mapping = Arc::new(PoolMapping::new(&[part], 4096, false).unwrap());
+        let memory = GuestMemory::new(&mapping, Some(low)).unwrap();
+        let write = |addr, bytes: &[u8]| loading::write(&memory, addr, bytes).unwrap();
         let mapped = [(0, LOW_WINDOW_SIZE), (LAPIC_START, PAGE_SIZE)];
         let mapped = mapped.map(|(start, size)| AddrRange::with_size(start, size).unwrap());
         let tables = page_tables::build(&mapped).unwrap();
-        memory.write(GDT_START, &words(&gdt::table())).unwrap();
-        let tables = words(tables.as_flattened());
-        memory.write(PAGE_TABLES_START, &tables).unwrap();
-        memory.write(CODE, code).unwrap();
-        memory.write(AP_CODE, SLEEP).unwrap();
-        let memory = Arc::new(memory);
-        let vm = Vm::new(host, Arc::clone(&memory)).unwrap();
+        write(GDT_START, &words(&gdt::table()));
+        write(PAGE_TABLES_START, &words(tables.as_flattened()));
+        write(CODE, code);
+        write(AP_CODE, SLEEP);
+        let vm = Vm::new(host, Arc::new(memory)).unwrap();
         let setup = VcpuSetup {
             cpus,
             entry: BootEntry {
@@ -147,6 +150,7 @@ impl Guest {
                 manifest_version: 0,
             },
         };
+        let name = "a".parse().unwrap();
         let (sender, news) = mpsc::channel();
         let sink: Arc<dyn NewsSink> = Arc::new(Told(Mutex::new(sender)));
         let ports = Arc::new(Ports::default());
@@ -164,10 +168,9 @@ impl Guest {
         Self {
             vcpus,
             vm,
-            memory,
+            memory: file,
             ports,
             news,
-            _pool: pool,
         }
     }
 
@@ -179,10 +182,17 @@ impl Guest {
         }
     }
 
+    /// Reads the data, past the mapping.
+    fn read(&self, bytes: &mut [u8]) {
+        // The low window shows the beginning of the memory.
+        let addr = self.memory.range().start() + DATA;
+        self.memory.read(addr, bytes).unwrap();
+    }
+
     /// The first 64-bit word of the data.
     fn word(&self) -> u64 {
         let mut bytes = [0; 8];
-        self.memory.read(DATA, &mut bytes).unwrap();
+        self.read(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
@@ -242,7 +252,7 @@ fn port_accesses_arrive_one_by_one_and_with_their_width() {
     );
     assert_eq!(guest.end(), EndReason::Panic);
     let mut data = [0xaa; 12];
-    guest.memory.read(DATA, &mut data).unwrap();
+    guest.read(&mut data);
     assert_eq!(data, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]);
     let mut want: Vec<(u16, Vec<u8>)> = (0..5).map(|i| (0x608, vec![i; 2])).collect();
     want.push((0x3f8, vec![0x41, 0x42]));
