@@ -11,6 +11,7 @@
 //! | `console`, `status` | what its workers leave in shared memory |
 //! | `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
+//! | `usage`, `leaves` | what it costs the host, and its cgroup |
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
 //! | `questions`, `news` | what workers answer and report |
@@ -29,6 +30,7 @@ pub mod console_log;
 pub mod event_log;
 pub mod guest;
 pub mod images;
+mod leaves;
 pub mod life;
 pub mod manager;
 mod manifest;
@@ -40,8 +42,10 @@ pub mod resolve;
 pub mod run;
 pub mod status;
 pub mod stream;
+pub mod usage;
 pub mod view;
 pub mod worker;
 
 pub use child::Role;
+pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Host, Manager, Options};

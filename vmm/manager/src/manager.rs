@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
 use crate::images::UnpackerChildren;
+use crate::leaves::Leaves;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
@@ -43,6 +44,8 @@ pub struct Host {
     pub environment: Vec<(String, String)>,
     /// Where the output of children goes.
     pub child_output: Output,
+    /// Where guests have cgroups of their own.
+    pub leaves: Leaves,
 }
 
 /// How a manager treats its guests.

@@ -19,7 +19,7 @@ use mkvmm_base::layout::DYNAMIC_POOL_MIN;
 use mkvmm_base::state::EndReason;
 use mkvmm_images::Access;
 use mkvmm_machine::kvm::host::Host;
-use mkvmm_manager::ConsoleOptions;
+use mkvmm_manager::{ConsoleOptions, Leaves};
 use mkvmm_manager::resolve;
 use mkvmm_manager::run::Fleet;
 use mkvmm_manager::stream::Stream;
@@ -102,6 +102,7 @@ fn run_probe(
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
     let pool = HostPool::new(range, config.backing.page_order())?;
     let treatment = Treatment {
+        leaves: Leaves::Off,
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: false,

@@ -7,6 +7,7 @@ use mkvmm_base::state::{State, Verb};
 use mkvmm_base::{InstanceId, InstanceName, chain};
 
 use crate::event_log::EventKind;
+use crate::leaves;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 
@@ -77,6 +78,9 @@ impl Manager {
         registry.pool_mut().release(guest.sub_pool)?;
         registry.log().push(Some(name), EventKind::Deleted);
         drop(registry);
+        if let Some(leaf) = guest.leaf.take() {
+            leaves::remove(leaf).await;
+        }
         self.changed.notify_waiters();
         Ok(())
     }

@@ -57,6 +57,7 @@ fn manager() -> Rc<Manager> {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
         child_output: Output::Inherit,
+        leaves: mkvmm_manager::Leaves::Off,
     };
     let options = Options {
         console_ring: 64 << 10,
