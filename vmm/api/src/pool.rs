@@ -179,6 +179,8 @@ pub struct Version {
     pub version: String,
     /// The version of this API.
     pub api: u32,
+    /// The number of the process that answers.
+    pub pid: u32,
 }
 
 impl Version {
@@ -188,6 +190,7 @@ impl Version {
             name: "mkvmm".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: 1,
+            pid: std::process::id(),
         }
     }
 }

@@ -105,7 +105,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let environment = args.children.or(&file.children).environment()?;
+    let children = args.children.clone().or(file.children);
+    let environment = children.environment()?;
+    let leaves = children.leaves()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {
@@ -138,6 +140,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         },
         kept_images: IMAGE_CACHE,
         access: Access::Client(image_dirs),
+        leaves,
     };
     let manager = found(ground, environment, treatment)?;
     let (client, requests) = client::channel();

@@ -27,6 +27,7 @@ use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::shared::SharedError;
@@ -76,6 +77,9 @@ pub enum StepError {
     /// Its worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// It can have no cgroup where it has to have one.
+    #[error("its cgroup")]
+    Cgroup(#[from] CgroupError),
     /// Its memory map or manifest cannot be computed: an internal error.
     #[error(transparent)]
     Range(#[from] RangeError),

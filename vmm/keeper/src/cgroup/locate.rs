@@ -72,6 +72,14 @@ impl Cgroups {
         Ok(found)
     }
 
+    /// Returns every directory once: controllers of v1 may share a hierarchy.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let mut all: Vec<_> = self.v1.values().chain(&self.v2).cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Finds the cgroup of one path in all hierarchies that have it. A path
     /// that climbs is none: it could name a directory of somebody's making.
     fn named(path: &Path, mountinfo: &str) -> Result<Self, CgroupError> {

@@ -50,6 +50,15 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// A leaf cannot be opened.
+    #[error("cannot open the cgroup {}", path.display())]
+    Open {
+        /// The directory of the leaf.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
     /// A process cannot be moved into a leaf.
     #[error("cannot move process {pid} into the cgroup {}", path.display())]
     Move {
