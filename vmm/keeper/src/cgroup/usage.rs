@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::{CgroupError, read, unexpected};
+use crate::cgroup::error::{CgroupError, read, unexpected};
 
 /// Where a CPU time was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

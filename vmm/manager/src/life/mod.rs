@@ -7,12 +7,14 @@
 //! | `boot` | start: worker, boot data, machine, run |
 //! | `halt` | pause, resume, kill, and what follows an end |
 //! | `release` | delete |
+//! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: made, given their memory, cleaned up after |
 //!
 //! Every one checks everything first, then changes; what a later step fails
 //! at, the earlier ones give back.
 
 pub mod boot;
+mod cgroups;
 pub mod create;
 pub mod halt;
 pub mod load;
