@@ -104,7 +104,8 @@ impl Stream {
 
     /// Follows a console.
     pub fn add(&self, name: &InstanceName, console: &Arc<GuestConsole>) {
-        self.teller.tell(Message::Add(name.clone(), Arc::clone(console)));
+        self.teller
+            .tell(Message::Add(name.clone(), Arc::clone(console)));
     }
 
     /// Says that a guest has printed its last.
