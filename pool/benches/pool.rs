@@ -3,7 +3,7 @@
 //! Comparisons with other allocators are in `bench-compare/`, see `scripts/bench pool`.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use mkpool::{Algo, GenPool, PAGE_ORDER};
+use mkpool::{AddrRange, Algo, GenPool, main_pool::PAGE_ORDER};
 use std::hint::black_box;
 
 const PAGE: u64 = 4096;
@@ -11,16 +11,20 @@ const BASE: u64 = 4 << 30;
 /// Pool sizes in GiB.
 const SIZES: [u64; 3] = [1, 64, 1024];
 
+fn range(start: u64, size: u64) -> AddrRange {
+    AddrRange::with_size(start, size).expect("a sane range")
+}
+
 fn pool(gib: u64) -> GenPool {
     let mut pool = GenPool::new(PAGE_ORDER).expect("a sane order");
-    pool.add_chunk(BASE, gib << 30, ()).expect("a sane chunk");
+    pool.add_chunk(range(BASE, gib << 30), ())
+        .expect("a sane chunk");
     pool
 }
 
 fn pair(pool: &mut GenPool, size: u64, algo: Algo) {
     let range = pool.alloc_with(size, algo).expect("there is room");
-    pool.free(range.start(), range.size())
-        .expect("just allocated");
+    pool.free(range).expect("just allocated");
 }
 
 /// One page out of a pool with one page taken, and back.
@@ -40,7 +44,8 @@ fn combed(c: &mut Criterion) {
     let mut pool = pool(64);
     pool.alloc(1 << 30).expect("fresh");
     for page in (1..(1 << 30) / PAGE).step_by(2) {
-        pool.free(BASE + page * PAGE, PAGE).expect("allocated");
+        pool.free(range(BASE + page * PAGE, PAGE))
+            .expect("allocated");
     }
     let algos = [
         ("first_fit", Algo::FirstFit),
@@ -50,7 +55,8 @@ fn combed(c: &mut Criterion) {
             Algo::FirstFitAlign { align: 2 << 20 },
         ),
         ("first_fit_order_align", Algo::FirstFitOrderAlign),
-        ("fixed", Algo::Fixed { offset: 32 << 30 }),
+        ("last_fit", Algo::LastFit),
+        ("at", Algo::At(BASE + (32 << 30))),
     ];
     let mut group = c.benchmark_group("1 MiB pair behind 131072 holes");
     for (name, algo) in algos {

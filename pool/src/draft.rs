@@ -1,18 +1,20 @@
-//! [`Draft`]: what an instance's pool might become.
+//! [`Draft`]: what the state of an instance's pool might become.
 //!
-//! Whoever plans wants to try allocations and perhaps throw them away. A second [`InstancePool`]
-//! would do, but then its chunks would have two owners, and both could give them back. A draft
-//! owns nothing: it is a copy of the books, and its pool takes it over or refuses it.
+//! A planner wants to try allocations and perhaps throw them away. A second instance pool would do,
+//! but then its chunks would have two owners, and both would give them back. A draft owns nothing:
+//! it is a copy of the allocator's state, which its pool adopts or refuses.
 
 use crate::error::{AllocError, FreeError};
+use crate::fit::{Algo, first_fit};
 use crate::pool::GenPool;
 use crate::range::AddrRange;
-use crate::sub_pool::{InstancePool, alloc_in, free_in};
+use alloc::sync::Arc;
 
-/// A copy of the books of an [`InstancePool`] in which allocations can be tried.
+/// A copy of the allocator's state of an [`InstancePool`](crate::InstancePool), in which allocations can be tried.
 ///
 /// ```
-/// use mkpool::{AddrRange, ChunkPolicy, InstancePool, MainPool, PAGE_ORDER};
+/// use mkpool::{AddrRange, MainPool, InstancePool};
+/// use mkpool::{instance::ChunkPolicy, main_pool::PAGE_ORDER};
 /// let range = AddrRange::with_size(4 << 30, 1 << 30)?;
 /// let main = MainPool::new(range, PAGE_ORDER)?;
 /// let mut web = InstancePool::create(&main, 1, 64 << 20, PAGE_ORDER, ChunkPolicy::Rfc)?;
@@ -25,72 +27,89 @@ use crate::sub_pool::{InstancePool, alloc_in, free_in};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Draft {
-    /// Of which pool, after how many changes of it.
-    pub(crate) origin: (u64, u64),
-    pub(crate) pool: GenPool,
+    /// The identity of the pool it was made of.
+    identity: Arc<()>,
+    /// The number of changes that the pool had gone through by then.
+    changes: u64,
+    pool: GenPool,
 }
 
-/// The draft is of another pool, or of a state that its pool is not in any more.
+/// A draft that was made of another pool, or of a state its pool is not in any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("instance {id}: the draft is not one of the pool as it is now")]
+#[error("instance {id}: the draft is stale, the pool has changed since it was made")]
+#[non_exhaustive]
 pub struct StaleDraft {
-    /// The instance that refused it.
+    /// The instance that refused the draft.
     pub id: u32,
 }
 
 impl Draft {
-    /// As [`InstancePool::alloc`].
+    /// Returns a draft of `pool`, which has the identity given and has changed so many times.
+    pub(crate) fn new(identity: &Arc<()>, changes: u64, pool: GenPool) -> Self {
+        Self {
+            identity: Arc::clone(identity),
+            changes,
+            pool,
+        }
+    }
+
+    /// Returns the state of the draft, if it was made of the pool with this identity after so many
+    /// changes.
+    pub(crate) fn into_state(self, identity: &Arc<()>, changes: u64) -> Option<GenPool> {
+        let fresh = Arc::ptr_eq(&self.identity, identity) && self.changes == changes;
+        fresh.then_some(self.pool)
+    }
+
+    /// Allocates as [`InstancePool::alloc`](crate::InstancePool::alloc) does.
     ///
     /// # Errors
     ///
-    /// The same.
+    /// Returns the errors of [`InstancePool::alloc`](crate::InstancePool::alloc).
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, AllocError> {
-        alloc_in(&mut self.pool, size, align)
+        self.pool.alloc_with(size, first_fit(align))
     }
 
-    /// As [`InstancePool::free`].
+    /// Allocates as [`InstancePool::alloc_with`](crate::InstancePool::alloc_with) does.
     ///
     /// # Errors
     ///
-    /// The same.
-    pub fn free(&mut self, addr: u64, size: u64) -> Result<(), FreeError> {
-        free_in(&mut self.pool, addr, size)
+    /// Returns the errors of [`GenPool::alloc_with`].
+    pub fn alloc_with(&mut self, size: u64, algo: Algo) -> Result<AddrRange, AllocError> {
+        self.pool.alloc_with(size, algo)
     }
 
-    /// Free bytes.
+    /// Allocates as [`InstancePool::alloc_within`](crate::InstancePool::alloc_within) does.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::alloc_within`].
+    pub fn alloc_within(
+        &mut self,
+        size: u64,
+        algo: Algo,
+        limit: AddrRange,
+    ) -> Result<AddrRange, AllocError> {
+        self.pool.alloc_within(size, algo, limit)
+    }
+
+    /// Frees as [`InstancePool::free`](crate::InstancePool::free) does.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::free`].
+    pub fn free(&mut self, range: AddrRange) -> Result<(), FreeError> {
+        self.pool.free(range)
+    }
+
+    /// Returns the number of free bytes.
     #[must_use]
     pub fn avail(&self) -> u64 {
         self.pool.avail()
     }
 
-    /// Bytes of all chunks.
+    /// Returns the number of bytes of all chunks.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.pool.size()
-    }
-}
-
-impl InstancePool {
-    /// A copy of the books to plan with.
-    #[must_use]
-    pub fn draft(&self) -> Draft {
-        Draft {
-            origin: self.state(),
-            pool: self.books().clone(),
-        }
-    }
-
-    /// Makes the books what the draft says.
-    ///
-    /// # Errors
-    ///
-    /// [`StaleDraft`] if the draft was not made of this pool, or something was allocated, freed
-    /// or adopted since; nothing has changed then.
-    pub fn adopt(&mut self, draft: Draft) -> Result<(), StaleDraft> {
-        if draft.origin != self.state() {
-            return Err(StaleDraft { id: self.id() });
-        }
-        self.replace_books(draft.pool);
-        Ok(())
     }
 }

@@ -1,121 +1,113 @@
-//! What can go wrong, one enum per family of operations; every variant carries the numbers
-//! somebody needs to act on it. Sizes and addresses are in bytes.
+//! The errors of pools. Every variant carries the numbers that are needed to act on it; sizes and
+//! addresses are in bytes.
 
 use crate::range::AddrRange;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// Why a pool cannot be made, or a chunk cannot join it.
+/// The reason why a pool cannot be made, or why a chunk cannot be added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PoolError {
     /// A granule of `1 << order` bytes does not fit 64 bits.
-    #[error("order {order} is more than 63")]
+    #[error("order {order} is out of range (0..=63)")]
     BadOrder {
         /// The order given.
         order: u32,
     },
-    /// The chunk holds no byte.
-    #[error("the chunk at {base:#x} is empty")]
-    Empty {
-        /// Address of the chunk.
-        base: u64,
-    },
-    /// The chunk starts at address 0, which stands for "none" wherever Linux's ABI is spoken.
-    #[error("a chunk of {size:#x} bytes at address 0 could hand out address 0")]
+    /// The chunk starts at address 0, which means "none" to much of the code that uses addresses.
+    #[error("the chunk {chunk} would hand out address 0")]
     AtZero {
-        /// Size of the chunk.
-        size: u64,
+        /// The chunk to be added.
+        chunk: AddrRange,
     },
-    /// The chunk reaches past the end of the address space.
-    #[error("{size:#x} bytes from {base:#x} on reach past the end of the address space")]
-    Wraps {
-        /// Address of the chunk.
-        base: u64,
-        /// Size of the chunk.
-        size: u64,
-    },
-    /// Start or size of the chunk is no multiple of the granule, so part of it would be lost.
-    #[error("{size:#x} bytes at {base:#x} are not made of whole granules of {granule:#x}")]
+    /// The start or the size of the chunk is not a multiple of the granule, so part of the chunk
+    /// would be lost.
+    #[error("the chunk {chunk} is not made of whole granules of {granule:#x} bytes")]
     Unaligned {
-        /// Address of the chunk.
-        base: u64,
-        /// Size of the chunk.
-        size: u64,
+        /// The chunk to be added.
+        chunk: AddrRange,
         /// The pool's granule.
         granule: u64,
     },
-    /// Some byte already belongs to the pool.
+    /// Part of the chunk already belongs to the pool.
     #[error("the chunk {chunk} overlaps the chunk {existing}")]
     Overlap {
         /// The chunk to be added.
         chunk: AddrRange,
-        /// The one that is there.
+        /// The chunk that is in the pool already.
         existing: AddrRange,
     },
 }
 
-/// Why nothing was allocated.
+/// The reason why nothing was allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum AllocError {
-    /// Nothing was asked for.
-    #[error("an allocation of 0 bytes")]
+    /// The request was for 0 bytes.
+    #[error("the size of the allocation is 0")]
     ZeroSize,
     /// No chunk has a free extent that fits.
     #[error(
-        "no room for {rounded:#x} bytes ({requested:#x} asked for): {avail:#x} are free, \
+        "no room for {rounded:#x} bytes ({requested:#x} requested): {avail:#x} are free, \
          {largest_free:#x} in one piece"
     )]
     NoRoom {
-        /// What was asked for.
+        /// The size requested.
         requested: u64,
-        /// The same in whole granules (saturated at `u64::MAX`).
+        /// The size requested in whole granules (saturated at `u64::MAX`).
         rounded: u64,
-        /// Free bytes of the pool.
+        /// The number of free bytes in the pool.
         avail: u64,
-        /// Size of the longest free extent; it may be larger than the request if that wanted
-        /// an alignment.
+        /// The size of the longest free extent. It may be larger than the request if that asked
+        /// for an alignment.
         largest_free: u64,
     },
-    /// The place asked for is not free in any chunk.
-    #[error("the {size:#x} bytes at offset {offset:#x} are not free in any chunk")]
+    /// No chunk has a free extent that fits inside the limit of the call.
+    #[error("no room for {rounded:#x} bytes ({requested:#x} requested) inside {limit}")]
+    NoRoomInside {
+        /// The size requested.
+        requested: u64,
+        /// The size requested in whole granules (saturated at `u64::MAX`).
+        rounded: u64,
+        /// The limit of the call.
+        limit: AddrRange,
+    },
+    /// The address requested is not free for so many bytes, is not in the pool, or lies outside
+    /// the limit of the call.
+    #[error("the {size:#x} bytes at {addr:#x} are not all free")]
     Occupied {
-        /// Offset from the start of each chunk.
-        offset: u64,
-        /// What was asked for.
+        /// The address requested.
+        addr: u64,
+        /// The size requested.
         size: u64,
     },
-    /// The alignment is no power of two.
-    #[error("alignment {align:#x} is no power of two")]
+    /// The alignment is not a power of two.
+    #[error("the alignment {align:#x} is not a power of two")]
     BadAlign {
         /// The alignment given.
         align: u64,
     },
-    /// The offset is no multiple of the granule.
-    #[error("offset {offset:#x} is no multiple of the granule {granule:#x}")]
-    BadOffset {
-        /// The offset given.
-        offset: u64,
+    /// The address requested is not a multiple of the granule.
+    #[error("the address {addr:#x} is not a multiple of the granule {granule:#x}")]
+    BadAddr {
+        /// The address requested.
+        addr: u64,
         /// The pool's granule.
         granule: u64,
     },
-    /// Linux mode only: granule 0 of a chunk at address 0 was taken, and its address means
-    /// failure. The one error after which something has changed, because in Linux it has.
-    #[error("{size:#x} bytes were taken at address 0, which Linux reports as a failure")]
-    AddressZero {
-        /// What was taken.
-        size: u64,
-    },
 }
 
-/// Why nothing was freed.
+/// The reason why nothing was freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FreeError {
     /// The address lies in no chunk.
     #[error("{size:#x} bytes at {addr:#x} are not part of the pool")]
     NotInPool {
-        /// Address given.
+        /// The address given.
         addr: u64,
-        /// Size given.
+        /// The size given.
         size: u64,
     },
     /// The range, in whole granules, leaves the chunk in which it starts.
@@ -123,21 +115,21 @@ pub enum FreeError {
         "{size:#x} bytes at {addr:#x} reach past their chunk, {chunk_size:#x} bytes at {chunk_base:#x}"
     )]
     PastChunk {
-        /// Address given.
+        /// The address given.
         addr: u64,
-        /// Size given.
+        /// The size given.
         size: u64,
-        /// Where the chunk starts.
+        /// The first address of the chunk.
         chunk_base: u64,
-        /// How long it is.
+        /// The size of the chunk.
         chunk_size: u64,
     },
-    /// Some of it is not allocated: a double free, or a range that never was one.
+    /// Part of the range is not allocated: a double free, or a range that never was allocated.
     #[error("{size:#x} bytes at {addr:#x} are not all allocated: {first_free:#x} is free")]
     NotAllocated {
-        /// Address given.
+        /// The address given.
         addr: u64,
-        /// Size given.
+        /// The size given.
         size: u64,
         /// The first granule that is free already.
         first_free: u64,
@@ -145,9 +137,9 @@ pub enum FreeError {
     /// Two ranges that were to be freed together overlap.
     #[error("{first} and {second} overlap and cannot both be freed")]
     Overlap {
-        /// The lower one.
+        /// The lower range.
         first: AddrRange,
-        /// The higher one.
+        /// The higher range.
         second: AddrRange,
     },
 }
@@ -156,9 +148,10 @@ pub enum FreeError {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the pool is busy: {} extents are allocated, the first at {:#x}", allocations.len(),
     allocations.first().map_or(0, AddrRange::start))]
+#[non_exhaustive]
 pub struct Busy<P> {
     /// The pool, unchanged.
     pub pool: Box<P>,
-    /// What is allocated, ascending; neighbours are one extent.
+    /// The allocated extents by ascending address; neighbouring allocations are one extent.
     pub allocations: Vec<AddrRange>,
 }

@@ -1,61 +1,95 @@
-//! [`FreeSet`]: which granules of one chunk are free, whatever the fragmentation.
-//!
-//! ```text
-//!   root      a node: 64 children, for each the longest run that begins in it
-//!    node     the same, for a 64th of the granules
-//!     …       (a level more for every factor of 64)
-//!      leaf   the runs that begin in 4096 granules: a list, or a bitmap where there are many
-//! ```
-//!
-//! A position is a granule counted from the start of the chunk. A *run* is a stretch of free
-//! granules with used ones on either side, and all of it belongs to the place where it begins,
-//! however far it reaches. So there is a leaf, and a node, only where some run begins, and
-//! whatever is asked of a subtree is the best of its children, with nothing to be said about
-//! their borders. Any change touches the leaves where the run around it began and where the rest
-//! of it begins, two at most, and the paths above them: O(log granules) whatever the
+//! [`FreeSet`]: which granules of one chunk are free, in O(log granules) whatever the
 //! fragmentation.
 //!
-//! Two things are kept only from the first time they are asked for, because they make every
-//! change a little dearer: the index of long runs that best fit needs ([`best`]), and for each
-//! alignment the room at aligned places ([`align`]). Either is built in one pass over the runs
-//! there are at that moment.
+//! # The picture
 //!
-//! Rooms: `list`, `bits` and `leaf` are the leaves, `node` the inner nodes, `tree` changes and
-//! walks, `best` and `align` the two indices and `indices` what they share, `slab` the storage.
+//! A *run* is a maximal stretch of free granules. All of a run belongs to the place where it
+//! begins, however far it reaches. Here are 3 × 4096 granules with three runs:
+//!
+//! ```text
+//!   granule   0      100      300        4000        4096        8192   9000        12288
+//!             |#######|........|##########|...........|...........|.....|############|
+//!   runs               100..300            4000..9000 (crosses two borders)
+//!
+//!   root      longest run that begins in child 0: 5000   child 1: 0   child 2: 0
+//!               |
+//!   leaf 0    [100..300, 4000..4096]  over: 4904       (no leaf 1, no leaf 2: nothing begins there)
+//! ```
+//!
+//! A leaf describes 4096 granules, a node 64 leaves or nodes. Leaves and nodes exist only where
+//! some run begins, and what is to be known about a subtree is the greatest number among its
+//! children: nothing needs to be said about runs that cross a border.
+//!
+//! *First fit* of 1000 granules reads the root ("the first child whose number is at least 1000 is
+//! child 0"), then leaf 0 ("the first run that is long enough is 4000..9000").
+//!
+//! # The three verbs
+//!
+//! A change does three things. `take(5000, 10)` in the picture:
+//!
+//! 1. *Locate* the run: leaf 1, which would hold granule 5000, does not exist; the last run that
+//!    begins before it is 4000..9000, in leaf 0.
+//! 2. *Edit*: the run becomes 4000..5000, which still begins in leaf 0, and 5010..9000, which
+//!    begins in leaf 1. At most two leaves change.
+//! 3. *Propagate*: leaf 1 is made. The longest run of leaf 0 is 1000 now, that of leaf 1 is 3990;
+//!    both numbers go up the tree, for as long as they change what is there.
+//!
+//! # The files, bottom up
+//!
+//! Each imports from those above it only.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `run` | positions, runs, alignments: the values the others exchange |
+//! | `list`, `bits`, `leaf` | the runs of one leaf: a list where they are few, a bitmap where they are many |
+//! | `keys`, `node`, `slab` | one number per child; a node; where nodes and leaves are stored |
+//! | `locate` | the first verb: the radix tree and how runs are found in it |
+//! | `column`, `best`, `rooms` | indices that exist only once they were asked for: best fit, alignments |
+//! | `edit` | the second verb, as pure functions: what taking and giving means for the leaves |
+//! | `propagate` | the third verb: a change of a leaf, and all that depends on it |
+//! | `search`, `change` | what a set answers, and the three verbs in a row |
 
 #![expect(
     clippy::arithmetic_side_effects,
-    reason = "callers hand in checked positions below 2^63, so that no sum of two leaves u64"
+    reason = "callers pass checked positions below 2^63, so no sum of two overflows u64"
 )]
 
-mod align;
 mod best;
 mod bits;
-mod indices;
+mod change;
+mod column;
+mod edit;
+mod keys;
 mod leaf;
 mod list;
+mod locate;
 mod node;
+mod propagate;
+mod rooms;
+mod run;
+mod search;
 mod slab;
-mod tree;
 
-use align::Grid;
 use alloc::boxed::Box;
-use tree::Tree;
+use propagate::Tree;
 
-/// Which of `len` granules are free.
+pub(crate) use run::Grid;
+
+/// The set of free granules among `len` granules.
 #[derive(Debug, Clone)]
 pub(crate) struct FreeSet {
     len: u64,
     free: u64,
-    /// There once the first granule was taken; until then everything is free.
+    /// Exists from the first taken granule on; until then everything is free.
     tree: Option<Box<Tree>>,
 }
 
 impl FreeSet {
-    /// The most granules a set can have.
+    /// The largest number of granules a set can have.
     pub(crate) const MAX_LEN: u64 = 1 << 63;
 
-    /// `len` granules, all free; what exceeds [`MAX_LEN`](Self::MAX_LEN) is left out.
+    /// Returns a set of `len` granules, all free. Granules from [`MAX_LEN`](Self::MAX_LEN) on are
+    /// left out.
     pub(crate) fn new(len: u64) -> Self {
         let len = len.min(Self::MAX_LEN);
         Self {
@@ -65,17 +99,17 @@ impl FreeSet {
         }
     }
 
-    /// How many granules there are.
+    /// Returns the number of granules, free or not.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// How many of them are free.
+    /// Returns the number of free granules.
     pub(crate) fn free(&self) -> u64 {
         self.free
     }
 
-    /// The first position with `n` free granules; `n` is not 0 here and below.
+    /// Returns the first position with `n` free granules; `n` is at least 1 here and below.
     pub(crate) fn first_fit(&self, n: u64) -> Option<u64> {
         match &self.tree {
             None => (n <= self.len).then_some(0),
@@ -83,21 +117,27 @@ impl FreeSet {
         }
     }
 
-    /// The first position with `n` free granules at which `at + off` has no bit of `mask`, a
-    /// power of two less one.
-    pub(crate) fn first_fit_aligned(&mut self, n: u64, mask: u64, off: u64) -> Option<u64> {
-        let grid = Grid { mask, off };
+    /// Returns the first position of `grid` in `low..high` with `n` free granules below `high`.
+    pub(crate) fn first_fit_in(&mut self, n: u64, grid: Grid, low: u64, high: u64) -> Option<u64> {
+        let all = self.all().clipped(low, high);
         match &mut self.tree {
-            _ if mask == 0 => self.first_fit(n),
-            None => {
-                let at = grid.up(0);
-                (at < self.len && n <= self.len - at).then_some(at)
-            }
-            Some(tree) => tree.aligned_fit(n, grid),
+            _ if all.len() < n => None,
+            None => grid.first(all, n),
+            Some(tree) => tree.first_fit_in(n, grid, all.start, all.end),
         }
     }
 
-    /// The start of the shortest free run with `n` granules, the lowest of equals.
+    /// Returns the last position of `grid` in `low..high` with `n` free granules below `high`.
+    pub(crate) fn last_fit_in(&mut self, n: u64, grid: Grid, low: u64, high: u64) -> Option<u64> {
+        let all = self.all().clipped(low, high);
+        match &mut self.tree {
+            _ if all.len() < n => None,
+            None => grid.last(all, n),
+            Some(tree) => tree.last_fit_in(n, grid, all.start, all.end),
+        }
+    }
+
+    /// Returns the start of the shortest free run with `n` granules, the lowest of equals.
     pub(crate) fn best_fit(&mut self, n: u64) -> Option<u64> {
         match &mut self.tree {
             None => (n <= self.len).then_some(0),
@@ -105,35 +145,62 @@ impl FreeSet {
         }
     }
 
-    /// The first free position at or behind `from`.
+    /// Does what [`best_fit`](Self::best_fit) does among the runs clipped to `low..high`. Looks at
+    /// each of them.
+    pub(crate) fn best_fit_in(&mut self, n: u64, low: u64, high: u64) -> Option<u64> {
+        if low == 0 && high >= self.len {
+            return self.best_fit(n);
+        }
+        let high = high.min(self.len);
+        let (mut best, mut from) = (None, low);
+        while let Some(start) = self.next_free(from).filter(|&start| start < high) {
+            let end = self.next_used(start).map_or(high, |used| used.min(high));
+            if end - start >= n && best.is_none_or(|(len, _)| end - start < len) {
+                best = Some((end - start, start));
+            }
+            from = end;
+        }
+        best.map(|(_, start)| start)
+    }
+
+    /// Returns whether `n` granules from `start` on exist and are all free.
+    pub(crate) fn is_free(&self, start: u64, n: u64) -> bool {
+        let Some(end) = start.checked_add(n).filter(|&end| end <= self.len) else {
+            return false;
+        };
+        self.next_free(start) == Some(start) && self.next_used(start).is_none_or(|used| used >= end)
+    }
+
+    /// Returns the first free position at or after `from`.
     pub(crate) fn next_free(&self, from: u64) -> Option<u64> {
         match &self.tree {
             _ if from >= self.len => None,
             None => Some(from),
-            Some(tree) => match tree.around(from) {
+            Some(tree) => match tree.radix.around(from) {
                 (Some(left), _) if left.end > from => Some(from),
                 (_, right) => right.map(|right| right.start),
             },
         }
     }
 
-    /// The first used position at or behind `from`.
+    /// Returns the first used position at or after `from`.
     pub(crate) fn next_used(&self, from: u64) -> Option<u64> {
         match &self.tree {
             Some(tree) if from < self.len => {
-                let at = tree.around(from).0.map_or(from, |left| left.end.max(from));
+                let (left, _) = tree.radix.around(from);
+                let at = left.map_or(from, |left| left.end.max(from));
                 (at < self.len).then_some(at)
             }
             _ => None,
         }
     }
 
-    /// Granules of the longest free run.
+    /// Returns the length of the longest free run, in granules.
     pub(crate) fn longest_run(&self) -> u64 {
-        self.tree.as_ref().map_or(self.len, |tree| tree.longest())
+        self.tree.as_ref().map_or(self.len, |tree| tree.longest)
     }
 
-    /// The longest free run, the lowest of equals: (start, length).
+    /// Returns the longest free run, the lowest of equals, as (start, length).
     pub(crate) fn longest(&self) -> Option<(u64, u64)> {
         let len = self.longest_run();
         let start = if len == 0 { None } else { self.first_fit(len) };
@@ -141,47 +208,53 @@ impl FreeSet {
     }
 
     /// Takes the first `n` free granules in a row: [`first_fit`](Self::first_fit) and
-    /// [`take`](Self::take) in one go.
+    /// [`take`](Self::take) in one walk.
     pub(crate) fn take_first(&mut self, n: u64) -> Option<u64> {
         if n > self.free {
             return None;
         }
-        let tree = self
-            .tree
-            .get_or_insert_with(|| Box::new(Tree::new(self.len)));
-        let start = tree.take_first(n)?;
+        let start = self.tree_mut().take_first(n)?;
         self.free -= n;
         Some(start)
     }
 
-    /// Takes `n` granules that are all free.
+    /// Takes `n` granules from `start` on, which must all be free.
     pub(crate) fn take(&mut self, start: u64, n: u64) {
-        debug_assert!(n > 0 && self.next_free(start) == Some(start));
-        debug_assert!(self.next_used(start).is_none_or(|used| used >= start + n));
-        let tree = self
-            .tree
-            .get_or_insert_with(|| Box::new(Tree::new(self.len)));
-        tree.take(start, start + n);
+        debug_assert!(n > 0 && self.is_free(start, n));
+        self.tree_mut().take(start, start + n);
         self.free -= n;
     }
 
-    /// Frees `n` granules that are all used; there are so many from `start` on.
+    /// Frees `n` granules from `start` on, which must all be used; there are so many.
     ///
     /// # Errors
     ///
-    /// The first of them that is free already; nothing changes then.
+    /// Returns the first of them that is free already; nothing changes then.
     pub(crate) fn give(&mut self, start: u64, n: u64) -> Result<(), u64> {
         let Some(tree) = &mut self.tree else {
             return Err(start);
         };
         tree.give(start, start + n)?;
         self.free += n;
-        // A large tree of which nothing is needed any more goes; a small one stays, for the
-        // next allocation would make it again.
+        // A large tree goes when everything is free. A small one stays, because the next
+        // allocation would make it again.
         if self.free == self.len && tree.is_large() {
             self.tree = None;
         }
         Ok(())
+    }
+
+    /// Returns all granules as one run.
+    fn all(&self) -> run::Run {
+        run::Run {
+            start: 0,
+            end: self.len,
+        }
+    }
+
+    fn tree_mut(&mut self) -> &mut Tree {
+        self.tree
+            .get_or_insert_with(|| Box::new(Tree::new(self.len)))
     }
 }
 

@@ -1,9 +1,9 @@
-//! The one lock of the crate, held for one operation of the pool behind it.
+//! The only lock of the crate, held for one operation of the pool it guards.
 //!
-//! `std` has a mutex that sleeps, without it a spin lock has to do, and under `cfg(loom)` it is
-//! the model checker's.
+//! With `std` it is a mutex that sleeps, without it a spin lock, and under `cfg(loom)` the model
+//! checker's mutex.
 
-/// A value behind a mutex.
+/// A value guarded by a mutex.
 #[derive(Debug)]
 pub(crate) struct Lock<T>(Inner<T>);
 
@@ -23,7 +23,7 @@ impl<T> Lock<T> {
     pub fn with<R>(&self, operation: impl FnOnce(&mut T) -> R) -> R {
         #[cfg(any(loom, feature = "std"))]
         {
-            // No pool operation panics half way, so a poisoned lock still guards a sound value.
+            // No pool operation panics half way, so the value is valid even if the lock is poisoned.
             let mut guard = self
                 .0
                 .lock()

@@ -1,23 +1,24 @@
-//! A typed memory map: sorted, disjoint, neighbours of equal kind merged.
+//! A typed memory map: sorted and disjoint, with neighbours of equal kind merged.
 
 use crate::range::AddrRange;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-/// Some byte of a range that was to be inserted is in the map already.
+/// Part of a range that was to be inserted is in the map already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{range} overlaps {existing}, which is in the map already")]
+#[non_exhaustive]
 pub struct OverlapError {
-    /// What was to be inserted.
+    /// The range that was to be inserted.
     pub range: AddrRange,
-    /// The lowest entry in the way.
+    /// The lowest entry that overlaps it.
     pub existing: AddrRange,
 }
 
-/// Which addresses are what.
+/// A map from ranges of addresses to their kinds.
 ///
 /// ```
-/// use mkpool::{AddrRange, MemoryMap};
+/// use mkpool::{AddrRange, map::MemoryMap};
 /// let pages = |first: u64, n: u64| AddrRange::with_size(first << 12, n << 12).unwrap();
 /// let mut map = MemoryMap::new();
 /// map.insert(pages(0, 16), "ram").unwrap();
@@ -27,7 +28,7 @@ pub struct OverlapError {
 /// ```
 #[derive(Debug, Clone)]
 pub struct MemoryMap<K> {
-    /// Start to (range, kind); disjoint, neighbours that touch differ in kind.
+    /// From start to (range, kind). Entries are disjoint; neighbours that touch differ in kind.
     entries: BTreeMap<u64, (AddrRange, K)>,
 }
 
@@ -40,7 +41,7 @@ impl<K> Default for MemoryMap<K> {
 }
 
 impl<K: Copy + Eq> MemoryMap<K> {
-    /// An empty map.
+    /// Returns an empty map.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -50,7 +51,7 @@ impl<K: Copy + Eq> MemoryMap<K> {
     ///
     /// # Errors
     ///
-    /// [`OverlapError`] if some of it is in the map, whatever its kind; nothing changes then.
+    /// Returns [`OverlapError`] if part of it is in the map, whatever its kind; nothing changes then.
     pub fn insert(&mut self, range: AddrRange, kind: K) -> Result<(), OverlapError> {
         if let Some(existing) = self.first_overlap(range) {
             return Err(OverlapError { range, existing });
@@ -59,7 +60,7 @@ impl<K: Copy + Eq> MemoryMap<K> {
         Ok(())
     }
 
-    /// Makes all of `range` to be `kind`, whatever it was before.
+    /// Sets the kind of all of `range` to `kind`, whatever it was before.
     pub fn overwrite(&mut self, range: AddrRange, kind: K) {
         let below = self
             .entries
@@ -118,25 +119,25 @@ impl<K: Copy + Eq> MemoryMap<K> {
         near.find(|entry| entry.overlaps(&range))
     }
 
-    /// What `addr` is.
+    /// Returns the kind of `addr`, if it is in the map.
     #[must_use]
     pub fn get(&self, addr: u64) -> Option<K> {
         let (_, &(range, kind)) = self.entries.range(..=addr).next_back()?;
         range.contains(addr).then_some(kind)
     }
 
-    /// The entries by ascending address.
+    /// Returns the entries by ascending address.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (AddrRange, K)> + '_ {
         self.entries.values().copied()
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the map has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

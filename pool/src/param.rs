@@ -1,22 +1,22 @@
-//! `mkkernel_pool=SIZE[@ADDR]` and the numbers in it.
+//! The parameter `mkkernel_pool=SIZE[@ADDR]`, and sizes and addresses as the kernel writes them.
 //!
-//! [`memparse`] is the kernel's, wrap for wrap (`lib/cmdline.c` and `lib/kstrtox.c` of Linux
-//! 6.12). On top of it [`PoolParam::parse`] has two modes: [`ParamMode::Linux`] takes and
-//! refuses exactly what the multikernel RFC's parser does, [`ParamMode::Strict`] refuses the
-//! nonsense that one accepts: numbers that wrap, junk behind the address, a second `@`.
+//! The grammar of numbers is that of the kernel's `memparse` (`lib/cmdline.c` and `lib/kstrtox.c`
+//! of Linux 6.12). What the kernel accepts without meaning is refused: numbers that wrap, junk
+//! after the address, a second `@`. The feature `linux` has the kernel's own parser.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 
-/// Why a size, an address or a whole parameter was refused.
+/// The reason why a size, an address or a whole parameter was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ParamError {
-    /// There is no digit where a number has to stand.
+    /// There is no digit where a number must begin.
     #[error(
-        "`{text}` is no number: expected decimal, 0x hex or 0 octal digits, then K M G T P or E"
+        "`{text}` is not a number: expected decimal, 0x hex or 0 octal digits, then K M G T P or E"
     )]
     NoNumber {
-        /// What stood there instead.
+        /// The text that was found instead.
         text: String,
     },
     /// The number, or the number times its suffix, does not fit 64 bits.
@@ -25,27 +25,27 @@ pub enum ParamError {
         /// The number with its suffix.
         text: String,
     },
-    /// Something follows that belongs to no number.
+    /// The number is followed by something that is not part of it.
     #[error("`{junk}` follows the number in `{text}`")]
     Junk {
         /// The whole text.
         text: String,
-        /// What is too much.
+        /// The part of the text that is not a number.
         junk: String,
     },
-    /// A pool of no bytes.
+    /// The size of the pool is 0.
     #[error("the size in `{text}` is zero")]
     ZeroSize {
         /// The whole parameter.
         text: String,
     },
-    /// `@` with nothing, or with zero, behind it.
+    /// The address after the `@` is missing or 0.
     #[error("the address in `{text}` is missing or zero")]
     ZeroAddr {
         /// The whole parameter.
         text: String,
     },
-    /// More than one `@`.
+    /// The parameter has more than one `@`.
     #[error("`{text}` names more than one address")]
     RepeatedAddr {
         /// The whole parameter.
@@ -54,13 +54,13 @@ pub enum ParamError {
     /// The pool would reach past the end of the 64-bit address space.
     #[error("{size:#x} bytes from {start:#x} on reach past the end of the address space")]
     Wraps {
-        /// First byte.
+        /// The first address of the pool.
         start: u64,
-        /// Length in bytes.
+        /// The size of the pool in bytes.
         size: u64,
     },
-    /// The address is no multiple of the granule.
-    #[error("the address {start:#x} is no multiple of the granule {granule:#x}")]
+    /// The address is not a multiple of the granule.
+    #[error("the address {start:#x} is not a multiple of the granule {granule:#x}")]
     Unaligned {
         /// The address given.
         start: u64,
@@ -69,8 +69,8 @@ pub enum ParamError {
     },
 }
 
-/// The digits of `s`: (value, whether it wrapped, rest). As the kernel's `simple_strtoull`
-/// with base 0: `0x` counts only before a hex digit, any other leading `0` means octal.
+/// Reads the digits of `s` as the kernel's `simple_strtoull` does with base 0: `0x` counts only
+/// before a hex digit, any other leading `0` means octal. Returns (value, whether it wrapped, rest).
 fn digits(s: &str) -> (u64, bool, &str) {
     let bytes = s.as_bytes();
     let hex = matches!(bytes, [b'0', b'x' | b'X', c, ..] if c.is_ascii_hexdigit());
@@ -90,7 +90,7 @@ fn digits(s: &str) -> (u64, bool, &str) {
     (value, wrapped, rest)
 }
 
-/// The power of two a suffix letter stands for.
+/// Returns log2 of what a suffix letter stands for.
 fn suffix_shift(letter: u8) -> Option<u32> {
     Some(match letter.to_ascii_uppercase() {
         b'K' => 10,
@@ -103,7 +103,7 @@ fn suffix_shift(letter: u8) -> Option<u32> {
     })
 }
 
-/// [`memparse`] that also tells whether anything wrapped.
+/// Reads a number with an optional suffix. Returns (value, whether it wrapped, rest).
 fn memparse_checked(s: &str) -> (u64, bool, &str) {
     let (value, wrapped, rest) = digits(s);
     match rest.bytes().next().and_then(suffix_shift) {
@@ -116,27 +116,30 @@ fn memparse_checked(s: &str) -> (u64, bool, &str) {
     }
 }
 
-/// The kernel's `memparse`: a number with an optional suffix, and what follows it.
+/// Reads a number with an optional suffix as the kernel's `memparse` does. Returns the number and
+/// what follows it.
 ///
-/// Never fails: no digits are 0, and everything is modulo 2^64.
+/// The function never fails: no digits are 0, and everything is modulo 2^64.
 ///
 /// ```
-/// assert_eq!(mkpool::memparse("512M@4G"), (512 << 20, "@4G"));
-/// assert_eq!(mkpool::memparse("17E"), (1 << 60, "")); // wraps, as there
+/// use mkpool::linux::memparse;
+/// assert_eq!(memparse("512M@4G"), (512 << 20, "@4G"));
+/// assert_eq!(memparse("17E"), (1 << 60, "")); // wraps, as in Linux
 /// ```
+#[cfg(feature = "linux")]
 #[must_use]
 pub fn memparse(s: &str) -> (u64, &str) {
     let (value, _, rest) = memparse_checked(s);
     (value, rest)
 }
 
-/// A number that is all of `s`, but for a byte unit if `with_unit`; nothing wraps or is ignored.
+/// Reads all of `s` as one number, with a byte unit if `with_unit`. Nothing wraps or is ignored.
 fn parse_whole(s: &str, with_unit: bool) -> Result<u64, ParamError> {
     if !s.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(ParamError::NoNumber { text: s.to_owned() });
     }
     let (value, wrapped, rest) = memparse_checked(s);
-    // "iB" makes sense behind a suffix letter only; it and "B" are binary here, as the letters.
+    // "iB" makes sense after a suffix letter only. It and "B" are binary here, as the letters are.
     let has_suffix = digits(s).2.len() != rest.len();
     let unit = matches!(rest, "B" | "b") || (has_suffix && matches!(rest, "iB" | "ib"));
     if !(rest.is_empty() || (with_unit && unit)) {
@@ -151,50 +154,79 @@ fn parse_whole(s: &str, with_unit: bool) -> Result<u64, ParamError> {
     Ok(value)
 }
 
-/// A size in bytes, strictly: all of `s` is one number, nothing may wrap.
+/// Reads a size in bytes: all of `s` must be one number that fits 64 bits.
 ///
-/// `K` … `E` in either case are powers of 1024, and so are `KB` and `KiB`. Zero is allowed:
-/// what a size of zero means is for the caller to say.
+/// `K` … `E` in either case are powers of 1024, and so are `KB` and `KiB`. Zero is allowed: what
+/// a size of zero means is for the caller to say.
 ///
 /// # Errors
 ///
-/// [`ParamError::NoNumber`], [`ParamError::Junk`] or [`ParamError::Overflow`].
+/// Returns [`ParamError::NoNumber`], [`ParamError::Junk`] or [`ParamError::Overflow`].
 ///
 /// ```
-/// assert_eq!(mkpool::parse_size("1GiB"), Ok(1 << 30));
-/// assert_eq!(mkpool::parse_size("512MB"), Ok(512 << 20));
-/// assert!(mkpool::parse_size("16E").is_err());
+/// use mkpool::param::parse_size;
+/// assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+/// assert_eq!(parse_size("512MB"), Ok(512 << 20));
+/// assert!(parse_size("16E").is_err());
 /// ```
 pub fn parse_size(s: &str) -> Result<u64, ParamError> {
     parse_whole(s, true)
 }
 
-/// An address, strictly: as [`parse_size`], without the byte units (`4G` is one, `4GB` is not).
+/// Reads an address: as [`parse_size`], but without byte units (`4G` is an address, `4GB` is not).
 ///
 /// # Errors
 ///
-/// [`ParamError::NoNumber`], [`ParamError::Junk`] or [`ParamError::Overflow`].
+/// Returns [`ParamError::NoNumber`], [`ParamError::Junk`] or [`ParamError::Overflow`].
 pub fn parse_addr(s: &str) -> Result<u64, ParamError> {
     parse_whole(s, false)
 }
 
-/// How forgiving [`PoolParam::parse`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ParamMode {
-    /// Refuse what cannot have been meant.
-    #[default]
-    Strict,
-    /// Exactly the RFC's parser: numbers wrap, junk behind the address is ignored.
-    Linux,
-}
-
 /// The value of `mkkernel_pool=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PoolParam {
-    /// Bytes, not zero; not necessarily a multiple of a page.
+    /// The size in bytes; not 0, and not necessarily a multiple of a page.
     pub size: u64,
-    /// Where the pool has to lie, if the text says so; not zero.
+    /// The address the pool must have, if the text names one; not 0.
     pub start: Option<u64>,
+}
+
+/// Reads `SIZE[@ADDR]` exactly as the multikernel RFC does: numbers wrap, junk after the address is
+/// ignored.
+///
+/// # Errors
+///
+/// Returns [`ParamError`] for whatever the RFC answers `EINVAL` to.
+///
+/// ```
+/// use mkpool::linux::parse_pool_param;
+/// let param = parse_pool_param("1G@4Gjunk")?;
+/// assert_eq!((param.size, param.start), (1 << 30, Some(4 << 30)));
+/// # Ok::<(), mkpool::param::ParamError>(())
+/// ```
+#[cfg(feature = "linux")]
+pub fn parse_linux(s: &str) -> Result<PoolParam, ParamError> {
+    let (size, rest) = memparse(s);
+    if size == 0 {
+        return Err(ParamError::ZeroSize { text: s.to_owned() });
+    }
+    let Some(addr) = rest.strip_prefix('@') else {
+        if rest.is_empty() {
+            return Ok(PoolParam { size, start: None });
+        }
+        return Err(ParamError::Junk {
+            text: s.to_owned(),
+            junk: rest.to_owned(),
+        });
+    };
+    match memparse(addr) {
+        (0, _) => Err(ParamError::ZeroAddr { text: s.to_owned() }),
+        (start, _) => Ok(PoolParam {
+            size,
+            start: Some(start),
+        }),
+    }
 }
 
 impl PoolParam {
@@ -202,47 +234,17 @@ impl PoolParam {
     ///
     /// # Errors
     ///
-    /// In [`ParamMode::Linux`] whatever the RFC answers `EINVAL` to; in [`ParamMode::Strict`]
-    /// also numbers that do not fit 64 bits, junk, a repeated `@`, a pool that wraps.
+    /// Returns [`ParamError`] for numbers that are missing or do not fit 64 bits, for junk, for a
+    /// repeated `@`, and for a pool that would wrap.
     ///
     /// ```
-    /// use mkpool::{ParamMode, PoolParam};
-    /// let param = PoolParam::parse("1G@4G", ParamMode::Strict).unwrap();
+    /// use mkpool::param::PoolParam;
+    /// let param = PoolParam::parse("1G@4G")?;
     /// assert_eq!((param.size, param.start), (1 << 30, Some(4 << 30)));
-    /// assert!(PoolParam::parse("1G@4Gjunk", ParamMode::Strict).is_err());
-    /// assert_eq!(PoolParam::parse("1G@4Gjunk", ParamMode::Linux).unwrap(), param);
+    /// assert!(PoolParam::parse("1G@4Gjunk").is_err());
+    /// # Ok::<(), mkpool::param::ParamError>(())
     /// ```
-    pub fn parse(s: &str, mode: ParamMode) -> Result<Self, ParamError> {
-        match mode {
-            ParamMode::Strict => Self::parse_strict(s),
-            ParamMode::Linux => Self::parse_linux(s),
-        }
-    }
-
-    fn parse_linux(s: &str) -> Result<Self, ParamError> {
-        let (size, rest) = memparse(s);
-        if size == 0 {
-            return Err(ParamError::ZeroSize { text: s.to_owned() });
-        }
-        let Some(addr) = rest.strip_prefix('@') else {
-            if rest.is_empty() {
-                return Ok(Self { size, start: None });
-            }
-            return Err(ParamError::Junk {
-                text: s.to_owned(),
-                junk: rest.to_owned(),
-            });
-        };
-        match memparse(addr) {
-            (0, _) => Err(ParamError::ZeroAddr { text: s.to_owned() }),
-            (start, _) => Ok(Self {
-                size,
-                start: Some(start),
-            }),
-        }
-    }
-
-    fn parse_strict(s: &str) -> Result<Self, ParamError> {
+    pub fn parse(s: &str) -> Result<Self, ParamError> {
         let (size_text, addr_text) = match s.split_once('@') {
             Some((size, addr)) => (size, Some(addr)),
             None => (s, None),
@@ -273,12 +275,12 @@ impl PoolParam {
         })
     }
 
-    /// The same with the size rounded up to `granule` bytes, a power of two; compare the sizes
-    /// to tell the user that it was.
+    /// Returns the parameter with its size rounded up to `granule` bytes, a power of two. Compare
+    /// the sizes to find out whether it was.
     ///
     /// # Errors
     ///
-    /// [`ParamError::Unaligned`] if the address is no multiple of the granule,
+    /// Returns [`ParamError::Unaligned`] if the address is not a multiple of the granule, and
     /// [`ParamError::Wraps`] if the rounded pool does not fit the address space.
     pub fn rounded_to(self, granule: u64) -> Result<Self, ParamError> {
         let start = self.start.unwrap_or(0);

@@ -1,101 +1,73 @@
-//! [`GenPool`]: chunks, newest first, and the calls genalloc has.
+//! The allocator itself: chunks of address space, and allocations out of them.
 //!
-//! A pool is single threaded; [`MainPool`](crate::MainPool) puts a lock around one. It keeps no
-//! record of allocations: any sub-range of what is allocated may be freed, and one call may free
-//! several neighbours, as in Linux.
+//! A [`GenPool`] is single threaded; [`MainPool`](crate::MainPool) puts a lock around one. It
+//! keeps no record of allocations: any part of what is allocated may be freed, and one call may
+//! free several neighbours, as in Linux.
 
-use crate::chunk::{BadFree, Chunk};
-use crate::error::{AllocError, Busy, FreeError, PoolError};
-use crate::fit::{Algo, Mode};
+use crate::chunk::granules;
+use crate::chunks::Chunks;
+use crate::fit;
 use crate::range::AddrRange;
-use crate::ranking::Ranking;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+
+pub use crate::chunk::Chunk;
+pub use crate::error::{AllocError, Busy, FreeError, PoolError};
+pub use crate::fit::Algo;
 
 /// An allocator over chunks of address space, in granules of `1 << order` bytes.
 ///
-/// `O` is the owner tag of a chunk. Nothing is ever written to the memory itself.
+/// `O` is the type of the tag that each chunk carries for its owner. Nothing is ever written to
+/// the memory itself.
 ///
 /// ```
-/// use mkpool::{Algo, GenPool};
-/// let mut pool = GenPool::new(12).unwrap();
-/// pool.add_chunk(0x10_0000, 1 << 20, "low").unwrap();
-/// let page = pool.alloc(1).unwrap();
+/// use mkpool::{AddrRange, Algo, GenPool};
+/// let mut pool = GenPool::new(12)?;
+/// pool.add_chunk(AddrRange::with_size(0x10_0000, 1 << 20)?, "low")?;
+/// let page = pool.alloc(1)?;
 /// assert_eq!((page.start(), page.size()), (0x10_0000, 4096));
-/// let aligned = pool.alloc_with(8192, Algo::FirstFitAlign { align: 0x8000 }).unwrap();
-/// assert_eq!(aligned.start(), 0x10_8000);
-/// pool.free(aligned.start(), aligned.size()).unwrap();
-/// assert!(pool.free(aligned.start(), aligned.size()).is_err());
+/// let top = pool.alloc_with(8192, Algo::LastFit)?;
+/// assert_eq!(top.end(), 0x20_0000);
+/// // Only in the second half, aligned to 32 KiB.
+/// let upper = AddrRange::new(0x18_0000, 0x20_0000)?;
+/// let aligned = pool.alloc_within(8192, Algo::FirstFitAlign { align: 0x8000 }, upper)?;
+/// assert_eq!(aligned.start(), 0x18_0000);
+/// pool.free(aligned)?;
+/// assert!(pool.free(aligned).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct GenPool<O = ()> {
-    order: u32,
-    mode: Mode,
     algo: Algo,
-    /// Oldest first; every search walks it backwards.
-    chunks: Vec<Chunk<O>>,
-    /// The longest free run of each chunk, in granules.
-    ranking: Ranking,
-    /// Where the chunk at an address is, for as long as chunks are well formed and disjoint.
-    by_base: BTreeMap<u64, usize>,
-    /// Chunks that overlap, wrap or are empty (Linux mode): look through all of them.
-    irregular: bool,
-    avail: u64,
-    size: u64,
+    chunks: Chunks<O>,
 }
 
 impl<O> GenPool<O> {
-    /// An empty pool with granules of `1 << order` bytes and strict rules.
+    /// Returns an empty pool with granules of `1 << order` bytes.
     ///
     /// # Errors
     ///
-    /// [`PoolError::BadOrder`] from order 64 on.
+    /// Returns [`PoolError::BadOrder`] from order 64 on.
     pub fn new(order: u32) -> Result<Self, PoolError> {
-        Self::with_mode(order, Mode::Strict)
-    }
-
-    /// An empty pool that follows `mode`.
-    ///
-    /// # Errors
-    ///
-    /// [`PoolError::BadOrder`] from order 64 on.
-    pub fn with_mode(order: u32, mode: Mode) -> Result<Self, PoolError> {
-        if order > 63 {
-            return Err(PoolError::BadOrder { order });
-        }
         Ok(Self {
-            order,
-            mode,
             algo: Algo::FirstFit,
-            chunks: Vec::new(),
-            ranking: Ranking::default(),
-            by_base: BTreeMap::new(),
-            irregular: false,
-            avail: 0,
-            size: 0,
+            chunks: Chunks::new(order)?,
         })
     }
 
-    /// `min_alloc_order`: a granule is `1 << order` bytes.
+    /// Returns the order (genalloc's `min_alloc_order`): a granule is `1 << order` bytes.
     #[must_use]
     pub fn order(&self) -> u32 {
-        self.order
+        self.chunks.order()
     }
 
-    /// A granule in bytes.
+    /// Returns the size of a granule in bytes.
     #[must_use]
     pub fn granule(&self) -> u64 {
-        1_u64.wrapping_shl(self.order)
+        1_u64.wrapping_shl(self.order())
     }
 
-    /// Whose rules hold.
-    #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    /// The algorithm that [`alloc`](Self::alloc) uses; first fit unless set.
+    /// Returns the algorithm that [`alloc`](Self::alloc) uses; first fit unless it was set.
     #[must_use]
     pub fn algo(&self) -> Algo {
         self.algo
@@ -106,211 +78,157 @@ impl<O> GenPool<O> {
         self.algo = algo;
     }
 
-    /// Adds `size` bytes at `base`; from now on they are searched before all others.
+    /// Adds `range` to the pool; from now on it is searched before all other chunks.
     ///
-    /// Costs the same for a page and for a terabyte.
+    /// The call costs the same for a page and for a terabyte.
     ///
     /// # Errors
     ///
-    /// In strict mode the chunk must be whole granules, not empty, not at address 0, and apart
-    /// from every other chunk. Linux mode takes anything.
-    pub fn add_chunk(&mut self, base: u64, size: u64, owner: O) -> Result<(), PoolError> {
-        let disjoint = self.check_chunk(base, size);
-        if self.mode == Mode::Strict {
-            disjoint?;
-        }
-        self.irregular |= disjoint
-            .is_err_and(|e| !matches!(e, PoolError::Unaligned { .. } | PoolError::AtZero { .. }));
-        self.by_base.insert(base, self.chunks.len());
-        let chunk = Chunk::new(base, size, self.order, owner);
-        self.ranking.push(chunk.longest_run());
-        self.chunks.push(chunk);
-        // Linux mode may add up to more than 64 bits hold; there the counters wrap too.
-        self.size = self.size.wrapping_add(size);
-        self.avail = self.avail.wrapping_add(size);
-        Ok(())
-    }
-
-    /// What strict mode has against a chunk. Overlap comes first: Linux mode has to know.
-    fn check_chunk(&self, base: u64, size: u64) -> Result<(), PoolError> {
-        if size == 0 {
-            return Err(PoolError::Empty { base });
-        }
-        let Ok(chunk) = AddrRange::with_size(base, size) else {
-            return Err(PoolError::Wraps { base, size });
-        };
-        let below = self.by_base.range(..chunk.end()).next_back();
-        if let Some(existing) = below.and_then(|(_, &i)| self.chunks.get(i)?.range())
-            && existing.overlaps(&chunk)
-        {
+    /// Returns [`PoolError`] if the chunk overlaps another one, is not made of whole granules, or
+    /// starts at address 0.
+    pub fn add_chunk(&mut self, range: AddrRange, owner: O) -> Result<(), PoolError> {
+        if let Some(existing) = self.chunks.overlapping(range) {
+            let chunk = range;
             return Err(PoolError::Overlap { chunk, existing });
         }
         let granule = self.granule();
-        let mask = granule.wrapping_sub(1);
-        if (base | size) & mask != 0 {
-            return Err(PoolError::Unaligned {
-                base,
-                size,
-                granule,
-            });
+        if (range.start() | range.size()) & granule.wrapping_sub(1) != 0 {
+            let chunk = range;
+            return Err(PoolError::Unaligned { chunk, granule });
         }
-        if base == 0 {
-            return Err(PoolError::AtZero { size });
+        if range.start() == 0 {
+            return Err(PoolError::AtZero { chunk: range });
         }
+        self.chunks.add(range.start(), range.size(), owner);
         Ok(())
     }
 
-    /// Allocates `size` bytes, rounded up to granules, by the pool's algorithm.
+    /// Allocates `size` bytes, rounded up to granules, by the pool's own algorithm.
     ///
     /// # Errors
     ///
-    /// See [`alloc_with`](Self::alloc_with).
+    /// Returns the errors of [`alloc_with`](Self::alloc_with).
     pub fn alloc(&mut self, size: u64) -> Result<AddrRange, AllocError> {
         self.alloc_with(size, self.algo)
     }
 
-    /// Allocates `size` bytes, rounded up to granules, by `algo`. The range is what was really
-    /// taken. The newest chunk that fits wins; no allocation spans two.
+    /// Allocates `size` bytes, rounded up to granules, by `algo`, and returns what was taken.
+    ///
+    /// The newest chunk that has room wins, even if an older one would fit better; no allocation
+    /// spans two chunks.
     ///
     /// # Errors
     ///
-    /// [`AllocError::ZeroSize`], [`AllocError::NoRoom`], [`AllocError::Occupied`] for a fixed
-    /// place, and in strict mode [`AllocError::BadAlign`] and [`AllocError::BadOffset`].
-    /// Nothing has changed then, but for [`AllocError::AddressZero`] in Linux mode.
+    /// Returns [`AllocError`]: [`ZeroSize`](AllocError::ZeroSize),
+    /// [`NoRoom`](AllocError::NoRoom), [`BadAlign`](AllocError::BadAlign), and for [`Algo::At`]
+    /// [`Occupied`](AllocError::Occupied) and [`BadAddr`](AllocError::BadAddr). Nothing has changed
+    /// then.
     pub fn alloc_with(&mut self, size: u64, algo: Algo) -> Result<AddrRange, AllocError> {
+        self.alloc_in(size, algo, None)
+    }
+
+    /// Does what [`alloc_with`](Self::alloc_with) does, but only with addresses inside `limit`.
+    ///
+    /// [`Algo::BestFit`] looks at every free extent inside the limit, and its extents end with the
+    /// limit; all other algorithms stay logarithmic.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`alloc_with`](Self::alloc_with), with
+    /// [`AllocError::NoRoomInside`] in place of [`AllocError::NoRoom`].
+    pub fn alloc_within(
+        &mut self,
+        size: u64,
+        algo: Algo,
+        limit: AddrRange,
+    ) -> Result<AddrRange, AllocError> {
+        self.alloc_in(size, algo, Some(limit))
+    }
+
+    #[inline]
+    fn alloc_in(
+        &mut self,
+        size: u64,
+        algo: Algo,
+        limit: Option<AddrRange>,
+    ) -> Result<AddrRange, AllocError> {
         if size == 0 {
             return Err(AllocError::ZeroSize);
         }
-        self.check_algo(algo)?;
-        let n = granules(size, self.order);
-        let Some(taken) = self.take(n, algo) else {
-            return Err(self.no_room(size, algo));
-        };
-        self.avail = self.avail.wrapping_sub(taken.size());
-        if taken.start() == 0 {
-            return Err(AllocError::AddressZero { size: taken.size() });
-        }
-        Ok(taken)
-    }
-
-    /// Takes `n` granules from the newest chunk in which `algo` finds room.
-    fn take(&mut self, n: u64, algo: Algo) -> Option<AddrRange> {
-        let mut bound = self.chunks.len();
-        // A run that is long enough may still be in the wrong place, so there may be more to ask.
-        while let Some(index) = self.ranking.newest_before(bound, n) {
-            let chunk = self.chunks.get_mut(index)?;
-            if let Some(taken) = chunk.alloc(algo, n, self.mode) {
-                self.ranking.set(index, chunk.longest_run());
-                return Some(taken);
+        let order = self.order();
+        let n = granules(size, order);
+        let taken = if algo == Algo::FirstFit && limit.is_none() {
+            self.chunks.take_first(n)
+        } else {
+            self.check_algo(algo)?;
+            let search = |chunk: &mut Chunk<O>| fit::search(chunk, order, algo, n, limit);
+            if let Algo::At(addr) = algo {
+                let index = self.chunks.index_of(addr);
+                let take = |chunk: &mut Chunk<O>| search(chunk).map(|start| chunk.take(start, n));
+                index.and_then(|index| self.chunks.take_in(index, take))
+            } else {
+                self.chunks.take(n, search)
             }
-            bound = index;
-        }
-        None
+        };
+        taken.ok_or_else(|| self.no_room(size, algo, limit))
     }
 
     fn check_algo(&self, algo: Algo) -> Result<(), AllocError> {
-        if self.mode == Mode::Linux {
-            return Ok(());
-        }
         let granule = self.granule();
+        if let Some(align) = algo.align().filter(|align| !align.is_power_of_two()) {
+            return Err(AllocError::BadAlign { align });
+        }
         match algo {
-            Algo::FirstFitAlign { align } if !align.is_power_of_two() => {
-                Err(AllocError::BadAlign { align })
-            }
-            Algo::Fixed { offset } if offset & granule.wrapping_sub(1) != 0 => {
-                Err(AllocError::BadOffset { offset, granule })
+            Algo::At(addr) if addr & granule.wrapping_sub(1) != 0 => {
+                Err(AllocError::BadAddr { addr, granule })
             }
             _ => Ok(()),
         }
     }
 
-    fn no_room(&self, requested: u64, algo: Algo) -> AllocError {
-        if let Algo::Fixed { offset } = algo {
-            return AllocError::Occupied {
-                offset,
+    #[cold]
+    fn no_room(&self, requested: u64, algo: Algo, limit: Option<AddrRange>) -> AllocError {
+        let rounded = requested.checked_next_multiple_of(self.granule());
+        let rounded = rounded.unwrap_or(u64::MAX);
+        match (algo, limit) {
+            (Algo::At(addr), _) => AllocError::Occupied {
+                addr,
                 size: requested,
-            };
-        }
-        AllocError::NoRoom {
-            requested,
-            rounded: requested
-                .checked_next_multiple_of(self.granule())
-                .unwrap_or(u64::MAX),
-            avail: self.avail,
-            largest_free: self.ranking.greatest().wrapping_shl(self.order),
-        }
-    }
-
-    /// The chunk that answers for `addr`: the newest that holds it.
-    fn chunk_at(&self, addr: u64) -> Option<usize> {
-        if self.irregular {
-            return self.chunks.iter().rposition(|chunk| chunk.contains(addr));
-        }
-        // Mostly there is only one.
-        let newest = self.chunks.len().checked_sub(1)?;
-        if self.chunks.get(newest)?.contains(addr) {
-            return Some(newest);
-        }
-        let (_, &index) = self.by_base.range(..=addr).next_back()?;
-        self.chunks
-            .get(index)
-            .filter(|chunk| chunk.contains(addr))
-            .map(|_| index)
-    }
-
-    /// The error that says why a chunk did not free `size` bytes at `addr`.
-    fn free_error(chunk: &Chunk<O>, addr: u64, size: u64, why: BadFree) -> FreeError {
-        match why {
-            BadFree::PastEnd => FreeError::PastChunk {
-                addr,
-                size,
-                chunk_base: chunk.base(),
-                chunk_size: chunk.size(),
             },
-            BadFree::NotAllocated { first_free } => FreeError::NotAllocated {
-                addr,
-                size,
-                first_free,
+            (_, Some(limit)) => AllocError::NoRoomInside {
+                requested,
+                rounded,
+                limit,
+            },
+            _ => AllocError::NoRoom {
+                requested,
+                rounded,
+                avail: self.avail(),
+                largest_free: self.chunks.longest(),
             },
         }
     }
 
-    fn check_free(&self, addr: u64, size: u64) -> Result<(), FreeError> {
-        let chunk = self.chunk_at(addr).and_then(|i| self.chunks.get(i));
-        let chunk = chunk.ok_or(FreeError::NotInPool { addr, size })?;
-        chunk
-            .check_free(addr, size)
-            .map_err(|why| Self::free_error(chunk, addr, size, why))
-    }
-
-    /// Frees `size` bytes at `addr`: an allocation, a part of one, or several neighbours.
+    /// Frees `range`: an allocation, a part of one, or several neighbours in one chunk.
     ///
-    /// As in Linux the number of granules comes from `size` alone, and size 0 inside a chunk
-    /// frees nothing.
+    /// As in Linux, the number of granules comes from the size of the range alone, so a range need
+    /// not be rounded to granules.
     ///
     /// # Errors
     ///
-    /// Where Linux stops the machine: [`FreeError::NotInPool`], [`FreeError::PastChunk`],
+    /// Returns [`FreeError::NotInPool`], [`FreeError::PastChunk`] or
     /// [`FreeError::NotAllocated`]. Nothing has changed then.
-    pub fn free(&mut self, addr: u64, size: u64) -> Result<(), FreeError> {
-        let index = self.chunk_at(addr);
-        let Some((index, chunk)) = index.and_then(|i| Some((i, self.chunks.get_mut(i)?))) else {
-            return Err(FreeError::NotInPool { addr, size });
-        };
-        let before = chunk.avail();
-        if let Err(why) = chunk.free(addr, size) {
-            return Err(Self::free_error(chunk, addr, size, why));
-        }
-        self.ranking.set(index, chunk.longest_run());
-        self.avail = self.avail.wrapping_add(chunk.avail().wrapping_sub(before));
-        Ok(())
+    pub fn free(&mut self, range: AddrRange) -> Result<(), FreeError> {
+        let index = self.chunks.index_of(range.start());
+        self.chunks.free(index, range.start(), range.size())
     }
 
     /// Frees all of `ranges` or, if one of them cannot be freed, none.
     ///
     /// # Errors
     ///
-    /// As [`free`](Self::free), and [`FreeError::Overlap`] if two of the ranges overlap.
+    /// Returns the errors of [`free`](Self::free), and [`FreeError::Overlap`] if two of the ranges
+    /// overlap.
     pub fn free_all(&mut self, ranges: &[AddrRange]) -> Result<(), FreeError> {
         let mut sorted = ranges.to_vec();
         sorted.sort_unstable();
@@ -321,85 +239,80 @@ impl<O> GenPool<O> {
                 return Err(FreeError::Overlap { first, second });
             }
         }
-        for range in &sorted {
-            self.check_free(range.start(), range.size())?;
+        for &range in &sorted {
+            self.check_free(range)?;
         }
-        for range in &sorted {
-            self.free(range.start(), range.size())
+        for &range in &sorted {
+            self.free(range)
                 .expect("all of it is allocated, and no two overlap");
         }
         Ok(())
     }
 
-    /// Free bytes. Counts raw bytes as Linux does, so in Linux mode an exhausted pool whose
-    /// chunks have a tail says more than 0.
+    fn check_free(&self, range: AddrRange) -> Result<(), FreeError> {
+        let (addr, size) = (range.start(), range.size());
+        let chunk = self.chunks.index_of(addr).and_then(|i| self.chunks.get(i));
+        let chunk = chunk.ok_or(FreeError::NotInPool { addr, size })?;
+        chunk.check_free(addr, size)
+    }
+
+    /// Returns the number of free bytes.
     #[must_use]
     pub fn avail(&self) -> u64 {
-        self.avail
+        self.chunks.avail()
     }
 
-    /// Bytes of all chunks.
+    /// Returns the number of bytes of all chunks.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.chunks.size()
     }
 
-    /// Whether one chunk holds all of the `size` bytes at `addr`, free or not. In Linux mode a
-    /// range that wraps past 2^64 is taken for one that ends early, as Linux does.
+    /// Returns whether one chunk holds all of `range`, free or not.
     #[must_use]
-    pub fn has_addr(&self, addr: u64, size: u64) -> bool {
-        let has = |chunk: &Chunk<O>| match self.mode {
-            Mode::Strict => chunk.has(addr, size),
-            Mode::Linux => chunk.has_wrapping(addr, size),
-        };
-        if self.irregular {
-            return self.chunks.iter().any(has);
-        }
-        self.chunk_at(addr)
-            .and_then(|i| self.chunks.get(i))
-            .is_some_and(has)
+    pub fn contains(&self, range: AddrRange) -> bool {
+        let chunk = self.chunks.index_of(range.start());
+        let chunk = chunk.and_then(|i| self.chunks.get(i));
+        chunk.is_some_and(|chunk| chunk.range().contains_range(&range))
     }
 
-    /// The chunks, newest first: the order in which they are searched.
+    /// Returns the chunks, newest first: the order in which they are searched.
     pub fn chunks(&self) -> impl DoubleEndedIterator<Item = &Chunk<O>> + '_ {
-        self.chunks.iter().rev()
+        self.chunks.newest_first()
     }
 
-    /// The chunks by ascending address.
+    /// Returns the chunks by ascending address.
     pub fn chunks_by_addr(&self) -> impl Iterator<Item = &Chunk<O>> + '_ {
-        let mut sorted: Vec<&Chunk<O>> = self.chunks.iter().collect();
-        sorted.sort_by_key(|chunk| chunk.base());
-        sorted.into_iter()
+        self.chunks.by_addr()
     }
 
-    /// Free extents by ascending address; those of different chunks are never merged.
+    /// Returns the free extents by ascending address; extents of different chunks are not merged.
     pub fn free_extents(&self) -> impl Iterator<Item = AddrRange> + '_ {
         self.chunks_by_addr().flat_map(Chunk::free_extents)
     }
 
-    /// Allocated extents by ascending address; neighbouring allocations are one extent.
+    /// Returns the allocated extents by ascending address; neighbouring allocations are one extent.
     pub fn used_extents(&self) -> impl Iterator<Item = AddrRange> + '_ {
         self.chunks_by_addr().flat_map(Chunk::used_extents)
     }
 
-    /// The longest free extent; the lowest of several.
+    /// Returns the longest free extent; the lowest of equals.
     #[must_use]
     pub fn largest_free(&self) -> Option<AddrRange> {
-        let longest = self.chunks.iter().filter_map(Chunk::longest);
-        longest.max_by_key(|range| (range.size(), core::cmp::Reverse(range.start())))
+        self.chunks.largest_free()
     }
 
-    /// Whether nothing is allocated.
+    /// Returns whether nothing is allocated.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.chunks.iter().all(Chunk::is_idle)
+        self.chunks.is_idle()
     }
 
     /// Ends the pool and returns the owners of its chunks, newest first.
     ///
     /// # Errors
     ///
-    /// [`Busy`] with the pool and the list if something is still allocated.
+    /// Returns [`Busy`] with the pool and the allocated extents if something is still allocated.
     pub fn destroy(self) -> Result<Vec<O>, Busy<Self>> {
         if !self.is_idle() {
             let allocations = self.used_extents().collect();
@@ -408,21 +321,8 @@ impl<O> GenPool<O> {
                 allocations,
             });
         }
-        Ok(self
-            .chunks
-            .into_iter()
-            .rev()
-            .map(Chunk::into_owner)
-            .collect())
+        Ok(self.chunks.into_owners())
     }
-}
-
-/// How many granules of `1 << order` bytes it takes to hold `size`.
-pub(crate) fn granules(size: u64, order: u32) -> u64 {
-    // Not a division, which takes as long as the search.
-    let whole = size.wrapping_shr(order);
-    let rest = size.wrapping_sub(whole.wrapping_shl(order));
-    whole.saturating_add(u64::from(rest != 0))
 }
 
 #[cfg(test)]

@@ -1,52 +1,75 @@
-//! Half-open, never empty ranges of addresses: the one home of address arithmetic.
+//! Half-open ranges of addresses that are never empty: the one place for address arithmetic.
 //!
-//! A range that exists is well formed, so nobody who holds an [`AddrRange`] has to think about
-//! wrapping or about empty spans. The price is that the last byte of the 64-bit space cannot be
+//! A range that exists is well formed, so code that holds an [`AddrRange`] never has to consider
+//! wrapping or empty ranges. The price is that the last byte of the 64-bit address space cannot be
 //! part of any range; no machine has memory there.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Why two numbers do not make a range.
+/// The reason why two numbers do not make a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RangeError {
-    /// The range would hold no byte.
+    /// The range would be empty.
     #[error("the range at {start:#x} is empty")]
     Empty {
-        /// Where the range would start, in bytes.
+        /// The address at which the range would start.
         start: u64,
     },
     /// The end lies before the start.
     #[error("the range ends at {end:#x}, before its start {start:#x}")]
     Inverted {
-        /// First byte.
+        /// The first address.
         start: u64,
-        /// The end given, exclusive.
+        /// The exclusive end given.
         end: u64,
     },
     /// `start + size` does not fit 64 bits.
     #[error("{size:#x} bytes from {start:#x} on reach past the end of the address space")]
     Wraps {
-        /// First byte.
+        /// The first address.
         start: u64,
-        /// Length in bytes.
+        /// The length in bytes.
         size: u64,
     },
 }
 
 /// A half-open range of addresses, `start..end`, in bytes; never empty.
+///
+/// With the feature `serde` it is written as `{"start": …, "end": …}` and checked when it is read.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "Unchecked"))]
 pub struct AddrRange {
     start: u64,
     end: u64,
 }
 
+/// What is read for a range before it is checked.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+struct Unchecked {
+    start: u64,
+    end: u64,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<Unchecked> for AddrRange {
+    type Error = RangeError;
+
+    fn try_from(range: Unchecked) -> Result<Self, RangeError> {
+        Self::new(range.start, range.end)
+    }
+}
+
 impl AddrRange {
-    /// The range from `start` up to but without `end`.
+    /// Returns the range from `start` up to and excluding `end`.
     ///
     /// # Errors
     ///
-    /// [`RangeError::Empty`] if both are equal, [`RangeError::Inverted`] if `end` is smaller.
+    /// Returns [`RangeError::Empty`] if both are equal, [`RangeError::Inverted`] if `end` is
+    /// smaller.
     pub const fn new(start: u64, end: u64) -> Result<Self, RangeError> {
         if end == start {
             return Err(RangeError::Empty { start });
@@ -57,11 +80,12 @@ impl AddrRange {
         Ok(Self { start, end })
     }
 
-    /// The range of `size` bytes from `start` on.
+    /// Returns the range of `size` bytes from `start` on.
     ///
     /// # Errors
     ///
-    /// [`RangeError::Empty`] if `size` is 0, [`RangeError::Wraps`] if the end does not fit `u64`.
+    /// Returns [`RangeError::Empty`] if `size` is 0, [`RangeError::Wraps`] if the end does not fit
+    /// `u64`.
     pub const fn with_size(start: u64, size: u64) -> Result<Self, RangeError> {
         if size == 0 {
             return Err(RangeError::Empty { start });
@@ -72,50 +96,50 @@ impl AddrRange {
         }
     }
 
-    /// The first address.
+    /// Returns the first address of the range.
     #[must_use]
     pub const fn start(&self) -> u64 {
         self.start
     }
 
-    /// The first address behind the range (exclusive end).
+    /// Returns the first address after the range (its exclusive end).
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
-    /// The last address inside the range (inclusive end, as `/proc/iomem` prints it).
+    /// Returns the last address of the range (its inclusive end, as `/proc/iomem` prints it).
     #[must_use]
     pub const fn last(&self) -> u64 {
         // Never empty, so the end is at least 1.
         self.end.wrapping_sub(1)
     }
 
-    /// Length in bytes, at least 1.
+    /// Returns the length of the range in bytes, at least 1.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.end.wrapping_sub(self.start)
     }
 
-    /// Whether `addr` lies inside.
+    /// Returns whether `addr` lies inside the range.
     #[must_use]
     pub const fn contains(&self, addr: u64) -> bool {
         self.start <= addr && addr < self.end
     }
 
-    /// Whether all of `other` lies inside.
+    /// Returns whether all of `other` lies inside the range.
     #[must_use]
     pub const fn contains_range(&self, other: &Self) -> bool {
         self.start <= other.start && other.end <= self.end
     }
 
-    /// Whether the two share at least one byte.
+    /// Returns whether the two ranges share at least one byte.
     #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// The bytes that lie in both, if there are any.
+    /// Returns the bytes that lie in both ranges, if there are any.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end)).ok()
@@ -134,13 +158,13 @@ impl fmt::Display for AddrRange {
     }
 }
 
-/// Sorts `ranges` and joins what overlaps or touches.
+/// Sorts `ranges` and joins those that overlap or touch.
 ///
-/// This is what turns an instance's chunks into memory slots and e820 rows: the fewest ranges
-/// that cover the same bytes.
+/// The result is the smallest list of ranges that covers the same bytes: what turns an instance's
+/// chunks into memory slots and rows of an e820 map.
 ///
 /// ```
-/// use mkpool::{AddrRange, merge_adjacent};
+/// use mkpool::range::{AddrRange, merge_adjacent};
 /// let page = |n: u64| AddrRange::with_size(n << 12, 4096).unwrap();
 /// let merged = merge_adjacent([page(5), page(3), page(4), page(9)]);
 /// assert_eq!(merged, [AddrRange::new(0x3000, 0x6000).unwrap(), page(9)]);

@@ -1,17 +1,18 @@
-//! Which chunk to ask: the newest one with a free run that is long enough.
+//! Finds the chunk to ask: the newest one with a free run that is long enough.
 //!
-//! An instance out of a fragmented pool may have thousands of chunks. A tournament over their
-//! longest runs finds the next one worth asking in O(log chunks), so that the order in which
-//! Linux walks its list is kept without the walk.
+//! An instance that was carved from a fragmented pool may have thousands of chunks. A tournament
+//! tree over their longest runs finds the next one worth asking in O(log chunks), so that the order
+//! in which Linux walks its list is kept without the walk.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// A number per chunk, by the chunk's age; searched from the newest backwards.
+/// One number per chunk, by the chunk's age, searched from the newest backwards.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranking {
     len: usize,
-    /// A heap: place 1 is the greatest of all, the chunks are in the second half.
+    /// A complete binary tree: the number at place 1 is the greatest of all, the chunks are in the
+    /// second half.
     heap: Vec<u64>,
 }
 
@@ -20,7 +21,7 @@ impl Ranking {
         self.heap.len().wrapping_shr(1)
     }
 
-    /// Adds the newest.
+    /// Adds the number of a new chunk, the newest.
     pub(crate) fn push(&mut self, value: u64) {
         if self.len == self.half() {
             let half = self.half().saturating_mul(2).max(1);
@@ -55,7 +56,7 @@ impl Ranking {
         }
     }
 
-    /// Changes the number of a chunk.
+    /// Sets the number of a chunk.
     pub(crate) fn set(&mut self, index: usize, value: u64) {
         let mut place = self.half().wrapping_add(index);
         if let Some(slot) = self.heap.get_mut(place) {
@@ -67,18 +68,18 @@ impl Ranking {
         }
     }
 
-    /// The greatest number of all.
+    /// Returns the greatest number of all.
     pub(crate) fn greatest(&self) -> u64 {
         self.at(1)
     }
 
-    /// The newest chunk before `bound` whose number is at least `value`, which is not 0.
+    /// Returns the newest chunk before `bound` whose number is at least `value`, which is not 0.
     pub(crate) fn newest_before(&self, bound: usize, value: u64) -> Option<usize> {
         let half = self.half();
         if bound == 0 || half == 0 {
             return None;
         }
-        // Up from the first candidate until something to its left, or itself, is good enough.
+        // Up from the first candidate until it, or something to its left, is great enough.
         let mut place = half.wrapping_add(bound.min(self.len)).wrapping_sub(1);
         while self.at(place) < value {
             // The nearest subtree that lies to the left.

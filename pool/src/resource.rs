@@ -1,7 +1,7 @@
-//! The named tree of who holds what, laid out and printed as `/proc/iomem` is.
+//! A tree of named ranges, laid out and printed as `/proc/iomem` is: who holds what.
 //!
-//! Resources are looked up by handle or by address, never by name: names may repeat. Siblings
-//! never overlap, children lie inside their parent; that is checked on insertion, against the
+//! Resources are looked up by handle or by address, never by name, because names may repeat.
+//! Siblings never overlap and children lie inside their parent. Insertion checks that against the
 //! neighbours only, in O(log siblings).
 
 use crate::range::AddrRange;
@@ -10,54 +10,55 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// A handle on a resource; never used again after the resource is gone.
+/// A handle of a resource. It is never used again after the resource is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceId(u64);
 
-/// Why the tree was not changed.
+/// The reason why the tree was not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ResourceError {
-    /// There is no such resource (any more).
+    /// The resource does not exist, or not any more.
     #[error("there is no resource #{}", id.0)]
     Unknown {
         /// The handle given.
         id: ResourceId,
     },
-    /// Some byte belongs to a sibling already.
+    /// Part of the range already belongs to a sibling.
     #[error("`{name}` at {range} overlaps `{existing}` at {existing_range}")]
     Overlap {
-        /// What was to be inserted.
+        /// The name to be inserted.
         name: String,
-        /// Where.
+        /// The range to be inserted.
         range: AddrRange,
-        /// The sibling.
+        /// The sibling's name.
         existing: String,
-        /// Where that lies.
+        /// The sibling's range.
         existing_range: AddrRange,
     },
-    /// The range leaves its parent.
+    /// The range does not lie inside its parent.
     #[error("`{name}` at {range} does not lie inside `{parent}` at {parent_range}")]
     OutsideParent {
-        /// What was to be inserted.
+        /// The name to be inserted.
         name: String,
-        /// Where.
+        /// The range to be inserted.
         range: AddrRange,
-        /// The parent.
+        /// The parent's name.
         parent: String,
-        /// Where that lies.
+        /// The parent's range.
         parent_range: AddrRange,
     },
     /// A resource with children cannot be removed alone.
     #[error("`{name}` at {range} still has {children} children")]
     HasChildren {
-        /// The resource.
+        /// The resource's name.
         name: String,
-        /// Where.
+        /// The resource's range.
         range: AddrRange,
-        /// How many there are.
+        /// The number of its children.
         children: usize,
     },
-    /// A name with control characters could forge lines of the printed tree.
+    /// The name has control characters, which could forge lines of the printed tree.
     #[error("the name {name:?} has control characters")]
     BadName {
         /// The name given.
@@ -65,52 +66,52 @@ pub enum ResourceError {
     },
 }
 
-/// One line of the tree.
+/// One named range of the tree.
 #[derive(Debug, Clone)]
 pub struct Resource {
     id: ResourceId,
     name: String,
     range: AddrRange,
     parent: Option<ResourceId>,
-    /// By start address.
+    /// The children by start address.
     children: BTreeMap<u64, ResourceId>,
 }
 
 impl Resource {
-    /// Its handle.
+    /// Returns the handle of the resource.
     #[must_use]
     pub fn id(&self) -> ResourceId {
         self.id
     }
 
-    /// Its name; others may have the same.
+    /// Returns the name of the resource; others may have the same name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The addresses it covers.
+    /// Returns the addresses the resource covers.
     #[must_use]
     pub fn range(&self) -> AddrRange {
         self.range
     }
 
-    /// What it lies in; `None` at the top.
+    /// Returns the resource it lies in; `None` at the top of the tree.
     #[must_use]
     pub fn parent(&self) -> Option<ResourceId> {
         self.parent
     }
 
-    /// What lies directly in it, by ascending address.
+    /// Returns the resources that lie directly in it, by ascending address.
     pub fn children(&self) -> impl DoubleEndedIterator<Item = ResourceId> + '_ {
         self.children.values().copied()
     }
 }
 
-/// Who holds what.
+/// The tree of who holds what.
 ///
 /// ```
-/// use mkpool::{AddrRange, ResourceTree};
+/// use mkpool::{AddrRange, resource::ResourceTree};
 /// let mut tree = ResourceTree::new();
 /// let pool = AddrRange::with_size(4 << 30, 1 << 30).unwrap();
 /// let root = tree.insert(None, pool, "Multikernel Memory Pool").unwrap();
@@ -130,30 +131,31 @@ pub struct ResourceTree {
 }
 
 impl ResourceTree {
-    /// An empty tree.
+    /// Returns an empty tree.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many resources there are.
+    /// Returns the number of resources.
     #[must_use]
     pub fn len(&self) -> usize {
         self.resources.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the tree has no resources.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty()
     }
 
-    /// Puts `range` under `parent`, or at the top.
+    /// Inserts `range` below `parent`, or at the top, and returns its handle.
     ///
     /// # Errors
     ///
-    /// [`ResourceError::Overlap`] with a sibling, [`ResourceError::OutsideParent`],
-    /// [`ResourceError::Unknown`] parent, [`ResourceError::BadName`].
+    /// Returns [`ResourceError::Overlap`] with a sibling, [`ResourceError::OutsideParent`],
+    /// [`ResourceError::Unknown`] for the parent, and [`ResourceError::BadName`]. Nothing changes
+    /// then.
     pub fn insert(
         &mut self,
         parent: Option<ResourceId>,
@@ -206,11 +208,11 @@ impl ResourceTree {
         Ok(id)
     }
 
-    /// Takes out a resource without children.
+    /// Removes a resource that has no children.
     ///
     /// # Errors
     ///
-    /// [`ResourceError::Unknown`] or [`ResourceError::HasChildren`].
+    /// Returns [`ResourceError::Unknown`] or [`ResourceError::HasChildren`].
     pub fn remove(&mut self, id: ResourceId) -> Result<(), ResourceError> {
         let resource = self.known(id)?;
         if !resource.children.is_empty() {
@@ -223,11 +225,11 @@ impl ResourceTree {
         self.remove_subtree(id)
     }
 
-    /// Takes out a resource and everything below it.
+    /// Removes a resource and everything below it.
     ///
     /// # Errors
     ///
-    /// [`ResourceError::Unknown`].
+    /// Returns [`ResourceError::Unknown`].
     pub fn remove_subtree(&mut self, id: ResourceId) -> Result<(), ResourceError> {
         let top = self.known(id)?;
         let (parent, start) = (top.parent, top.range.start());
@@ -241,19 +243,19 @@ impl ResourceTree {
         Ok(())
     }
 
-    /// The resource behind a handle.
+    /// Returns the resource with the handle `id`.
     #[must_use]
     pub fn get(&self, id: ResourceId) -> Option<&Resource> {
         self.resources.get(&id)
     }
 
-    /// The deepest resource that holds `addr`.
+    /// Returns the deepest resource that holds `addr`.
     #[must_use]
     pub fn find(&self, addr: u64) -> Option<ResourceId> {
         self.path(addr).last().map(|resource| resource.id)
     }
 
-    /// All resources that hold `addr`, the outermost first.
+    /// Returns all resources that hold `addr`, the outermost first.
     #[must_use]
     pub fn path(&self, addr: u64) -> Vec<&Resource> {
         let mut path = Vec::new();
@@ -270,7 +272,8 @@ impl ResourceTree {
         path
     }
 
-    /// Everything in printing order, with its depth: by ascending address, parents first.
+    /// Returns all resources in printing order with their depth: by ascending address, parents
+    /// first.
     pub fn iter(&self) -> impl Iterator<Item = (usize, &Resource)> + '_ {
         let mut open: Vec<(usize, ResourceId)> =
             self.roots.values().rev().map(|&id| (0, id)).collect();
@@ -297,7 +300,7 @@ impl ResourceTree {
         }
     }
 
-    /// The children of a parent that is known to exist.
+    /// Returns the children of a parent that is known to exist.
     fn level_mut(&mut self, parent: Option<ResourceId>) -> &mut BTreeMap<u64, ResourceId> {
         match parent.and_then(|id| self.resources.get_mut(&id)) {
             None => &mut self.roots,
@@ -306,7 +309,8 @@ impl ResourceTree {
     }
 }
 
-/// As `/proc/iomem`: two blanks per level, inclusive ends, at least eight hex digits.
+/// Prints the tree as `/proc/iomem` is printed: two blanks per level, inclusive ends, at least
+/// eight hex digits.
 impl fmt::Display for ResourceTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (depth, resource) in self.iter() {

@@ -5,7 +5,8 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use mkpool::{AddrRange, ChunkPolicy, InstancePool, MainPool, PAGE_ORDER};
+use mkpool::{AddrRange, InstancePool, MainPool};
+use mkpool::{instance::ChunkPolicy, main_pool::PAGE_ORDER};
 
 const PAGE: u64 = 4096;
 const BASE: u64 = 4 << 30;
@@ -36,7 +37,8 @@ fn what_is_freed_by_one_thread_can_be_had_by_another() {
         let first = main.alloc(2 * PAGE).unwrap();
         let other = Arc::clone(&main);
         let theirs = thread::spawn(move || other.alloc(PAGE).ok());
-        main.free(first.start(), PAGE).unwrap();
+        main.free(AddrRange::with_size(first.start(), PAGE).unwrap())
+            .unwrap();
         let theirs = theirs.join().unwrap();
         let free: u64 = main.free_extents().iter().map(AddrRange::size).sum();
         assert_eq!(free, if theirs.is_some() { 0 } else { PAGE });
@@ -50,8 +52,8 @@ fn a_double_free_succeeds_exactly_once() {
         let main = pool(2);
         let page = main.alloc(PAGE).unwrap();
         let other = Arc::clone(&main);
-        let theirs = thread::spawn(move || other.free(page.start(), PAGE).is_ok());
-        let ours = main.free(page.start(), PAGE).is_ok();
+        let theirs = thread::spawn(move || other.free(page).is_ok());
+        let ours = main.free(page).is_ok();
         assert!(ours != theirs.join().unwrap());
         assert_eq!(main.avail(), 2 * PAGE);
     });
@@ -70,9 +72,7 @@ fn creations_that_collide_leave_nothing_behind() {
         let made = [ours, theirs.join().unwrap()];
         let held: u64 = made.iter().flatten().map(InstancePool::size).sum();
         assert_eq!(main.avail(), 3 * PAGE - held);
-        for instance in made.into_iter().flatten() {
-            instance.destroy(&main).unwrap();
-        }
+        drop(made);
         assert_eq!(main.free_extents(), [main.range()]);
     });
 }

@@ -4,8 +4,8 @@
 
 mod oracle;
 
-use mkpool::{AddrRange, Algo, GenPool, Mode};
-use oracle::Model;
+use mkpool::{AddrRange, GenPool, linux};
+use oracle::{How, Model};
 
 /// splitmix64: small, good enough, the same everywhere.
 struct Rng(u64);
@@ -20,16 +20,117 @@ impl Rng {
     }
 }
 
+/// Whose rules a pool follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    Strict,
+    Linux,
+}
+
+/// The pool under test.
+enum Subject {
+    Strict(GenPool),
+    Linux(linux::GenPool),
+}
+
+impl Subject {
+    fn new(order: u32, rules: Rules) -> Self {
+        match rules {
+            Rules::Strict => Self::Strict(GenPool::new(order).unwrap()),
+            Rules::Linux => Self::Linux(linux::GenPool::create(order).unwrap()),
+        }
+    }
+
+    fn add(&mut self, base: u64, size: u64) {
+        match self {
+            Self::Strict(pool) => {
+                let range = AddrRange::with_size(base, size).unwrap();
+                pool.add_chunk(range, ()).unwrap();
+            }
+            Self::Linux(pool) => pool.add(base, size),
+        }
+    }
+
+    fn alloc(&mut self, size: u64, how: How, limit: Option<(u64, u64)>) -> Option<u64> {
+        let limit = limit.map(|(low, high)| AddrRange::new(low, high).unwrap());
+        match self {
+            Self::Strict(pool) => {
+                let algo = how.strict();
+                let got = match limit {
+                    None => pool.alloc_with(size, algo),
+                    Some(limit) => pool.alloc_within(size, algo, limit),
+                };
+                let rounded = size.next_multiple_of(pool.granule());
+                assert!(got.is_err() || got.is_ok_and(|range| range.size() == rounded));
+                got.ok().map(|range| range.start())
+            }
+            Self::Linux(pool) => pool.alloc_algo(size, how.linux()),
+        }
+    }
+
+    /// `None` where the call cannot be expressed.
+    fn free(&mut self, addr: u64, size: u64) -> Option<bool> {
+        match self {
+            Self::Strict(pool) => {
+                let range = AddrRange::with_size(addr, size).ok()?;
+                Some(pool.free(range).is_ok())
+            }
+            Self::Linux(pool) => Some(pool.free(addr, size).is_ok()),
+        }
+    }
+
+    fn extents(&self, used: bool) -> Vec<AddrRange> {
+        match (self, used) {
+            (Self::Strict(pool), true) => pool.used_extents().collect(),
+            (Self::Strict(pool), false) => pool.free_extents().collect(),
+            (Self::Linux(pool), true) => pool.used_extents().collect(),
+            (Self::Linux(pool), false) => pool.free_extents().collect(),
+        }
+    }
+
+    fn avail(&self) -> u64 {
+        match self {
+            Self::Strict(pool) => pool.avail(),
+            Self::Linux(pool) => pool.avail(),
+        }
+    }
+
+    fn largest_free(&self) -> Option<AddrRange> {
+        match self {
+            Self::Strict(pool) => pool.largest_free(),
+            Self::Linux(pool) => pool.largest_free(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Strict(pool) => pool.is_idle(),
+            Self::Linux(pool) => pool.is_idle(),
+        }
+    }
+}
+
 /// One call on both sides.
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    Alloc { size: u64, algo: Algo },
-    Free { addr: u64, size: u64 },
+    Alloc {
+        size: u64,
+        how: How,
+        limit: Option<(u64, u64)>,
+    },
+    Free {
+        addr: u64,
+        size: u64,
+    },
 }
 
 struct Pair {
-    pool: GenPool,
+    pool: Subject,
+    rules: Rules,
     model: Model,
+    granule: u64,
+    /// The bytes of all chunks.
+    size: u64,
     /// Where the newest chunk starts.
     base: u64,
     /// What both handed out and nobody gave back.
@@ -37,16 +138,19 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(order: u32, mode: Mode, chunks: &[(u64, u64)]) -> Self {
-        let mut pool = GenPool::with_mode(order, mode).unwrap();
+    fn new(order: u32, rules: Rules, chunks: &[(u64, u64)]) -> Self {
+        let mut pool = Subject::new(order, rules);
         let mut model = Model::new(order);
         for &(base, size) in chunks {
-            pool.add_chunk(base, size, ()).unwrap();
+            pool.add(base, size);
             model.add(base, size);
         }
         Self {
             pool,
+            rules,
             model,
+            granule: 1 << order,
+            size: chunks.iter().map(|chunk| chunk.1).sum(),
             base: chunks.last().unwrap().0,
             live: Vec::new(),
         }
@@ -55,18 +159,17 @@ impl Pair {
     /// Plays `op` on both and compares the answers and the books.
     fn play(&mut self, op: Op) {
         match op {
-            Op::Alloc { size, algo } => {
-                let got = self.pool.alloc_with(size, algo).ok();
-                let want = self.model.alloc(size, algo);
-                assert_eq!(got.map(|range| range.start()), want, "{op:?}");
-                if let Some(range) = got {
-                    assert_eq!(range.size(), size.next_multiple_of(self.pool.granule()));
-                    self.live.push((range.start(), range.size()));
-                }
+            Op::Alloc { size, how, limit } => {
+                let got = self.pool.alloc(size, how, limit);
+                let want = self.model.alloc_within(size, how, limit);
+                assert_eq!(got, want, "{op:?}");
+                let rounded = size.next_multiple_of(self.granule);
+                self.live.extend(got.map(|addr| (addr, rounded)));
             }
             Op::Free { addr, size } => {
-                let (got, want) = (self.pool.free(addr, size), self.model.free(addr, size));
-                assert_eq!(got.is_ok(), want, "{op:?}: {got:?}");
+                if let Some(got) = self.pool.free(addr, size) {
+                    assert_eq!(got, self.model.free(addr, size), "{op:?}");
+                }
             }
         }
         assert_eq!(self.pool.avail(), self.model.avail(), "{op:?}");
@@ -74,27 +177,40 @@ impl Pair {
 
     /// The invariants that cost time: extents are what the bitmap says, disjoint, and add up.
     fn audit(&self) {
-        let free: Vec<AddrRange> = self.pool.free_extents().collect();
-        let want = self.model.extents(false);
-        assert_eq!(
-            free.iter()
-                .map(|r| (r.start(), r.size()))
-                .collect::<Vec<_>>(),
-            want
-        );
-        let used: Vec<_> = self
-            .pool
-            .used_extents()
-            .map(|r| (r.start(), r.size()))
-            .collect();
-        assert_eq!(used, self.model.extents(true));
-        let longest = free.iter().map(AddrRange::size).max();
+        let extents = |used: bool| -> Vec<(u64, u64)> {
+            let ranges = self.pool.extents(used).into_iter();
+            ranges.map(|range| (range.start(), range.size())).collect()
+        };
+        let free = extents(false);
+        assert_eq!(free, self.model.extents(false));
+        assert_eq!(extents(true), self.model.extents(true));
+        let longest = free.iter().map(|extent| extent.1).max();
         assert_eq!(self.pool.largest_free().map(|r| r.size()), longest);
+    }
+
+    /// An algorithm, and limits now and then.
+    fn random_how(&self, rng: &mut Rng, span: u64) -> (How, Option<(u64, u64)>) {
+        let strict = self.rules == Rules::Strict;
+        let offset = rng.below(span) / self.granule * self.granule;
+        let how = match rng.below(if strict { 12 } else { 9 }) {
+            0..=2 => How::First,
+            3..=5 => How::Best,
+            6 => How::FirstAlign(1 << rng.below(31)),
+            7 => How::OrderAlign,
+            8 if strict => How::At(self.base + offset),
+            8 => How::Fixed(offset),
+            9..=10 => How::Last,
+            _ => How::LastAlign(1 << rng.below(31)),
+        };
+        let low = self.base + rng.below(span);
+        let high = low + 1 + rng.below(span);
+        let limited = strict && rng.below(4) == 0;
+        (how, limited.then_some((low, high)))
     }
 
     /// A random call: mostly sane ones, every algorithm, now and then nonsense.
     fn random_op(&mut self, rng: &mut Rng, max: u64, span: u64) -> Op {
-        let granule = self.pool.granule();
+        let granule = self.granule;
         let size = match rng.below(8) {
             0 => 1 + rng.below(granule),
             1 => granule << rng.below(10),
@@ -102,30 +218,9 @@ impl Pair {
             _ => 1 + rng.below(max),
         };
         match rng.below(20) {
-            0..=2 => Op::Alloc {
-                size,
-                algo: Algo::FirstFit,
-            },
-            3..=5 => Op::Alloc {
-                size,
-                algo: Algo::BestFit,
-            },
-            6..=7 => Op::Alloc {
-                size,
-                algo: Algo::FirstFitAlign {
-                    align: 1 << rng.below(31),
-                },
-            },
-            8 => Op::Alloc {
-                size,
-                algo: Algo::FirstFitOrderAlign,
-            },
-            9 => {
-                let offset = rng.below(span) / granule * granule;
-                Op::Alloc {
-                    size,
-                    algo: Algo::Fixed { offset },
-                }
+            0..=9 => {
+                let (how, limit) = self.random_how(rng, span);
+                Op::Alloc { size, how, limit }
             }
             10 => {
                 // As likely as not something that may not be freed.
@@ -134,10 +229,7 @@ impl Pair {
                     size: rng.below(max),
                 }
             }
-            kind if self.live.is_empty() => Op::Alloc {
-                size: kind,
-                algo: Algo::FirstFit,
-            },
+            kind if self.live.is_empty() => first_fit(kind),
             kind => {
                 let i = usize::try_from(rng.below(self.live.len() as u64)).unwrap();
                 let (addr, size) = self.live.swap_remove(i);
@@ -164,13 +256,21 @@ impl Pair {
         // Where chunks overlap a free always goes to the newer one, and some memory never back.
         let all_back = self.model.extents(true).is_empty();
         assert_eq!(self.pool.is_idle(), all_back);
-        assert_eq!(self.pool.avail() == self.pool.size(), all_back);
+        assert_eq!(self.pool.avail() == self.size, all_back);
         all_back
     }
 }
 
-fn workload(order: u32, mode: Mode, chunks: &[(u64, u64)], max: u64, ops: u32, seed: u64) {
-    let mut pair = Pair::new(order, mode, chunks);
+fn first_fit(size: u64) -> Op {
+    Op::Alloc {
+        size,
+        how: How::First,
+        limit: None,
+    }
+}
+
+fn workload(order: u32, rules: Rules, chunks: &[(u64, u64)], max: u64, ops: u32, seed: u64) {
+    let mut pair = Pair::new(order, rules, chunks);
     let span = chunks.iter().map(|chunk| chunk.1).max().unwrap();
     let mut rng = Rng(seed);
     for step in 0..ops {
@@ -190,10 +290,10 @@ const BASE: u64 = 4 << 30;
 #[test]
 fn small_pools_agree_with_the_model() {
     for seed in 0..12 {
-        workload(12, Mode::Strict, &[(BASE, 64 << 12)], 6 << 12, 3000, seed);
+        workload(12, Rules::Strict, &[(BASE, 64 << 12)], 6 << 12, 3000, seed);
         workload(
             12,
-            Mode::Linux,
+            Rules::Linux,
             &[(BASE, 64 << 12)],
             6 << 12,
             3000,
@@ -210,8 +310,8 @@ fn pools_of_many_chunks_agree_with_the_model() {
         (1 << 30, 300 << 12),
     ];
     for seed in 0..6 {
-        workload(12, Mode::Strict, &chunks, 20 << 12, 4000, seed);
-        workload(9, Mode::Linux, &chunks, 20 << 12, 4000, seed);
+        workload(12, Rules::Strict, &chunks, 20 << 12, 4000, seed);
+        workload(9, Rules::Linux, &chunks, 20 << 12, 4000, seed);
     }
 }
 
@@ -226,8 +326,8 @@ fn a_pool_of_50_chunks_agrees_with_the_model() {
     };
     let chunks: Vec<_> = (0..50).map(chunk).collect();
     for seed in 0..4 {
-        workload(12, Mode::Strict, &chunks, 20 << 12, 3000, seed);
-        workload(12, Mode::Linux, &chunks, 20 << 12, 3000, seed);
+        workload(12, Rules::Strict, &chunks, 20 << 12, 3000, seed);
+        workload(12, Rules::Linux, &chunks, 20 << 12, 3000, seed);
     }
 }
 
@@ -239,9 +339,9 @@ fn unaligned_chunks_agree_with_the_model() {
         (0x100_0000, 100),
     ];
     for seed in 0..6 {
-        workload(12, Mode::Linux, &chunks, 1 << 17, 3000, seed);
-        workload(16, Mode::Linux, &chunks, 1 << 18, 3000, seed);
-        workload(3, Mode::Linux, &chunks, 1 << 9, 2000, seed);
+        workload(12, Rules::Linux, &chunks, 1 << 17, 3000, seed);
+        workload(16, Rules::Linux, &chunks, 1 << 18, 3000, seed);
+        workload(3, Rules::Linux, &chunks, 1 << 9, 2000, seed);
     }
 }
 
@@ -253,23 +353,23 @@ fn overlapping_chunks_agree_with_the_model() {
         (BASE + (16 << 12), 8 << 12),
     ];
     for seed in 0..6 {
-        workload(12, Mode::Linux, &chunks, 6 << 12, 2000, seed);
+        workload(12, Rules::Linux, &chunks, 6 << 12, 2000, seed);
     }
 }
 
 #[test]
 fn a_pool_of_64_gib_agrees_with_the_model_over_200_000_operations() {
-    workload(12, Mode::Linux, &[(BASE, 64 << 30)], 4 << 20, 200_000, 1);
+    workload(12, Rules::Linux, &[(BASE, 64 << 30)], 4 << 20, 200_000, 1);
 }
 
 #[test]
 fn a_pool_of_1_tib_agrees_with_the_model() {
-    workload(12, Mode::Strict, &[(BASE, 1 << 40)], 64 << 20, 3000, 4);
+    workload(12, Rules::Strict, &[(BASE, 1 << 40)], 64 << 20, 3000, 4);
 }
 
 /// Fills a pool to 90 % by first fit, then frees and allocates at random.
 fn churn(order: u32, size: u64, seed: u64) {
-    let mut pair = Pair::new(order, Mode::Strict, &[(BASE, size)]);
+    let mut pair = Pair::new(order, Rules::Strict, &[(BASE, size)]);
     let mut rng = Rng(seed);
     let mut ops = 0;
     while ops < 200_000 {
@@ -282,11 +382,7 @@ fn churn(order: u32, size: u64, seed: u64) {
             let (addr, size) = pair.live.swap_remove(i);
             pair.play(Op::Free { addr, size });
         } else {
-            let algo = Algo::FirstFit;
-            pair.play(Op::Alloc {
-                size: granules << order,
-                algo,
-            });
+            pair.play(first_fit(granules << order));
         }
         ops += 1;
         if ops % 40_000 == 0 {
@@ -311,12 +407,12 @@ fn a_pool_of_1_tib_agrees_with_the_model_when_90_percent_full() {
 #[test]
 fn a_dense_pool_agrees_with_the_model() {
     // Single pages, near full: leaves are bitmaps.
-    workload(12, Mode::Strict, &[(BASE, 64 << 20)], 3 << 12, 40_000, 2);
+    workload(12, Rules::Strict, &[(BASE, 64 << 20)], 3 << 12, 40_000, 2);
 }
 
 #[test]
 fn alignments_of_every_c_int_agree_with_the_model() {
-    let mut pair = Pair::new(12, Mode::Linux, &[(BASE + 0x3000, 1 << 32)]);
+    let mut pair = Pair::new(12, Rules::Linux, &[(BASE + 0x3000, 1 << 32)]);
     let mut rng = Rng(3);
     for _ in 0..20_000 {
         let align = match rng.below(3) {
@@ -325,10 +421,9 @@ fn alignments_of_every_c_int_agree_with_the_model() {
             _ => (1 << rng.below(31)) + rng.below(3) * 4096,
         };
         let size = 1 + rng.below(1 << 18);
-        pair.play(Op::Alloc {
-            size,
-            algo: Algo::FirstFitAlign { align },
-        });
+        let how = How::FirstAlign(align);
+        let limit = None;
+        pair.play(Op::Alloc { size, how, limit });
         if pair.live.len() > 40 {
             let i = usize::try_from(rng.below(pair.live.len() as u64)).unwrap();
             let (addr, size) = pair.live.swap_remove(i);

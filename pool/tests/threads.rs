@@ -2,7 +2,8 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use mkpool::{AddrRange, Algo, ChunkPolicy, InstancePool, MainPool, PAGE_ORDER};
+use mkpool::{AddrRange, Algo, InstancePool, MainPool};
+use mkpool::{instance::ChunkPolicy, main_pool::PAGE_ORDER};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -41,12 +42,16 @@ fn hammer(main: &MainPool, owners: &Owners, me: u32) {
                     owners.change(region, 0, me);
                     owners.change(region, me, 0);
                 }
-                instance.destroy(main).unwrap();
+                // Half of them go by name, half are dropped.
+                if step % 128 == 0 {
+                    instance.destroy().unwrap();
+                }
             }
         }
-        let algo = match random(3) {
+        let algo = match random(4) {
             0 => Algo::FirstFit,
             1 => Algo::BestFit,
+            2 => Algo::LastFit,
             _ => Algo::FirstFitAlign {
                 align: PAGE << random(4),
             },
@@ -60,12 +65,12 @@ fn hammer(main: &MainPool, owners: &Owners, me: u32) {
             let i = usize::try_from(random(live.len() as u64)).unwrap();
             let range = live.swap_remove(i);
             owners.change(range, me, 0);
-            main.free(range.start(), range.size()).unwrap();
+            main.free(range).unwrap();
         }
     }
     for range in live {
         owners.change(range, me, 0);
-        main.free(range.start(), range.size()).unwrap();
+        main.free(range).unwrap();
     }
 }
 

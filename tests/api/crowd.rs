@@ -12,7 +12,9 @@ use mkvmm_test_harness::tier::skips_without_kvm;
 use crate::server::{Server, http};
 
 const CLIENTS: u64 = 64;
-const STATES: [&str; 6] = ["ready", "loaded", "active", "paused", "stopped", "failed"];
+const STATES: [&str; 7] = [
+    "ready", "loaded", "active", "paused", "stopped", "failed", "cleaning",
+];
 
 /// Knuth's MMIX generator: a test that fails can be run again.
 struct Random(u64);

@@ -2,7 +2,8 @@
 
 use crate::extent_tree::ExtentTree;
 use crate::{BASE, PAGE};
-use mkpool::{AddrRange, GenPool, MainPool, PAGE_ORDER};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::{AddrRange, GenPool, MainPool};
 use offset_allocator::{Allocation, Allocator as OffsetAllocator};
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
@@ -23,12 +24,16 @@ pub trait Rival: Sized {
     fn comb(&mut self, pages: u64);
 }
 
+fn range(start: u64, pages: u64) -> AddrRange {
+    AddrRange::with_size(start, pages * PAGE).expect("not empty")
+}
+
 impl Rival for GenPool {
     type Token = u64;
     const NAME: &'static str = "mkpool GenPool";
     fn new(pages: u64, _live: u64) -> Self {
         let mut pool = GenPool::new(PAGE_ORDER).expect("a page");
-        pool.add_chunk(BASE, pages * PAGE, ()).expect("whole pages");
+        pool.add_chunk(range(BASE, pages), ()).expect("whole pages");
         pool
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
@@ -37,12 +42,12 @@ impl Rival for GenPool {
             .map(|range| range.start())
     }
     fn free(&mut self, token: u64, pages: u64) {
-        GenPool::free(self, token, pages * PAGE).expect("allocated");
+        GenPool::free(self, range(token, pages)).expect("allocated");
     }
     fn comb(&mut self, pages: u64) {
         GenPool::alloc(self, pages * PAGE).expect("fresh");
         for page in (0..pages).step_by(2) {
-            GenPool::free(self, BASE + page * PAGE, PAGE).expect("allocated");
+            GenPool::free(self, range(BASE + page * PAGE, 1)).expect("allocated");
         }
     }
 }
@@ -51,8 +56,7 @@ impl Rival for MainPool {
     type Token = u64;
     const NAME: &'static str = "mkpool MainPool";
     fn new(pages: u64, _live: u64) -> Self {
-        let range = AddrRange::with_size(BASE, pages * PAGE).expect("not empty");
-        MainPool::new(range, PAGE_ORDER).expect("whole pages")
+        MainPool::new(range(BASE, pages), PAGE_ORDER).expect("whole pages")
     }
     fn alloc(&mut self, pages: u64) -> Option<u64> {
         MainPool::alloc(self, pages * PAGE)
@@ -60,12 +64,12 @@ impl Rival for MainPool {
             .map(|range| range.start())
     }
     fn free(&mut self, token: u64, pages: u64) {
-        MainPool::free(self, token, pages * PAGE).expect("allocated");
+        MainPool::free(self, range(token, pages)).expect("allocated");
     }
     fn comb(&mut self, pages: u64) {
         MainPool::alloc(self, pages * PAGE).expect("fresh");
         for page in (0..pages).step_by(2) {
-            MainPool::free(self, BASE + page * PAGE, PAGE).expect("allocated");
+            MainPool::free(self, range(BASE + page * PAGE, 1)).expect("allocated");
         }
     }
 }

@@ -6,7 +6,7 @@
 //! of what is live is larger than most of the allocators and would be half of what is measured.)
 
 use crate::rivals::Rival;
-use crate::{PAGE, heap};
+use crate::{BASE, PAGE, heap};
 use mkpool::{Algo, GenPool};
 use std::time::{Duration, Instant};
 
@@ -262,8 +262,9 @@ pub fn extra_metadata() {
         let mut rng = Rng(1);
         let mut live = 0;
         while live < 100_000 {
-            let (offset, n) = (rng.below(pages(1024) - max) * PAGE, 1 + rng.below(max));
-            live += u32::from(pool.alloc_with(n * PAGE, Algo::Fixed { offset }).is_ok());
+            let (first, n) = (rng.below(pages(1024) - max), 1 + rng.below(max));
+            let at = Algo::At(BASE + first * PAGE);
+            live += u32::from(pool.alloc_with(n * PAGE, at).is_ok());
         }
         println!("  {name:<42}{:>14}", heap() - before);
     }

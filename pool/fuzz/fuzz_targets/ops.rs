@@ -6,24 +6,30 @@ mod oracle;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use mkpool::{Algo, GenPool, Mode};
-use oracle::Model;
+use mkpool::{AddrRange, GenPool, linux};
+use oracle::{How, Model};
 
 #[derive(Arbitrary, Debug, Clone, Copy)]
-enum How {
+enum Algo {
     First,
     Best,
     Order,
     Align(u8),
+    /// Linux only.
     AnyAlign(u64),
     Fixed(u16),
     AnyFixed(u64),
+    /// Strict only.
+    Last,
+    LastAlign(u8),
 }
 
 #[derive(Arbitrary, Debug, Clone, Copy)]
 enum Op {
-    Alloc { granules: u16, less: u8, how: How },
-    AllocAny { size: u64, how: How },
+    Alloc { granules: u16, less: u8, algo: Algo },
+    /// Strict only.
+    Within { granules: u8, algo: Algo, low: u32, size: u16 },
+    AllocAny { size: u64, algo: Algo },
     /// The n-th of what is allocated, all of it or a part.
     Free { which: u16, skip: u8, granules: u8 },
     FreeAny { addr: u64, size: u64 },
@@ -40,54 +46,83 @@ struct Input {
     ops: Vec<Op>,
 }
 
+enum Pool {
+    Strict(GenPool),
+    Linux(linux::GenPool),
+}
+
 struct Run {
-    pool: GenPool,
+    pool: Pool,
     model: Model,
+    granule: u64,
+    size: u64,
     base: u64,
-    strict: bool,
     live: Vec<(u64, u64)>,
 }
 
 impl Run {
-    fn algo(&self, how: How) -> Algo {
-        let granule = self.pool.granule();
-        match how {
-            How::First => Algo::FirstFit,
-            How::Best => Algo::BestFit,
-            How::Order => Algo::FirstFitOrderAlign,
-            How::Align(log) => Algo::FirstFitAlign { align: 1 << (log % 30) },
-            // The two modes differ here on purpose, and the oracle is Linux.
-            How::AnyAlign(_) if self.strict => Algo::FirstFit,
-            How::AnyAlign(align) => Algo::FirstFitAlign { align },
-            How::Fixed(n) => Algo::Fixed { offset: u64::from(n) * granule },
-            How::AnyFixed(offset) => Algo::Fixed { offset },
+    fn how(&self, algo: Algo) -> How {
+        let strict = matches!(self.pool, Pool::Strict(_));
+        match algo {
+            Algo::Best => How::Best,
+            Algo::Order => How::OrderAlign,
+            Algo::Align(log) => How::FirstAlign(1 << (log % 30)),
+            Algo::AnyAlign(align) if !strict => How::FirstAlign(align),
+            Algo::Fixed(n) if strict => How::At(self.base + u64::from(n) * self.granule),
+            Algo::Fixed(n) => How::Fixed(u64::from(n) * self.granule),
+            Algo::AnyFixed(offset) if !strict => How::Fixed(offset),
+            Algo::Last if strict => How::Last,
+            Algo::LastAlign(log) if strict => How::LastAlign(1 << (log % 30)),
+            _ => How::First,
         }
     }
 
-    fn alloc(&mut self, size: u64, algo: Algo) {
-        let got = self.pool.alloc_with(size, algo);
+    fn alloc(&mut self, size: u64, how: How, limit: Option<AddrRange>) {
+        let got = match (&mut self.pool, limit) {
+            (Pool::Strict(pool), None) => pool.alloc_with(size, how.strict()).ok(),
+            (Pool::Strict(pool), Some(limit)) => {
+                pool.alloc_within(size, how.strict(), limit).ok()
+            }
+            (Pool::Linux(pool), _) => {
+                let granule = self.granule;
+                let got = pool.alloc_algo(size, how.linux());
+                got.and_then(|addr| AddrRange::with_size(addr, size.next_multiple_of(granule)).ok())
+            }
+        };
         // The oracle counts in words the size of the pool, not of the request.
-        let sane = size <= self.pool.size();
-        let want = if sane { self.model.alloc(size, algo) } else { None };
-        assert_eq!(got.as_ref().ok().map(|range| range.start()), want, "{size:#x} {algo:?} {got:?}");
-        if let Ok(range) = got {
-            self.live.push((range.start(), range.size()));
-        }
+        let sane = size <= self.size;
+        let limit = limit.map(|limit| (limit.start(), limit.end()));
+        let want = if sane { self.model.alloc_within(size, how, limit) } else { None };
+        assert_eq!(got.map(|range| range.start()), want, "{size:#x} {how:?} {got:?}");
+        self.live.extend(got.map(|range| (range.start(), range.size())));
     }
 
     fn free(&mut self, addr: u64, size: u64) {
-        let (got, want) = (self.pool.free(addr, size), self.model.free(addr, size));
+        let got = match &mut self.pool {
+            Pool::Strict(pool) => {
+                let Ok(range) = AddrRange::with_size(addr, size) else { return };
+                pool.free(range)
+            }
+            Pool::Linux(pool) => pool.free(addr, size),
+        };
+        let want = self.model.free(addr, size);
         assert_eq!(got.is_ok(), want, "{addr:#x} {size:#x} {got:?}");
     }
 
     fn play(&mut self, op: Op) {
-        let granule = self.pool.granule();
+        let granule = self.granule;
         match op {
-            Op::Alloc { granules, less, how } => {
+            Op::Alloc { granules, less, algo } => {
                 let size = (u64::from(granules) * granule).saturating_sub(less.into());
-                self.alloc(size, self.algo(how));
+                self.alloc(size, self.how(algo), None);
             }
-            Op::AllocAny { size, how } => self.alloc(size, self.algo(how)),
+            Op::Within { granules, algo, low, size } => {
+                let low = self.base + u64::from(low) % (self.size + 1);
+                let limit = AddrRange::with_size(low, 1 + u64::from(size) * granule).ok();
+                let limit = limit.filter(|_| matches!(self.pool, Pool::Strict(_)));
+                self.alloc(u64::from(granules) * granule, self.how(algo), limit);
+            }
+            Op::AllocAny { size, algo } => self.alloc(size, self.how(algo), None),
             Op::Free { which, skip, granules } => {
                 if self.live.is_empty() {
                     return;
@@ -111,37 +146,63 @@ impl Run {
             }
             Op::Comb { first, count } => {
                 for i in 0..u64::from(count) {
-                    let offset = (u64::from(first) + 2 * i) * granule;
-                    self.alloc(granule, Algo::Fixed { offset });
+                    let place = u64::from(first) + 2 * i;
+                    let how = self.how(Algo::Fixed(place as u16));
+                    self.alloc(granule, how, None);
                 }
             }
         }
-        assert_eq!(self.pool.avail(), self.model.avail());
+        let avail = match &self.pool {
+            Pool::Strict(pool) => pool.avail(),
+            Pool::Linux(pool) => pool.avail(),
+        };
+        assert_eq!(avail, self.model.avail());
     }
 
     fn audit(&self) {
-        let pair = |range: mkpool::AddrRange| (range.start(), range.size());
-        let free: Vec<_> = self.pool.free_extents().map(pair).collect();
+        let (free, used, largest): (Vec<_>, Vec<_>, _) = match &self.pool {
+            Pool::Strict(pool) => {
+                (pool.free_extents().collect(), pool.used_extents().collect(), pool.largest_free())
+            }
+            Pool::Linux(pool) => {
+                (pool.free_extents().collect(), pool.used_extents().collect(), pool.largest_free())
+            }
+        };
+        let pairs = |ranges: Vec<AddrRange>| -> Vec<(u64, u64)> {
+            ranges.iter().map(|range| (range.start(), range.size())).collect()
+        };
+        let free = pairs(free);
         assert_eq!(free, self.model.extents(false));
-        let used: Vec<_> = self.pool.used_extents().map(pair).collect();
-        assert_eq!(used, self.model.extents(true));
+        assert_eq!(pairs(used), self.model.extents(true));
         let longest = free.iter().map(|extent| extent.1).max();
-        assert_eq!(self.pool.largest_free().map(|range| range.size()), longest);
+        assert_eq!(largest.map(|range| range.size()), longest);
     }
 }
 
 fuzz_target!(|input: Input| {
     let order = u32::from(input.order % 14);
-    let mode = if input.linux { Mode::Linux } else { Mode::Strict };
-    let pool = GenPool::with_mode(order, mode).expect("a sane order");
-    let mut run =
-        Run { pool, model: Model::new(order), base: 0, strict: !input.linux, live: Vec::new() };
+    let pool = if input.linux {
+        Pool::Linux(linux::GenPool::create(order).expect("a sane order"))
+    } else {
+        Pool::Strict(GenPool::new(order).expect("a sane order"))
+    };
+    let (granule, model) = (1 << order, Model::new(order));
+    let mut run = Run { pool, model, granule, size: 0, base: 0, live: Vec::new() };
     for (base, size) in input.chunks.into_iter().take(4) {
         // Address 0 means failure in C, and the oracle's bitmap has to fit into memory.
         let base = u64::from(base) + 1;
         let size = u64::from(size) % (1 << (order + 16));
-        if run.pool.add_chunk(base, size, ()).is_ok() {
+        let added = match &mut run.pool {
+            Pool::Strict(pool) => AddrRange::with_size(base, size)
+                .is_ok_and(|range| pool.add_chunk(range, ()).is_ok()),
+            Pool::Linux(pool) => {
+                pool.add(base, size);
+                true
+            }
+        };
+        if added {
             run.model.add(base, size);
+            run.size += size;
             run.base = base;
         }
     }

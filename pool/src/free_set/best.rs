@@ -1,40 +1,91 @@
-//! Best fit: the shortest run that is long enough, the lowest of equals.
+//! The index for best fit: the shortest run that is long enough, the lowest of equals.
 //!
 //! Short runs (up to 64 granules) are found by their exact length: for every child of a node
-//! there is a mask of the lengths of the runs that begin in it. There may be half as many of them
-//! as granules, and the masks cost eight bytes per child however many there are. Longer runs are
-//! in an ordered set; there is at most one in 66 granules.
-//!
-//! Both exist from the first best fit on.
+//! there is a mask of the lengths of the runs that begin in it. There may be half as many short
+//! runs as granules, yet the masks cost eight bytes per child however many there are. Longer runs
+//! are in an ordered set; there is at most one per 66 granules.
 
-use super::indices::Column;
-use super::leaf::{Change, Leaf, Run, SHORT, short_bit};
-use super::tree::{Path, ROOT, Tree};
+use super::column::Column;
+use super::leaf::Leaf;
+use super::locate::{Path, ROOT, Radix};
+use super::run::{Change, Run};
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-/// All free runs by their length.
+/// The length in granules up to which runs are found through masks.
+const SHORT: u64 = 64;
+
+/// All free runs by length.
 #[derive(Debug, Clone)]
 pub(super) struct Best {
-    /// The lengths of the short runs that begin in a child, see [`short_bit`].
-    pub(super) masks: Column,
+    /// The lengths of the short runs that begin in each child, one bit per length.
+    masks: Column,
     /// The longer runs as (length, start).
     long: BTreeSet<(u64, u64)>,
 }
 
-/// The lengths in any of four masks.
+/// Returns the bit for a run of `len` granules; 0 for runs that are not short.
+fn short_bit(len: u64) -> u64 {
+    if len == 0 || len > SHORT {
+        0
+    } else {
+        1 << (len - 1)
+    }
+}
+
+/// Returns the lengths in any of four masks.
 fn union(masks: &[u64; 4]) -> u64 {
     masks.iter().fold(0, |union, mask| union | mask)
 }
 
-/// A long run as the set has it.
+/// Returns a long run as the ordered set stores it.
 fn by_length(run: Run) -> Option<(u64, u64)> {
     (run.len() > SHORT).then(|| (run.len(), run.start))
 }
 
 impl Best {
-    /// The leaf at the end of `path`, which begins at `base`, went through `change`.
-    pub(super) fn update(&mut self, path: &Path, base: u64, leaf: &Leaf, change: &Change) {
+    /// Builds the index in one pass over all leaves.
+    pub(super) fn build(radix: &Radix) -> Self {
+        let mut masks = Column::new(radix.nodes.bound());
+        let mut long = Vec::new();
+        radix.for_each_leaf(|path, base, leaf| {
+            let mut mask = 0;
+            leaf.for_each(base, |run| {
+                mask |= short_bit(run.len());
+                long.extend(by_length(run));
+            });
+            masks.set(path, base, mask, union);
+        });
+        let long = long.into_iter().collect();
+        Self { masks, long }
+    }
+
+    /// Returns the start of the shortest run with `n` granules, the lowest of equals.
+    pub(super) fn find(&self, radix: &Radix, n: u64) -> Option<u64> {
+        if n <= SHORT {
+            let lengths = self.masks.keys(ROOT).all(union) & (!0 << (n - 1));
+            if lengths != 0 {
+                let len = u64::from(lengths.trailing_zeros()) + 1;
+                let has = |mask| mask & short_bit(len) != 0;
+                let (path, base) = radix.descend(|id, _| self.masks.keys(id).first(has));
+                return radix.leaves.get(path[0]).exact(base, len);
+            }
+        }
+        let (_, start) = self.long.range((n, 0)..).next()?;
+        Some(*start)
+    }
+
+    /// Follows a change of the leaf at the end of `path`, which begins at `base`. The tree has at
+    /// most `nodes` nodes.
+    pub(super) fn update(
+        &mut self,
+        nodes: usize,
+        path: &Path,
+        base: u64,
+        leaf: &Leaf,
+        change: &Change,
+    ) {
+        self.masks.grow(nodes);
         for run in change.out.runs() {
             if let Some(run) = by_length(run) {
                 self.long.remove(&run);
@@ -51,51 +102,5 @@ impl Best {
             mask |= short_bit(run.len());
         }
         self.masks.set(path, base, mask, union);
-    }
-}
-
-impl Tree {
-    /// The start of the shortest free run with `n` granules, the lowest of equals.
-    pub(super) fn best_fit(&mut self, n: u64) -> Option<u64> {
-        if self.longest() < n {
-            return None;
-        }
-        self.index_runs();
-        let best = self.indices.best.as_ref()?;
-        if n <= SHORT {
-            let lengths = best.masks.keys(ROOT).all(union) & (!0 << (n - 1));
-            if lengths != 0 {
-                return self.exact(best, u64::from(lengths.trailing_zeros()) + 1);
-            }
-        }
-        let (_, start) = best.long.range((n, 0)..).next()?;
-        Some(*start)
-    }
-
-    /// The first run of exactly `len` granules, at most 64.
-    fn exact(&self, best: &Best, len: u64) -> Option<u64> {
-        let has = |mask| mask & short_bit(len) != 0;
-        let (leaf, base) = self.first_leaf(|id| best.masks.keys(id).first(has));
-        self.leaves.get(leaf).exact(base, len)
-    }
-
-    /// Builds the index, if it is not there yet.
-    fn index_runs(&mut self) {
-        if self.indices.best.is_some() {
-            return;
-        }
-        let mut masks = Column::default();
-        masks.grow(self.nodes.bound());
-        let mut long = Vec::new();
-        self.for_each_leaf(|path, base, leaf| {
-            let mut mask = 0;
-            leaf.for_each(base, |run| {
-                mask |= short_bit(run.len());
-                long.extend(by_length(run));
-            });
-            masks.set(path, base, mask, union);
-        });
-        let long = long.into_iter().collect();
-        self.indices.best = Some(Best { masks, long });
     }
 }

@@ -1,168 +1,49 @@
-//! A leaf: the runs that begin in 4096 granules.
+//! A leaf: the runs that begin in one stretch of 4096 granules.
 //!
-//! It is a [`List`] while there are few of them and a bitmap ([`Bits`]) when there are many.
-//! Either way every question costs a bounded number of steps. The last run may reach beyond the
-//! leaf, and perhaps far; how far is kept here, and what it covers there is not in any other leaf.
+//! It is a [`List`] while there are few runs and a bitmap, [`Bits`], when there are many. Either
+//! way every search takes a bounded number of steps. The last run may reach beyond the leaf, and
+//! perhaps far; how far is kept here, and the granules it covers there are in no other leaf.
 
-use super::align::Grid;
 use super::bits::Bits;
 use super::list::List;
+use super::run::{Change, Grid, LEAF_LEN, LEAF_SPAN, Run, local};
 use alloc::boxed::Box;
 
-/// log2 of [`LEN`].
-pub(super) const BITS: u32 = 12;
-/// Granules of a leaf.
-pub(super) const LEN: u32 = 1 << BITS;
-/// The same, for positions in the whole set.
-pub(super) const SPAN: u64 = 1 << BITS;
-
-/// A bitmap of so few runs becomes a list again; well below what a list can hold, so that
-/// nothing flutters.
+/// The number of runs from which on down a bitmap becomes a list again: well below what a list
+/// can hold, so that no leaf goes back and forth.
 const FEW: u32 = 12;
-
-/// Runs up to this long are found by their exact length through masks.
-pub(super) const SHORT: u64 = 64;
-
-/// The bit for a run of `len` granules in a mask of short lengths; none for longer runs.
-#[inline]
-pub(super) fn short_bit(len: u64) -> u64 {
-    if len == 0 || len > SHORT {
-        0
-    } else {
-        1 << (len - 1)
-    }
-}
-
-/// Where the leaf that holds `at` begins.
-#[inline]
-pub(super) fn base_of(at: u64) -> u64 {
-    at & !(SPAN - 1)
-}
-
-/// A position inside a leaf, or its end.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
-pub(super) fn local(at: u64) -> u32 {
-    at as u32
-}
-
-/// Free granules `start..end` with used ones, or an end of the set, on either side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    pub start: u64,
-    pub end: u64,
-}
-
-impl Run {
-    /// No run at all: nothing is as short.
-    const NONE: Self = Self { start: 0, end: 0 };
-
-    pub(super) fn len(self) -> u64 {
-        self.end - self.start
-    }
-}
-
-/// Up to two runs; those that are none come last.
-// Not an array, nor of `Option`s: as it is it stays in registers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pair {
-    first: Run,
-    second: Run,
-    count: usize,
-}
-
-impl Pair {
-    pub(super) const NONE: Self = Self {
-        first: Run::NONE,
-        second: Run::NONE,
-        count: 0,
-    };
-
-    /// Those of two runs that are there.
-    #[inline(always)]
-    pub(super) fn new(first: Option<Run>, second: Option<Run>) -> Self {
-        let count = usize::from(first.is_some()) + usize::from(second.is_some());
-        let last = second.unwrap_or(Run::NONE);
-        match first {
-            Some(first) => Self {
-                first,
-                second: last,
-                count,
-            },
-            None => Self {
-                first: last,
-                second: Run::NONE,
-                count,
-            },
-        }
-    }
-
-    pub(super) fn first(self) -> Option<Run> {
-        (self.count > 0).then_some(self.first)
-    }
-
-    pub(super) fn runs(self) -> impl Iterator<Item = Run> {
-        [self.first, self.second].into_iter().take(self.count)
-    }
-
-    /// The greater `measure` of the two.
-    #[inline(always)]
-    fn greatest(&self, measure: impl Fn(Run) -> u64) -> u64 {
-        measure(self.first).max(measure(self.second))
-    }
-}
 
 /// The neighbourhood of a position, as far as it begins in one leaf.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Around {
-    /// The last run that begins at or before it.
+    /// The last run that begins at or before the position.
     pub left: Option<Run>,
-    /// The first that begins behind it.
+    /// The first run that begins after the position.
     pub right: Option<Run>,
-    /// The place of that; 0 in a bitmap, which has none.
+    /// The place of `right` in a list; 0 in a bitmap, which has no places.
     pub place: usize,
 }
 
-/// What happens to one leaf: neighbouring runs that begin in it go, others come in their place.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Change {
-    pub out: Pair,
-    pub into: Pair,
-}
-
-impl Change {
-    /// The greatest `measure` of all runs after the change, if it was `old` before. `search` looks
-    /// at all of them, if it must: only where the greatest went and nothing as great has come.
-    /// The measure of no run is 0.
-    #[inline(always)]
-    pub(super) fn greatest(
-        &self,
-        old: u64,
-        measure: impl Fn(Run) -> u64,
-        search: impl FnOnce() -> u64,
-    ) -> u64 {
-        let new = self.into.greatest(&measure);
-        if new >= old {
-            new
-        } else if self.out.greatest(&measure) >= old {
-            search()
-        } else {
-            old
-        }
-    }
+impl Around {
+    /// The neighbourhood where no leaf exists.
+    pub(super) const NOTHING: Self = Self {
+        left: None,
+        right: None,
+        place: 0,
+    };
 }
 
 /// The runs that begin in one leaf.
-// Two lines of the cache.
+// Two lines of the processor's cache.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 pub(super) struct Leaf {
-    /// How far the last run reaches beyond the leaf.
+    /// The number of granules by which the last run reaches beyond the leaf.
     over: u64,
     runs: Runs,
 }
 
-/// Places inside the leaf; a run that goes on behind it ends with it here.
+/// Runs as offsets into the leaf; a run that reaches beyond the leaf ends with it here.
 #[derive(Debug, Clone)]
 enum Runs {
     List(List),
@@ -178,26 +59,26 @@ impl Default for Leaf {
     }
 }
 
-/// A run as far as it lies in the leaf that begins at `base`.
+/// Returns the part of `run` that lies in the leaf that begins at `base`, as offsets.
 fn narrow(base: u64, run: Run) -> (u32, u32) {
-    (local(run.start - base), local((run.end - base).min(SPAN)))
+    (
+        local(run.start - base),
+        local((run.end - base).min(LEAF_SPAN)),
+    )
 }
 
 impl Leaf {
-    pub(super) fn is_empty(&self) -> bool {
-        matches!(&self.runs, Runs::List(list) if list.count() == 0)
-    }
-
-    /// What is at `start..end` in this leaf, which begins at `base`, in the whole set.
+    /// Returns the run at the offsets `start..end` of this leaf, which begins at `base`.
     fn widen(&self, base: u64, (start, end): (u32, u32)) -> Run {
-        let over = if end == LEN { self.over } else { 0 };
+        // Without a branch, because which runs are the last cannot be predicted.
+        let over = u64::from(end == LEAF_LEN) * self.over;
         Run {
             start: base + u64::from(start),
             end: base + u64::from(end) + over,
         }
     }
 
-    /// The place of the run that begins at `at`, or would, for [`change`](Self::change).
+    /// Returns the place of the run that begins at `at`, or would begin there.
     pub(super) fn place(&self, base: u64, at: u64) -> usize {
         let at = local(at - base);
         match &self.runs {
@@ -206,24 +87,26 @@ impl Leaf {
         }
     }
 
-    /// Carries out a change of the leaf that begins at `base`; `place` is that of the first run
-    /// that goes or comes.
+    /// Carries out a change of this leaf, which begins at `base`; `place` is the place of the
+    /// first run that goes or comes.
     #[inline(always)]
     pub(super) fn change(&mut self, base: u64, place: usize, change: &Change) {
-        let end = base + SPAN;
-        let (reached, reaches) = (
-            change.out.greatest(|run| run.end),
-            change.into.greatest(|run| run.end),
-        );
+        let end = base + LEAF_SPAN;
         // Only the last run can reach beyond the leaf.
-        if reached.max(reaches) > end {
+        if change.flipped.end > end {
+            let reaches = change.into.greatest(|run| run.end);
             self.over = reaches.saturating_sub(end);
         }
         let (out, into) = (change.out, change.into);
         if let Runs::List(list) = &mut self.runs
             && list.has_room_for(into.count)
         {
-            list.resize(place, out.count, into.count);
+            // The numbers differ by one at most.
+            if into.count > out.count {
+                list.open(place);
+            } else if into.count < out.count {
+                list.close(place);
+            }
             if into.count > 0 {
                 list.set(place, narrow(base, into.first));
             }
@@ -231,30 +114,40 @@ impl Leaf {
                 list.set(place + 1, narrow(base, into.second));
             }
         } else {
-            self.change_many(base, *change);
+            self.change_many(base, change);
         }
     }
 
-    /// The same where there are too many runs for a list.
+    /// Cuts `n` granules off the front of the run at `place`, which then still begins in this leaf.
+    /// Returns false, and changes nothing, if the leaf is not a list.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, place: usize, n: u64) -> bool {
+        match &mut self.runs {
+            Runs::List(list) => {
+                list.advance(place, local(n));
+                true
+            }
+            Runs::Bits(_) => false,
+        }
+    }
+
+    /// Does what [`change`](Self::change) does where there are too many runs for a list.
     #[inline(never)]
-    fn change_many(&mut self, base: u64, change: Change) {
+    fn change_many(&mut self, base: u64, change: &Change) {
         if let Runs::List(list) = &self.runs {
             self.runs = Runs::Bits(Box::new(Bits::from_list(list)));
         }
         if let Runs::Bits(bits) = &mut self.runs {
-            for run in change.out.runs() {
-                bits.remove(narrow(base, run));
-            }
-            for run in change.into.runs() {
-                bits.insert(narrow(base, run));
-            }
+            bits.flip(narrow(base, change.flipped));
+            change.out.for_each(|run| bits.removed(narrow(base, run)));
+            change.into.for_each(|run| bits.added(narrow(base, run)));
             if bits.count() <= FEW {
                 self.runs = Runs::List(bits.to_list());
             }
         }
     }
 
-    /// What is around `at`.
+    /// Returns the neighbourhood of `at`.
     #[inline(always)]
     pub(super) fn around(&self, base: u64, at: u64) -> Around {
         let at = local(at - base);
@@ -273,25 +166,25 @@ impl Leaf {
         }
     }
 
-    /// The first run.
+    /// Returns the first run.
     pub(super) fn first(&self, base: u64) -> Option<Run> {
         let run = match &self.runs {
-            Runs::List(list) => list.runs().next(),
+            Runs::List(list) => list.get(0),
             Runs::Bits(bits) => bits.run_from(0),
         };
         run.map(|run| self.widen(base, run))
     }
 
-    /// The last run.
+    /// Returns the last run.
     pub(super) fn last(&self, base: u64) -> Option<Run> {
         let run = match &self.runs {
             Runs::List(list) => list.last(),
-            Runs::Bits(bits) => bits.run_before(LEN),
+            Runs::Bits(bits) => bits.run_before(LEAF_LEN),
         };
         run.map(|run| self.widen(base, run))
     }
 
-    /// Looks at every run.
+    /// Calls `look` for every run in ascending order.
     pub(super) fn for_each(&self, base: u64, mut look: impl FnMut(Run)) {
         match &self.runs {
             Runs::List(list) => list.runs().for_each(|run| look(self.widen(base, run))),
@@ -305,33 +198,85 @@ impl Leaf {
         }
     }
 
-    /// Granules of the longest run.
+    /// Returns the length of the longest run, in granules.
     #[inline(always)]
     pub(super) fn longest(&self) -> u64 {
         let inside = match &self.runs {
             Runs::List(list) => list.longest(),
             Runs::Bits(bits) => bits.longest(),
         };
+        if self.over == 0 {
+            return inside.into();
+        }
         self.last(0).map_or(0, Run::len).max(inside.into())
     }
 
-    /// The first run with `n` granules, of which there is one, and its place.
+    /// Returns the first run with `n` granules, of which there must be one, and its place.
     #[inline(always)]
     pub(super) fn first_fit(&self, base: u64, n: u64) -> (Run, usize) {
-        let n = local(n.min(SPAN + 1));
+        let n = local(n.min(LEAF_SPAN + 1));
         let (run, place) = match &self.runs {
             Runs::List(list) => {
-                // If no other is long enough it is the last, with what it has beyond the leaf.
+                // If no other is long enough, it is the last, with what it has beyond the leaf.
                 let place = list.first_fit(n).min(list.count() as usize - 1);
                 (list.get(place), place)
             }
-            Runs::Bits(bits) => (bits.first_fit(n).or_else(|| bits.run_before(LEN)), 0),
+            Runs::Bits(bits) => {
+                let inside = bits.find(0, n, |run| run.1 - run.0 >= n);
+                (inside.or_else(|| bits.run_before(LEAF_LEN)), 0)
+            }
         };
         let run = run.expect("a leaf is not empty");
         (self.widen(base, run), place)
     }
 
-    /// The start of the first run of exactly `len` granules, at most 64.
+    /// Returns the first good run that begins at or after `from`; good runs have `n` granules.
+    pub(super) fn find(
+        &self,
+        base: u64,
+        from: u64,
+        n: u64,
+        good: impl Fn(Run) -> bool,
+    ) -> Option<Run> {
+        let good = |run: &Run| run.start >= from && good(*run);
+        match &self.runs {
+            Runs::List(list) => list.runs().map(|run| self.widen(base, run)).find(good),
+            Runs::Bits(bits) => {
+                let least = local(n.min(LEAF_SPAN + 1));
+                let inside = |run| good(&self.widen(base, run));
+                let found = bits.find(local(from.saturating_sub(base)), least, inside);
+                let found = found.map(|run| self.widen(base, run));
+                found.or_else(|| self.last(base).filter(good))
+            }
+        }
+    }
+
+    /// Returns the last good run that begins before `before`; good runs have `n` granules.
+    pub(super) fn rfind(
+        &self,
+        base: u64,
+        before: u64,
+        n: u64,
+        good: impl Fn(Run) -> bool,
+    ) -> Option<Run> {
+        let good = |run: &Run| run.start < before && good(*run);
+        match &self.runs {
+            Runs::List(list) => list
+                .runs()
+                .rev()
+                .map(|run| self.widen(base, run))
+                .find(good),
+            Runs::Bits(bits) => {
+                let least = local(n.min(LEAF_SPAN + 1));
+                let inside = |run| good(&self.widen(base, run));
+                self.last(base)
+                    .filter(good)
+                    .or_else(|| bits.rfind(least, inside).map(|run| self.widen(base, run)))
+            }
+        }
+    }
+
+    /// Returns the start of the first run of exactly `len` granules, at most 64.
     pub(super) fn exact(&self, base: u64, len: u64) -> Option<u64> {
         match &self.runs {
             Runs::List(list) => {
@@ -348,27 +293,28 @@ impl Leaf {
         }
     }
 
-    /// The first position on `grid` with `n` free granules in a run that begins here.
+    /// Returns the first position on `grid` with `n` free granules in a run that begins here.
     pub(super) fn aligned_fit(&self, base: u64, n: u64, grid: Grid) -> Option<u64> {
-        let fits = |run: Run| (grid.room(run) >= n).then(|| grid.up(run.start));
         match &self.runs {
-            Runs::List(list) => list.runs().find_map(|run| fits(self.widen(base, run))),
+            Runs::List(list) => list
+                .runs()
+                .find_map(|run| grid.first(self.widen(base, run), n)),
             Runs::Bits(bits) => {
-                let inside = if n > SPAN {
+                let inside = if n > LEAF_SPAN {
                     None
                 } else {
                     bits.aligned_fit(local(n), grid.shifted(base))
                 };
                 match inside {
                     Some(at) => Some(base + u64::from(at)),
-                    None => self.last(base).and_then(fits),
+                    None => self.last(base).and_then(|run| grid.first(run, n)),
                 }
             }
         }
     }
 
-    /// The most free granules from a position on `grid` on, in runs that begin here; known to be
-    /// at most `limit`.
+    /// Returns the most free granules from a position on `grid` on, in runs that begin here.
+    /// The caller knows that it is at most `limit`.
     pub(super) fn aligned_room(&self, base: u64, grid: Grid, limit: u64) -> u64 {
         let room = |run| grid.room(run);
         match &self.runs {

@@ -1,17 +1,17 @@
-//! A leaf in which few runs begin: their places in a short sorted list, inside the leaf itself.
+//! The few runs of a sparse leaf: a short sorted list, stored inside the leaf itself.
 
-use super::leaf::LEN;
+use super::run::LEAF_LEN;
 
-/// A list has room for so many runs: with what else is in it a leaf fills two cache lines.
+/// The number of runs a list has room for: a leaf with it fills two cache lines.
 pub(super) const MAX: usize = 24;
 
-/// Where the run in an unused place begins and ends: behind every other, with no length.
+/// The start and the end of the run in an unused place: after all others, with length 0.
 const VACANT: u16 = u16::MAX;
 
-/// Runs in ascending order.
+/// Runs in ascending order, as offsets into the leaf. The *place* of a run is its index.
 ///
-/// Questions look at every place, used or not: without branches that depend on what is there,
-/// and eight at a time, that takes less time than stopping at the right one.
+/// Searches look at every place, used or not: without branches that depend on the contents, and
+/// eight places at a time, that takes less time than stopping at the right one.
 #[derive(Debug, Clone)]
 pub(super) struct List {
     len: u16,
@@ -19,7 +19,7 @@ pub(super) struct List {
     ends: [u16; MAX],
 }
 
-/// A number as it is stored.
+/// Returns a number in the width it is stored in.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "a leaf has 4096 granules, a list fewer runs"
@@ -41,12 +41,16 @@ impl List {
         self.len.into()
     }
 
-    /// The runs, ascending.
-    pub(super) fn runs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        (0..).map_while(|place| self.get(place))
+    /// Returns the runs in ascending order.
+    pub(super) fn runs(&self) -> impl DoubleEndedIterator<Item = (u32, u32)> + '_ {
+        let len = usize::from(self.len).min(MAX);
+        let (starts, ends) = (&self.starts[..len], &self.ends[..len]);
+        let both = starts.iter().zip(ends);
+        both.map(|(&start, &end)| (start.into(), end.into()))
     }
 
-    /// How many runs begin at or before `at`: the place of the first that begins behind it.
+    /// Returns the number of runs that begin at or before `at`, which is the place of the first
+    /// that begins after it.
     #[inline(always)]
     pub(super) fn rank(&self, at: u32) -> usize {
         let at = half(at);
@@ -54,39 +58,50 @@ impl List {
         until.sum::<u16>().into()
     }
 
-    /// The run at a place.
+    /// Returns the run at a place.
     #[inline(always)]
     pub(super) fn get(&self, place: usize) -> Option<(u32, u32)> {
         let (&start, &end) = (self.starts.get(place)?, self.ends.get(place)?);
         (start != VACANT).then_some((start.into(), end.into()))
     }
 
-    /// Whether so many more runs fit.
+    /// Returns whether `more` runs fit into the list.
     #[inline(always)]
     pub(super) fn has_room_for(&self, more: usize) -> bool {
         usize::from(self.len) + more <= MAX
     }
 
-    /// Makes the `out` runs from `place` on to `into`, which are then to be [`set`](Self::set);
-    /// there is room.
-    #[inline(always)]
-    pub(super) fn resize(&mut self, place: usize, out: usize, into: usize) {
-        if out != into {
-            self.shift(place + out, place + into);
-        }
-    }
-
-    /// Moves the runs from a place on to another.
-    fn shift(&mut self, from: usize, to: usize) {
-        let len = usize::from(self.len);
-        let new = len + to - from;
-        for half in [&mut self.starts, &mut self.ends] {
-            half.copy_within(from..len, to);
-            if new < len {
-                half[new..len].fill(VACANT);
+    /// Makes room for a run at `place`, to be [`set`](Self::set) next. There is room.
+    pub(super) fn open(&mut self, place: usize) {
+        let place = short(place);
+        for numbers in [&mut self.starts, &mut self.ends] {
+            let old = *numbers;
+            for i in 1..MAX {
+                numbers[i] = if PLACES[i] > place {
+                    old[i - 1]
+                } else {
+                    old[i]
+                };
             }
         }
-        self.len = self.len + place(to) - place(from);
+        self.len += 1;
+    }
+
+    /// Removes the run at `place`.
+    pub(super) fn close(&mut self, place: usize) {
+        let place = short(place);
+        for numbers in [&mut self.starts, &mut self.ends] {
+            let old = *numbers;
+            for i in 0..MAX - 1 {
+                numbers[i] = if PLACES[i] >= place {
+                    old[i + 1]
+                } else {
+                    old[i]
+                };
+            }
+            numbers[MAX - 1] = VACANT;
+        }
+        self.len -= 1;
     }
 
     #[inline(always)]
@@ -94,7 +109,13 @@ impl List {
         (self.starts[place], self.ends[place]) = (half(start), half(end));
     }
 
-    /// Adds a run behind all others; there is room.
+    /// Cuts `n` granules off the front of the run at `place`, which is longer.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, place: usize, n: u32) {
+        self.starts[place] += half(n);
+    }
+
+    /// Adds a run after all others. There is room.
     pub(super) fn push(&mut self, run: (u32, u32)) {
         self.set(self.len.into(), run);
         self.len += 1;
@@ -104,7 +125,7 @@ impl List {
         self.get(usize::from(self.len).wrapping_sub(1))
     }
 
-    /// The greatest of what `value` makes of the places and lengths of the runs; unused places
+    /// Returns the greatest `value` of a run, computed from its place and its length; unused places
     /// have length 0.
     #[inline(always)]
     fn greatest(&self, value: impl Fn(u16, u16) -> u16) -> u16 {
@@ -120,38 +141,38 @@ impl List {
         greatest.into_iter().fold(0, u16::max)
     }
 
-    /// The place of the first run with `n` granules, which is not 0; [`MAX`] if there is none.
+    /// Returns the place of the first run with `n` granules, at least 1; [`MAX`] if there is none.
     #[inline(always)]
     pub(super) fn first_fit(&self, n: u32) -> usize {
         let n = half(n);
-        let behind = |place, length| if length >= n { NOWHERE - place } else { 0 };
-        MAX - usize::from(self.greatest(behind))
+        let distance = |place, length| if length >= n { NOWHERE - place } else { 0 };
+        MAX - usize::from(self.greatest(distance))
     }
 
-    /// Granules of the longest run.
+    /// Returns the length of the longest run, in granules.
     #[inline(always)]
     pub(super) fn longest(&self) -> u32 {
         self.greatest(|_, length| length).into()
     }
 }
 
-/// A place as numbers of the list are.
+/// Returns a place in the width of the other numbers of the list.
 #[expect(clippy::cast_possible_truncation, reason = "there are few places")]
-const fn place(place: usize) -> u16 {
+const fn short(place: usize) -> u16 {
     place as u16
 }
 
-const NOWHERE: u16 = place(MAX);
+const NOWHERE: u16 = short(MAX);
 
-/// The places, to have them in a row.
+/// The places in a row, to compute with eight of them at a time.
 const PLACES: [u16; MAX] = {
     let mut places = [0; MAX];
     let mut i = 0;
     while i < MAX {
-        places[i] = place(i);
+        places[i] = short(i);
         i += 1;
     }
     places
 };
 
-const _: () = assert!(LEN < VACANT as u32);
+const _: () = assert!(LEAF_LEN < VACANT as u32);

@@ -1,11 +1,11 @@
-//! Storage for nodes and leaves: small indices instead of pointers, vacancies reused.
+//! Storage for nodes and leaves: small indices instead of pointers, and vacancies are reused.
 
 use alloc::vec::Vec;
 
-/// A slab of so many places is kept even when it is empty.
+/// The number of places up to which a slab keeps its memory even when it is empty.
 const SMALL: usize = 64;
 
-/// Values by index. Removed places are given out again before the vector grows.
+/// Values by index. Vacant places are used again before the vector grows.
 #[derive(Debug, Clone)]
 pub(super) struct Slab<T> {
     items: Vec<T>,
@@ -20,30 +20,31 @@ impl<T: Default> Slab<T> {
         }
     }
 
-    /// The index at which the next insertion will be, plus one, at most.
+    /// Returns a number that is greater than every index in use.
     pub(super) fn bound(&self) -> usize {
         self.items.len()
     }
 
+    /// Stores `item` and returns its index.
     pub(super) fn insert(&mut self, item: T) -> u32 {
         if let Some(id) = self.vacant.pop() {
             *self.get_mut(id) = item;
             return id;
         }
         // A node or leaf takes tens of bytes: memory ends long before indices do, and the two
-        // values behind the last one are markers.
+        // largest are markers.
         let id = u32::try_from(self.items.len()).expect("fewer than 2^32 nodes fit in memory");
         self.items.push(item);
         id
     }
 
-    /// Takes out what is at `id` and remembers the vacancy.
+    /// Removes the item at `id` and remembers the vacancy.
     pub(super) fn remove(&mut self, id: u32) {
         *self.get_mut(id) = T::default();
         self.vacant.push(id);
         if self.vacant.len() == self.items.len() && self.items.capacity() > SMALL {
-            // Nothing lives here any more: give the memory back, unless it is hardly any and
-            // will be wanted again by the next allocation.
+            // Nothing is left: free the memory. A small slab stays, because the next allocation
+            // would need it again.
             *self = Self::new();
         }
     }

@@ -18,6 +18,10 @@ impl Rng {
     }
 }
 
+fn first_aligned(set: &mut FreeSet, n: u64, mask: u64, off: u64) -> Option<u64> {
+    set.first_fit_in(n, Grid::new(mask, off), 0, u64::MAX)
+}
+
 /// What a set must answer, found by looking at every granule.
 struct Naive(Vec<bool>);
 
@@ -38,6 +42,29 @@ impl Naive {
             let at = s + ((s + off).wrapping_neg() & mask);
             (at + n <= e).then_some(at)
         })
+    }
+
+    /// Every position from which on `n` granules of `low..high` are free, on a grid.
+    fn places(&self, n: u64, mask: u64, off: u64, low: u64, high: u64) -> Vec<u64> {
+        let mut places = Vec::new();
+        for (s, e) in self.runs() {
+            let (s, e) = (s.max(low), e.min(high));
+            let mut at = s + ((s + off).wrapping_neg() & mask);
+            while at + n <= e {
+                places.push(at);
+                at += mask + 1;
+            }
+        }
+        places
+    }
+
+    fn best_in(&self, n: u64, low: u64, high: u64) -> Option<u64> {
+        let clipped = self
+            .runs()
+            .into_iter()
+            .map(|(s, e)| (s.max(low), e.min(high)));
+        let fits = clipped.filter(|(s, e)| s + n <= *e);
+        fits.min_by_key(|(s, e)| (e - s, *s)).map(|(s, _)| s)
     }
 
     fn set(&mut self, start: u64, n: u64, free: bool) {
@@ -73,11 +100,12 @@ fn check(set: &mut FreeSet, naive: &Naive, rng: &mut Rng) {
         let mask = (1 << rng.below(15)) - 1;
         let off = [0, 5, 4097][usize::try_from(rng.below(3)).unwrap()];
         assert_eq!(
-            set.first_fit_aligned(n, mask, off),
+            first_aligned(set, n, mask, off),
             naive.aligned(n, mask, off),
             "{n} {mask:#x} {off}"
         );
     }
+    check_limits(set, naive, rng, longest);
     let from = rng.below(set.len());
     let next =
         |free: bool| (from..set.len()).find(|&i| naive.0[usize::try_from(i).unwrap()] == free);
@@ -85,6 +113,31 @@ fn check(set: &mut FreeSet, naive: &Naive, rng: &mut Rng) {
         (set.next_free(from), set.next_used(from)),
         (next(true), next(false))
     );
+}
+
+/// Every search inside limits, from both ends.
+fn check_limits(set: &mut FreeSet, naive: &Naive, rng: &mut Rng, longest: u64) {
+    for n in [1, 2, 1 + rng.below(longest + 2)] {
+        let (a, b) = (rng.below(set.len() + 1), rng.below(set.len() + 70));
+        for (low, high) in [(a.min(b), a.max(b)), (0, set.len()), (a, set.len()), (0, b)] {
+            for mask in [0, (1 << rng.below(15)) - 1] {
+                let off = rng.below(5000);
+                let places = naive.places(n, mask, off, low, high);
+                let grid = Grid::new(mask, off);
+                let what = (n, mask, off, low, high);
+                let first = set.first_fit_in(n, grid, low, high);
+                assert_eq!(first, places.first().copied(), "first of {what:?}");
+                let last = set.last_fit_in(n, grid, low, high);
+                assert_eq!(last, places.last().copied(), "last of {what:?}");
+            }
+            let best = set.best_fit_in(n, low, high);
+            assert_eq!(
+                best,
+                naive.best_in(n, low, high),
+                "best of {n} in {low}..{high}"
+            );
+        }
+    }
 }
 
 /// Takes and frees runs of about `size` granules at random places, checking everything.
@@ -184,8 +237,8 @@ fn the_largest_set_answers_at_both_ends() {
     set.take(len - 1, 1);
     assert_eq!(set.longest(), Some((0, len - 1)));
     set.take(0, 1);
-    assert_eq!(set.first_fit_aligned(1, (1 << 62) - 1, 0), Some(1 << 62));
-    assert_eq!(set.first_fit_aligned(1, (1 << 63) - 1, 5), Some(len - 5));
+    assert_eq!(first_aligned(&mut set, 1, (1 << 62) - 1, 0), Some(1 << 62));
+    assert_eq!(first_aligned(&mut set, 1, (1 << 63) - 1, 5), Some(len - 5));
     assert_eq!(set.best_fit(1), Some(1));
     set.give(len - 1, 1).unwrap();
     assert_eq!(set.longest(), Some((1, len - 1)));
@@ -240,18 +293,18 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
             if known {
                 // The class is there before the room is.
                 set.give(len - 1, 1).unwrap();
-                assert_eq!(set.first_fit_aligned(1, 15, 0), None);
+                assert_eq!(first_aligned(&mut set, 1, 15, 0), None);
                 set.take(len - 1, 1);
             }
             set.give(start, n).unwrap();
-            assert_eq!(set.first_fit_aligned(1, 15, 0), Some(start));
-            assert_eq!(set.first_fit_aligned(n, 15, 0), Some(start));
-            assert_eq!(set.first_fit_aligned(n, 15, 3), None);
-            assert_eq!(set.first_fit_aligned(n - 13, 15, 3), Some(start + 13));
+            assert_eq!(first_aligned(&mut set, 1, 15, 0), Some(start));
+            assert_eq!(first_aligned(&mut set, n, 15, 0), Some(start));
+            assert_eq!(first_aligned(&mut set, n, 15, 3), None);
+            assert_eq!(first_aligned(&mut set, n - 13, 15, 3), Some(start + 13));
             // Half of it, so that the uniform part becomes a node or leaf of its own.
             set.take(start, n / 2);
-            assert_eq!(set.first_fit_aligned(n / 2, 15, 0), Some(start + n / 2));
-            assert_eq!(set.first_fit_aligned(n / 2 + 1, 15, 0), None);
+            assert_eq!(first_aligned(&mut set, n / 2, 15, 0), Some(start + n / 2));
+            assert_eq!(first_aligned(&mut set, n / 2 + 1, 15, 0), None);
         }
     }
 }

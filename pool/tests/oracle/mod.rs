@@ -1,5 +1,10 @@
-//! The oracle: genalloc over a bitmap, bit by bit, as its source defines it.
+//! The oracle: genalloc over a bitmap, bit by bit, as its source defines it, and what `mkpool` adds
+//! to it in the same way. It shares no code with the crate.
 
+#![allow(
+    dead_code,
+    reason = "each test that includes this file uses a part of it"
+)]
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -8,8 +13,53 @@
     reason = "a test's oracle, whose casts are C's"
 )]
 
-use mkpool::Algo;
+/// An algorithm: genalloc's five, and those of strict pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    First,
+    FirstAlign(u64),
+    OrderAlign,
+    Best,
+    /// An offset into each chunk.
+    Fixed(u64),
+    /// An address.
+    At(u64),
+    Last,
+    LastAlign(u64),
+}
 
+impl How {
+    /// Returns the algorithm of a strict pool, which knows addresses and no offsets.
+    pub fn strict(self) -> mkpool::Algo {
+        use mkpool::Algo;
+        match self {
+            Self::First => Algo::FirstFit,
+            Self::FirstAlign(align) => Algo::FirstFitAlign { align },
+            Self::OrderAlign => Algo::FirstFitOrderAlign,
+            Self::Best => Algo::BestFit,
+            Self::At(addr) => Algo::At(addr),
+            Self::Fixed(_) => unreachable!("strict pools take addresses"),
+            Self::Last => Algo::LastFit,
+            Self::LastAlign(align) => Algo::LastFitAlign { align },
+        }
+    }
+
+    /// Returns the algorithm of Linux's pools, which know no addresses and no last fit.
+    #[cfg(feature = "linux")]
+    pub fn linux(self) -> mkpool::linux::Algo {
+        use mkpool::linux::Algo;
+        match self {
+            Self::First => Algo::FirstFit,
+            Self::FirstAlign(align) => Algo::FirstFitAlign { align },
+            Self::OrderAlign => Algo::FirstFitOrderAlign,
+            Self::Best => Algo::BestFit,
+            Self::Fixed(offset) => Algo::Fixed { offset },
+            other => unreachable!("not one of Linux's: {other:?}"),
+        }
+    }
+}
+
+#[derive(Clone)]
 struct Chunk {
     base: u64,
     size: u64,
@@ -40,14 +90,16 @@ impl Chunk {
         limit
     }
 
+    /// `bitmap_set` and `bitmap_clear`, word by word.
     fn set(&mut self, from: u64, n: u64, used: bool) {
-        for at in from..from + n {
+        let mut at = from;
+        while at < from + n {
+            let end = (at / 64 + 1) * 64;
+            let bits = end.min(from + n) - at;
+            let mask = (!0 >> (64 - bits)) << (at % 64);
             let word = &mut self.words[usize::try_from(at / 64).unwrap()];
-            *word = if used {
-                *word | 1 << (at % 64)
-            } else {
-                *word & !(1 << (at % 64))
-            };
+            *word = if used { *word | mask } else { *word & !mask };
+            at = end;
         }
     }
 
@@ -72,20 +124,20 @@ impl Chunk {
         }
     }
 
-    fn search(&self, algo: Algo, n: u64, order: u32) -> u64 {
-        match algo {
-            Algo::FirstFit => self.area(0, n, 0, 0),
-            Algo::FirstFitAlign { align } => {
+    fn search(&self, how: How, n: u64, order: u32) -> u64 {
+        match how {
+            How::First => self.area(0, n, 0, 0),
+            How::FirstAlign(align) => {
                 // `int align`, widened as C does it.
                 let align = i64::from(align as u32 as i32) as u64;
                 let minus_one = i64::from((align as u32 as i32).wrapping_sub(1)) as u64;
                 let mask = (align.wrapping_add((1 << order) - 1) >> order).wrapping_sub(1);
                 self.area(0, n, mask, (self.base & minus_one) >> order)
             }
-            Algo::FirstFitOrderAlign => n
+            How::OrderAlign => n
                 .checked_next_power_of_two()
                 .map_or(self.bits, |unit| self.area(0, n, unit - 1, 0)),
-            Algo::BestFit => {
+            How::Best => {
                 let (mut best, mut len) = (self.bits, self.bits + 1);
                 let mut index = self.area(0, n, 0, 0);
                 while index < self.bits {
@@ -100,7 +152,7 @@ impl Chunk {
                 }
                 best
             }
-            Algo::Fixed { offset } => {
+            How::Fixed(offset) => {
                 let bit = offset >> order;
                 if bit << order != offset || bit >= self.bits {
                     return self.bits;
@@ -111,7 +163,44 @@ impl Chunk {
                     self.bits
                 }
             }
+            How::At(addr) => match addr.checked_sub(self.base) {
+                Some(offset) => self.search(How::Fixed(offset), n, order),
+                None => self.bits,
+            },
+            How::Last => self.last(n, 1, order),
+            How::LastAlign(align) => self.last(n, align, order),
         }
+    }
+
+    /// The last place with `n` free granules at an address aligned to `align`.
+    fn last(&self, n: u64, align: u64, order: u32) -> u64 {
+        let mut last = self.bits;
+        let mut start = self.find(false, 0, self.bits);
+        while start < self.bits {
+            let end = self.find(true, start, self.bits);
+            let mut places = (start..=end.saturating_sub(n)).rev();
+            let aligned = |bit: &u64| (self.base + (bit << order)).is_multiple_of(align);
+            if end - start >= n
+                && let Some(place) = places.find(aligned)
+            {
+                last = place;
+            }
+            start = self.find(false, end, self.bits);
+        }
+        last
+    }
+
+    /// The chunk with all granules used that do not lie wholly in `low..high`.
+    fn limited(&self, (low, high): (u64, u64), order: u32) -> Self {
+        let mut limited = self.clone();
+        let low = low
+            .saturating_sub(self.base)
+            .div_ceil(1 << order)
+            .min(self.bits);
+        let high = (high.saturating_sub(self.base) >> order).min(self.bits);
+        limited.set(0, low, true);
+        limited.set(high, self.bits - high, true);
+        limited
     }
 }
 
@@ -142,7 +231,12 @@ impl Model {
         self.chunks.iter().map(|chunk| chunk.avail).sum()
     }
 
-    pub fn alloc(&mut self, size: u64, algo: Algo) -> Option<u64> {
+    pub fn alloc(&mut self, size: u64, how: How) -> Option<u64> {
+        self.alloc_within(size, how, None)
+    }
+
+    /// The same with addresses of `limit` only.
+    pub fn alloc_within(&mut self, size: u64, how: How, limit: Option<(u64, u64)>) -> Option<u64> {
         if size == 0 {
             return None;
         }
@@ -151,7 +245,10 @@ impl Model {
             if size > chunk.avail {
                 continue;
             }
-            let bit = chunk.search(algo, n, self.order);
+            let bit = match limit {
+                None => chunk.search(how, n, self.order),
+                Some(limit) => chunk.limited(limit, self.order).search(how, n, self.order),
+            };
             if bit < chunk.bits {
                 chunk.set(bit, n, true);
                 chunk.avail -= n << self.order;

@@ -16,7 +16,7 @@ use mkvmm_keeper::process::Output;
 use mkvmm_machine::kvm::host;
 use mkvmm_manager::resolve::{ResolveError, check};
 use mkvmm_manager::run::GuestConfig;
-use mkvmm_manager::{ConsoleOptions, Host, Manager, Options};
+use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::ReservationConfig;
@@ -82,6 +82,7 @@ impl Ground {
             has_huge_pages: kvm.has_huge_pages(),
             environment: environment(),
             child_output: Output::Inherit,
+            leaves: Leaves::Off,
         };
         let options = Options {
             console: self.console,

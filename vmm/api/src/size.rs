@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use mkpool::{ParamError, parse_size};
+use mkpool::param::{ParamError, parse_size};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 

@@ -3,7 +3,6 @@
 mod cli;
 mod doctor;
 mod error;
-mod replay;
 
 use std::io::{self, Write};
 use std::process::{ExitCode, Termination};

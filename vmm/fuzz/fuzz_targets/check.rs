@@ -1,6 +1,7 @@
 //! What holds for every image that was accepted.
 
-use mkpool::{AddrRange, ChunkPolicy, InstancePool, MainPool};
+use mkpool::instance::ChunkPolicy;
+use mkpool::{AddrRange, InstancePool, MainPool};
 use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_memory::placement;
 

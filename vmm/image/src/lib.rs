@@ -18,6 +18,7 @@ mod le;
 mod lz4_legacy;
 mod lzop;
 pub mod program;
+mod program_header;
 pub mod unpack;
 mod version;
 

@@ -15,12 +15,11 @@ use mkvmm_base::layout::{
     BOOT_PARAMS_START, GDT_START, LAPIC_START, LOW_WINDOW_SIZE, PAGE_SIZE, PAGE_TABLES_START,
 };
 use mkvmm_base::state::EndReason;
-use mkvmm_base::{InstanceId, RunId};
 use mkvmm_machine::boot::{gdt, page_tables};
 use mkvmm_machine::kvm::clock::StoppedClock;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
 use mkvmm_machine::kvm::{Host, Vm};
-use mkvmm_machine::loading::{self, BootEntry};
+use mkvmm_machine::loading::BootEntry;
 use mkvmm_machine::memory::{GuestMemory, MemoryPart, PoolMapping};
 use mkvmm_machine::news::{News, NewsSink};
 use mkvmm_machine::vcpu::{
@@ -28,6 +27,8 @@ use mkvmm_machine::vcpu::{
 };
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_wire::shared::board::Board;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Where a guest's code lies, in the low window.
 const CODE: u64 = 0x5_0000;
@@ -84,7 +85,7 @@ impl NewsSink for Told {
 struct Guest {
     vcpus: Vec<VcpuHandle>,
     vm: Vm,
-    memory: MemoryFile,
+    memory: Arc<GuestMemory>,
     ports: Arc<Ports>,
     news: Receiver<News>,
 }
@@ -114,28 +115,36 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+/// Makes memory of `range` with the low window at its beginning.
+fn memory(range: AddrRange) -> GuestMemory {
+    let file = MemoryFile::make(range, &ReservationConfig::default()).unwrap();
+    let file = file.as_fd().try_clone_to_owned().unwrap();
+    let page = usize::try_from(PAGE_SIZE).unwrap();
+    let mapping = PoolMapping::new(&[MemoryPart { range, file }], page, false).unwrap();
+    let low = AddrRange::with_size(range.start(), LOW_WINDOW_SIZE).unwrap();
+    GuestMemory::new(&Arc::new(mapping), Some(low)).unwrap()
+}
+
 impl Guest {
     /// A guest with `cpus` vCPUs whose first one runs `code`.
     fn start(host: &Host, cpus: u8, code: &[u8]) -> Self {
-        let range = AddrRange::with_size(1 << 32, 8 << 20).unwrap();
-        let own = AddrRange::with_size(range.start(), 4 << 20).unwrap();
-        let low = AddrRange::with_size(own.start(), LOW_WINDOW_SIZE).unwrap();
-        let file = MemoryFile::make(own, &ReservationConfig::default()).unwrap();
-        let part = MemoryPart {
-            range: own,
-            file: file.as_fd().try_clone_to_owned().unwrap(),
-        };
-        let mapping = Arc::new(PoolMapping::new(&[part], 4096, false).unwrap());
-        let memory = GuestMemory::new(&mapping, Some(low)).unwrap();
-        let write = |addr, bytes: &[u8]| loading::write(&memory, addr, bytes).unwrap();
+        let range = AddrRange::with_size(1 << 32, 4 << 20).unwrap();
+        let memory = memory(range);
         let mapped = [(0, LOW_WINDOW_SIZE), (LAPIC_START, PAGE_SIZE)];
         let mapped = mapped.map(|(start, size)| AddrRange::with_size(start, size).unwrap());
         let tables = page_tables::build(&mapped).unwrap();
-        write(GDT_START, &words(&gdt::table()));
-        write(PAGE_TABLES_START, &words(tables.as_flattened()));
-        write(CODE, code);
-        write(AP_CODE, SLEEP);
-        let vm = Vm::new(host, Arc::new(memory)).unwrap();
+        let gdt = words(&gdt::table());
+        let tables = words(tables.as_flattened());
+        for (at, bytes) in [
+            (GDT_START, gdt.as_slice()),
+            (PAGE_TABLES_START, &tables),
+            (CODE, code),
+            (AP_CODE, SLEEP),
+        ] {
+            memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
+        }
+        let memory = Arc::new(memory);
+        let vm = Vm::new(host, Arc::clone(&memory)).unwrap();
         let setup = VcpuSetup {
             cpus,
             entry: BootEntry {
@@ -150,25 +159,25 @@ impl Guest {
                 manifest_version: 0,
             },
         };
-        let name = "a".parse().unwrap();
         let (sender, news) = mpsc::channel();
         let sink: Arc<dyn NewsSink> = Arc::new(Told(Mutex::new(sender)));
         let ports = Arc::new(Ports::default());
-        let run = RunId {
-            id: InstanceId(1),
-            epoch: 1,
-        };
+        let board = Board::create().unwrap().0.writer();
+        let name = "a".parse().unwrap();
         // All of them before the first runs, as a machine has it.
         let made: Vec<Vcpu> = (0..cpus)
             .map(|index| Vcpu::new(host, &vm, index, &setup).unwrap())
             .collect();
-        let start = |vcpu: Vcpu| vcpu.start(run, &name, None, ports.clone(), &sink).unwrap();
-        let vcpus: Vec<VcpuHandle> = made.into_iter().map(start).collect();
+        let start = |(index, vcpu): (usize, Vcpu)| {
+            let slot = board.vcpu(index).unwrap();
+            vcpu.start(&name, None, slot, ports.clone(), &sink).unwrap()
+        };
+        let vcpus: Vec<VcpuHandle> = made.into_iter().enumerate().map(start).collect();
         vcpus.iter().for_each(|vcpu| vcpu.send(VcpuCommand::Run));
         Self {
             vcpus,
             vm,
-            memory: file,
+            memory,
             ports,
             news,
         }
@@ -182,17 +191,11 @@ impl Guest {
         }
     }
 
-    /// Reads the data, past the mapping.
-    fn read(&self, bytes: &mut [u8]) {
-        // The low window shows the beginning of the memory.
-        let addr = self.memory.range().start() + DATA;
-        self.memory.read(addr, bytes).unwrap();
-    }
-
     /// The first 64-bit word of the data.
     fn word(&self) -> u64 {
         let mut bytes = [0; 8];
-        self.read(&mut bytes);
+        let data = self.memory.guest();
+        data.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
         u64::from_le_bytes(bytes)
     }
 
@@ -252,7 +255,8 @@ fn port_accesses_arrive_one_by_one_and_with_their_width() {
     );
     assert_eq!(guest.end(), EndReason::Panic);
     let mut data = [0xaa; 12];
-    guest.read(&mut data);
+    let memory = guest.memory.guest();
+    memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
     assert_eq!(data, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]);
     let mut want: Vec<(u16, Vec<u8>)> = (0..5).map(|i| (0x608, vec![i; 2])).collect();
     want.push((0x3f8, vec![0x41, 0x42]));

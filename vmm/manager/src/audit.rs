@@ -6,7 +6,8 @@
 //! shows it to whoever asks; `run` holds it for itself, before and after its
 //! guests.
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 
 use mkvmm_base::layout::LOW_WINDOW_SIZE;
 use mkvmm_memory::e820::{E820Entry, E820Type};
@@ -47,7 +48,7 @@ fn sum(ranges: &[AddrRange]) -> u64 {
     ranges.iter().map(AddrRange::size).sum()
 }
 
-/// Ascending.
+/// Returns `ranges` ascending by their first address.
 fn sorted(mut ranges: Vec<AddrRange>) -> Vec<AddrRange> {
     ranges.sort_by_key(AddrRange::start);
     ranges

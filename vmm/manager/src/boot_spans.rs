@@ -61,7 +61,7 @@ impl Spans for BootSpans {
 }
 
 impl BootSpans {
-    /// The histograms.
+    /// Returns the histograms, for the registry of metrics.
     pub fn family(&self) -> &SpanFamily {
         &self.0
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mkpool::PAGE_ORDER;
+use mkpool::main_pool::PAGE_ORDER;
 use mkvmm_api::{InstanceSpec, Size, SpecError};
 use mkvmm_base::InstanceName;
 
@@ -11,7 +11,7 @@ use crate::console_log::LogFile;
 /// An instance without its images: what `create` takes.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
-    /// Its name.
+    /// The name by which its users know it.
     pub name: InstanceName,
     /// What its user wrote, checked.
     pub spec: InstanceSpec,

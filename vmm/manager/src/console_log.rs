@@ -39,28 +39,28 @@ pub enum LogError {
     /// It lies where no log may.
     #[error("{} lies below no --log-dir", .path.display())]
     Directory {
-        /// The path.
+        /// The path of the log.
         path: PathBuf,
     },
     /// It cannot be opened.
     #[error("{} cannot be opened as a log", .path.display())]
     Open {
-        /// The path.
+        /// The path of the log.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
     /// It is a device, a pipe, a directory.
     #[error("{} is not a regular file", .path.display())]
     Kind {
-        /// The path.
+        /// The path of the log.
         path: PathBuf,
     },
     /// Another instance logs there.
     #[error("{} is the log of another instance", .path.display())]
     Taken {
-        /// The path.
+        /// The path of the log.
         path: PathBuf,
     },
 }

@@ -17,7 +17,7 @@ use mkvmm_images::{
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 
 use crate::child::{self, Role};
-use crate::manager::Host;
+use crate::host::Host;
 use crate::worker::WorkerError;
 
 /// What is loaded into an instance: what `load` takes.
@@ -154,7 +154,11 @@ pub async fn read(
         infos.push(archive.info);
     }
     let default_cmdline = if is_probe { "" } else { DEFAULT_LINUX };
-    let cmdline = spec.cmdline.as_deref().unwrap_or(default_cmdline).to_owned();
+    let cmdline = spec
+        .cmdline
+        .as_deref()
+        .unwrap_or(default_cmdline)
+        .to_owned();
     let not_a_kernel = || StoreError::Changing;
     let facts = image.kernel().cloned().ok_or_else(not_a_kernel);
     Ok(Images {

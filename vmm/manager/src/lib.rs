@@ -9,26 +9,30 @@
 //! |---|---|
 //! | `config`, `images` | what an instance is made of |
 //! | `console`, `status` | what its workers leave in shared memory |
-//! | `child`, `worker` | processes, and what is said to them |
+//! | `host`, `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
+//! | `usage`, `leaves` | what it costs the host, and its cgroup |
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
-//! | `questions`, `news` | what workers answer and report |
+//! | `questions`, `asking`, `news` | what workers are asked, answer and report |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
 
+mod asking;
 pub mod audit;
 pub mod boot_spans;
 mod child;
 pub mod config;
-pub mod control;
-mod debug;
 pub mod console;
 pub mod console_log;
+pub mod control;
+mod debug;
 pub mod event_log;
 pub mod guest;
+pub mod host;
 pub mod images;
+mod leaves;
 pub mod life;
 pub mod manager;
 mod manifest;
@@ -40,8 +44,11 @@ pub mod resolve;
 pub mod run;
 pub mod status;
 pub mod stream;
+pub mod usage;
 pub mod view;
 pub mod worker;
 
 pub use child::Role;
-pub use manager::{ConsoleOptions, Host, Manager, Options};
+pub use host::Host;
+pub use leaves::Leaves;
+pub use manager::{ConsoleOptions, Manager, Options};

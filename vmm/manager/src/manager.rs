@@ -8,47 +8,28 @@
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mkvmm_base::state::Verb;
 use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_images::{Access, Budget, BuiltIn, ImageStore};
-use mkvmm_keeper::process::Output;
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
 use tokio::sync::Notify;
 
 use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
+use crate::host::Host;
 use crate::images::UnpackerChildren;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
 
-/// What a manager needs of its host, opened and checked by its caller.
-#[derive(Debug)]
-pub struct Host {
-    /// `/dev/kvm`, open. Only handed on.
-    pub kvm: OwnedFd,
-    /// The program that children run; this one when `None`.
-    pub program: Option<PathBuf>,
-    /// Bits of a guest-physical address.
-    pub address_bits: u32,
-    /// Whether guests have 1 GiB pages.
-    pub has_huge_pages: bool,
-    /// The environment of children.
-    pub environment: Vec<(String, String)>,
-    /// Where the output of children goes.
-    pub child_output: Output,
-}
-
 /// How a manager treats its guests.
 #[derive(Debug)]
 pub struct Options {
-    /// Their consoles.
+    /// How their consoles are kept.
     pub console: ConsoleOptions,
     /// What images may use.
     pub images: Budget,
@@ -184,7 +165,7 @@ impl Manager {
 #[derive(Debug)]
 pub(crate) struct Busy {
     manager: Rc<Manager>,
-    /// The instance.
+    /// The instance that is busy.
     pub id: InstanceId,
 }
 

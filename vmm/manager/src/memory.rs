@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mkpool::{AddrRange, MemoryMap};
+use mkpool::AddrRange;
+use mkpool::map::MemoryMap;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};

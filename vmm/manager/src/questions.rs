@@ -1,27 +1,16 @@
-//! Asking vCPUs what their registers hold.
-//!
-//! A vCPU's registers are read by its own thread, in its worker. The question
-//! goes out with a ticket, answers come back as reports with that ticket.
-//! Nobody waits for them here: whoever asked has a receiver and a limit of
-//! their own.
-
-use std::rc::Rc;
+//! Questions about registers that are under way.
 
 use mkvmm_base::registers::Registers;
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{InstanceId, InstanceName, RunId};
-use mkvmm_wire::messages::Order;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-use crate::guest::Guest;
-use crate::manager::Manager;
+use mkvmm_base::{InstanceName, RunId};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 /// What a vCPU says about itself.
 #[derive(Debug, Clone)]
 pub struct Reading {
     /// Which vCPU, from 0.
     pub cpu: u8,
-    /// Its registers.
+    /// What they hold.
     pub registers: Registers,
     /// Where KVM says that an address leads, if that was asked.
     pub translated: Option<Option<u64>>,
@@ -30,7 +19,7 @@ pub struct Reading {
 /// Registers on their way.
 #[derive(Debug)]
 pub struct Readings {
-    /// The instance.
+    /// The instance that was asked.
     pub name: InstanceName,
     /// The state it is in.
     pub state: State,
@@ -48,7 +37,7 @@ pub enum QuestionError {
     /// There is no vCPU, nor was there one since the images were loaded.
     #[error("{name} is {state}, which has no registers")]
     NoRegisters {
-        /// The instance.
+        /// The instance that was asked.
         name: InstanceName,
         /// The state it is in.
         state: State,
@@ -56,7 +45,7 @@ pub enum QuestionError {
     /// It has fewer vCPUs.
     #[error("{name} has no vCPU {cpu}")]
     NoCpu {
-        /// The instance.
+        /// The instance that was asked.
         name: InstanceName,
         /// The vCPU asked for.
         cpu: u8,
@@ -74,116 +63,30 @@ pub(crate) struct Question {
     answers: UnboundedSender<Reading>,
 }
 
-impl Manager {
-    /// Asks the vCPUs of an instance, or one of them, for their registers, and
-    /// where `translate` leads. An instance that has ended answers with what
-    /// they held then.
-    ///
-    /// # Errors
-    /// [`QuestionError`].
-    pub fn ask_registers(
-        self: &Rc<Self>,
-        id: InstanceId,
-        cpu: Option<u8>,
-        translate: Option<u64>,
-    ) -> Result<Option<Readings>, QuestionError> {
-        let registry = self.registry();
-        let Some(guest) = registry.guest(id) else {
-            return Ok(None);
-        };
-        let asked = asked(guest, cpu)?;
-        let (sender, answers) = unbounded_channel();
-        match guest.worker.as_ref().filter(|_| guest.state().is_live()) {
-            Some(worker) => {
-                let ticket = self.next_ticket();
-                let mut questions = self.questions.borrow_mut();
-                questions.retain(|_, question| !question.answers.is_closed());
-                let question = Question {
-                    run: guest.run_id(),
-                    left: asked.clone(),
-                    answers: sender,
-                };
-                questions.insert(ticket, question);
-                worker.hint(&Order::Registers {
-                    ticket,
-                    cpu,
-                    translate,
-                });
-            }
-            None => answer_from_status(guest, &asked, &sender)?,
+impl Question {
+    /// Makes a question to the vCPUs `left` of `run`.
+    pub fn new(run: RunId, left: Vec<u8>, answers: UnboundedSender<Reading>) -> Self {
+        Self { run, left, answers }
+    }
+
+    /// Returns the run that was asked.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Whether nobody waits for answers any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.answers.is_closed()
+    }
+
+    /// Takes an answer; one of a vCPU that was not asked, or has answered, is
+    /// dropped. Returns whether it was the last.
+    pub fn take(&mut self, reading: Reading) -> bool {
+        if let Some(at) = self.left.iter().position(|cpu| *cpu == reading.cpu) {
+            self.left.remove(at);
+            // Whoever asked may have stopped waiting.
+            let _ = self.answers.send(reading);
         }
-        Ok(Some(Readings {
-            name: guest.name().clone(),
-            state: guest.state(),
-            reason: guest.reason(),
-            asked,
-            answers,
-        }))
+        self.left.is_empty()
     }
-
-    /// A worker has answered.
-    pub(crate) fn on_registers(&self, run: RunId, ticket: u64, reading: Reading) {
-        let mut questions = self.questions.borrow_mut();
-        let Some(question) = questions.get_mut(&ticket).filter(|q| q.run == run) else {
-            return;
-        };
-        let Some(at) = question.left.iter().position(|cpu| *cpu == reading.cpu) else {
-            return;
-        };
-        question.left.remove(at);
-        // Whoever asked may have stopped waiting.
-        let _ = question.answers.send(reading);
-        if question.left.is_empty() {
-            questions.remove(&ticket);
-        }
-    }
-
-    /// There will be no more answers of a run.
-    pub(crate) fn forget_questions(&self, run: RunId) {
-        self.questions.borrow_mut().retain(|_, q| q.run != run);
-    }
-}
-
-/// The vCPUs to ask.
-fn asked(guest: &Guest, cpu: Option<u8>) -> Result<Vec<u8>, QuestionError> {
-    let cpus = guest.config().cpus();
-    match cpu {
-        Some(cpu) if cpu >= cpus => Err(QuestionError::NoCpu {
-            name: guest.name().clone(),
-            cpu,
-            cpus,
-        }),
-        Some(cpu) => Ok(vec![cpu]),
-        None => Ok((0..cpus).collect()),
-    }
-}
-
-/// What an ended guest's vCPUs held at its end.
-fn answer_from_status(
-    guest: &Guest,
-    asked: &[u8],
-    answers: &UnboundedSender<Reading>,
-) -> Result<(), QuestionError> {
-    let has_ended = matches!(guest.state(), State::Stopped | State::Failed);
-    let last = asked.iter().filter(|_| has_ended).filter_map(|&cpu| {
-        let registers = guest.status().last_registers(cpu)?;
-        Some(Reading {
-            cpu,
-            registers,
-            translated: None,
-        })
-    });
-    let mut count = 0;
-    for reading in last {
-        count += 1;
-        // The receiver is still ours.
-        let _ = answers.send(reading);
-    }
-    if count == 0 {
-        return Err(QuestionError::NoRegisters {
-            name: guest.name().clone(),
-            state: guest.state(),
-        });
-    }
-    Ok(())
 }

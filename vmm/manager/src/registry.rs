@@ -19,19 +19,19 @@ pub enum RegistryError {
     /// There is no instance of that name.
     #[error("there is no instance {name}")]
     Unknown {
-        /// The name.
+        /// The name that was asked for.
         name: InstanceName,
     },
     /// There is an instance of that name.
     #[error("there is an instance {name} already")]
     Exists {
-        /// The name.
+        /// The name that is taken.
         name: InstanceName,
     },
     /// Its state does not allow the verb.
     #[error("{name} is {state}, which does not allow {verb}")]
     State {
-        /// The name.
+        /// The name of the instance.
         name: InstanceName,
         /// The state it is in.
         state: State,
@@ -41,7 +41,7 @@ pub enum RegistryError {
     /// Another verb is being carried out on it.
     #[error("{name} is busy with {busy}, which does not allow {verb}")]
     Busy {
-        /// The name.
+        /// The name of the instance.
         name: InstanceName,
         /// What is being carried out.
         busy: Verb,
@@ -251,7 +251,9 @@ impl Registry {
         };
         let (id, is_live) = self.for_allocation(name)?;
         match self.guests.get_mut(&id) {
-            Some(guest) => Ok(self.pool.alloc_in(&mut guest.sub_pool, size, align, is_live)?),
+            Some(guest) => Ok(self
+                .pool
+                .alloc_in(&mut guest.sub_pool, size, align, is_live)?),
             None => Err(RegistryError::Unknown { name: name.clone() }),
         }
     }

@@ -130,9 +130,7 @@ impl Manager {
 ///
 /// # Errors
 /// [`SpecError`] for the first that is wrong.
-pub fn check(
-    specs: Vec<InstanceSpec>,
-) -> Result<Vec<(InstanceConfig, ImagesSpec)>, ResolveError> {
+pub fn check(specs: Vec<InstanceSpec>) -> Result<Vec<(InstanceConfig, ImagesSpec)>, ResolveError> {
     let mut names = BTreeSet::new();
     let mut checked = Vec::new();
     for (mut spec, number) in specs.into_iter().zip(1_u32..) {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceName, chain};
@@ -21,7 +21,7 @@ use crate::stream::Stream;
 /// A guest that can be launched: every value checked, every file read.
 #[derive(Debug, Clone)]
 pub struct GuestConfig {
-    /// The instance.
+    /// What the instance is made of.
     pub instance: InstanceConfig,
     /// What is loaded into it.
     pub images: Images,
@@ -30,7 +30,7 @@ pub struct GuestConfig {
 /// How a guest ended.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// Its name.
+    /// The name of the guest.
     pub name: InstanceName,
     /// Why it ended.
     pub reason: EndReason,

@@ -26,7 +26,9 @@ impl<'a> View<'a> {
 
     /// Returns the guest-physical ranges, ascending.
     pub fn ranges(&self) -> Vec<AddrRange> {
-        let low = self.low_window.and(AddrRange::with_size(0, LOW_WINDOW_SIZE).ok());
+        let low = self
+            .low_window
+            .and(AddrRange::with_size(0, LOW_WINDOW_SIZE).ok());
         let mut ranges: Vec<AddrRange> = self.files.iter().map(MemoryFile::range).collect();
         ranges.extend(low);
         ranges.sort_by_key(AddrRange::start);

@@ -9,7 +9,9 @@
 
 use std::fmt;
 
-use mkpool::{AddrRange, MemoryMap, RangeError};
+use mkpool::AddrRange;
+use mkpool::map::MemoryMap;
+use mkpool::range::RangeError;
 
 use mkvmm_base::layout;
 

@@ -4,7 +4,9 @@
 //! RAM window below the 32-bit hole and one above it (`boot/layout.rs`). A
 //! pool lies wholly in one of the two RAM windows.
 
-use mkpool::{AddrRange, ParamError, PoolParam, RangeError};
+use mkpool::AddrRange;
+use mkpool::param::{ParamError, PoolParam};
+use mkpool::range::RangeError;
 use mkvmm_base::{Class, Diagnose};
 
 use mkvmm_base::layout::{
@@ -130,14 +132,13 @@ pub fn place_pool(param: PoolParam, bits: u32, page: u64) -> Result<AddrRange, M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mkpool::ParamMode;
 
     fn place(text: &str) -> Result<AddrRange, MachineError> {
         place_on(text, 4096)
     }
 
     fn place_on(text: &str, page: u64) -> Result<AddrRange, MachineError> {
-        place_pool(PoolParam::parse(text, ParamMode::Strict).unwrap(), 46, page)
+        place_pool(PoolParam::parse(text).unwrap(), 46, page)
     }
 
     #[test]

@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use mkpool::{AddrRange, AllocError, Draft};
+use mkpool::instance::Draft;
+use mkpool::pool::AllocError;
+use mkpool::{AddrRange, Algo};
 
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
@@ -165,10 +167,15 @@ pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), P
     };
     let low_window = take(&mut next, "low window", LOW_WINDOW_SIZE, PAGE_SIZE)?;
     let control_block = take(&mut next, "control block", CONTROL_BLOCK_SIZE, PAGE_SIZE)?;
-    let mut kernel = take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
-    if kernel.start() < facts.kernel_addr_min {
-        kernel = move_up(facts, &mut next, kernel)?;
-    }
+    let kernel = match take_kernel(facts, &mut next) {
+        Ok(kernel) => kernel,
+        Err(source) => {
+            // Whether it fits anywhere tells the two reasons apart.
+            take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
+            let (size, min) = (facts.kernel_size, facts.kernel_addr_min);
+            return Err(PlacementError::KernelTooLow { size, min, source });
+        }
+    };
     if let Some(max) = facts.kernel_addr_max.filter(|&max| kernel.last() > max) {
         return Err(PlacementError::KernelTooHigh { range: kernel, max });
     }
@@ -190,45 +197,19 @@ pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), P
     Ok((plan, next))
 }
 
-/// A higher place than `low` for the kernel: the first that is not below its
-/// lowest address.
-fn move_up(
-    facts: &ImageFacts,
-    pool: &mut Draft,
-    low: AddrRange,
-) -> Result<AddrRange, PlacementError> {
-    let (size, align, min) = (facts.kernel_size, facts.kernel_align, facts.kernel_addr_min);
-    let (mut kernel, mut held) = (low, Vec::new());
-    // The allocator knows no lower limit, so what is too low is held until
-    // the search is over.
-    while kernel.start() < min {
-        give_back(pool, kernel);
-        let below = min - kernel.start();
-        kernel = pool
-            .alloc(below, align)
-            .and_then(|range| {
-                held.push(range);
-                pool.alloc(size, align)
-            })
-            .map_err(|source| PlacementError::KernelTooLow { size, min, source })?;
-    }
-    for range in held {
-        give_back(pool, range);
-    }
-    Ok(kernel)
-}
-
-fn give_back(pool: &mut Draft, range: AddrRange) {
-    // It was just taken; the allocator cannot refuse it.
-    if let Err(error) = pool.free(range.start(), range.size()) {
-        log::error!("placement: giving back {range:?} failed: {error}");
-    }
+/// Takes the first place for the kernel that is not below its lowest address.
+fn take_kernel(facts: &ImageFacts, pool: &mut Draft) -> Result<AddrRange, AllocError> {
+    let align = facts.kernel_align;
+    let lowest = facts.kernel_addr_min.min(u64::MAX - 1);
+    let above = AddrRange::new(lowest, u64::MAX).expect("the start is below the end");
+    pool.alloc_within(facts.kernel_size, Algo::FirstFitAlign { align }, above)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mkpool::{ChunkPolicy, InstancePool, MainPool};
+    use mkpool::instance::ChunkPolicy;
+    use mkpool::{InstancePool, MainPool};
 
     const MIB: u64 = 1 << 20;
 
@@ -301,7 +282,7 @@ mod tests {
         facts.kernel_addr_min = 16 * MIB;
         let (placed, next) = plan(&facts, pool.draft()).unwrap();
         assert_eq!(placed.kernel.start(), 16 * MIB);
-        // What was held meanwhile is free again.
+        // What lies below the kernel is still free.
         assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
         assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
 

@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 
 use clap::Subcommand;
-use mkpool::parse_addr;
+use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::exchange::{answer, escape, get};
 use crate::cli::hexdump::hexdump;
-use crate::cli::remote::{OptionError, answer, escape, get, size};
-use crate::cli::{print, tables};
+use crate::cli::options::{OptionError, size};
+use crate::cli::output::print;
+use crate::cli::tables;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Hex;
 use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};

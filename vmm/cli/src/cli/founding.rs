@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mkvmm_base::image_facts::BootMode;
@@ -10,8 +11,9 @@ use mkvmm_base::{Class, Diagnose};
 use mkvmm_children::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 use mkvmm_image::{ImageError, KernelImage};
 use mkvmm_images::{Access, Budget, BuiltIn};
+use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
-use mkvmm_manager::{ConsoleOptions, Host, Manager, Options};
+use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -34,6 +36,9 @@ pub enum FoundingError {
     /// `--worker-uid` names root.
     #[error("--worker-uid 0: guests' processes never belong to root")]
     Root,
+    /// Guests cannot have cgroups where they are to have them.
+    #[error("--cgroup")]
+    Cgroup(#[from] CgroupError),
     /// `--worker-uid` is given, and nobody but root can follow it.
     #[error("--worker-uid: only root can give processes to another user")]
     NotRoot,
@@ -43,7 +48,8 @@ impl Diagnose for FoundingError {
     fn class(&self) -> Class {
         match self {
             Self::Root | Self::NotRoot => Class::Invalid,
-            Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
+            Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
+            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
         }
     }
 }
@@ -88,11 +94,16 @@ pub struct ChildOptions {
     /// The user and group that guests' processes belong to, where root starts them [default: 65534]
     #[arg(long, value_name = "UID")]
     worker_uid: Option<u32>,
+    /// The cgroup below which each guest has one of its own: a path, `mine` for
+    /// that of mkvmm itself, or `off` [default: below its own for accounting,
+    /// where that may be]
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
 }
 
 impl ChildOptions {
     /// The keys of a file.
-    pub const KEYS: [&str; 3] = ["sandbox", "debuggable", "worker-uid"];
+    pub const KEYS: [&str; 4] = ["sandbox", "debuggable", "worker-uid", "cgroup"];
 
     /// Returns these, with `file` where they do not say.
     pub fn or(self, file: Self) -> Self {
@@ -100,7 +111,21 @@ impl ChildOptions {
             sandbox: self.sandbox.or(file.sandbox),
             debuggable: self.debuggable || file.debuggable,
             worker_uid: self.worker_uid.or(file.worker_uid),
+            cgroup: self.cgroup.or(file.cgroup),
         }
+    }
+
+    /// Returns where guests have cgroups.
+    ///
+    /// # Errors
+    /// [`FoundingError::Cgroup`] where they can have none and are to.
+    pub fn leaves(&self) -> Result<Leaves, FoundingError> {
+        Ok(match &self.cgroup {
+            None => Leaves::offered(),
+            Some(word) if word == Path::new("off") => Leaves::Off,
+            Some(word) if word == Path::new("mine") => Leaves::required(&Base::Own)?,
+            Some(path) => Leaves::required(&Base::Path(path.clone()))?,
+        })
     }
 
     /// Returns the environment that says the same to a child. Says loudly
@@ -139,12 +164,14 @@ impl ChildOptions {
 /// How the manager treats its guests, apart from its processes.
 #[derive(Debug)]
 pub struct Treatment {
-    /// Their consoles.
+    /// How much of each console is kept, and how.
     pub console: ConsoleOptions,
     /// Bytes of images that are kept though no instance has them.
     pub kept_images: u64,
     /// What those who name images may name.
     pub access: Access,
+    /// Where guests have cgroups.
+    pub leaves: Leaves,
 }
 
 /// Makes the manager of `ground`.
@@ -165,6 +192,7 @@ pub fn found(
         has_huge_pages: kvm.has_huge_pages(),
         environment,
         child_output: Output::Inherit,
+        leaves: treatment.leaves,
     };
     let options = Options {
         console: treatment.console,

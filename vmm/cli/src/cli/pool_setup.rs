@@ -3,7 +3,9 @@
 use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mkpool::{AddrRange, ParamError, ParamMode, PoolParam, RangeError};
+use mkpool::AddrRange;
+use mkpool::param::{ParamError, PoolParam};
+use mkpool::range::RangeError;
 use serde::Deserialize;
 
 use mkvmm_base::{Class, Diagnose};
@@ -11,7 +13,8 @@ use mkvmm_machine::kvm::host::{Host, HostError};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::place::{MachineError, place_pool};
 use mkvmm_memory::pool_memory::PoolMemory;
-use mkvmm_memory::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
+use mkvmm_memory::reservation::backing::{Backing, BackingError};
+use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 
 /// What `--backing` is when nobody says.
@@ -101,7 +104,7 @@ pub struct PoolOptions {
     hold: Vec<String>,
 }
 
-/// The same, checked as far as that goes without the host.
+/// Options of a pool, checked as far as that goes without the host.
 #[derive(Debug)]
 pub struct CheckedPool {
     param: PoolParam,
@@ -131,7 +134,7 @@ impl PoolOptions {
 
     pub fn check(&self) -> Result<CheckedPool, PoolSetupError> {
         let pool = self.pool.as_deref().ok_or(PoolSetupError::Missing)?;
-        let param = PoolParam::parse(pool, ParamMode::Strict).map_err(PoolSetupError::Param)?;
+        let param = PoolParam::parse(pool).map_err(PoolSetupError::Param)?;
         let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
         let backing: Backing = backing.parse()?;
         let holds = self.hold.iter().map(|text| parse_hold(text));
@@ -151,11 +154,11 @@ impl PoolOptions {
 /// A pool of which nothing is used yet, and the host that it is on.
 #[derive(Debug)]
 pub struct Ground {
-    /// KVM.
+    /// The host's KVM, opened and checked.
     pub kvm: Host,
-    /// The ledger.
+    /// The ledger, in which the whole pool is free.
     pub pool: HostPool,
-    /// The memory.
+    /// The host memory behind it.
     pub memory: PoolMemory,
 }
 
@@ -187,7 +190,7 @@ impl CheckedPool {
 
 /// `--hold SIZE@ADDR`: a range of the pool.
 fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
-    let param = PoolParam::parse(text, ParamMode::Strict).map_err(PoolSetupError::Hold)?;
+    let param = PoolParam::parse(text).map_err(PoolSetupError::Hold)?;
     let start = param.start.ok_or_else(|| {
         let text = text.to_owned();
         PoolSetupError::Hold(ParamError::ZeroAddr { text })

@@ -1,11 +1,11 @@
-//! `mkvmm replay`: allocator traces, played against our pools.
+//! `mkvmm replay`: plays recorded allocator traces against `mkpool`.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::cli::HostIoError;
 use crate::error::{CliError, ExitStatus};
-use crate::replay::{self, Options};
+use mkpool_replay::{self as replay, Options};
 use mkvmm_base::chain;
 
 /// Arguments of `mkvmm replay`.
@@ -14,7 +14,7 @@ pub struct ReplayArgs {
     /// Traces (JSON lines, plain or gzip)
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Print JSON
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
     /// Add nanoseconds per operation, by kind

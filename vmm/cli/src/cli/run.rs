@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};
@@ -108,6 +108,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
     let request = args.pool.check()?;
     let environment = args.children.environment()?;
     let configs = resolve::check(specs)?;
+    let leaves = args.children.leaves()?;
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
@@ -122,6 +123,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         },
         kept_images: 0,
         access: Access::Own,
+        leaves,
     };
     let manager = found(ground, environment, treatment)?;
     block_on(async {

@@ -13,10 +13,11 @@ use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
 use mkvmm_images::{Access, ImageDirs, SourceError};
-use mkvmm_manager::control::client;
-use mkvmm_manager::control::http::{Api, Doctor};
-use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::ConsoleOptions;
+use mkvmm_manager::control::client;
+use mkvmm_manager::control::doctor::Doctor;
+use mkvmm_manager::control::http::Api;
+use mkvmm_manager::control::server::ControlSocket;
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
@@ -104,7 +105,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let environment = args.children.clone().or(file.children).environment()?;
+    let children = args.children.clone().or(file.children);
+    let environment = children.environment()?;
+    let leaves = children.leaves()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {
@@ -137,6 +140,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         },
         kept_images: IMAGE_CACHE,
         access: Access::Client(image_dirs),
+        leaves,
     };
     let manager = found(ground, environment, treatment)?;
     let (client, requests) = client::channel();

@@ -19,10 +19,10 @@ use mkvmm_base::layout::DYNAMIC_POOL_MIN;
 use mkvmm_base::state::EndReason;
 use mkvmm_images::Access;
 use mkvmm_machine::kvm::host::Host;
-use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::resolve;
 use mkvmm_manager::run::Fleet;
 use mkvmm_manager::stream::Stream;
+use mkvmm_manager::{ConsoleOptions, Leaves};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::place::MIN_POOL;
 use mkvmm_memory::pool_memory::PoolMemory;
@@ -93,15 +93,13 @@ fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> A
 }
 
 /// Returns how a probe ended; `None` when it did not in time.
-fn run_probe(
-    kvm: Host,
-    cmdline: &str,
-) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
+fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
     let range = AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?;
     let config = ReservationConfig::default();
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
     let pool = HostPool::new(range, config.backing.page_order())?;
     let treatment = Treatment {
+        leaves: Leaves::Off,
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: false,
@@ -120,7 +118,10 @@ fn run_probe(
         let stream = Stream::start(Box::new(std::io::sink()), || ())?;
         let mut fleet = Fleet::build(manager, stream, configs).await?;
         fleet.start().await?;
-        if tokio::time::timeout(PATIENCE, fleet.finish()).await.is_err() {
+        if tokio::time::timeout(PATIENCE, fleet.finish())
+            .await
+            .is_err()
+        {
             fleet.end_all().await;
             return Ok(None);
         }

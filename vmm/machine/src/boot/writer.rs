@@ -1,6 +1,7 @@
 //! Writes into the low window what a kernel reads at entry.
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_base::layout;
 use mkvmm_memory::e820::E820Entry;
 
@@ -30,7 +31,7 @@ pub struct BootData<'a> {
     pub setup_header: Option<&'a [u8]>,
     /// The memory map.
     pub e820: &'a [E820Entry],
-    /// The manifest.
+    /// The manifest that the guest finds as `setup_data`.
     pub manifest: &'a [u8],
     /// The command line without its NUL.
     pub cmdline: &'a [u8],

@@ -10,7 +10,8 @@ mod window;
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
@@ -26,7 +27,7 @@ use crate::memory::window::Window;
 pub struct MemoryPart {
     /// The pool addresses.
     pub range: AddrRange,
-    /// The file.
+    /// The memory file that holds exactly these bytes.
     pub file: OwnedFd,
 }
 
@@ -36,7 +37,7 @@ pub enum MemoryError {
     /// There is not enough address space, or the limit of mappings is reached.
     #[error("{range:?} of guest memory cannot be mapped")]
     Map {
-        /// The part.
+        /// The pool addresses of the part.
         range: AddrRange,
         /// The underlying error.
         #[source]
@@ -45,7 +46,7 @@ pub enum MemoryError {
     /// A range does not fit this host's or the guest's address space.
     #[error("{range:?} does not fit the address space")]
     Address {
-        /// The range.
+        /// The addresses that do not fit.
         range: AddrRange,
     },
     /// The low window is not part of the memory.
@@ -57,7 +58,7 @@ pub enum MemoryError {
     /// vm-memory refused a region.
     #[error("{range:?} cannot be described to vm-memory")]
     Region {
-        /// The range.
+        /// The addresses of the region.
         range: AddrRange,
         /// The underlying error.
         #[source]

@@ -83,7 +83,10 @@ impl Client {
     ///
     /// # Errors
     /// What the change says, or [`ControlError::Ending`].
-    pub async fn change<T: Send + 'static, F: Future<Output = Result<T, ControlError>> + 'static>(
+    pub async fn change<
+        T: Send + 'static,
+        F: Future<Output = Result<T, ControlError>> + 'static,
+    >(
         &self,
         name: Change,
         change: impl FnOnce(Rc<Manager>) -> F + Send + 'static,

@@ -1,18 +1,18 @@
 //! Refusals of the control socket, and the HTTP status of each class.
 
 use axum::http::StatusCode;
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_api::SpecError;
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
 
-use crate::control::debug::DebugError;
 use crate::console_log::LogError;
-use mkvmm_base::NameError;
-use mkvmm_base::state::State;
+use crate::control::debug::error::DebugError;
 use crate::life::LifeError;
 use crate::registry::RegistryError;
 use crate::resolve::ResolveError;
+use mkvmm_base::NameError;
+use mkvmm_base::state::State;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum ControlError {
     /// The body is too long or broke off.
     #[error("the body is longer than {max} bytes, or broke off")]
     Body {
-        /// The limit.
+        /// Most bytes that a body may have.
         max: usize,
     },
     /// The query is not what the route takes.
@@ -56,7 +56,7 @@ pub enum ControlError {
     /// The number of an event is none that JSON keeps.
     #[error("since={since} is out of range (0..={EXACT_MAX})")]
     Since {
-        /// The number.
+        /// The number that was asked for.
         since: u64,
     },
     /// The route is there, but not for this method.

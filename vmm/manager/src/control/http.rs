@@ -3,6 +3,7 @@
 //! Everything that may wait, reading files above all, happens here and not on
 //! the event loop's thread.
 
+mod api;
 mod body;
 mod debug;
 mod debug_query;
@@ -11,11 +12,8 @@ mod pool_routes;
 mod routes;
 mod streams;
 
-pub use doctor::Doctor;
+pub use api::Api;
 pub use streams::CONSOLE_PROTOCOL;
-
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::map_request;
@@ -26,23 +24,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::console_log::{LogFile, check_path as check_log};
-use crate::control::client::Client;
 use crate::control::error::{ControlError, status};
-use crate::event_log::{Event, EventLog};
-
-/// What every handler has.
-#[derive(Debug, Clone)]
-pub struct Api {
-    /// To the manager.
-    pub client: Client,
-    /// What happened.
-    pub log: Arc<EventLog>,
-    /// Directories below which console logs may lie, canonical; any when empty.
-    pub log_dirs: Arc<[PathBuf]>,
-    /// Who examines the host.
-    pub doctor: Doctor,
-}
+use crate::event_log::Event;
 
 /// The description of the API, but for its paths, which the router adds.
 #[derive(Debug, OpenApi)]
@@ -59,29 +42,6 @@ pub struct Api {
 )]
 struct Description;
 
-impl Api {
-    /// Opens a console log on a thread that may wait; where nothing is to come
-    /// of the request (`dry_run`), only says whether it may lie there.
-    async fn console_log(
-        &self,
-        path: PathBuf,
-        dry_run: bool,
-    ) -> Result<Option<Arc<LogFile>>, ControlError> {
-        let dirs = Arc::clone(&self.log_dirs);
-        let opened = tokio::task::spawn_blocking(move || {
-            if dry_run {
-                check_log(&path, &dirs)?;
-                return Ok(None);
-            }
-            Ok(Some(Arc::new(LogFile::open(&path, &dirs)?)))
-        });
-        match opened.await {
-            Ok(result) => result,
-            Err(_cancelled) => Err(ControlError::Ending),
-        }
-    }
-}
-
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let error = ErrorObject::from(&self);
@@ -93,7 +53,7 @@ impl IntoResponse for ControlError {
 fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(routes::version))
-        .routes(routes!(routes::openapi))
+        .routes(routes!(describe))
         .routes(routes!(routes::pool))
         .routes(routes!(pool_routes::map))
         .routes(routes!(pool_routes::log))
@@ -123,12 +83,18 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::free))
 }
 
+/// What there is to ask, as OpenAPI describes it.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
+async fn describe() -> axum::Json<utoipa::openapi::OpenApi> {
+    axum::Json(openapi())
+}
+
 /// The OpenAPI document, as it is served.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     described().into_openapi()
 }
 
-/// All routes.
+/// Returns all routes, with what each needs of `api`.
 pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router

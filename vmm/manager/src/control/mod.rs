@@ -23,6 +23,7 @@
 
 pub mod client;
 pub mod debug;
+pub mod doctor;
 pub mod error;
 pub mod http;
 pub mod metrics;

@@ -1,13 +1,14 @@
 //! The objects of the API, made out of what the manager has.
 
-use mkpool::{AddrRange, RangeError};
+use mkpool::AddrRange;
+use mkpool::range::RangeError;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
 use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
 
 use mkvmm_api::number::EXACT_MAX;
-use mkvmm_memory::e820::E820Entry;
 use mkvmm_base::InstanceId;
 use mkvmm_base::state::State;
+use mkvmm_memory::e820::E820Entry;
 use mkvmm_memory::host_pool::alloc_log::Record;
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::reservation::ReservationConfig;
@@ -16,6 +17,7 @@ use crate::audit::Findings;
 use crate::config::InstanceConfig;
 use crate::guest::{Guest, Loaded};
 use crate::registry::Registry;
+use crate::usage::Footprint;
 
 /// Returns the pool as it is now, with so many instances.
 pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Pool {
@@ -44,15 +46,15 @@ pub fn pool_of(registry: &Registry) -> Pool {
 /// What an instance is described from, live or rehearsed.
 #[derive(Debug)]
 pub struct Description<'a> {
-    /// Its number.
+    /// The number that it has for as long as the VMM lives.
     pub id: InstanceId,
     /// What it is made of.
     pub config: &'a InstanceConfig,
     /// Where its life stands.
     pub state: State,
-    /// Its memory.
+    /// The memory that it has.
     pub sub_pool: &'a SubPool,
-    /// Its images.
+    /// The images in its memory, if there are any.
     pub loaded: Option<&'a Loaded>,
     /// Its memory map.
     pub e820: &'a [E820Entry],
@@ -82,6 +84,11 @@ pub fn described(of: &Description<'_>) -> Instance {
         e820: of.e820.iter().map(e820_row).collect(),
         violations: 0,
         timeline: Timeline::new(),
+        pid: None,
+        cpu_us: 0,
+        resident: 0,
+        process_memory: None,
+        cgroup: None,
         spec: config.spec.clone().with_images(images),
     }
 }
@@ -91,6 +98,35 @@ pub fn described(of: &Description<'_>) -> Instance {
 /// # Errors
 /// See [`mkvmm_memory::e820::build`].
 pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
+    let footprint = Footprint::of(guest, registry.memory());
+    Ok(used(unmeasured(registry, guest)?, &footprint))
+}
+
+/// Returns all instances as they are now, with where to read what they use:
+/// with many of them that takes its time.
+///
+/// # Errors
+/// See [`mkvmm_memory::e820::build`].
+pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, RangeError> {
+    let both = |guest| {
+        let footprint = Footprint::of(guest, registry.memory());
+        Ok((unmeasured(registry, guest)?, footprint))
+    };
+    registry.guests().map(both).collect()
+}
+
+/// Adds to an instance what it uses.
+pub fn used(instance: Instance, footprint: &Footprint) -> Instance {
+    let usage = footprint.read();
+    Instance {
+        cpu_us: u64::try_from(usage.cpu_time.as_micros()).unwrap_or(u64::MAX),
+        resident: usage.resident,
+        process_memory: usage.process,
+        ..instance
+    }
+}
+
+fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
     let e820 = guest.e820(registry.pool())?;
     let described = described(&Description {
         id: guest.id(),
@@ -101,7 +137,10 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeErr
         e820: &e820,
     });
     let stages = guest.timeline().stages();
+    let cgroup = guest.cgroup().map(|path| path.display().to_string());
     Ok(Instance {
+        pid: guest.pid(),
+        cgroup,
         reason: guest.reason(),
         violations: guest.status().violations(),
         timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
@@ -141,7 +180,7 @@ pub fn e820_row(entry: &E820Entry) -> E820Row {
 
 /// Returns the whole resource tree, in printing order.
 pub fn iomem(registry: &Registry) -> Vec<IomemRow> {
-    let row = |(depth, resource): (usize, &mkpool::Resource)| IomemRow {
+    let row = |(depth, resource): (usize, &mkpool::resource::Resource)| IomemRow {
         depth: depth as u64,
         range: resource.range().into(),
         name: resource.name().to_owned(),

@@ -13,7 +13,7 @@ use crate::control::error::ControlError;
 use crate::control::objects;
 use crate::guest::{self, Guest, Loaded};
 use crate::images::Images;
-use crate::life::create::place;
+use crate::life::place::place;
 use crate::life::{LifeError, StepError};
 use crate::registry::{Registry, RegistryError};
 
@@ -65,7 +65,11 @@ pub fn plan(registry: &mut Registry, wanted: &[Planned]) -> Result<Plan, Control
     }
     let objects = done.iter().zip(rehearsal.made());
     let objects = objects.map(|(one, sub_pool)| object(&rehearsal, one, sub_pool));
-    let made: Vec<AddrRange> = rehearsal.made().iter().flat_map(|s| s.regions().to_vec()).collect();
+    let made: Vec<AddrRange> = rehearsal
+        .made()
+        .iter()
+        .flat_map(|s| s.regions().to_vec())
+        .collect();
     let mut plan = Plan {
         fits: refused.is_none(),
         instances: objects.collect::<Result<_, _>>()?,

@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use mkpool::{AddrRange, Resource, ResourceTree};
+use mkpool::AddrRange;
+use mkpool::resource::{Resource, ResourceTree};
 use mkvmm_api::pool::{Owner, Part, PoolMap, Segment, SegmentKind};
 
 use crate::control::objects;

@@ -26,7 +26,7 @@ pub enum SocketError {
     /// A live VMM has it.
     #[error("another mkvmm serves {}", .path.display())]
     Taken {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// The lock file cannot be had.
@@ -34,22 +34,22 @@ pub enum SocketError {
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
     /// Something that is no socket lies there.
     #[error("{} is there and is no socket", .path.display())]
     NotASocket {
-        /// The path.
+        /// The path of what is there.
         path: PathBuf,
     },
     /// The socket cannot be made.
     #[error("the socket {} cannot be made", .path.display())]
     Bind {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },

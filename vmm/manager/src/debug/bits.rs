@@ -7,7 +7,7 @@ use mkvmm_base::registers::Special;
 
 /// CR0: protection enable.
 pub const CR0_PE: u64 = 1;
-/// CR0: paging.
+/// CR0: paging is on.
 pub const CR0_PG: u64 = 1 << 31;
 /// CR4: 4 MiB pages in 32-bit tables.
 pub const CR4_PSE: u64 = 1 << 4;
@@ -45,7 +45,7 @@ pub const RFLAGS: [Bit; 16] = [
     (21, "ID"),
 ];
 
-/// CR0.
+/// The named bits of CR0.
 pub const CR0: [Bit; 11] = [
     (0, "PE"),
     (1, "MP"),
@@ -60,7 +60,7 @@ pub const CR0: [Bit; 11] = [
     (31, "PG"),
 ];
 
-/// CR4.
+/// The named bits of CR4.
 pub const CR4: [Bit; 24] = [
     (0, "VME"),
     (1, "PVI"),
@@ -88,7 +88,7 @@ pub const CR4: [Bit; 24] = [
     (24, "PKS"),
 ];
 
-/// EFER.
+/// The named bits of EFER.
 pub const EFER: [Bit; 7] = [
     (0, "SCE"),
     (8, "LME"),

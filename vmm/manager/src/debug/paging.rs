@@ -19,7 +19,7 @@ use mkvmm_base::registers::Special;
 
 use crate::debug::bits::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE};
 
-/// Entry: present.
+/// Entry: it is present.
 const PRESENT: u64 = 1;
 /// Entry: writes are allowed.
 const WRITABLE: u64 = 1 << 1;
@@ -41,14 +41,14 @@ pub enum Mode {
     Bits32,
     /// Three levels of 64-bit entries, 32-bit addresses.
     Pae,
-    /// Four levels.
+    /// Four levels of tables.
     Level4,
-    /// Five levels.
+    /// Five levels of tables.
     Level5,
 }
 
 impl Mode {
-    /// Its name.
+    /// Returns its name in the API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -176,7 +176,7 @@ impl Step {
 /// Where an address leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// Guest-physical address.
+    /// The guest-physical address that the walk ended at.
     pub addr: u64,
     /// Bytes of the page; what is behind it must be looked up anew. With
     /// paging off, all there is.
@@ -201,15 +201,15 @@ pub enum Fault {
     /// An entry maps nothing.
     #[error("the {level} is not present")]
     NotPresent {
-        /// Which.
+        /// The level of the entry.
         level: &'static str,
     },
     /// An entry has bits set that must be clear.
     #[error("the {level} has reserved bits set: {bits:#x}")]
     Reserved {
-        /// Which.
+        /// The level of the entry.
         level: &'static str,
-        /// The bits.
+        /// The bits that are set.
         bits: u64,
     },
     /// A table lies where the guest has no memory.

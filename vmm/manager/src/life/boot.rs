@@ -41,8 +41,9 @@ impl Manager {
             guest.is_doomed = false;
             guest.is_restarting = false;
         }
-        let booted = self.boot(busy.id).await;
-        booted.map_err(|error| error.of(name))?;
+        if let Err(error) = self.boot(busy.id).await {
+            return Err(self.explain(busy.id, error).await.of(name));
+        }
         Ok(Prepared {
             name: name.clone(),
             busy,
@@ -55,7 +56,10 @@ impl Manager {
     /// [`LifeError`] when its worker is gone by now.
     pub async fn run(self: &Rc<Self>, prepared: Prepared) -> Result<(), LifeError> {
         let Prepared { name, busy } = prepared;
-        self.let_go(busy.id).await.map_err(|error| error.of(&name))
+        match self.let_go(busy.id).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(busy.id, error).await.of(&name)),
+        }
     }
 
     /// The same for a restart by policy, which nobody asked for by name.

@@ -3,15 +3,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mkpool::Draft;
+use mkvmm_base::InstanceId;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
-use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
 
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
-use crate::guest::{Guest, Loaded};
+use crate::guest::Guest;
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
@@ -74,6 +73,8 @@ impl Manager {
             reason: None,
             loaded: None,
             worker: None,
+            leaf: None,
+            meter: Arc::default(),
             busy: Some(Verb::Load),
             is_doomed: false,
             is_restarting: false,
@@ -116,27 +117,6 @@ impl Manager {
             log::error!("undoing a creation failed: {}", mkvmm_base::chain(&error));
         }
     }
-
-    /// Finds places for images in an instance; changes nothing. With the
-    /// places comes the allocator's state once they are taken.
-    ///
-    /// # Errors
-    /// [`StepError`]; the ledger's log knows of a refusal then.
-    pub(crate) fn place(
-        &self,
-        id: InstanceId,
-        images: &Images,
-    ) -> Result<Option<(Loaded, Draft)>, StepError> {
-        let mut registry = self.registry_mut();
-        let Some((guest, pool)) = registry.with_pool(id) else {
-            return Ok(None);
-        };
-        let placed = place(pool, &guest.sub_pool, guest.name(), images);
-        if let Err(StepError::Pool(error)) = &placed {
-            pool.note_refusal(&guest.sub_pool, error);
-        }
-        placed.map(Some)
-    }
 }
 
 /// Carves the sub-pool that `config` asks for.
@@ -149,28 +129,4 @@ pub fn carve(
     config: &InstanceConfig,
 ) -> Result<SubPool, HostPoolError> {
     pool.carve_with_order(id, &config.name, config.memory(), config.order())
-}
-
-/// Finds places for images in a sub-pool; changes nothing.
-///
-/// # Errors
-/// [`StepError`] with the numbers.
-pub fn place(
-    pool: &HostPool,
-    sub_pool: &SubPool,
-    name: &InstanceName,
-    images: &Images,
-) -> Result<(Loaded, Draft), StepError> {
-    let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
-    let facts = images.facts();
-    mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
-    let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
-    let loaded = Loaded {
-        images: images.clone(),
-        plan,
-        cmdline: text,
-        e820: Vec::new(),
-        slots: Vec::new(),
-    };
-    Ok((loaded, next))
 }

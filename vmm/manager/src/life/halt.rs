@@ -10,7 +10,7 @@ use mkvmm_keeper::process::Exit;
 use mkvmm_wire::messages::Order;
 
 use crate::guest::Guest;
-use crate::life::{LifeError, StepError};
+use crate::life::LifeError;
 use crate::manager::Manager;
 
 /// A guest that ran for less than this is not booted again at once, and each
@@ -33,9 +33,10 @@ impl Manager {
             .registry()
             .guest(busy.id)
             .and_then(|g| g.worker.clone());
-        if let Some(worker) = worker {
-            let paused = worker.ask(&Order::Pause, &[]).await;
-            paused.map_err(|error| StepError::from(error).of(name))?;
+        if let Some(worker) = worker
+            && let Err(error) = worker.ask(&Order::Pause, &[]).await
+        {
+            return Err(self.explain(busy.id, error.into()).await.of(name));
         }
         self.set_state(busy.id, State::Active, State::Paused);
         Ok(())
@@ -52,9 +53,10 @@ impl Manager {
             .guest(busy.id)
             .and_then(|g| g.worker.clone());
         self.set_state(busy.id, State::Paused, State::Active);
-        if let Some(worker) = worker {
-            let told = worker.tell(&Order::Run, &[]).await;
-            told.map_err(|error| StepError::from(error).of(name))?;
+        if let Some(worker) = worker
+            && let Err(error) = worker.tell(&Order::Run, &[]).await
+        {
+            return Err(self.explain(busy.id, error.into()).await.of(name));
         }
         Ok(())
     }

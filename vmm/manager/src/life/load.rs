@@ -25,8 +25,14 @@ impl Manager {
         images: Images,
     ) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Load)?;
-        let loaded = self.load_into(busy.id, images).await;
-        loaded.map_err(|error| error.of(name))?;
+        if let Some(guest) = self.registry_mut().guest_mut(busy.id) {
+            // As in `prepare`.
+            guest.is_doomed = false;
+            guest.is_restarting = false;
+        }
+        if let Err(error) = self.load_into(busy.id, images).await {
+            return Err(self.explain(busy.id, error).await.of(name));
+        }
         self.announce(busy.id);
         Ok(())
     }
@@ -66,26 +72,21 @@ impl Manager {
             guest.timeline.reach(Stage::Placed);
         }
         let filled = self.fill(id).await;
+        if filled.is_err() {
+            self.drop_worker(id).await;
+        }
         let mut registry = self.registry_mut();
         let Some((guest, pool)) = registry.with_pool(id) else {
-            return Ok(());
+            return filled;
         };
-        match filled {
-            Ok(()) => {
-                guest.state = State::Loaded;
-                guest.reason = None;
-                Ok(())
-            }
-            Err(error) => {
-                pool.unplace(&mut guest.sub_pool)?;
-                guest.loaded = None;
-                guest.state = State::Ready;
-                guest.reason = None;
-                drop(registry);
-                self.drop_worker(id).await;
-                Err(error)
-            }
+        guest.reason = None;
+        guest.state = State::Loaded;
+        if filled.is_err() {
+            guest.loaded = None;
+            guest.state = State::Ready;
+            pool.unplace(&mut guest.sub_pool)?;
         }
+        filled
     }
 
     /// Has a new worker copy the images that an instance has into memory that

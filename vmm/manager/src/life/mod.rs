@@ -7,6 +7,8 @@
 //! | `boot` | start: worker, boot data, machine, run |
 //! | `halt` | pause, resume, kill, and what follows an end |
 //! | `release` | delete |
+//! | `place` | where images go: before anything changes |
+//! | `listen` | what workers report |
 //! | `workers` | processes: made, given their memory, cleaned up after |
 //!
 //! Every one checks everything first, then changes; what a later step fails
@@ -15,18 +17,22 @@
 pub mod boot;
 pub mod create;
 pub mod halt;
+mod listen;
 pub mod load;
+pub mod place;
 pub mod release;
 pub(crate) mod workers;
 
-use mkpool::RangeError;
+use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
-use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose, InstanceName, Room};
+use mkvmm_base::state::{EndReason, State};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::shared::SharedError;
 
+use crate::manager::Manager;
 use crate::registry::RegistryError;
 use crate::worker::WorkerError;
 
@@ -39,7 +45,7 @@ pub enum LifeError {
     /// One step of the verb failed.
     #[error("instance {name}")]
     Instance {
-        /// The instance.
+        /// The name of the instance.
         name: InstanceName,
         /// The underlying error.
         #[source]
@@ -71,6 +77,9 @@ pub enum StepError {
     /// Its worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// It can have no cgroup where it has to have one.
+    #[error("its cgroup")]
+    Cgroup(#[from] CgroupError),
     /// Its memory map or manifest cannot be computed: an internal error.
     #[error(transparent)]
     Range(#[from] RangeError),
@@ -83,6 +92,12 @@ pub enum StepError {
     /// It was killed meanwhile.
     #[error("it was killed meanwhile")]
     Killed,
+    /// Its guest ended by itself meanwhile.
+    #[error("it has ended meanwhile ({reason})")]
+    Ended {
+        /// Why it ended.
+        reason: EndReason,
+    },
     /// The manager is ending.
     #[error("mkvmm is ending")]
     Ending,
@@ -122,6 +137,7 @@ impl Diagnose for StepError {
             Self::Memory(error) => error.class(),
             Self::Cmdline(error) => error.class(),
             Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
+            Self::Killed | Self::Ended { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
     }
@@ -141,6 +157,14 @@ impl Diagnose for StepError {
             _ => None,
         }
     }
+
+    fn state(&self) -> Option<State> {
+        match self {
+            Self::Killed => Some(EndReason::Killed.state()),
+            Self::Ended { reason } => Some(reason.state()),
+            _ => None,
+        }
+    }
 }
 
 impl StepError {
@@ -149,6 +173,29 @@ impl StepError {
         LifeError::Instance {
             name: name.clone(),
             source: Box::new(self),
+        }
+    }
+}
+
+impl Manager {
+    /// Returns the error of a verb on an instance. Where a verb failed since
+    /// its worker went, that says why: somebody killed it, or its guest ended.
+    pub(crate) async fn explain(&self, id: InstanceId, error: StepError) -> StepError {
+        let StepError::Worker(WorkerError::Gone { .. } | WorkerError::Wire(_)) = error else {
+            return error;
+        };
+        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+        if let Some(worker) = worker {
+            // Its channel is closed or broken, so this is soon.
+            worker.gone().await;
+        }
+        match self.registry().guest(id) {
+            Some(guest) if guest.is_doomed => StepError::Killed,
+            Some(guest) => match guest.reason() {
+                Some(reason) if reason != EndReason::Vmm => StepError::Ended { reason },
+                _ => error,
+            },
+            None => StepError::Killed,
         }
     }
 }

@@ -2,15 +2,14 @@
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use mkvmm_base::state::EndReason;
-use mkvmm_base::{InstanceId, RunId};
-use mkvmm_keeper::process::Exit;
+use mkvmm_base::InstanceId;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_wire::channel::DESCRIPTORS_MAX;
-use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order, Report};
+use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
 use crate::child::{self, Role};
@@ -18,7 +17,7 @@ use crate::console_log::ConsoleLog;
 use crate::life::StepError;
 use crate::manager::Manager;
 use crate::memory::clean_order;
-use crate::worker::{Listener, Worker};
+use crate::worker::Worker;
 
 impl Manager {
     /// Makes a worker for a new boot of an instance and gives it the memory,
@@ -28,8 +27,9 @@ impl Manager {
         id: InstanceId,
     ) -> Result<Rc<Worker>, StepError> {
         let (board, board_file) = Board::create()?;
+        let leaf = self.leaf(id).await?;
         let config = self.files.config();
-        let (run, identity, console, files) = {
+        let (run, identity, console, files, meter) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
                 return Err(StepError::Killed);
@@ -45,13 +45,15 @@ impl Manager {
                 huge_pages: config.backing == Backing::Thp,
             };
             let console = Rc::new(guest.console.clone());
-            (guest.run_id(), identity, console, guest.files.clone())
+            let (files, meter) = (guest.files.clone(), Arc::clone(&guest.meter));
+            (guest.run_id(), identity, console, files, meter)
         };
-        let (child, channel) = child::start(&self.host, Role::Worker, &identity.name)?;
-        let worker = Worker::attach(run, child, channel, Rc::clone(self));
+        let (begun, entry) = self.begin_worker(id, &identity.name, leaf.as_deref())?;
+        let worker = Worker::attach(run, begun.0, begun.1, meter, Rc::clone(self));
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.worker = Some(Rc::clone(&worker));
         }
+        self.move_worker(&worker, leaf, entry).await?;
         let [console, bell] = console.descriptors();
         let descriptors = [self.host.kvm.as_fd(), console, bell, board_file.as_fd()];
         worker
@@ -205,15 +207,5 @@ impl Manager {
         };
         // Who does not answer in time has no last words.
         let _ = tokio::time::timeout(patience, gather).await;
-    }
-}
-
-impl Listener for Manager {
-    fn on_report(self: &Rc<Self>, run: RunId, report: Report) {
-        self.on_news(run, report);
-    }
-
-    fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
-        self.on_end(run, exit, word);
     }
 }

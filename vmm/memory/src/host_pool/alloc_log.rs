@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use mkpool::{AddrRange, AllocError, CreateError};
+use mkpool::AddrRange;
+use mkpool::instance::CreateError;
+use mkpool::pool::AllocError;
 
 use mkvmm_base::{InstanceName, timeline};
 
@@ -32,7 +34,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// Who asked.
+/// Who asked the allocator, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// For which instance.
@@ -64,7 +66,7 @@ impl Caller {
     }
 }
 
-/// `web: kernel`.
+/// Prints the caller, for instance `web: kernel`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.instance {
@@ -129,7 +131,7 @@ impl From<&AllocError> for Outcome {
                 largest_free,
                 ..
             } if rounded > largest_free => Self::TooFragmented,
-            AllocError::NoRoom { .. } => Self::NoAlignedPlace,
+            AllocError::NoRoom { .. } | AllocError::NoRoomInside { .. } => Self::NoAlignedPlace,
             AllocError::Occupied { .. } => Self::Occupied,
             AllocError::BadAlign { .. } => Self::BadAlign,
             _ => Self::Invalid,
@@ -158,7 +160,7 @@ pub struct Record {
     pub at: u64,
     /// What was done.
     pub op: Op,
-    /// Who asked.
+    /// Who asked, and what for.
     pub caller: Caller,
     /// Where it begins, if it is anywhere.
     pub addr: Option<u64>,

@@ -5,20 +5,22 @@
 //! addresses only; whoever releases a sub-pool has cleaned its memory.
 
 pub mod alloc_log;
-mod diagnose;
+mod allocation;
+mod error;
 mod rehearsal;
 mod sub_pool;
 mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem::ManuallyDrop;
 
-use mkpool::{
-    AddrRange, Algo, AllocError, ChunkPolicy, CreateError, DestroyError, Draft, FreeError, GenPool,
-    InstancePool, MainPool, PAGE_ORDER, PoolError, ResourceError, ResourceId, ResourceTree,
-    StaleDraft,
-};
+use mkpool::instance::{ChunkPolicy, Draft};
+use mkpool::main_pool::PAGE_ORDER;
+use mkpool::resource::{ResourceId, ResourceTree};
+use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
 
+pub use error::HostPoolError;
 pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
 pub use what_if::Wanted;
@@ -27,103 +29,12 @@ use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::{InstanceId, InstanceName};
 
-use crate::placement::{PlacementError, PlacementPlan};
+use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
+use crate::host_pool::sub_pool::MAX_REGIONS;
+use crate::placement::PlacementPlan;
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
-/// Name of what somebody allocated, in the tree.
-const ALLOCATION_NAME: &str = "allocation";
-/// Most regions (merged chunks) that one instance may have. Each takes a
-/// memory slot and up to two rows of the e820 map.
-const MAX_REGIONS: usize = 128;
-
-/// Why the ledger did not change.
-#[derive(Debug, thiserror::Error)]
-pub enum HostPoolError {
-    /// The pool itself could not be made.
-    #[error("the pool cannot be set up")]
-    Pool(#[from] PoolError),
-    /// The sub-pool could not be carved.
-    #[error("the pool cannot hold {memory} bytes more")]
-    Carve {
-        /// Bytes asked for.
-        memory: u64,
-        /// Free bytes.
-        avail: u64,
-        /// The longest free extent, bytes.
-        largest_free: u64,
-        /// What the allocator said.
-        #[source]
-        source: CreateError,
-    },
-    /// It could be carved, but in too many pieces.
-    #[error(
-        "the pool could give {memory} bytes only in {regions} regions, the limit is {MAX_REGIONS}"
-    )]
-    TooManyRegions {
-        /// Bytes asked for.
-        memory: u64,
-        /// Regions after merging adjacent chunks.
-        regions: usize,
-    },
-    /// A range to be held is not free, or not in the pool.
-    #[error("{range:?} cannot be held")]
-    Hold {
-        /// The range.
-        range: AddrRange,
-        /// What the allocator said.
-        #[source]
-        source: AllocError,
-    },
-    /// The images do not fit.
-    #[error(transparent)]
-    Placement(#[from] PlacementError),
-    /// An allocation found no place.
-    #[error("nothing is allocated")]
-    Alloc(#[from] AllocError),
-    /// No allocation begins there.
-    #[error("no allocation begins at {addr:#x}")]
-    NoAllocation {
-        /// The address given.
-        addr: u64,
-    },
-    /// A running guest was told that the range is reserved.
-    #[error("the running guest's memory map names {range:?} as reserved")]
-    Published {
-        /// The allocation.
-        range: AddrRange,
-    },
-    /// The control block goes with the images, and something is in it.
-    #[error("{count} allocations lie in the control block, the first at {first:#x}")]
-    ControlBusy {
-        /// How many.
-        count: usize,
-        /// The lowest.
-        first: u64,
-    },
-    /// An allocator refused what it had given: the ledger is wrong, a bug.
-    #[error("an allocator refused a range back")]
-    Free(#[from] FreeError),
-    /// A plan was made for a sub-pool that has changed since.
-    #[error("the plan is out of date")]
-    Stale(#[from] StaleDraft),
-    /// The tree refused an entry: the ledger is wrong, a bug.
-    #[error("the resource tree refused an entry")]
-    Tree(#[from] ResourceError),
-    /// The main pool refused a sub-pool back: the ledger is wrong, a bug.
-    #[error("a sub-pool could not be given back")]
-    Destroy(#[from] Box<DestroyError>),
-}
-
-/// An allocation that somebody asked for by name of a route or command.
-#[derive(Debug, Clone, Copy)]
-struct Allocation {
-    range: AddrRange,
-    entry: ResourceId,
-    /// Whether it lies in the control block.
-    in_control: bool,
-}
-
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
@@ -163,7 +74,7 @@ impl HostPool {
         self.main.range()
     }
 
-    /// Free bytes.
+    /// Returns the number of free bytes.
     pub fn avail(&self) -> u64 {
         self.main.avail()
     }
@@ -198,8 +109,8 @@ impl HostPool {
         &self.log
     }
 
-    /// The same, to be paused while something is only tried out, and to be
-    /// told of what was refused elsewhere.
+    /// The last allocations, to be paused while something is only tried out,
+    /// and to be told of what was refused elsewhere.
     pub fn log_mut(&mut self) -> &mut AllocLog {
         &mut self.log
     }
@@ -222,10 +133,8 @@ impl HostPool {
     /// # Errors
     /// [`HostPoolError::Hold`] when it is not free or not in the pool.
     pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
-        // An address below the pool has no offset in it: none is free there.
-        let offset = range.start().wrapping_sub(self.range().start());
-        let fixed = Algo::Fixed { offset };
-        let held = self.main.alloc_with(range.size(), fixed);
+        let at = Algo::At(range.start());
+        let held = self.main.alloc_with(range.size(), at);
         let caller = Caller::vmm("held");
         self.log.answered(caller, range.size(), &held);
         let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
@@ -264,7 +173,7 @@ impl HostPool {
             return Err(HostPoolError::NoAllocation { addr });
         };
         let range = allocation.range;
-        self.main.free(range.start(), range.size())?;
+        self.main.free(range)?;
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
         self.allocations.remove(&addr);
@@ -338,8 +247,8 @@ impl HostPool {
             return Err(HostPoolError::Published { range });
         }
         match &mut sub_pool.control {
-            Some(control) if allocation.in_control => control.free(range.start(), range.size())?,
-            _ => sub_pool.pool.free(range.start(), range.size())?,
+            Some(control) if allocation.in_control => control.free(range)?,
+            _ => sub_pool.pool.free(range)?,
         }
         self.log.freed(caller, range);
         self.tree.remove(allocation.entry)?;
@@ -360,7 +269,7 @@ impl HostPool {
         self.carve_with_order(id, name, memory, PAGE_ORDER)
     }
 
-    /// The same with a granule of `1 << order` bytes.
+    /// Carves with a granule of `1 << order` bytes instead of a page.
     ///
     /// # Errors
     /// As [`Self::carve`].
@@ -387,7 +296,7 @@ impl HostPool {
         let mut sub_pool = SubPool {
             name: name.clone(),
             regions: pool.regions(),
-            pool,
+            pool: ManuallyDrop::new(pool),
             entries: Vec::new(),
             pieces: Vec::new(),
             control: None,
@@ -415,6 +324,7 @@ impl HostPool {
             return Err(HostPoolError::TooManyRegions {
                 memory: sub_pool.size(),
                 regions,
+                limit: MAX_REGIONS,
             });
         }
         for (i, &region) in sub_pool.regions.iter().enumerate() {
@@ -452,9 +362,8 @@ impl HostPool {
         plan: &PlacementPlan,
         next: Draft,
     ) -> Result<(), HostPoolError> {
-        let control_block = plan.control_block;
         let mut control = GenPool::new(PAGE_ORDER)?;
-        control.add_chunk(control_block.start(), control_block.size(), ())?;
+        control.add_chunk(plan.control_block, ())?;
         sub_pool.pool.adopt(next)?;
         self.remove_pieces(sub_pool)?;
         sub_pool.control = Some(control);
@@ -483,7 +392,8 @@ impl HostPool {
     /// # Errors
     /// As [`Self::book`].
     pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
-        sub_pool.pool.adopt(sub_pool.without_pieces()?)?;
+        let without = sub_pool.without_pieces()?;
+        sub_pool.pool.adopt(without)?;
         self.remove_pieces(sub_pool)
     }
 
@@ -509,7 +419,8 @@ impl HostPool {
             self.tree.remove_subtree(entry)?;
         }
         let (name, chunks) = (sub_pool.name.clone(), sub_pool.chunks());
-        sub_pool.pool.destroy_forced(&self.main).map_err(Box::new)?;
+        let pool = ManuallyDrop::into_inner(sub_pool.pool);
+        pool.destroy_forced().map_err(Box::new)?;
         for chunk in chunks {
             self.log.freed(Caller::instance(&name, CHUNK), chunk);
         }

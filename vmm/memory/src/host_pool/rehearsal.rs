@@ -2,7 +2,7 @@
 //! and all of it is undone when the rehearsal goes. So what it finds is what a
 //! launch would get, to the byte.
 
-use mkpool::Draft;
+use mkpool::instance::Draft;
 use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
@@ -83,7 +83,8 @@ impl Drop for Rehearsal<'_> {
 
 #[cfg(test)]
 mod tests {
-    use mkpool::{AddrRange, PAGE_ORDER};
+    use mkpool::AddrRange;
+    use mkpool::main_pool::PAGE_ORDER;
 
     use super::*;
 

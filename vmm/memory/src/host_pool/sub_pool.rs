@@ -2,21 +2,32 @@
 //! they stand in the tree. Only the ledger changes one.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 
-use mkpool::{AddrRange, Draft, GenPool, InstancePool, ResourceId};
+use mkpool::instance::Draft;
+use mkpool::resource::ResourceId;
+use mkpool::{AddrRange, GenPool, InstancePool};
 
-use crate::host_pool::{Allocation, HostPoolError};
+use crate::host_pool::allocation::Allocation;
+use crate::host_pool::error::HostPoolError;
 use mkvmm_base::InstanceName;
 use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement::{self, PlacementPlan};
 
+/// Most regions (merged chunks) that one instance may have. Each takes a
+/// memory slot and up to two rows of the e820 map.
+pub const MAX_REGIONS: usize = 128;
+
 /// The memory of one instance: its chunks and what they are used for.
 #[derive(Debug)]
 pub struct SubPool {
-    /// Its instance.
+    /// The instance that has the memory.
     pub(super) name: InstanceName,
-    pub(super) pool: InstancePool,
+    /// Dropping the allocator would give the chunks back at once. Here only
+    /// [`HostPool::release`](crate::host_pool::HostPool::release) does, for memory
+    /// that is clean: what one guest wrote must never reach another by accident.
+    pub(super) pool: ManuallyDrop<InstancePool>,
     /// Ascending, adjacent chunks merged.
     pub(super) regions: Vec<AddrRange>,
     /// The tree's entries for the regions, in the same order.
@@ -108,7 +119,7 @@ impl SubPool {
     pub(super) fn without_pieces(&self) -> Result<Draft, HostPoolError> {
         let mut pool = self.pool.draft();
         for (range, _) in &self.pieces {
-            pool.free(range.start(), range.size())?;
+            pool.free(*range)?;
         }
         Ok(pool)
     }

@@ -148,7 +148,7 @@ fn more_regions_than_the_limit_are_refused_with_their_number() {
         .map(|_| pool.main.alloc(256 << 10).unwrap())
         .collect();
     for range in held.iter().step_by(2) {
-        pool.main.free(range.start(), range.size()).unwrap();
+        pool.main.free(*range).unwrap();
     }
     let id = pool.next_id();
     let error = pool.carve(id, &name("many"), 64 * MIB).unwrap_err();
@@ -160,4 +160,12 @@ fn more_regions_than_the_limit_are_refused_with_their_number() {
     let few = pool.carve(id, &name("few"), 2 * MIB).unwrap();
     assert_eq!(few.regions().len(), 8);
     pool.release(few).unwrap();
+}
+
+#[test]
+fn a_sub_pool_that_is_dropped_unscrubbed_stays_taken() {
+    let mut pool = pool(64 * MIB);
+    let id = pool.next_id();
+    drop(pool.carve(id, &name("lost"), 32 * MIB).unwrap());
+    assert_eq!(pool.avail(), 32 * MIB);
 }

@@ -1,9 +1,11 @@
 //! What would fit if something were given back: found out in a copy of the
 //! books, behind which there is no memory.
 
-use mkpool::{AddrRange, Algo, ChunkPolicy, InstancePool, MainPool};
+use mkpool::instance::ChunkPolicy;
+use mkpool::{AddrRange, Algo, InstancePool, MainPool};
 
-use crate::host_pool::{HostPool, MAX_REGIONS};
+use crate::host_pool::HostPool;
+use crate::host_pool::sub_pool::MAX_REGIONS;
 use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement;
@@ -52,8 +54,8 @@ impl HostPool {
         for (_, entry) in entries {
             let taken = entry.range();
             if !freed.contains(&taken) {
-                let offset = taken.start() - range.start();
-                copy.alloc_with(taken.size(), Algo::Fixed { offset }).ok()?;
+                let at = Algo::At(taken.start());
+                copy.alloc_with(taken.size(), at).ok()?;
             }
         }
         Some(copy)

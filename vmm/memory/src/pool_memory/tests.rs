@@ -41,7 +41,7 @@ fn a_lazy_region_is_a_file_of_its_own_and_huge_pages_can_have_it() {
     assert_eq!(resident(&pool, &files), 0);
     for file in &files {
         let len = rustix::fs::fstat(file).unwrap().st_size;
-        assert_eq!(len as u64, file.range().size());
+        assert_eq!(len.cast_unsigned(), file.range().size());
     }
     let small = pool.take(&[range(0x4020_1000, MIB)]).unwrap();
     assert_eq!(small.len(), 1);

@@ -45,11 +45,13 @@ const SETUP: &str = "making a VM";
 const SLOTS: &str = "memory slots";
 const INTERRUPTS: &str = "interrupt lines and messages of devices";
 const VCPU: &str = "first state of a vCPU";
+/// The offset of a vCPU's TSC, which a pause shifts.
+const CLOCKS: &str = "the clocks of a guest that was paused";
 const LAST_WORDS: &str = "registers for debug and for the last words";
 
 /// Requests and who needs them; the one that is made all the time comes first,
 /// since a filter is read from the top.
-pub(crate) const IOCTLS: [(u32, &str); 44] = [
+pub(crate) const IOCTLS: [(u32, &str); 46] = [
     (io(0x80), "KVM_RUN: the vCPU threads"),
     (iow::<kvm::kvm_irq_level>(0x61), INTERRUPTS),
     (iow::<kvm::kvm_msi>(0xa5), INTERRUPTS),
@@ -94,6 +96,8 @@ pub(crate) const IOCTLS: [(u32, &str); 44] = [
     (iow::<kvm::kvm_clock_data>(0x7b), VCPU),
     (ior::<kvm::kvm_clock_data>(0x7c), LAST_WORDS),
     (iow::<kvm::kvm_xcrs>(0xa7), VCPU),
+    (iow::<kvm::kvm_device_attr>(0xe1), CLOCKS), // KVM_SET_DEVICE_ATTR
+    (iow::<kvm::kvm_device_attr>(0xe2), CLOCKS), // KVM_GET_DEVICE_ATTR
 ];
 
 #[cfg(test)]

@@ -5,115 +5,21 @@
 //! instance's files, between two verbs: whoever read it at another time could
 //! see what an instance deleted meanwhile has left to the next one.
 
+pub mod error;
 pub mod objects;
 
-use std::time::Duration;
-
-use mkpool::{AddrRange, merge_adjacent};
+use mkpool::AddrRange;
+use mkpool::range::merge_adjacent;
 use mkvmm_api::debug::Translation;
 use mkvmm_base::InstanceName;
-use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose};
 
+use crate::control::debug::error::{DebugError, MEMORY_MAX};
 use crate::control::error::ControlError;
-use crate::debug::paging::{Fault, Walk, Walker};
+use crate::debug::paging::{Walk, Walker};
 use crate::guest::Guest;
 use crate::manager::Manager;
-use crate::questions::{QuestionError, Reading};
+use crate::questions::Reading;
 use crate::view::View;
-
-/// Most bytes of memory that one request reads: 1 MiB.
-pub const MEMORY_MAX: u64 = 1 << 20;
-/// How long a vCPU may take to say what its registers hold. It takes some
-/// microseconds; a vCPU that waits for a device's lock takes as long as that.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Why a guest could not be looked into.
-#[derive(Debug, thiserror::Error)]
-pub enum DebugError {
-    /// There are no registers.
-    #[error(transparent)]
-    Question(#[from] QuestionError),
-    /// A vCPU did not answer.
-    #[error("vCPU {cpu} of {name} did not answer in {ANSWER_TIMEOUT:?}")]
-    Silent {
-        /// The instance.
-        name: InstanceName,
-        /// The vCPU.
-        cpu: u8,
-    },
-    /// Too much memory at once, or none.
-    #[error("{len} bytes of memory cannot be read at once")]
-    Length {
-        /// How much.
-        len: u64,
-    },
-    /// The instance has no memory there, or not so much of it.
-    #[error("{name} has no {len} bytes of memory at {addr:#x}")]
-    NoMemory {
-        /// The instance.
-        name: InstanceName,
-        /// Guest-physical address.
-        addr: u64,
-        /// Bytes asked for.
-        len: u64,
-        /// Where the nearest memory is.
-        nearest: Option<AddrRange>,
-    },
-    /// A virtual address leads nowhere.
-    #[error("nothing is mapped at {addr:#x}")]
-    Unmapped {
-        /// The address.
-        addr: u64,
-        /// Why.
-        #[source]
-        source: Fault,
-    },
-}
-
-impl Diagnose for DebugError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Question(QuestionError::NoRegisters { .. }) => Class::WrongState,
-            Self::Question(QuestionError::NoCpu { .. }) => Class::NoCpu,
-            Self::Length { .. } => Class::Invalid,
-            Self::NoMemory { .. } => Class::NoMemory,
-            Self::Unmapped { .. } => Class::Unmapped,
-            Self::Silent { .. } => Class::VmmFailed,
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Question(QuestionError::NoRegisters { state, .. }) => Some(state.legal_hint()),
-            Self::Question(QuestionError::NoCpu { cpus, .. }) => {
-                Some(format!("0 to {}", cpus.saturating_sub(1)))
-            }
-            Self::Length { .. } => Some(format!("1 to {MEMORY_MAX} bytes")),
-            Self::NoMemory { addr, nearest, .. } => {
-                let nearest = (*nearest)?;
-                let (start, last) = (nearest.start(), nearest.last());
-                Some(if nearest.contains(*addr) {
-                    let left = nearest.end() - addr;
-                    format!("there are {left:#x} bytes from there on, to {last:#x}")
-                } else {
-                    format!("the nearest memory is {start:#x}-{last:#x}")
-                })
-            }
-            Self::Unmapped { .. } => {
-                Some("`mkvmm debug translate` shows how far the page tables lead".to_owned())
-            }
-            Self::Silent { .. } => None,
-        }
-    }
-
-    fn state(&self) -> Option<State> {
-        match self {
-            Self::Question(QuestionError::NoRegisters { state, .. }) => Some(*state),
-            _ => None,
-        }
-    }
-}
 
 /// Returns where a guest-virtual address leads by the page tables of a vCPU.
 ///
@@ -213,6 +119,7 @@ fn nearest(ranges: &[AddrRange], addr: u64) -> Option<AddrRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mkvmm_base::Diagnose;
 
     #[test]
     fn the_nearest_range_is_the_one_that_help_names() {

@@ -9,8 +9,8 @@ use serde_json::error::Category;
 use utoipa::{IntoParams, IntoResponses};
 
 use crate::control::error::ControlError;
-use mkvmm_base::InstanceName;
 use mkvmm_api::ErrorBody;
+use mkvmm_base::InstanceName;
 
 /// Longest body of a request, bytes.
 const BODY_MAX: usize = 64 << 10;
@@ -35,7 +35,7 @@ pub struct DryRun {
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "describes a parameter, is never one")]
 pub struct NameParam {
-    /// The instance.
+    /// The name of the instance.
     #[param(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "web")]
     name: String,
 }
@@ -50,7 +50,7 @@ pub struct AddrParam {
     addr: u64,
 }
 
-/// Which events.
+/// Which events are asked for.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -65,7 +65,7 @@ pub struct EventsQuery {
     pub follow: bool,
 }
 
-/// Which records.
+/// Which records are asked for.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use mkvmm_api::debug::{Memory, Registers, Translation};
 use mkvmm_base::InstanceName;
 
+use crate::control::debug;
+use crate::control::debug::error::{ANSWER_TIMEOUT, DebugError};
 use crate::control::debug::objects::cpu_registers;
-use crate::control::debug::{self, ANSWER_TIMEOUT, DebugError};
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::{NameParam, Refusal, name};
 use crate::control::http::debug_query::{MemoryQuery, RegsQuery, TranslateQuery};
 use crate::manager::Manager;
@@ -60,11 +61,14 @@ pub async fn memory(
         false => None,
     };
     let (addr, len, of) = (query.addr.0, query.len, name.clone());
-    let read = move |manager: &Rc<Manager>| {
-        debug::read(manager, &of, addr, len, through.as_ref())
-    };
+    let read = move |manager: &Rc<Manager>| debug::read(manager, &of, addr, len, through.as_ref());
     let bytes = api.client.ask(read).await?;
-    Ok(Json(Memory::new(name.to_string(), addr, query.is_virtual, &bytes)))
+    Ok(Json(Memory::new(
+        name.to_string(),
+        addr,
+        query.is_virtual,
+        &bytes,
+    )))
 }
 
 /// Where a guest-virtual address leads, entry by entry.

@@ -29,7 +29,7 @@ fn address(text: &str) -> Result<Address, ParseIntError> {
     u64::from_str_radix(digits, radix).map(Address)
 }
 
-/// Which vCPU.
+/// Which vCPU is asked.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -40,7 +40,7 @@ pub struct RegsQuery {
     pub cpu: Option<u8>,
 }
 
-/// Which memory.
+/// Which memory is read.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -61,7 +61,7 @@ pub struct MemoryQuery {
     pub cpu: Option<u8>,
 }
 
-/// Which translation.
+/// Which address is translated.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

@@ -11,7 +11,7 @@ use axum::Json;
 use mkvmm_api::pool::{PoolMap, PoolRecord};
 
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::{LogQuery, Refusal};
 use crate::control::metrics::{self, MetricsFacts};
 use crate::control::objects;

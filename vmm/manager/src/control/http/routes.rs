@@ -23,7 +23,7 @@ use crate::audit;
 use crate::config::InstanceConfig;
 use crate::control::client::Change;
 use crate::control::error::ControlError;
-use crate::control::http::Api;
+use crate::control::http::api::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
@@ -60,13 +60,7 @@ pub async fn version() -> Json<Version> {
     Json(Version::current())
 }
 
-/// This description.
-#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
-pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(super::openapi())
-}
-
-/// The pool.
+/// The pool as it is now.
 #[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
 pub async fn pool(State(api): State<Api>) -> Result<Json<Pool>, ControlError> {
     let look = |registry: &Registry| Ok(objects::pool_of(registry));
@@ -155,12 +149,14 @@ pub async fn pool_free(
 /// All instances by number.
 #[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
 pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
-    let look = |registry: &Registry| {
-        let objects = registry.guests();
-        let objects = objects.map(|guest| objects::instance(registry, guest));
-        Ok(objects.collect::<Result<Vec<_>, _>>()?)
+    let look = |registry: &Registry| Ok(objects::instances(registry)?);
+    let all = api.client.look(look).await?;
+    let read = move || {
+        let used = |(one, footprint)| objects::used(one, &footprint);
+        all.into_iter().map(used).collect()
     };
-    Ok(Json(api.client.look(look).await?))
+    let read = tokio::task::spawn_blocking(read).await;
+    Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
 }
 
 /// Makes an instance: `ready`, or `loaded` where there is a kernel.
@@ -213,7 +209,11 @@ async fn planned(
 ) -> Result<Planned, ControlError> {
     manager.registry().check_free(&config.name)?;
     let images = match wanted {
-        Some(spec) => Some(manager.read_images(&config.name, spec, config.memory()).await?),
+        Some(spec) => Some(
+            manager
+                .read_images(&config.name, spec, config.memory())
+                .await?,
+        ),
         None => None,
     };
     Ok(Planned { config, images })
@@ -243,13 +243,10 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
     Ok(Json(api.client.change(name, rehearse).await?))
 }
 
-/// One instance.
+/// One instance as it is now.
 #[utoipa::path(get, path = "/v1/instances/{name}",
     params(NameParam), responses((status = 200, body = Instance), Refusal))]
-pub async fn show(
-    State(api): State<Api>,
-    path: NamePath,
-) -> Result<Json<Instance>, ControlError> {
+pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
     let name = name(path)?;
     let look = move |registry: &Registry| shown(registry, &name);
     Ok(Json(api.client.look(look).await?))

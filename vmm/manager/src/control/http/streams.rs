@@ -15,10 +15,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use utoipa::ToSchema;
 
-use crate::control::error::ControlError;
-use crate::control::http::Api;
-use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
 use crate::console::GuestConsole;
+use crate::control::error::ControlError;
+use crate::control::http::api::Api;
+use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
 use mkvmm_api::number::EXACT_MAX;

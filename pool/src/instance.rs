@@ -1,0 +1,439 @@
+//! The pool of one instance: chunks of the main pool, and an allocator over them.
+//!
+//! ```text
+//!  main pool   [  A  ][//////][   B   ][//][  C  ]      / taken by others
+//!  create(A+B+C): chunks C, B, A (last obtained first: the order they are searched in)
+//!  drop or destroy: all chunks go back, in one operation
+//! ```
+
+use crate::error::{AllocError, FreeError, PoolError};
+use crate::fit::{Algo, first_fit};
+use crate::main_pool::{MainPool, PAGE_ORDER};
+use crate::pool::GenPool;
+use crate::range::{AddrRange, merge_adjacent};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+pub use crate::draft::{Draft, StaleDraft};
+
+/// What creation does when the main pool has no extent for all that remains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum ChunkPolicy {
+    /// Asks for 1 MiB, then for 256 KiB, then for one granule, as the multikernel RFC does.
+    #[default]
+    Rfc,
+    /// Asks for half of the last request, again and again, rounded down to the granule, as later
+    /// multikernel kernels do. Takes far fewer chunks out of a fragmented pool.
+    Halving,
+}
+
+/// The reason why an instance pool was not created. The main pool is as it was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The granule is smaller than a page, or does not fit 64 bits.
+    #[error("instance {id}: order {order} is out of range ({min}..=63)")]
+    BadOrder {
+        /// The instance.
+        id: u32,
+        /// The order given.
+        order: u32,
+        /// The smallest order that is allowed.
+        min: u32,
+    },
+    /// The instance would have no memory.
+    #[error("instance {id}: the size is 0")]
+    ZeroSize {
+        /// The instance.
+        id: u32,
+    },
+    /// The size, rounded up to the granule, does not fit 64 bits.
+    #[error("instance {id}: {size:#x} bytes rounded up to {granule:#x} do not fit 64 bits")]
+    TooLarge {
+        /// The instance.
+        id: u32,
+        /// The size requested.
+        size: u64,
+        /// The granule in bytes.
+        granule: u64,
+    },
+    /// The main pool ran out of chunks.
+    #[error(
+        "instance {id}: no chunk for {remaining:#x} of {requested:#x} bytes after {chunks} chunks"
+    )]
+    NoRoom {
+        /// The instance.
+        id: u32,
+        /// The size requested, in whole granules.
+        requested: u64,
+        /// The number of bytes that were missing when the last attempt failed.
+        remaining: u64,
+        /// The number of chunks that had been taken by then; they went back.
+        chunks: usize,
+        /// The main pool's error for the last attempt.
+        source: AllocError,
+    },
+    /// The instance's allocator did not take a chunk.
+    #[error("instance {id}: a chunk was refused")]
+    Chunk {
+        /// The instance.
+        id: u32,
+        /// The underlying error.
+        source: PoolError,
+    },
+}
+
+/// The reason why an instance pool was not destroyed. The pool comes back unchanged; dropping it
+/// gives its chunks back all the same.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DestroyError {
+    /// Something is still allocated.
+    #[error("instance {}: busy, {} extents are still allocated", pool.id(), allocations.len())]
+    Busy {
+        /// The pool.
+        pool: Box<InstancePool>,
+        /// The allocated extents by ascending address; neighbouring allocations are one extent.
+        allocations: Vec<AddrRange>,
+    },
+    /// The main pool did not take the chunks back: part of them was freed without this pool.
+    #[error("instance {}: the main pool refused a chunk", pool.id())]
+    Refused {
+        /// The pool.
+        pool: Box<InstancePool>,
+        /// The main pool's error.
+        source: FreeError,
+    },
+}
+
+/// The memory of one instance: chunks of the main pool, and an allocator over them.
+///
+/// The chunks go back to the main pool when the value is dropped, with whatever is still
+/// allocated in them. [`destroy`](Self::destroy) gives them back only if nothing is allocated, and
+/// reports errors; [`into_chunks`](Self::into_chunks) keeps them, for memory that must not be
+/// used again.
+///
+/// ```
+/// use mkpool::{AddrRange, InstancePool, MainPool};
+/// use mkpool::{instance::ChunkPolicy, main_pool::PAGE_ORDER};
+/// let range = AddrRange::with_size(4 << 30, 1 << 30)?;
+/// let main = MainPool::new(range, PAGE_ORDER)?;
+/// let mut web = InstancePool::create(&main, 1, 256 << 20, PAGE_ORDER, ChunkPolicy::Rfc)?;
+/// let kernel = web.alloc(16 << 20, 2 << 20)?;
+/// assert_eq!(kernel.start(), 4 << 30);
+/// web.free(kernel)?;
+/// web.destroy()?;
+/// assert_eq!(main.avail(), 1 << 30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+// Not `Clone`: its chunks go back once. Plans are made on a `Draft`.
+#[derive(Debug)]
+pub struct InstancePool {
+    id: u32,
+    size: u64,
+    requested: u64,
+    main: MainPool,
+    /// Tells this pool from all others, for its drafts.
+    identity: Arc<()>,
+    /// The number of times the allocator's state has changed.
+    changes: u64,
+    /// In the order in which they were obtained. Empty once they are given back.
+    chunks: Vec<AddrRange>,
+    pool: GenPool,
+}
+
+impl InstancePool {
+    /// Takes chunks of `main` until `size` bytes are reached: all or nothing.
+    ///
+    /// The size is rounded up to the granule, that of `order` or the main pool's, whichever is
+    /// larger (see [`rounded_from`](Self::rounded_from)); all chunks are aligned to it and none is
+    /// smaller.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CreateError`]; everything that was taken has gone back then.
+    pub fn create(
+        main: &MainPool,
+        id: u32,
+        size: u64,
+        order: u32,
+        policy: ChunkPolicy,
+    ) -> Result<Self, CreateError> {
+        let min = PAGE_ORDER;
+        if order < min || order > 63 {
+            return Err(CreateError::BadOrder { id, order, min });
+        }
+        if size == 0 {
+            return Err(CreateError::ZeroSize { id });
+        }
+        let granule = 1_u64.wrapping_shl(order.max(main.order()));
+        let wanted = size.checked_next_multiple_of(granule);
+        let wanted = wanted.ok_or(CreateError::TooLarge { id, size, granule })?;
+        let pool = GenPool::new(order).map_err(|source| CreateError::Chunk { id, source })?;
+        let mut instance = Self {
+            id,
+            size: wanted,
+            requested: size,
+            main: main.clone(),
+            identity: Arc::new(()),
+            changes: 0,
+            chunks: Vec::new(),
+            pool,
+        };
+        // On failure the drop gives back what was taken.
+        instance.gather(policy, granule)?;
+        Ok(instance)
+    }
+
+    /// Takes chunks until nothing remains.
+    fn gather(&mut self, policy: ChunkPolicy, granule: u64) -> Result<(), CreateError> {
+        let id = self.id;
+        let mut remaining = self.size;
+        while remaining > 0 {
+            let chunk = next_chunk(&self.main, policy, granule, remaining);
+            let chunk = chunk.map_err(|source| CreateError::NoRoom {
+                id,
+                requested: self.size,
+                remaining,
+                chunks: self.chunks.len(),
+                source,
+            })?;
+            self.chunks.push(chunk);
+            self.pool
+                .add_chunk(chunk, ())
+                .map_err(|source| CreateError::Chunk { id, source })?;
+            // A chunk is never larger than what remains.
+            remaining = remaining.saturating_sub(chunk.size());
+        }
+        Ok(())
+    }
+
+    /// Returns the number the instance was created with.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns the order (genalloc's `min_alloc_order`): a granule is `1 << order` bytes.
+    #[must_use]
+    pub fn order(&self) -> u32 {
+        self.pool.order()
+    }
+
+    /// Returns the number of bytes of all chunks.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Returns the size that was requested, if it was rounded up to the granule.
+    #[must_use]
+    pub fn rounded_from(&self) -> Option<u64> {
+        (self.requested != self.size).then_some(self.requested)
+    }
+
+    /// Returns the number of free bytes.
+    #[must_use]
+    pub fn avail(&self) -> u64 {
+        self.pool.avail()
+    }
+
+    /// Returns the chunks, last obtained first: the order in which they are searched.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<AddrRange> {
+        self.chunks.iter().rev().copied().collect()
+    }
+
+    /// Returns the memory by ascending address, adjacent chunks merged: what becomes memory slots.
+    #[must_use]
+    pub fn regions(&self) -> Vec<AddrRange> {
+        merge_adjacent(self.chunks.iter().copied())
+    }
+
+    /// Allocates `size` bytes by first fit. With an `align` of 2 or more, the address is a
+    /// multiple of `align` or of the granule, whichever is larger.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::alloc_with`].
+    pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, AllocError> {
+        self.alloc_with(size, first_fit(align))
+    }
+
+    /// Allocates `size` bytes by `algo`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::alloc_with`].
+    pub fn alloc_with(&mut self, size: u64, algo: Algo) -> Result<AddrRange, AllocError> {
+        self.changes = self.changes.wrapping_add(1);
+        self.pool.alloc_with(size, algo)
+    }
+
+    /// Allocates `size` bytes by `algo`, only with addresses inside `limit`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::alloc_within`].
+    pub fn alloc_within(
+        &mut self,
+        size: u64,
+        algo: Algo,
+        limit: AddrRange,
+    ) -> Result<AddrRange, AllocError> {
+        self.changes = self.changes.wrapping_add(1);
+        self.pool.alloc_within(size, algo, limit)
+    }
+
+    /// Frees `range`, which may be any part of what is allocated.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GenPool::free`].
+    pub fn free(&mut self, range: AddrRange) -> Result<(), FreeError> {
+        self.changes = self.changes.wrapping_add(1);
+        self.pool.free(range)
+    }
+
+    /// Returns a copy of the allocator's state to plan with.
+    #[must_use]
+    pub fn draft(&self) -> Draft {
+        Draft::new(&self.identity, self.changes, self.pool.clone())
+    }
+
+    /// Replaces the allocator's state by the draft's.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StaleDraft`] if the draft was not made of this pool, or if the pool has changed
+    /// since. Nothing has changed then.
+    pub fn adopt(&mut self, draft: Draft) -> Result<(), StaleDraft> {
+        let state = draft.into_state(&self.identity, self.changes);
+        self.pool = state.ok_or(StaleDraft { id: self.id })?;
+        self.changes = self.changes.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Returns the free extents by ascending address; extents of different chunks are not merged.
+    #[must_use]
+    pub fn free_extents(&self) -> Vec<AddrRange> {
+        self.pool.free_extents().collect()
+    }
+
+    /// Returns the longest free extent; the lowest of equals.
+    #[must_use]
+    pub fn largest_free(&self) -> Option<AddrRange> {
+        self.pool.largest_free()
+    }
+
+    /// Returns the allocated extents by ascending address; neighbouring allocations are one extent.
+    #[must_use]
+    pub fn allocations(&self) -> Vec<AddrRange> {
+        self.pool.used_extents().collect()
+    }
+
+    /// Returns whether all of `range` lies in one chunk, free or not.
+    #[must_use]
+    pub fn contains(&self, range: AddrRange) -> bool {
+        self.pool.contains(range)
+    }
+
+    /// Gives every chunk back to the main pool, all in one operation.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DestroyError`] with the pool inside; nothing has gone back then.
+    pub fn destroy(self) -> Result<(), DestroyError> {
+        if !self.pool.is_idle() {
+            let allocations = self.allocations();
+            return Err(DestroyError::Busy {
+                pool: Box::new(self),
+                allocations,
+            });
+        }
+        self.give_back()
+    }
+
+    /// Drops what is allocated and gives every chunk back; returns what was dropped.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DestroyError::Refused`]; nothing has gone back then.
+    pub fn destroy_forced(self) -> Result<Vec<AddrRange>, DestroyError> {
+        let dropped = self.allocations();
+        self.give_back()?;
+        Ok(dropped)
+    }
+
+    fn give_back(mut self) -> Result<(), DestroyError> {
+        match self.main.free_all(&self.chunks) {
+            Ok(()) => {
+                self.chunks.clear();
+                Ok(())
+            }
+            Err(source) => Err(DestroyError::Refused {
+                pool: Box::new(self),
+                source,
+            }),
+        }
+    }
+
+    /// Ends the pool without giving anything back, and returns its chunks in the order in which
+    /// they were obtained: they stay allocated in the main pool until they are freed there.
+    #[must_use = "the chunks stay allocated until they are freed in the main pool"]
+    pub fn into_chunks(mut self) -> Vec<AddrRange> {
+        core::mem::take(&mut self.chunks)
+    }
+}
+
+impl Drop for InstancePool {
+    fn drop(&mut self) {
+        if self.main.free_all(&self.chunks).is_ok() {
+            return;
+        }
+        // Part of the chunks was freed without this pool. What is still allocated goes back; the
+        // main pool refuses the rest, which is free already.
+        for &chunk in &self.chunks {
+            self.main.free(chunk).ok();
+        }
+    }
+}
+
+/// The sizes that the RFC's policy asks for before it takes single granules.
+pub(crate) const RFC_STEPS: [u64; 2] = [1 << 20, 256 << 10];
+
+/// Takes the largest chunk that `policy` finds in the main pool, at most `remaining` bytes.
+fn next_chunk(
+    main: &MainPool,
+    policy: ChunkPolicy,
+    granule: u64,
+    remaining: u64,
+) -> Result<AddrRange, AllocError> {
+    let algo = Algo::FirstFitAlign { align: granule };
+    let mut size = remaining;
+    loop {
+        let failure = match main.alloc_with(size, algo) {
+            Ok(chunk) => return Ok(chunk),
+            Err(failure) => failure,
+        };
+        let smaller = match policy {
+            ChunkPolicy::Rfc => RFC_STEPS
+                .into_iter()
+                .chain([granule])
+                .find(|&step| size > step && step >= granule),
+            ChunkPolicy::Halving => {
+                let half = size.wrapping_shr(1) & !granule.wrapping_sub(1);
+                (size > granule).then_some(half.max(granule))
+            }
+        };
+        size = smaller.ok_or(failure)?;
+    }
+}
+
+#[cfg(test)]
+#[path = "instance_tests.rs"]
+mod tests;

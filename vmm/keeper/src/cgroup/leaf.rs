@@ -1,0 +1,395 @@
+//! One leaf per guest: made before its worker touches memory, removed after
+//! its last process is gone.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, geteuid, getpid, test_kill_process};
+
+use super::usage::{self, CpuTime, Memory};
+use super::{CgroupError, Cgroups, Controller};
+
+/// The directory below a base that holds the leaves of all mkvmms.
+const HOUSE: &str = "mkvmm";
+
+/// How often a leaf is made anew whose parents another mkvmm has just removed.
+const ATTEMPTS: usize = 4;
+
+/// Controllers that are asked of a v2 tree for its children.
+const V2_CONTROLLERS: [&str; 3] = ["+cpu", "+memory", "+pids"];
+
+/// Period of CPU limits, the kernel's own default.
+const PERIOD_US: u64 = 100_000;
+
+/// Limits of a guest's cgroup. `None` sets none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResourceLimits {
+    /// CPU time a second of all threads together, in thousandths of a CPU.
+    pub cpu_milli: Option<u64>,
+    /// Bytes of memory, page tables and other kernel memory included.
+    pub memory_bytes: Option<u64>,
+    /// Number of threads.
+    pub threads: Option<u64>,
+}
+
+/// The cgroup of one guest, `mkvmm/PID/NAME` below its base in every hierarchy
+/// that lets one be made. PID is this process's id.
+#[derive(Debug)]
+pub struct Leaf {
+    directories: Cgroups,
+    /// Why a leaf is missing in some hierarchy.
+    missed: Vec<CgroupError>,
+}
+
+impl Leaf {
+    /// Makes a leaf named `name` below `base`, with the controllers of v2 that
+    /// may be handed down to it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`], and [`CgroupError::Create`] where no hierarchy
+    /// lets a leaf be made. A hierarchy of several is no error; see
+    /// [`missed`](Self::missed).
+    pub fn create(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
+        Self::make_all(base, name, &V2_CONTROLLERS)
+    }
+
+    /// Makes a leaf named `name` below `base` for accounting alone, which
+    /// costs nobody anything: in v2 only, into which processes are born, and
+    /// without a controller, so that it changes neither how CPU time is shared
+    /// out nor what its parents allow.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); also [`CgroupError::NoHierarchy`].
+    pub fn account(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
+        let v2 = base.v2.clone();
+        let base = Cgroups { v2, v1: [].into() };
+        Self::make_all(&base, name, &[])
+    }
+
+    fn make_all(base: &Cgroups, name: &str, controllers: &[&str]) -> Result<Self, CgroupError> {
+        let below = Path::new(HOUSE).join(getpid().as_raw_nonzero().to_string());
+        let below = below.join(checked(name)?);
+        let mut leaf = Self {
+            directories: Cgroups::default(),
+            missed: Vec::new(),
+        };
+        if let Some(parent) = &base.v2 {
+            leaf.directories.v2 = leaf.make(parent, &below, controllers);
+        }
+        for (controller, parent) in &base.v1 {
+            let path = parent.join(&below);
+            // Controllers may share a hierarchy.
+            let made = leaf.directories.v1.values().any(|known| *known == path);
+            let directory = match made {
+                true => Some(path),
+                false => leaf.make(parent, &below, &[]),
+            };
+            if let Some(directory) = directory {
+                leaf.directories.v1.insert(*controller, directory);
+            }
+        }
+        if leaf.directories == Cgroups::default() {
+            return Err(leaf.missed.pop().unwrap_or(CgroupError::NoHierarchy));
+        }
+        Ok(leaf)
+    }
+
+    /// Makes one directory, remembering why it could not be made.
+    fn make(&mut self, parent: &Path, below: &Path, controllers: &[&str]) -> Option<PathBuf> {
+        let path = parent.join(below);
+        let mut made = make_below(parent, below, controllers);
+        for _ in 1..ATTEMPTS {
+            match &made {
+                // Another mkvmm has removed the parents because they were empty.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    made = make_below(parent, below, controllers);
+                }
+                _ => break,
+            }
+        }
+        match made {
+            Ok(()) => Some(path),
+            Err(source) => {
+                self.missed.push(CgroupError::Create { path, source });
+                None
+            }
+        }
+    }
+
+    /// Returns the directories of the leaf.
+    pub fn directories(&self) -> &Cgroups {
+        &self.directories
+    }
+
+    /// Returns why the leaf is missing in hierarchies that the base has.
+    pub fn missed(&self) -> &[CgroupError] {
+        &self.missed
+    }
+
+    /// Opens the leaf for processes that are to be born in it; `None` where
+    /// it is in no v2 tree. They are to be [moved](Self::move_born) into the
+    /// other hierarchies.
+    ///
+    /// # Errors
+    /// [`CgroupError::Open`].
+    pub fn birthplace(&self) -> Result<Option<File>, CgroupError> {
+        let Some(path) = &self.directories.v2 else {
+            return Ok(None);
+        };
+        match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(source) => {
+                let path = path.clone();
+                Err(CgroupError::Open { path, source })
+            }
+        }
+    }
+
+    /// Whether a process that was born in the leaf still has to be moved.
+    pub fn is_to_be_moved(&self) -> bool {
+        !self.directories.v1.is_empty()
+    }
+
+    /// Moves a process into the leaf with all its threads. Pages that it has
+    /// touched stay charged where they were. Waits for the kernel's grace
+    /// periods.
+    ///
+    /// # Errors
+    /// [`CgroupError::Move`] for the first hierarchy that refuses; the process
+    /// may then be in the leaves of others.
+    pub fn admit(&self, pid: Pid) -> Result<(), CgroupError> {
+        move_to(&self.directories.directories(), pid)
+    }
+
+    /// Moves a process that was born in the [birthplace](Self::birthplace)
+    /// into the other hierarchies, as [`admit`](Self::admit).
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub fn move_born(&self, pid: Pid) -> Result<(), CgroupError> {
+        let others = Cgroups {
+            v2: None,
+            v1: self.directories.v1.clone(),
+        };
+        move_to(&others.directories(), pid)
+    }
+
+    /// Sets the limits that are given.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] where no hierarchy of the leaf can set a
+    /// limit that is asked for, [`CgroupError::Limit`] where it is refused.
+    /// Limits set before stay.
+    pub fn limit(&self, limits: &ResourceLimits) -> Result<(), CgroupError> {
+        if let Some(bytes) = limits.memory_bytes {
+            let v1 = ["memory.limit_in_bytes"];
+            self.set(Controller::Memory, "memory.max", v1, bytes.to_string())?;
+        }
+        if let Some(threads) = limits.threads {
+            self.set(
+                Controller::Pids,
+                "pids.max",
+                ["pids.max"],
+                threads.to_string(),
+            )?;
+        }
+        if let Some(milli) = limits.cpu_milli {
+            let quota = milli.saturating_mul(PERIOD_US / 1000).max(1000);
+            match self.v2_with("cpu.max") {
+                Some(file) => write_limit(file, format!("{quota} {PERIOD_US}"))?,
+                None => {
+                    let v1 = ["cpu.cfs_quota_us"];
+                    self.set(Controller::Cpu, "cpu.max", v1, quota.to_string())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `value` to the v2 file, or else to the v1 file of `controller`.
+    fn set(
+        &self,
+        controller: Controller,
+        v2: &str,
+        [v1]: [&str; 1],
+        value: String,
+    ) -> Result<(), CgroupError> {
+        if let Some(file) = self.v2_with(v2) {
+            return write_limit(file, value);
+        }
+        let directory = self.directories.v1.get(&controller);
+        let directory = directory.ok_or(CgroupError::NoController { controller })?;
+        write_limit(directory.join(v1), value)
+    }
+
+    /// Returns the path of `file` in the v2 leaf, if its controller is there.
+    fn v2_with(&self, file: &str) -> Option<PathBuf> {
+        let file = self.directories.v2.as_ref()?.join(file);
+        file.exists().then_some(file)
+    }
+
+    /// Returns the CPU time used in the leaf so far, ended processes included;
+    /// where no cgroup tells, that of process `pid`.
+    ///
+    /// # Errors
+    /// What the last resort said.
+    pub fn cpu_time(&self, pid: Pid) -> Result<CpuTime, CgroupError> {
+        let v1 = self.directories.v1.get(&Controller::CpuAcct);
+        let v2 = self.directories.v2.as_ref();
+        v1.and_then(|directory| usage::v1_cpu_time(directory).ok())
+            .or_else(|| v2.and_then(|directory| usage::v2_cpu_time(directory).ok()))
+            .map_or_else(|| usage::process_cpu_time(pid), Ok)
+    }
+
+    /// Returns the memory charged to the leaf; where no cgroup tells, that of
+    /// process `pid`.
+    ///
+    /// # Errors
+    /// What the last resort said.
+    pub fn memory(&self, pid: Pid) -> Result<Memory, CgroupError> {
+        let v1 = self.directories.v1.get(&Controller::Memory);
+        let v2 = self.directories.v2.as_ref();
+        v2.and_then(|directory| usage::v2_memory(directory).ok())
+            .or_else(|| v1.and_then(|directory| usage::v1_memory(directory).ok()))
+            .map_or_else(|| usage::process_memory(pid), Ok)
+    }
+
+    /// Removes the leaf, and the directories above it that this leaves empty.
+    ///
+    /// # Errors
+    /// [`CgroupError::Remove`] for the first directory that stays, most likely
+    /// because a process is still in it. The others are removed nevertheless.
+    pub fn remove(mut self) -> Result<(), CgroupError> {
+        self.remove_all()
+    }
+
+    fn remove_all(&mut self) -> Result<(), CgroupError> {
+        let mut result = Ok(());
+        for path in self.directories.directories() {
+            match fs::remove_dir(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    result = result.and(Err(CgroupError::Remove { path, source }));
+                }
+                _ => remove_empty_parents(&path),
+            }
+        }
+        self.directories = Cgroups::default();
+        result
+    }
+}
+
+impl Drop for Leaf {
+    /// Removes what can be removed; [`Leaf::remove`] says what cannot.
+    fn drop(&mut self) {
+        let _kept = self.remove_all();
+    }
+}
+
+fn move_to(directories: &[PathBuf], pid: Pid) -> Result<(), CgroupError> {
+    let pid = pid.as_raw_nonzero().get();
+    for directory in directories {
+        let file = directory.join("cgroup.procs");
+        fs::write(file, pid.to_string()).map_err(|source| CgroupError::Move {
+            pid,
+            path: directory.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes a leaf that is new, so that it accounts for its own processes only,
+/// and hands `controllers` down to it where that is allowed. Where it is not,
+/// limits will find no file and say so.
+fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<()> {
+    let mut directory = parent.to_owned();
+    for part in below {
+        for controller in controllers {
+            let _refused = fs::write(directory.join("cgroup.subtree_control"), controller);
+        }
+        directory.push(part);
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            // One that a dead process of this number has left.
+            Err(_there) if directory == parent.join(below) => {
+                fs::remove_dir(&directory)?;
+                fs::create_dir(&directory)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes the leaves below `base` that mkvmms of this user have left which
+/// were killed. What has a process in it, or a live mkvmm, stays.
+pub fn remove_stale(base: &Cgroups) {
+    for house in base.directories() {
+        let house = house.join(HOUSE);
+        for of_process in directories_in(&house).filter(|path| is_stale(path)) {
+            for leaf in directories_in(&of_process) {
+                remove_logged(&leaf);
+            }
+            remove_logged(&of_process);
+        }
+        // Fails where others have leaves, and that is right.
+        let _others = fs::remove_dir(&house);
+    }
+}
+
+/// Whether a directory is named after a process that is no more, or after this
+/// one, which has made none yet; and is this user's.
+fn is_stale(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let pid = name.and_then(|name| name.parse().ok());
+    let Some(pid) = pid.and_then(Pid::from_raw) else {
+        return false;
+    };
+    let is_gone = pid == getpid() || test_kill_process(pid) == Err(rustix::io::Errno::SRCH);
+    let owner = fs::symlink_metadata(path).map(|metadata| metadata.uid());
+    is_gone && owner.is_ok_and(|uid| uid == geteuid().as_raw())
+}
+
+fn directories_in(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    entries.filter(is_directory).map(|entry| entry.path())
+}
+
+/// Removes one directory that nobody is to miss.
+fn remove_logged(path: &Path) {
+    if let Err(error) = fs::remove_dir(path) {
+        log::debug!("the cgroup {} stays: {error}", path.display());
+    }
+}
+
+/// Removes `mkvmm/PID` and `mkvmm` above a leaf, if they are empty. Where
+/// others have a leaf there, rmdir refuses, and that is right.
+fn remove_empty_parents(leaf: &Path) {
+    for parent in leaf.ancestors().skip(1).take(2) {
+        if fs::remove_dir(parent).is_err() {
+            break;
+        }
+    }
+}
+
+fn write_limit(path: PathBuf, value: String) -> Result<(), CgroupError> {
+    fs::write(&path, &value).map_err(|source| CgroupError::Limit {
+        path,
+        value,
+        source,
+    })
+}
+
+/// Refuses names that would be another directory, or a file of the kernel.
+fn checked(name: &str) -> Result<&str, CgroupError> {
+    let odd = name.is_empty() || name.starts_with('.') || name.contains(['/', '\n', '\0']);
+    if odd || name.starts_with("cgroup.") || name.len() > 200 {
+        return Err(CgroupError::Name {
+            name: name.to_owned(),
+        });
+    }
+    Ok(name)
+}

@@ -1,0 +1,186 @@
+//! What a process or a cgroup used, from whichever file tells.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use super::error::CgroupError;
+use super::read::{read, unexpected};
+
+/// Where a CPU time was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuSource {
+    /// `usage_usec` of a v2 cgroup's `cpu.stat`.
+    V2,
+    /// `cpuacct.usage` of a v1 cgroup.
+    V1,
+    /// `/proc/PID/stat`: one process, in clock ticks.
+    Process,
+}
+
+/// CPU time used so far, by user code, guest and kernel together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuTime {
+    /// The time used.
+    pub used: Duration,
+    /// Where it was read.
+    pub source: CpuSource,
+}
+
+/// Where a memory figure was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// `memory.current` of a v2 cgroup.
+    V2,
+    /// `memory.usage_in_bytes` of a v1 cgroup.
+    V1,
+    /// Proportional set size of one process.
+    Proportional,
+    /// Resident set size of one process: shared pages count in full.
+    Resident,
+}
+
+/// Memory in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes in use.
+    pub bytes: u64,
+    /// Where they were read.
+    pub source: MemorySource,
+}
+
+/// Reads the CPU time of a v2 cgroup, of which even one without controllers
+/// keeps account.
+pub(super) fn v2_cpu_time(directory: &Path) -> Result<CpuTime, CgroupError> {
+    let used = parsed(directory.join("cpu.stat"), parse_cpu_stat)?;
+    let source = CpuSource::V2;
+    Ok(CpuTime { used, source })
+}
+
+/// Reads the CPU time of a v1 `cpuacct` cgroup.
+pub(super) fn v1_cpu_time(directory: &Path) -> Result<CpuTime, CgroupError> {
+    let nanoseconds = parsed(directory.join("cpuacct.usage"), parse_number)?;
+    Ok(CpuTime {
+        used: Duration::from_nanos(nanoseconds),
+        source: CpuSource::V1,
+    })
+}
+
+/// Reads the memory of a v2 cgroup; needs its memory controller.
+pub(super) fn v2_memory(directory: &Path) -> Result<Memory, CgroupError> {
+    let bytes = parsed(directory.join("memory.current"), parse_number)?;
+    let source = MemorySource::V2;
+    Ok(Memory { bytes, source })
+}
+
+/// Reads the memory of a v1 `memory` cgroup.
+pub(super) fn v1_memory(directory: &Path) -> Result<Memory, CgroupError> {
+    let bytes = parsed(directory.join("memory.usage_in_bytes"), parse_number)?;
+    let source = MemorySource::V1;
+    Ok(Memory { bytes, source })
+}
+
+/// Reads the CPU time of one process and all its threads, ended ones included.
+///
+/// # Errors
+/// [`CgroupError::Read`], most likely because the process has ended, and
+/// [`CgroupError::Content`].
+pub fn process_cpu_time(pid: Pid) -> Result<CpuTime, CgroupError> {
+    let hertz = rustix::param::clock_ticks_per_second();
+    let used = parsed(file_of(pid, "stat"), |text| parse_stat(text, hertz))?;
+    let source = CpuSource::Process;
+    Ok(CpuTime { used, source })
+}
+
+/// Reads the memory of one process: its proportional share where that may be
+/// read (a process that is not dumpable shows it to root only), else what is
+/// resident.
+///
+/// # Errors
+/// [`CgroupError::Read`], most likely because the process has ended, and
+/// [`CgroupError::Content`].
+pub fn process_memory(pid: Pid) -> Result<Memory, CgroupError> {
+    if let Ok(bytes) = parsed(file_of(pid, "smaps_rollup"), parse_pss) {
+        let source = MemorySource::Proportional;
+        return Ok(Memory { bytes, source });
+    }
+    let pages = parsed(file_of(pid, "statm"), parse_resident_pages)?;
+    let page_size = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    Ok(Memory {
+        bytes: pages.saturating_mul(page_size),
+        source: MemorySource::Resident,
+    })
+}
+
+/// Returns the bytes of memory that are one process's own: what is resident
+/// without what files hold. The kernel keeps both counts, so this is quick and
+/// any user may read it.
+///
+/// # Errors
+/// [`CgroupError::Read`], most likely because the process has ended, and
+/// [`CgroupError::Content`].
+pub fn private_memory(pid: Pid) -> Result<u64, CgroupError> {
+    let pages = parsed(file_of(pid, "statm"), parse_private_pages)?;
+    let page_size = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    Ok(pages.saturating_mul(page_size))
+}
+
+fn file_of(pid: Pid, name: &str) -> std::path::PathBuf {
+    format!("/proc/{}/{name}", pid.as_raw_nonzero()).into()
+}
+
+fn parsed<T>(
+    path: std::path::PathBuf,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, CgroupError> {
+    let (path, text) = read(path)?;
+    parse(&text).ok_or_else(|| unexpected(path, &text))
+}
+
+/// Reads a file that holds one number.
+pub(super) fn parse_number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// Reads `usage_usec` out of a v2 `cpu.stat`.
+pub(super) fn parse_cpu_stat(text: &str) -> Option<Duration> {
+    let mut lines = text.lines();
+    let microseconds = lines.find_map(|line| line.strip_prefix("usage_usec "))?;
+    parse_number(microseconds).map(Duration::from_micros)
+}
+
+/// Reads utime and stime, in ticks of `hertz` a second, out of
+/// `/proc/PID/stat`.
+pub(super) fn parse_stat(text: &str, hertz: u64) -> Option<Duration> {
+    // The name is in parentheses and may hold any of them, and spaces.
+    let (_, fields) = text.rsplit_once(')')?;
+    // utime and stime are fields 14 and 15 of proc_pid_stat(5); the name is 2.
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    let ticks = u128::from(user) + u128::from(system);
+    let nanoseconds = (ticks * 1_000_000_000).checked_div(hertz.into())?;
+    u64::try_from(nanoseconds).ok().map(Duration::from_nanos)
+}
+
+/// Reads the proportional set size, in bytes, out of `smaps_rollup`.
+pub(super) fn parse_pss(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let pss = lines.find_map(|line| line.strip_prefix("Pss:"))?;
+    parse_number(pss.strip_suffix("kB")?)?.checked_mul(1024)
+}
+
+/// Reads the number of resident pages that belong to no file out of `statm`.
+pub(super) fn parse_private_pages(text: &str) -> Option<u64> {
+    let mut fields = text.split_ascii_whitespace().skip(1);
+    let resident: u64 = fields.next()?.parse().ok()?;
+    let of_files: u64 = fields.next()?.parse().ok()?;
+    // The two are not read at one moment.
+    Some(resident.saturating_sub(of_files))
+}
+
+/// Reads the number of resident pages out of `statm`.
+pub(super) fn parse_resident_pages(text: &str) -> Option<u64> {
+    text.split_ascii_whitespace().nth(1)?.parse().ok()
+}

@@ -1,0 +1,57 @@
+//! Finding places for images in an instance's memory.
+
+use mkpool::instance::Draft;
+use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_memory::host_pool::{HostPool, SubPool};
+
+use crate::guest::Loaded;
+use crate::images::Images;
+use crate::life::StepError;
+use crate::manager::Manager;
+
+impl Manager {
+    /// Finds places for images in an instance; changes nothing. With the
+    /// places comes the allocator's state once they are taken.
+    ///
+    /// # Errors
+    /// [`StepError`]; the ledger's log knows of a refusal then.
+    pub(crate) fn place(
+        &self,
+        id: InstanceId,
+        images: &Images,
+    ) -> Result<Option<(Loaded, Draft)>, StepError> {
+        let mut registry = self.registry_mut();
+        let Some((guest, pool)) = registry.with_pool(id) else {
+            return Ok(None);
+        };
+        let placed = place(pool, &guest.sub_pool, guest.name(), images);
+        if let Err(StepError::Pool(error)) = &placed {
+            pool.note_refusal(&guest.sub_pool, error);
+        }
+        placed.map(Some)
+    }
+}
+
+/// Finds places for images in a sub-pool; changes nothing.
+///
+/// # Errors
+/// [`StepError`] with the numbers.
+pub fn place(
+    pool: &HostPool,
+    sub_pool: &SubPool,
+    name: &InstanceName,
+    images: &Images,
+) -> Result<(Loaded, Draft), StepError> {
+    let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
+    let facts = images.facts();
+    mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
+    let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
+    let loaded = Loaded {
+        images: images.clone(),
+        plan,
+        cmdline: text,
+        e820: Vec::new(),
+        slots: Vec::new(),
+    };
+    Ok((loaded, next))
+}
