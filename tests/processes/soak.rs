@@ -11,9 +11,15 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::tier::{announce, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 
-/// KiB that the manager may grow by, from the first tenth to the last: its
-/// event log fills up at first.
-const GROWTH_KIB: u64 = 1024;
+/// Cycles after whose first tenth the manager's event log is full.
+const MANY: usize = 10_000;
+/// KiB that the manager may grow by, from the first tenth to the last, with a
+/// full event log and with one that fills up.
+const GROWTH_KIB: (u64, u64) = (256, 2048);
+
+/// Descriptors and threads that come and go: of connections that are being
+/// closed, and of a pool of threads that end when they are idle.
+const NOISE: u64 = 2;
 
 /// What was measured after a cycle.
 struct Sample {
@@ -137,10 +143,15 @@ fn nothing_grows_with_the_number_of_instances_that_were() {
         "processes are left"
     );
     assert!(
-        descriptors.1 <= descriptors.0,
+        descriptors.1 <= descriptors.0 + NOISE,
         "descriptors {descriptors:?}"
     );
-    assert!(threads.1 <= threads.0, "threads {threads:?}");
-    assert!(memory.1 <= memory.0 + GROWTH_KIB, "KiB {memory:?}");
+    assert!(threads.1 <= threads.0 + NOISE, "threads {threads:?}");
+    let growth = if cycles >= MANY {
+        GROWTH_KIB.0
+    } else {
+        GROWTH_KIB.1
+    };
+    assert!(memory.1 <= memory.0 + growth, "KiB {memory:?}");
     server.expect_audit();
 }
