@@ -31,7 +31,7 @@ impl Witness {
     fn start() -> Self {
         let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
         let kernel = scratch.file("count", &elf(code::COUNT));
-        let pattern: Vec<u8> = (0..PATTERN).map(|at| (at * 7919 >> 5) as u8).collect();
+        let pattern: Vec<u8> = (1..=251).cycle().take(PATTERN).collect();
         let initrd = scratch.file("pattern", &pattern);
         let log = scratch.path("witness.log");
         let text = |path: &PathBuf| path.display().to_string();

@@ -9,26 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mkvmm_test_harness::Server;
 use mkvmm_test_harness::server::http;
 use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Random, Server};
 use serde_json::Value;
 
 const CLIENTS: u64 = 16;
 const INSTANCES: u64 = 8;
-
-/// Knuth's MMIX generator: a test that fails can be run again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
 
 /// One request: method, path, body.
 fn request(random: &mut Random) -> (&'static str, String, String) {
@@ -38,7 +25,7 @@ fn request(random: &mut Random) -> (&'static str, String, String) {
         0 | 1 => {
             // `hold` marks the end of its memory.
             let what = ["spin", "hold=1", "hold=1 spin"];
-            let cmdline = what[random.below(3) as usize];
+            let cmdline = random.pick(&what);
             let body = format!(
                 r#"{{"name":"{name}","memory":4194304,"kernel":"probe","cmdline":"{cmdline}"}}"#
             );
@@ -70,9 +57,10 @@ fn hunt(server: &Server, stop: &AtomicBool) -> BTreeMap<String, u32> {
     let (mut random, mut kills) = (Random(99), BTreeMap::new());
     while !stop.load(Ordering::Relaxed) {
         let workers = server.running.processes("worker");
-        if let Some(count @ 1..) = u64::try_from(workers.len()).ok() {
-            let worker = &workers[random.below(count) as usize];
-            let (_, instance) = server.http("GET", &format!("/v1/instances/{}", worker.label), "");
+        if !workers.is_empty() {
+            let worker = random.pick(&workers);
+            let path = format!("/v1/instances/{}", worker.label);
+            let (_, instance) = server.http("GET", &path, "");
             if worker.kill() {
                 let state = instance["state"].as_str().unwrap_or("none");
                 *kills.entry(state.to_owned()).or_default() += 1;

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use mkvmm_test_harness::mkvmm::binary;
-use mkvmm_test_harness::tier::{skip, skips_without_kvm};
+use mkvmm_test_harness::tier::{announce, skip, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Signal, geteuid, kill_process};
 
@@ -70,6 +70,18 @@ fn an_ordinary_user_makes_runs_and_ends_guests() {
     };
     let server = Server::start_in(scratch, by, "32M@4G", Duration::from_secs(180));
     live_and_die(&server, uid);
+}
+
+#[test]
+fn guests_that_root_starts_belong_to_nobody() {
+    if skips_without_kvm() {
+        return;
+    }
+    if !geteuid().is_root() {
+        announce("not root: the other test is this one");
+        return;
+    }
+    live_and_die(&Server::start("32M@4G"), NOBODY);
 }
 
 /// Every way through an instance's life, all of whose processes are `uid`'s.
