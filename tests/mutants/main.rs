@@ -100,14 +100,15 @@ enum Bench {
         scratch: Scratch,
     },
     /// There is no KVM: kernels are loaded and no guests made.
-    Memory(Pool),
+    Memory(Box<Pool>),
 }
 
 impl Bench {
     fn new() -> Self {
         if let Err(why) = tier::probe() {
             tier::skip(&format!("images are loaded, guests not built: {why}"));
-            return Self::Memory(Pool::new(POOL, ReservationConfig::default()));
+            let pool = Pool::new(POOL, ReservationConfig::default());
+            return Self::Memory(Box::new(pool));
         }
         let ground = Ground {
             program: Some(mkvmm::binary()),

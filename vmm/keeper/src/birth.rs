@@ -41,7 +41,7 @@ struct CloneArgs {
 /// What a child is to execute, and with what.
 #[derive(Debug)]
 pub(crate) struct Birth<'a> {
-    /// The program.
+    /// The path of the program that it executes.
     pub program: CString,
     /// Its arguments, its name first.
     pub arguments: Vec<CString>,

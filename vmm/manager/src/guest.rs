@@ -19,13 +19,14 @@ use mkvmm_memory::e820::{self, E820Entry, E820Facts};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::placement::PlacementPlan;
+use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
 use crate::images::Images;
 use crate::status::Status;
-use crate::usage::Meter;
+use crate::usage::{Footprint, Meter};
 use crate::worker::Worker;
 
 /// Images that have their places in an instance's memory.
@@ -129,6 +130,12 @@ impl Guest {
     /// Returns the number of the process that it runs in, if there is one.
     pub fn pid(&self) -> Option<i32> {
         self.worker.as_ref().map(|worker| worker.pid())
+    }
+
+    /// Returns where to read what it uses; its memory is made as `config` says.
+    pub fn footprint(&self, config: &ReservationConfig) -> Footprint {
+        let process = self.worker.as_ref().map(|worker| worker.killer().clone());
+        Footprint::new(Arc::clone(&self.meter), process, &self.files, config)
     }
 
     /// Returns a directory of its cgroup, if it has one: that in the v2 tree

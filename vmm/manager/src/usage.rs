@@ -13,8 +13,6 @@ use mkvmm_keeper::process::Killer;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::ReservationConfig;
 
-use crate::guest::Guest;
-
 /// The CPU time of one instance over all its workers, in nanoseconds. Readable
 /// in any thread, and never goes back.
 #[derive(Debug, Default)]
@@ -70,17 +68,22 @@ pub struct Usage {
 }
 
 impl Footprint {
-    /// Returns where to read what `guest` uses, whose memory is made as
-    /// `config` says.
-    pub(crate) fn of(guest: &Guest, config: &ReservationConfig) -> Self {
+    /// Returns where to read what an instance uses, with the process that it
+    /// has now; its memory is `files`, made as `config` says.
+    pub(crate) fn new(
+        meter: Arc<Meter>,
+        process: Option<Killer>,
+        files: &[MemoryFile],
+        config: &ReservationConfig,
+    ) -> Self {
         Self {
-            meter: Arc::clone(&guest.meter),
-            process: guest.worker.as_ref().map(|worker| worker.killer().clone()),
-            resident: resident(guest.files(), config),
+            meter,
+            process,
+            resident: resident(files, config),
         }
     }
 
-    /// Reads it.
+    /// Reads what the instance uses now.
     pub fn read(&self) -> Usage {
         Usage {
             cpu_time: self.meter.read(self.process.as_ref()),

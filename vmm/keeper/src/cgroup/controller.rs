@@ -1,4 +1,4 @@
-//! The controllers of cgroups that matter for guests.
+//! The controllers that guests are accounted and limited by.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ pub enum Controller {
     Cpu,
     /// CPU time accounting of v1.
     CpuAcct,
-    /// Memory accounting and limits.
+    /// Memory use, accounted and limited.
     Memory,
     /// Number of threads.
     Pids,

@@ -1,9 +1,9 @@
-//! Why accounting or a limit is not to be had.
+//! What cgroups refuse, and what cannot be read of them.
 
 use std::io;
 use std::path::PathBuf;
 
-use super::controller::Controller;
+use crate::cgroup::controller::Controller;
 
 /// Why accounting or a limit is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum CgroupError {
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file's absolute path.
+        /// The path of the file.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -21,7 +21,7 @@ pub enum CgroupError {
     /// A file has other content than the kernel documents.
     #[error("unexpected content in {}: {found:?}", path.display())]
     Content {
-        /// The file's absolute path.
+        /// The path of the file.
         path: PathBuf,
         /// Its beginning, at most 80 characters.
         found: String,
@@ -44,7 +44,7 @@ pub enum CgroupError {
     /// No leaf can be made, in no hierarchy; the error is the last one.
     #[error("cannot make the cgroup {}", path.display())]
     Create {
-        /// The directory that the leaf was to have.
+        /// The path of its directory.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -53,7 +53,7 @@ pub enum CgroupError {
     /// A leaf cannot be opened.
     #[error("cannot open the cgroup {}", path.display())]
     Open {
-        /// The directory of the leaf.
+        /// The path of its directory.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -90,10 +90,25 @@ pub enum CgroupError {
     /// A leaf cannot be removed, most likely because a process is still in it.
     #[error("cannot remove the cgroup {}", path.display())]
     Remove {
-        /// The directory of the leaf.
+        /// The path of its directory.
         path: PathBuf,
         /// The underlying error.
         #[source]
         source: io::Error,
     },
+}
+
+/// Reads a whole small file.
+pub(super) fn read(path: PathBuf) -> Result<(PathBuf, String), CgroupError> {
+    // Names of cgroups are bytes; what is no UTF-8 must not make the rest unreadable.
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok((path, String::from_utf8_lossy(&bytes).into_owned())),
+        Err(source) => Err(CgroupError::Read { path, source }),
+    }
+}
+
+/// Returns the error for content that no parser knows.
+pub(super) fn unexpected(path: PathBuf, text: &str) -> CgroupError {
+    let found = text.chars().take(80).collect();
+    CgroupError::Content { path, found }
 }

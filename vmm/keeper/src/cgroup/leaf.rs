@@ -3,16 +3,17 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, geteuid, getpid, test_kill_process};
+use rustix::process::{Pid, getpid};
 
-use super::usage::{self, CpuTime, Memory};
-use super::{CgroupError, Cgroups, Controller};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::error::CgroupError;
+use crate::cgroup::locate::Cgroups;
+use crate::cgroup::usage::{self, CpuTime, Memory};
 
 /// The directory below a base that holds the leaves of all mkvmms.
-const HOUSE: &str = "mkvmm";
+pub(super) const HOUSE: &str = "mkvmm";
 
 /// How often a leaf is made anew whose parents another mkvmm has just removed.
 const ATTEMPTS: usize = 4;
@@ -321,48 +322,6 @@ fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<(
         }
     }
     Ok(())
-}
-
-/// Removes the leaves below `base` that mkvmms of this user have left which
-/// were killed. What has a process in it, or a live mkvmm, stays.
-pub fn remove_stale(base: &Cgroups) {
-    for house in base.directories() {
-        let house = house.join(HOUSE);
-        for of_process in directories_in(&house).filter(|path| is_stale(path)) {
-            for leaf in directories_in(&of_process) {
-                remove_logged(&leaf);
-            }
-            remove_logged(&of_process);
-        }
-        // Fails where others have leaves, and that is right.
-        let _others = fs::remove_dir(&house);
-    }
-}
-
-/// Whether a directory is named after a process that is no more, or after this
-/// one, which has made none yet; and is this user's.
-fn is_stale(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let pid = name.and_then(|name| name.parse().ok());
-    let Some(pid) = pid.and_then(Pid::from_raw) else {
-        return false;
-    };
-    let is_gone = pid == getpid() || test_kill_process(pid) == Err(rustix::io::Errno::SRCH);
-    let owner = fs::symlink_metadata(path).map(|metadata| metadata.uid());
-    is_gone && owner.is_ok_and(|uid| uid == geteuid().as_raw())
-}
-
-fn directories_in(path: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    entries.filter(is_directory).map(|entry| entry.path())
-}
-
-/// Removes one directory that nobody is to miss.
-fn remove_logged(path: &Path) {
-    if let Err(error) = fs::remove_dir(path) {
-        log::debug!("the cgroup {} stays: {error}", path.display());
-    }
 }
 
 /// Removes `mkvmm/PID` and `mkvmm` above a leaf, if they are empty. Where

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 
-use super::controller::Controller;
-use super::error::CgroupError;
-use super::read::read;
+use crate::cgroup::controller::Controller;
+use crate::cgroup::error::{CgroupError, read};
 
 /// Below which cgroup a guest's leaf is made.
 #[derive(Clone, Debug, PartialEq, Eq)]

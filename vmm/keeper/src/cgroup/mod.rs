@@ -29,13 +29,14 @@ mod controller;
 mod error;
 mod leaf;
 mod locate;
-mod read;
+mod stale;
 mod usage;
 
 pub use controller::Controller;
 pub use error::CgroupError;
-pub use leaf::{Leaf, ResourceLimits, remove_stale};
+pub use leaf::{Leaf, ResourceLimits};
 pub use locate::{Base, Cgroups};
+pub use stale::remove_stale;
 pub use usage::{
     CpuSource, CpuTime, Memory, MemorySource, private_memory, process_cpu_time, process_memory,
 };

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::error::CgroupError;
-use super::read::{read, unexpected};
+use crate::cgroup::error::{CgroupError, read, unexpected};
 
 /// Where a CPU time was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

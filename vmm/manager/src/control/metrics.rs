@@ -82,7 +82,7 @@ fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
 impl InstanceFacts {
     fn of(guest: &Guest, memory: &ReservationConfig) -> Self {
         Self {
-            footprint: Footprint::of(guest, memory),
+            footprint: guest.footprint(memory),
             name: guest.name().to_string(),
             id: guest.id().0,
             state: guest.state(),

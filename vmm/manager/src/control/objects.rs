@@ -98,7 +98,7 @@ pub fn described(of: &Description<'_>) -> Instance {
 /// # Errors
 /// See [`mkvmm_memory::e820::build`].
 pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
-    let footprint = Footprint::of(guest, registry.memory());
+    let footprint = guest.footprint(registry.memory());
     Ok(used(unmeasured(registry, guest)?, &footprint))
 }
 
@@ -108,8 +108,8 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeErr
 /// # Errors
 /// See [`mkvmm_memory::e820::build`].
 pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, RangeError> {
-    let both = |guest| {
-        let footprint = Footprint::of(guest, registry.memory());
+    let both = |guest: &Guest| {
+        let footprint = guest.footprint(registry.memory());
         Ok((unmeasured(registry, guest)?, footprint))
     };
     registry.guests().map(both).collect()

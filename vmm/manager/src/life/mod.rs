@@ -9,12 +9,14 @@
 //! | `release` | delete |
 //! | `place` | where images go: before anything changes |
 //! | `listen` | what workers report |
+//! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: made, given their memory, cleaned up after |
 //!
 //! Every one checks everything first, then changes; what a later step fails
 //! at, the earlier ones give back.
 
 pub mod boot;
+mod cgroups;
 pub mod create;
 pub mod halt;
 mod listen;

@@ -10,7 +10,7 @@ use libtest_mimic::{Failed, Trial};
 use mkvmm_sandbox::{Mode, Profile};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::setup::{Role, Setup, User};
+use crate::setup::{Setup, User};
 
 const KVM: &str = "/dev/kvm";
 
