@@ -15,6 +15,7 @@
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
+//! | `harmless`, `pace` | what of it is passed on, and how fast |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
@@ -30,6 +31,7 @@ pub mod control;
 mod debug;
 pub mod event_log;
 pub mod guest;
+mod harmless;
 pub mod host;
 pub mod images;
 mod leaves;
@@ -38,6 +40,7 @@ pub mod manager;
 mod manifest;
 pub mod memory;
 mod news;
+mod pace;
 pub mod questions;
 pub mod registry;
 pub mod resolve;

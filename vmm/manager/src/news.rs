@@ -11,12 +11,10 @@ use mkvmm_wire::messages::{LogLevel, Report};
 
 use crate::event_log::EventKind;
 use crate::guest::Guest;
+use crate::harmless::harmless;
 use crate::manager::Manager;
 use crate::questions::Reading;
 use crate::registry::Registry;
-
-/// Longest line of a worker's log that is passed on, bytes.
-const LINE_MAX: usize = 1024;
 
 impl Manager {
     /// Takes a report of a run that is not over.
@@ -99,23 +97,4 @@ fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
         LogLevel::Debug => log::Level::Debug,
     };
     log::log!(level, "{name}: {}", harmless(text));
-}
-
-/// Text without control characters, and not longer than a line.
-fn harmless(text: &str) -> String {
-    let end = text.floor_char_boundary(LINE_MAX);
-    let text = text.get(..end).unwrap_or_default();
-    let clean = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().map(clean).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_worker_says_cannot_act_on_a_terminal_or_fill_a_log() {
-        assert_eq!(harmless("a\x1b[2Kb\nc"), "a?[2Kb?c");
-        assert_eq!(harmless(&"ä".repeat(5000)).len(), LINE_MAX);
-    }
 }

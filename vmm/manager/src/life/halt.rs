@@ -7,7 +7,7 @@ use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
 use mkvmm_keeper::process::Exit;
-use mkvmm_wire::messages::Order;
+use mkvmm_wire::messages::{Done, Order};
 
 use crate::guest::Guest;
 use crate::life::LifeError;
@@ -33,10 +33,15 @@ impl Manager {
             .registry()
             .guest(busy.id)
             .and_then(|g| g.worker.clone());
-        if let Some(worker) = worker
-            && let Err(error) = worker.ask(&Order::Pause, &[]).await
-        {
-            return Err(self.explain(busy.id, error.into()).await.of(name));
+        if let Some(worker) = worker {
+            let paused = worker.ask(&Order::Pause, &[]).await;
+            let paused = paused.and_then(|done| match done {
+                Done::Paused => Ok(()),
+                _ => Err(worker.condemn()),
+            });
+            if let Err(error) = paused {
+                return Err(self.explain(busy.id, error.into()).await.of(name));
+            }
         }
         self.set_state(busy.id, State::Active, State::Paused);
         Ok(())
