@@ -168,8 +168,7 @@ pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
 /// # Panics
 /// When it has not, and [`is_required`](crate::tier::is_required).
 pub fn debian_kernel(version: &str) -> Option<PathBuf> {
-    let root = crate::root();
-    let path = PathBuf::from(root).join(format!(".cache/guests/vmlinuz-{version}"));
+    let path = crate::root().join(format!(".cache/guests/vmlinuz-{version}"));
     if path.is_file() {
         return Some(path);
     }
