@@ -30,9 +30,14 @@ impl Server {
 
     /// The same for a test that takes up to `timeout`.
     pub fn start_for(pool: &str, timeout: Duration) -> Self {
+        Self::start_as(pool, |serve| serve.timeout(timeout))
+    }
+
+    /// The same, started in a way of its own.
+    pub fn start_as(pool: &str, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path("sock");
-        let running = serve_for(pool, &socket, timeout);
+        let running = serve_as(pool, &socket, how);
         Self {
             running,
             socket,
@@ -112,14 +117,14 @@ impl Server {
 
 /// Starts it and waits for its ready line.
 pub fn serve(pool: &str, socket: &Path) -> Running {
-    serve_for(pool, socket, Duration::from_secs(180))
+    serve_as(pool, socket, |serve| serve)
 }
 
-fn serve_for(pool: &str, socket: &Path, timeout: Duration) -> Running {
-    let mut running = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
+fn serve_as(pool: &str, socket: &Path, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Running {
+    let serve = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
         .arg(socket)
-        .timeout(timeout)
-        .spawn();
+        .timeout(Duration::from_secs(180));
+    let mut running = how(serve).spawn();
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     running
 }
