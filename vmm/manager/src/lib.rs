@@ -8,12 +8,14 @@
 //! | files | what they know |
 //! |---|---|
 //! | `config`, `images` | what an instance is made of |
+//! | `limits`, `budget` | how much there may be at once |
 //! | `console`, `status` | what its workers leave in shared memory |
 //! | `host`, `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
+//! | `chatter` | how much of that the log says |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
@@ -21,6 +23,8 @@
 mod asking;
 pub mod audit;
 pub mod boot_spans;
+pub mod budget;
+mod chatter;
 mod child;
 pub mod config;
 pub mod console;
@@ -32,6 +36,7 @@ pub mod guest;
 pub mod host;
 pub mod images;
 pub mod life;
+pub mod limits;
 pub mod manager;
 mod manifest;
 pub mod memory;

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 use mkvmm_api::Range;
-use mkvmm_base::timeline::{Mark, since_start};
+use mkvmm_base::timeline::{self, Mark, since_start};
 use mkvmm_base::violation::Violation;
 use mkvmm_base::{InstanceName, RunId};
 use mkvmm_wire::messages::{LogLevel, Report};
@@ -30,12 +31,19 @@ impl Manager {
                 violation,
                 last_reported,
             } => on_violation(&registry, guest, violation, last_reported),
-            Report::Reached { stage, at } => guest.timeline.reach_at(stage, since_start(at)),
+            // By its own word, but not in the future.
+            Report::Reached { stage, at } => {
+                let at = since_start(at).min(timeline::now());
+                guest.timeline.reach_at(stage, at);
+            }
             Report::Mark { at, text } => guest.timeline.mark(Mark {
                 at: since_start(at),
                 text: harmless(&text),
             }),
-            Report::Log { level, text } => pass_on(guest.name(), level, &text),
+            Report::Log { level, text } => {
+                drop(registry);
+                self.pass_on(run, level, &text);
+            }
             Report::Registers {
                 ticket,
                 cpu,
@@ -53,6 +61,28 @@ impl Manager {
             // Taken by whoever listens to the worker.
             Report::Done(_) | Report::Ended(_) => {}
         }
+    }
+
+    /// Passes on a line of a worker's log, which may say anything, and often.
+    fn pass_on(&self, run: RunId, level: LogLevel, text: &str) {
+        let mut registry = self.registry_mut();
+        let Some(guest) = registry.guest_mut(run.id) else {
+            return;
+        };
+        let Some(unsaid) = guest.chatter.admit(Instant::now()) else {
+            return;
+        };
+        let name = guest.name();
+        if unsaid > 0 {
+            log::warn!("{name}: {unsaid} lines of its process were left out");
+        }
+        let level = match level {
+            LogLevel::Error => log::Level::Error,
+            LogLevel::Warn => log::Level::Warn,
+            LogLevel::Info => log::Level::Info,
+            LogLevel::Debug => log::Level::Debug,
+        };
+        log::log!(level, "{name}: {}", harmless(text));
     }
 
     /// A guest's console log cannot be written any more.
@@ -88,17 +118,6 @@ fn on_violation(registry: &Registry, guest: &Guest, violation: Violation, last: 
         owner,
     };
     registry.log().push(Some(name.to_string()), kind);
-}
-
-/// Passes on a line of a worker's log, which may say anything.
-fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
-    let level = match level {
-        LogLevel::Error => log::Level::Error,
-        LogLevel::Warn => log::Level::Warn,
-        LogLevel::Info => log::Level::Info,
-        LogLevel::Debug => log::Level::Debug,
-    };
-    log::log!(level, "{name}: {}", harmless(text));
 }
 
 /// Text without control characters, and not longer than a line.

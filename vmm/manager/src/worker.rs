@@ -133,6 +133,27 @@ impl Worker {
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Done, WorkerError> {
+        let answer = self.ask_patiently(order, descriptors);
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                self.kill();
+                let timeout = ANSWER_TIMEOUT;
+                Err(WorkerError::Silent { timeout })
+            }
+        }
+    }
+
+    /// The same for as long as the worker lives: it may be standing still.
+    /// Once the order is sent this must not be dropped before the answer.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub(crate) async fn ask_patiently(
+        &self,
+        order: &Order,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Done, WorkerError> {
         let (answer, answered) = oneshot::channel();
         {
             // Answers come in the order of their orders.
@@ -143,17 +164,12 @@ impl Worker {
                 return Err(error.into());
             }
         }
-        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
-            Ok(Ok(answer)) => Ok(answer?),
+        match answered.await {
+            Ok(answer) => Ok(answer?),
             // The sender goes only with the process.
-            Ok(Err(_dropped)) => Err(WorkerError::Gone {
+            Err(_dropped) => Err(WorkerError::Gone {
                 exit: self.gone().await,
             }),
-            Err(_elapsed) => {
-                self.kill();
-                let timeout = ANSWER_TIMEOUT;
-                Err(WorkerError::Silent { timeout })
-            }
         }
     }
 

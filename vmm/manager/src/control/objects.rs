@@ -73,6 +73,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         name: config.name.clone(),
         state: of.state,
         reason: None,
+        restarting: false,
         memory: sub_pool.size(),
         chunks: sub_pool.regions().iter().map(|&r| r.into()).collect(),
         avail: sub_pool.avail(),
@@ -104,6 +105,7 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeErr
     let stages = guest.timeline().stages();
     Ok(Instance {
         reason: guest.reason(),
+        restarting: guest.is_restarting(),
         violations: guest.status().violations(),
         timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         ..described
