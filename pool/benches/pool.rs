@@ -58,7 +58,7 @@ fn combed(c: &mut Criterion) {
         ("last_fit", Algo::LastFit),
         ("at", Algo::At(BASE + (32 << 30))),
     ];
-    let mut group = c.benchmark_group("1 MiB pair behind 131072 holes");
+    let mut group = c.benchmark_group("1 MiB pair after 131072 holes");
     for (name, algo) in algos {
         group.bench_function(name, |b| {
             b.iter(|| pair(&mut pool, black_box(1 << 20), algo))

@@ -44,7 +44,7 @@ pub struct StaleDraft {
 }
 
 impl Draft {
-    /// Returns a draft of `pool`, which has the identity given and has changed so many times.
+    /// Returns a draft of `pool`, which has this identity and has changed `changes` times.
     pub(crate) fn new(identity: &Arc<()>, changes: u64, pool: GenPool) -> Self {
         Self {
             identity: Arc::clone(identity),
@@ -53,8 +53,8 @@ impl Draft {
         }
     }
 
-    /// Returns the state of the draft, if it was made of the pool with this identity after so many
-    /// changes.
+    /// Returns the state of the draft, if it was made of the pool with this identity after this
+    /// number of changes.
     pub(crate) fn into_state(self, identity: &Arc<()>, changes: u64) -> Option<GenPool> {
         let fresh = Arc::ptr_eq(&self.identity, identity) && self.changes == changes;
         fresh.then_some(self.pool)

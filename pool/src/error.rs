@@ -73,8 +73,8 @@ pub enum AllocError {
         /// The limit of the call.
         limit: AddrRange,
     },
-    /// The address requested is not free for so many bytes, is not in the pool, or lies outside
-    /// the limit of the call.
+    /// Part of the range requested is not free, is not in the pool, or lies outside the limit of
+    /// the call.
     #[error("the {size:#x} bytes at {addr:#x} are not all free")]
     Occupied {
         /// The address requested.

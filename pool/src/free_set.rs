@@ -225,7 +225,7 @@ impl FreeSet {
         self.free -= n;
     }
 
-    /// Frees `n` granules from `start` on, which must all be used; there are so many.
+    /// Frees `n` granules from `start` on, which must all exist and be used.
     ///
     /// # Errors
     ///

@@ -138,7 +138,7 @@ fn every_limit_in_every_state_of_up_to_6_pages_holds() {
     }
 }
 
-/// The same by sequence, on one pool that lives on: what the structure remembers from earlier
+/// Checks sequences of calls on one pool that lives on: what the structure remembers from earlier
 /// calls must not matter either.
 fn sequences(pages: u64, depth: u32, calls: &[Op], path: &mut Vec<Op>) -> u64 {
     let (mut pool, mut model) = both(pages);

@@ -7,6 +7,7 @@
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `pool_views` | the pool's map and log |
 //! | `metrics` | what is counted, and in which format |
+//! | `usage` | processes, CPU time, memory and cgroups of guests |
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are as they were afterwards |
 //! | `guide` | the examples of docs/control.md |
@@ -30,6 +31,7 @@ mod serving;
 mod session;
 mod spec;
 mod stalls;
+mod usage;
 mod wire;
 
 use mkvmm_test_harness::server;

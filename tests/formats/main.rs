@@ -6,11 +6,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use mkpool::AddrRange;
-use mkvmm::host_pool::HostPool;
-use mkvmm::instance::memory::InstanceMemory;
-use mkvmm::loader::{self, BootMode, Initramfs, KernelImage};
-use mkvmm::reservation::ReservationConfig;
+use mkvmm_base::image_facts::BootMode;
+use mkvmm_image::KernelImage;
+use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_test_harness::instance::{KernelFile, Pool};
 use mkvmm_test_harness::{images, tier};
 
 const MIB: u64 = 1 << 20;
@@ -57,37 +56,26 @@ fn pack(tool: &str, arguments: &[&str], data: &[u8]) -> Option<Vec<u8>> {
 
 /// Loads `file` into recycled memory and compares the guest's bytes with
 /// `content` and the zeros behind it.
-fn expect_loaded(file: Vec<u8>, content: &[u8]) {
-    let kernel = KernelImage::parse(file, BootMode::Elf).expect("it is a kernel");
-    let range = AddrRange::with_size(0x1_0000_0000, 64 * MIB).expect("a range");
-    let mut pool =
-        HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("64 MiB are there");
-    let name = "a".parse().expect("a name");
-    let facts = kernel.facts(None);
+fn expect_loaded(file: &[u8], content: &[u8]) {
+    let kernel = KernelFile::unpack(file, BootMode::Elf, 64 * MIB).expect("it is a kernel");
+    // One file of populated pages, which stays: a lazy pool makes a new one.
+    let config = ReservationConfig {
+        prealloc: true,
+        ..ReservationConfig::default()
+    };
+    let mut pool = Pool::new(64 * MIB, config);
     // The second time the memory has been written before, BSS included.
     for _ in 0..2 {
-        let id = pool.next_id();
-        let mut sub_pool = pool.carve(id, &name, 64 * MIB).expect("it fits");
-        let plan = pool.place(&mut sub_pool, &facts).expect("it fits");
-        let low = plan.low_window;
-        let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), low)
-            .expect("memory can be described");
-        let entry = loader::load(&memory, &kernel, None::<&Initramfs>, &plan).expect("it loads");
-        assert_eq!(entry, plan.kernel.start());
-        let read = |offset: u64, len: usize| {
-            let mut bytes = vec![0xff; len];
-            let addr = plan.kernel.start() + offset;
-            memory.read(addr, &mut bytes).expect("RAM");
-            bytes
-        };
+        let instance = pool.make(64 * MIB, &kernel.facts).expect("it fits");
+        instance.load(&kernel.file, &kernel.facts);
+        let start = instance.plan.kernel.start();
+        let read = |offset: u64, len: usize| instance.read(start + offset, len);
+        assert_eq!(kernel.facts.entry_offset, 0);
         assert!(read(0, content.len()) == content, "it arrives as it was");
         let bss = read(content.len() as u64, 0x5000);
         assert!(bss.iter().all(|&b| b == 0), "BSS is zero");
-        let dirt = vec![0xaa; INIT_SIZE as usize];
-        let addr = plan.kernel.start();
-        memory.write(addr, &dirt).expect("RAM");
-        drop(memory);
-        pool.release(sub_pool).expect("the ledger is right");
+        instance.write(start, &vec![0xaa; INIT_SIZE as usize]);
+        pool.release(instance);
     }
 }
 
@@ -107,10 +95,12 @@ fn expect_format(tool: &str, arguments: &[&str], magic: &[u8]) {
         payload.extend_from_slice(&size.to_le_bytes());
     }
     assert!(payload.ends_with(&size.to_le_bytes()));
-    expect_loaded(images::bzimage(&payload, INIT_SIZE), &content);
+    expect_loaded(&images::bzimage(&payload, INIT_SIZE), &content);
     // One byte of the payload less: refused, not booted.
     payload.remove(payload.len() / 2);
     let damaged = images::bzimage(&payload, INIT_SIZE);
+    let unpacked = KernelFile::unpack(&damaged, BootMode::Elf, 64 * MIB);
+    unpacked.expect_err("it is damaged");
     KernelImage::parse(damaged, BootMode::Elf).expect_err("it is damaged");
 }
 

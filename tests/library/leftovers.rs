@@ -1,29 +1,39 @@
-//! Descriptors, threads, memory and books return to where they were.
+//! Descriptors, threads, mappings, child processes, memory and books return to
+//! where they were.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mkpool::AddrRange;
-use mkvmm::event_loop::{EventReceiver, Supervisor};
-use mkvmm::fleet::{Fleet, LaunchError};
-use mkvmm::host_pool::HostPool;
-use mkvmm::kvm::{Host, kick};
-use mkvmm::reservation::ReservationConfig;
-use mkvmm::spec::{InstanceSpec, resolve};
+use mkvmm_manager::Manager;
+use mkvmm_manager::life::LifeError;
+use mkvmm_manager::run::Fleet;
+use mkvmm_manager::stream::Stream;
+use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_test_harness::embedded::{Ground, block_on, memory_files, resolve};
 
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 128 * MIB;
-/// How long what goes by itself (the kernel's workers of a VM) may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long guests, and what goes by itself after them, may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the memory is looked at while guests run.
+const POLL: Duration = Duration::from_millis(1);
 
 /// What a process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holdings {
     descriptors: usize,
     threads: usize,
-    mappings_of_pools: usize,
+    /// Mappings of guest memory, consoles and boards.
+    mappings: usize,
+    /// Processes that this one has started, zombies included.
+    children: usize,
 }
 
 impl Holdings {
@@ -33,14 +43,15 @@ impl Holdings {
         Self {
             descriptors: count("/proc/self/fd"),
             threads: count("/proc/self/task"),
-            mappings_of_pools: maps.matches("memfd:").count(),
+            mappings: maps.matches("memfd:").count(),
+            children: children(),
         }
     }
 
     /// Waits until the process holds this again.
     #[track_caller]
     fn expect_again(self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Self::now() != self {
             assert!(
                 Instant::now() < end,
@@ -52,29 +63,34 @@ impl Holdings {
     }
 }
 
-/// Bytes of memory behind the one pool of this process.
+/// Returns the number of processes whose parent is this one.
+fn children() -> usize {
+    let of_this = format!("PPid:\t{}", process::id());
+    let processes = fs::read_dir("/proc").expect("procfs is there");
+    let is_child = |path: PathBuf| {
+        // A process that is gone by now is nobody's child.
+        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        status.lines().any(|line| line == of_this)
+    };
+    let paths = processes.map(|entry| entry.expect("procfs can be listed").path());
+    paths.filter(|path| is_child(path.clone())).count()
+}
+
+/// Returns the bytes of memory behind the guests of this process.
 fn resident() -> u64 {
-    let descriptors = fs::read_dir("/proc/self/fd").expect("procfs is there");
-    let pools = descriptors.filter_map(|entry| {
-        let path = entry.expect("procfs can be listed").path();
-        let target = fs::read_link(&path).ok()?;
-        let is_pool = target.to_string_lossy().starts_with("/memfd:");
-        is_pool.then(|| fs::metadata(&path).expect("it is open").blocks() * 512)
-    });
-    pools.max().expect("there is a pool")
+    // One that a thread has closed meanwhile has nothing behind it.
+    let files = memory_files().into_iter().map(fs::metadata);
+    files.flatten().map(|file| file.blocks()).sum::<u64>() * 512
 }
 
-fn pool() -> HostPool {
-    let range = AddrRange::with_size(0x1_0000_0000, POOL).expect("a range");
-    HostPool::new(range, ReservationConfig::default(), &|_| ()).expect("128 MiB are there")
+fn manager() -> Rc<Manager> {
+    Ground::new(POOL).manager()
 }
 
-fn build(pool: HostPool, specs: &[String]) -> Result<(Fleet, EventReceiver), LaunchError> {
-    kick::install().expect("there is a signal left");
-    let parse = |text: &String| text.parse::<InstanceSpec>().expect("a good spec");
-    let specs: Vec<InstanceSpec> = specs.iter().map(parse).collect();
-    let configs = resolve(&specs).expect("good specs");
-    Fleet::build(Host::open().expect("doctor found KVM"), pool, &configs)
+async fn build(manager: &Rc<Manager>, specs: &[String]) -> Result<Fleet, LifeError> {
+    let configs = resolve(manager, specs).await.expect("good images");
+    let stream = Stream::start(Box::new(io::sink()), || ()).expect("there are threads");
+    Fleet::build(Rc::clone(manager), stream, configs).await
 }
 
 fn specs(count: usize, cmdline: &str) -> Vec<String> {
@@ -82,39 +98,60 @@ fn specs(count: usize, cmdline: &str) -> Vec<String> {
     (0..count).map(spec).collect()
 }
 
-/// Handles events until all guests have ended; meanwhile the most memory that
-/// the pool had behind it.
-fn run_to_end(fleet: &mut Fleet, receiver: &EventReceiver) -> u64 {
-    let end = Instant::now() + PATIENCE;
-    let mut most = 0;
-    while !fleet.is_done() {
-        most = most.max(resident());
-        let event = receiver.recv_until(end).expect("guests end in time");
-        fleet.on_event(event);
+/// Waits until all guests have ended; returns the most memory that was behind
+/// them meanwhile.
+async fn run_to_end(fleet: &mut Fleet) -> u64 {
+    let most = AtomicU64::new(0);
+    let watch = async {
+        loop {
+            most.fetch_max(resident(), Ordering::Relaxed);
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::select! {
+        () = fleet.finish() => {}
+        () = watch => {}
+        () = tokio::time::sleep(TIMEOUT) => panic!("guests end in time"),
     }
-    most
+    most.into_inner()
 }
 
-/// The books of a pool from which nothing is taken.
+/// Ends the stream, whose thread is gone when this returns.
+fn close(fleet: Fleet) {
+    let (_, stream) = fleet.into_parts();
+    stream.close();
+    stream.join().expect("nothing fails on a sink");
+}
+
+/// The books of a pool from which nothing is taken, while its manager lives.
 #[track_caller]
-fn expect_full(pool: &HostPool) {
+fn expect_full(manager: &Manager) {
+    let registry = manager.registry();
+    assert!(registry.is_empty());
+    let pool = registry.pool();
     assert_eq!(pool.avail(), POOL);
     let tree = pool.to_string();
     assert_eq!(tree.lines().count(), 1, "{tree}");
-    assert_eq!(resident(), 0, "the pool still has memory behind it");
+    assert_eq!(children(), 0, "a process is left");
+    let left = memory_files();
+    assert!(left.is_empty(), "guest memory is left: {left:?}");
 }
 
 /// Launches guests, lets them end, and looks what is left.
 fn launch(count: usize) {
-    let (mut fleet, receiver) = build(pool(), &specs(count, "")).expect("it fits");
-    let before = resident();
-    fleet.console().close();
-    fleet.start().expect("they start");
-    let most = run_to_end(&mut fleet, &receiver);
-    // Otherwise the zero below would say nothing.
-    assert!(before > 0 && most >= before, "{before} {most}");
-    assert_eq!(fleet.outcomes().len(), count);
-    expect_full(fleet.pool());
+    block_on(async {
+        let manager = manager();
+        let mut fleet = build(&manager, &specs(count, "")).await.expect("it fits");
+        assert_eq!(children(), count, "a process for each guest");
+        let before = resident();
+        fleet.start().await.expect("they start");
+        let most = run_to_end(&mut fleet).await;
+        // Otherwise the nothing below would say nothing.
+        assert!(before > 0 && most >= before, "{before} {most}");
+        assert_eq!(fleet.outcomes().len(), count);
+        close(fleet);
+        expect_full(&manager);
+    });
 }
 
 pub fn a_launch_leaves_nothing_behind() {
@@ -129,38 +166,83 @@ pub fn a_launch_leaves_nothing_behind() {
 pub fn a_failed_launch_leaves_nothing_behind() {
     launch(1);
     let holdings = Holdings::now();
-    // The last of 33 guests of 4 MiB does not fit into 128 MiB.
-    let error = build(pool(), &specs(33, "")).expect_err("it does not fit");
-    assert!(error.to_string().contains("g32"), "{error}");
-    drop(error);
+    block_on(async {
+        let manager = manager();
+        // The last of 33 guests of 4 MiB does not fit into 128 MiB.
+        let error = build(&manager, &specs(33, "")).await;
+        let error = error.expect_err("it does not fit");
+        assert!(error.to_string().contains("g32"), "{error}");
+        expect_full(&manager);
+    });
     holdings.expect_again();
 }
 
 pub fn guests_that_are_killed_leave_nothing_behind() {
     launch(1);
     let holdings = Holdings::now();
-    let (mut fleet, receiver) = build(pool(), &specs(8, "spin")).expect("it fits");
-    fleet.console().close();
-    fleet.start().expect("they start");
-    thread::sleep(Duration::from_millis(50));
-    fleet.kill_all();
-    run_to_end(&mut fleet, &receiver);
-    expect_full(fleet.pool());
-    drop((fleet, receiver));
+    block_on(async {
+        let manager = manager();
+        let built = build(&manager, &specs(8, "spin")).await;
+        let mut fleet = built.expect("it fits");
+        fleet.start().await.expect("they start");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        manager.kill_all();
+        run_to_end(&mut fleet).await;
+        close(fleet);
+        expect_full(&manager);
+    });
     holdings.expect_again();
 }
 
 pub fn guests_that_never_start_leave_nothing_behind() {
     launch(1);
     let holdings = Holdings::now();
-    let (fleet, receiver) = build(pool(), &specs(8, "")).expect("it fits");
-    assert_eq!(fleet.guests().count(), 8);
-    assert_ne!(Holdings::now(), holdings);
-    drop((fleet, receiver));
+    block_on(async {
+        let fleet = build(&manager(), &specs(8, "")).await.expect("it fits");
+        assert_eq!(fleet.manager().registry().guests().count(), 8);
+        assert_ne!(Holdings::now(), holdings);
+        close(fleet);
+    });
     holdings.expect_again();
     // Dropped while they run, without a word before.
-    let (mut fleet, receiver) = build(pool(), &specs(8, "spin")).expect("it fits");
-    fleet.start().expect("they start");
-    drop((fleet, receiver));
+    block_on(async {
+        let built = build(&manager(), &specs(8, "spin")).await;
+        let mut fleet = built.expect("it fits");
+        fleet.start().await.expect("they start");
+        close(fleet);
+    });
+    holdings.expect_again();
+}
+
+/// Memory that was populated at the start stays with the pool: all of it is
+/// there again, and nothing of a guest is in it.
+pub fn a_populated_pool_is_whole_and_zero_again() {
+    launch(1);
+    let holdings = Holdings::now();
+    block_on(async {
+        let memory = ReservationConfig {
+            prealloc: true,
+            ..ReservationConfig::default()
+        };
+        let manager = Ground {
+            memory,
+            ..Ground::new(POOL)
+        }
+        .manager();
+        let files = memory_files().len();
+        assert_eq!(resident(), POOL);
+        let built = build(&manager, &specs(8, "")).await;
+        let mut fleet = built.expect("it fits");
+        fleet.start().await.expect("they start");
+        run_to_end(&mut fleet).await;
+        close(fleet);
+        assert_eq!(manager.registry().pool().avail(), POOL);
+        assert_eq!(children(), 0, "a process is left");
+        assert_eq!((memory_files().len(), resident()), (files, POOL));
+        for path in memory_files() {
+            let bytes = fs::read(path).expect("it is open");
+            assert!(bytes.iter().all(|&byte| byte == 0), "a guest's bytes");
+        }
+    });
     holdings.expect_again();
 }

@@ -1,17 +1,21 @@
-//! The library in this process: what is left after guests have come and gone.
+//! The manager in this process, with this very program as its workers: what is
+//! left after guests have come and gone.
 //!
-//! Descriptors, threads and resident memory are the process's, so these tests
+//! Descriptors, threads, children and memory are the process's, so these tests
 //! run one after the other on the main thread, which libtest does not do.
 
 mod leftovers;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use mkvmm_test_harness::tier;
+use mkvmm_test_harness::{embedded, tier};
 
 fn main() -> std::process::ExitCode {
+    if let Some(exit) = embedded::child() {
+        return exit;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         (
             "a_launch_leaves_nothing_behind",
             leftovers::a_launch_leaves_nothing_behind,
@@ -27,6 +31,10 @@ fn main() -> std::process::ExitCode {
         (
             "guests_that_never_start_leave_nothing_behind",
             leftovers::guests_that_never_start_leave_nothing_behind,
+        ),
+        (
+            "a_populated_pool_is_whole_and_zero_again",
+            leftovers::a_populated_pool_is_whole_and_zero_again,
         ),
     ];
     let trial = |(name, test): (&'static str, fn())| Trial::ignorable_test(name, move || run(test));

@@ -1,28 +1,28 @@
 //! Four guests that end in four ways, beside one that goes on.
 //!
-//! In this process, through the library: `mkvmm run` kills all guests or none.
+//! The manager is in this process: `mkvmm run` kills all guests or none.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use mkpool::AddrRange;
-use mkvmm::event_loop::Supervisor;
-use mkvmm::fleet::Fleet;
-use mkvmm::host_pool::HostPool;
-use mkvmm::instance::state::EndReason;
-use mkvmm::kvm::{Host, kick};
-use mkvmm::reservation::ReservationConfig;
-use mkvmm::spec::{InstanceSpec, resolve};
+use mkvmm_base::chain;
+use mkvmm_base::state::EndReason;
+use mkvmm_manager::guest::Guest as GuestRecord;
+use mkvmm_manager::run::{Fleet, Outcome};
+use mkvmm_manager::stream::Stream;
+use mkvmm_manager::{ConsoleOptions, Manager};
 use mkvmm_test_harness::Consoles;
+use mkvmm_test_harness::embedded::{Ground, block_on, resolve};
 
 use crate::guest::Guest;
 use crate::guest_report::GuestReport;
 use crate::launch::TIMEOUT;
 
-const POOL_START: u64 = 0x1_0000_0000;
+/// From 4 GiB on.
 const POOL_SIZE: u64 = 640 << 20;
 
 /// Ended from outside, once it has said that it stays.
@@ -48,6 +48,8 @@ const GUESTS: [(Guest, EndReason); 5] = [
 ];
 /// So many ticks of the neighbour must follow the last end.
 const TICKS: usize = 3;
+/// How often the guests are looked at.
+const POLL: Duration = Duration::from_millis(100);
 
 /// A property of what was watched.
 pub struct Check {
@@ -140,60 +142,14 @@ impl Ends {
     /// When they cannot be launched or do not end in time.
     pub fn watch(images: &Path) -> Result<Self, String> {
         let started = Instant::now();
-        let text = |error: &dyn std::error::Error| error.to_string();
-        kick::install().map_err(|error| text(&error))?;
-        let parse = |(guest, _): &(Guest, _)| guest.spec(images).parse::<InstanceSpec>();
-        let specs: Result<Vec<_>, _> = GUESTS.iter().map(parse).collect();
-        let configs = resolve(&specs.map_err(|error| text(&error))?);
-        let configs = configs.map_err(|error| text(&error))?;
-        let range = AddrRange::with_size(POOL_START, POOL_SIZE).map_err(|error| text(&error))?;
-        let pool = HostPool::new(range, ReservationConfig::default(), &|_| ());
-        let host = Host::open().map_err(|error| text(&error))?;
-        let built = Fleet::build(host, pool.map_err(|error| text(&error))?, &configs);
-        let (mut fleet, receiver) = built.map_err(|error| text(&error))?;
-
-        let screen = Screen::default();
-        let (queue, mut out) = (Arc::clone(fleet.console()), screen.clone());
-        let writer = thread::spawn(move || queue.drain(&mut out));
-        fleet.start().map_err(|error| text(&error))?;
-        let mut ends: Vec<End> = Vec::new();
-        let mut victim_killed = false;
-        while !fleet.is_done() {
-            if started.elapsed() > TIMEOUT {
-                return Err(format!("{ends:#?}\n{}", screen.text()));
-            }
-            let soon = Instant::now() + Duration::from_secs(1);
-            match receiver.recv_until(soon) {
-                Some(event) => fleet.on_event(event),
-                None => fleet.on_tick(),
-            }
-            for outcome in &fleet.outcomes()[ends.len()..] {
-                ends.push(End {
-                    name: outcome.name.to_string(),
-                    reason: outcome.reason,
-                    tail: String::from_utf8_lossy(&outcome.console_tail).into_owned(),
-                    ticks: screen.ticks(),
-                });
-            }
-            if !victim_killed && screen.has("victim: mkvmm-guest: hold") {
-                kill(&fleet, VICTIM.name);
-                victim_killed = true;
-            }
-            let last = ends.last().map_or(0, |end| end.ticks);
-            if ends.len() == GUESTS.len() - 1 && screen.ticks() >= last + TICKS {
-                kill(&fleet, NEIGHBOUR.name);
-            }
-        }
-        // The queue is closed: the thread writes what is left and ends.
-        let written = writer.join().expect("the console thread does not panic");
-        written.map_err(|error| error.to_string())?;
+        let watched = block_on(async {
+            let screen = Screen::default();
+            let watched = tokio::time::timeout(TIMEOUT, watch(images, &screen)).await;
+            // Guests go with the runtime.
+            watched.unwrap_or_else(|_| Err(format!("not in time:\n{}", screen.text())))
+        });
         eprintln!("linux: ends took {:.1} s", started.elapsed().as_secs_f64());
-        Ok(Self {
-            ends,
-            text: screen.text(),
-            avail: fleet.pool().avail(),
-            problems: fleet.audit().problems,
-        })
+        watched
     }
 
     fn of(&self, guest: &Guest) -> &End {
@@ -203,11 +159,79 @@ impl Ends {
     }
 }
 
-fn kill(fleet: &Fleet, name: &str) {
-    let mut guests = fleet.guests();
-    if let Some(guest) = guests.find(|g| g.name().as_str() == name) {
-        guest.kill();
+async fn watch(images: &Path, screen: &Screen) -> Result<Ends, String> {
+    let ground = Ground {
+        // No line is lost.
+        console: ConsoleOptions {
+            ring: 64 << 10,
+            lossless: true,
+        },
+        ..Ground::new(POOL_SIZE)
+    };
+    let manager = ground.manager();
+    let specs = GUESTS.map(|(guest, _)| guest.spec(images));
+    let configs = resolve(&manager, &specs).await.map_err(|e| chain(&e))?;
+    let stream = Stream::start(Box::new(screen.clone()), || ());
+    let stream = stream.map_err(|error| chain(&error))?;
+    let fleet = Fleet::build(Rc::clone(&manager), stream, configs).await;
+    let mut fleet = fleet.map_err(|error| chain(&error))?;
+    fleet.start().await.map_err(|error| chain(&error))?;
+
+    let ((), ticks) = tokio::join!(fleet.finish(), end_two(&manager, screen));
+    let (problems, avail) = (fleet.audit().problems, manager.registry().pool().avail());
+    let (outcomes, stream) = fleet.into_parts();
+    stream.close();
+    stream.join().map_err(|error| error.to_string())?;
+    let end = |outcome: &Outcome| End {
+        name: outcome.name.to_string(),
+        reason: outcome.reason,
+        tail: String::from_utf8_lossy(&outcome.console_tail).into_owned(),
+        ticks: ticks[outcome.name.as_str()],
+    };
+    Ok(Ends {
+        ends: outcomes.iter().map(end).collect(),
+        text: screen.text(),
+        avail,
+        problems,
+    })
+}
+
+/// Kills the victim once it stays, and the neighbour once it has gone on for
+/// long enough after all others. Returns when all have ended, with the
+/// neighbour's ticks until each end.
+async fn end_two(manager: &Rc<Manager>, screen: &Screen) -> BTreeMap<&'static str, usize> {
+    let mut ticks = BTreeMap::new();
+    loop {
+        for (guest, _) in &GUESTS {
+            if has_ended(manager, guest) {
+                ticks.entry(guest.name).or_insert_with(|| screen.ticks());
+            }
+        }
+        let last = ticks.values().copied().max().unwrap_or(0);
+        if ticks.len() == GUESTS.len() {
+            return ticks;
+        }
+        if !ticks.contains_key(VICTIM.name) && screen.has("victim: mkvmm-guest: hold") {
+            kill(manager, &VICTIM).await;
+        } else if ticks.len() == GUESTS.len() - 1 && screen.ticks() >= last + TICKS {
+            kill(manager, &NEIGHBOUR).await;
+        }
+        tokio::time::sleep(POLL).await;
     }
+}
+
+fn has_ended(manager: &Manager, guest: &Guest) -> bool {
+    let registry = manager.registry();
+    let of_name = |g: &&GuestRecord| g.name().as_str() == guest.name;
+    let mut guests = registry.guests();
+    // One that has ended is gone soon.
+    guests.find(of_name).is_none_or(|g| g.reason().is_some())
+}
+
+async fn kill(manager: &Rc<Manager>, guest: &Guest) {
+    let name = guest.name.parse().expect("a name");
+    let killed = manager.kill(&name, Duration::ZERO).await;
+    killed.expect("a guest that runs can be killed");
 }
 
 fn each_guest_ends_with_a_reason_of_its_own(ends: &Ends) {

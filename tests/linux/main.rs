@@ -29,12 +29,15 @@ mod session;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use mkvmm_test_harness::tier;
+use mkvmm_test_harness::{embedded, tier};
 
 use place::Place;
 use scenarios::tests;
 
 fn main() -> ExitCode {
+    if let Some(exit) = embedded::child() {
+        return exit;
+    }
     let mut arguments = Arguments::from_args();
     // A scenario is launched by the first of its checks.
     arguments.test_threads = Some(1);

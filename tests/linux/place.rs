@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use mkvmm::loader::bzimage;
-use mkvmm_test_harness::{mkvmm as binary, tier};
+use mkvmm_image::bzimage;
+use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
 use crate::guest::{LARGE, LARGE_MIB, SMALL};
 
@@ -59,12 +59,6 @@ pub fn find() -> Place {
             Place::Nested(images)
         }
     }
-}
-
-/// The repository: this file's target is declared by `vmm/Cargo.toml`.
-fn root() -> PathBuf {
-    let vmm = Path::new(env!("CARGO_MANIFEST_DIR"));
-    vmm.parent().expect("vmm/ lies in the repository").into()
 }
 
 fn check_tools(tools: &[&str]) -> Result<(), String> {

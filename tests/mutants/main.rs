@@ -1,6 +1,8 @@
 //! Malformed images: mutants of real headers are refused or are valid, never
 //! panic, never take more memory than the image accounts for, and leave the
-//! pool's books as they were.
+//! pool's books as they were. Where there is KVM, a manager and its confined
+//! children say the same of each mutant, and make a guest of those that are
+//! valid.
 //!
 //! Every mutant is made from a fixed seed: a failure names its number, and
 //! the same number is the same mutant the next time.
@@ -9,20 +11,18 @@ mod mutate;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
-use mkpool::AddrRange;
-use mkvmm::builder::{self, GuestConfig, Images, InstanceConfig, Surroundings};
-use mkvmm::devices::console::ConsoleQueue;
-use mkvmm::event_loop::event_channel;
-use mkvmm::host_pool::HostPool;
-use mkvmm::instance::memory::InstanceMemory;
-use mkvmm::kvm::Host;
-use mkvmm::loader::{self, BootMode, KernelImage, bzimage};
-use mkvmm::reservation::ReservationConfig;
-use mkvmm::spec::DEFAULT_MEMORY;
+use mkvmm_base::chain;
+use mkvmm_base::image_facts::BootMode;
 use mkvmm_guest_images::PROBE;
-use mkvmm_test_harness::{images, tier};
+use mkvmm_image::bzimage;
+use mkvmm_manager::{Manager, audit};
+use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_test_harness::embedded::{self, Ground, block_on};
+use mkvmm_test_harness::instance::{KernelFile, Pool};
+use mkvmm_test_harness::{Scratch, images, mkvmm, tier};
 use peak_alloc::PeakAlloc;
 
 use mutate::{Field, Mutants};
@@ -36,10 +36,13 @@ static ONE: Mutex<()> = Mutex::new(());
 const MIB: u64 = 1 << 20;
 /// Mutants of each header.
 const COUNT: u64 = 200;
-/// Memory that a mutant may take beyond the bytes of its file: the unpacked
-/// kernel (70 MiB is more than any kernel here has), while the copy of the
-/// file is still there.
-const BEYOND_FILE: usize = 100 << 20;
+/// Memory that a mutant may take beyond the bytes of its file, of which the
+/// compressed part is kept: a decoder and its window (32 MiB for Linux's xz).
+/// What is unpacked goes into a file.
+const BEYOND_FILE: usize = 48 << 20;
+/// The pool, and what an instance has of it.
+const POOL: u64 = 256 * MIB;
+const INSTANCE: u64 = 128 * MIB;
 
 /// Fields of the setup header that a loader acts on: offset, width.
 const SETUP_FIELDS: [Field; 18] = [
@@ -90,114 +93,148 @@ fn elf_fields(file: &[u8]) -> Vec<Field> {
 }
 
 /// What instances are built in, and how.
-struct Bench {
-    pool: HostPool,
-    host: Option<Host>,
-    /// The books when nothing is in the pool.
-    empty: String,
+enum Bench {
+    /// A manager, with the `mkvmm` binary as its children.
+    Manager {
+        manager: Rc<Manager>,
+        scratch: Scratch,
+    },
+    /// There is no KVM: kernels are loaded and no guests made.
+    Memory(Box<Pool>),
 }
 
 impl Bench {
     fn new() -> Self {
-        let range = AddrRange::with_size(0x1_0000_0000, 256 * MIB).expect("a range");
-        let pool =
-            HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("256 MiB are there");
-        let host = Host::open().ok();
-        if host.is_none() {
-            tier::skip("no KVM: images are loaded, guests not built");
+        if let Err(why) = tier::probe() {
+            tier::skip(&format!("images are loaded, guests not built: {why}"));
+            let pool = Pool::new(POOL, ReservationConfig::default());
+            return Self::Memory(Box::new(pool));
         }
-        Self {
-            empty: pool.to_string(),
-            pool,
-            host,
-        }
-    }
-
-    /// Builds a guest of `kernel` as far as this host can, and releases it.
-    fn build(&mut self, kernel: KernelImage) {
-        let kernel = Arc::new(kernel);
-        match &self.host {
-            Some(host) => build_guest(host, &mut self.pool, kernel),
-            None => load_only(&mut self.pool, &kernel),
+        let ground = Ground {
+            program: Some(mkvmm::binary()),
+            ..Ground::new(POOL)
+        };
+        Self::Manager {
+            manager: ground.manager(),
+            scratch: Scratch::new(),
         }
     }
 
-    fn expect_books_as_before(&self) {
-        assert_eq!(self.pool.to_string(), self.empty);
-        assert_eq!(self.pool.avail(), 256 * MIB);
-        let resident = self.pool.reservation().resident().expect("fstat works");
-        assert_eq!(resident, 0, "bytes left behind");
+    /// Builds a guest of `bytes` as far as this host can, and releases it.
+    /// `kernel` is what an unpacker in this process made of them.
+    async fn build(&mut self, bytes: &[u8], boot: BootMode, kernel: Option<&KernelFile>) {
+        match (self, kernel) {
+            (Self::Manager { manager, scratch }, kernel) => {
+                let path = scratch.file("mutant", bytes);
+                let boot = match boot {
+                    BootMode::Elf => "elf",
+                    BootMode::BzImage => "bzimage",
+                };
+                let spec = format!(
+                    "name=mutant,memory={INSTANCE},kernel={},boot={boot},cmdline=console=ttyS0",
+                    path.display()
+                );
+                build_guest(manager, spec, kernel.is_some()).await;
+            }
+            (Self::Memory(pool), Some(kernel)) => {
+                if let Ok(instance) = pool.make(INSTANCE, &kernel.facts) {
+                    instance.load(&kernel.file, &kernel.facts);
+                    pool.release(instance);
+                }
+            }
+            (Self::Memory(_), None) => {}
+        }
+    }
+
+    /// The books when nothing is in the pool.
+    fn expect_empty_books(&self) {
+        let expect = |avail: u64, tree: String| {
+            assert_eq!(avail, POOL);
+            assert_eq!(tree.lines().count(), 1, "{tree}");
+        };
+        match self {
+            Self::Manager { manager, .. } => {
+                let registry = manager.registry();
+                assert!(registry.is_empty());
+                expect(registry.pool().avail(), registry.pool().to_string());
+                assert_eq!(audit::audit(&registry).problems, [""; 0]);
+            }
+            Self::Memory(pool) => expect(pool.ledger.avail(), pool.ledger.to_string()),
+        }
+        let left = embedded::memory_files();
+        assert!(left.is_empty(), "memory left behind: {left:?}");
     }
 }
 
-fn build_guest(host: &Host, pool: &mut HostPool, kernel: Arc<KernelImage>) {
-    let (events, _receiver) = event_channel().expect("there are descriptors");
-    let console = ConsoleQueue::new();
-    let around = Surroundings {
-        host,
-        events: &events,
-        console: Some(&console),
-        console_ring: 4096,
+/// Has a guest made, up to the moment before its first instruction.
+async fn build_guest(manager: &Rc<Manager>, spec: String, is_valid: bool) {
+    let mut configs = match embedded::resolve(manager, &[spec]).await {
+        Ok(configs) => configs,
+        Err(error) => {
+            let text = chain(&error);
+            assert!(!is_valid, "only a confined process refuses it: {text}");
+            return;
+        }
     };
-    let name = "mutant".parse().expect("a name");
-    let config = GuestConfig {
-        instance: InstanceConfig::new(name, DEFAULT_MEMORY),
-        images: Images::new(kernel, "console=ttyS0"),
-    };
-    if let Ok(guest) = builder::build(&around, pool, &config) {
-        pool.release(guest.into_sub_pool()).expect("it is whole");
+    assert!(is_valid, "only a process that is not confined refuses it");
+    let config = configs.pop().expect("one guest was asked for");
+    let name = config.instance.name.clone();
+    // What finds no place is refused now.
+    let created = manager.create(config.instance, Some(config.images)).await;
+    if created.is_ok() {
+        let prepared = manager.prepare(&name).await;
+        prepared.expect("a valid kernel makes a guest");
+        manager.delete(&name).await.expect("nothing else has it");
     }
-}
-
-fn load_only(pool: &mut HostPool, kernel: &KernelImage) {
-    let id = pool.next_id();
-    let name = "mutant".parse().expect("a name");
-    let mut sub_pool = pool.carve(id, &name, 128 * MIB).expect("it fits");
-    if let Ok(plan) = pool.place(&mut sub_pool, &kernel.facts(None)) {
-        let low = plan.low_window;
-        let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), low)
-            .expect("memory can be described");
-        loader::load(&memory, kernel, None, &plan).expect("what was checked can be loaded");
-    }
-    pool.release(sub_pool).expect("it is whole");
 }
 
 /// Tries `COUNT` mutants of `file` and says how many were refused.
 fn expect_harmless(what: &str, file: &[u8], fields: &[Field], boot: BootMode) {
-    let _one = ONE.lock();
-    let mut bench = Bench::new();
-    // The file itself is good: what is refused, is so for its mutation.
-    let good = KernelImage::parse(file.to_vec(), boot).expect("the header itself is good");
-    bench.build(good);
-    bench.expect_books_as_before();
-    let mut refused = 0;
-    for number in 0..COUNT {
-        let mutant = Mutants::new(file, fields).number(number);
-        let bytes = mutant.apply(file);
-        let before = MEMORY.current_usage();
-        MEMORY.reset_peak_usage();
-        let parsed = catch_unwind(AssertUnwindSafe(|| KernelImage::parse(bytes, boot)));
-        let taken = MEMORY.peak_usage().saturating_sub(before);
-        let Ok(parsed) = parsed else {
-            panic!("{what}, mutant {number} ({mutant}): panicked");
-        };
-        let bound = file.len() + BEYOND_FILE;
-        assert!(
-            taken <= bound,
-            "{what}, mutant {number} ({mutant}): {taken} bytes"
-        );
-        match parsed {
-            Err(error) => {
-                let text = mkvmm::error_chain::chain(&error);
-                assert!(!text.is_empty());
+    // A test that failed has left nothing to the next one.
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let refused = block_on(async {
+        let mut bench = Bench::new();
+        // The file itself is good: what is refused, is so for its mutation.
+        let good = KernelFile::unpack(file, boot, INSTANCE);
+        let good = good.expect("the header itself is good");
+        bench.build(file, boot, Some(&good)).await;
+        bench.expect_empty_books();
+        let mut refused = 0;
+        for number in 0..COUNT {
+            let mutant = Mutants::new(file, fields).number(number);
+            let what = format!("{what}, mutant {number} ({mutant})");
+            let bytes = mutant.apply(file);
+            let unpacked = unpack(&what, &bytes, boot);
+            if unpacked.is_none() {
                 refused += 1;
             }
-            Ok(kernel) => bench.build(kernel),
+            bench.build(&bytes, boot, unpacked.as_ref()).await;
+            bench.expect_empty_books();
         }
-        bench.expect_books_as_before();
-    }
+        refused
+    });
     tier::announce(&format!("{what}: {refused} of {COUNT} mutants refused"));
     assert!(refused >= COUNT / 4, "{what}: only {refused} refused");
+}
+
+/// Unpacks a mutant in this process, where it can be seen what that takes;
+/// `None` when it is refused.
+fn unpack(what: &str, bytes: &[u8], boot: BootMode) -> Option<KernelFile> {
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    let unpack = AssertUnwindSafe(|| KernelFile::unpack(bytes, boot, INSTANCE));
+    let unpacked = catch_unwind(unpack);
+    let taken = MEMORY.peak_usage().saturating_sub(before);
+    let unpacked = unpacked.unwrap_or_else(|_| panic!("{what}: panicked"));
+    let bound = bytes.len() + BEYOND_FILE;
+    assert!(taken <= bound, "{what}: {taken} bytes");
+    match unpacked {
+        Ok(kernel) => Some(kernel),
+        Err(error) => {
+            assert!(!chain(&error).is_empty());
+            None
+        }
+    }
 }
 
 /// A small kernel behind the real header of `file`: the payload's place is

@@ -1,6 +1,5 @@
 //! Linux's recorded allocator traces, through `mkvmm replay`.
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 fn replay(args: &[&str]) -> Output {

@@ -43,7 +43,7 @@ pub struct Row {
 pub struct Measured {
     pub ns: f64,
     pub bytes: usize,
-    /// Of 100 allocations so many failed.
+    /// The percentage of allocations that failed.
     pub failed: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Every allocator behind one trait, so that all of them see the same operations.
+//! One trait for every allocator, so that all of them see the same operations.
 
 use crate::extent_tree::ExtentTree;
 use crate::{BASE, PAGE};
@@ -15,7 +15,7 @@ pub trait Rival: Sized {
     /// A pool of `pages` pages of which at most `live` extents will be allocated at once.
     fn new(pages: u64, live: u64) -> Self;
     fn alloc(&mut self, pages: u64) -> Option<Self::Token>;
-    /// The same in a pool from which nothing was freed so far.
+    /// Allocates as `alloc` does, in a pool from which nothing was freed so far.
     fn fill(&mut self, pages: u64) -> Option<Self::Token> {
         self.alloc(pages)
     }

@@ -20,7 +20,7 @@ pub trait Racer {
     fn failed(&self) -> (u64, u64);
 }
 
-/// Free what is in a slot, and put a new allocation of so many pages into it.
+/// One operation: frees what is in a slot and puts a new allocation of `pages` pages into it.
 #[derive(Clone, Copy)]
 pub struct Op {
     slot: u32,
@@ -135,7 +135,8 @@ pub fn filling(gib: u64, sizes: Sizes) -> Vec<u32> {
 /// written down after it has stopped.
 const BLOCK: usize = 64;
 
-/// `count` random operations on so many slots; those of a block are on different ones.
+/// Returns `count` random operations on `slots` slots; the operations of a block are on different
+/// slots.
 pub fn ops(rng: &mut Rng, count: usize, slots: usize, sizes: Sizes) -> Vec<Op> {
     let mut all: Vec<Op> = Vec::with_capacity(count);
     if slots < BLOCK {

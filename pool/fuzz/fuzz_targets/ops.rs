@@ -26,16 +26,41 @@ enum Algo {
 
 #[derive(Arbitrary, Debug, Clone, Copy)]
 enum Op {
-    Alloc { granules: u16, less: u8, algo: Algo },
+    Alloc {
+        granules: u16,
+        less: u8,
+        algo: Algo,
+    },
     /// Strict only.
-    Within { granules: u8, algo: Algo, low: u32, size: u16 },
-    AllocAny { size: u64, algo: Algo },
+    Within {
+        granules: u8,
+        algo: Algo,
+        low: u32,
+        size: u16,
+    },
+    AllocAny {
+        size: u64,
+        algo: Algo,
+    },
     /// The n-th of what is allocated, all of it or a part.
-    Free { which: u16, skip: u8, granules: u8 },
-    FreeAny { addr: u64, size: u64 },
-    FreeNear { offset: u32, size: u16 },
+    Free {
+        which: u16,
+        skip: u8,
+        granules: u8,
+    },
+    FreeAny {
+        addr: u64,
+        size: u64,
+    },
+    FreeNear {
+        offset: u32,
+        size: u16,
+    },
     /// Every other granule of a stretch, so that dense leaves come about quickly.
-    Comb { first: u16, count: u8 },
+    Comb {
+        first: u16,
+        count: u8,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -80,9 +105,7 @@ impl Run {
     fn alloc(&mut self, size: u64, how: How, limit: Option<AddrRange>) {
         let got = match (&mut self.pool, limit) {
             (Pool::Strict(pool), None) => pool.alloc_with(size, how.strict()).ok(),
-            (Pool::Strict(pool), Some(limit)) => {
-                pool.alloc_within(size, how.strict(), limit).ok()
-            }
+            (Pool::Strict(pool), Some(limit)) => pool.alloc_within(size, how.strict(), limit).ok(),
             (Pool::Linux(pool), _) => {
                 let granule = self.granule;
                 let got = pool.alloc_algo(size, how.linux());
@@ -92,15 +115,26 @@ impl Run {
         // The oracle counts in words the size of the pool, not of the request.
         let sane = size <= self.size;
         let limit = limit.map(|limit| (limit.start(), limit.end()));
-        let want = if sane { self.model.alloc_within(size, how, limit) } else { None };
-        assert_eq!(got.map(|range| range.start()), want, "{size:#x} {how:?} {got:?}");
-        self.live.extend(got.map(|range| (range.start(), range.size())));
+        let want = if sane {
+            self.model.alloc_within(size, how, limit)
+        } else {
+            None
+        };
+        assert_eq!(
+            got.map(|range| range.start()),
+            want,
+            "{size:#x} {how:?} {got:?}"
+        );
+        self.live
+            .extend(got.map(|range| (range.start(), range.size())));
     }
 
     fn free(&mut self, addr: u64, size: u64) {
         let got = match &mut self.pool {
             Pool::Strict(pool) => {
-                let Ok(range) = AddrRange::with_size(addr, size) else { return };
+                let Ok(range) = AddrRange::with_size(addr, size) else {
+                    return;
+                };
                 pool.free(range)
             }
             Pool::Linux(pool) => pool.free(addr, size),
@@ -112,18 +146,31 @@ impl Run {
     fn play(&mut self, op: Op) {
         let granule = self.granule;
         match op {
-            Op::Alloc { granules, less, algo } => {
+            Op::Alloc {
+                granules,
+                less,
+                algo,
+            } => {
                 let size = (u64::from(granules) * granule).saturating_sub(less.into());
                 self.alloc(size, self.how(algo), None);
             }
-            Op::Within { granules, algo, low, size } => {
+            Op::Within {
+                granules,
+                algo,
+                low,
+                size,
+            } => {
                 let low = self.base + u64::from(low) % (self.size + 1);
                 let limit = AddrRange::with_size(low, 1 + u64::from(size) * granule).ok();
                 let limit = limit.filter(|_| matches!(self.pool, Pool::Strict(_)));
                 self.alloc(u64::from(granules) * granule, self.how(algo), limit);
             }
             Op::AllocAny { size, algo } => self.alloc(size, self.how(algo), None),
-            Op::Free { which, skip, granules } => {
+            Op::Free {
+                which,
+                skip,
+                granules,
+            } => {
                 if self.live.is_empty() {
                     return;
                 }
@@ -137,7 +184,8 @@ impl Run {
                     self.free(addr + skip, part);
                     self.live.extend((skip > 0).then_some((addr, skip)));
                     let rest = size - skip - part;
-                    self.live.extend((rest > 0).then_some((addr + skip + part, rest)));
+                    self.live
+                        .extend((rest > 0).then_some((addr + skip + part, rest)));
                 }
             }
             Op::FreeAny { addr, size } => self.free(addr, size),
@@ -161,15 +209,22 @@ impl Run {
 
     fn audit(&self) {
         let (free, used, largest): (Vec<_>, Vec<_>, _) = match &self.pool {
-            Pool::Strict(pool) => {
-                (pool.free_extents().collect(), pool.used_extents().collect(), pool.largest_free())
-            }
-            Pool::Linux(pool) => {
-                (pool.free_extents().collect(), pool.used_extents().collect(), pool.largest_free())
-            }
+            Pool::Strict(pool) => (
+                pool.free_extents().collect(),
+                pool.used_extents().collect(),
+                pool.largest_free(),
+            ),
+            Pool::Linux(pool) => (
+                pool.free_extents().collect(),
+                pool.used_extents().collect(),
+                pool.largest_free(),
+            ),
         };
         let pairs = |ranges: Vec<AddrRange>| -> Vec<(u64, u64)> {
-            ranges.iter().map(|range| (range.start(), range.size())).collect()
+            ranges
+                .iter()
+                .map(|range| (range.start(), range.size()))
+                .collect()
         };
         let free = pairs(free);
         assert_eq!(free, self.model.extents(false));
@@ -187,7 +242,14 @@ fuzz_target!(|input: Input| {
         Pool::Strict(GenPool::new(order).expect("a sane order"))
     };
     let (granule, model) = (1 << order, Model::new(order));
-    let mut run = Run { pool, model, granule, size: 0, base: 0, live: Vec::new() };
+    let mut run = Run {
+        pool,
+        model,
+        granule,
+        size: 0,
+        base: 0,
+        live: Vec::new(),
+    };
     for (base, size) in input.chunks.into_iter().take(4) {
         // Address 0 means failure in C, and the oracle's bitmap has to fit into memory.
         let base = u64::from(base) + 1;

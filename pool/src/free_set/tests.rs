@@ -265,7 +265,7 @@ fn an_idle_set_gives_its_memory_back() {
 }
 
 #[test]
-fn nothing_is_found_at_or_behind_the_end() {
+fn nothing_is_found_at_or_after_the_end() {
     let mut set = FreeSet::new(100);
     for at in [100, 101, u64::MAX] {
         assert_eq!((set.next_free(at), set.next_used(at)), (None, None));

@@ -103,7 +103,7 @@ impl Chunk {
         }
     }
 
-    /// `bitmap_find_next_zero_area_off`; anything at or behind `bits` means failure.
+    /// `bitmap_find_next_zero_area_off`; a result of `bits` or more means failure.
     fn area(&self, start: u64, n: u64, mask: u64, off: u64) -> u64 {
         let mut start = start;
         loop {
@@ -235,7 +235,7 @@ impl Model {
         self.alloc_within(size, how, None)
     }
 
-    /// The same with addresses of `limit` only.
+    /// Allocates as `alloc` does, only with addresses of `limit`.
     pub fn alloc_within(&mut self, size: u64, how: How, limit: Option<(u64, u64)>) -> Option<u64> {
         if size == 0 {
             return None;

@@ -6,7 +6,9 @@
 //! | [`console`] | takes the prefixed lines of many guests apart |
 //! | [`report`] | reads what `run --show` prints |
 //! | [`tier`] | what this host can do, and so which tests can run |
+//! | [`embedded`] | a manager in the test's own process |
 //! | [`images`] | ELF kernels and bzImages made by the tests |
+//! | [`instance`] | an instance's memory in the test's own process, without KVM |
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
 //! | [`scratch`] | files that are gone when the test is |
 //!
@@ -14,7 +16,9 @@
 //! expect: a panic is how a test fails.
 
 pub mod console;
+pub mod embedded;
 pub mod images;
+pub mod instance;
 pub mod mkvmm;
 pub mod report;
 pub mod scratch;

@@ -65,6 +65,19 @@ pub struct Wall {
     pub sees: &'static [&'static str],
     /// Packages from outside that it must not depend on.
     pub never: &'static [&'static str],
+    /// The packages of the house that its tests may depend on besides.
+    pub tested_with: &'static [&'static str],
+}
+
+impl Wall {
+    /// Returns the row with what its tests may see besides.
+    #[must_use]
+    pub const fn tested_with(self, packages: &'static [&'static str]) -> Self {
+        Self {
+            tested_with: packages,
+            ..self
+        }
+    }
 }
 
 /// Compares `manifests` with `walls` and returns what is wrong, a line each.
@@ -96,6 +109,7 @@ pub fn breaches(manifests: &[Manifest], walls: &[Wall], for_tests: &[&str]) -> V
         }
         for other in &manifest.dev_dependencies {
             let allowed = wall.sees.contains(&other.as_str())
+                || wall.tested_with.contains(&other.as_str())
                 || for_tests.contains(&other.as_str())
                 || other == name;
             if is_ours(other) && !allowed {
@@ -115,11 +129,13 @@ mod tests {
             name: "low",
             sees: &[],
             never: &["hyper"],
+            tested_with: &["mkvmm-oracle"],
         },
         Wall {
             name: "mkvmm-high",
             sees: &["low"],
             never: &[],
+            tested_with: &[],
         },
     ];
 
@@ -146,6 +162,15 @@ mod tests {
             let text = format!("[package]\nname = 'low'\n[{table}]\nmkvmm-high = {{ path = '.' }}");
             assert_eq!(check(&text).len(), 1, "{table}");
         }
+    }
+
+    #[test]
+    fn what_a_crate_is_tested_with_it_is_not_built_with() {
+        let depend = |kind| {
+            let text = format!("[package]\nname = 'low'\n[{kind}]\nmkvmm-oracle.workspace = true");
+            check(&text).len()
+        };
+        assert_eq!((depend("dev-dependencies"), depend("dependencies")), (0, 1));
     }
 
     #[test]

@@ -21,35 +21,59 @@ const KVM: &[&str] = &["kvm-bindings", "kvm-ioctls"];
 /// What speaks either, or owns guest memory: nothing for a client of the API.
 const NOT_FOR_CLIENTS: &[&str] = &["kvm-bindings", "kvm-ioctls", "vm-memory", "linux-loader"];
 
-/// Every crate, and what it may see of the others.
+/// Every crate, and what it may see of the others, from the bottom up: a row
+/// names only crates of rows above it.
 const WALLS: &[Wall] = &[
     wall("mkpool", &[], NOT_FOR_CLIENTS),
     wall("mkpool-replay", &["mkpool"], NOT_FOR_CLIENTS),
     wall("mkvmm-base", &[], KVM),
-    wall("mkvmm-sandbox", &["mkvmm-base"], KVM),
+    wall("mkvmm-api", &["mkpool", "mkvmm-base"], NOT_FOR_CLIENTS),
     wall("mkvmm-memory", &["mkpool", "mkvmm-base"], KVM),
-    wall("mkvmm-api", &["mkvmm-base"], NOT_FOR_CLIENTS),
     wall("mkvmm-wire", &["mkvmm-base"], KVM),
+    // The built-in kernel is one of the images that it knows.
     wall("mkvmm-image", &["mkvmm-base", "mkvmm-guest-images"], KVM),
-    wall("mkvmm-images", &["mkvmm-base"], KVM),
-    wall("mkvmm-keeper", &["mkvmm-wire", "mkvmm-base"], KVM),
+    // Never parses; its tests have images unpacked.
+    wall("mkvmm-images", &["mkvmm-base"], KVM).tested_with(&["mkvmm-image"]),
+    // Knows processes only; of the wire it has what waits for a descriptor
+    // in tokio, and its tests have a channel.
+    wall("mkvmm-keeper", &["mkvmm-wire"], KVM),
+    // Knows the kernel only: of KVM it takes the numbers of the ioctls.
+    wall("mkvmm-sandbox", &[], &["kvm-ioctls"]),
+    // Sees memory for the rows of the e820 map, which it writes down.
     wall(
         "mkvmm-machine",
-        &["mkvmm-memory", "mkvmm-wire", "mkvmm-base"],
+        &["mkpool", "mkvmm-base", "mkvmm-memory", "mkvmm-wire"],
         HTTP,
     ),
+    // What child processes do: a worker, an unpacker, a cleaner.
+    wall(
+        "mkvmm-children",
+        &[
+            "mkvmm-base",
+            "mkvmm-memory",
+            "mkvmm-wire",
+            "mkvmm-image",
+            "mkvmm-keeper",
+            "mkvmm-sandbox",
+            "mkvmm-machine",
+        ],
+        HTTP,
+    ),
+    // Knows no KVM and no parser; the program of its tests is its own child.
     wall(
         "mkvmm-manager",
         &[
+            "mkpool",
+            "mkvmm-base",
+            "mkvmm-api",
             "mkvmm-memory",
             "mkvmm-wire",
-            "mkvmm-api",
-            "mkvmm-keeper",
             "mkvmm-images",
-            "mkvmm-base",
+            "mkvmm-keeper",
         ],
         KVM,
-    ),
+    )
+    .tested_with(&["mkvmm-image", "mkvmm-children"]),
     // The binary sees all, and nobody sees it.
     wall(
         "mkvmm",
@@ -57,14 +81,15 @@ const WALLS: &[Wall] = &[
             "mkpool",
             "mkpool-replay",
             "mkvmm-base",
-            "mkvmm-sandbox",
-            "mkvmm-memory",
             "mkvmm-api",
+            "mkvmm-memory",
             "mkvmm-wire",
             "mkvmm-image",
             "mkvmm-images",
             "mkvmm-keeper",
+            "mkvmm-sandbox",
             "mkvmm-machine",
+            "mkvmm-children",
             "mkvmm-manager",
             "mkvmm-guest-images",
         ],
@@ -75,12 +100,18 @@ const WALLS: &[Wall] = &[
 /// What tests may use besides.
 const FOR_TESTS: &[&str] = &["mkvmm-guest-images", "mkvmm-test-harness"];
 
+/// Returns a row of the table.
 const fn wall(
     name: &'static str,
     sees: &'static [&'static str],
     never: &'static [&'static str],
 ) -> Wall {
-    Wall { name, sees, never }
+    Wall {
+        name,
+        sees,
+        never,
+        tested_with: &[],
+    }
 }
 
 /// The repository, or the tree that MKVMM_STRUCTURE_ROOT names: an older
@@ -157,6 +188,14 @@ fn every_row_of_the_table_is_a_crate() {
         .map(|wall| wall.name)
         .collect();
     assert!(missing.is_empty(), "no crate of the name {missing:?}");
+}
+
+#[test]
+fn the_table_reads_from_the_bottom_up() {
+    for (row, wall) in WALLS.iter().enumerate() {
+        let above = WALLS[row..].iter().find(|it| wall.sees.contains(&it.name));
+        assert!(above.is_none(), "{} sees {above:?}", wall.name);
+    }
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub struct Flags {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Segment {
-    /// The selector.
+    /// The selector that the guest loaded.
     pub selector: u16,
     /// The base address.
     pub base: Hex,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The findings.
+/// What a host can do for mkvmm, as `mkvmm doctor` found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Findings {
@@ -33,7 +33,7 @@ pub struct Findings {
 pub struct Answer {
     /// Yes or no.
     pub ok: bool,
-    /// Why not.
+    /// The reason, where `ok` is false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::range::Range;
 
-/// One event.
+/// One entry of the event log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Event {
@@ -18,12 +18,12 @@ pub struct Event {
     /// The name of the instance, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// What happened.
+    /// What happened, with its details.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What happened.
+/// What an event says, by its `kind`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

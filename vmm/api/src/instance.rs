@@ -13,7 +13,7 @@ use crate::spec::InstanceSpec;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct E820Row {
-    /// The addresses.
+    /// The guest-physical addresses of the row.
     #[serde(flatten)]
     pub range: Range,
     /// The type of the memory: 1 usable, 2 reserved.
@@ -94,6 +94,17 @@ pub struct Instance {
     pub violations: u64,
     /// The times at which the instance reached its stages.
     pub timeline: Timeline,
+    /// The number of the process that the guest runs in, while there is one.
+    pub pid: Option<i32>,
+    /// The microseconds of CPU time that the processes of the instance have
+    /// used, those of earlier boots included.
+    pub cpu_us: u64,
+    /// The number of bytes of host memory that the memory of the instance holds.
+    pub resident: u64,
+    /// The number of bytes of host memory that its process has besides.
+    pub process_memory: Option<u64>,
+    /// The directory of the cgroup of the instance, if it has one of its own.
+    pub cgroup: Option<String>,
     /// What makes an instance like this one; its images are those that are loaded.
     pub spec: InstanceSpec,
 }

@@ -33,6 +33,7 @@ pub mod reader;
 pub mod size;
 pub mod source;
 pub mod spec;
+mod spec_error;
 
 pub use error::{ErrorBody, ErrorObject};
 pub use hex::Hex;
@@ -40,4 +41,5 @@ pub use instance::Instance;
 pub use range::Range;
 pub use size::Size;
 pub use source::{KernelSource, Source};
-pub use spec::{ImagesSpec, InstanceSpec, SpecError};
+pub use spec::{ImagesSpec, InstanceSpec};
+pub use spec_error::SpecError;

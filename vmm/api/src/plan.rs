@@ -29,7 +29,7 @@ pub struct Plan {
 pub struct Piece {
     /// The name of the piece: `low window`, `control block`, `kernel` or `initramfs`.
     pub name: String,
-    /// The addresses.
+    /// The addresses of the piece.
     #[serde(flatten)]
     pub range: Range,
 }

@@ -19,7 +19,7 @@ pub struct Backing {
     pub numa_node: Option<u32>,
 }
 
-/// The pool.
+/// The pool as a whole: what it is made of and what is free.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Pool {
@@ -48,7 +48,7 @@ pub struct Pool {
 pub struct IomemRow {
     /// The depth in the tree; 0 is the pool.
     pub depth: u64,
-    /// The addresses.
+    /// The addresses of the entry.
     #[serde(flatten)]
     pub range: Range,
     /// The name of the resource.
@@ -86,7 +86,7 @@ pub struct PoolMap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = PoolSegment))]
 pub struct Segment {
-    /// The addresses.
+    /// The addresses of the segment.
     #[serde(flatten)]
     pub range: Range,
     /// Whose they are.
@@ -123,7 +123,7 @@ pub struct Part {
     /// The use of the part: `kernel`, `initramfs`, `control block`, `low window`,
     /// `allocation`, or `guest memory` for everything else.
     pub name: String,
-    /// The addresses.
+    /// The addresses of the part.
     #[serde(flatten)]
     pub range: Range,
 }
@@ -179,6 +179,8 @@ pub struct Version {
     pub version: String,
     /// The version of this API.
     pub api: u32,
+    /// The number of the process that answers.
+    pub pid: u32,
 }
 
 impl Version {
@@ -188,6 +190,7 @@ impl Version {
             name: "mkvmm".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: 1,
+            pid: std::process::id(),
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use crate::spec::SpecError;
+use crate::spec_error::SpecError;
 
 /// Returns the keys of a struct, in the order of its fields.
 pub fn keys<T: Deserialize<'static>>() -> &'static [&'static str] {

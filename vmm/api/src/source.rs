@@ -34,7 +34,7 @@ pub enum Source {
 pub enum KernelSource {
     /// The built-in test guest.
     Probe,
-    /// A file.
+    /// A kernel image that is to be read.
     File(Source),
 }
 

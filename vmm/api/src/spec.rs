@@ -1,4 +1,4 @@
-//! The one description of an instance, and what can be wrong with it.
+//! The one description of an instance.
 //!
 //! `--guest KEY=VAL,…`, the options of `create`, fleet files, JSON bodies and
 //! the OpenAPI document are all read into, or made of, [`InstanceSpec`]: a key
@@ -7,11 +7,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::InstanceName;
+use mkvmm_base::affinity::CpuSet;
 use mkvmm_base::image_facts::BootMode;
 use mkvmm_base::state::OnEnd;
 use mkvmm_base::violation::ViolationPolicy;
-use mkvmm_base::{Class, Diagnose, InstanceName, NameError};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
 use crate::source::{KernelSource, Source, optional_path};
+use crate::spec_error::SpecError;
 
 /// The memory of an instance that does not say how much it wants: 128 MiB.
 pub const DEFAULT_MEMORY: Size = Size::mib(128);
@@ -215,95 +216,9 @@ impl ImagesSpec {
 impl std::str::FromStr for InstanceSpec {
     type Err = SpecError;
 
-    /// Reads `KEY=VAL,…`.
+    /// Reads `KEY=VAL,…`, the form of `--guest`.
     fn from_str(text: &str) -> Result<Self, SpecError> {
         from_text(text)
-    }
-}
-
-/// Why a description of an instance was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// The text between two commas is not of the form KEY=VAL.
-    #[error("`{text}` is not KEY=VAL")]
-    NoValue {
-        /// The text.
-        text: String,
-    },
-    /// The key does not exist.
-    #[error("unknown key `{key}`")]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// The keys that exist.
-        known: &'static [&'static str],
-    },
-    /// A key that takes one value is given twice.
-    #[error("`{key}` is given twice")]
-    Repeated {
-        /// The key.
-        key: String,
-    },
-    /// A key that is needed is not given.
-    #[error("`{key}` is missing")]
-    Missing {
-        /// The key.
-        key: &'static str,
-    },
-    /// There is no kernel.
-    #[error("`kernel` is missing")]
-    NoKernel,
-    /// A value is not one of its key's.
-    #[error("{key}={text}: {reason}")]
-    Value {
-        /// The key.
-        key: String,
-        /// The value.
-        text: String,
-        /// What its type says.
-        reason: String,
-    },
-    /// A value is wrong, of a key that is not known yet.
-    #[error("{0}")]
-    Reason(String),
-    /// A generated name is not a name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// Two instances have the same name.
-    #[error("two guests are named {name}")]
-    SameName {
-        /// The name.
-        name: InstanceName,
-    },
-    /// The host does not have the processors.
-    #[error("cpus-affinity")]
-    Affinity(#[from] CpuSetError),
-}
-
-impl Diagnose for SpecError {
-    fn class(&self) -> Class {
-        match self {
-            Self::NoKernel => Class::NoKernel,
-            Self::Affinity(error) => error.class(),
-            _ => Class::Invalid,
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::UnknownKey { known, .. } => Some(format!(
-                "the keys are {}; a comma inside a value is written `,,`",
-                known.join(", ")
-            )),
-            Self::NoValue { .. } => Some("a comma inside a value is written `,,`".to_owned()),
-            Self::NoKernel => Some(
-                "kernel=PATH, kernel=fd:N, or kernel=probe for the built-in test guest".to_owned(),
-            ),
-            Self::Value { key, .. } if key == "memory" => {
-                Some("for instance memory=128M".to_owned())
-            }
-            _ => None,
-        }
     }
 }
 

@@ -1,3 +1,5 @@
+use mkvmm_base::{Class, Diagnose};
+
 use super::*;
 use crate::reader::{from_pairs, keys, words};
 

@@ -24,7 +24,7 @@ pub enum CpuSetError {
     /// The text is not numbers and ranges.
     #[error("`{text}` is not a list of processors such as 2-5,7")]
     Syntax {
-        /// The text.
+        /// The text as it was given.
         text: String,
     },
     /// A range ends before it begins.
@@ -38,7 +38,7 @@ pub enum CpuSetError {
     /// A processor is not one that this process may use.
     #[error("processor {cpu} is not available here (available: {available})")]
     Unavailable {
-        /// The processor.
+        /// The number of the processor.
         cpu: usize,
         /// The processors that are available.
         available: CpuSet,

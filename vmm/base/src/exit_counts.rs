@@ -24,7 +24,7 @@ pub enum ExitKind {
     Interrupted,
     /// KVM or the processor could not enter or go on.
     Failed,
-    /// Anything else.
+    /// An exit for any other reason.
     Other,
 }
 

@@ -39,17 +39,17 @@ pub enum BootMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// `CONFIG_KERNEL_GZIP`.
+    /// The kernel's `CONFIG_KERNEL_GZIP`.
     Gzip,
     /// `CONFIG_KERNEL_XZ`, with the x86 BCJ filter.
     Xz,
-    /// `CONFIG_KERNEL_LZMA`.
+    /// The kernel's `CONFIG_KERNEL_LZMA`.
     Lzma,
-    /// `CONFIG_KERNEL_ZSTD`.
+    /// The kernel's `CONFIG_KERNEL_ZSTD`.
     Zstd,
     /// `CONFIG_KERNEL_LZ4`: the legacy frame.
     Lz4,
-    /// `CONFIG_KERNEL_BZIP2`.
+    /// The kernel's `CONFIG_KERNEL_BZIP2`.
     Bzip2,
     /// `CONFIG_KERNEL_LZO`: the container of `lzop`.
     Lzo,

@@ -79,7 +79,7 @@ pub const POST_PORT: u16 = 0x80;
 pub const DEBUG_PORT: u16 = 0xe9;
 /// COM1, eight registers.
 pub const COM1_BASE: u16 = 0x3f8;
-/// COM1's registers.
+/// The number of COM1's ports, one for each register.
 pub const COM1_PORTS: u16 = 8;
 /// COM1's interrupt line.
 pub const COM1_IRQ: u32 = 4;

@@ -11,6 +11,7 @@ pub mod image_facts;
 pub mod layout;
 mod names;
 pub mod registers;
+pub mod setup_header;
 pub mod state;
 pub mod timeline;
 pub mod unpacking;

@@ -12,7 +12,7 @@ pub struct InstanceId(pub u32);
 /// One run of an instance: news of an earlier run are no news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RunId {
-    /// The instance.
+    /// The instance that runs.
     pub id: InstanceId,
     /// Counts its boots, from 1.
     pub epoch: u32,
@@ -89,7 +89,7 @@ impl utoipa::PartialSchema for InstanceName {
 impl utoipa::ToSchema for InstanceName {}
 
 impl InstanceName {
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -42,7 +42,7 @@ pub struct Segment {
     pub base: u64,
     /// The limit in bytes.
     pub limit: u32,
-    /// The selector.
+    /// The selector that the guest loaded.
     pub selector: u16,
     /// The descriptor's type field.
     pub type_: u8,
@@ -56,7 +56,7 @@ pub struct Segment {
     pub s: u8,
     /// Whether it is 64-bit code.
     pub l: u8,
-    /// The granularity.
+    /// The granularity of the descriptor's limit: 0 for bytes, 1 for 4 KiB.
     pub g: u8,
     /// The bit that is available to software.
     pub avl: u8,
@@ -99,9 +99,9 @@ pub struct Special {
 /// The registers of one vCPU at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers {
-    /// General registers.
+    /// The general registers, `rip` and `rflags`.
     pub regs: General,
-    /// Special registers.
+    /// The segment, table and control registers.
     pub sregs: Special,
     /// A `KVM_MP_STATE_*` number; `None` where KVM does not say.
     pub mp_state: Option<u32>,

@@ -124,13 +124,13 @@ impl fmt::Display for State {
 pub enum Verb {
     /// Put images into its memory, in place of those that are there.
     Load,
-    /// Boot it.
+    /// Boot the images that are loaded.
     Start,
     /// Stop its vCPUs for a while.
     Pause,
     /// Let them go on.
     Resume,
-    /// End it.
+    /// End the guest, by its power button or by force.
     Kill,
     /// Take the images out of its memory.
     Unload,

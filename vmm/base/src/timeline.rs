@@ -28,7 +28,7 @@ pub enum Stage {
     FirstExit,
     /// The first byte on the console.
     FirstOutput,
-    /// The end.
+    /// The end of the guest, for whatever reason.
     Ended,
 }
 
@@ -43,7 +43,7 @@ const STAGES: [(Stage, &str); 7] = [
 ];
 
 impl Stage {
-    /// Its name.
+    /// Returns the name of the stage in the API and in logs.
     pub fn name(self) -> &'static str {
         STAGES.get(self as usize).map_or("", |(_, name)| name)
     }

@@ -155,7 +155,7 @@ pub enum AnswerError {
     /// A size is above the job's limit, or is not the file's.
     #[error("{what} is {value} bytes, and can be {min} to {max}")]
     Size {
-        /// Whose size.
+        /// The name of the value that is out of range.
         what: &'static str,
         /// What was said, bytes.
         value: u64,

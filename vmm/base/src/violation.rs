@@ -22,9 +22,9 @@ pub enum ViolationPolicy {
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Access {
-    /// Answered with all ones.
+    /// A read, which is answered with all ones.
     Read,
-    /// Dropped.
+    /// A write, which changes nothing.
     Write,
 }
 
@@ -37,9 +37,9 @@ impl fmt::Display for Access {
 /// One access to memory that the guest does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
-    /// Guest-physical address.
+    /// The guest-physical address of the first byte.
     pub addr: u64,
-    /// Bytes.
+    /// The number of bytes accessed.
     pub len: usize,
     /// What it was.
     pub access: Access,

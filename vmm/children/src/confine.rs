@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use mkvmm_sandbox::{Confinement, Identity, Mode, Profile};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// How refused system calls are answered: `kill` (the default), `errno`, `log`
 /// or `off`.

@@ -14,52 +14,23 @@
 
 mod cleaner;
 mod confine;
+mod failure;
 mod unpacker;
 
 use std::process::ExitCode;
 
 use mkvmm_base::chain;
-use mkvmm_keeper::child::{self, ChildError};
-use mkvmm_machine::worker::{self, WorkerError};
-use mkvmm_sandbox::{Profile, SandboxError};
-use mkvmm_wire::WireError;
+use mkvmm_keeper::child;
+use mkvmm_machine::worker;
+use mkvmm_sandbox::Profile;
 use mkvmm_wire::channel::Channel;
+
+use failure::Failure;
 
 pub use confine::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 
 /// The exit status of a child that could not do its work.
 const FAILED: u8 = 1;
-
-/// Why a child could not do its work.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    /// It could not begin.
-    #[error(transparent)]
-    Child(#[from] ChildError),
-    /// It is to be something that does not exist.
-    #[error("there is no role {role}")]
-    Role {
-        /// The role that was asked for.
-        role: String,
-    },
-    /// A variable says what cannot be.
-    #[error("{variable}={value} is out of range")]
-    Variable {
-        /// The name of the environment variable.
-        variable: &'static str,
-        /// The value that it has.
-        value: String,
-    },
-    /// It could not be confined.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// The worker failed.
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
-    /// The channel failed.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-}
 
 /// Does a child's work, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {

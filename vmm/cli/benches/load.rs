@@ -1,4 +1,4 @@
-//! How fast a kernel gets into a guest once the cache has it: against memcpy
+//! How fast a kernel gets into a guest once the store has it: against memcpy
 //! of as many bytes, into memory that is as fresh and into memory that is warm.
 //!
 //! Takes Debian's 6.1 kernel out of `.cache/guests` (scripts/fetch-kernels),
@@ -6,67 +6,103 @@
 
 use std::env;
 use std::hint::black_box;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use mkpool::AddrRange;
-use mkvmm::host_pool::{HostPool, SubPool};
-use mkvmm::instance::memory::InstanceMemory;
-use mkvmm::loader::{self, BootMode, ImageCache, ImageSource, KernelImage};
-use mkvmm::placement::PlacementPlan;
-use mkvmm::reservation::ReservationConfig;
+use mkvmm_base::image_facts::{BootMode, KernelFacts};
+use mkvmm_base::unpacking::{Job, Unpacked};
+use mkvmm_image::{KernelImage, child};
+use mkvmm_images::{
+    Access, Budget, BuiltIn, ImageSource, ImageStore, Loaded, StoreError, Unpackers, UnpackersError,
+};
+use mkvmm_memory::cleaning::Method;
+use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_test_harness::instance::{Instance, Pool};
+use mkvmm_test_harness::root;
+use tokio::runtime::{Builder, Runtime};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
 
 fn kernel_path() -> PathBuf {
-    let debian = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../.cache/guests/vmlinuz-6.1"
-    );
-    env::var_os("MKVMM_BENCH_KERNEL").map_or_else(|| debian.into(), PathBuf::from)
+    let debian = || root().join(".cache/guests/vmlinuz-6.1");
+    env::var_os("MKVMM_BENCH_KERNEL").map_or_else(debian, PathBuf::from)
+}
+
+/// Unpacks in this process: only the first load does, which is not compared.
+#[derive(Debug)]
+struct InProcess;
+
+impl Unpackers for InProcess {
+    async fn unpack(
+        &self,
+        job: Job,
+        image: OwnedFd,
+        output: OwnedFd,
+    ) -> Result<Unpacked, UnpackersError> {
+        Ok(child::answer(&job, image, output)?)
+    }
+}
+
+/// A store, and the one image that it is asked for.
+struct Images {
+    runtime: Runtime,
+    store: ImageStore<InProcess>,
+    access: Arc<Access>,
+    source: ImageSource,
+    boot: BootMode,
+}
+
+impl Images {
+    fn new(path: PathBuf, boot: BootMode) -> Self {
+        let budget = Budget {
+            kept: 1 << 30,
+            in_flight: 4 << 30,
+        };
+        let probe = BuiltIn {
+            name: "probe",
+            bytes: mkvmm_guest_images::PROBE,
+            content: KernelImage::probe_content().expect("the probe is good"),
+            boot: BootMode::Elf,
+        };
+        let runtime = Builder::new_current_thread().build();
+        Self {
+            runtime: runtime.expect("there are descriptors"),
+            store: ImageStore::new(InProcess, budget, probe),
+            access: Arc::new(Access::Own),
+            source: ImageSource::Path(path),
+            boot,
+        }
+    }
+
+    fn kernel(&self) -> Result<Loaded, StoreError> {
+        let kernel = self
+            .store
+            .kernel(&self.source, &self.access, self.boot, MEMORY);
+        self.runtime.block_on(kernel)
+    }
 }
 
 /// An instance, loaded into again and again.
-struct Place {
-    pool: HostPool,
-    sub_pool: SubPool,
-    plan: PlacementPlan,
-    memory: InstanceMemory,
-}
+struct Place(Instance);
 
 impl Place {
-    fn new(kernel: &KernelImage) -> Self {
-        let range = AddrRange::with_size(0x1_0000_0000, MEMORY).expect("a range");
-        let mut pool =
-            HostPool::new(range, ReservationConfig::default(), &|_| {}).expect("256 MiB are there");
-        let id = pool.next_id();
-        let name = "bench".parse().expect("a name");
-        let mut sub_pool = pool.carve(id, &name, MEMORY).expect("it fits");
-        let facts = kernel.facts(None);
-        let plan = pool.place(&mut sub_pool, &facts).expect("it fits");
-        let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), plan.low_window)
-            .expect("memory can be described");
-        Self {
-            pool,
-            sub_pool,
-            plan,
-            memory,
-        }
+    fn new(kernel: &KernelFacts) -> Self {
+        let mut pool = Pool::new(MEMORY, ReservationConfig::default());
+        Self(pool.make(MEMORY, kernel).expect("it fits"))
     }
 
     /// As a new instance finds it: nothing there, all zero.
-    fn scrub(&self) {
-        for &region in self.sub_pool.regions() {
-            self.pool.reservation().scrub(region).expect("it can be");
-        }
+    fn empty(&self) {
+        self.0.clean(Method::Punch);
     }
 
     fn copy(&self, bytes: &[u8]) {
-        let addr = self.plan.kernel.start();
-        self.memory.write(addr, bytes).expect("RAM");
+        self.0.write(self.0.plan.kernel.start(), bytes);
     }
 }
 
@@ -93,50 +129,34 @@ fn bench(
 
 fn load(criterion: &mut Criterion) {
     let path = kernel_path();
-    let source = ImageSource::Path(path.clone());
     for (boot, name) in [(BootMode::BzImage, "bzimage"), (BootMode::Elf, "elf")] {
-        let mut cache = ImageCache::new(1 << 30);
-        let first = cache.batch().kernel(&source, boot);
-        let Ok((kernel, info)) = first else {
+        let images = Images::new(path.clone(), boot);
+        let Ok(Loaded { image, info }) = images.kernel() else {
             eprintln!("load: no kernel {}: scripts/fetch-kernels", path.display());
             return;
         };
         eprintln!("load/{name}: first load {:?}", info.load_time);
-        let place = Place::new(&kernel);
+        let place = Place::new(image.kernel().expect("a kernel was asked for"));
         let size = info.kept_bytes;
         let bytes = vec![0x5a; usize::try_from(size).expect("it is in memory")];
         let mut warm = vec![0; bytes.len()];
 
         let mut group = criterion.benchmark_group(format!("load/{name}"));
         group.throughput(Throughput::Bytes(size)).sample_size(20);
-        let second = |cache: &mut ImageCache| {
-            let (kernel, _) = cache.batch().kernel(&source, boot).expect("it was there");
-            loader::load(&place.memory, &kernel, None, &place.plan).expect("it loads");
+        let second = || {
+            let Loaded { image, .. } = images.kernel().expect("it was there");
+            let facts = image.kernel().expect("a kernel was asked for");
+            place.0.load(image.file(), facts);
         };
-        bench(
-            &mut group,
-            "second",
-            || place.scrub(),
-            || second(&mut cache),
-        );
-        bench(
-            &mut group,
-            "memcpy-fresh",
-            || place.scrub(),
-            || place.copy(&bytes),
-        );
-        bench(&mut group, "second-warm", || {}, || second(&mut cache));
-        bench(&mut group, "memcpy-warm-pool", || {}, || place.copy(&bytes));
-        bench(
-            &mut group,
-            "memcpy-warm",
-            || {},
-            || {
-                warm.copy_from_slice(black_box(&bytes));
-            },
-        );
+        bench(&mut group, "second", || place.empty(), second);
+        let copy = || place.copy(&bytes);
+        bench(&mut group, "memcpy-fresh", || place.empty(), copy);
+        bench(&mut group, "second-warm", || {}, second);
+        bench(&mut group, "memcpy-warm-pool", || {}, copy);
+        let warm = || warm.copy_from_slice(black_box(&bytes));
+        bench(&mut group, "memcpy-warm", || {}, warm);
         group.finish();
-        let counters = cache.counters();
+        let counters = images.store.counters();
         assert!(counters.decompressions <= 1, "{counters:?}");
         eprintln!("load/{name}: {counters:?}");
     }

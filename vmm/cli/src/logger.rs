@@ -35,7 +35,7 @@ pub fn install() {
 
 /// Writes a line that is no log line, such as the error that ends a command.
 pub fn say(line: &str) {
-    LOGGER.queue(format!("{line}\n"));
+    LOGGER.queue(&format!("{line}\n"));
 }
 
 /// Waits until everything so far is written, but not for long where nobody
@@ -73,7 +73,9 @@ impl Logger {
         self.queue.get_or_init(begin).as_ref()
     }
 
-    fn queue(&self, line: String) {
+    fn queue(&self, line: &str) {
+        // Whatever is quoted in it does nothing to a terminal.
+        let line = anstream::adapter::strip_str(line).to_string();
         let Some(sender) = self.sender() else {
             // Nobody is left to tell when stderr is gone.
             let _ = io::stderr().write_all(line.as_bytes());
@@ -121,7 +123,7 @@ impl Log for Logger {
             Level::Warn => "warning: ",
             _ => "",
         };
-        self.queue(format!("mkvmm: {level}{}\n", record.args()));
+        self.queue(&format!("mkvmm: {level}{}\n", record.args()));
     }
 
     fn flush(&self) {

@@ -16,13 +16,9 @@ use crate::decompress::{self, Compression, DecompressError};
 use crate::field::{FieldError, expect};
 use crate::le::{u16_at, u32_at, u64_at};
 use crate::version;
+use mkvmm_base::setup_header::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 
-/// Offset of the setup header in a bzImage, and in boot_params.
-pub const SETUP_HEADER_OFFSET: usize = offset_of!(boot_params, hdr);
-/// `boot_flag`: 0xaa55, as in every boot sector.
-pub const BOOT_FLAG: u16 = 0xaa55;
-/// `header`: "HdrS".
-pub const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+const _: () = assert!(SETUP_HEADER_OFFSET == offset_of!(boot_params, hdr));
 /// Oldest protocol whose fields all of this relies on: 2.12 (Linux 3.8), the
 /// first with `xloadflags`.
 const MIN_PROTOCOL: u16 = 0x020c;
@@ -66,7 +62,7 @@ pub enum BzImageError {
     TooLarge {
         /// Stated size, bytes.
         size: u64,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
     /// The payload could not be unpacked.

@@ -36,7 +36,7 @@ pub enum DecompressError {
     /// The stream is damaged.
     #[error("the {compression} payload is damaged")]
     Damaged {
-        /// The compression.
+        /// The kind of compression.
         compression: Compression,
         /// What its library said.
         #[source]
@@ -45,13 +45,13 @@ pub enum DecompressError {
     /// The stream unpacks to another length than the payload states.
     #[error("the {compression} payload unpacks to {got} bytes{more}, its last four bytes say {want}", more = if *.over { " or more" } else { "" })]
     Length {
-        /// The compression.
+        /// The kind of compression.
         compression: Compression,
         /// Bytes it unpacked to, at least.
         got: u64,
         /// Whether there was more than that.
         over: bool,
-        /// Bytes stated.
+        /// Bytes that the payload states.
         want: u64,
     },
     /// There is no memory for the unpacked kernel.

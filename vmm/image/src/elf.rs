@@ -13,6 +13,7 @@ use linux_loader::elf::{EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_L
 use crate::field::{FieldError, expect};
 use crate::le::{u16_at, u32_at, u64_at};
 use crate::program::{self, ProgramError};
+use crate::program_header::{ProgramHeader, to_usize};
 use mkvmm_base::layout::KERNEL_ALIGN;
 
 /// The first four bytes of every ELF file.
@@ -67,7 +68,7 @@ pub struct ElfSegment {
 /// A checked ELF kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ElfKernel {
-    /// Ascending, disjoint.
+    /// The segments to load, ascending and disjoint.
     pub segments: Vec<ElfSegment>,
     /// The 64-bit entry, from the kernel's start.
     pub entry_offset: u64,
@@ -75,33 +76,6 @@ pub struct ElfKernel {
     pub span: u64,
     /// Alignment of the kernel's start, a power of two, at least 2 MiB.
     pub align: u64,
-}
-
-/// A program header's fields that count here.
-#[derive(Debug, Clone, Copy)]
-pub struct ProgramHeader {
-    /// What it is for, such as PT_LOAD.
-    pub kind: u32,
-    /// Where its bytes lie in the file.
-    pub offset: u64,
-    /// Virtual address, which a kernel need not keep.
-    pub vaddr: u64,
-    /// Physical address, of which only distances count.
-    pub paddr: u64,
-    /// Bytes in the file.
-    pub filesz: u64,
-    /// Bytes in memory.
-    pub memsz: u64,
-}
-
-impl ProgramHeader {
-    /// Where its bytes lie in the file; `check_load` checked both ends.
-    fn place(&self) -> Range<usize> {
-        match self.filesz {
-            0 => 0..0,
-            size => to_usize(self.offset)..to_usize(self.offset + size),
-        }
-    }
 }
 
 /// Checks the whole file; nothing is copied.
@@ -188,11 +162,6 @@ fn check_entry(entry: u64, loads: &[ProgramHeader]) -> Result<(), FieldError> {
         entry,
         "an address of code; the ELF header is loaded there, as in a shared library",
     )
-}
-
-/// A value already known to be within the file.
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 /// The file header's fields that count here.

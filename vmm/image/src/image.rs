@@ -53,7 +53,7 @@ pub enum ImageError {
 pub enum Recognised {
     /// An ELF file.
     Elf,
-    /// A bzImage.
+    /// A bzImage, by the magic of its setup header.
     BzImage,
 }
 

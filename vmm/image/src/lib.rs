@@ -7,7 +7,6 @@
 
 mod blocks;
 pub mod bzimage;
-pub mod cache;
 pub mod child;
 pub mod decompress;
 pub mod elf;
@@ -15,19 +14,13 @@ mod facts;
 pub mod field;
 mod foreign;
 pub mod image;
-pub mod initramfs;
 mod le;
 mod lz4_legacy;
 mod lzop;
 pub mod program;
-pub mod source;
+mod program_header;
 pub mod unpack;
 mod version;
 
-pub use mkvmm_base::cmdline;
-
-pub use cache::{CacheCounters, ImageCache, ImageInfo};
 pub use image::{ImageError, KernelFormat, KernelImage};
-pub use initramfs::Initramfs;
 pub use mkvmm_base::image_facts::BootMode;
-pub use source::ImageSource;

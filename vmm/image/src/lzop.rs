@@ -48,11 +48,11 @@ pub enum LzopError {
     /// A checksum does not agree.
     #[error("the {what} has the checksum {got:#010x}, the container says {want:#010x}")]
     Checksum {
-        /// Whose checksum.
+        /// What the checksum is of.
         what: &'static str,
-        /// As computed.
+        /// The checksum of what was read.
         got: u32,
-        /// As stated.
+        /// The checksum that the container states.
         want: u32,
     },
     /// The LZO1X decoder refused a block.
@@ -63,7 +63,7 @@ pub enum LzopError {
     Length {
         /// Bytes it unpacked to.
         got: usize,
-        /// Bytes stated.
+        /// Bytes that the container states.
         want: usize,
     },
 }

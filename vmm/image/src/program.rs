@@ -7,8 +7,8 @@
 
 use linux_loader::elf::{PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_NOTE, PT_TLS};
 
-use crate::elf::ProgramHeader;
 use crate::le::{u32_at, u64_at};
+use crate::program_header::ProgramHeader;
 
 /// `PT_GNU_RELRO`: what a dynamic loader makes read-only.
 const PT_GNU_RELRO: u32 = 0x6474_e552;

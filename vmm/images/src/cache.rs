@@ -31,7 +31,7 @@ pub struct CacheCounters {
     pub joined: u64,
     /// Unpackings ended because nobody waited for them any more.
     pub abandoned: u64,
-    /// Kernels unpacked.
+    /// Kernels that had to be decompressed.
     pub decompressions: u64,
     /// Entries dropped to keep the limit.
     pub evictions: u64,

@@ -26,7 +26,7 @@ const TRIES: usize = 16;
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Opening failed.
+    /// The kernel refused to open it.
     #[error("cannot be opened")]
     Open(#[source] io::Error),
     /// A directory, a device, a terminal, or a pipe where none is accepted.
@@ -50,7 +50,7 @@ pub enum SourceError {
     /// A directory of images could not be opened.
     #[error("the image directory {} cannot be opened", .path.display())]
     Directory {
-        /// Its path.
+        /// The path as it was configured.
         path: PathBuf,
         /// The underlying error.
         #[source]

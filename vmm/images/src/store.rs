@@ -212,11 +212,6 @@ impl<U: Unpackers + 'static> ImageStore<U> {
         Ok(Loaded { image, info })
     }
 
-    /// Starts requests that belong together, such as those of one launch.
-    pub fn batch(&self, access: Arc<Access>) -> Batch<U> {
-        Batch::new(self.clone(), access)
-    }
-
     /// Returns what the store did so far.
     pub fn counters(&self) -> CacheCounters {
         let state = self.inner.state.borrow();

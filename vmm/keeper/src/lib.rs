@@ -16,10 +16,15 @@
 //! code runs between fork and exec. What a child is to work on reaches it over
 //! its channel.
 //!
+//! [`cgroup`] has a leaf for each guest, where accounting and limits by cgroup
+//! are wanted; without one a child's own clock tells what it used.
+//!
 //! Nothing here parses what others wrote, and nothing here knows of guests.
 //! The process that uses it is parent and reaper of all others; it can be the
 //! manager, or a keeper of its own below it.
 
+mod birth;
+pub mod cgroup;
 pub mod child;
 pub mod process;
 mod sys;

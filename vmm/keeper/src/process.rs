@@ -1,19 +1,25 @@
 //! Children: starting, ending and reaping them.
 
+use std::ffi::CString;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
+use crate::birth::Birth;
+use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
+use crate::sys;
 
 /// The reasons why a child could not be started, ended or reaped.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +40,7 @@ pub enum ProcessError {
     Handle {
         /// What was tried.
         action: &'static str,
-        /// The child.
+        /// The process id of the child.
         pid: i32,
         /// The underlying error.
         #[source]
@@ -55,7 +61,7 @@ impl ProcessError {
 /// Where a child's standard output and error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
-    /// Nowhere.
+    /// Output goes to `/dev/null`.
     #[default]
     Null,
     /// Where those of this process go.
@@ -78,6 +84,9 @@ pub struct Spawn<'a> {
     /// The program that it runs; this one when `None`. For those that embed
     /// mkvmm in a program of their own.
     pub program: Option<&'a Path>,
+    /// The open directory of a v2 cgroup that it is born in; that of this
+    /// process when `None`.
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
 impl Spawn<'_> {
@@ -97,14 +106,17 @@ impl Spawn<'_> {
             label: self.label.to_owned(),
             source,
         };
+        if let Some(cgroup) = self.cgroup {
+            let (pid, pidfd) = self.start_in(cgroup).map_err(failed)?;
+            return Ok(Child::new(pid, pidfd));
+        }
         let output = || match self.output {
             Output::Null => Stdio::null(),
             Output::Inherit => Stdio::inherit(),
         };
-        let program = self.program.unwrap_or(Path::new("/proc/self/exe"));
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.program());
         command
-            .arg0(format!("mkvmm-{}: {}", self.role, self.label))
+            .arg0(self.name())
             .env_clear()
             .envs(self.environment.iter().copied())
             .env(ROLE_VARIABLE, self.role)
@@ -116,11 +128,7 @@ impl Spawn<'_> {
         // Until somebody waits for it its pid is not used again, even if it
         // has ended already.
         match open_pidfd(started.id()) {
-            Ok((pid, pidfd)) => Ok(Child {
-                pid,
-                pidfd: Arc::new(pidfd),
-                exit: None,
-            }),
+            Ok((pid, pidfd)) => Ok(Child::new(pid, pidfd)),
             Err(errno) => {
                 // Neither can fail for a child that nobody has waited for.
                 let _ = started.kill();
@@ -128,6 +136,35 @@ impl Spawn<'_> {
                 Err(failed(errno.into()))
             }
         }
+    }
+
+    /// Returns what `ps` shows.
+    fn name(&self) -> String {
+        format!("mkvmm-{}: {}", self.role, self.label)
+    }
+
+    fn program(&self) -> &Path {
+        self.program.unwrap_or(Path::new("/proc/self/exe"))
+    }
+
+    /// Starts the same child in a cgroup.
+    fn start_in(&self, cgroup: BorrowedFd<'_>) -> io::Result<(Pid, OwnedFd)> {
+        let pid = std::process::id().to_string();
+        let own = [(ROLE_VARIABLE, self.role), (PARENT_VARIABLE, pid.as_str())];
+        let variables = self.environment.iter().copied().chain(own);
+        let variable = |(name, value)| CString::new(format!("{name}={value}"));
+        let null = match self.output {
+            Output::Null => Some(File::options().write(true).open("/dev/null")?),
+            Output::Inherit => None,
+        };
+        let birth = Birth {
+            program: CString::new(self.program().as_os_str().as_bytes())?,
+            arguments: vec![CString::new(self.name())?],
+            environment: variables.map(variable).collect::<Result<_, _>>()?,
+            input: self.channel.as_fd(),
+            output: null.as_ref().map(AsFd::as_fd),
+        };
+        birth.start(cgroup)
     }
 }
 
@@ -171,9 +208,33 @@ pub struct Child {
     pidfd: Arc<OwnedFd>,
     /// How it ended, once it was reaped.
     exit: Option<Exit>,
+    /// The CPU time that it had used by then.
+    used: Option<Duration>,
 }
 
 impl Child {
+    fn new(pid: Pid, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd: Arc::new(pidfd),
+            exit: None,
+            used: None,
+        }
+    }
+
+    /// Returns the CPU time that the child has used with all its threads, in
+    /// user code, its guest and the kernel: up to now, or up to its end once
+    /// that is known. Never less than before.
+    ///
+    /// # Errors
+    /// [`ProcessError::Handle`] if somebody else has reaped it.
+    pub fn cpu_time(&self) -> Result<Duration, ProcessError> {
+        match self.used {
+            Some(used) => Ok(used),
+            None => sys::cpu_time(self.pid).map_err(|error| self.failed("timing", error)),
+        }
+    }
+
     /// Returns its pid, for people; only the pidfd is sure to be this child.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
@@ -251,15 +312,24 @@ impl Child {
     }
 
     fn reap(&mut self, options: WaitIdOptions) -> Result<Option<Exit>, ProcessError> {
-        if self.exit.is_none() {
+        if self.exit.is_some() {
+            return Ok(self.exit);
+        }
+        let wait = |options| {
             let options = options | WaitIdOptions::EXITED;
-            let status = rustix::io::retry_on_intr(|| {
+            rustix::io::retry_on_intr(|| {
                 rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
             })
-            .map_err(|errno| self.failed("waiting for", errno))?;
-            self.exit = status.as_ref().map(exit_of);
+            .map_err(|errno| self.failed("waiting for", errno))
+        };
+        // First only looked at: its clock goes with it.
+        if wait(options | WaitIdOptions::NOWAIT)?.is_none() {
+            return Ok(None);
         }
-        Ok(self.exit)
+        let used = self.cpu_time()?;
+        let exit = wait(options)?.as_ref().map(exit_of);
+        (self.exit, self.used) = (exit, Some(used));
+        Ok(exit)
     }
 
     fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> ProcessError {
@@ -283,6 +353,28 @@ impl Killer {
     /// Returns the pid of the child, for people.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
+    }
+
+    /// Returns the CPU time that the child has used so far, as
+    /// [`Child::cpu_time`]; `None` once it was reaped.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let used = sys::cpu_time(self.pid).ok()?;
+        self.is_there().then_some(used)
+    }
+
+    /// Returns the bytes of memory that the child has to itself: heap and
+    /// stacks, but no file, be it of guest memory or a program. `None` once it
+    /// was reaped.
+    pub fn memory(&self) -> Option<u64> {
+        let bytes = cgroup::private_memory(self.pid).ok()?;
+        self.is_there().then_some(bytes)
+    }
+
+    /// Whether the pid is the child's still: nobody else gets it before the
+    /// child was reaped, from when on nobody can wait for it.
+    fn is_there(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options).is_ok()
     }
 
     /// Ends the child. Harmless if it has ended.

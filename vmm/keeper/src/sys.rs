@@ -1,7 +1,7 @@
 //! The system calls that rustix has no safe form of.
 //!
-//! UNSAFETY: rt_sigaction and sigprocmask take pointers, close_range takes
-//! numbers for descriptors.
+//! UNSAFETY: rt_sigaction, sigprocmask and the clocks take pointers,
+//! close_range takes numbers for descriptors.
 #![expect(unsafe_code, reason = "calls libc where rustix has nothing")]
 
 use std::io;
@@ -9,6 +9,9 @@ use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::ptr;
+use std::time::Duration;
+
+use rustix::process::Pid;
 
 /// The signals there are.
 const SIGNALS: RangeInclusive<i32> = 1..=64;
@@ -106,4 +109,30 @@ pub fn close_range(first: RawFd, last: u32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Returns the CPU time that process `pid` has used, with all its threads,
+/// ended ones included. It may have ended itself, but not been reaped.
+///
+/// # Errors
+/// ESRCH, or EINVAL, where there is no such process.
+pub fn cpu_time(pid: Pid) -> io::Result<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the pointer is to a number that may be written to.
+    let result = unsafe { libc::clock_getcpuclockid(pid.as_raw_pid(), &raw mut clock) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a time that may be written to.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let seconds = u64::try_from(time.tv_sec).map_err(io::Error::other)?;
+    let nanoseconds = u32::try_from(time.tv_nsec).map_err(io::Error::other)?;
+    Ok(Duration::new(seconds, nanoseconds))
 }

@@ -102,7 +102,7 @@ impl Machine {
         connections: Connections,
     ) -> Result<Self, MachineError> {
         // Memory slots come with the VM, before irqchip and vCPUs.
-        let vm = Vm::new(host, Arc::clone(&memory))?;
+        let vm = Vm::new(host, memory)?;
         let Connections {
             console,
             news,
@@ -114,7 +114,7 @@ impl Machine {
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
         }
-        writer::write(&memory, &config.boot)?;
+        writer::write(vm.memory(), &config.boot)?;
         let mut machine = Self {
             vcpus: Vec::new(),
             board,

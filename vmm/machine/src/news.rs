@@ -17,14 +17,14 @@ pub enum News {
     },
     /// The guest accessed memory it does not own.
     Violation {
-        /// The access.
+        /// The access that the guest made.
         violation: Violation,
         /// Whether later violations of this guest are only counted.
         last_reported: bool,
     },
     /// The guest's boot reached a stage; told once per run.
     Reached {
-        /// The stage.
+        /// The stage that was reached.
         stage: Stage,
         /// Nanoseconds of CLOCK_MONOTONIC.
         at: u64,
@@ -42,7 +42,7 @@ pub enum News {
         ticket: u64,
         /// Which vCPU, from 0.
         cpu: u8,
-        /// Its registers.
+        /// The registers of the stopped vCPU.
         registers: Box<Registers>,
         /// What [`crate::kvm::snapshot::translate`] found; `None` also where
         /// no translation was asked for.

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -14,19 +15,20 @@ use mkvmm_base::layout::{
     BOOT_PARAMS_START, GDT_START, LAPIC_START, LOW_WINDOW_SIZE, PAGE_SIZE, PAGE_TABLES_START,
 };
 use mkvmm_base::state::EndReason;
-use mkvmm_base::{InstanceId, RunId};
 use mkvmm_machine::boot::{gdt, page_tables};
 use mkvmm_machine::kvm::clock::StoppedClock;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
 use mkvmm_machine::kvm::{Host, Vm};
 use mkvmm_machine::loading::BootEntry;
+use mkvmm_machine::memory::{GuestMemory, MemoryPart, PoolMapping};
 use mkvmm_machine::news::{News, NewsSink};
 use mkvmm_machine::vcpu::{
     self, ExitBus, ExitOutcome, HaltCheck, ReadRequest, Vcpu, VcpuCommand, VcpuHandle, VcpuSetup,
 };
-use mkvmm_memory::host_pool::HostPool;
-use mkvmm_memory::instance_memory::InstanceMemory;
+use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::ReservationConfig;
+use mkvmm_wire::shared::board::Board;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Where a guest's code lies, in the low window.
 const CODE: u64 = 0x5_0000;
@@ -83,10 +85,9 @@ impl NewsSink for Told {
 struct Guest {
     vcpus: Vec<VcpuHandle>,
     vm: Vm,
-    memory: Arc<InstanceMemory>,
+    memory: Arc<GuestMemory>,
     ports: Arc<Ports>,
     news: Receiver<News>,
-    _pool: HostPool,
 }
 
 /// The host's KVM, unless there is none.
@@ -114,23 +115,34 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+/// Makes memory of `range` with the low window at its beginning.
+fn memory(range: AddrRange) -> GuestMemory {
+    let file = MemoryFile::make(range, &ReservationConfig::default()).unwrap();
+    let file = file.as_fd().try_clone_to_owned().unwrap();
+    let page = usize::try_from(PAGE_SIZE).unwrap();
+    let mapping = PoolMapping::new(&[MemoryPart { range, file }], page, false).unwrap();
+    let low = AddrRange::with_size(range.start(), LOW_WINDOW_SIZE).unwrap();
+    GuestMemory::new(&Arc::new(mapping), Some(low)).unwrap()
+}
+
 impl Guest {
     /// A guest with `cpus` vCPUs whose first one runs `code`.
     fn start(host: &Host, cpus: u8, code: &[u8]) -> Self {
-        let range = AddrRange::with_size(1 << 32, 8 << 20).unwrap();
-        let mut pool = HostPool::new(range, ReservationConfig::default(), &|_| ()).unwrap();
-        let (id, name) = (pool.next_id(), "a".parse().unwrap());
-        let sub_pool = pool.carve(id, &name, 4 << 20).unwrap();
-        let low = AddrRange::with_size(sub_pool.regions()[0].start(), LOW_WINDOW_SIZE).unwrap();
-        let memory = InstanceMemory::new(pool.reservation(), sub_pool.regions(), low).unwrap();
+        let range = AddrRange::with_size(1 << 32, 4 << 20).unwrap();
+        let memory = memory(range);
         let mapped = [(0, LOW_WINDOW_SIZE), (LAPIC_START, PAGE_SIZE)];
         let mapped = mapped.map(|(start, size)| AddrRange::with_size(start, size).unwrap());
         let tables = page_tables::build(&mapped).unwrap();
-        memory.write(GDT_START, &words(&gdt::table())).unwrap();
+        let gdt = words(&gdt::table());
         let tables = words(tables.as_flattened());
-        memory.write(PAGE_TABLES_START, &tables).unwrap();
-        memory.write(CODE, code).unwrap();
-        memory.write(AP_CODE, SLEEP).unwrap();
+        for (at, bytes) in [
+            (GDT_START, gdt.as_slice()),
+            (PAGE_TABLES_START, &tables),
+            (CODE, code),
+            (AP_CODE, SLEEP),
+        ] {
+            memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
+        }
         let memory = Arc::new(memory);
         let vm = Vm::new(host, Arc::clone(&memory)).unwrap();
         let setup = VcpuSetup {
@@ -150,16 +162,17 @@ impl Guest {
         let (sender, news) = mpsc::channel();
         let sink: Arc<dyn NewsSink> = Arc::new(Told(Mutex::new(sender)));
         let ports = Arc::new(Ports::default());
-        let run = RunId {
-            id: InstanceId(1),
-            epoch: 1,
-        };
+        let board = Board::create().unwrap().0.writer();
+        let name = "a".parse().unwrap();
         // All of them before the first runs, as a machine has it.
         let made: Vec<Vcpu> = (0..cpus)
             .map(|index| Vcpu::new(host, &vm, index, &setup).unwrap())
             .collect();
-        let start = |vcpu: Vcpu| vcpu.start(run, &name, None, ports.clone(), &sink).unwrap();
-        let vcpus: Vec<VcpuHandle> = made.into_iter().map(start).collect();
+        let start = |(index, vcpu): (usize, Vcpu)| {
+            let slot = board.vcpu(index).unwrap();
+            vcpu.start(&name, None, slot, ports.clone(), &sink).unwrap()
+        };
+        let vcpus: Vec<VcpuHandle> = made.into_iter().enumerate().map(start).collect();
         vcpus.iter().for_each(|vcpu| vcpu.send(VcpuCommand::Run));
         Self {
             vcpus,
@@ -167,7 +180,6 @@ impl Guest {
             memory,
             ports,
             news,
-            _pool: pool,
         }
     }
 
@@ -182,7 +194,8 @@ impl Guest {
     /// The first 64-bit word of the data.
     fn word(&self) -> u64 {
         let mut bytes = [0; 8];
-        self.memory.read(DATA, &mut bytes).unwrap();
+        let data = self.memory.guest();
+        data.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
         u64::from_le_bytes(bytes)
     }
 
@@ -242,7 +255,8 @@ fn port_accesses_arrive_one_by_one_and_with_their_width() {
     );
     assert_eq!(guest.end(), EndReason::Panic);
     let mut data = [0xaa; 12];
-    guest.memory.read(DATA, &mut data).unwrap();
+    let memory = guest.memory.guest();
+    memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
     assert_eq!(data, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]);
     let mut want: Vec<(u16, Vec<u8>)> = (0..5).map(|i| (0x608, vec![i; 2])).collect();
     want.push((0x3f8, vec![0x41, 0x42]));

@@ -1,4 +1,4 @@
-//! How much one guest may have said about it.
+//! How much of what the process of a guest says is told.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ const BURST: u32 = 32;
 /// How long until one more may come.
 const REFILL: Duration = Duration::from_secs(1);
 
-/// Bounds what the log says about one guest, so that it drowns no other's
-/// lines, and counts what it did not say.
+/// Bounds what is told of one guest, in the log and in events, so that it
+/// drowns no other's, and counts what was left out.
 #[derive(Debug)]
 pub struct Chatter {
     left: u32,

@@ -45,7 +45,8 @@ impl Role {
     }
 }
 
-/// Starts a child of `role` for `label`, with a channel to it.
+/// Starts a child of `role` for `label`, with a channel to it; in a v2 cgroup
+/// whose directory is open, if one is given.
 ///
 /// # Errors
 /// [`WorkerError`]; no process is left then.
@@ -53,6 +54,7 @@ pub(crate) fn start<Out: Message, In: Message>(
     host: &Host,
     role: Role,
     label: &str,
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(Child, AsyncChannel<Out, In>), WorkerError> {
     let (ours, theirs) = channel::pair()?;
     let of_host = host.environment.iter();
@@ -65,6 +67,7 @@ pub(crate) fn start<Out: Message, In: Message>(
         environment: &environment,
         output: host.child_output,
         program: host.program.as_deref(),
+        cgroup,
     }
     .start()?;
     Ok((child, AsyncChannel::open(ours)?))
@@ -82,7 +85,7 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     question: &Out,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<In, WorkerError> {
-    let (mut child, mut channel) = start::<Out, In>(host, role, label)?;
+    let (mut child, mut channel) = start::<Out, In>(host, role, label, None)?;
     channel.sender.send(question, descriptors).await?;
     let answer = channel.receiver.recv().await;
     let exit = ended(&mut child).await?;

@@ -4,6 +4,7 @@
 //! made of, what the ledger gave it, where its life stands. Records change in
 //! [`crate::life`] and nowhere else.
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,10 +13,12 @@ use mkpool::range::RangeError;
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};
+use mkvmm_keeper::cgroup::Leaf;
 use mkvmm_memory::e820::{self, E820Entry, E820Facts};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::placement::PlacementPlan;
+use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::budget::Booking;
 use crate::chatter::Chatter;
@@ -24,6 +27,7 @@ use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
 use crate::images::Images;
 use crate::status::Status;
+use crate::usage::{Footprint, Meter};
 use crate::worker::Worker;
 
 /// Images that have their places in an instance's memory.
@@ -74,6 +78,10 @@ pub struct Guest {
     pub(crate) loaded: Option<Loaded>,
     /// The process that has the memory, if one has.
     pub(crate) worker: Option<Rc<Worker>>,
+    /// Its cgroup, if it has one, from its first worker on.
+    pub(crate) leaf: Option<Arc<Leaf>>,
+    /// The CPU time of all its workers.
+    pub(crate) meter: Arc<Meter>,
     /// The verb that is being carried out and takes its time.
     pub(crate) busy: Option<Verb>,
     /// Whether somebody wants it dead; only an explicit start clears it.
@@ -127,6 +135,20 @@ impl Guest {
     /// Returns the number of the process that it runs in, if there is one.
     pub fn pid(&self) -> Option<i32> {
         self.worker.as_ref().map(|worker| worker.pid())
+    }
+
+    /// Returns where to read what it uses; its memory is made as `config` says.
+    pub fn footprint(&self, config: &ReservationConfig) -> Footprint {
+        let process = self.worker.as_ref().map(|worker| worker.killer().clone());
+        Footprint::new(Arc::clone(&self.meter), process, &self.files, config)
+    }
+
+    /// Returns a directory of its cgroup, if it has one: that in the v2 tree
+    /// where it is in that.
+    pub fn cgroup(&self) -> Option<&Path> {
+        let directories = self.leaf.as_ref()?.directories();
+        let mut all = directories.v2.iter().chain(directories.v1.values());
+        all.next().map(PathBuf::as_path)
     }
 
     /// Whether it ended and waits to be booted again by its policy.

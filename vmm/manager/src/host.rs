@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use mkvmm_keeper::process::Output;
 
+use crate::leaves::Leaves;
+
 /// What a manager needs of its host, opened and checked by its caller.
 #[derive(Debug)]
 pub struct Host {
@@ -20,4 +22,6 @@ pub struct Host {
     pub environment: Vec<(String, String)>,
     /// Where the output of children goes.
     pub child_output: Output,
+    /// Where guests have cgroups of their own.
+    pub leaves: Leaves,
 }

@@ -12,6 +12,7 @@
 //! | `console`, `status` | what its workers leave in shared memory |
 //! | `host`, `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
+//! | `usage`, `leaves` | what it costs the host, and its cgroup |
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
@@ -35,6 +36,7 @@ pub mod event_log;
 pub mod guest;
 pub mod host;
 pub mod images;
+mod leaves;
 pub mod life;
 pub mod limits;
 pub mod manager;
@@ -47,9 +49,11 @@ pub mod resolve;
 pub mod run;
 pub mod status;
 pub mod stream;
+pub mod usage;
 pub mod view;
 pub mod worker;
 
 pub use child::Role;
 pub use host::Host;
+pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

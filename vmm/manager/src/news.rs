@@ -22,6 +22,11 @@ const LINE_MAX: usize = 1024;
 impl Manager {
     /// Takes a report of a run that is not over.
     pub(crate) fn on_news(&self, run: RunId, report: Report) {
+        // Of these an honest worker has few, and a hostile one any number.
+        let is_told = matches!(report, Report::Violation { .. } | Report::Log { .. });
+        if is_told && !self.admit(run) {
+            return;
+        }
         let registry = self.registry();
         let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
             return;
@@ -40,10 +45,7 @@ impl Manager {
                 at: since_start(at),
                 text: harmless(&text),
             }),
-            Report::Log { level, text } => {
-                drop(registry);
-                self.pass_on(run, level, &text);
-            }
+            Report::Log { level, text } => pass_on(guest.name(), level, &text),
             Report::Registers {
                 ticket,
                 cpu,
@@ -63,26 +65,21 @@ impl Manager {
         }
     }
 
-    /// Passes on a line of a worker's log, which may say anything, and often.
-    fn pass_on(&self, run: RunId, level: LogLevel, text: &str) {
+    /// Whether one more thing may be told about a guest; says how many were
+    /// left out.
+    fn admit(&self, run: RunId) -> bool {
         let mut registry = self.registry_mut();
         let Some(guest) = registry.guest_mut(run.id) else {
-            return;
+            return false;
         };
         let Some(unsaid) = guest.chatter.admit(Instant::now()) else {
-            return;
+            return false;
         };
-        let name = guest.name();
         if unsaid > 0 {
-            log::warn!("{name}: {unsaid} lines of its process were left out");
+            let name = guest.name();
+            log::warn!("{name}: {unsaid} reports of its process were left out");
         }
-        let level = match level {
-            LogLevel::Error => log::Level::Error,
-            LogLevel::Warn => log::Level::Warn,
-            LogLevel::Info => log::Level::Info,
-            LogLevel::Debug => log::Level::Debug,
-        };
-        log::log!(level, "{name}: {}", harmless(text));
+        true
     }
 
     /// A guest's console log cannot be written any more.
@@ -118,6 +115,17 @@ fn on_violation(registry: &Registry, guest: &Guest, violation: Violation, last: 
         owner,
     };
     registry.log().push(Some(name.to_string()), kind);
+}
+
+/// Passes on a line of a worker's log, which may say anything.
+fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
+    let level = match level {
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warn => log::Level::Warn,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug => log::Level::Debug,
+    };
+    log::log!(level, "{name}: {}", harmless(text));
 }
 
 /// Text without control characters, and not longer than a line.

@@ -38,10 +38,29 @@ struct Shared {
     bell: Bell,
 }
 
-/// The stream's side of the manager.
+/// The end through which the thread is told something. When it is dropped the
+/// thread is told to return, so that a launch that fails leaves no thread.
+#[derive(Debug)]
+struct Teller(Arc<Shared>);
+
+impl Teller {
+    fn tell(&self, message: Message) {
+        lock(&self.0.inbox).push(message);
+        self.0.bell.ring();
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.tell(Message::Close);
+    }
+}
+
+/// The stream's side of the manager. When it is dropped the thread returns
+/// once everything is written.
 #[derive(Debug)]
 pub struct Stream {
-    shared: Arc<Shared>,
+    teller: Teller,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -79,22 +98,24 @@ impl Stream {
         let thread = thread.map_err(|error| {
             SharedError::Bell(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
         })?;
-        Ok(Self { shared, thread })
+        let teller = Teller(shared);
+        Ok(Self { teller, thread })
     }
 
     /// Follows a console.
     pub fn add(&self, name: &InstanceName, console: &Arc<GuestConsole>) {
-        self.tell(Message::Add(name.clone(), Arc::clone(console)));
+        self.teller
+            .tell(Message::Add(name.clone(), Arc::clone(console)));
     }
 
     /// Says that a guest has printed its last.
     pub fn end(&self, name: &InstanceName) {
-        self.tell(Message::End(name.clone()));
+        self.teller.tell(Message::End(name.clone()));
     }
 
     /// Has the thread return once everything is written.
     pub fn close(&self) {
-        self.tell(Message::Close);
+        self.teller.tell(Message::Close);
     }
 
     /// Whether the thread has returned.
@@ -109,11 +130,6 @@ impl Stream {
     pub fn join(self) -> io::Result<()> {
         let panicked = |_| Err(io::Error::other("the console thread panicked"));
         self.thread.join().unwrap_or_else(panicked)
-    }
-
-    fn tell(&self, message: Message) {
-        lock(&self.shared.inbox).push(message);
-        self.shared.bell.ring();
     }
 }
 

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_base::state::EndReason;
@@ -18,6 +19,8 @@ use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
 use mkvmm_wire::messages::{Done, Order, Refusal, Report};
 use tokio::sync::{Mutex, oneshot, watch};
+
+use crate::usage::Meter;
 
 /// Reports that are taken in before other tasks get a turn.
 const BATCH: usize = 32;
@@ -72,6 +75,8 @@ pub struct Worker {
     killer: Killer,
     sender: Mutex<AsyncSender<Order>>,
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
+    /// Counts the CPU time of the instance.
+    meter: Arc<Meter>,
     /// Holds how the process ended, once its end was dealt with.
     gone: watch::Sender<Option<Exit>>,
 }
@@ -83,6 +88,7 @@ impl Worker {
         run: RunId,
         child: Child,
         channel: AsyncChannel<Order, Report>,
+        meter: Arc<Meter>,
         listener: Rc<L>,
     ) -> Rc<Self> {
         let (sender, receiver) = channel.split();
@@ -91,6 +97,7 @@ impl Worker {
             killer: child.killer(),
             sender: Mutex::new(sender),
             answers: RefCell::default(),
+            meter,
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
@@ -100,6 +107,11 @@ impl Worker {
     /// Returns the number of the process.
     pub fn pid(&self) -> i32 {
         self.killer.pid()
+    }
+
+    /// Returns what can end the process, and tell what it uses.
+    pub(crate) fn killer(&self) -> &Killer {
+        &self.killer
     }
 
     /// Sends an order that is not answered.
@@ -209,6 +221,10 @@ impl Worker {
                 end_unheard(&mut child).await
             }
         };
+        match child.cpu_time() {
+            Ok(used) => self.meter.add(used),
+            Err(error) => log::error!("worker {}: {}", self.pid(), chain(&error)),
+        }
         let exit = exit.unwrap_or_else(|error| {
             // Nobody else reaps our children: an internal error.
             log::error!("worker {}: {}", self.pid(), chain(&error));

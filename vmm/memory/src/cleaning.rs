@@ -34,7 +34,7 @@ pub enum CleanError {
     /// The kernel refused to take the pages.
     #[error("{} bytes at {:#x} of a memory file cannot be given back", .part.len, .part.offset)]
     Punch {
-        /// The part.
+        /// The part of the file.
         part: Part,
         /// The underlying error.
         #[source]
@@ -43,7 +43,7 @@ pub enum CleanError {
     /// The part cannot be mapped.
     #[error("{} bytes at {:#x} of a memory file cannot be mapped", .part.len, .part.offset)]
     Map {
-        /// The part.
+        /// The part of the file.
         part: Part,
         /// The underlying error.
         #[source]
@@ -52,7 +52,7 @@ pub enum CleanError {
     /// The part is longer than this host's address space.
     #[error("{} bytes do not fit this host's address space", .part.len)]
     AddressSpace {
-        /// The part.
+        /// The part of the file.
         part: Part,
     },
 }

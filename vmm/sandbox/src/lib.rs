@@ -1,4 +1,4 @@
-//! Confinement and accounting of mkvmm's processes.
+//! Confinement of mkvmm's processes.
 //!
 //! mkvmm is a manager, a keeper and one process per guest. A worker executes
 //! what a hostile guest makes it execute, an unpacker parses what a stranger
@@ -73,7 +73,6 @@
 //!   children on a thread that lasts.
 #![forbid(unsafe_code)]
 
-pub mod cgroup;
 mod domain;
 mod enter;
 mod error;

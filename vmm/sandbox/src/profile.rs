@@ -83,7 +83,7 @@ pub struct Layers {
     pub parent_death: bool,
     /// `no_new_privs`, which seccomp and Landlock also bring with them.
     pub no_new_privs: bool,
-    /// Resource limits.
+    /// Resource limits (`setrlimit`).
     pub limits: bool,
     /// The Landlock domain.
     pub landlock: bool,
@@ -92,7 +92,7 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// All layers.
+    /// Every layer is applied.
     pub const ALL: Self = Self {
         identity: true,
         capabilities: true,
@@ -214,7 +214,7 @@ pub struct Confinement {
     /// The kernel means the *thread* that made this process: a keeper makes
     /// its children on its main thread.
     pub parent: Option<Pid>,
-    /// Resource limits.
+    /// Resource limits (`setrlimit`), which the process keeps.
     pub limits: Limits,
     /// Leaves the process dumpable, so that gdb and perf of the same user can
     /// look in. The Landlock domain stays: it restricts whom this process may

@@ -7,11 +7,11 @@ use crate::profile::{Mode, Profile};
 /// A layer of the sandbox, in the order in which layers are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// Resource limits.
+    /// Resource limits (`setrlimit`).
     Limits,
     /// Supplementary groups, group and user ids.
     Identity,
-    /// Capability sets.
+    /// The capability sets, all emptied.
     Capabilities,
     /// Whether processes of the same user may look in.
     Dumpable,

@@ -80,7 +80,7 @@ pub struct LoadOrder {
 /// A row of the memory map that the guest is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapRow {
-    /// The range.
+    /// The guest-physical addresses of the row.
     pub extent: Extent,
     /// The type, as the e820 numbers them.
     pub kind: u32,
@@ -187,7 +187,7 @@ pub struct Refusal {
 /// How loud a line of a child's log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogLevel {
-    /// Something failed.
+    /// An operation failed.
     Error,
     /// Something is not as it should be.
     Warn,
@@ -207,14 +207,14 @@ pub enum Report {
     Ended(EndReason),
     /// The guest accessed memory it does not own.
     Violation {
-        /// The access.
+        /// The access that the guest made.
         violation: Violation,
         /// Whether later ones are only counted.
         last_reported: bool,
     },
     /// A stage of the boot was reached.
     Reached {
-        /// The stage.
+        /// The stage that was reached.
         stage: Stage,
         /// When: nanoseconds of CLOCK_MONOTONIC.
         at: u64,
@@ -230,7 +230,7 @@ pub enum Report {
     Registers {
         /// From the question.
         ticket: u64,
-        /// The vCPU.
+        /// The number of the vCPU, from 0.
         cpu: u8,
         /// What they hold.
         registers: Box<Registers>,
@@ -241,7 +241,7 @@ pub enum Report {
     Log {
         /// How loud it is.
         level: LogLevel,
-        /// One line.
+        /// The text, one line without its end.
         text: String,
     },
 }
@@ -253,7 +253,7 @@ impl Message for Report {}
 pub struct FilePart {
     /// The number of the descriptor, from 0.
     pub file: u32,
-    /// The part.
+    /// The bytes of that file.
     pub extent: Extent,
 }
 

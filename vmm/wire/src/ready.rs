@@ -95,3 +95,26 @@ impl AsFd for Ready {
         self.0.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_peer_that_only_stops_sending_has_not_hung_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let hangup = Hangup::new(ours.into()).unwrap();
+        std::io::Write::write_all(&mut &theirs, b"unread").unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        let soon = Duration::from_millis(50);
+        let waited = tokio::time::timeout(soon, hangup.wait()).await;
+        assert!(waited.is_err(), "it may still be reading");
+        drop(theirs);
+        hangup.wait().await.unwrap();
+    }
+}

@@ -32,7 +32,7 @@ pub enum ConfigError {
     UnknownKey {
         /// The path of the file.
         path: PathBuf,
-        /// The key.
+        /// The key that no option has.
         key: String,
         /// The nearest key that exists.
         nearest: &'static str,

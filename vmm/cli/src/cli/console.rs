@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::HostIoError;
 use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
-use crate::cli::remote::escape;
+use crate::cli::exchange::escape;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
 use mkvmm_manager::control::http::CONSOLE_PROTOCOL;

@@ -6,9 +6,11 @@ use clap::Subcommand;
 use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::exchange::{answer, escape, get};
 use crate::cli::hexdump::hexdump;
-use crate::cli::remote::{OptionError, answer, escape, get, size};
-use crate::cli::{print, tables};
+use crate::cli::options::{OptionError, size};
+use crate::cli::output::print;
+use crate::cli::tables;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Hex;
 use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};

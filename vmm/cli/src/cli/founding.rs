@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mkvmm_base::image_facts::BootMode;
@@ -11,9 +12,10 @@ use mkvmm_base::{Class, Diagnose};
 use mkvmm_children::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 use mkvmm_image::{ImageError, KernelImage};
 use mkvmm_images::{Access, Budget, BuiltIn};
+use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
-use mkvmm_manager::{ConsoleOptions, Host, Manager, Options};
+use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -39,6 +41,9 @@ pub enum FoundingError {
     /// `--worker-uid` names root.
     #[error("--worker-uid 0: guests' processes never belong to root")]
     Root,
+    /// Guests cannot have cgroups where they are to have them.
+    #[error("--cgroup")]
+    Cgroup(#[from] CgroupError),
     /// `--worker-uid` is given, and nobody but root can follow it.
     #[error("--worker-uid: only root can give processes to another user")]
     NotRoot,
@@ -48,7 +53,8 @@ impl Diagnose for FoundingError {
     fn class(&self) -> Class {
         match self {
             Self::Root | Self::NotRoot | Self::Connections(_) => Class::Invalid,
-            Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
+            Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
+            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
         }
     }
 }
@@ -92,7 +98,7 @@ pub enum Stall {
 
 /// How the processes of guests and images are confined, as flags and as keys
 /// of a file.
-#[derive(Debug, Clone, Copy, Default, clap::Args, Deserialize)]
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ChildOptions {
     /// What happens to a guest's process that asks for more than it may [default: kill]
@@ -107,11 +113,16 @@ pub struct ChildOptions {
     /// What happens to a guest whose process is stopped and does not answer [default: wait]
     #[arg(long, value_name = "POLICY", value_enum)]
     on_stall: Option<Stall>,
+    /// The cgroup below which each guest has one of its own: a path, `mine` for
+    /// that of mkvmm itself, or `off` [default: below its own for accounting,
+    /// where that may be]
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
 }
 
 impl ChildOptions {
     /// The keys of a file.
-    pub const KEYS: [&str; 4] = ["sandbox", "debuggable", "worker-uid", "on-stall"];
+    pub const KEYS: [&str; 5] = ["sandbox", "debuggable", "worker-uid", "on-stall", "cgroup"];
 
     /// Returns these, with `file` where they do not say.
     pub fn or(self, file: Self) -> Self {
@@ -120,6 +131,7 @@ impl ChildOptions {
             debuggable: self.debuggable || file.debuggable,
             worker_uid: self.worker_uid.or(file.worker_uid),
             on_stall: self.on_stall.or(file.on_stall),
+            cgroup: self.cgroup.or(file.cgroup),
         }
     }
 
@@ -129,6 +141,19 @@ impl ChildOptions {
             Stall::Wait => OnStall::Wait,
             Stall::Kill => OnStall::Kill,
         }
+    }
+
+    /// Returns where guests have cgroups.
+    ///
+    /// # Errors
+    /// [`FoundingError::Cgroup`] where they can have none and are to.
+    pub fn leaves(&self) -> Result<Leaves, FoundingError> {
+        Ok(match &self.cgroup {
+            None => Leaves::offered(),
+            Some(word) if word == Path::new("off") => Leaves::Off,
+            Some(word) if word == Path::new("mine") => Leaves::required(&Base::Own)?,
+            Some(path) => Leaves::required(&Base::Path(path.clone()))?,
+        })
     }
 
     /// Returns the environment that says the same to a child. Says loudly
@@ -167,7 +192,7 @@ impl ChildOptions {
 /// How the manager treats its guests, apart from its processes.
 #[derive(Debug)]
 pub struct Treatment {
-    /// Their consoles.
+    /// How much of each console is kept, and how.
     pub console: ConsoleOptions,
     /// Bytes of images that are kept though no instance has them.
     pub kept_images: u64,
@@ -177,6 +202,8 @@ pub struct Treatment {
     pub connections: Option<usize>,
     /// What follows when the process of a guest stands still.
     pub on_stall: OnStall,
+    /// Where guests have cgroups.
+    pub leaves: Leaves,
 }
 
 /// Makes the manager of `ground`.
@@ -197,6 +224,7 @@ pub fn found(
         has_huge_pages: kvm.has_huge_pages(),
         environment,
         child_output: Output::Inherit,
+        leaves: treatment.leaves,
     };
     let limits = Limits::of_host(treatment.connections)?;
     let options = Options {

@@ -4,7 +4,7 @@ use std::env;
 
 use crate::cli::HostIoError;
 use crate::cli::client::Call;
-use crate::cli::remote::{ChangeArgs, change, done};
+use crate::cli::exchange::{ChangeArgs, change, done};
 use crate::cli::spec_args::SpecArgs;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::{ImagesSpec, InstanceSpec};
@@ -40,7 +40,7 @@ pub fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
 
 pub fn load(args: &LoadArgs) -> Result<ExitStatus, CliError> {
     let mut spec = args.spec.spec(None)?;
-    // As above.
+    // Paths are relative to this working directory, not to the VMM's.
     spec.rebase(&env::current_dir().map_err(HostIoError::WorkingDirectory)?);
     let path = args.change.path(&args.name, "/load");
     change(&args.change, Call::new("POST", path).with(&spec)?, done)

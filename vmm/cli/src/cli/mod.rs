@@ -4,11 +4,14 @@ mod client;
 mod config_file;
 mod console;
 mod debug;
+mod exchange;
 mod fleet_file;
 mod founding;
 mod hexdump;
 mod host_io;
 mod images;
+mod options;
+mod output;
 mod pool_log;
 mod pool_map;
 mod pool_setup;
@@ -28,11 +31,11 @@ pub use pool_setup::Ground;
 pub use runtime::block_on;
 pub use usage::one_line;
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::cli::output::print;
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
@@ -54,7 +57,7 @@ enum Command {
     Remote(remote::RemoteCommand),
     /// Report what this host can do, and why not
     Doctor {
-        /// Print JSON
+        /// Print the findings as JSON
         #[arg(long)]
         json: bool,
     },
@@ -62,7 +65,7 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Print shell completions
     Completions {
-        /// The shell
+        /// The shell that will read them
         shell: clap_complete::Shell,
     },
     /// Print the man page (roff)
@@ -104,14 +107,6 @@ impl Cli {
             }
         }
     }
-}
-
-fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
-    let mut out = io::stdout().lock();
-    out.write_all(text)
-        .and_then(|()| out.flush())
-        .map_err(HostIoError::Output)?;
-    Ok(ExitStatus::Done)
 }
 
 fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {

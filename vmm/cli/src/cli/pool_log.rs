@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{Attribute, Cell, CellAlignment, Color};
 
 use crate::cli::client::{Call, ClientArgs};
-use crate::cli::remote::answer;
+use crate::cli::exchange::answer;
 use crate::cli::tables::{self, size};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::pool::PoolRecord;

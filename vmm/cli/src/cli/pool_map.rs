@@ -14,7 +14,7 @@ use rustix::termios::tcgetwinsize;
 
 use crate::cli::HostIoError;
 use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::print;
+use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
 
 /// Columns where nobody says and there is no terminal.

@@ -13,7 +13,8 @@ use mkvmm_machine::kvm::host::{Host, HostError};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::place::{MachineError, place_pool};
 use mkvmm_memory::pool_memory::PoolMemory;
-use mkvmm_memory::reservation::backing::{Backing, BackingError, raise_descriptor_limit};
+use mkvmm_memory::reservation::backing::{Backing, BackingError};
+use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 
 /// What `--backing` is when nobody says.
@@ -103,7 +104,7 @@ pub struct PoolOptions {
     hold: Vec<String>,
 }
 
-/// The same, checked as far as that goes without the host.
+/// Options of a pool, checked as far as that goes without the host.
 #[derive(Debug)]
 pub struct CheckedPool {
     param: PoolParam,
@@ -153,11 +154,11 @@ impl PoolOptions {
 /// A pool of which nothing is used yet, and the host that it is on.
 #[derive(Debug)]
 pub struct Ground {
-    /// KVM.
+    /// The host's KVM, opened and checked.
     pub kvm: Host,
-    /// The ledger.
+    /// The ledger, in which the whole pool is free.
     pub pool: HostPool,
-    /// The memory.
+    /// The host memory behind it.
     pub memory: PoolMemory,
 }
 

@@ -3,56 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use mkpool::param::{parse_addr, parse_size};
-use serde::de::DeserializeOwned;
+use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, print, tables};
+use crate::cli::exchange::{ChangeArgs, answer, change, done, escape, get};
+use crate::cli::options::{OptionError, size};
+use crate::cli::output::print;
+use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Range;
 use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
-use mkvmm_api::size::SizeError;
-use mkvmm_base::{Class, Diagnose};
-
-/// Why the value of an option was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("--{option}")]
-pub struct OptionError {
-    /// The name of the option.
-    option: &'static str,
-    /// What is wrong with its value.
-    #[source]
-    source: SizeError,
-}
-
-impl OptionError {
-    /// Returns how to say that the value of `option` is wrong.
-    pub fn of<E: Into<SizeError>>(option: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self {
-            option,
-            source: source.into(),
-        }
-    }
-}
-
-impl Diagnose for OptionError {
-    fn class(&self) -> Class {
-        Class::Invalid
-    }
-}
-
-/// Options of every command that changes something.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ChangeArgs {
-    #[command(flatten)]
-    client: ClientArgs,
-    /// Validate only; change nothing
-    #[arg(long)]
-    dry_run: bool,
-}
 
 /// An instance and what is to be done with it.
 #[derive(Debug, clap::Args)]
@@ -235,81 +198,9 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     }
 }
 
-impl ChangeArgs {
-    pub fn query(&self) -> &'static str {
-        if self.dry_run { "?dry_run=true" } else { "" }
-    }
-
-    pub fn path(&self, name: &str, rest: &str) -> String {
-        format!("/v1/instances/{}{rest}{}", escape(name), self.query())
-    }
-}
-
-/// A part of a path: what has a meaning there is written in hex.
-pub fn escape(part: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    let byte = |b: u8| {
-        if plain(b) {
-            char::from(b).to_string()
-        } else {
-            format!("%{b:02X}")
-        }
-    };
-    part.bytes().map(byte).collect()
-}
-
-/// Prints an answer: its own text, or what `render` makes of the object.
-pub fn answer<T: DeserializeOwned>(
-    json: bool,
-    mut text: String,
-    render: impl FnOnce(&T) -> String,
-) -> Result<ExitStatus, CliError> {
-    if json {
-        text.push('\n');
-        return print(text.as_bytes());
-    }
-    let object: T = serde_json::from_str(&text).map_err(ClientError::Json)?;
-    print(render(&object).as_bytes())
-}
-
-pub fn get<T: DeserializeOwned>(
-    client: &ClientArgs,
-    path: &str,
-    render: impl FnOnce(&T) -> String,
-) -> Result<ExitStatus, CliError> {
-    answer(client.json, client.call(Call::get(path))?, render)
-}
-
-pub fn change<T: DeserializeOwned>(
-    args: &ChangeArgs,
-    call: Call<'_>,
-    render: impl FnOnce(&T) -> String,
-) -> Result<ExitStatus, CliError> {
-    let text = args.client.call(call)?;
-    answer(args.client.json, text, |object| {
-        let text = render(object);
-        if args.dry_run {
-            format!("dry run; {text}")
-        } else {
-            text
-        }
-    })
-}
-
-/// `web: stopped (killed)`.
-pub fn done(instance: &Instance) -> String {
-    let reason = instance.reason.as_ref();
-    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-    format!("{}: {}{reason}\n", instance.name, instance.state)
-}
-
 fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliError> {
     let path = args.change.path(&args.name, rest);
     change(&args.change, Call::new(method, path), done)
-}
-
-pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
-    Ok(parse_size(text).map_err(OptionError::of(option))?)
 }
 
 fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {

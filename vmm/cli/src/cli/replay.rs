@@ -14,7 +14,7 @@ pub struct ReplayArgs {
     /// Traces (JSON lines, plain or gzip)
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Print JSON
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
     /// Add nanoseconds per operation, by kind

@@ -109,6 +109,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
     let request = args.pool.check()?;
     let environment = args.children.environment()?;
     let configs = resolve::check(specs)?;
+    let leaves = args.children.leaves()?;
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
@@ -125,6 +126,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         access: Access::Own,
         connections: Some(0),
         on_stall: args.children.on_stall(),
+        leaves,
     };
     let manager = found(ground, environment, treatment)?;
     block_on(async {

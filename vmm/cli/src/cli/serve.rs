@@ -116,8 +116,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => ServeFile::default(),
     };
     let request = args.pool.clone().or(file.pool).check()?;
-    let children = args.children.or(file.children);
+    let children = args.children.clone().or(file.children);
     let environment = children.environment()?;
+    let leaves = children.leaves()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {
@@ -152,6 +153,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         access: Access::Client(image_dirs),
         connections: args.connections.or(file.connections),
         on_stall: children.on_stall(),
+        leaves,
     };
     let manager = found(ground, environment, treatment)?;
     if signals.came() {

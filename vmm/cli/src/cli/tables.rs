@@ -103,7 +103,19 @@ pub fn instance(one: &Instance) -> String {
         let text = format!("{start:#x}-{last:#x} {}", size(chunk.size));
         row("chunk", Cell::new(text));
     }
+    row("resident", Cell::new(size(one.resident)));
     row("cpus", Cell::new(one.cpus));
+    let time = std::time::Duration::from_micros(one.cpu_us).as_secs_f64();
+    row("cpu time", Cell::new(format!("{time:.3} s")));
+    if let Some(pid) = one.pid {
+        let own = one
+            .process_memory
+            .map_or_else(String::new, |own| format!(", {} of its own", size(own)));
+        row("process", Cell::new(format!("{pid}{own}")));
+    }
+    if let Some(cgroup) = &one.cgroup {
+        row("cgroup", Cell::new(cgroup));
+    }
     if let Some(kernel) = &one.kernel {
         let format = match &kernel.compression {
             Some(compression) => format!("{} ({compression})", kernel.format),
@@ -140,7 +152,7 @@ pub fn instance(one: &Instance) -> String {
     text(&table)
 }
 
-/// The pool.
+/// Returns the size of the pool, what is free and what it is made of, a row each.
 pub fn pool(pool: &Pool) -> String {
     let mut table = table();
     let backing = &pool.backing;
@@ -205,7 +217,7 @@ fn span(range: &Range) -> String {
     format!("{:08x}-{:08x}", range.start, range.last())
 }
 
-/// As `/proc/iomem`.
+/// Returns the resource tree as `/proc/iomem` prints it.
 pub fn iomem(rows: &[IomemRow]) -> String {
     let mut text = String::new();
     for row in rows {

@@ -19,10 +19,10 @@ use mkvmm_base::layout::DYNAMIC_POOL_MIN;
 use mkvmm_base::state::{EndReason, OnStall};
 use mkvmm_images::Access;
 use mkvmm_machine::kvm::host::Host;
-use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::resolve;
 use mkvmm_manager::run::Fleet;
 use mkvmm_manager::stream::Stream;
+use mkvmm_manager::{ConsoleOptions, Leaves};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::place::MIN_POOL;
 use mkvmm_memory::pool_memory::PoolMemory;
@@ -99,6 +99,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
     let pool = HostPool::new(range, config.backing.page_order())?;
     let treatment = Treatment {
+        leaves: Leaves::Off,
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: false,

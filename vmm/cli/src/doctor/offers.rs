@@ -3,10 +3,11 @@
 use std::fs;
 
 use mkvmm_api::doctor::{Offers, Pages};
-use mkvmm_memory::reservation::backing::{Backing, chosen};
+use mkvmm_memory::reservation::backing::Backing;
+use mkvmm_memory::reservation::host::chosen;
 use rustix::process::{Resource, getrlimit};
 
-/// Looks.
+/// Looks at what the host offers besides KVM.
 pub fn look() -> Offers {
     let kinds = [Backing::Normal, Backing::Hugetlb2M, Backing::Hugetlb1G];
     let read = |path: &str| fs::read_to_string(path).ok();

@@ -2,10 +2,10 @@
 
 use std::collections::TryReserveError;
 use std::io;
+use std::time::Duration;
 
 use mkvmm_base::unpacking::{UnpackError, UnpackErrorClass as Class};
 
-use super::input::PATIENCE;
 use crate::bzimage::BzImageError;
 use crate::decompress::DecompressError;
 use crate::image::ImageError;
@@ -13,17 +13,19 @@ use crate::image::ImageError;
 /// Why an image was not unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Reading failed.
+    /// The kernel could not read it.
     #[error("cannot be read")]
     Read(#[source] io::Error),
     /// A directory, a device or a terminal.
     #[error("is not a regular file, a pipe or a socket")]
     NotAFile,
     /// A stream that stopped without ending.
-    #[error("is a stream that gave {read} bytes and then nothing for {} s", PATIENCE.as_secs())]
+    #[error("is a stream that gave {read} bytes and then nothing for {} s", .patience.as_secs())]
     Stalled {
         /// Bytes read before.
         read: u64,
+        /// How long it was silent.
+        patience: Duration,
     },
     /// A file that is being written.
     #[error("changed while it was being read")]
@@ -35,7 +37,7 @@ pub enum Failure {
         size: u64,
         /// Whether it is a stream, with no end in sight.
         stream: bool,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
     /// The output would be larger than may be written.
@@ -45,7 +47,7 @@ pub enum Failure {
         what: &'static str,
         /// Its size, bytes.
         size: u64,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
     /// The kernel asks for more memory than it could get.
@@ -53,7 +55,7 @@ pub enum Failure {
     Memory {
         /// Bytes it asks for.
         size: u64,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
     /// The unpacker has no memory for it.

@@ -17,7 +17,7 @@ use super::failure::Failure;
 use crate::image::ImageError;
 
 /// How long a stream may keep silent: 5 s.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes at the beginning of a file in which all headers must lie: 1 MiB.
 pub const HEAD: usize = 1 << 20;
 /// Bytes that are read at a time: 256 KiB.
@@ -28,7 +28,7 @@ const PIECE: usize = 256 << 10;
 pub struct Read {
     /// SHA-256 of all of it.
     pub sha256: ContentHash,
-    /// Bytes.
+    /// Its length in bytes.
     pub size: u64,
 }
 
@@ -196,7 +196,7 @@ impl Stream<'_> {
         loop {
             let read = bytes.len() as u64;
             if !self.wait(patience)? {
-                return Err(Failure::Stalled { read });
+                return Err(Failure::Stalled { read, patience });
             }
             bytes.try_reserve(PIECE)?;
             match self.read_some(&mut bytes) {

@@ -113,7 +113,7 @@ fn a_stream_that_falls_silent_is_an_error_and_no_wait_for_ever() {
     };
     writer.write_all(b"1234").unwrap();
     let error = Input::open_stream(&mut stream, LIMIT, SHORT).unwrap_err();
-    assert!(matches!(error, Failure::Stalled { read: 4 }));
+    assert!(matches!(error, Failure::Stalled { read: 4, .. }));
     writer.write_all(&[0; 1000]).unwrap();
     let error = Input::open_stream(&mut stream, 999, SHORT).unwrap_err();
     assert!(error.to_string().starts_with("has 1000 bytes or more, 999"));
@@ -136,7 +136,7 @@ fn a_fifo_is_waited_for_until_its_writer_is_late() {
         socket: false,
     };
     let error = stream.read(LIMIT, SHORT).unwrap_err();
-    assert!(matches!(error, Failure::Stalled { read: 0 }));
+    assert!(matches!(error, Failure::Stalled { read: 0, .. }));
     let read = thread::scope(|scope| {
         scope.spawn(|| std::fs::write(&path, b"late, but whole").unwrap());
         stream.read(LIMIT, PATIENCE).unwrap()

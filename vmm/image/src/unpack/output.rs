@@ -60,7 +60,7 @@ impl<'a> Output<'a> {
         self.head.as_deref().unwrap_or_default()
     }
 
-    /// Appends `piece`.
+    /// Appends `piece` to the output.
     pub fn write(&mut self, piece: &[u8]) -> Result<(), Failure> {
         let end = self.len + piece.len() as u64;
         self.expect("the output", end)?;

@@ -19,15 +19,18 @@ pub struct Batch<U> {
     done: HashMap<(ImageSource, ImageRole), Loaded>,
 }
 
-impl<U: Unpackers + 'static> Batch<U> {
-    pub(super) fn new(store: ImageStore<U>, access: Arc<Access>) -> Self {
-        Self {
-            store,
+impl<U: Unpackers + 'static> ImageStore<U> {
+    /// Starts requests that belong together, such as those of one launch.
+    pub fn batch(&self, access: Arc<Access>) -> Batch<U> {
+        Batch {
+            store: self.clone(),
             access,
             done: HashMap::new(),
         }
     }
+}
 
+impl<U: Unpackers + 'static> Batch<U> {
     /// As [`ImageStore::kernel`].
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub enum SizeError {
     File {
         /// Its size, bytes.
         size: u64,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
     /// The kernel asks for too much memory.
@@ -38,7 +38,7 @@ pub enum SizeError {
     Memory {
         /// Bytes that it asks for.
         size: u64,
-        /// Bytes accepted.
+        /// The most bytes that are accepted.
         limit: u64,
     },
 }

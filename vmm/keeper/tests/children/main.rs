@@ -1,5 +1,6 @@
 //! Children, made for real: this program starts itself again.
 
+mod cgroups;
 mod report;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     match child::role().as_deref() {
         None => test(),
         Some("parent") => be_parent(),
+        Some(cgroups::BURNER) => cgroups::burn(),
         Some(role) => be_child(role),
     }
 }
@@ -38,7 +40,7 @@ fn test() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Descriptors and children are the whole process's: one test at a time.
     arguments.test_threads = Some(1);
-    let tests = vec![
+    let mut tests = vec![
         Trial::test("a_child_stands_alone", a_child_stands_alone),
         Trial::test(
             "only_listed_descriptors_are_kept",
@@ -64,6 +66,7 @@ fn test() -> ExitCode {
         #[cfg(feature = "tokio")]
         Trial::test("an_end_can_be_awaited", an_end_can_be_awaited),
     ];
+    tests.extend(cgroups::trials());
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
@@ -112,6 +115,7 @@ fn start(role: &str, environment: &[(&str, &str)]) -> (Child, Line) {
         environment,
         output: Output::Null,
         program: None,
+        cgroup: None,
     };
     let child = spawn.start().expect("a child");
     (child, Channel::open(ours).expect("a channel"))
@@ -303,6 +307,7 @@ fn a_failed_start_leaves_nothing() -> Outcome {
         environment: &[],
         output: Output::Null,
         program: None,
+        cgroup: None,
     };
     let error = spawn.start().expect_err("no argument has a zero in it");
     assert!(error.to_string().contains("starting the worker"), "{error}");

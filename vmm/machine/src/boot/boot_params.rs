@@ -15,8 +15,8 @@ use mkpool::AddrRange;
 use mkvmm_base::layout::{
     CMDLINE_START, KERNEL_ALIGN, PAGE_SIZE, SETUP_DATA_END, SETUP_DATA_START,
 };
+use mkvmm_base::setup_header::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use mkvmm_base::{Class, Diagnose};
-use mkvmm_image::bzimage::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use mkvmm_memory::e820::E820Entry;
 
 /// Boot protocol 2.15, the version our own headers claim.
@@ -41,7 +41,7 @@ pub enum BootParamsError {
     SetupDataFull {
         /// Rows of the e820 map.
         entries: usize,
-        /// Bytes needed.
+        /// Bytes that the entries need.
         needed: u64,
         /// Bytes between `SETUP_DATA_START` and `SETUP_DATA_END`.
         room: u64,
@@ -78,7 +78,7 @@ pub struct BootParamsFacts<'a> {
 pub struct SetupData {
     /// Its type: `SETUP_…` of the kernel, or a number out of its range.
     pub kind: u32,
-    /// Its content.
+    /// The bytes behind its header.
     pub data: Vec<u8>,
 }
 

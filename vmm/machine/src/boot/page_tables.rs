@@ -34,7 +34,7 @@ pub enum PageTableError {
         "the identity map of the boot images needs {needed} page tables, there is room for {room}"
     )]
     NoRoom {
-        /// Pages needed.
+        /// Pages that the tables need.
         needed: u64,
         /// Pages between `PAGE_TABLES_START` and `PAGE_TABLES_END`.
         room: u64,

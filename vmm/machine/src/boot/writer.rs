@@ -31,7 +31,7 @@ pub struct BootData<'a> {
     pub setup_header: Option<&'a [u8]>,
     /// The memory map.
     pub e820: &'a [E820Entry],
-    /// The manifest.
+    /// The manifest that the guest finds as `setup_data`.
     pub manifest: &'a [u8],
     /// The command line without its NUL.
     pub cmdline: &'a [u8],

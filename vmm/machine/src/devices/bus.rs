@@ -48,9 +48,9 @@ pub enum BusError {
         "{device} claims {len:#x} addresses from {start:#x} on in {space:?}, which has no such range"
     )]
     Range {
-        /// The device.
+        /// The name of the device.
         device: &'static str,
-        /// The space.
+        /// The space in which it claims addresses.
         space: Space,
         /// The first address.
         start: u64,
@@ -60,11 +60,11 @@ pub enum BusError {
     /// Another device, or the device itself, has claimed some of it already.
     #[error("{device} claims {start:#x}-{last:#x} in {space:?}, where {holder} is")]
     Overlap {
-        /// The device.
+        /// The name of the device that was refused.
         device: &'static str,
         /// The device that is there.
         holder: &'static str,
-        /// The space.
+        /// The space in which both claim addresses.
         space: Space,
         /// The first address.
         start: u64,

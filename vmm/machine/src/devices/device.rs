@@ -13,7 +13,7 @@ use crate::vcpu::exit::ExitOutcome;
 pub enum Space {
     /// The 64 Ki I/O ports.
     Ports,
-    /// Guest-physical memory.
+    /// The guest-physical addresses outside of RAM.
     Memory,
 }
 

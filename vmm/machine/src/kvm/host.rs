@@ -40,7 +40,7 @@ pub enum HostError {
         /// Name of the capability.
         name: &'static str,
     },
-    /// KVM_GET_SUPPORTED_CPUID failed.
+    /// KVM does not say which CPUID leaves it supports.
     #[error("KVM_GET_SUPPORTED_CPUID failed")]
     Cpuid(#[source] kvm_ioctls::Error),
 }

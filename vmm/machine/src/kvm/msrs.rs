@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::kvm::vm::{VmError, ioctl};
 
-/// IA32_MISC_ENABLE.
+/// The number of the MSR IA32_MISC_ENABLE.
 const MISC_ENABLE: u32 = 0x1a0;
 /// Its bit 0: fast string operations (`rep movsb` and `rep stosb`).
 const FAST_STRING: u64 = 1;

@@ -21,7 +21,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 pub enum Exit<'a> {
     /// `in` from a port, `data.len() / width` times.
     PortRead {
-        /// The port.
+        /// The number of the port.
         port: u16,
         /// Bytes of one access: 1, 2 or 4.
         width: usize,
@@ -30,14 +30,14 @@ pub enum Exit<'a> {
     },
     /// `out` to a port, `data.len() / width` times.
     PortWrite {
-        /// The port.
+        /// The number of the port.
         port: u16,
         /// Bytes of one access: 1, 2 or 4.
         width: usize,
         /// What the guest writes, access by access.
         data: &'a [u8],
     },
-    /// Anything else.
+    /// An exit for any other reason, as KVM describes it.
     Other(VcpuExit<'a>),
 }
 

@@ -27,7 +27,7 @@ use crate::memory::window::Window;
 pub struct MemoryPart {
     /// The pool addresses.
     pub range: AddrRange,
-    /// The file.
+    /// The memory file that holds exactly these bytes.
     pub file: OwnedFd,
 }
 
@@ -37,7 +37,7 @@ pub enum MemoryError {
     /// There is not enough address space, or the limit of mappings is reached.
     #[error("{range:?} of guest memory cannot be mapped")]
     Map {
-        /// The part.
+        /// The pool addresses of the part.
         range: AddrRange,
         /// The underlying error.
         #[source]
@@ -46,7 +46,7 @@ pub enum MemoryError {
     /// A range does not fit this host's or the guest's address space.
     #[error("{range:?} does not fit the address space")]
     Address {
-        /// The range.
+        /// The addresses that do not fit.
         range: AddrRange,
     },
     /// The low window is not part of the memory.
@@ -58,7 +58,7 @@ pub enum MemoryError {
     /// vm-memory refused a region.
     #[error("{range:?} cannot be described to vm-memory")]
     Region {
-        /// The range.
+        /// The addresses of the region.
         range: AddrRange,
         /// The underlying error.
         #[source]

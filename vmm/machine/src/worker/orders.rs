@@ -34,7 +34,7 @@ pub enum OrderError {
     /// An order came before one that has to come first.
     #[error("internal error: {order} came before {missing}")]
     TooEarly {
-        /// The order.
+        /// The name of the order.
         order: &'static str,
         /// What was not there.
         missing: &'static str,
@@ -42,7 +42,7 @@ pub enum OrderError {
     /// The descriptors are not those that belong to the order.
     #[error("internal error: {order} came without its descriptors")]
     Descriptors {
-        /// The order.
+        /// The name of the order.
         order: &'static str,
     },
     /// The name is none.
@@ -179,7 +179,7 @@ impl Guest {
     /// cannot be answered.
     pub fn carry_out(&mut self, order: Order, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         match order {
-            Order::Identity(identity) => self.become_one(identity, files)?,
+            Order::Identity(identity) => self.become_one(&identity, files)?,
             Order::Memory(extents) => {
                 for (extent, file) in extents.into_iter().zip(files) {
                     let range = range(extent)?;
@@ -230,7 +230,7 @@ impl Guest {
         Ok(self.reporter.answer(answer)?)
     }
 
-    fn become_one(&mut self, identity: Identity, files: Vec<OwnedFd>) -> Result<(), OrderError> {
+    fn become_one(&mut self, identity: &Identity, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         let order = "an identity";
         let files: [OwnedFd; 4] = files
             .try_into()

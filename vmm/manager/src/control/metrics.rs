@@ -5,6 +5,7 @@
 //! so a counter belongs to one instance, begins at 0 with it and goes with it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,9 +17,11 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::boot_spans::BootSpans;
 use crate::control::objects;
 use crate::guest::Guest;
+use crate::usage::Footprint;
 use mkvmm_base::state::State;
 use mkvmm_images::CacheCounters;
 use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
+use mkvmm_memory::reservation::ReservationConfig;
 
 use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;
@@ -64,6 +67,7 @@ struct InstanceFacts {
     violations: u64,
     printed: u64,
     exits: Vec<(&'static str, u64)>,
+    footprint: Footprint,
 }
 
 /// Of all vCPUs, by the names of the kinds.
@@ -78,8 +82,9 @@ fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
 }
 
 impl InstanceFacts {
-    fn of(guest: &Guest) -> Self {
+    fn of(guest: &Guest, memory: &ReservationConfig) -> Self {
         Self {
+            footprint: guest.footprint(memory),
             name: guest.name().to_string(),
             id: guest.id().0,
             state: guest.state(),
@@ -101,16 +106,18 @@ impl InstanceFacts {
 impl MetricsFacts {
     /// The facts as they are now.
     pub fn of(registry: &crate::registry::Registry) -> Self {
+        let instance = |guest| InstanceFacts::of(guest, registry.memory());
         Self {
             pool: objects::pool_of(registry),
             allocations: registry.pool().log().counts().clone(),
-            instances: registry.guests().map(InstanceFacts::of).collect(),
+            instances: registry.guests().map(instance).collect(),
             boots: registry.boots().clone(),
         }
     }
 }
 
-/// Renders `facts`, and what the image cache did.
+/// Renders `facts`, and what the image cache did. Reads what instances use, so
+/// it is for a thread that may wait.
 ///
 /// # Errors
 /// Never: writing to a string does not fail.
@@ -122,6 +129,7 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
     register_allocations(&mut registry, &facts.allocations);
     register_states(&mut registry, &facts.instances);
     register_instances(&mut registry, &facts.instances);
+    register_usage(&mut registry, &facts.instances);
     registry.register_with_unit(
         "boot_stage",
         "Time between two stages of a boot",
@@ -244,6 +252,26 @@ fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
     }
     let help = "Exits of its vCPUs to the VMM, by kind";
     registry.register("instance_exits", help, exits);
+}
+
+fn register_usage(registry: &mut Registry, all: &[InstanceFacts]) {
+    let times: Family<Labels, Counter<f64, AtomicU64>> = Family::default();
+    let (resident, process) = (Gauges::default(), Gauges::default());
+    for one in all {
+        let (labels, usage) = (one.labels(), one.footprint.read());
+        let time = usage.cpu_time.as_secs_f64();
+        times.get_or_create(&labels).inc_by(time);
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        resident.get_or_create(&labels).set(bytes(usage.resident));
+        let own = bytes(usage.process.unwrap_or(0));
+        process.get_or_create(&labels).set(own);
+    }
+    let help = "CPU time of its processes, its guest included";
+    registry.register_with_unit("instance_cpu", help, Unit::Seconds, times);
+    let help = "Host memory that its memory holds";
+    registry.register_with_unit("instance_memory_resident", help, Unit::Bytes, resident);
+    let help = "Host memory that its process has besides";
+    registry.register_with_unit("instance_process_memory", help, Unit::Bytes, process);
 }
 
 fn register_images(registry: &mut Registry, images: CacheCounters) {

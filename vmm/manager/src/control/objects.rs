@@ -17,6 +17,7 @@ use crate::audit::Findings;
 use crate::config::InstanceConfig;
 use crate::guest::{Guest, Loaded};
 use crate::registry::Registry;
+use crate::usage::Footprint;
 
 /// Returns the pool as it is now, with so many instances.
 pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Pool {
@@ -84,6 +85,11 @@ pub fn described(of: &Description<'_>) -> Instance {
         e820: of.e820.iter().map(e820_row).collect(),
         violations: 0,
         timeline: Timeline::new(),
+        pid: None,
+        cpu_us: 0,
+        resident: 0,
+        process_memory: None,
+        cgroup: None,
         spec: config.spec.clone().with_images(images),
     }
 }
@@ -93,6 +99,35 @@ pub fn described(of: &Description<'_>) -> Instance {
 /// # Errors
 /// See [`mkvmm_memory::e820::build`].
 pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
+    let footprint = guest.footprint(registry.memory());
+    Ok(used(unmeasured(registry, guest)?, &footprint))
+}
+
+/// Returns all instances as they are now, with where to read what they use:
+/// with many of them that takes its time.
+///
+/// # Errors
+/// See [`mkvmm_memory::e820::build`].
+pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, RangeError> {
+    let both = |guest: &Guest| {
+        let footprint = guest.footprint(registry.memory());
+        Ok((unmeasured(registry, guest)?, footprint))
+    };
+    registry.guests().map(both).collect()
+}
+
+/// Adds to an instance what it uses.
+pub fn used(instance: Instance, footprint: &Footprint) -> Instance {
+    let usage = footprint.read();
+    Instance {
+        cpu_us: u64::try_from(usage.cpu_time.as_micros()).unwrap_or(u64::MAX),
+        resident: usage.resident,
+        process_memory: usage.process,
+        ..instance
+    }
+}
+
+fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
     let e820 = guest.e820(registry.pool())?;
     let described = described(&Description {
         id: guest.id(),
@@ -103,7 +138,10 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeErr
         e820: &e820,
     });
     let stages = guest.timeline().stages();
+    let cgroup = guest.cgroup().map(|path| path.display().to_string());
     Ok(Instance {
+        pid: guest.pid(),
+        cgroup,
         reason: guest.reason(),
         restarting: guest.is_restarting(),
         violations: guest.status().violations(),

@@ -79,6 +79,8 @@ impl Manager {
             reason: None,
             loaded: None,
             worker: None,
+            leaf: None,
+            meter: Arc::default(),
             busy: Some(Verb::Load),
             is_doomed: false,
             is_restarting: false,

@@ -11,12 +11,14 @@
 //! | `release` | delete |
 //! | `place` | where images go: before anything changes |
 //! | `listen` | what workers report |
+//! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: made, given their memory, cleaned up after |
 //!
 //! Every one checks everything first, then changes; what a later step fails
 //! at, the earlier ones give back.
 
 pub mod boot;
+mod cgroups;
 pub mod create;
 pub mod halt;
 mod listen;
@@ -31,6 +33,7 @@ use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::shared::SharedError;
@@ -90,6 +93,9 @@ pub enum StepError {
     /// Its worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// It can have no cgroup where it has to have one.
+    #[error("its cgroup")]
+    Cgroup(#[from] CgroupError),
     /// Its memory map or manifest cannot be computed: an internal error.
     #[error(transparent)]
     Range(#[from] RangeError),

@@ -1,12 +1,15 @@
 //! Giving an instance's memory back.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::{InstanceId, InstanceName, chain};
+use mkvmm_keeper::cgroup::Leaf;
 
 use crate::event_log::EventKind;
+use crate::leaves;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 
@@ -66,9 +69,19 @@ impl Manager {
         }
         let files = self.clean_for_others(id).await?;
         self.files.put_back(files).await;
+        if let Some(leaf) = self.forget(id)? {
+            leaves::remove(leaf).await;
+        }
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Takes an instance out of the books; returns its cgroup, which is empty
+    /// now.
+    fn forget(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
         let mut registry = self.registry_mut();
         let Some(mut guest) = registry.remove(id) else {
-            return Ok(());
+            return Ok(None);
         };
         self.closing
             .borrow_mut()
@@ -77,8 +90,6 @@ impl Manager {
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;
         registry.log().push(Some(name), EventKind::Deleted);
-        drop(registry);
-        self.changed.notify_waiters();
-        Ok(())
+        Ok(guest.leaf)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_base::InstanceId;
@@ -26,8 +27,9 @@ impl Manager {
         id: InstanceId,
     ) -> Result<Rc<Worker>, StepError> {
         let (board, board_file) = Board::create()?;
+        let leaf = self.leaf(id).await?;
         let config = self.files.config();
-        let (run, identity, console, files) = {
+        let (run, identity, console, files, meter) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
                 return Err(StepError::Killed);
@@ -43,13 +45,15 @@ impl Manager {
                 huge_pages: config.backing == Backing::Thp,
             };
             let console = Rc::new(guest.console.clone());
-            (guest.run_id(), identity, console, guest.files.clone())
+            let (files, meter) = (guest.files.clone(), Arc::clone(&guest.meter));
+            (guest.run_id(), identity, console, files, meter)
         };
-        let (child, channel) = child::start(&self.host, Role::Worker, &identity.name)?;
-        let worker = Worker::attach(run, child, channel, Rc::clone(self));
+        let (begun, entry) = self.begin_worker(id, &identity.name, leaf.as_deref())?;
+        let worker = Worker::attach(run, begun.0, begun.1, meter, Rc::clone(self));
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.worker = Some(Rc::clone(&worker));
         }
+        self.move_worker(&worker, leaf, entry).await?;
         let [console, bell] = console.descriptors();
         let descriptors = [self.host.kvm.as_fd(), console, bell, board_file.as_fd()];
         worker

@@ -34,7 +34,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// Who asked.
+/// Who asked the allocator, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// For which instance.
@@ -66,7 +66,7 @@ impl Caller {
     }
 }
 
-/// `web: kernel`.
+/// Prints the caller, for instance `web: kernel`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.instance {
@@ -160,7 +160,7 @@ pub struct Record {
     pub at: u64,
     /// What was done.
     pub op: Op,
-    /// Who asked.
+    /// Who asked, and what for.
     pub caller: Caller,
     /// Where it begins, if it is anywhere.
     pub addr: Option<u64>,

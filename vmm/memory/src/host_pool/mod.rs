@@ -5,7 +5,8 @@
 //! addresses only; whoever releases a sub-pool has cleaned its memory.
 
 pub mod alloc_log;
-mod diagnose;
+mod allocation;
+mod error;
 mod rehearsal;
 mod sub_pool;
 mod what_if;
@@ -14,12 +15,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use mkpool::instance::{ChunkPolicy, CreateError, DestroyError, Draft, StaleDraft};
+use mkpool::instance::{ChunkPolicy, Draft};
 use mkpool::main_pool::PAGE_ORDER;
-use mkpool::pool::{AllocError, FreeError, PoolError};
-use mkpool::resource::{ResourceError, ResourceId, ResourceTree};
+use mkpool::resource::{ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
 
+pub use error::HostPoolError;
 pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
 pub use what_if::Wanted;
@@ -28,103 +29,12 @@ use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::{InstanceId, InstanceName};
 
-use crate::placement::{PlacementError, PlacementPlan};
+use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
+use crate::host_pool::sub_pool::MAX_REGIONS;
+use crate::placement::PlacementPlan;
 
 /// Name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
-/// Name of what somebody allocated, in the tree.
-const ALLOCATION_NAME: &str = "allocation";
-/// Most regions (merged chunks) that one instance may have. Each takes a
-/// memory slot and up to two rows of the e820 map.
-const MAX_REGIONS: usize = 128;
-
-/// Why the ledger did not change.
-#[derive(Debug, thiserror::Error)]
-pub enum HostPoolError {
-    /// The pool itself could not be made.
-    #[error("the pool cannot be set up")]
-    Pool(#[from] PoolError),
-    /// The sub-pool could not be carved.
-    #[error("the pool cannot hold {memory} bytes more")]
-    Carve {
-        /// Bytes asked for.
-        memory: u64,
-        /// Free bytes.
-        avail: u64,
-        /// The longest free extent, bytes.
-        largest_free: u64,
-        /// What the allocator said.
-        #[source]
-        source: CreateError,
-    },
-    /// It could be carved, but in too many pieces.
-    #[error(
-        "the pool could give {memory} bytes only in {regions} regions, the limit is {MAX_REGIONS}"
-    )]
-    TooManyRegions {
-        /// Bytes asked for.
-        memory: u64,
-        /// Regions after merging adjacent chunks.
-        regions: usize,
-    },
-    /// A range to be held is not free, or not in the pool.
-    #[error("{range:?} cannot be held")]
-    Hold {
-        /// The range.
-        range: AddrRange,
-        /// What the allocator said.
-        #[source]
-        source: AllocError,
-    },
-    /// The images do not fit.
-    #[error(transparent)]
-    Placement(#[from] PlacementError),
-    /// An allocation found no place.
-    #[error("nothing is allocated")]
-    Alloc(#[from] AllocError),
-    /// No allocation begins there.
-    #[error("no allocation begins at {addr:#x}")]
-    NoAllocation {
-        /// The address given.
-        addr: u64,
-    },
-    /// A running guest was told that the range is reserved.
-    #[error("the running guest's memory map names {range:?} as reserved")]
-    Published {
-        /// The allocation.
-        range: AddrRange,
-    },
-    /// The control block goes with the images, and something is in it.
-    #[error("{count} allocations lie in the control block, the first at {first:#x}")]
-    ControlBusy {
-        /// How many.
-        count: usize,
-        /// The lowest.
-        first: u64,
-    },
-    /// An allocator refused what it had given: the ledger is wrong, a bug.
-    #[error("an allocator refused a range back")]
-    Free(#[from] FreeError),
-    /// A plan was made for a sub-pool that has changed since.
-    #[error("the plan is out of date")]
-    Stale(#[from] StaleDraft),
-    /// The tree refused an entry: the ledger is wrong, a bug.
-    #[error("the resource tree refused an entry")]
-    Tree(#[from] ResourceError),
-    /// The main pool refused a sub-pool back: the ledger is wrong, a bug.
-    #[error("a sub-pool could not be given back")]
-    Destroy(#[from] Box<DestroyError>),
-}
-
-/// An allocation that somebody asked for by name of a route or command.
-#[derive(Debug, Clone, Copy)]
-struct Allocation {
-    range: AddrRange,
-    entry: ResourceId,
-    /// Whether it lies in the control block.
-    in_control: bool,
-}
-
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
@@ -164,7 +74,7 @@ impl HostPool {
         self.main.range()
     }
 
-    /// Free bytes.
+    /// Returns the number of free bytes.
     pub fn avail(&self) -> u64 {
         self.main.avail()
     }
@@ -199,8 +109,8 @@ impl HostPool {
         &self.log
     }
 
-    /// The same, to be paused while something is only tried out, and to be
-    /// told of what was refused elsewhere.
+    /// The last allocations, to be paused while something is only tried out,
+    /// and to be told of what was refused elsewhere.
     pub fn log_mut(&mut self) -> &mut AllocLog {
         &mut self.log
     }
@@ -359,7 +269,7 @@ impl HostPool {
         self.carve_with_order(id, name, memory, PAGE_ORDER)
     }
 
-    /// The same with a granule of `1 << order` bytes.
+    /// Carves with a granule of `1 << order` bytes instead of a page.
     ///
     /// # Errors
     /// As [`Self::carve`].
@@ -414,6 +324,7 @@ impl HostPool {
             return Err(HostPoolError::TooManyRegions {
                 memory: sub_pool.size(),
                 regions,
+                limit: MAX_REGIONS,
             });
         }
         for (i, &region) in sub_pool.regions.iter().enumerate() {

@@ -8,16 +8,21 @@ use mkpool::instance::Draft;
 use mkpool::resource::ResourceId;
 use mkpool::{AddrRange, GenPool, InstancePool};
 
-use crate::host_pool::{Allocation, HostPoolError};
+use crate::host_pool::allocation::Allocation;
+use crate::host_pool::error::HostPoolError;
 use mkvmm_base::InstanceName;
 use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement::{self, PlacementPlan};
 
+/// Most regions (merged chunks) that one instance may have. Each takes a
+/// memory slot and up to two rows of the e820 map.
+pub const MAX_REGIONS: usize = 128;
+
 /// The memory of one instance: its chunks and what they are used for.
 #[derive(Debug)]
 pub struct SubPool {
-    /// Its instance.
+    /// The instance that has the memory.
     pub(super) name: InstanceName,
     /// Dropping the allocator would give the chunks back at once. Here only
     /// [`HostPool::release`](crate::host_pool::HostPool::release) does, for memory

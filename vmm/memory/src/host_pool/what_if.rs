@@ -4,7 +4,8 @@
 use mkpool::instance::ChunkPolicy;
 use mkpool::{AddrRange, Algo, InstancePool, MainPool};
 
-use crate::host_pool::{HostPool, MAX_REGIONS};
+use crate::host_pool::HostPool;
+use crate::host_pool::sub_pool::MAX_REGIONS;
 use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement;

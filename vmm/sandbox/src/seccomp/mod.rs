@@ -13,20 +13,20 @@
 //! Every program is installed for all threads (`SECCOMP_FILTER_FLAG_TSYNC`):
 //! threads share an address space, so the weakest filter is everybody's.
 
-use std::collections::BTreeMap;
-
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction};
 
 use crate::error::SandboxError;
 use crate::profile::{Mode, Profile};
 use crate::report::Outcome;
 
 pub(crate) mod allowed;
+mod chain;
 pub(crate) mod denied;
 pub(crate) mod kvm;
 pub(crate) mod rules;
 mod tree;
 
+use chain::compile;
 use rules::Rules;
 
 /// Calls that are answered with ENOSYS, in every mode, because libraries try
@@ -93,17 +93,6 @@ fn refusal(mode: Mode) -> SeccompAction {
         Mode::Log => SeccompAction::Log,
         Mode::Off => SeccompAction::Allow,
     }
-}
-
-/// Compiles `rules` to one chain of comparisons.
-fn compile(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, SandboxError> {
-    SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64)
-        .and_then(BpfProgram::try_from)
-        .map_err(SandboxError::Rules)
 }
 
 #[cfg(test)]

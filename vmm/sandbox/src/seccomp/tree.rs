@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompRule, sock_filter};
 
-use super::compile;
+use super::chain::compile;
 use crate::error::SandboxError;
 
 /// System calls that one leaf holds at most.

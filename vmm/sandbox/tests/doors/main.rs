@@ -51,7 +51,6 @@ fn play(role: &Role) -> ExitCode {
         "attacker" => matrix::attack(role),
         "worker" => guest::run(role).map_err(std::io::Error::other),
         "abort" => guest::abort(role),
-        "burner" => work::burn(role),
         "unpacker" => images::play_unpacker(role),
         "cleaner" => images::play_cleaner(role),
         "sweep" => sweep::run(role),

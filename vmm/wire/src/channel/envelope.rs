@@ -3,8 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::MESSAGE_MAX;
 use super::error::WireError;
+use super::message::MESSAGE_MAX;
 
 /// The version of the wire: what [`encode`] writes and the messages inside.
 /// It changes whenever a message does.

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use rustix::io::Errno;
 
-use super::{DESCRIPTORS_MAX, MESSAGE_MAX};
+use super::message::{DESCRIPTORS_MAX, MESSAGE_MAX};
 
 /// The reasons why a channel could not be made, or a message not be sent,
 /// received or understood.
@@ -43,10 +43,10 @@ pub enum WireError {
         #[source]
         source: Errno,
     },
-    /// Receiving failed.
+    /// The kernel refused to receive, for another reason than those above.
     #[error("receiving from the channel failed")]
     Receive(#[source] Errno),
-    /// Waiting failed.
+    /// The kernel refused to poll the socket.
     #[error("polling the channel failed")]
     Poll(#[source] Errno),
     /// Registering with, or waiting in, the asynchronous runtime failed.

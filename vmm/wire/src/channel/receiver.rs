@@ -8,13 +8,14 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 
 use super::error::WireError;
+use super::message::Message;
 use super::sender::check_descriptors;
-use super::{Message, envelope, socket};
+use super::{envelope, socket};
 
 /// A message as it came.
 #[derive(Debug)]
 pub struct Received<M> {
-    /// The message.
+    /// The decoded message; its values are the sender's word.
     pub message: M,
     /// The descriptors that belong to it, close-on-exec, as many as it says.
     pub descriptors: Vec<OwnedFd>,

@@ -8,7 +8,8 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 
 use super::error::WireError;
-use super::{DESCRIPTORS_MAX, Message, envelope, socket};
+use super::message::{DESCRIPTORS_MAX, Message};
+use super::{envelope, socket};
 
 /// Sends messages of type `M`.
 #[derive(Debug)]

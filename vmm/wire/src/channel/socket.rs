@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::error::WireError;
-use super::{DESCRIPTORS_MAX, MESSAGE_MAX};
+use super::message::{DESCRIPTORS_MAX, MESSAGE_MAX};
 
 /// Room for the control data of a message with the most descriptors.
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));

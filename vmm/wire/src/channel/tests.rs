@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io::Read;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 

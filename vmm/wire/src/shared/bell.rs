@@ -27,7 +27,7 @@ pub struct Bell(Arc<OwnedFd>);
 pub enum Rung {
     /// The other end rang, once or more often, since the last answer.
     Yes,
-    /// Nobody rang.
+    /// Nobody rang since the last answer.
     No,
     /// The other end is closed.
     Closed,

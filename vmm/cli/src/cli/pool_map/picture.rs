@@ -41,7 +41,7 @@ pub enum Who {
 /// What an instance uses bytes for, as far as pictures tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Use {
-    /// Its RAM.
+    /// Everything that is not one of those below: the guest's RAM.
     Memory,
     /// Kernel and initramfs.
     Image,

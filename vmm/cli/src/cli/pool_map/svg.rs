@@ -311,7 +311,7 @@ impl Picture<'_> {
         })
     }
 
-    /// The same, but for what would cover its surroundings.
+    /// Draws only what is wide enough not to cover its surroundings.
     fn draw_visible(&self, group: Group, range: &Range, class: &str, title: &str) -> Group {
         if self.slices(range).any(|slice| slice.width >= LEAST) {
             self.draw(group, range, class, title)

@@ -13,7 +13,7 @@ use crate::cli::tables::size;
 /// How much room there is.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
-    /// Columns.
+    /// The number of columns of a line.
     pub width: usize,
     /// Lines of the legend.
     pub legend: usize,

@@ -26,7 +26,7 @@ use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::{COM1_BASE, COM1_PORTS};
 use mkvmm_base::timeline::Stage;
 
-/// Registers.
+/// The registers of a 16550, as offsets from the first port.
 const DATA: u8 = 0;
 const IER: u8 = 1;
 const LCR: u8 = 3;

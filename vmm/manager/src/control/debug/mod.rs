@@ -119,6 +119,7 @@ fn nearest(ranges: &[AddrRange], addr: u64) -> Option<AddrRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mkvmm_base::Diagnose;
 
     #[test]
     fn the_nearest_range_is_the_one_that_help_names() {

@@ -152,12 +152,14 @@ pub async fn pool_free(
 /// All instances by number.
 #[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
 pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
-    let look = |registry: &Registry| {
-        let objects = registry.guests();
-        let objects = objects.map(|guest| objects::instance(registry, guest));
-        Ok(objects.collect::<Result<Vec<_>, _>>()?)
+    let look = |registry: &Registry| Ok(objects::instances(registry)?);
+    let all = api.client.look(look).await?;
+    let read = move || {
+        let used = |(one, footprint)| objects::used(one, &footprint);
+        all.into_iter().map(used).collect()
     };
-    Ok(Json(api.client.look(look).await?))
+    let read = tokio::task::spawn_blocking(read).await;
+    Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
 }
 
 /// Makes an instance: `ready`, or `loaded` where there is a kernel.

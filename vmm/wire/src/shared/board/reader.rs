@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, slot, word};
+use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, slot, word};
 
 /// How often registers are read again when they change meanwhile. They change
 /// when a vCPU stops, so a second look is enough; a hostile worker may go on

@@ -1,6 +1,9 @@
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::file::{BYTES, HEADER_LEN, slot};
 use super::*;
+use crate::shared::SharedError;
+use crate::shared::mapping::{self, Mapping};
 
 /// A worker's and a manager's mapping of one board.
 fn sides() -> (BoardWriter, BoardReader) {

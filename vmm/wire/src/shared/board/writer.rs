@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX, slot, word};
+use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX, slot, word};
 
 /// Writes what concerns the guest as a whole. Any thread may.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Console, INPUT_CAPACITY, word};
+use super::file::{Console, INPUT_CAPACITY, word};
 use crate::shared::bell::Bell;
 
 /// Types to a guest, on the manager's side. One at a time.

@@ -29,128 +29,18 @@
 //! [`Viewer::set_lossless`] the worker waits instead until the manager has
 //! acknowledged enough.
 
+mod file;
 mod input;
 mod output;
 mod ring;
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
+pub use file::{CAPACITY_MAX, CAPACITY_MIN, Console, INPUT_CAPACITY};
 pub use input::{Input, Typist};
 pub use output::{Printer, Viewer};
 
-use super::SharedError;
 use super::bell::Bell;
-use super::mapping::{self, Mapping};
-use ring::Ring;
-
-/// The least output ring: a page.
-pub const CAPACITY_MIN: usize = 4 << 10;
-/// The greatest output ring.
-pub const CAPACITY_MAX: usize = 16 << 20;
-/// Bytes that may wait to be read by the guest; after that, typing waits.
-pub const INPUT_CAPACITY: usize = 64 << 10;
-
-/// Page 0, of which the words below are used.
-const WORDS_LEN: usize = 4096;
-/// What the first word says: that this is a console, and of which version.
-const FORMAT: u64 = u64::from_le_bytes(*b"mkvmCON\x01");
-
-/// The words of page 0, by index. Those that one side writes share a cache
-/// line of eight that the other side does not write.
-mod word {
-    pub const FORMAT: usize = 0;
-    /// Worker: the position that printing has got to, or will in a moment.
-    pub const BEGIN: usize = 8;
-    /// Worker: bytes ever printed.
-    pub const END: usize = 9;
-    /// Worker: bytes dropped because it had to stop while it waited for room.
-    pub const DROPPED: usize = 10;
-    /// Worker: bytes ever taken of the input.
-    pub const TAKEN: usize = 11;
-    /// Manager: the position up to which output was handed on.
-    pub const READ: usize = 16;
-    /// Manager: whether printing waits for that.
-    pub const LOSSLESS: usize = 17;
-    /// Manager: bytes ever typed.
-    pub const TYPED: usize = 18;
-    /// Manager: input before this position is not wanted any more.
-    pub const DISCARD: usize = 19;
-    /// Both: the manager waits for output.
-    pub const OUTPUT_AWAITED: usize = 24;
-    /// Both: the manager waits for room in the input ring.
-    pub const ROOM_AWAITED: usize = 32;
-    /// Both: the worker waits for input.
-    pub const INPUT_AWAITED: usize = 40;
-}
-
-/// The mapped file of a console; the same type on both sides.
-#[derive(Debug, Clone)]
-pub struct Console {
-    mapping: Arc<Mapping>,
-    capacity: usize,
-}
 
 impl Console {
-    /// Makes a console that keeps the last `capacity` bytes of output, a power
-    /// of two. Returns it with the file, for the worker.
-    ///
-    /// # Errors
-    /// [`SharedError`] for a capacity out of range, or want of memory.
-    pub fn create(capacity: usize) -> Result<(Self, OwnedFd), SharedError> {
-        if !is_capacity(capacity) {
-            return Err(SharedError::Capacity {
-                bytes: capacity,
-                min: CAPACITY_MIN,
-                max: CAPACITY_MAX,
-            });
-        }
-        let len = WORDS_LEN + capacity + INPUT_CAPACITY;
-        let file = mapping::make_file("mkvmm-console", len)?;
-        let console = Self {
-            mapping: Arc::new(Mapping::new(&file, WORDS_LEN)?),
-            capacity,
-        };
-        console.word(word::FORMAT).store(FORMAT, Ordering::Relaxed);
-        Ok((console, file))
-    }
-
-    /// Opens the file of a console that the other side, or an earlier process
-    /// of this side, has made.
-    ///
-    /// # Errors
-    /// [`SharedError`] for anything that is no console, sealed and of this
-    /// version.
-    pub fn open(file: impl AsFd) -> Result<Self, SharedError> {
-        let bytes = mapping::sealed_size(file.as_fd())?;
-        let capacity = usize::try_from(bytes)
-            .ok()
-            .and_then(|len| len.checked_sub(WORDS_LEN + INPUT_CAPACITY))
-            .filter(|capacity| is_capacity(*capacity))
-            .ok_or(SharedError::Size {
-                bytes,
-                what: "console",
-            })?;
-        let console = Self {
-            mapping: Arc::new(Mapping::new(file, WORDS_LEN)?),
-            capacity,
-        };
-        match console.word(word::FORMAT).load(Ordering::Relaxed) {
-            FORMAT => Ok(console),
-            found => Err(SharedError::Format {
-                what: "console",
-                expected: FORMAT,
-                found,
-            }),
-        }
-    }
-
-    /// Returns the size of the output ring, in bytes.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// Returns the worker's side: one printer and one input, which ring `bell`.
     /// They go on where an earlier worker stopped.
     pub fn worker(&self, bell: &Bell) -> (Printer, Input) {
@@ -170,44 +60,6 @@ impl Console {
     pub fn typist(&self, bell: &Bell) -> Typist {
         Typist::new(self.clone(), bell.clone())
     }
-
-    /// Returns a word of page 0.
-    fn word(&self, index: usize) -> &AtomicU64 {
-        // The indices are the constants above, all below 512.
-        &self.mapping.words()[index]
-    }
-
-    fn output(&self) -> Ring<'_> {
-        let (output, _) = self.mapping.bytes().split_at(self.capacity);
-        Ring::new(output)
-    }
-
-    fn input(&self) -> Ring<'_> {
-        let (_, input) = self.mapping.bytes().split_at(self.capacity);
-        Ring::new(input)
-    }
-
-    /// Announces a wait. The caller must look again afterwards, and wait only
-    /// if there is still nothing.
-    fn announce(&self, awaited: usize) {
-        self.word(awaited).store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// Rings if the other side has announced that it waits. Called after what
-    /// it waits for was published.
-    fn notify(&self, awaited: usize, bell: &Bell) {
-        fence(Ordering::SeqCst);
-        let flag = self.word(awaited);
-        // The load keeps the cache line shared while nobody waits.
-        if flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::Relaxed) != 0 {
-            bell.ring();
-        }
-    }
-}
-
-fn is_capacity(bytes: usize) -> bool {
-    bytes.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&bytes)
 }
 
 #[cfg(test)]

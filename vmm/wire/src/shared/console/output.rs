@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
-use super::{Console, word};
+use super::file::{Console, word};
 use crate::shared::bell::Bell;
 
 /// The first pause of a printer that waits for room, and the last: short
@@ -60,7 +60,7 @@ impl Printer {
 
     /// Returns how many bytes may be printed now.
     fn room(&self) -> usize {
-        let capacity = self.console.capacity;
+        let capacity = self.console.capacity();
         if self.console.word(word::LOSSLESS).load(Ordering::Relaxed) == 0 {
             return capacity;
         }
@@ -117,7 +117,7 @@ impl Viewer {
     /// kept; returns them with the position after the last. A position that
     /// lies ahead yields nothing and the position that output has got to.
     pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
-        let capacity = self.console.capacity as u64;
+        let capacity = self.console.capacity() as u64;
         let end = self.printed();
         let start = from.clamp(end.saturating_sub(capacity), end);
         // At most a ring by the line above, whatever `end` is.

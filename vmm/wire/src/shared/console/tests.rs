@@ -1,9 +1,13 @@
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use super::file::{WORDS_LEN, word};
 use super::*;
+use crate::shared::SharedError;
 use crate::shared::bell::Rung;
+use crate::shared::mapping::{self, Mapping};
 
 const NEVER: &dyn Fn() -> bool = &|| false;
 

@@ -1,46 +1,12 @@
 //! Where a process lives: `/proc/PID/cgroup` joined with the mount table.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 
-use super::{CgroupError, read};
-
-/// A controller that accounts or limits what a guest uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Controller {
-    /// CPU time limits; accounting as well under v2.
-    Cpu,
-    /// CPU time accounting of v1.
-    CpuAcct,
-    /// Memory.
-    Memory,
-    /// Number of threads.
-    Pids,
-}
-
-impl Controller {
-    /// All controllers that leaves are made for.
-    pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
-
-    /// Returns the kernel's name of the controller.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::CpuAcct => "cpuacct",
-            Self::Memory => "memory",
-            Self::Pids => "pids",
-        }
-    }
-}
-
-impl fmt::Display for Controller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::cgroup::controller::Controller;
+use crate::cgroup::error::{CgroupError, read};
 
 /// Below which cgroup a guest's leaf is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +69,14 @@ impl Cgroups {
             return Err(CgroupError::NoHierarchy);
         }
         Ok(found)
+    }
+
+    /// Returns every directory once: controllers of v1 may share a hierarchy.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let mut all: Vec<_> = self.v1.values().chain(&self.v2).cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Finds the cgroup of one path in all hierarchies that have it. A path

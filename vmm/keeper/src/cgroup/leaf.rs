@@ -1,14 +1,22 @@
 //! One leaf per guest: made before its worker touches memory, removed after
 //! its last process is gone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, getpid};
 
-use super::usage::{self, CpuTime, Memory};
-use super::{CgroupError, Cgroups, Controller};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::error::CgroupError;
+use crate::cgroup::locate::Cgroups;
+use crate::cgroup::usage::{self, CpuTime, Memory};
+
+/// The directory below a base that holds the leaves of all mkvmms.
+pub(super) const HOUSE: &str = "mkvmm";
+
+/// How often a leaf is made anew whose parents another mkvmm has just removed.
+const ATTEMPTS: usize = 4;
 
 /// Controllers that are asked of a v2 tree for its children.
 const V2_CONTROLLERS: [&str; 3] = ["+cpu", "+memory", "+pids"];
@@ -37,24 +45,49 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Makes a leaf named `name` below `base`.
+    /// Makes a leaf named `name` below `base`, with the controllers of v2 that
+    /// may be handed down to it.
     ///
     /// # Errors
     /// [`CgroupError::Name`], and [`CgroupError::Create`] where no hierarchy
     /// lets a leaf be made. A hierarchy of several is no error; see
     /// [`missed`](Self::missed).
     pub fn create(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
-        let below = Path::new("mkvmm").join(getpid().as_raw_nonzero().to_string());
+        Self::make_all(base, name, &V2_CONTROLLERS)
+    }
+
+    /// Makes a leaf named `name` below `base` for accounting alone, which
+    /// costs nobody anything: in v2 only, into which processes are born, and
+    /// without a controller, so that it changes neither how CPU time is shared
+    /// out nor what its parents allow.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); also [`CgroupError::NoHierarchy`].
+    pub fn account(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
+        let v2 = base.v2.clone();
+        let base = Cgroups { v2, v1: [].into() };
+        Self::make_all(&base, name, &[])
+    }
+
+    fn make_all(base: &Cgroups, name: &str, controllers: &[&str]) -> Result<Self, CgroupError> {
+        let below = Path::new(HOUSE).join(getpid().as_raw_nonzero().to_string());
         let below = below.join(checked(name)?);
         let mut leaf = Self {
             directories: Cgroups::default(),
             missed: Vec::new(),
         };
         if let Some(parent) = &base.v2 {
-            leaf.directories.v2 = leaf.make(parent, &below, true);
+            leaf.directories.v2 = leaf.make(parent, &below, controllers);
         }
         for (controller, parent) in &base.v1 {
-            if let Some(directory) = leaf.make(parent, &below, false) {
+            let path = parent.join(&below);
+            // Controllers may share a hierarchy.
+            let made = leaf.directories.v1.values().any(|known| *known == path);
+            let directory = match made {
+                true => Some(path),
+                false => leaf.make(parent, &below, &[]),
+            };
+            if let Some(directory) = directory {
                 leaf.directories.v1.insert(*controller, directory);
             }
         }
@@ -65,12 +98,18 @@ impl Leaf {
     }
 
     /// Makes one directory, remembering why it could not be made.
-    fn make(&mut self, parent: &Path, below: &Path, v2: bool) -> Option<PathBuf> {
+    fn make(&mut self, parent: &Path, below: &Path, controllers: &[&str]) -> Option<PathBuf> {
         let path = parent.join(below);
-        let made = match v2 {
-            true => make_v2(parent, below),
-            false => fs::create_dir_all(&path),
-        };
+        let mut made = make_below(parent, below, controllers);
+        for _ in 1..ATTEMPTS {
+            match &made {
+                // Another mkvmm has removed the parents because they were empty.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    made = make_below(parent, below, controllers);
+                }
+                _ => break,
+            }
+        }
         match made {
             Ok(()) => Some(path),
             Err(source) => {
@@ -90,23 +129,52 @@ impl Leaf {
         &self.missed
     }
 
+    /// Opens the leaf for processes that are to be born in it; `None` where
+    /// it is in no v2 tree. They are to be [moved](Self::move_born) into the
+    /// other hierarchies.
+    ///
+    /// # Errors
+    /// [`CgroupError::Open`].
+    pub fn birthplace(&self) -> Result<Option<File>, CgroupError> {
+        let Some(path) = &self.directories.v2 else {
+            return Ok(None);
+        };
+        match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(source) => {
+                let path = path.clone();
+                Err(CgroupError::Open { path, source })
+            }
+        }
+    }
+
+    /// Whether a process that was born in the leaf still has to be moved.
+    pub fn is_to_be_moved(&self) -> bool {
+        !self.directories.v1.is_empty()
+    }
+
     /// Moves a process into the leaf with all its threads. Pages that it has
-    /// touched stay charged where they were.
+    /// touched stay charged where they were. Waits for the kernel's grace
+    /// periods.
     ///
     /// # Errors
     /// [`CgroupError::Move`] for the first hierarchy that refuses; the process
     /// may then be in the leaves of others.
     pub fn admit(&self, pid: Pid) -> Result<(), CgroupError> {
-        let pid = pid.as_raw_nonzero().get();
-        for directory in self.each_directory() {
-            let file = directory.join("cgroup.procs");
-            fs::write(file, pid.to_string()).map_err(|source| CgroupError::Move {
-                pid,
-                path: directory.clone(),
-                source,
-            })?;
-        }
-        Ok(())
+        move_to(&self.directories.directories(), pid)
+    }
+
+    /// Moves a process that was born in the [birthplace](Self::birthplace)
+    /// into the other hierarchies, as [`admit`](Self::admit).
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub fn move_born(&self, pid: Pid) -> Result<(), CgroupError> {
+        let others = Cgroups {
+            v2: None,
+            v1: self.directories.v1.clone(),
+        };
+        move_to(&others.directories(), pid)
     }
 
     /// Sets the limits that are given.
@@ -200,7 +268,7 @@ impl Leaf {
 
     fn remove_all(&mut self) -> Result<(), CgroupError> {
         let mut result = Ok(());
-        for path in self.each_directory() {
+        for path in self.directories.directories() {
             match fs::remove_dir(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     result = result.and(Err(CgroupError::Remove { path, source }));
@@ -211,15 +279,6 @@ impl Leaf {
         self.directories = Cgroups::default();
         result
     }
-
-    /// Returns every directory once: v1 controllers may share a hierarchy.
-    fn each_directory(&self) -> Vec<PathBuf> {
-        let all = self.directories.v1.values().chain(&self.directories.v2);
-        let mut all: Vec<_> = all.cloned().collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
 }
 
 impl Drop for Leaf {
@@ -229,18 +288,37 @@ impl Drop for Leaf {
     }
 }
 
-/// Makes the leaf of the v2 tree, handing controllers down where that is
-/// allowed. Where it is not, limits will find no file and say so.
-fn make_v2(parent: &Path, below: &Path) -> io::Result<()> {
+fn move_to(directories: &[PathBuf], pid: Pid) -> Result<(), CgroupError> {
+    let pid = pid.as_raw_nonzero().get();
+    for directory in directories {
+        let file = directory.join("cgroup.procs");
+        fs::write(file, pid.to_string()).map_err(|source| CgroupError::Move {
+            pid,
+            path: directory.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes a leaf that is new, so that it accounts for its own processes only,
+/// and hands `controllers` down to it where that is allowed. Where it is not,
+/// limits will find no file and say so.
+fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<()> {
     let mut directory = parent.to_owned();
     for part in below {
-        for controller in V2_CONTROLLERS {
+        for controller in controllers {
             let _refused = fs::write(directory.join("cgroup.subtree_control"), controller);
         }
         directory.push(part);
         match fs::create_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other?,
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            // One that a dead process of this number has left.
+            Err(_there) if directory == parent.join(below) => {
+                fs::remove_dir(&directory)?;
+                fs::create_dir(&directory)?;
+            }
+            _ => {}
         }
     }
     Ok(())

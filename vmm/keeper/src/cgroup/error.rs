@@ -1,36 +1,9 @@
-//! Accounting and limits per guest: which cgroups there are, one leaf for
-//! each guest, and what its process used.
-//!
-//! Hosts have cgroup v2 alone, v1 controllers alone, or v1 controllers beside
-//! a v2 tree that holds none. So each resource is looked for where it is:
-//!
-//! | resource | v2 | v1 | without a cgroup |
-//! |---|---|---|---|
-//! | CPU time | `cpu.stat`, `usage_usec` | `cpuacct.usage` | `/proc/PID/stat`, in ticks |
-//! | memory | `memory.current` | `memory.usage_in_bytes` | `/proc/PID/smaps_rollup` (PSS), else `/proc/PID/statm` (resident, shared pages in full) |
-//!
-//! - **Pages are charged to whoever touches them first.** A worker is moved
-//!   before it touches its guest's memory; memory that a cleaner populated
-//!   beforehand is charged to the cleaner's cgroup, never to the guest's.
-//! - **v2 gives controllers to the children of a cgroup only where it holds no
-//!   process itself** (the root excepted). In a delegated unit the manager
-//!   therefore has to sit in a child of its own; where it does not, leaves
-//!   still account CPU time but take no limits, and the error says so.
-//! - A leaf is removed when it is dropped, once its last process is gone.
-//!
-//! Tests: the unit tests beside these files, from texts; `cgroup::*` in
-//! `tests/doors` on the real trees of the host.
-
-mod leaf;
-mod locate;
-mod usage;
-
-pub use leaf::{Leaf, ResourceLimits};
-pub use locate::{Base, Cgroups, Controller};
-pub use usage::{CpuSource, CpuTime, Memory, MemorySource, process_cpu_time, process_memory};
+//! What cgroups refuse, and what cannot be read of them.
 
 use std::io;
 use std::path::PathBuf;
+
+use crate::cgroup::controller::Controller;
 
 /// Why accounting or a limit is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +12,7 @@ pub enum CgroupError {
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -48,7 +21,7 @@ pub enum CgroupError {
     /// A file has other content than the kernel documents.
     #[error("unexpected content in {}: {found:?}", path.display())]
     Content {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// Its beginning, at most 80 characters.
         found: String,
@@ -71,7 +44,16 @@ pub enum CgroupError {
     /// No leaf can be made, in no hierarchy; the error is the last one.
     #[error("cannot make the cgroup {}", path.display())]
     Create {
-        /// The directory.
+        /// The path of its directory.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// A leaf cannot be opened.
+    #[error("cannot open the cgroup {}", path.display())]
+    Open {
+        /// The path of its directory.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -91,7 +73,7 @@ pub enum CgroupError {
     /// No hierarchy of the leaf has the controller that a limit needs.
     #[error("the cgroup of this guest has no {controller} controller to limit it by")]
     NoController {
-        /// The controller.
+        /// The controller that is missing.
         controller: Controller,
     },
     /// A limit was refused.
@@ -108,7 +90,7 @@ pub enum CgroupError {
     /// A leaf cannot be removed, most likely because a process is still in it.
     #[error("cannot remove the cgroup {}", path.display())]
     Remove {
-        /// The directory.
+        /// The path of its directory.
         path: PathBuf,
         /// The underlying error.
         #[source]
@@ -117,7 +99,7 @@ pub enum CgroupError {
 }
 
 /// Reads a whole small file.
-fn read(path: PathBuf) -> Result<(PathBuf, String), CgroupError> {
+pub(super) fn read(path: PathBuf) -> Result<(PathBuf, String), CgroupError> {
     // Names of cgroups are bytes; what is no UTF-8 must not make the rest unreadable.
     match std::fs::read(&path) {
         Ok(bytes) => Ok((path, String::from_utf8_lossy(&bytes).into_owned())),
@@ -126,10 +108,7 @@ fn read(path: PathBuf) -> Result<(PathBuf, String), CgroupError> {
 }
 
 /// Returns the error for content that no parser knows.
-fn unexpected(path: PathBuf, text: &str) -> CgroupError {
+pub(super) fn unexpected(path: PathBuf, text: &str) -> CgroupError {
     let found = text.chars().take(80).collect();
     CgroupError::Content { path, found }
 }
-
-#[cfg(test)]
-mod tests;

@@ -123,7 +123,7 @@ struct Tree(PathBuf);
 
 impl Tree {
     fn new(name: &str) -> Self {
-        let name = format!("mkvmm-sandbox-{}-{name}", getpid().as_raw_nonzero());
+        let name = format!("mkvmm-keeper-{}-{name}", getpid().as_raw_nonzero());
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)

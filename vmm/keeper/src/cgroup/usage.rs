@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::{CgroupError, read, unexpected};
+use crate::cgroup::error::{CgroupError, read, unexpected};
 
 /// Where a CPU time was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,19 @@ pub fn process_memory(pid: Pid) -> Result<Memory, CgroupError> {
     })
 }
 
+/// Returns the bytes of memory that are one process's own: what is resident
+/// without what files hold. The kernel keeps both counts, so this is quick and
+/// any user may read it.
+///
+/// # Errors
+/// [`CgroupError::Read`], most likely because the process has ended, and
+/// [`CgroupError::Content`].
+pub fn private_memory(pid: Pid) -> Result<u64, CgroupError> {
+    let pages = parsed(file_of(pid, "statm"), parse_private_pages)?;
+    let page_size = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    Ok(pages.saturating_mul(page_size))
+}
+
 fn file_of(pid: Pid, name: &str) -> std::path::PathBuf {
     format!("/proc/{}/{name}", pid.as_raw_nonzero()).into()
 }
@@ -155,6 +168,15 @@ pub(super) fn parse_pss(text: &str) -> Option<u64> {
     let mut lines = text.lines();
     let pss = lines.find_map(|line| line.strip_prefix("Pss:"))?;
     parse_number(pss.strip_suffix("kB")?)?.checked_mul(1024)
+}
+
+/// Reads the number of resident pages that belong to no file out of `statm`.
+pub(super) fn parse_private_pages(text: &str) -> Option<u64> {
+    let mut fields = text.split_ascii_whitespace().skip(1);
+    let resident: u64 = fields.next()?.parse().ok()?;
+    let of_files: u64 = fields.next()?.parse().ok()?;
+    // The two are not read at one moment.
+    Some(resident.saturating_sub(of_files))
 }
 
 /// Reads the number of resident pages out of `statm`.

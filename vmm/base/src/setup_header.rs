@@ -1,0 +1,10 @@
+//! Where Linux's setup header lies, and by what it is known: the Linux/x86 boot
+//! protocol (Documentation/arch/x86/boot.rst). A bzImage begins with it, and
+//! the machine copies it into `boot_params`.
+
+/// Offset of the setup header in a bzImage, and in `boot_params`.
+pub const SETUP_HEADER_OFFSET: usize = 0x1f1;
+/// The value of the field `boot_flag`, as in every boot sector.
+pub const BOOT_FLAG: u16 = 0xaa55;
+/// The value of the field `header`: the letters "HdrS".
+pub const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");

@@ -1,0 +1,119 @@
+//! Whether the host has what a pool is to be made of.
+
+use std::fs;
+
+use crate::reservation::backing::Backing;
+use crate::reservation::error::ReservationError;
+
+impl Backing {
+    /// Bytes of free pages of this kind; `None` where the kernel does not say.
+    pub fn free(self) -> Option<u64> {
+        if self.is_hugetlb() {
+            let dir = format!(
+                "/sys/kernel/mm/hugepages/hugepages-{}kB",
+                self.page_size() >> 10
+            );
+            let read = |file| {
+                fs::read_to_string(format!("{dir}/{file}"))
+                    .ok()?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            };
+            // Pages that others have reserved are free, but not for us.
+            let free = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
+            free.checked_mul(self.page_size())
+        } else {
+            parse_mem_available(&fs::read_to_string("/proc/meminfo").ok()?)
+        }
+    }
+
+    /// Refuses a pool that the host cannot give now.
+    ///
+    /// A reservation is a promise, so it is held against what is free
+    /// (`MemAvailable`: what the kernel can hand out without swapping),
+    /// although ordinary pages come lazily.
+    ///
+    /// # Errors
+    /// [`ReservationError::TooLarge`] with both numbers;
+    /// [`ReservationError::NoThp`] where huge pages of this kind are off.
+    pub fn check_host_can_give(self, requested: u64) -> Result<(), ReservationError> {
+        if self == Self::Thp && !shmem_thp_is_on() {
+            return Err(ReservationError::NoThp);
+        }
+        // A size of hugetlb page that the kernel does not know has none free.
+        let none = if self.is_hugetlb() { Some(0) } else { None };
+        match self.free().or(none) {
+            Some(available) if requested > available => Err(ReservationError::TooLarge {
+                requested,
+                available,
+                backing: self,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` in bytes; `None` where there is no such
+/// line, and then nothing is refused.
+fn parse_mem_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The setting in effect of a file such as `always [madvise] never`.
+pub fn chosen(setting: &str) -> Option<&str> {
+    setting
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
+}
+
+/// Whether the kernel joins pages of shared memory that ask for it.
+pub fn shmem_thp_is_on() -> bool {
+    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+        .is_ok_and(|text| !matches!(chosen(&text), None | Some("never" | "deny")))
+}
+
+/// Raises the soft limit of open files to the hard one: each guest needs a
+/// handful, and the usual soft limit of 1,024 would end at some 200 guests.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("the limit of open files cannot be raised: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read_in_kib() {
+        let text = "MemTotal:       100 kB\nMemAvailable:    42 kB\n";
+        assert_eq!(parse_mem_available(text), Some(42 * 1024));
+        assert_eq!(parse_mem_available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn the_setting_in_effect_is_the_one_in_brackets() {
+        assert_eq!(chosen("always within_size [advise] never"), Some("advise"));
+        assert_eq!(chosen("nothing chosen"), None);
+    }
+
+    #[test]
+    fn more_than_the_host_has_is_refused() {
+        for kind in [
+            Backing::Normal,
+            Backing::Thp,
+            Backing::Hugetlb2M,
+            Backing::Hugetlb1G,
+        ] {
+            Backing::check_host_can_give(kind, 1 << 60).unwrap_err();
+        }
+    }
+}
