@@ -11,6 +11,9 @@
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are as they were afterwards |
 //! | `guide` | the examples of docs/control.md |
+//! | `limits` | what one client or guest may cost others, and refusals before crashes |
+//! | `restarts` | guests that reset, and those that are killed meanwhile |
+//! | `stalls` | processes that stand still |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //!
 //! Without a usable `/dev/kvm` the tests that need one say that they are
@@ -20,11 +23,14 @@ mod consoles;
 mod crowd;
 mod debug;
 mod guide;
+mod limits;
 mod metrics;
 mod pool_views;
+mod restarts;
 mod serving;
 mod session;
 mod spec;
+mod stalls;
 mod usage;
 mod wire;
 

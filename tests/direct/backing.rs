@@ -1,5 +1,7 @@
 //! What the pool is made of, and what is held back of it.
 
+use std::sync::Mutex;
+
 use std::fs;
 
 use mkvmm_test_harness::tier::{skip, skips_without_kvm};
@@ -54,8 +56,12 @@ fn transparent_huge_pages_are_there_or_refused_with_a_help() {
     }
 }
 
+/// The host's huge pages, which all tests share.
+static HUGE_PAGES: Mutex<()> = Mutex::new(());
+
 #[test]
 fn huge_pages_that_are_not_there_are_missed_at_the_start() {
+    let _one = HUGE_PAGES.lock();
     if skips_without_kvm() {
         return;
     }
@@ -73,6 +79,7 @@ fn huge_pages_that_are_not_there_are_missed_at_the_start() {
 
 #[test]
 fn a_guest_boots_from_huge_pages() {
+    let _one = HUGE_PAGES.lock();
     if skips_without_kvm() {
         return;
     }

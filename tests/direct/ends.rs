@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::tier::skips_without_kvm;
-use mkvmm_test_harness::{Finished, Mkvmm, Stdout};
+use mkvmm_test_harness::{Finished, Mkvmm, Scratch, Stdout};
 use rustix::process::Signal;
 
 const SPINNING: [&str; 3] = ["s1", "s2", "s3"];
@@ -46,6 +46,26 @@ fn sigterm_ends_all_guests() {
         return;
     }
     interrupted_by(Signal::TERM).expect_code(130);
+}
+
+#[test]
+fn ctrl_c_ends_a_pool_that_is_being_populated() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let serve = Mkvmm::new(["serve", "--socket"]).arg(scratch.path("sock"));
+    let run = Mkvmm::new(["run"]).guest("name=a,kernel=probe,memory=8M");
+    for command in [serve, run] {
+        let mut command = command.arg("--pool").arg("3G").arg("--prealloc").spawn();
+        // Some of it is there, most of it is not.
+        command.wait_until("some memory", |c| c.memory_files_kib() > 32 << 10);
+        command.signal(Signal::INT);
+        let command = command.wait();
+        command.expect_code(130);
+        // It did not go on to become ready, or to run the guest.
+        assert_eq!(command.stdout, "", "{command}");
+    }
 }
 
 #[test]

@@ -9,11 +9,13 @@ use std::sync::atomic::AtomicBool;
 
 use mkpool::AddrRange;
 use mkvmm_base::image_facts::BootMode;
+use mkvmm_base::state::OnStall;
 use mkvmm_children::{GID_VARIABLE, UID_VARIABLE};
 use mkvmm_image::KernelImage;
 use mkvmm_images::{Access, Budget, BuiltIn};
 use mkvmm_keeper::process::Output;
 use mkvmm_machine::kvm::host;
+use mkvmm_manager::limits::Limits;
 use mkvmm_manager::resolve::{ResolveError, check};
 use mkvmm_manager::run::GuestConfig;
 use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
@@ -89,11 +91,15 @@ impl Ground {
             child_output: Output::Inherit,
             leaves: Leaves::Off,
         };
+        let limits = Limits::of_host(Some(0)).expect("no connections are not too many");
         let options = Options {
+            limits,
+            on_stall: OnStall::Wait,
             console: self.console,
             images: Budget {
                 kept: 0,
                 in_flight: UNPACKING,
+                kept_count: 16,
             },
             access: Access::Own,
             probe: BuiltIn {

@@ -46,6 +46,21 @@ pub mod code {
     /// `ud2`, for which no boot state has a handler: a triple fault.
     pub const CRASH: &[u8] = &[0x0f, 0x0b];
 
+    /// Resets by the i8042, at once.
+    pub const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+    /// Has its power button told (PM1 enable, 0x602), looks until it is pressed
+    /// (PM1 status, 0x600), and resets then: a guest that evades its end.
+    pub const EVADE: &[u8] = &[
+        0x66, 0xba, 0x02, 0x06, // mov dx, 0x602
+        0x66, 0xb8, 0x00, 0x01, // mov ax, 0x100
+        0x66, 0xef, // out dx, ax
+        0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
+        0x66, 0xed, // in ax, dx
+        0x66, 0xa9, 0x00, 0x01, // test ax, 0x100
+        0x74, 0xf4, // jz, back to the look
+        0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd, // as `RESET`
+    ];
+
     /// Prints `text` on COM1: `mov dx, 0x3f8`, then `mov al, byte; out dx, al`
     /// for each.
     pub fn print(text: &[u8]) -> Vec<u8> {

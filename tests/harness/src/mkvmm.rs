@@ -33,7 +33,7 @@ pub fn binary() -> PathBuf {
     profile.join("mkvmm")
 }
 
-/// What becomes of the standard output of a command.
+/// What becomes of the standard output or error of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdout {
     /// It is read all the time and kept.
@@ -44,12 +44,27 @@ pub enum Stdout {
     Closed,
 }
 
+impl Stdout {
+    /// What the command gets, and the end that nobody reads.
+    fn open(self) -> (Stdio, Option<PipeReader>) {
+        if self == Self::Kept {
+            return (Stdio::piped(), None);
+        }
+        let (reader, writer) = std::io::pipe().expect("there are descriptors left");
+        rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a page is a size");
+        let unread = (self == Self::Unread).then_some(reader);
+        (writer.into(), unread)
+    }
+}
+
 /// A command line of `mkvmm`.
 #[derive(Debug)]
 pub struct Mkvmm {
     args: Vec<OsString>,
     stdin: fn() -> Stdio,
     stdout: Stdout,
+    stderr: Stdout,
+    before: Option<String>,
     timeout: Duration,
     /// A program that starts it, with its arguments.
     wrapper: Vec<OsString>,
@@ -62,6 +77,8 @@ impl Mkvmm {
             args: args.into_iter().map(Into::into).collect(),
             stdin: Stdio::null,
             stdout: Stdout::Kept,
+            stderr: Stdout::Kept,
+            before: None,
             timeout: TIMEOUT,
             wrapper: Vec::new(),
         }
@@ -106,6 +123,18 @@ impl Mkvmm {
         self
     }
 
+    /// Says what becomes of its standard error.
+    pub fn stderr(mut self, stderr: Stdout) -> Self {
+        self.stderr = stderr;
+        self
+    }
+
+    /// Has a shell run `command` first, in the same process: `ulimit`.
+    pub fn after(mut self, command: &str) -> Self {
+        self.before = Some(command.to_owned());
+        self
+    }
+
     /// Says how long it may take.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -119,34 +148,32 @@ impl Mkvmm {
 
     /// Starts it.
     pub fn spawn(self) -> Running {
-        let mut words = self.wrapper.into_iter().chain([binary().into()]);
+        let mut words: Vec<OsString> = self.wrapper;
+        words.push(binary().into());
+        if let Some(before) = &self.before {
+            let script = format!("{before} && exec \"$0\" \"$@\"");
+            words.splice(0..0, ["sh".into(), "-c".into(), script.into()]);
+        }
+        let mut words = words.into_iter();
         let mut command = Command::new(words.next().unwrap_or_default());
+        let (stdout, unread) = self.stdout.open();
+        let (stderr, unread_stderr) = self.stderr.open();
         command
             .args(words)
             .args(&self.args)
             .stdin((self.stdin)())
-            .stderr(Stdio::piped());
-        let mut unread = None;
-        match self.stdout {
-            Stdout::Kept => {
-                command.stdout(Stdio::piped());
-            }
-            Stdout::Unread | Stdout::Closed => {
-                let (reader, writer) = std::io::pipe().expect("there are descriptors left");
-                rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a page is a size");
-                command.stdout(writer);
-                unread = (self.stdout == Stdout::Unread).then_some(reader);
-            }
-        }
+            .stdout(stdout)
+            .stderr(stderr);
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", binary().display()));
         Running {
             stdout: child.stdout.take().map(Stream::read),
-            stderr: Stream::read(child.stderr.take().expect("stderr is a pipe")),
+            stderr: child.stderr.take().map(Stream::read),
             stdin: child.stdin.take(),
             child,
             unread,
+            _unread_stderr: unread_stderr,
             args: self.args,
             started: Instant::now(),
             timeout: self.timeout,
@@ -187,8 +214,9 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Option<Stream>,
-    stderr: Stream,
+    stderr: Option<Stream>,
     unread: Option<PipeReader>,
+    _unread_stderr: Option<PipeReader>,
     args: Vec<OsString>,
     started: Instant,
     timeout: Duration,
@@ -202,7 +230,7 @@ impl Running {
 
     /// What it has written to its standard error.
     pub fn stderr(&self) -> String {
-        self.stderr.text()
+        self.stderr.as_ref().map(Stream::text).unwrap_or_default()
     }
 
     /// Writes to its standard input.
@@ -298,6 +326,29 @@ impl Running {
         processes.collect()
     }
 
+    /// Its children whose name in `ps` begins with `name`.
+    pub fn children_named(&self, name: &str) -> Vec<Pid> {
+        let is_named = |process: &PathBuf| {
+            // A process may end between two looks.
+            let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+            line.starts_with(name.as_bytes())
+        };
+        let pid = |process: &PathBuf| {
+            let number = process.file_name()?.to_str()?.parse().ok()?;
+            Pid::from_raw(number)
+        };
+        let children = self.children();
+        let named = children.iter().filter(|process| is_named(process));
+        named.filter_map(pid).collect()
+    }
+
+    /// Number of descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        let files = format!("/proc/{}/fd", self.child.id());
+        let files = std::fs::read_dir(files).expect("it has not been waited for");
+        files.count()
+    }
+
     /// KiB of memory in the memory files that it has open: its pool's pages.
     pub fn memory_files_kib(&self) -> u64 {
         let files = format!("/proc/{}/fd", self.child.id());
@@ -372,8 +423,8 @@ impl Running {
     fn wait_for_streams(&mut self) {
         let end = Instant::now() + Duration::from_secs(10);
         let streams = |this: &Self| {
-            let stdout = this.stdout.as_ref();
-            this.stderr.thread.is_finished() && stdout.is_none_or(|s| s.thread.is_finished())
+            let mut streams = [&this.stdout, &this.stderr].into_iter().flatten();
+            streams.all(|stream| stream.thread.is_finished())
         };
         while !streams(self) {
             if Instant::now() > end {

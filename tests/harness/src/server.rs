@@ -48,7 +48,12 @@ impl Server {
 
     /// The same for a test that takes up to `timeout`.
     pub fn start_for(pool: &str, timeout: Duration) -> Self {
-        Self::start_in(Scratch::new(), |serve| serve, pool, timeout)
+        Self::start_as(pool, |serve| serve.timeout(timeout))
+    }
+
+    /// The same, started in a way of its own.
+    pub fn start_as(pool: &str, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
+        Self::start_in(Scratch::new(), how, pool, LONGEST)
     }
 
     /// The same with its socket in `scratch`, after `change` of its command.

@@ -71,6 +71,9 @@ pub struct Instance {
     pub state: State,
     /// Why the instance ended, in `stopped` and `failed`.
     pub reason: Option<EndReason>,
+    /// Whether it waits to be booted again, by its policy.
+    #[serde(default)]
+    pub restarting: bool,
     /// The number of bytes of its pool.
     pub memory: u64,
     /// The memory of its pool: ascending, adjacent chunks merged.

@@ -45,6 +45,10 @@ pub enum Class {
     Busy,
     /// The pool cannot hold it.
     NoRoom,
+    /// The host has no descriptors, threads or mappings left for it.
+    Exhausted,
+    /// Too much is asked for at once; it may be asked for again.
+    Overload,
     /// The instance has no memory at this address.
     NoMemory,
     /// The instance has no such vCPU.

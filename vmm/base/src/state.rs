@@ -63,6 +63,18 @@ impl fmt::Display for EndReason {
     }
 }
 
+/// What follows when the process of a guest stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnStall {
+    /// The instance is `stalled` until the process goes on, or somebody kills
+    /// it.
+    #[default]
+    Wait,
+    /// The process is killed, and the instance has failed.
+    Kill,
+}
+
 /// What follows when a guest ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,6 +106,9 @@ pub enum State {
     Failed,
     /// It is being deleted, and its memory cleaned for others.
     Cleaning,
+    /// Its process stands still: it did not answer an order, since a signal, a
+    /// freezer or a debugger stopped it.
+    Stalled,
 }
 
 impl fmt::Display for State {
@@ -172,13 +187,13 @@ impl State {
     /// `kill` is legal after the end as well and does nothing there, so that
     /// repeating it is never an error of whoever was a moment too late.
     pub const fn after(self, verb: Verb) -> Option<Outcome> {
-        use State::{Active, Failed, Loaded, Paused, Ready, Stopped};
+        use State::{Active, Failed, Loaded, Paused, Ready, Stalled, Stopped};
         Some(match (self, verb) {
             (Ready | Loaded | Stopped | Failed, Verb::Load) => Outcome::Now(Loaded),
             (Loaded | Stopped | Failed, Verb::Start) => Outcome::Now(Active),
             (Active, Verb::Pause) => Outcome::Now(Paused),
             (Paused, Verb::Resume) => Outcome::Now(Active),
-            (Active | Paused, Verb::Kill) => Outcome::Ends,
+            (Active | Paused | Stalled, Verb::Kill) => Outcome::Ends,
             (Stopped | Failed, Verb::Kill) => Outcome::Now(self),
             (Loaded | Stopped | Failed, Verb::Unload) => Outcome::Now(Ready),
             (Ready | Loaded | Stopped | Failed, Verb::Delete) => Outcome::Gone,
@@ -200,7 +215,7 @@ impl State {
 
     /// Whether vCPUs exist: the guest owns its RAM.
     pub const fn is_live(self) -> bool {
-        matches!(self, Self::Active | Self::Paused)
+        matches!(self, Self::Active | Self::Paused | Self::Stalled)
     }
 }
 
@@ -215,6 +230,8 @@ mod tests {
             (State::Loaded, "load start unload delete"),
             (State::Active, "pause kill"),
             (State::Paused, "resume kill"),
+            (State::Stalled, "kill"),
+            (State::Cleaning, ""),
             (State::Stopped, "load start kill unload delete"),
             (State::Failed, "load start kill unload delete"),
         ] {
@@ -225,7 +242,7 @@ mod tests {
 
     #[test]
     fn only_a_live_instance_ends_and_killing_a_dead_one_changes_nothing() {
-        for state in [State::Active, State::Paused] {
+        for state in [State::Active, State::Paused, State::Stalled] {
             assert!(state.is_live());
             assert_eq!(state.after(Verb::Kill), Some(Outcome::Ends));
         }

@@ -61,6 +61,7 @@ impl Images {
     fn new(path: PathBuf, boot: BootMode) -> Self {
         let budget = Budget {
             kept: 1 << 30,
+            kept_count: 8,
             in_flight: 4 << 30,
         };
         let probe = BuiltIn {

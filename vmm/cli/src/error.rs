@@ -15,9 +15,10 @@ pub enum ExitStatus {
     Usage,
     /// A file could not be read.
     File,
-    /// There is no such instance, or its state does not allow it.
+    /// There is no such instance, or its state or what others do does not
+    /// allow it now.
     WrongState,
-    /// The pool cannot hold it.
+    /// The pool or the host cannot hold it.
     NoRoom,
     /// A guest ended badly.
     GuestFailed,
@@ -59,8 +60,9 @@ impl ExitStatus {
             | Class::NoAllocation
             | Class::Exists
             | Class::WrongState
-            | Class::Busy => Self::WrongState,
-            Class::NoRoom => Self::NoRoom,
+            | Class::Busy
+            | Class::Overload => Self::WrongState,
+            Class::NoRoom | Class::Exhausted => Self::NoRoom,
             Class::VmmFailed | Class::Unknown => Self::Failed,
         }
     }

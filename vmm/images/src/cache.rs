@@ -59,10 +59,11 @@ struct Entry {
     used: u64,
 }
 
-/// Images, bounded in bytes; the least recently used goes first.
+/// Images, bounded in bytes and in number; the least recently used goes first.
 #[derive(Debug)]
 pub struct Cache {
     limit: u64,
+    count_limit: usize,
     clock: u64,
     entries: HashMap<EntryId, Entry>,
     files: HashMap<FileKey, EntryId>,
@@ -70,10 +71,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// A cache that holds up to `limit` bytes of images.
-    pub fn new(limit: u64) -> Self {
+    /// A cache that holds up to `count_limit` images of `limit` bytes together.
+    pub fn new(limit: u64, count_limit: usize) -> Self {
         Self {
             limit,
+            count_limit,
             clock: 0,
             entries: HashMap::new(),
             files: HashMap::new(),
@@ -141,7 +143,7 @@ impl Cache {
     }
 
     fn keep_limit(&mut self) {
-        while self.counters.bytes_held > self.limit {
+        while self.counters.bytes_held > self.limit || self.entries.len() > self.count_limit {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
             let Some(id) = oldest.map(|(id, _)| *id) else {
                 return;

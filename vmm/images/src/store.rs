@@ -40,12 +40,14 @@ pub use batch::Batch;
 pub use error::StoreError;
 pub use sizes::SizeError;
 
-/// What the store may use, in bytes.
+/// What the store may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Images kept for later requests.
+    /// Bytes of images kept for later requests.
     pub kept: u64,
-    /// What unpackers that run may use together.
+    /// How many images are kept: each takes a descriptor.
+    pub kept_count: usize,
+    /// Bytes that unpackers which run may use together.
     pub in_flight: u64,
 }
 
@@ -144,7 +146,7 @@ impl<U: Unpackers + 'static> ImageStore<U> {
     /// used and not kept.
     pub fn new(unpackers: U, budget: Budget, probe: BuiltIn) -> Self {
         let state = State {
-            cache: Cache::new(budget.kept),
+            cache: Cache::new(budget.kept, budget.kept_count),
             flights: HashMap::new(),
             in_flight: 0,
         };

@@ -12,6 +12,12 @@ pub enum UnpackersError {
     /// The unpacker refused the image.
     #[error(transparent)]
     Refused(#[from] UnpackError),
+    /// As many images are being unpacked as may be. It may be tried again.
+    #[error("cannot be unpacked now: {limit} other images are, which is the limit")]
+    Crowded {
+        /// Unpackers that may run at once.
+        limit: usize,
+    },
     /// The unpacker could not be started, was lost, or broke the protocol.
     #[error("could not be unpacked: its unpacker failed")]
     Lost(#[source] Arc<dyn Error + Send + Sync>),

@@ -48,6 +48,16 @@ pub enum ProcessError {
     },
 }
 
+impl ProcessError {
+    /// Whether the host has no descriptors, processes or memory left for it.
+    pub fn is_shortage(&self) -> bool {
+        let (Self::Start { source, .. } | Self::Handle { source, .. }) = self;
+        let errno = Errno::from_io_error(source);
+        let shortages = [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        errno.is_some_and(|errno| shortages.contains(&errno))
+    }
+}
+
 /// Where a child's standard output and error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {

@@ -26,6 +26,8 @@ pub struct GuestConsole {
     typist: Mutex<Typist>,
     /// Tells viewers the position after the newest byte.
     printed: watch::Sender<u64>,
+    /// Becomes true when there will never be more: the instance is deleted.
+    over: watch::Sender<bool>,
     /// Tells typists that there may be room.
     room: Notify,
     /// What a worker gets.
@@ -47,6 +49,7 @@ impl GuestConsole {
             viewer: console.viewer(),
             typist: Mutex::new(console.typist(&bell)),
             printed: watch::Sender::new(0),
+            over: watch::Sender::new(false),
             room: Notify::new(),
             file,
             workers_bell,
@@ -89,6 +92,17 @@ impl GuestConsole {
     /// Returns what changes whenever something was printed, for viewers.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.printed.subscribe()
+    }
+
+    /// Ends all viewers: the instance is deleted.
+    pub fn close(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// Waits until the instance is deleted.
+    pub async fn closed(&self) {
+        // The sender is in `self`.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     /// Types as much of `bytes` as there is room for; returns how much.

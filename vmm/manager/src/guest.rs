@@ -21,6 +21,8 @@ use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::placement::PlacementPlan;
 use mkvmm_memory::reservation::ReservationConfig;
 
+use crate::budget::Booking;
+use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
@@ -66,6 +68,8 @@ pub struct Guest {
     pub(crate) epoch: u32,
     pub(crate) config: InstanceConfig,
     pub(crate) sub_pool: SubPool,
+    /// What it may take of the host.
+    pub(crate) booking: Booking,
     /// The memory, as the files that its worker gets.
     pub(crate) files: Vec<MemoryFile>,
     /// Whether the memory reads as zero, but for what was allocated in it.
@@ -87,6 +91,8 @@ pub struct Guest {
     pub(crate) is_restarting: bool,
     /// Boots in a row that ended soon.
     pub(crate) short_lives: u32,
+    /// What the log may say of it.
+    pub(crate) chatter: Chatter,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) console: Arc<GuestConsole>,
     pub(crate) status: Status,

@@ -15,6 +15,7 @@ use mkvmm_images::{
     Unpackers, UnpackersError,
 };
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
+use tokio::sync::Semaphore;
 
 use crate::child::{self, Role};
 use crate::host::Host;
@@ -120,10 +121,16 @@ impl Diagnose for ImageError {
                 UnpackErrorClass::Resources => Class::VmmFailed,
                 _ => Class::File,
             },
-            StoreError::InFlight { .. } => Class::Busy,
+            StoreError::InFlight { .. } => Class::Overload,
+            StoreError::Unpackers(UnpackersError::Crowded { .. }) => Class::Overload,
             StoreError::Source(_) | StoreError::Changing => Class::File,
             _ => Class::VmmFailed,
         }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let is_crowd = self.class() == Class::Overload;
+        is_crowd.then(|| "try again when other images have been read".to_owned())
     }
 }
 
@@ -186,7 +193,23 @@ fn image_error(what: &'static str, path: &impl ToString) -> impl FnOnce(StoreErr
 
 /// Unpackers as children of this process, one for each image.
 #[derive(Debug, Clone)]
-pub struct UnpackerChildren(pub(crate) Rc<Host>);
+pub struct UnpackerChildren {
+    host: Rc<Host>,
+    /// Bounds those that run.
+    room: Rc<Semaphore>,
+    limit: usize,
+}
+
+impl UnpackerChildren {
+    /// Makes children of `host`, of which at most `limit` run at once.
+    pub fn new(host: Rc<Host>, limit: usize) -> Self {
+        Self {
+            host,
+            room: Rc::new(Semaphore::new(limit)),
+            limit,
+        }
+    }
+}
 
 impl Unpackers for UnpackerChildren {
     async fn unpack(
@@ -196,8 +219,12 @@ impl Unpackers for UnpackerChildren {
         output: std::os::fd::OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
         use std::os::fd::AsFd;
+        // Nobody waits here: one image may take as long as its limits allow.
+        let limit = self.limit;
+        let crowded = |_no_room| UnpackersError::Crowded { limit };
+        let _place = self.room.try_acquire().map_err(crowded)?;
         let (order, files) = (UnpackOrder(job), [image.as_fd(), output.as_fd()]);
-        let answer = child::ask(&self.0, Role::Unpacker, "image", &order, &files).await;
+        let answer = child::ask(&self.host, Role::Unpacker, "image", &order, &files).await;
         let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
         let UnpackReport(unpacked) = answer.map_err(lost)?;
         Ok(unpacked?)

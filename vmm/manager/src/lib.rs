@@ -8,6 +8,7 @@
 //! | files | what they know |
 //! |---|---|
 //! | `config`, `images` | what an instance is made of |
+//! | `limits`, `budget` | how much there may be at once |
 //! | `console`, `status` | what its workers leave in shared memory |
 //! | `host`, `child`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
@@ -16,6 +17,7 @@
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
 //! | `harmless`, `pace` | what of it is passed on, and how fast |
+//! | `chatter` | how much of that the log says |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
@@ -23,6 +25,8 @@
 mod asking;
 pub mod audit;
 pub mod boot_spans;
+pub mod budget;
+mod chatter;
 mod child;
 pub mod config;
 pub mod console;
@@ -36,6 +40,7 @@ pub mod host;
 pub mod images;
 mod leaves;
 pub mod life;
+pub mod limits;
 pub mod manager;
 mod manifest;
 pub mod memory;

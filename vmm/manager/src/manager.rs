@@ -11,17 +11,19 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mkvmm_base::state::Verb;
+use mkvmm_base::state::{OnStall, Verb};
 use mkvmm_base::{InstanceId, InstanceName};
-use mkvmm_images::{Access, Budget, BuiltIn, ImageStore};
+use mkvmm_images::{Access, Budget as ImageBudget, BuiltIn, ImageStore};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
+use crate::budget::Budget;
 use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
 use crate::host::Host;
 use crate::images::UnpackerChildren;
+use crate::limits::Limits;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
@@ -32,11 +34,15 @@ pub struct Options {
     /// How their consoles are kept.
     pub console: ConsoleOptions,
     /// What images may use.
-    pub images: Budget,
+    pub images: ImageBudget,
     /// What those who name images may name.
     pub access: Access,
     /// The kernel that needs no file.
     pub probe: BuiltIn,
+    /// How much there may be at once.
+    pub limits: Limits,
+    /// What follows when the process of a guest stands still.
+    pub on_stall: OnStall,
 }
 
 /// How consoles are kept.
@@ -62,6 +68,12 @@ pub struct Manager {
     pub(crate) console: ConsoleOptions,
     /// Told whenever an instance has changed its state.
     pub(crate) changed: Notify,
+    /// What instances have booked.
+    pub(crate) budget: Rc<Budget>,
+    /// Bounds the boots by policy that are under way.
+    pub(crate) restarts: Semaphore,
+    pub(crate) on_stall: OnStall,
+    connections: usize,
     is_ending: Cell<bool>,
     /// Who waits for registers, by ticket.
     pub(crate) questions: RefCell<BTreeMap<u64, Question>>,
@@ -77,17 +89,24 @@ impl Manager {
             images,
             access,
             probe,
+            limits,
+            on_stall,
         } = options;
         let host = Rc::new(host);
         let registry = Registry::new(pool, *memory.config());
+        let unpackers = UnpackerChildren::new(Rc::clone(&host), limits.unpackers);
         Rc::new(Self {
             registry: RefCell::new(registry),
             files: Files::new(memory),
-            images: ImageStore::new(UnpackerChildren(Rc::clone(&host)), images, probe),
+            images: ImageStore::new(unpackers, images, probe),
             access: Arc::new(access),
             host,
             console,
             changed: Notify::new(),
+            budget: Budget::new(limits.instances),
+            restarts: Semaphore::new(limits.restarts),
+            on_stall,
+            connections: limits.connections,
             is_ending: Cell::new(false),
             questions: RefCell::default(),
             tickets: Cell::new(0),
@@ -111,6 +130,11 @@ impl Manager {
     /// the call.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Returns the number of clients that may be connected at once.
+    pub fn connections(&self) -> usize {
+        self.connections
     }
 
     /// Whether the manager is ending and starts nothing any more.

@@ -166,22 +166,33 @@ impl Worker {
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Done, WorkerError> {
-        let asked = async {
-            let answered = self.put(order, descriptors).await?;
-            match answered.await {
-                Ok(answer) => Ok(answer?),
-                // The sender goes only with the process.
-                Err(_dropped) => Err(WorkerError::Gone {
-                    exit: self.gone().await,
-                }),
-            }
-        };
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-        asked.unwrap_or_else(|_elapsed| {
+        let answer = self.ask_patiently(order, descriptors);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+        answer.unwrap_or_else(|_elapsed| {
             self.kill();
             let timeout = ANSWER_TIMEOUT;
             Err(WorkerError::Silent { timeout })
         })
+    }
+
+    /// The same for as long as the worker lives: it may be standing still.
+    /// Once the order is sent this must not be dropped before the answer.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub(crate) async fn ask_patiently(
+        &self,
+        order: &Order,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Done, WorkerError> {
+        let answered = self.put(order, descriptors).await?;
+        match answered.await {
+            Ok(answer) => Ok(answer?),
+            // The sender goes only with the process.
+            Err(_dropped) => Err(WorkerError::Gone {
+                exit: self.gone().await,
+            }),
+        }
     }
 
     /// Sends an order that is answered, and returns where the answer comes.

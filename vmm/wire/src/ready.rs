@@ -57,8 +57,64 @@ impl Ready {
     }
 }
 
+/// A socket that is watched for its other end being gone, and for nothing else.
+#[derive(Debug)]
+pub struct Hangup(AsyncFd<OwnedFd>);
+
+impl Hangup {
+    /// Registers a socket, which may be registered for other things by another
+    /// descriptor of it.
+    ///
+    /// # Errors
+    /// As [`Ready::new`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        // epoll tells of a hang-up whatever it was asked for, and there is no
+        // urgent data in our sockets.
+        //
+        // SAFETY: as in `Ready::new`; the AsyncFd owns the descriptor itself.
+        let registered =
+            unsafe { AsyncFd::register_with_interest(descriptor, Interest::PRIORITY) }?;
+        Ok(Self(registered))
+    }
+
+    /// Waits until the other end is closed both ways. May be dropped at any
+    /// time.
+    ///
+    /// # Errors
+    /// That the runtime is shutting down.
+    pub async fn wait(&self) -> io::Result<()> {
+        self.0.ready(Interest::PRIORITY).await.map(drop)
+    }
+}
+
 impl AsFd for Ready {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_peer_that_only_stops_sending_has_not_hung_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let hangup = Hangup::new(ours.into()).unwrap();
+        std::io::Write::write_all(&mut &theirs, b"unread").unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        let soon = Duration::from_millis(50);
+        let waited = tokio::time::timeout(soon, hangup.wait()).await;
+        assert!(waited.is_err(), "it may still be reading");
+        drop(theirs);
+        hangup.wait().await.unwrap();
     }
 }

@@ -20,6 +20,7 @@ use crate::cli::HostIoError;
 use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
 use crate::cli::exchange::escape;
 use crate::error::{CliError, ExitStatus};
+use crate::logger;
 use mkvmm_manager::control::http::CONSOLE_PROTOCOL;
 
 /// Ctrl-]: leaves, as in telnet and virsh.
@@ -99,8 +100,31 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
         }
         let end = converse(stream, signals, terminal.is_some()).await;
         drop(terminal);
-        end
+        Ok(match end? {
+            End::Left => ExitStatus::Done,
+            End::Interrupted => ExitStatus::Interrupted,
+            End::HungUp => {
+                // The VMM hangs up on nobody for another reason.
+                let why = match connect(&socket).await {
+                    Ok(_) => format!("{} was deleted", args.name),
+                    Err(_) => "the VMM has ended".to_owned(),
+                };
+                logger::say(&format!("mkvmm: {why}"));
+                ExitStatus::Done
+            }
+        })
     })
+}
+
+/// How a conversation ended.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// This side left, or nobody reads its output.
+    Left,
+    /// The other side hung up.
+    HungUp,
+    /// A signal came.
+    Interrupted,
 }
 
 /// The signals that end the client.
@@ -135,7 +159,7 @@ async fn converse(
     stream: Upgraded,
     mut signals: Signals,
     is_terminal: bool,
-) -> Result<ExitStatus, CliError> {
+) -> Result<End, CliError> {
     let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
     let mut typed = read_stdin(is_terminal)?;
     let (output, mut written) = write_stdout()?;
@@ -155,23 +179,21 @@ async fn converse(
         tokio::select! {
             received = received => match received {
                 // Standard output has failed; the writer says how.
-                None => break ExitStatus::Done,
-                // The VMM has gone.
-                Some(0) => break ExitStatus::Done,
+                None => break End::Left,
+                Some(0) => break End::HungUp,
                 Some(_) => {}
             },
             bytes = typed.recv(), if stdin_is_open && unsent.is_empty() => match bytes {
-                None if is_terminal => break ExitStatus::Done,
+                None if is_terminal => break End::Left,
                 // What was piped in is sent; the answer is still to come.
                 None => stdin_is_open = false,
                 Some(bytes) => unsent = bytes,
             },
             sent = writer.write(&unsent), if !unsent.is_empty() => match sent {
                 Ok(count @ 1..) => drop(unsent.drain(..count)),
-                // The VMM has gone.
-                _ => break ExitStatus::Done,
+                _ => break End::HungUp,
             },
-            () = signals.any() => return Ok(ExitStatus::Interrupted),
+            () = signals.any() => return Ok(End::Interrupted),
         }
     };
     drop(output);
@@ -182,7 +204,7 @@ async fn converse(
             _ => Ok(end),
         },
         () = tokio::time::sleep(LAST_OUTPUT) => Ok(end),
-        () = signals.any() => Ok(ExitStatus::Interrupted),
+        () = signals.any() => Ok(End::Interrupted),
     }
 }
 

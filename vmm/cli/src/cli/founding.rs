@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mkvmm_base::image_facts::BootMode;
+use mkvmm_base::state::OnStall;
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_children::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 use mkvmm_image::{ImageError, KernelImage};
 use mkvmm_images::{Access, Budget, BuiltIn};
 use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
+use mkvmm_manager::limits::{Limits, TooManyConnections};
 use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
 use rustix::process::geteuid;
 use serde::Deserialize;
@@ -30,6 +32,9 @@ pub enum FoundingError {
     /// The program's own probe is broken.
     #[error("the built-in probe, which is a bug in mkvmm")]
     Probe(#[from] ImageError),
+    /// `--connections` is more than there are descriptors for.
+    #[error("--connections")]
+    Connections(#[from] TooManyConnections),
     /// The host gives no descriptor.
     #[error("/dev/kvm")]
     Kvm(#[source] io::Error),
@@ -47,7 +52,7 @@ pub enum FoundingError {
 impl Diagnose for FoundingError {
     fn class(&self) -> Class {
         match self {
-            Self::Root | Self::NotRoot => Class::Invalid,
+            Self::Root | Self::NotRoot | Self::Connections(_) => Class::Invalid,
             Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
             Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
         }
@@ -80,6 +85,17 @@ impl Sandbox {
     }
 }
 
+/// What follows when the process of a guest stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stall {
+    /// The guest is stalled until its process goes on.
+    #[default]
+    Wait,
+    /// The process is killed, and the guest has failed.
+    Kill,
+}
+
 /// How the processes of guests and images are confined, as flags and as keys
 /// of a file.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -94,6 +110,9 @@ pub struct ChildOptions {
     /// The user and group that guests' processes belong to, where root starts them [default: 65534]
     #[arg(long, value_name = "UID")]
     worker_uid: Option<u32>,
+    /// What happens to a guest whose process is stopped and does not answer [default: wait]
+    #[arg(long, value_name = "POLICY", value_enum)]
+    on_stall: Option<Stall>,
     /// The cgroup below which each guest has one of its own: a path, `mine` for
     /// that of mkvmm itself, or `off` [default: below its own for accounting,
     /// where that may be]
@@ -103,7 +122,7 @@ pub struct ChildOptions {
 
 impl ChildOptions {
     /// The keys of a file.
-    pub const KEYS: [&str; 4] = ["sandbox", "debuggable", "worker-uid", "cgroup"];
+    pub const KEYS: [&str; 5] = ["sandbox", "debuggable", "worker-uid", "on-stall", "cgroup"];
 
     /// Returns these, with `file` where they do not say.
     pub fn or(self, file: Self) -> Self {
@@ -111,7 +130,16 @@ impl ChildOptions {
             sandbox: self.sandbox.or(file.sandbox),
             debuggable: self.debuggable || file.debuggable,
             worker_uid: self.worker_uid.or(file.worker_uid),
+            on_stall: self.on_stall.or(file.on_stall),
             cgroup: self.cgroup.or(file.cgroup),
+        }
+    }
+
+    /// Returns what follows when the process of a guest stands still.
+    pub fn on_stall(&self) -> OnStall {
+        match self.on_stall.unwrap_or_default() {
+            Stall::Wait => OnStall::Wait,
+            Stall::Kill => OnStall::Kill,
         }
     }
 
@@ -170,6 +198,10 @@ pub struct Treatment {
     pub kept_images: u64,
     /// What those who name images may name.
     pub access: Access,
+    /// Clients that may be connected at once; as many as fit when `None`.
+    pub connections: Option<usize>,
+    /// What follows when the process of a guest stands still.
+    pub on_stall: OnStall,
     /// Where guests have cgroups.
     pub leaves: Leaves,
 }
@@ -194,14 +226,18 @@ pub fn found(
         child_output: Output::Inherit,
         leaves: treatment.leaves,
     };
+    let limits = Limits::of_host(treatment.connections)?;
     let options = Options {
         console: treatment.console,
         images: Budget {
             kept: treatment.kept_images,
+            kept_count: limits.kept_images,
             in_flight: UNPACKING,
         },
         access: treatment.access,
         probe: probe()?,
+        limits,
+        on_stall: treatment.on_stall,
     };
     Ok(Manager::new(host, pool, memory, options))
 }

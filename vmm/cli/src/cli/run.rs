@@ -25,6 +25,7 @@ use crate::cli::runtime::block_on;
 use crate::cli::signals::Signals;
 use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
+use crate::logger;
 
 /// Bytes of output between a guest and the stream: 64 KiB. A guest that is
 /// ahead of it by more waits.
@@ -123,6 +124,8 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         },
         kept_images: 0,
         access: Access::Own,
+        connections: Some(0),
+        on_stall: args.children.on_stall(),
         leaves,
     };
     let manager = found(ground, environment, treatment)?;
@@ -163,6 +166,8 @@ async fn build(
     let stream = stream.map_err(|error| HostIoError::Signals(io::Error::other(error)))?;
     let mut fleet = Fleet::build(manager, stream, configs).await?;
     if args.show {
+        // In order with what was said before.
+        logger::finish();
         eprint!("{}", fleet.report().map_err(RunError::Report)?);
     }
     if args.dry_run {
@@ -206,6 +211,7 @@ impl Launch {
         }
         balanced(&fleet)?;
         if args.timeline {
+            logger::finish();
             for outcome in fleet.outcomes() {
                 eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
             }

@@ -60,6 +60,9 @@ pub struct ServeArgs {
     /// Seconds that guests have between SIGTERM and force
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// Clients that may be connected at once [default: 128, or an eighth of the open files allowed]
+    #[arg(long, value_name = "N")]
+    connections: Option<usize>,
 }
 
 /// The configuration file: the same options.
@@ -75,10 +78,18 @@ struct ServeFile {
     log_dir: Vec<PathBuf>,
     console_ring: Option<usize>,
     grace: Option<u64>,
+    connections: Option<usize>,
 }
 
 /// Its keys besides the pool's.
-const KEYS: [&str; 5] = ["socket", "image-dir", "log-dir", "console-ring", "grace"];
+const KEYS: [&str; 6] = [
+    "socket",
+    "image-dir",
+    "log-dir",
+    "console-ring",
+    "grace",
+    "connections",
+];
 
 /// Where the socket is when nobody says.
 pub fn default_socket() -> PathBuf {
@@ -140,15 +151,22 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         },
         kept_images: IMAGE_CACHE,
         access: Access::Client(image_dirs),
+        connections: args.connections.or(file.connections),
+        on_stall: children.on_stall(),
         leaves,
     };
     let manager = found(ground, environment, treatment)?;
+    if signals.came() {
+        // While there was nobody to hear it yet.
+        return Ok(ExitStatus::Interrupted);
+    }
     let (client, requests) = client::channel();
     socket.serve(Api {
         client,
         log: manager.log(),
         log_dirs: log_dirs.into(),
         doctor: Doctor::new(doctor::examine),
+        connections: manager.connections(),
     })?;
     block_on(async {
         tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));

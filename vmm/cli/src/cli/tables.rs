@@ -47,12 +47,13 @@ pub fn text(table: &Table) -> String {
 
 fn state(instance: &Instance) -> Cell {
     let text = match &instance.reason {
+        Some(reason) if instance.restarting => format!("restarting ({reason})"),
         Some(reason) => format!("{} ({reason})", instance.state),
         None => instance.state.to_string(),
     };
     let colour = match instance.state {
         State::Active => Color::Green,
-        State::Paused => Color::Yellow,
+        State::Paused | State::Stalled => Color::Yellow,
         State::Failed => Color::Red,
         _ => return Cell::new(text),
     };

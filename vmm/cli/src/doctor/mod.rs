@@ -16,7 +16,7 @@ use mkpool::AddrRange;
 use mkvmm_api::doctor::{Answer, Findings};
 use mkvmm_base::chain;
 use mkvmm_base::layout::DYNAMIC_POOL_MIN;
-use mkvmm_base::state::EndReason;
+use mkvmm_base::state::{EndReason, OnStall};
 use mkvmm_images::Access;
 use mkvmm_machine::kvm::host::Host;
 use mkvmm_manager::resolve;
@@ -106,6 +106,8 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
         },
         kept_images: 0,
         access: Access::Own,
+        connections: Some(0),
+        on_stall: OnStall::Kill,
     };
     let environment = ChildOptions::default().environment()?;
     let ground = Ground { kvm, pool, memory };

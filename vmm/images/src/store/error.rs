@@ -57,7 +57,7 @@ impl From<UnpackersError> for StoreError {
     fn from(error: UnpackersError) -> Self {
         match error {
             UnpackersError::Refused(error) => Self::Refused(error),
-            lost @ UnpackersError::Lost(_) => Self::Unpackers(lost),
+            other => Self::Unpackers(other),
         }
     }
 }

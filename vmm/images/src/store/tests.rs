@@ -20,6 +20,7 @@ use crate::unpackers::UnpackersError;
 const ROOMY: u64 = 1 << 30;
 const BUDGET: Budget = Budget {
     kept: 1 << 30,
+    kept_count: 16,
     in_flight: 2 << 30,
 };
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use mkvmm_base::state::EndReason;
+use mkvmm_base::timeline::{Stage, monotonic};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Sender;
 use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report};
@@ -81,8 +82,14 @@ impl NewsSink for Reporter {
             News::Ended { reason } => {
                 let mut end = lock(&self.0.end);
                 // The vCPUs that are stopped after the first have their ends, too.
+                let is_first = end.is_none();
                 end.get_or_insert(reason);
                 drop(end);
+                if is_first {
+                    // Now, not when the machine is taken down.
+                    let (stage, at) = (Stage::Ended, monotonic());
+                    self.news(&Report::Reached { stage, at });
+                }
                 // A counter that is full has been written before.
                 let _ = self.0.ended.write(1);
             }

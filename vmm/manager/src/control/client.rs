@@ -1,14 +1,21 @@
 //! How requests reach the manager, from other threads.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mkvmm_base::{Diagnose, InstanceName, chain};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::control::error::ControlError;
 use crate::event_log::EventKind;
 use crate::manager::Manager;
 use crate::registry::Registry;
+
+/// Requests that may be under way at once. A client that leaves may leave one
+/// behind.
+const REQUESTS: usize = 1024;
+/// Beyond those, so many more that end something: there must be a way out.
+const ENDINGS: usize = 128;
 
 /// A request on its way: what is left of it is to be called.
 type Job = Box<dyn FnOnce(&Rc<Manager>) + Send>;
@@ -26,6 +33,8 @@ pub struct Change {
 #[derive(Debug, Clone)]
 pub struct Client {
     jobs: mpsc::UnboundedSender<Job>,
+    room: Arc<Semaphore>,
+    room_to_end: Arc<Semaphore>,
 }
 
 /// The receiving end, for the thread that owns the manager.
@@ -37,7 +46,12 @@ pub struct Requests {
 /// Makes the two ends.
 pub fn channel() -> (Client, Requests) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Client { jobs: sender }, Requests { jobs: receiver })
+    let client = Client {
+        jobs: sender,
+        room: Arc::new(Semaphore::new(REQUESTS)),
+        room_to_end: Arc::new(Semaphore::new(ENDINGS)),
+    };
+    (client, Requests { jobs: receiver })
 }
 
 impl Requests {
@@ -70,8 +84,10 @@ impl Client {
         &self,
         ask: impl FnOnce(&Rc<Manager>) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<T, ControlError> {
+        let place = self.place(None)?;
         let (reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
+            let _place = place;
             // A client that has gone needs no reply.
             let _ = reply.send(ask(manager));
         }))?;
@@ -91,11 +107,42 @@ impl Client {
         name: Change,
         change: impl FnOnce(Rc<Manager>) -> F + Send + 'static,
     ) -> Result<T, ControlError> {
-        let (reply, replied) = oneshot::channel();
+        let prepare = |_manager| std::future::ready(Ok(()));
+        let change = move |manager, ()| change(manager);
+        self.prepare_and_change(name, prepare, change).await
+    }
+
+    /// The same for a change that has to be prepared, for instance by reading
+    /// images: a preparation ends when its client goes, and changes nothing.
+    ///
+    /// # Errors
+    /// What the preparation or the change says, or [`ControlError::Ending`].
+    pub async fn prepare_and_change<P, T, F, G>(
+        &self,
+        name: Change,
+        prepare: impl FnOnce(Rc<Manager>) -> F + Send + 'static,
+        change: impl FnOnce(Rc<Manager>, P) -> G + Send + 'static,
+    ) -> Result<T, ControlError>
+    where
+        P: 'static,
+        T: Send + 'static,
+        F: Future<Output = Result<P, ControlError>> + 'static,
+        G: Future<Output = Result<T, ControlError>> + 'static,
+    {
+        let place = self.place(Some(&name))?;
+        let (mut reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
             let manager = Rc::clone(manager);
             tokio::task::spawn_local(async move {
-                let result = change(Rc::clone(&manager)).await;
+                let _place = place;
+                let prepared = tokio::select! {
+                    prepared = prepare(Rc::clone(&manager)) => prepared,
+                    () = reply.closed() => return,
+                };
+                let result = match prepared {
+                    Ok(prepared) => change(Rc::clone(&manager), prepared).await,
+                    Err(error) => Err(error),
+                };
                 if let Err(error) = &result {
                     note_refusal(&manager, name, error);
                 }
@@ -104,6 +151,17 @@ impl Client {
             });
         }))?;
         replied.await.unwrap_or(Err(ControlError::Ending))
+    }
+
+    /// Takes a place among the requests under way.
+    fn place(&self, change: Option<&Change>) -> Result<OwnedSemaphorePermit, ControlError> {
+        let ends = change.is_some_and(|change| matches!(change.action, "kill" | "delete"));
+        let place = Arc::clone(&self.room).try_acquire_owned();
+        let place = place.or_else(|full| match ends {
+            true => Arc::clone(&self.room_to_end).try_acquire_owned(),
+            false => Err(full),
+        });
+        place.or(Err(ControlError::Requests { limit: REQUESTS }))
     }
 
     fn send(&self, job: Job) -> Result<(), ControlError> {

@@ -1,5 +1,7 @@
 //! Refusals of the control socket, and the HTTP status of each class.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use mkpool::range::RangeError;
 use mkvmm_api::SpecError;
@@ -46,6 +48,32 @@ pub enum ControlError {
     Body {
         /// Most bytes that a body may have.
         max: usize,
+    },
+    /// The body did not come.
+    #[error("the request did not come in {} s", .limit.as_secs())]
+    Slow {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// All clients that may be connected are, and are being answered.
+    #[error("{limit} clients are connected, which is the limit, and none of them waits")]
+    Crowded {
+        /// Clients that may be connected.
+        limit: usize,
+    },
+    /// As many requests as may be are under way, some of clients that left.
+    #[error("{limit} requests are under way, which is the limit")]
+    Requests {
+        /// Requests that may be under way.
+        limit: usize,
+    },
+    /// A plan has too many instances.
+    #[error("the plan has {count} instances, {limit} are accepted")]
+    PlanSize {
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        limit: usize,
     },
     /// The query is not what the route takes.
     #[error("the query is not what this route takes")]
@@ -105,7 +133,9 @@ impl Diagnose for ControlError {
             Self::Name(_) => Class::Name,
             Self::Data(_) | Self::Since { .. } => Class::Invalid,
             Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => Class::BadRequest,
-            Self::Body { .. } => Class::TooLarge,
+            Self::Body { .. } | Self::PlanSize { .. } => Class::TooLarge,
+            Self::Slow { .. } => Class::BadRequest,
+            Self::Crowded { .. } | Self::Requests { .. } => Class::Overload,
             Self::NoMethod => Class::NoMethod,
             Self::NoRoute => Class::NoRoute,
             _ => Class::VmmFailed,
@@ -113,7 +143,15 @@ impl Diagnose for ControlError {
     }
 
     fn hint(&self) -> Option<String> {
-        self.inner()?.hint()
+        match self {
+            Self::Crowded { .. } => Some(
+                "try again, detach a console or an event stream, or raise serve's --connections"
+                    .to_owned(),
+            ),
+            Self::Requests { .. } => Some("try again when some are done".to_owned()),
+            Self::PlanSize { .. } => Some("plan one part after the other".to_owned()),
+            _ => self.inner()?.hint(),
+        }
     }
 
     fn room(&self) -> Option<Room> {
@@ -141,7 +179,8 @@ pub const fn status(class: Class) -> StatusCode {
         | Class::NoMemory
         | Class::NoCpu
         | Class::Unmapped => StatusCode::UNPROCESSABLE_ENTITY,
-        Class::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+        Class::NoRoom | Class::Exhausted => StatusCode::INSUFFICIENT_STORAGE,
+        Class::Overload => StatusCode::SERVICE_UNAVAILABLE,
         Class::VmmFailed | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

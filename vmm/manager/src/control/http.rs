@@ -13,10 +13,10 @@ mod routes;
 mod streams;
 
 pub use api::Api;
+pub(crate) use body::received;
 pub use streams::CONSOLE_PROTOCOL;
 
 use axum::Router;
-use axum::middleware::map_request;
 use axum::response::{IntoResponse, Response};
 use mkvmm_api::{ErrorBody, ErrorObject};
 use mkvmm_base::Diagnose;
@@ -94,12 +94,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     described().into_openapi()
 }
 
-/// Returns all routes, with what each needs of `api`.
+/// Returns all routes, with what each needs of `api`. Requests must be
+/// [`received`] before.
 pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router
         .fallback(|| async { ControlError::NoRoute })
         .method_not_allowed_fallback(|| async { ControlError::NoMethod })
-        .layer(map_request(body::received))
         .with_state(api)
 }

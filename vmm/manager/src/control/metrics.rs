@@ -30,13 +30,15 @@ use mkvmm_base::ExitKind;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Every state, so that a scraper sees a zero rather than nothing.
-const STATES: [State; 6] = [
+const STATES: [State; 8] = [
     State::Ready,
     State::Loaded,
     State::Active,
     State::Paused,
     State::Stopped,
     State::Failed,
+    State::Cleaning,
+    State::Stalled,
 ];
 
 type Labels = Vec<(&'static str, String)>;

@@ -22,6 +22,7 @@
 //! | [`server`] | the socket and its thread |
 
 pub mod client;
+mod connections;
 pub mod debug;
 pub mod doctor;
 pub mod error;

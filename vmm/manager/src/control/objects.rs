@@ -74,6 +74,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         name: config.name.clone(),
         state: of.state,
         reason: None,
+        restarting: false,
         memory: sub_pool.size(),
         chunks: sub_pool.regions().iter().map(|&r| r.into()).collect(),
         avail: sub_pool.avail(),
@@ -142,6 +143,7 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
         pid: guest.pid(),
         cgroup,
         reason: guest.reason(),
+        restarting: guest.is_restarting(),
         violations: guest.status().violations(),
         timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         ..described

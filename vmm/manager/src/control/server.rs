@@ -11,14 +11,15 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
-use axum::serve::Listener;
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::geteuid;
-use tokio::net::unix::SocketAddr;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
+use crate::control::connections::{self, Patience};
 use crate::control::http::{Api, router};
 use mkvmm_base::{Class, Diagnose};
+
+/// Threads for what may wait: opening logs, and the doctor.
+const BLOCKING_THREADS: usize = 16;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +112,15 @@ impl ControlSocket {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_name("control-files")
+            .max_blocking_threads(BLOCKING_THREADS)
             .build()
             .map_err(SocketError::Thread)?;
         let body = move || {
             let served = runtime.block_on(async {
-                let listener = OwnUser(UnixListener::from_std(listener)?);
-                axum::serve(listener, router(api)).await
+                let listener = UnixListener::from_std(listener)?;
+                let limit = api.connections;
+                connections::serve(listener, router(api), limit, Patience::default()).await;
+                Ok::<(), io::Error>(())
             });
             if let Err(error) = served {
                 log::error!("the control socket failed: {error}");
@@ -178,31 +182,6 @@ fn bind_error(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
     move |source| SocketError::Bind {
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Accepts connections of our own user, and of root.
-struct OwnUser(UnixListener);
-
-impl Listener for OwnUser {
-    type Io = UnixStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
-        loop {
-            let (stream, addr) = Listener::accept(&mut self.0).await;
-            match stream.peer_cred() {
-                Ok(peer) if peer.uid() == geteuid().as_raw() || peer.uid() == 0 => {
-                    return (stream, addr);
-                }
-                Ok(peer) => log::warn!("user {} is refused", peer.uid()),
-                Err(error) => log::warn!("a client is refused: {error}"),
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
     }
 }
 

@@ -41,7 +41,10 @@ impl Manager {
             guest.is_restarting = false;
         }
         if let Err(error) = self.boot(busy.id).await {
-            return Err(self.explain(busy.id, error).await.of(name));
+            let error = self.explain(busy.id, error).await;
+            // It may have half a machine; the next start makes a new one.
+            self.drop_worker(busy.id).await;
+            return Err(error.of(name));
         }
         Ok(Prepared {
             name: name.clone(),

@@ -8,6 +8,8 @@ use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
 
+use crate::budget::Amounts;
+use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::guest::Guest;
@@ -56,6 +58,9 @@ impl Manager {
         let mut registry = self.registry_mut();
         let id = registry.pool_mut().next_id();
         let timeline = Arc::new(Timeline::default());
+        let booking = self
+            .budget
+            .book(Amounts::of_instance(config.cpus(), 1, 1))?;
         let sub_pool = carve(registry.pool_mut(), id, &config)?;
         timeline.reach(Stage::Created);
         if !self.console.lossless {
@@ -67,6 +72,7 @@ impl Manager {
             epoch: 0,
             config,
             sub_pool,
+            booking,
             files: Vec::new(),
             is_clean: true,
             state: State::Ready,
@@ -79,6 +85,7 @@ impl Manager {
             is_doomed: false,
             is_restarting: false,
             short_lives: 0,
+            chatter: Chatter::default(),
             timeline,
             console,
             status: Status::default(),
@@ -101,7 +108,10 @@ impl Manager {
             Some(guest) => guest.regions().to_vec(),
             None => Vec::new(),
         };
+        // At least a file for each, and then as many as there are.
+        self.book_files(id, regions.len(), images.as_ref())?;
         let files = self.files.take(regions).await?;
+        self.book_files(id, files.len(), images.as_ref())?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.files = files;
         }
@@ -109,6 +119,23 @@ impl Manager {
             Some(images) => self.load_into(id, images).await,
             None => Ok(()),
         }
+    }
+
+    /// Books what an instance needs that has `files` files of memory, and
+    /// `images` beside those that it has.
+    pub(crate) fn book_files(
+        &self,
+        id: InstanceId,
+        files: usize,
+        images: Option<&Images>,
+    ) -> Result<(), StepError> {
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            let loaded = guest.loaded.as_ref().map(|loaded| &loaded.images);
+            let images = images.or(loaded).map_or(1, |images| images.infos().len());
+            let needed = Amounts::of_instance(guest.config.cpus(), files, images);
+            guest.booking.change(needed)?;
+        }
+        Ok(())
     }
 
     /// Undoes [`Self::book`] and [`Self::furnish`].

@@ -1,83 +1,23 @@
-//! Pausing and ending, and what follows an end.
+//! Ending.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Stage;
-use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
+use mkvmm_base::{InstanceId, InstanceName, RunId};
 use mkvmm_keeper::process::Exit;
-use mkvmm_wire::messages::{Done, Order};
+use mkvmm_wire::messages::Order;
 
 use crate::guest::Guest;
 use crate::life::LifeError;
 use crate::manager::Manager;
 
-/// A guest that ran for less than this is not booted again at once, and each
-/// time that happens in a row it waits twice as long.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
-/// The first pause before another boot, and the longest.
-const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long the vCPUs of a guest that is killed may take to say what their
 /// registers hold.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
 impl Manager {
-    /// Stops an instance's vCPUs for a while.
-    ///
-    /// # Errors
-    /// [`LifeError`].
-    pub async fn pause(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
-        let busy = self.begin(name, Verb::Pause)?;
-        let worker = self
-            .registry()
-            .guest(busy.id)
-            .and_then(|g| g.worker.clone());
-        if let Some(worker) = worker {
-            let paused = worker.ask(&Order::Pause, &[]).await;
-            let paused = paused.and_then(|done| match done {
-                Done::Paused => Ok(()),
-                _ => Err(worker.condemn()),
-            });
-            if let Err(error) = paused {
-                return Err(self.explain(busy.id, error.into()).await.of(name));
-            }
-        }
-        self.set_state(busy.id, State::Active, State::Paused);
-        Ok(())
-    }
-
-    /// Lets them go on.
-    ///
-    /// # Errors
-    /// [`LifeError`].
-    pub async fn resume(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
-        let busy = self.begin(name, Verb::Resume)?;
-        let worker = self
-            .registry()
-            .guest(busy.id)
-            .and_then(|g| g.worker.clone());
-        self.set_state(busy.id, State::Paused, State::Active);
-        if let Some(worker) = worker
-            && let Err(error) = worker.tell(&Order::Run, &[]).await
-        {
-            return Err(self.explain(busy.id, error.into()).await.of(name));
-        }
-        Ok(())
-    }
-
-    /// Moves an instance from one live state to another, unless it has ended
-    /// meanwhile.
-    fn set_state(&self, id: InstanceId, from: State, to: State) {
-        let mut registry = self.registry_mut();
-        let Some(guest) = registry.guest_mut(id).filter(|g| g.state == from) else {
-            return;
-        };
-        guest.state = to;
-        drop(registry);
-        self.announce(id);
-    }
-
     /// Ends an instance: by its power button, and by force when `grace` is
     /// over, or at once where that is zero or the instance is paused. Returns
     /// when it has ended; nothing happens where it has ended already. In any
@@ -183,58 +123,10 @@ impl Manager {
         log_end(guest, reason);
         let again = guest.on_end(reason) == OnEnd::Restart && was_live && !guest.is_doomed;
         if again && !self.is_ending() {
-            guest.is_restarting = true;
-            let is_short = guest.timeline.lifetime() < SHORT_LIFE;
-            guest.short_lives = if is_short { guest.short_lives + 1 } else { 0 };
-            let pause = restart_pause(guest.short_lives);
-            let manager = Rc::clone(self);
-            tokio::task::spawn_local(async move { manager.restart(run, pause).await });
+            self.restart_later(guest);
         }
         drop(registry);
         self.announce(run.id);
-    }
-
-    /// Boots an instance again after a pause, unless something was done with
-    /// it meanwhile.
-    async fn restart(self: Rc<Self>, run: RunId, pause: Duration) {
-        tokio::time::sleep(pause).await;
-        let name = {
-            let registry = self.registry();
-            let guest = registry.guest(run.id);
-            let waits = |g: &&Guest| g.is_restarting && g.run_id() == run && g.busy.is_none();
-            match guest.filter(waits) {
-                Some(guest) => guest.name().clone(),
-                None => return,
-            }
-        };
-        let Ok(busy) = self.begin(&name, Verb::Start) else {
-            return;
-        };
-        let booted = self.boot_and_go(busy.id).await;
-        let mut registry = self.registry_mut();
-        let Some(guest) = registry.guest_mut(busy.id) else {
-            return;
-        };
-        guest.is_restarting = false;
-        let Err(error) = booted else {
-            return;
-        };
-        if guest.is_doomed {
-            return;
-        }
-        log::error!("{name}: cannot be started again: {}", chain(&error));
-        guest.state = State::Failed;
-        guest.reason = Some(EndReason::Vmm);
-        drop(registry);
-        self.announce(busy.id);
-    }
-}
-
-fn restart_pause(short_lives: u32) -> Duration {
-    let (first, longest) = RESTART_PAUSE;
-    match short_lives.checked_sub(1) {
-        None => Duration::ZERO,
-        Some(doublings) => first.saturating_mul(1 << doublings.min(16)).min(longest),
     }
 }
 
@@ -250,18 +142,5 @@ fn log_end(guest: &Guest, reason: EndReason) {
     match reason.state() {
         State::Failed => log::error!("{text}"),
         _ => log::info!("{text}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_between_restarts_grow_and_are_bounded() {
-        let pauses: Vec<u64> = [0, 1, 2, 3, 7, 40]
-            .map(|lives| restart_pause(lives).as_secs())
-            .into();
-        assert_eq!(pauses, [0, 1, 2, 4, 60, 60]);
     }
 }

@@ -62,6 +62,8 @@ impl Manager {
         images: Images,
     ) -> Result<(), StepError> {
         self.check_idle(id)?;
+        let files = self.registry().guest(id).map_or(0, |g| g.files().len());
+        self.book_files(id, files, Some(&images))?;
         let Some((loaded, next)) = self.place(id, &images)? else {
             return Ok(());
         };
@@ -128,6 +130,9 @@ impl Manager {
     pub async fn unload(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Unload)?;
         let id = busy.id;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.is_restarting = false;
+        }
         let unloaded = self.empty(id).await;
         unloaded.map_err(|error| error.of(name))?;
         self.announce(id);

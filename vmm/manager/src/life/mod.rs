@@ -5,7 +5,9 @@
 //! | `create` | create, and what a rehearsal of it says |
 //! | `load` | load, unload |
 //! | `boot` | start: worker, boot data, machine, run |
-//! | `halt` | pause, resume, kill, and what follows an end |
+//! | `pause` | pause, resume, and processes that stand still |
+//! | `halt` | kill, and what follows an end |
+//! | `restart` | booting again by policy |
 //! | `release` | delete |
 //! | `place` | where images go: before anything changes |
 //! | `listen` | what workers report |
@@ -21,8 +23,10 @@ pub mod create;
 pub mod halt;
 mod listen;
 pub mod load;
+pub mod pause;
 pub mod place;
 pub mod release;
+mod restart;
 pub(crate) mod workers;
 
 use mkpool::range::RangeError;
@@ -34,6 +38,7 @@ use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::shared::SharedError;
 
+use crate::budget::Shortage;
 use crate::manager::Manager;
 use crate::registry::RegistryError;
 use crate::worker::WorkerError;
@@ -61,6 +66,15 @@ pub enum StepError {
     /// The ledger refused.
     #[error(transparent)]
     Pool(#[from] HostPoolError),
+    /// The host has not enough of something.
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
+    /// Its process stands still.
+    #[error("its process did not answer in {} s, and is stalled", .timeout.as_secs())]
+    Stalled {
+        /// How long it was waited for.
+        timeout: std::time::Duration,
+    },
     /// There is no memory to be had, or it cannot be returned.
     #[error("its memory cannot be provided")]
     Memory(#[from] ReservationError),
@@ -139,7 +153,9 @@ impl Diagnose for StepError {
             Self::Memory(error) => error.class(),
             Self::Cmdline(error) => error.class(),
             Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
-            Self::Killed | Self::Ended { .. } => Class::WrongState,
+            Self::Worker(WorkerError::Process(error)) if error.is_shortage() => Class::Exhausted,
+            Self::Shortage(error) => error.class(),
+            Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
     }
@@ -147,6 +163,8 @@ impl Diagnose for StepError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Pool(error) => error.hint(),
+            Self::Shortage(error) => error.hint(),
+            Self::Stalled { .. } => Some(State::Stalled.legal_hint()),
             Self::Memory(error) => error.hint(),
             Self::Cmdline(error) => error.hint(),
             _ => None,
@@ -163,6 +181,7 @@ impl Diagnose for StepError {
     fn state(&self) -> Option<State> {
         match self {
             Self::Killed => Some(EndReason::Killed.state()),
+            Self::Stalled { .. } => Some(State::Stalled),
             Self::Ended { reason } => Some(reason.state()),
             _ => None,
         }

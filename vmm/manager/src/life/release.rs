@@ -86,6 +86,7 @@ impl Manager {
         self.closing
             .borrow_mut()
             .add(guest.log.take().map(|log| log.close()));
+        guest.console.close();
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;
         registry.log().push(Some(name), EventKind::Deleted);

@@ -81,6 +81,7 @@ async fn the_least_recently_used_goes_first_and_what_is_too_large_is_not_kept() 
     let sources: Vec<_> = (0..3_u8).map(file).collect();
     let budget = Budget {
         kept: 1000,
+        kept_count: 16,
         ..BUDGET
     };
     let store = store(InProcess::default(), budget);

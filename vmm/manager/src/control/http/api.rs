@@ -20,6 +20,8 @@ pub struct Api {
     pub log_dirs: Arc<[PathBuf]>,
     /// Who examines the host.
     pub doctor: Doctor,
+    /// Clients that may be connected at once.
+    pub connections: usize,
 }
 
 impl Api {

@@ -102,7 +102,10 @@ pub enum Refusal {
     /// KVM or the host failed.
     #[response(status = 500)]
     Failed(ErrorBody),
-    /// The pool cannot hold it.
+    /// Too much is asked for at once; it may be asked for again.
+    #[response(status = 503)]
+    Overload(ErrorBody),
+    /// The pool or the host cannot hold it.
     #[response(status = 507)]
     NoRoom(ErrorBody),
 }

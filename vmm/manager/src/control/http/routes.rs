@@ -29,6 +29,7 @@ use crate::control::http::body::{
 };
 use crate::control::objects;
 use crate::control::plan::{self, Planned};
+use crate::images::Images;
 use crate::manager::Manager;
 use crate::registry::Registry;
 
@@ -39,6 +40,8 @@ type NamePath = Result<Path<String>, PathRejection>;
 /// The query of a change.
 type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
 
+/// Instances that a plan may have: everybody waits while it is rehearsed.
+const PLAN_INSTANCES: usize = 4096;
 /// How long a guest has between its power button and force.
 const KILL_GRACE_MS: u32 = 5000;
 
@@ -169,8 +172,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
     let wanted = spec.images()?;
     let config = configured(&api, spec, dry_run).await?;
     let name = config.name.clone();
-    let create = async move |manager: Rc<Manager>| {
-        let planned = planned(&manager, config, wanted).await?;
+    let read = async move |manager: Rc<Manager>| planned(&manager, config, wanted).await;
+    let create = async move |manager: Rc<Manager>, planned: Planned| {
         if dry_run {
             return plan::dry_create(&mut manager.registry_mut(), &planned);
         }
@@ -179,7 +182,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
         manager.create(config, images).await?;
         shown(&manager.registry(), &name)
     };
-    let instance = api.client.change(change("create", &name), create).await?;
+    let label = change("create", &name);
+    let instance = api.client.prepare_and_change(label, read, create).await?;
     let status = if dry_run {
         StatusCode::OK
     } else {
@@ -224,6 +228,10 @@ async fn planned(
     responses((status = 200, body = Plan), Refusal))]
 pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, ControlError> {
     let PlanBody { instances } = json(body).await?;
+    let (count, limit) = (instances.len(), PLAN_INSTANCES);
+    if count > limit {
+        return Err(ControlError::PlanSize { count, limit });
+    }
     let mut wanted = Vec::new();
     for CreateBody(spec) in instances {
         let images = spec.images()?;
@@ -233,14 +241,19 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
         action: "plan",
         instance: None,
     };
-    let rehearse = async move |manager: Rc<Manager>| {
+    let read = async move |manager: Rc<Manager>| {
         let mut all = Vec::new();
         for (config, images) in wanted {
             all.push(planned(&manager, config, images).await?);
+            tokio::task::consume_budget().await;
         }
+        Ok(all)
+    };
+    let rehearse = async move |manager: Rc<Manager>, all: Vec<Planned>| {
         plan::plan(&mut manager.registry_mut(), &all)
     };
-    Ok(Json(api.client.change(name, rehearse).await?))
+    let plan = api.client.prepare_and_change(name, read, rehearse).await?;
+    Ok(Json(plan))
 }
 
 /// One instance as it is now.
@@ -304,17 +317,21 @@ pub async fn load(
     let (name, dry_run) = (name(path)?, dry_run(query)?);
     let wanted: ImagesSpec = json(body).await?;
     let label = change("load", &name);
-    let load = async move |manager: Rc<Manager>| {
+    let of_read = name.clone();
+    let read = async move |manager: Rc<Manager>| {
         // Nobody needs to wait for files of an instance that is not there.
-        let memory = manager.registry().find(&name)?.sub_pool().size();
-        let images = manager.read_images(&name, wanted, memory).await?;
+        let memory = manager.registry().find(&of_read)?.sub_pool().size();
+        Ok(manager.read_images(&of_read, wanted, memory).await?)
+    };
+    let load = async move |manager: Rc<Manager>, images: Images| {
         match dry_run {
             true => manager.check_load(&name, &images)?,
             false => manager.load(&name, images).await?,
         }
         shown(&manager.registry(), &name)
     };
-    Ok(Json(api.client.change(label, load).await?).into_response())
+    let loaded = api.client.prepare_and_change(label, read, load).await?;
+    Ok(Json(loaded).into_response())
 }
 
 /// Boots an instance.

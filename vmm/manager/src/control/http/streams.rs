@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -12,10 +14,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use mkvmm_wire::ready::Hangup;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use utoipa::ToSchema;
 
 use crate::console::GuestConsole;
+use crate::control::connections::Answering;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
@@ -105,11 +110,18 @@ pub async fn console(
     let (Some(upgrade), true) = (upgrade, asks_for_console(request.headers())) else {
         return Err(ControlError::NoUpgrade);
     };
+    // The connection is this one's now, and its place with it.
+    let place = request.extensions_mut().remove::<Answering>();
     tokio::spawn(async move {
-        match upgrade.await {
-            Ok(stream) => serve_console(stream, &console).await,
-            Err(error) => log::debug!("a console client left early: {error}"),
+        let served = match upgrade.await.map(Upgraded::downcast::<TokioIo<UnixStream>>) {
+            Ok(Ok(parts)) => serve_console(parts.io.into_inner(), &parts.read_buf, &console).await,
+            Ok(Err(_other)) => Err(io::ErrorKind::Unsupported.into()),
+            Err(error) => Err(io::Error::other(error)),
+        };
+        if let Err(error) = served {
+            log::debug!("a console client left early: {error}");
         }
+        drop(place);
     });
     let headers = [
         (header::CONNECTION, "upgrade"),
@@ -123,46 +135,64 @@ fn asks_for_console(headers: &HeaderMap) -> bool {
     protocol.is_some_and(|value| value.as_bytes() == CONSOLE_PROTOCOL.as_bytes())
 }
 
-/// Copies until the client goes. A slow client misses output rather than
-/// holding anybody up; a fast typist waits for the guest.
-async fn serve_console(stream: Upgraded, console: &GuestConsole) {
-    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
-    let mut printed = console.watch();
-    let output = async {
-        let mut position = 0;
-        loop {
-            printed.mark_unchanged();
-            let (bytes, end) = console.since(position);
-            position = end;
-            if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
-                return;
-            }
-            if printed.changed().await.is_err() {
-                return;
-            }
-        }
-    };
+/// Copies until the client goes, or the instance. A slow client misses output
+/// rather than holding anybody up; a fast typist waits for the guest.
+async fn serve_console(
+    mut stream: UnixStream,
+    typed_early: &[u8],
+    console: &GuestConsole,
+) -> io::Result<()> {
+    // A client may close its sending half and go on reading, as `curl` and
+    // shells with an empty input do: only a hang-up is its end.
+    let hangup = Hangup::new(stream.as_fd().try_clone_to_owned()?)?;
+    let (mut reader, mut writer) = stream.split();
     let input = async {
+        type_all(typed_early, console).await;
         let mut buffer = vec![0; 4096];
         while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-            let mut left = &buffer[..count];
-            while !left.is_empty() {
-                let taken = console.type_in(left);
-                left = left.get(taken..).unwrap_or_default();
-                if taken == 0 {
-                    console.room().await;
-                }
-            }
+            type_all(buffer.get(..count).unwrap_or_default(), console).await;
         }
-    };
-    // A client may close its sending half and go on reading, as `curl` and
-    // shells with an empty input do.
-    let input = async {
-        input.await;
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = output => {}
-        () = input => {}
+        written = print_all(&mut writer, console) => written,
+        () = input => Ok(()),
+        hung_up = hangup.wait() => hung_up,
+    }
+}
+
+/// Writes what was and is printed, until the instance is deleted.
+async fn print_all(
+    writer: &mut (impl AsyncWriteExt + Unpin),
+    console: &GuestConsole,
+) -> io::Result<()> {
+    let mut printed = console.watch();
+    let mut position = 0;
+    let mut is_over = false;
+    loop {
+        printed.mark_unchanged();
+        let (bytes, end) = console.since(position);
+        position = end;
+        writer.write_all(&bytes).await?;
+        writer.flush().await?;
+        if is_over {
+            return Ok(());
+        }
+        tokio::select! {
+            // The sender is in the console.
+            _ = printed.changed() => {}
+            // What it printed last is still to be written.
+            () = console.closed() => is_over = true,
+        }
+    }
+}
+
+async fn type_all(mut left: &[u8], console: &GuestConsole) {
+    while !left.is_empty() {
+        let taken = console.type_in(left);
+        left = left.get(taken..).unwrap_or_default();
+        if taken == 0 {
+            console.room().await;
+        }
     }
 }

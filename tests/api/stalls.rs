@@ -1,0 +1,89 @@
+//! Processes of guests that stand still: stopped by a signal, as a batch
+//! system and a debugger stop them.
+
+use std::path::Path;
+
+use mkvmm_test_harness::tier::skips_without_kvm;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::server::Server;
+
+/// A server with a spinning guest, and the process of that.
+fn spinning(policy: &str) -> (Server, Pid) {
+    let server = Server::start_as("64M@4G", |serve| serve.arg("--on-stall").arg(policy));
+    server.ok("create a --memory 8M --kernel probe --cmdline spin");
+    server.ok("start a");
+    let workers = server.running.children_named("mkvmm-worker");
+    assert_eq!(workers.len(), 1);
+    let worker = workers[0];
+    (server, worker)
+}
+
+fn send(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).expect("it lives");
+}
+
+#[test]
+fn a_stopped_process_is_noticed_when_it_is_asked_and_goes_on_later() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("wait");
+    send(pid, Signal::STOP);
+    let run = server.run("pause a");
+    run.expect_refusal(4);
+    assert!(run.stderr.contains("did not answer in"), "{run}");
+    assert!(run.stderr.contains("legal now: kill"), "{run}");
+    let a = server.json("show a");
+    assert_eq!(a["state"], "stalled", "{a}");
+    server.run("pause a").expect_refusal(4);
+    server.run("delete a").expect_refusal(4);
+    server.expect_audit();
+    send(pid, Signal::CONT);
+    server.wait_for_state("a", "active");
+    // It was not left paused, and can be.
+    server.ok("pause a");
+    server.ok("resume a");
+    server.ok("kill a --force");
+    server.expect_audit();
+}
+
+#[test]
+fn a_stalled_guest_can_be_killed() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("wait");
+    send(pid, Signal::STOP);
+    server.run("pause a").expect_refusal(4);
+    // Its power button is of no use: it does not take the whole grace.
+    server.ok("kill a --grace-ms 3600000");
+    let a = server.json("show a");
+    assert_eq!(
+        (&a["state"], &a["reason"]),
+        (&"stopped".into(), &"killed".into())
+    );
+    assert!(!Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists());
+    server.ok("delete a");
+    server.expect_audit();
+}
+
+#[test]
+fn a_stalled_guest_is_killed_where_the_policy_says_so() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("kill");
+    send(pid, Signal::STOP);
+    let run = server.run("pause a");
+    assert_ne!(run.code(), Some(0), "{run}");
+    assert!(run.stderr.contains("did not answer in"), "{run}");
+    let a = server.json("show a");
+    assert_eq!(
+        (&a["state"], &a["reason"]),
+        (&"failed".into(), &"vmm".into())
+    );
+    server.ok("start a");
+    server.ok("kill a --force");
+    server.expect_audit();
+}

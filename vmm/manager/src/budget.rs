@@ -1,0 +1,261 @@
+//! What instances may take of the things that a host has few of, booked before
+//! anything is made.
+//!
+//! An instance books all that it will ever need when it is created: its
+//! console, its memory's files, its images, the process that it runs in. So
+//! whoever comes too late is refused with numbers, and one that runs can
+//! always be booted again.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use mkvmm_base::{Class, Diagnose};
+
+/// Descriptors of the manager that an instance needs beside its files and
+/// images: a console and two bells, a channel, a process, a board, a log and
+/// the log's thread.
+const OWN_DESCRIPTORS: u64 = 8;
+/// Threads of a worker beside its vCPUs: its own, and KVM's.
+const OWN_TASKS: u64 = 3;
+/// Mappings of the manager for an instance: its console's ring, and its board
+/// beside that of the boot before.
+const OWN_MAPPINGS: u64 = 4;
+
+/// One of the things that a host has few of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Open files of the manager.
+    Descriptors,
+    /// Processes and threads.
+    Tasks,
+    /// Memory mappings of the manager.
+    Mappings,
+}
+
+impl Resource {
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::Descriptors => {
+                "delete instances, or start mkvmm with a higher limit of open files \
+                 (ulimit -n, systemd's LimitNOFILE=)"
+            }
+            Self::Tasks => {
+                "delete instances, take fewer vCPUs, or raise the limit of threads \
+                 (ulimit -u, systemd's TasksMax=, kernel.threads-max)"
+            }
+            Self::Mappings => "delete instances, or raise vm.max_map_count",
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Descriptors => "descriptors",
+            Self::Tasks => "threads",
+            Self::Mappings => "mappings",
+        })
+    }
+}
+
+/// Numbers of each resource.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// Open files of the manager.
+    pub descriptors: u64,
+    /// Processes and threads.
+    pub tasks: u64,
+    /// Memory mappings of the manager.
+    pub mappings: u64,
+}
+
+impl Amounts {
+    /// As much as there is: no limit.
+    pub const MAX: Self = Self {
+        descriptors: u64::MAX,
+        tasks: u64::MAX,
+        mappings: u64::MAX,
+    };
+
+    /// Returns what an instance needs that has `cpus` vCPUs, `files` files of
+    /// memory and `images` images. Files count twice: fresh ones are made
+    /// before those of the boot before are closed.
+    pub fn of_instance(cpus: u8, files: usize, images: usize) -> Self {
+        let (files, images) = (files as u64, images as u64);
+        Self {
+            descriptors: OWN_DESCRIPTORS + 2 * files + images,
+            tasks: OWN_TASKS + u64::from(cpus),
+            mappings: OWN_MAPPINGS,
+        }
+    }
+
+    const fn of(&self, resource: Resource) -> u64 {
+        match resource {
+            Resource::Descriptors => self.descriptors,
+            Resource::Tasks => self.tasks,
+            Resource::Mappings => self.mappings,
+        }
+    }
+
+    fn combine(self, other: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            descriptors: with(self.descriptors, other.descriptors),
+            tasks: with(self.tasks, other.tasks),
+            mappings: with(self.mappings, other.mappings),
+        }
+    }
+}
+
+/// A resource that does not suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it needs {needed} {resource}, and {booked} of {limit} are taken")]
+pub struct Shortage {
+    /// What is short.
+    pub resource: Resource,
+    /// How many are needed.
+    pub needed: u64,
+    /// How many are booked.
+    pub booked: u64,
+    /// How many may be booked.
+    pub limit: u64,
+}
+
+impl Diagnose for Shortage {
+    fn class(&self) -> Class {
+        Class::Exhausted
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(self.resource.hint().to_owned())
+    }
+}
+
+/// What all instances together may take.
+#[derive(Debug)]
+pub struct Budget {
+    limit: Amounts,
+    booked: Cell<Amounts>,
+}
+
+impl Budget {
+    /// Makes a budget of which nothing is booked.
+    pub fn new(limit: Amounts) -> Rc<Self> {
+        Rc::new(Self {
+            limit,
+            booked: Cell::default(),
+        })
+    }
+
+    /// Returns what may be booked.
+    pub fn limit(&self) -> Amounts {
+        self.limit
+    }
+
+    /// Returns what is booked.
+    pub fn booked(&self) -> Amounts {
+        self.booked.get()
+    }
+
+    /// Books `needed` until the booking is dropped.
+    ///
+    /// # Errors
+    /// [`Shortage`] names the first resource that does not suffice.
+    pub fn book(self: &Rc<Self>, needed: Amounts) -> Result<Booking, Shortage> {
+        let mut booking = Booking {
+            budget: Rc::clone(self),
+            amounts: Amounts::default(),
+        };
+        booking.change(needed)?;
+        Ok(booking)
+    }
+}
+
+/// What one instance has booked.
+#[derive(Debug)]
+pub struct Booking {
+    budget: Rc<Budget>,
+    amounts: Amounts,
+}
+
+impl Booking {
+    /// Books `needed` in place of what is booked.
+    ///
+    /// # Errors
+    /// [`Shortage`]; then the booking is as it was. Less of a resource than
+    /// before is never refused.
+    pub fn change(&mut self, needed: Amounts) -> Result<(), Shortage> {
+        let others = self.others();
+        for resource in [Resource::Descriptors, Resource::Tasks, Resource::Mappings] {
+            let [limit, booked] = [self.budget.limit, others].map(|of| of.of(resource));
+            let (needed, had) = (needed.of(resource), self.amounts.of(resource));
+            if needed > had && needed > limit.saturating_sub(booked) {
+                return Err(Shortage {
+                    resource,
+                    needed,
+                    booked,
+                    limit,
+                });
+            }
+        }
+        self.budget
+            .booked
+            .set(others.combine(needed, u64::saturating_add));
+        self.amounts = needed;
+        Ok(())
+    }
+
+    fn others(&self) -> Amounts {
+        let booked = self.budget.booked.get();
+        booked.combine(self.amounts, u64::saturating_sub)
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.budget.booked.set(self.others());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptors(descriptors: u64) -> Amounts {
+        Amounts {
+            descriptors,
+            ..Amounts::default()
+        }
+    }
+
+    #[test]
+    fn what_is_booked_comes_back_and_more_than_there_is_cannot_be_had() {
+        let budget = Budget::new(descriptors(10));
+        let mut first = budget.book(descriptors(6)).unwrap();
+        let shortage = budget.book(descriptors(5)).unwrap_err();
+        assert_eq!(
+            (shortage.needed, shortage.booked, shortage.limit),
+            (5, 6, 10)
+        );
+        assert_eq!(budget.booked(), descriptors(6));
+        first.change(descriptors(10)).unwrap();
+        first.change(descriptors(11)).unwrap_err();
+        first.change(descriptors(2)).unwrap();
+        let second = budget.book(descriptors(8)).unwrap();
+        drop((first, second));
+        assert_eq!(budget.booked(), descriptors(0));
+    }
+
+    #[test]
+    fn threads_are_counted_by_vcpu() {
+        let limit = Amounts {
+            tasks: 100,
+            ..Amounts::MAX
+        };
+        let budget = Budget::new(limit);
+        let _one = budget.book(Amounts::of_instance(64, 1, 1)).unwrap();
+        let shortage = budget.book(Amounts::of_instance(64, 1, 1)).unwrap_err();
+        assert_eq!(shortage.resource, Resource::Tasks);
+        assert!(budget.book(Amounts::of_instance(1, 1, 1)).is_ok());
+    }
+}

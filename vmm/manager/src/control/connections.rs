@@ -1,0 +1,278 @@
+//! Connections: how many there may be, and how long one may say nothing.
+//!
+//! A client that only waits takes no place from one that asks: when all places
+//! are taken, the connection that has said nothing for longest is closed for
+//! the sake of the new one. Only where every other client is being answered
+//! is a new one refused, with 503.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::geteuid;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::control::error::ControlError;
+use crate::control::http::received;
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Over the head of a request, or over asking again.
+    pub head: Duration,
+    /// Over the rest of a request.
+    pub body: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(60),
+            body: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Clients that are being refused at once; more are only hung up on.
+const REFUSALS: usize = 8;
+/// How long a refused client may take to hear of it.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// How long nobody is accepted when the host gives no descriptor.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is known of a connection.
+#[derive(Debug)]
+struct Known {
+    /// Since when it says nothing; `None` while it is answered.
+    idle: Option<Instant>,
+    /// Told when it is to be closed.
+    close: Arc<Notify>,
+}
+
+/// All connections.
+#[derive(Debug)]
+struct Places {
+    limit: usize,
+    all: Mutex<(u64, BTreeMap<u64, Known>)>,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Known>)> {
+        // A number and a map: consistent whatever panicked.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place, if need be that of the connection that has said nothing
+    /// for longest; `None` when all are being answered.
+    fn take(self: &Arc<Self>) -> Option<Place> {
+        let mut all = self.lock();
+        let (next, known) = &mut *all;
+        if known.len() >= self.limit {
+            let silent = known
+                .iter()
+                .filter_map(|(number, one)| Some((one.idle?, *number)));
+            let (_, longest) = silent.min()?;
+            known.remove(&longest)?.close.notify_one();
+        }
+        let (number, close) = (*next, Arc::new(Notify::new()));
+        *next += 1;
+        let one = Known {
+            idle: Some(Instant::now()),
+            close: Arc::clone(&close),
+        };
+        known.insert(number, one);
+        Some(Place {
+            places: Arc::clone(self),
+            number,
+            close,
+        })
+    }
+
+    fn set_idle(&self, number: u64, idle: Option<Instant>) {
+        if let Some(one) = self.lock().1.get_mut(&number) {
+            one.idle = idle;
+        }
+    }
+}
+
+/// The place of one connection, free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    places: Arc<Places>,
+    number: u64,
+    close: Arc<Notify>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().1.remove(&self.number);
+    }
+}
+
+/// A connection whose client is being answered, until this is dropped. Who
+/// takes a connection over takes this out of the request, and keeps it.
+#[derive(Debug, Clone)]
+pub struct Answering(#[expect(dead_code, reason = "acts when it is dropped")] Arc<AnsweringInner>);
+
+#[derive(Debug)]
+struct AnsweringInner(Arc<Place>);
+
+impl Answering {
+    fn begin(place: &Arc<Place>) -> Self {
+        place.places.set_idle(place.number, None);
+        Self(Arc::new(AnsweringInner(Arc::clone(place))))
+    }
+}
+
+impl Drop for AnsweringInner {
+    fn drop(&mut self) {
+        let Self(place) = self;
+        place.places.set_idle(place.number, Some(Instant::now()));
+    }
+}
+
+/// Serves `router` to clients of our own user, and of root: at most `limit` at
+/// once.
+pub async fn serve(listener: UnixListener, router: Router, limit: usize, patience: Patience) {
+    let places = Arc::new(Places {
+        limit: limit.max(1),
+        all: Mutex::default(),
+    });
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                log::warn!("no client can be accepted: {error}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == geteuid().as_raw() || peer.uid() == 0 => {}
+            Ok(peer) => {
+                log::warn!("user {} is refused", peer.uid());
+                continue;
+            }
+            Err(error) => {
+                log::warn!("a client is refused: {error}");
+                continue;
+            }
+        }
+        match places.take() {
+            Some(place) => drop(tokio::spawn(converse(
+                stream,
+                router.clone(),
+                place,
+                patience,
+            ))),
+            None => {
+                if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
+                    tokio::spawn(refuse(stream, places.limit, turn));
+                }
+            }
+        }
+    }
+}
+
+/// Answers a client until it goes, says nothing for too long, or its place is
+/// needed.
+async fn converse(stream: UnixStream, router: Router, place: Place, patience: Patience) {
+    let place = Arc::new(place);
+    let close = Arc::clone(&place.close);
+    let answer = service_fn(move |request| {
+        answer(router.clone(), Arc::clone(&place), patience.body, request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience.head)
+        .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades();
+    tokio::select! {
+        served = connection => if let Err(error) = served {
+            log::debug!("a client left early: {error}");
+        },
+        () = close.notified() => {}
+    }
+}
+
+async fn answer(
+    mut router: Router,
+    place: Arc<Place>,
+    limit: Duration,
+    request: hyper::Request<hyper::body::Incoming>,
+) -> Result<Response, Infallible> {
+    let request: Request = request.map(Body::new);
+    let request = tokio::time::timeout(limit, received(request)).await;
+    let answering = Answering::begin(&place);
+    let response = match request {
+        Ok(Ok(mut request)) => {
+            request.extensions_mut().insert(answering.clone());
+            match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+        Ok(Err(error)) => error.into_response(),
+        Err(_elapsed) => ControlError::Slow { limit }.into_response(),
+    };
+    Ok(response.map(|body| Body::new(Answered { body, answering })))
+}
+
+/// A body that keeps its client's place until all of it is handed on.
+struct Answered {
+    body: Body,
+    #[expect(dead_code, reason = "kept, and dropped with the body")]
+    answering: Answering,
+}
+
+impl HttpBody for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Tells a client that there is no place for it.
+async fn refuse(stream: UnixStream, limit: usize, turn: OwnedSemaphorePermit) {
+    let answer = service_fn(move |_request| async move {
+        Ok::<_, Infallible>(ControlError::Crowded { limit }.into_response())
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), answer);
+    // It is refused in any case.
+    let _ = tokio::time::timeout(REFUSAL, connection).await;
+    drop(turn);
+}
+
+#[cfg(test)]
+#[path = "connections_tests.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+//! Clients that say nothing, or half of what they want.
+
+use super::*;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn places(limit: usize) -> Arc<Places> {
+    Arc::new(Places {
+        limit,
+        all: Mutex::default(),
+    })
+}
+
+#[tokio::test]
+async fn who_says_nothing_makes_room_and_who_is_answered_does_not() {
+    let places = places(2);
+    let [first, second] = [(); 2].map(|()| Arc::new(places.take().unwrap()));
+    let answering = Answering::begin(&first);
+    let third = places.take().unwrap();
+    second.close.notified().await;
+    let third = Arc::new(third);
+    let other = Answering::begin(&third);
+    assert!(places.take().is_none(), "both are being answered");
+    drop(answering);
+    let fourth = places.take().unwrap();
+    first.close.notified().await;
+    // Whose place was taken gives none back.
+    drop((first, second));
+    assert_eq!(places.lock().1.len(), 2);
+    drop((other, third, fourth));
+    assert_eq!(places.lock().1.len(), 0);
+}
+
+/// Serves one route in a thread-local task; returns the path of its socket.
+fn served(name: &str, patience: Patience) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("mkvmm-{name}-{}", std::process::id()));
+    // It may be left from a test that failed.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let router = Router::new().route("/", axum::routing::post(|| async { "hello" }));
+    tokio::spawn(serve(listener, router, 4, patience));
+    path
+}
+
+/// All that comes after `said`, to the end of the connection.
+async fn heard(path: &std::path::Path, said: &str) -> String {
+    let mut stream = UnixStream::connect(path).await.unwrap();
+    stream.write_all(said.as_bytes()).await.unwrap();
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).await.unwrap();
+    heard
+}
+
+const HEAD: &str = "POST / HTTP/1.1\r\nHost: x\r\n";
+
+#[tokio::test]
+async fn a_client_that_does_not_finish_is_hung_up_on() {
+    let short = Duration::from_millis(50);
+    let long = Duration::from_secs(3600);
+    let path = served(
+        "half-heads",
+        Patience {
+            head: short,
+            body: long,
+        },
+    );
+    for half in ["", "POST", HEAD] {
+        let heard = heard(&path, half).await;
+        assert!(!heard.contains("hello"), "{half:?}: {heard}");
+    }
+    // One that has been answered may ask again, but not whenever it likes.
+    let whole = format!("{HEAD}Content-Length: 2\r\n\r\n{{}}");
+    assert!(heard(&path, &whole).await.ends_with("hello"));
+    std::fs::remove_file(path).unwrap();
+
+    let path = served(
+        "half-bodies",
+        Patience {
+            head: long,
+            body: short,
+        },
+    );
+    let half = format!("{HEAD}Content-Length: 2\r\nConnection: close\r\n\r\n{{");
+    let heard = heard(&path, &half).await;
+    assert!(heard.starts_with("HTTP/1.1 400 "), "{heard}");
+    assert!(heard.contains("did not come in"), "{heard}");
+    std::fs::remove_file(path).unwrap();
+}

@@ -1,0 +1,107 @@
+//! Booting again by policy.
+//!
+//! A guest that ended asks nobody for leave: what it needs is booked. But only
+//! so many boots are under way at once, one whose lives are short waits, longer
+//! each time, and a boot that the host has no room for is tried again.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_base::state::{EndReason, State, Verb};
+use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
+
+use crate::guest::Guest;
+use crate::manager::Manager;
+
+/// A guest that ran for less than this is not booted again at once, and each
+/// time that happens in a row it waits twice as long.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+/// The first pause before another boot, and the longest.
+const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl Manager {
+    /// Boots an instance again that has just ended, after a pause, unless
+    /// something is done with it meanwhile.
+    pub(crate) fn restart_later(self: &Rc<Self>, guest: &mut Guest) {
+        guest.is_restarting = true;
+        let is_short = guest.timeline.lifetime() < SHORT_LIFE;
+        guest.short_lives = if is_short { guest.short_lives + 1 } else { 0 };
+        let (run, pause) = (guest.run_id(), restart_pause(guest.short_lives));
+        let manager = Rc::clone(self);
+        tokio::task::spawn_local(async move { manager.restart(run, pause).await });
+    }
+
+    async fn restart(self: Rc<Self>, mut run: RunId, mut pause: Duration) {
+        loop {
+            tokio::time::sleep(pause).await;
+            // The semaphore is never closed.
+            let _turn = self.restarts.acquire().await.ok();
+            let Some(name) = self.waiting(run) else {
+                return;
+            };
+            let Ok(busy) = self.begin(&name, Verb::Start) else {
+                return;
+            };
+            let Err(error) = self.boot_and_go(busy.id).await else {
+                self.forget_restart(busy.id);
+                return;
+            };
+            let error = self.explain(busy.id, error).await;
+            self.drop_worker(busy.id).await;
+            let mut registry = self.registry_mut();
+            let Some(guest) = registry.guest_mut(busy.id).filter(|g| g.is_restarting) else {
+                return;
+            };
+            // Whatever the host was short of, it may have later.
+            guest.short_lives += 1;
+            guest.state = State::Failed;
+            guest.reason = Some(EndReason::Vmm);
+            pause = restart_pause(guest.short_lives);
+            run = guest.run_id();
+            drop(registry);
+            let seconds = pause.as_secs();
+            log::error!(
+                "{name}: cannot be started again now, tried once more in {seconds} s: {}",
+                chain(&error)
+            );
+            self.announce(busy.id);
+        }
+    }
+
+    /// Returns the name of an instance that still waits to be booted again.
+    fn waiting(&self, run: RunId) -> Option<InstanceName> {
+        let registry = self.registry();
+        let guest = registry.guest(run.id)?;
+        let waits = guest.is_restarting && guest.run_id() == run && guest.busy.is_none();
+        waits.then(|| guest.name().clone())
+    }
+
+    fn forget_restart(&self, id: InstanceId) {
+        let mut registry = self.registry_mut();
+        // It may have ended again by now, and wait for its next boot.
+        if let Some(guest) = registry.guest_mut(id).filter(|g| g.state.is_live()) {
+            guest.is_restarting = false;
+        }
+    }
+}
+
+fn restart_pause(short_lives: u32) -> Duration {
+    let (first, longest) = RESTART_PAUSE;
+    match short_lives.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(doublings) => first.saturating_mul(1 << doublings.min(16)).min(longest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_between_restarts_grow_and_are_bounded() {
+        let pauses: Vec<u64> = [0, 1, 2, 3, 7, 40]
+            .map(|lives| restart_pause(lives).as_secs())
+            .into();
+        assert_eq!(pauses, [0, 1, 2, 4, 60, 60]);
+    }
+}
