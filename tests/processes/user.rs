@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use mkvmm_test_harness::mkvmm::binary;
-use mkvmm_test_harness::tier::{announce, skip, skips_without_kvm};
+use mkvmm_test_harness::tier::{announce, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Signal, geteuid, kill_process};
 
@@ -57,7 +57,8 @@ fn an_ordinary_user_makes_runs_and_ends_guests() {
     }
     let wrapper = match to_ordinary() {
         Ok(wrapper) => wrapper,
-        Err(why) => return skip(&format!("nothing runs as an ordinary user: {why}")),
+        // Not a matter of KVM: such a host has no ordinary users of it.
+        Err(why) => return announce(&format!("LEFT OUT, nobody tries this here: {why}")),
     };
     let uid = wrapper.as_ref().map_or(geteuid().as_raw(), |_| NOBODY);
     let scratch = Scratch::new();

@@ -40,8 +40,8 @@ const DEEDS: [&str; 9] = [
 ];
 
 fn main() -> ExitCode {
-    if let Some(plan) = worker::plan() {
-        return worker::serve(&plan);
+    if let Some((path, plan)) = worker::plan() {
+        return worker::serve(&path, &plan);
     }
     if let Some(exit) = embedded::child() {
         return exit;
@@ -92,7 +92,7 @@ async fn one_falls(when: When, deed: &str) {
     let ground = Ground::new().await;
     ground.plan(when, deed);
     let result = ground.load_and_start().await;
-    let liar = ground.liar();
+    let liar = ground.liar().await;
     let (state, reason) = match when {
         When::Load => (State::Ready, None),
         When::Boot => (State::Loaded, None),
@@ -109,6 +109,7 @@ async fn one_falls(when: When, deed: &str) {
     ground.expect_gone(liar).await;
     ground.expect_peace();
     // And now with an honest worker.
+    ground.forget_the_deed();
     let result = ground.load_and_start().await;
     result.expect("an honest worker does it");
     ground.wait_for(State::Stopped).await;
@@ -126,7 +127,7 @@ async fn flooded(deed: &str) {
     ground.plan(When::Run, deed);
     let result = ground.load_and_start().await;
     result.expect("it is honest until then");
-    let liar = ground.liar();
+    let liar = ground.liar().await;
     let lines_before = logged().len();
     let (begin, mut looks) = (Instant::now(), Vec::new());
     while begin.elapsed() < FLOOD {
@@ -176,7 +177,7 @@ async fn killed_while_stopped() {
     ground.plan(When::Run, "stop");
     let result = ground.load_and_start().await;
     result.expect("it is honest until then");
-    let liar = ground.liar();
+    let liar = ground.liar().await;
     ground.wait_until_stopped(liar).await;
     assert_eq!(ground.state_of_bad(), (State::Active, None));
     ground.kill_bad().await;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub enum When {
 
 /// Takes the plan of this worker, if there is one: it holds for one boot. In
 /// its place, the number of the process is left.
-pub fn plan() -> Option<String> {
+pub fn plan() -> Option<(PathBuf, String)> {
     if child::role()? != "worker" {
         return None;
     }
@@ -47,11 +47,11 @@ pub fn plan() -> Option<String> {
     let plan = fs::read_to_string(&path).ok()?;
     fs::write(path.with_extension("pid"), std::process::id().to_string()).ok()?;
     fs::remove_file(&path).ok()?;
-    Some(plan)
+    Some((path, plan))
 }
 
-/// Carries out `plan`, a moment and a deed.
-pub fn serve(plan: &str) -> ExitCode {
+/// Carries out `plan`, a moment and a deed, which it notes beside `path`.
+pub fn serve(path: &Path, plan: &str) -> ExitCode {
     let (when, deed) = plan.split_once(' ').expect("a moment and a deed");
     let socket = child::enter("worker", &[]).expect("it is a child");
     let raw = socket.try_clone().expect("there are descriptors");
@@ -76,6 +76,7 @@ pub fn serve(plan: &str) -> ExitCode {
             Order::PowerButton | Order::Registers { .. } => continue,
         };
         if format!("{due:?}") == when {
+            fs::write(path.with_extension("deed"), deed).expect("the directory is there");
             return misbehave(deed, channel, &raw);
         }
         if let Some(answer) = answer {
