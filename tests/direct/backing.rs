@@ -1,8 +1,7 @@
 //! What the pool is made of, and what is held back of it.
 
-use std::sync::Mutex;
-
 use std::fs;
+use std::sync::Mutex;
 
 use mkvmm_test_harness::tier::{skip, skips_without_kvm};
 use mkvmm_test_harness::{Finished, Mkvmm};
