@@ -38,7 +38,7 @@ pub enum CreateError {
     /// The granule is smaller than a page, or does not fit 64 bits.
     #[error("instance {id}: order {order} is out of range ({min}..=63)")]
     BadOrder {
-        /// The instance.
+        /// The name of the instance.
         id: u32,
         /// The order given.
         order: u32,
@@ -48,13 +48,13 @@ pub enum CreateError {
     /// The instance would have no memory.
     #[error("instance {id}: the size is 0")]
     ZeroSize {
-        /// The instance.
+        /// The name of the instance.
         id: u32,
     },
     /// The size, rounded up to the granule, does not fit 64 bits.
     #[error("instance {id}: {size:#x} bytes rounded up to {granule:#x} do not fit 64 bits")]
     TooLarge {
-        /// The instance.
+        /// The name of the instance.
         id: u32,
         /// The size requested.
         size: u64,
@@ -66,7 +66,7 @@ pub enum CreateError {
         "instance {id}: no chunk for {remaining:#x} of {requested:#x} bytes after {chunks} chunks"
     )]
     NoRoom {
-        /// The instance.
+        /// The name of the instance.
         id: u32,
         /// The size requested, in whole granules.
         requested: u64,
@@ -80,7 +80,7 @@ pub enum CreateError {
     /// The instance's allocator did not take a chunk.
     #[error("instance {id}: a chunk was refused")]
     Chunk {
-        /// The instance.
+        /// The name of the instance.
         id: u32,
         /// The underlying error.
         source: PoolError,
@@ -95,7 +95,7 @@ pub enum DestroyError {
     /// Something is still allocated.
     #[error("instance {}: busy, {} extents are still allocated", pool.id(), allocations.len())]
     Busy {
-        /// The pool.
+        /// The name of the pool.
         pool: Box<InstancePool>,
         /// The allocated extents by ascending address; neighbouring allocations are one extent.
         allocations: Vec<AddrRange>,
@@ -103,7 +103,7 @@ pub enum DestroyError {
     /// The main pool did not take the chunks back: part of them was freed without this pool.
     #[error("instance {}: the main pool refused a chunk", pool.id())]
     Refused {
-        /// The pool.
+        /// The name of the pool.
         pool: Box<InstancePool>,
         /// The main pool's error.
         source: FreeError,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_test_harness::Random;
 use mkvmm_test_harness::tier::skips_without_kvm;
 
 use crate::server::{Server, http};
@@ -15,19 +16,6 @@ const CLIENTS: u64 = 64;
 const STATES: [&str; 7] = [
     "ready", "loaded", "active", "paused", "stopped", "failed", "cleaning",
 ];
-
-/// Knuth's MMIX generator: a test that fails can be run again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
 
 /// One request: method, path, body.
 fn request(random: &mut Random) -> (&'static str, String, String) {

@@ -13,7 +13,8 @@ fn shown(server: &Server, name: &str) -> Value {
     let (status, mut instance) = server.http("GET", &format!("/v1/instances/{name}"), "");
     assert_eq!(status, 200, "{instance:#}");
     let object = instance.as_object_mut().expect("an object");
-    for fleeting in ["id", "timeline"] {
+    let of_process = ["pid", "cpu_us", "resident", "process_memory", "cgroup"];
+    for fleeting in ["id", "timeline"].into_iter().chain(of_process) {
         object.remove(fleeting);
     }
     instance

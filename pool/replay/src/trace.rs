@@ -7,10 +7,10 @@ use serde_json::Value;
 /// One line: an operation and Linux's answer.
 #[derive(Debug, Deserialize)]
 pub struct Line {
-    /// The operation.
+    /// The operation that was recorded.
     #[serde(flatten)]
     pub op: Op,
-    /// Linux's answer.
+    /// What Linux answered to it.
     #[serde(flatten)]
     pub expected: Expected,
 }

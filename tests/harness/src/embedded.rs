@@ -75,6 +75,11 @@ impl Ground {
     /// Makes the manager. Images may be named by any path, and none is kept
     /// that no instance has.
     pub fn manager(self) -> Rc<Manager> {
+        self.manager_with(Vec::new())
+    }
+
+    /// The same with `more` in the environment of its children.
+    pub fn manager_with(self, more: Vec<(String, String)>) -> Rc<Manager> {
         let kvm = host::Host::open().expect("doctor found KVM");
         let device = File::options().read(true).write(true).open("/dev/kvm");
         let host = Host {
@@ -82,7 +87,7 @@ impl Ground {
             program: self.program,
             address_bits: kvm.address_bits(),
             has_huge_pages: kvm.has_huge_pages(),
-            environment: environment(),
+            environment: environment().into_iter().chain(more).collect(),
             child_output: Output::Inherit,
             leaves: Leaves::Off,
         };

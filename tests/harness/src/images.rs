@@ -69,6 +69,59 @@ pub mod code {
         code
     }
 
+    /// Writes to and reads from `addr`, for ever: memory that is not the guest's
+    /// own, in the same GiB as its kernel. The boot page tables do not map it,
+    /// so they are changed first.
+    pub fn attack(addr: u64) -> Vec<u8> {
+        let mut code = mov_rdi(addr);
+        code.extend_from_slice(&[
+            0x48, 0x8b, 0x04, 0x25, 0x00, 0x90, 0, 0, // mov rax, [0x9000] (PML4)
+            0x48, 0x25, 0x00, 0xf0, 0xff, 0xff, //       and rax, -0x1000
+            0x48, 0x89, 0xf9, //                         mov rcx, rdi
+            0x48, 0xc1, 0xe9, 30, //                     shr rcx, 30
+            0x81, 0xe1, 0xff, 0x01, 0, 0, //             and ecx, 511
+            0x48, 0x8b, 0x04, 0xc8, //                   mov rax, [rax + 8 * rcx]
+            0x48, 0x25, 0x00, 0xf0, 0xff, 0xff, //       and rax, -0x1000
+            0x48, 0x89, 0xf9, //                         mov rcx, rdi
+            0x48, 0xc1, 0xe9, 21, //                     shr rcx, 21
+            0x81, 0xe1, 0xff, 0x01, 0, 0, //             and ecx, 511
+            0x48, 0x89, 0xfa, //                         mov rdx, rdi
+            0x48, 0x81, 0xe2, 0, 0, 0xe0, 0xff, //       and rdx, -0x200000
+            0x48, 0x81, 0xca, 0x83, 0, 0, 0, //          or rdx, 0x83 (2 MiB, writable)
+            0x48, 0x89, 0x14, 0xc8, //                   mov [rax + 8 * rcx], rdx
+            0x48, 0x89, 0x3f, //                         mov [rdi], rdi
+            0x48, 0x8b, 0x07, //                         mov rax, [rdi]
+            0xeb, 0xf8, //                               jmp back to the writing
+        ]);
+        code
+    }
+
+    /// `mov rdi, value`.
+    fn mov_rdi(value: u64) -> Vec<u8> {
+        [&[0x48, 0xbf], value.to_le_bytes().as_slice()].concat()
+    }
+
+    /// Prints the numbers from 0 on, a line each, for ever: eight digits, of
+    /// which `a` is 0 and `p` is 15. Uses no memory. See [`super::number`].
+    pub const COUNT: &[u8] = &[
+        0x31, 0xdb, //             0: xor ebx, ebx
+        0x66, 0xba, 0xf8, 0x03, // 2: mov dx, 0x3f8
+        0xb9, 28, 0, 0, 0, //      6: mov ecx, 28
+        0x89, 0xd8, //            11: mov eax, ebx
+        0xd3, 0xe8, //            13: shr eax, cl
+        0x24, 0x0f, //            15: and al, 15
+        0x04, b'a', //            17: add al, 'a'
+        0xee, //                  19: out dx, al
+        0x83, 0xe9, 4, //         20: sub ecx, 4
+        0x79, 0xf2, //            23: jns 11
+        0xb0, b'\n', //           25: mov al, newline
+        0xee,  //                  27: out dx, al
+        0xff, 0xc3, //            28: inc ebx
+        0xb9, 0xd0, 0x07, 0, 0, //30: mov ecx, 2000
+        0xe2, 0xfe, //            35: loop 35
+        0xeb, 0xdf, //            37: jmp 6
+    ];
+
     /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
@@ -85,6 +138,18 @@ pub mod code {
         0xee, //                  14: out dx, al
         0xeb, 0xef, //            15: jmp 0
     ];
+}
+
+/// Reads a line of [`code::COUNT`].
+pub fn number(line: &str) -> Option<u32> {
+    let digit = |byte: u8| match byte {
+        b'a'..=b'p' => Some(u32::from(byte - b'a')),
+        _ => None,
+    };
+    let is_whole = line.len() == 8;
+    let digits = line.bytes().map(digit);
+    let sum = |sum: u32, digit: Option<u32>| Some((sum << 4) | digit?);
+    is_whole.then(|| digits.into_iter().try_fold(0, sum))?
 }
 
 /// A bzImage around `payload`, which must end with its unpacked size, for a
@@ -118,8 +183,7 @@ pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
 /// # Panics
 /// When it has not, and [`is_required`](crate::tier::is_required).
 pub fn debian_kernel(version: &str) -> Option<PathBuf> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    let path = PathBuf::from(root).join(format!(".cache/guests/vmlinuz-{version}"));
+    let path = crate::root().join(format!(".cache/guests/vmlinuz-{version}"));
     if path.is_file() {
         return Some(path);
     }

@@ -10,6 +10,7 @@
 //! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`instance`] | an instance's memory in the test's own process, without KVM |
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
+//! | [`random`] | numbers that look random, the same every time |
 //! | [`scratch`] | files that are gone when the test is |
 //!
 //! Everything here panics with what it saw when that is not what a test may
@@ -20,6 +21,7 @@ pub mod embedded;
 pub mod images;
 pub mod instance;
 pub mod mkvmm;
+pub mod random;
 pub mod report;
 pub mod scratch;
 pub mod server;
@@ -29,11 +31,16 @@ use std::path::Path;
 
 pub use console::Consoles;
 pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
+pub use random::Random;
 pub use report::Report;
 pub use scratch::Scratch;
 pub use server::Server;
 
 /// Returns the repository's top directory.
 pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    // Without `..`: an emulated host has the files that it is given at their
+    // paths, and no other directories.
+    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = harness.parent().expect("it lies in tests/");
+    tests.parent().expect("tests/ lies in the repository")
 }

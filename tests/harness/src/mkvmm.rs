@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::io::{PipeReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use crate::{Consoles, Report};
 
@@ -63,8 +64,9 @@ pub struct Mkvmm {
     stdin: fn() -> Stdio,
     stdout: Stdout,
     stderr: Stdout,
-    before: Option<String>,
     timeout: Duration,
+    /// A program that starts it, with its arguments.
+    wrapper: Vec<OsString>,
 }
 
 impl Mkvmm {
@@ -75,9 +77,15 @@ impl Mkvmm {
             stdin: Stdio::null,
             stdout: Stdout::Kept,
             stderr: Stdout::Kept,
-            before: None,
             timeout: TIMEOUT,
+            wrapper: Vec::new(),
         }
+    }
+
+    /// Started by a program that turns into what its arguments name.
+    pub fn by<I: IntoIterator<Item: Into<OsString>>>(mut self, wrapper: I) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
+        self
     }
 
     /// `mkvmm run --pool POOL`.
@@ -120,9 +128,9 @@ impl Mkvmm {
     }
 
     /// Has a shell run `command` first, in the same process: `ulimit`.
-    pub fn after(mut self, command: &str) -> Self {
-        self.before = Some(command.to_owned());
-        self
+    pub fn after(self, command: &str) -> Self {
+        let script = format!("{command} && exec \"$0\" \"$@\"");
+        self.by(["sh", "-c", &script])
     }
 
     /// Says how long it may take.
@@ -138,18 +146,12 @@ impl Mkvmm {
 
     /// Starts it.
     pub fn spawn(self) -> Running {
-        let mut command = match &self.before {
-            Some(before) => {
-                let mut shell = Command::new("sh");
-                let script = format!("{before} && exec \"$0\" \"$@\"");
-                shell.arg("-c").arg(script).arg(binary());
-                shell
-            }
-            None => Command::new(binary()),
-        };
+        let mut words = self.wrapper.into_iter().chain([binary().into()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
         let (stdout, unread) = self.stdout.open();
         let (stderr, unread_stderr) = self.stderr.open();
         command
+            .args(words)
             .args(&self.args)
             .stdin((self.stdin)())
             .stdout(stdout)
@@ -317,6 +319,28 @@ impl Running {
         files.count()
     }
 
+    /// Its children whose role begins with `role`.
+    pub fn processes(&self, role: &str) -> Vec<Process> {
+        let processes = self.children().into_iter().filter_map(|dir| {
+            // A process may end between two looks.
+            let pid = dir
+                .file_name()?
+                .to_str()?
+                .parse()
+                .ok()
+                .and_then(Pid::from_raw)?;
+            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            let words = std::fs::read(dir.join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let (is, label) = words.strip_prefix("mkvmm-")?.split_once(": ")?;
+            is.starts_with(role).then(|| Process {
+                label: label.trim_end_matches('\0').to_owned(),
+                handle,
+            })
+        });
+        processes.collect()
+    }
+
     /// KiB of memory in the memory files that it has open: its pool's pages.
     pub fn memory_files_kib(&self) -> u64 {
         let files = format!("/proc/{}/fd", self.child.id());
@@ -419,6 +443,21 @@ impl Drop for Running {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A child of a [`Running`] mkvmm.
+#[derive(Debug)]
+pub struct Process {
+    /// Whose it is.
+    pub label: String,
+    handle: OwnedFd,
+}
+
+impl Process {
+    /// Kills it; false where it has ended already.
+    pub fn kill(&self) -> bool {
+        pidfd_send_signal(&self.handle, Signal::KILL).is_ok()
     }
 }
 

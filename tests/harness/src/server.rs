@@ -6,12 +6,16 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::{Finished, Mkvmm, Running, Scratch};
 
 /// How long something that is waited for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a server lives unless a test says otherwise.
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// `mkvmm serve`, killed when the test goes before it.
 #[derive(Debug)]
@@ -25,19 +29,42 @@ pub struct Server {
 impl Server {
     /// `mkvmm serve --pool POOL`, ready.
     pub fn start(pool: &str) -> Self {
-        Self::start_for(pool, Duration::from_secs(180))
+        Self::start_with(pool, &[])
+    }
+
+    /// The same with more options.
+    pub fn start_with(pool: &str, options: &[&str]) -> Self {
+        Self::start_in(
+            Scratch::new(),
+            |serve| {
+                options
+                    .iter()
+                    .fold(serve, |serve, option| serve.arg(*option))
+            },
+            pool,
+            LONGEST,
+        )
     }
 
     /// The same for a test that takes up to `timeout`.
     pub fn start_for(pool: &str, timeout: Duration) -> Self {
-        Self::start_as(pool, |serve| serve.timeout(timeout))
+        Self::start_in(Scratch::new(), |serve| serve, pool, timeout)
     }
 
-    /// The same, started in a way of its own.
-    pub fn start_as(pool: &str, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
-        let scratch = Scratch::new();
+    /// The same, after `change` of its command.
+    pub fn start_as(pool: &str, change: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
+        Self::start_in(Scratch::new(), change, pool, LONGEST)
+    }
+
+    /// The same with its socket in `scratch`, after `change` of its command.
+    pub fn start_in(
+        scratch: Scratch,
+        change: impl FnOnce(Mkvmm) -> Mkvmm,
+        pool: &str,
+        timeout: Duration,
+    ) -> Self {
         let socket = scratch.path("sock");
-        let running = serve_as(pool, &socket, how);
+        let running = ready(change(command(pool, &socket, timeout)));
         Self {
             running,
             socket,
@@ -106,6 +133,69 @@ impl Server {
         http(&self.socket, method, path, body)
     }
 
+    /// All of an instance's memory, by its address and its bytes in hexadecimal.
+    #[track_caller]
+    pub fn memory(&self, name: &str) -> Vec<(u64, String)> {
+        const PART: u64 = 1 << 20;
+        let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
+        let mut parts = Vec::new();
+        for chunk in instance["chunks"].as_array().expect("it has memory") {
+            let number = |key: &str| chunk[key].as_u64().expect("a range");
+            let (start, size) = (number("start"), number("size"));
+            for at in (0..size).step_by(1 << 20) {
+                let (addr, len) = (start + at, PART.min(size - at));
+                let path = format!("/v1/instances/{name}/memory?addr={addr:#x}&len={len}");
+                let (status, answer) = self.http("GET", &path, "");
+                assert_eq!(status, 200, "{path}: {answer}");
+                let bytes = answer["hex"].as_str().expect("digits").to_owned();
+                assert_eq!(bytes.len() as u64, 2 * len, "{path}");
+                parts.push((addr, bytes));
+            }
+        }
+        parts
+    }
+
+    /// Takes down every instance that there is, however it is doing. Fails
+    /// unless the pool is free in one extent then, and the books are right.
+    #[track_caller]
+    pub fn tear_down(&self) {
+        let (_, all) = self.http("GET", "/v1/instances", "");
+        for instance in all.as_array().expect("a list") {
+            let name = instance["name"].as_str().expect("a name");
+            let path = format!("/v1/instances/{name}");
+            // An instance that runs has to end first; the others refuse.
+            self.http("POST", &format!("{path}/kill"), r#"{"force":true}"#);
+            let (status, answer) = self.http("DELETE", &path, "");
+            assert_eq!(status, 200, "{name}: {answer}");
+        }
+        self.expect_audit();
+        self.expect_empty();
+    }
+
+    /// Fails unless there is no instance, and the pool is free in one extent.
+    #[track_caller]
+    pub fn expect_empty(&self) {
+        let (_, pool) = self.http("GET", "/v1/pool", "");
+        assert_eq!(
+            (&pool["used"], &pool["instances"]),
+            (&0.into(), &0.into()),
+            "{pool}"
+        );
+        assert_eq!(pool["free_extents"], 1, "{pool}");
+        assert_eq!(pool["largest_free"], pool["avail"], "{pool}");
+    }
+
+    /// The number of an instance's process.
+    #[track_caller]
+    pub fn worker_pid(&self, name: &str) -> Pid {
+        let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
+        let pid = instance["pid"]
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.and_then(Pid::from_raw);
+        pid.unwrap_or_else(|| panic!("{name} has no process: {instance}"))
+    }
+
     /// Fails unless the books are right.
     #[track_caller]
     pub fn expect_audit(&self) {
@@ -117,14 +207,17 @@ impl Server {
 
 /// Starts it and waits for its ready line.
 pub fn serve(pool: &str, socket: &Path) -> Running {
-    serve_as(pool, socket, |serve| serve)
+    ready(command(pool, socket, LONGEST))
 }
 
-fn serve_as(pool: &str, socket: &Path, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Running {
-    let serve = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
+fn command(pool: &str, socket: &Path, timeout: Duration) -> Mkvmm {
+    Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
         .arg(socket)
-        .timeout(Duration::from_secs(180));
-    let mut running = how(serve).spawn();
+        .timeout(timeout)
+}
+
+fn ready(command: Mkvmm) -> Running {
+    let mut running = command.spawn();
     running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
     running
 }

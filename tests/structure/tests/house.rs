@@ -198,6 +198,61 @@ fn the_table_reads_from_the_bottom_up() {
     }
 }
 
+/// The first words in backquotes of the rows of a Markdown table.
+fn named_in_table(text: &str, head: &str) -> Vec<String> {
+    let rows = text.lines().skip_while(|line| *line != head).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    let name = |row: &str| row.split('`').nth(1).map(str::to_owned);
+    rows.filter_map(name).collect()
+}
+
+#[test]
+fn the_design_names_the_crates_in_their_order() {
+    let text = fs::read_to_string(root().join("docs/design.md")).unwrap();
+    let named = named_in_table(&text, "| crate | knows | does not know |");
+    let rows: Vec<&str> = WALLS.iter().map(|wall| wall.name).collect();
+    assert_eq!(named, rows);
+}
+
+/// Rust files below the sources of all crates that hold an unsafe block.
+fn files_with_unsafe_code() -> Vec<String> {
+    let mut left: Vec<PathBuf> = packages()
+        .into_iter()
+        .map(|package| package.directory.join("src"))
+        .collect();
+    let mut found = Vec::new();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()));
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if text.contains("unsafe {") || text.contains("unsafe impl") {
+            let file = path.strip_prefix(root()).unwrap();
+            found.push(file.display().to_string());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn unsafe_code_is_where_the_rules_say() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let rule = text.split("- **").find(|it| it.starts_with("Unsafe code"));
+    let places: Vec<&str> = rule.unwrap().split('`').skip(1).step_by(2).collect();
+    let files = files_with_unsafe_code();
+    let elsewhere: Vec<&String> = files
+        .iter()
+        .filter(|file| !places.iter().any(|place| file.starts_with(place)))
+        .collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:?} not in {places:?}");
+    let idle =
+        |place: &&&str| place.contains('/') && !files.iter().any(|it| it.starts_with(**place));
+    let idle: Vec<&&str> = places.iter().filter(idle).collect();
+    assert!(idle.is_empty(), "no unsafe code in {idle:?}");
+}
+
 #[test]
 fn files_of_a_crate_import_each_other_in_one_order() {
     let mut found = String::new();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
+use mkvmm_base::layout::LOW_WINDOW_SIZE;
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};
@@ -21,7 +22,6 @@ use mkvmm_memory::placement::PlacementPlan;
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::budget::Booking;
-use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
@@ -90,8 +90,6 @@ pub struct Guest {
     pub(crate) is_restarting: bool,
     /// Boots in a row that ended soon.
     pub(crate) short_lives: u32,
-    /// What the log may say of it.
-    pub(crate) chatter: Chatter,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) console: Arc<GuestConsole>,
     pub(crate) status: Status,
@@ -206,6 +204,15 @@ impl Guest {
     /// See [`e820::build`].
     pub fn e820(&self, pool: &HostPool) -> Result<Vec<E820Entry>, RangeError> {
         e820(pool, &self.sub_pool, self.loaded.as_ref())
+    }
+
+    /// Returns the memory slots that its machine has to have: the low window,
+    /// then its memory.
+    pub fn due_slots(&self) -> Vec<AddrRange> {
+        let low = AddrRange::with_size(0, LOW_WINDOW_SIZE).ok();
+        low.into_iter()
+            .chain(self.regions().iter().copied())
+            .collect()
     }
 
     /// Returns the map that the guest was given at its start, and the ranges

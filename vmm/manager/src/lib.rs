@@ -16,7 +16,7 @@
 //! | `guest`, `registry` | the record of one instance, and of all |
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
-//! | `chatter` | how much of that the log says |
+//! | `harmless`, `pace` | what of it is passed on, and how fast |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
@@ -25,7 +25,6 @@ mod asking;
 pub mod audit;
 pub mod boot_spans;
 pub mod budget;
-mod chatter;
 mod child;
 pub mod config;
 pub mod console;
@@ -34,6 +33,7 @@ pub mod control;
 mod debug;
 pub mod event_log;
 pub mod guest;
+mod harmless;
 pub mod host;
 pub mod images;
 mod leaves;
@@ -43,6 +43,7 @@ pub mod manager;
 mod manifest;
 pub mod memory;
 mod news;
+mod pace;
 pub mod questions;
 pub mod registry;
 pub mod resolve;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Instant;
 
 use mkvmm_api::Range;
 use mkvmm_base::timeline::{self, Mark, since_start};
@@ -12,21 +11,14 @@ use mkvmm_wire::messages::{LogLevel, Report};
 
 use crate::event_log::EventKind;
 use crate::guest::Guest;
+use crate::harmless::harmless;
 use crate::manager::Manager;
 use crate::questions::Reading;
 use crate::registry::Registry;
 
-/// Longest line of a worker's log that is passed on, bytes.
-const LINE_MAX: usize = 1024;
-
 impl Manager {
     /// Takes a report of a run that is not over.
     pub(crate) fn on_news(&self, run: RunId, report: Report) {
-        // Of these an honest worker has few, and a hostile one any number.
-        let is_told = matches!(report, Report::Violation { .. } | Report::Log { .. });
-        if is_told && !self.admit(run) {
-            return;
-        }
         let registry = self.registry();
         let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
             return;
@@ -63,23 +55,6 @@ impl Manager {
             // Taken by whoever listens to the worker.
             Report::Done(_) | Report::Ended(_) => {}
         }
-    }
-
-    /// Whether one more thing may be told about a guest; says how many were
-    /// left out.
-    fn admit(&self, run: RunId) -> bool {
-        let mut registry = self.registry_mut();
-        let Some(guest) = registry.guest_mut(run.id) else {
-            return false;
-        };
-        let Some(unsaid) = guest.chatter.admit(Instant::now()) else {
-            return false;
-        };
-        if unsaid > 0 {
-            let name = guest.name();
-            log::warn!("{name}: {unsaid} reports of its process were left out");
-        }
-        true
     }
 
     /// A guest's console log cannot be written any more.
@@ -126,23 +101,4 @@ fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
         LogLevel::Debug => log::Level::Debug,
     };
     log::log!(level, "{name}: {}", harmless(text));
-}
-
-/// Text without control characters, and not longer than a line.
-fn harmless(text: &str) -> String {
-    let end = text.floor_char_boundary(LINE_MAX);
-    let text = text.get(..end).unwrap_or_default();
-    let clean = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().map(clean).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_worker_says_cannot_act_on_a_terminal_or_fill_a_log() {
-        assert_eq!(harmless("a\x1b[2Kb\nc"), "a?[2Kb?c");
-        assert_eq!(harmless(&"ä".repeat(5000)).len(), LINE_MAX);
-    }
 }

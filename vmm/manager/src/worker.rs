@@ -3,14 +3,16 @@
 //! Orders go out through [`Worker::tell`] and [`Worker::ask`]. A task per
 //! worker takes in what it reports until the process is gone: only then, by
 //! its pidfd, is a run over. Whatever a worker says is checked, and one that
-//! breaks the protocol, closes its channel or floods it is killed.
+//! breaks the protocol, closes its channel or stays after its guest's end is
+//! killed. One that floods is heard at a bounded pace: its socket fills up, and
+//! its own news are lost.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mkvmm_base::state::EndReason;
 use mkvmm_base::{RunId, chain};
@@ -20,10 +22,20 @@ use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender
 use mkvmm_wire::messages::{Done, Order, Refusal, Report};
 use tokio::sync::{Mutex, oneshot, watch};
 
+use crate::harmless::harmless;
+use crate::pace::Pace;
 use crate::usage::Meter;
 
 /// Reports that are taken in before other tasks get a turn.
 const BATCH: usize = 32;
+/// Reports that are taken in at once, and then per second. Registers of 64
+/// vCPUs, asked for a hundred times a second, are fewer.
+const REPORTS: (u32, u32) = (4096, 8192);
+/// Bytes of text in a report that cost as much as a report.
+const TEXT: usize = 4096;
+/// Lines for the log, violations included, that are passed on at once, and
+/// then per second. An honest worker has fewer.
+const LINES: (u32, u32) = (128, 8);
 /// How long an honest worker may take over an order, beyond what copying
 /// images takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -77,6 +89,12 @@ pub struct Worker {
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
     /// Counts the CPU time of the instance.
     meter: Arc<Meter>,
+    /// What it may have logged.
+    lines: RefCell<Pace>,
+    /// Lines that were too many.
+    dropped: Cell<u64>,
+    /// Whether it is being ended, or is no longer heard.
+    is_ending: Cell<bool>,
     /// Holds how the process ended, once its end was dealt with.
     gone: watch::Sender<Option<Exit>>,
 }
@@ -98,6 +116,9 @@ impl Worker {
             sender: Mutex::new(sender),
             answers: RefCell::default(),
             meter,
+            lines: RefCell::new(Pace::new(LINES.0, LINES.1)),
+            dropped: Cell::new(0),
+            is_ending: Cell::new(false),
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
@@ -146,18 +167,15 @@ impl Worker {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Done, WorkerError> {
         let answer = self.ask_patiently(order, descriptors);
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => {
-                self.kill();
-                let timeout = ANSWER_TIMEOUT;
-                Err(WorkerError::Silent { timeout })
-            }
-        }
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+        answer.unwrap_or_else(|_elapsed| {
+            self.kill();
+            let timeout = ANSWER_TIMEOUT;
+            Err(WorkerError::Silent { timeout })
+        })
     }
 
     /// The same for as long as the worker lives: it may be standing still.
-    /// Once the order is sent this must not be dropped before the answer.
     ///
     /// # Errors
     /// [`WorkerError`].
@@ -166,16 +184,7 @@ impl Worker {
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Done, WorkerError> {
-        let (answer, answered) = oneshot::channel();
-        {
-            // Answers come in the order of their orders.
-            let mut sender = self.sender.lock().await;
-            self.answers.borrow_mut().push_back(answer);
-            if let Err(error) = sender.send(order, descriptors).await {
-                self.answers.borrow_mut().pop_back();
-                return Err(error.into());
-            }
-        }
+        let answered = self.put(order, descriptors).await?;
         match answered.await {
             Ok(answer) => Ok(answer?),
             // The sender goes only with the process.
@@ -185,8 +194,31 @@ impl Worker {
         }
     }
 
+    /// Sends an order that is answered, and returns where the answer comes.
+    async fn put(
+        &self,
+        order: &Order,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<oneshot::Receiver<Answer>, WorkerError> {
+        let (answer, answered) = oneshot::channel();
+        // Answers come in the order of their orders.
+        let mut sender = self.sender.lock().await;
+        sender.send(order, descriptors).await?;
+        // Nobody has read an answer in between, and an order that was given up
+        // before it was sent has none.
+        self.answers.borrow_mut().push_back(answer);
+        Ok(answered)
+    }
+
+    /// Ends a worker that has answered something else than it was asked.
+    pub(crate) fn condemn(&self) -> WorkerError {
+        self.kill();
+        WorkerError::Protocol
+    }
+
     /// Ends the process at once. May be repeated.
     pub(crate) fn kill(&self) {
+        self.is_ending.set(true);
         if let Err(error) = self.killer.kill() {
             log::error!("worker {} cannot be killed: {error}", self.pid());
         }
@@ -202,9 +234,9 @@ impl Worker {
         }
     }
 
-    /// Whether the process still has to be reckoned with.
+    /// Whether the process is there and takes orders.
     pub(crate) fn is_there(&self) -> bool {
-        self.gone.borrow().is_none()
+        !self.is_ending.get() && self.gone.borrow().is_none()
     }
 
     async fn listen<L: Listener>(
@@ -218,6 +250,7 @@ impl Worker {
             exit = child.ended() => exit,
             () = self.take_in(&mut receiver, &listener, &mut word) => {
                 // No more is to be heard: whatever it does now, it does unheard.
+                self.is_ending.set(true);
                 end_unheard(&mut child).await
             }
         };
@@ -233,22 +266,27 @@ impl Worker {
         // What it said before it went is still in the socket.
         self.drain(&mut receiver, &listener, &mut word);
         self.answers.borrow_mut().clear();
+        self.tell_dropped();
         listener.on_gone(self.run, exit, word.filter(|_| exit.is_success()));
         self.gone.send_replace(Some(exit));
     }
 
-    /// Takes in reports until there are no more: at the end of file, or when
-    /// the worker breaks the protocol.
+    /// Takes in reports until there are no more: at the end of file, at the
+    /// guest's end, or when the worker breaks the protocol.
     async fn take_in(
         &self,
         receiver: &mut AsyncReceiver<Report>,
         listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) {
+        let mut pace = Pace::new(REPORTS.0, REPORTS.1);
         let mut turn = 0;
-        loop {
+        // Nothing follows a guest's end but that of the process.
+        while word.is_none() {
+            let wait;
             match receiver.recv().await {
                 Ok(Some(received)) => {
+                    wait = pace.charge(cost(&received.message), Instant::now());
                     if let Err(error) = self.on_message(received.message, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
                         self.kill();
@@ -263,7 +301,9 @@ impl Worker {
                 }
             }
             turn += 1;
-            if turn % BATCH == 0 {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            } else if turn % BATCH == 0 {
                 tokio::task::yield_now().await;
             }
         }
@@ -296,15 +336,48 @@ impl Worker {
             Report::Done(answer) => {
                 let asked = self.answers.borrow_mut().pop_front();
                 // Whoever asked may have stopped waiting.
+                let answer = answer.map_err(|refusal| Refusal {
+                    text: harmless(&refusal.text),
+                    ..refusal
+                });
                 let _ = asked.ok_or(WorkerError::Protocol)?.send(answer);
             }
             Report::Ended(reason) => {
                 word.get_or_insert(reason);
             }
+            Report::Log { .. } | Report::Violation { .. } if !self.may_log() => {
+                self.dropped.set(self.dropped.get().saturating_add(1));
+            }
             other => listener.on_report(self.run, other),
         }
         Ok(())
     }
+
+    /// Whether one more line of this worker may be passed on.
+    fn may_log(&self) -> bool {
+        let is_allowed = self.lines.borrow_mut().allows(Instant::now());
+        if is_allowed {
+            self.tell_dropped();
+        }
+        is_allowed
+    }
+
+    fn tell_dropped(&self) {
+        let count = self.dropped.take();
+        if count > 0 {
+            log::warn!("worker {}: {count} of its lines were dropped", self.pid());
+        }
+    }
+}
+
+/// What taking in a report costs, in reports.
+fn cost(report: &Report) -> u32 {
+    let text = match report {
+        Report::Log { text, .. } | Report::Mark { text, .. } => text.len(),
+        Report::Done(Err(refusal)) => refusal.text.len(),
+        _ => 0,
+    };
+    u32::try_from(text / TEXT).map_or(u32::MAX, |more| more + 1)
 }
 
 /// How long a worker that says nothing any more has to be gone by itself.

@@ -15,7 +15,6 @@ use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::manifest::{self, ManifestFacts};
 use crate::registry::Registry;
-use crate::worker::WorkerError;
 
 impl Manager {
     /// Boots an instance.
@@ -119,19 +118,26 @@ impl Manager {
         let Some(worker) = worker else {
             return Ok(());
         };
-        let done = worker.ask(&Order::Boot(Box::new(order)), &[]).await?;
+        let booted = worker.ask(&Order::Boot(Box::new(order)), &[]).await;
+        // What it has done to the memory by then, nobody knows.
+        let done = booted.inspect_err(|_| worker.kill())?;
         let Done::Booted { slots } = done else {
-            worker.kill();
-            return Err(WorkerError::Protocol.into());
+            return Err(worker.condemn().into());
         };
+        let range = |slot: Extent| AddrRange::with_size(slot.start, slot.len).ok();
+        let slots: Vec<AddrRange> = slots.into_iter().filter_map(range).collect();
+        let due = self.registry().guest(id).map(Guest::due_slots);
+        if due.is_some_and(|due| due != slots) {
+            // Its word, and it does not even say what it should.
+            return Err(worker.condemn().into());
+        }
         self.check_alive(id)?;
         // Last: a boot that comes to nothing empties no log.
         self.start_log(id)?;
         let mut registry = self.registry_mut();
         if let Some(loaded) = registry.guest_mut(id).and_then(|g| g.loaded.as_mut()) {
             loaded.e820 = e820;
-            let range = |slot: Extent| AddrRange::with_size(slot.start, slot.len).ok();
-            loaded.slots = slots.into_iter().filter_map(range).collect();
+            loaded.slots = slots;
         }
         Ok(())
     }

@@ -9,7 +9,6 @@ use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
 
 use crate::budget::Amounts;
-use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::guest::Guest;
@@ -85,7 +84,6 @@ impl Manager {
             is_doomed: false,
             is_restarting: false,
             short_lives: 0,
-            chatter: Chatter::default(),
             timeline,
             console,
             status: Status::default(),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::{InstanceId, InstanceName};
-use mkvmm_wire::messages::{Copy, Extent, LoadOrder, Order};
+use mkvmm_wire::messages::{Copy, Done, Extent, LoadOrder, Order};
 
 use crate::guest::Loaded;
 use crate::images::Images;
@@ -101,7 +101,9 @@ impl Manager {
             return Ok(());
         };
         let order = Order::Load(load_order(&loaded));
-        worker.ask(&order, &files(&loaded)).await?;
+        if worker.ask(&order, &files(&loaded)).await? != Done::Loaded {
+            return Err(worker.condemn().into());
+        }
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.timeline.reach(Stage::Loaded);
         }

@@ -1,0 +1,256 @@
+//! A manager with an instance whose worker is honest, and one whose is not.
+
+use std::fs;
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use log::{LevelFilter, Log, Metadata, Record};
+use mkvmm_api::{ImagesSpec, KernelSource, Size};
+use mkvmm_base::InstanceName;
+use mkvmm_base::state::{EndReason, State};
+use mkvmm_manager::Manager;
+use mkvmm_manager::audit::audit;
+use mkvmm_manager::config::InstanceConfig;
+use mkvmm_manager::images::Images;
+use mkvmm_manager::life::LifeError;
+use mkvmm_test_harness::{Scratch, embedded};
+
+use crate::worker::{PLANS, When};
+
+const MIB: u64 = 1 << 20;
+const POOL: u64 = 64 * MIB;
+/// How long something that is waited for may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a worker has for what it does by itself, before the clock is put
+/// forward.
+const MOMENT: Duration = Duration::from_millis(300);
+/// How far: longer than any worker is waited for.
+const FORWARD: Duration = Duration::from_secs(61);
+
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps what is logged.
+struct Keeper;
+
+impl Log for Keeper {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let mut logged = LOGGED.lock().expect("nobody fails while logging");
+        logged.push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Keeps all lines that are logged from now on.
+pub fn log_here() {
+    log::set_logger(&Keeper).expect("nobody else logs");
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Everything that was logged.
+pub fn logged() -> Vec<String> {
+    LOGGED.lock().expect("nobody fails while logging").clone()
+}
+
+/// A manager and its two instances.
+pub struct Ground {
+    manager: Rc<Manager>,
+    plans: Scratch,
+    bad: InstanceName,
+    good: InstanceName,
+    /// The honest worker's process.
+    good_pid: Option<i32>,
+}
+
+impl Ground {
+    /// Makes both, and has the honest one run.
+    pub async fn new() -> Self {
+        let plans = Scratch::new();
+        let environment = (PLANS.to_owned(), plans.dir().display().to_string());
+        let manager = embedded::Ground::new(POOL).manager_with(vec![environment]);
+        let name = |name: &str| name.parse().expect("a name");
+        let (bad, good): (InstanceName, InstanceName) = (name("bad"), name("good"));
+        for name in [&bad, &good] {
+            let config = InstanceConfig::new(name.clone(), Size::mib(8));
+            manager.create(config, None).await.expect("it fits");
+        }
+        let mut ground = Self {
+            manager,
+            plans,
+            bad,
+            good,
+            good_pid: None,
+        };
+        let images = ground.images(&ground.good, Some("spin")).await;
+        ground
+            .manager
+            .load(&ground.good, images)
+            .await
+            .expect("it fits");
+        ground.manager.start(&ground.good).await.expect("it starts");
+        ground.good_pid = ground.pid_of(&ground.good);
+        ground
+    }
+
+    async fn images(&self, name: &InstanceName, cmdline: Option<&str>) -> Images {
+        let spec = ImagesSpec {
+            kernel: KernelSource::Probe,
+            boot: None,
+            initrd: Vec::new(),
+            cmdline: cmdline.map(str::to_owned),
+        };
+        let images = self.manager.read_images(name, spec, 8 * MIB).await;
+        images.expect("the probe needs no file")
+    }
+
+    /// Lays down what the next worker of the bad one does.
+    pub fn plan(&self, when: When, deed: &str) {
+        self.plans
+            .file(self.bad.as_str(), format!("{when:?} {deed}").as_bytes());
+    }
+
+    /// Returns the process of the worker that has taken the plan. Fails where
+    /// none has.
+    #[track_caller]
+    pub fn liar(&self) -> i32 {
+        let path = self.plans.path(self.bad.as_str());
+        assert!(!path.exists(), "no worker has taken the plan");
+        let pid = fs::read_to_string(path.with_extension("pid"));
+        pid.expect("it leaves its number")
+            .parse()
+            .expect("a number")
+    }
+
+    /// Loads and starts the bad one, whatever state it is in; the clock is put
+    /// forward where that takes longer than a moment.
+    ///
+    /// # Errors
+    /// What came of it.
+    pub async fn load_and_start(&self) -> Result<(), LifeError> {
+        let work = async {
+            if self.state_of_bad().0 == State::Ready {
+                let images = self.images(&self.bad, None).await;
+                self.manager.load(&self.bad, images).await?;
+            }
+            self.manager.start(&self.bad).await
+        };
+        let mut work = std::pin::pin!(work);
+        let mut begin = Instant::now();
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+            if begin.elapsed() > MOMENT {
+                forward().await;
+                begin = Instant::now();
+            }
+        }
+    }
+
+    /// Waits until the bad one is in `state`, likewise.
+    pub async fn wait_for(&self, state: State) {
+        let (begin, mut moment) = (Instant::now(), Instant::now());
+        while self.state_of_bad().0 != state {
+            assert!(begin.elapsed() < PATIENCE, "{:?}", self.state_of_bad());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if moment.elapsed() > MOMENT {
+                forward().await;
+                moment = Instant::now();
+            }
+        }
+    }
+
+    /// Waits until a signal has stopped the process `pid`.
+    pub async fn wait_until_stopped(&self, pid: i32) {
+        let begin = Instant::now();
+        loop {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            if status.is_ok_and(|status| status.contains("\nState:\tT")) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{pid} is not stopped");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// State and reason of the bad one.
+    pub fn state_of_bad(&self) -> (State, Option<EndReason>) {
+        let registry = self.manager.registry();
+        let guest = registry.find(&self.bad).expect("it was created");
+        (guest.state(), guest.reason())
+    }
+
+    fn pid_of(&self, name: &InstanceName) -> Option<i32> {
+        let registry = self.manager.registry();
+        registry.find(name).ok()?.pid()
+    }
+
+    /// Fails unless the process `pid` is gone soon.
+    pub async fn expect_gone(&self, pid: i32) {
+        let begin = Instant::now();
+        while fs::exists(format!("/proc/{pid}")).expect("procfs is there") {
+            assert!(begin.elapsed() < PATIENCE, "{pid} is there");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Fails unless the books are right, and the honest one runs as it did.
+    #[track_caller]
+    pub fn expect_peace(&self) {
+        let registry = self.manager.registry();
+        let findings = audit(&registry);
+        assert!(
+            findings.checks > 0 && findings.problems.is_empty(),
+            "{findings:?}"
+        );
+        let good = registry.find(&self.good).expect("it was created");
+        assert_eq!(good.state(), State::Active);
+        assert_eq!(good.pid(), self.good_pid);
+    }
+
+    /// Asks things of the honest one that its worker has to answer.
+    pub async fn bother_the_neighbour(&self) {
+        self.manager.pause(&self.good).await.expect("it pauses");
+        self.manager.resume(&self.good).await.expect("it resumes");
+        self.expect_peace();
+    }
+
+    /// Kills the bad one at once.
+    pub async fn kill_bad(&self) {
+        let killed = self.manager.kill(&self.bad, Duration::ZERO).await;
+        killed.expect("a kill is always legal");
+    }
+
+    /// Takes both down. Fails unless the pool is free in one extent then.
+    pub async fn tear_down(self) {
+        self.bother_the_neighbour().await;
+        {
+            let registry = self.manager.registry();
+            let good = registry.find(&self.good).expect("it was created");
+            let text = String::from_utf8_lossy(&good.console().bytes()).into_owned();
+            assert!(text.contains("probe: pass"), "{text}");
+        }
+        let killed = self.manager.kill(&self.good, Duration::ZERO).await;
+        killed.expect("a kill is always legal");
+        for name in [&self.bad, &self.good] {
+            self.manager.delete(name).await.expect("it has ended");
+        }
+        let registry = self.manager.registry();
+        let free = registry.pool().free_extents();
+        assert_eq!((registry.pool().avail(), free.len()), (POOL, 1));
+        assert!(registry.is_empty());
+    }
+}
+
+/// Puts the runtime's clock forward.
+async fn forward() {
+    tokio::time::pause();
+    tokio::time::advance(FORWARD).await;
+    tokio::time::resume();
+}
