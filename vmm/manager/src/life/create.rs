@@ -119,23 +119,6 @@ impl Manager {
         }
     }
 
-    /// Books what an instance needs that has `files` files of memory, and
-    /// `images` beside those that it has.
-    pub(crate) fn book_files(
-        &self,
-        id: InstanceId,
-        files: usize,
-        images: Option<&Images>,
-    ) -> Result<(), StepError> {
-        if let Some(guest) = self.registry_mut().guest_mut(id) {
-            let loaded = guest.loaded.as_ref().map(|loaded| &loaded.images);
-            let images = images.or(loaded).map_or(1, |images| images.infos().len());
-            let needed = Amounts::of_instance(guest.config.cpus(), files, images);
-            guest.booking.change(needed)?;
-        }
-        Ok(())
-    }
-
     /// Undoes [`Self::book`] and [`Self::furnish`].
     async fn unmake(self: &Rc<Self>, id: InstanceId) {
         if let Err(error) = self.release(id).await {
