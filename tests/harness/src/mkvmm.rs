@@ -64,7 +64,6 @@ pub struct Mkvmm {
     stdin: fn() -> Stdio,
     stdout: Stdout,
     stderr: Stdout,
-    before: Option<String>,
     timeout: Duration,
     /// A program that starts it, with its arguments.
     wrapper: Vec<OsString>,
@@ -78,7 +77,6 @@ impl Mkvmm {
             stdin: Stdio::null,
             stdout: Stdout::Kept,
             stderr: Stdout::Kept,
-            before: None,
             timeout: TIMEOUT,
             wrapper: Vec::new(),
         }
@@ -130,9 +128,9 @@ impl Mkvmm {
     }
 
     /// Has a shell run `command` first, in the same process: `ulimit`.
-    pub fn after(mut self, command: &str) -> Self {
-        self.before = Some(command.to_owned());
-        self
+    pub fn after(self, command: &str) -> Self {
+        let script = format!("{command} && exec \"$0\" \"$@\"");
+        self.by(["sh", "-c", &script])
     }
 
     /// Says how long it may take.
@@ -148,13 +146,7 @@ impl Mkvmm {
 
     /// Starts it.
     pub fn spawn(self) -> Running {
-        let mut words: Vec<OsString> = self.wrapper;
-        words.push(binary().into());
-        if let Some(before) = &self.before {
-            let script = format!("{before} && exec \"$0\" \"$@\"");
-            words.splice(0..0, ["sh".into(), "-c".into(), script.into()]);
-        }
-        let mut words = words.into_iter();
+        let mut words = self.wrapper.into_iter().chain([binary().into()]);
         let mut command = Command::new(words.next().unwrap_or_default());
         let (stdout, unread) = self.stdout.open();
         let (stderr, unread_stderr) = self.stderr.open();
@@ -304,28 +296,6 @@ impl Running {
         paths.filter(is_child).collect()
     }
 
-    /// Its children whose role begins with `role`.
-    pub fn processes(&self, role: &str) -> Vec<Process> {
-        let processes = self.children().into_iter().filter_map(|dir| {
-            // A process may end between two looks.
-            let pid = dir
-                .file_name()?
-                .to_str()?
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)?;
-            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-            let words = std::fs::read(dir.join("cmdline")).ok()?;
-            let words = String::from_utf8_lossy(&words).into_owned();
-            let (is, label) = words.strip_prefix("mkvmm-")?.split_once(": ")?;
-            is.starts_with(role).then(|| Process {
-                label: label.trim_end_matches('\0').to_owned(),
-                handle,
-            })
-        });
-        processes.collect()
-    }
-
     /// Its children whose name in `ps` begins with `name`.
     pub fn children_named(&self, name: &str) -> Vec<Pid> {
         let is_named = |process: &PathBuf| {
@@ -347,6 +317,28 @@ impl Running {
         let files = format!("/proc/{}/fd", self.child.id());
         let files = std::fs::read_dir(files).expect("it has not been waited for");
         files.count()
+    }
+
+    /// Its children whose role begins with `role`.
+    pub fn processes(&self, role: &str) -> Vec<Process> {
+        let processes = self.children().into_iter().filter_map(|dir| {
+            // A process may end between two looks.
+            let pid = dir
+                .file_name()?
+                .to_str()?
+                .parse()
+                .ok()
+                .and_then(Pid::from_raw)?;
+            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            let words = std::fs::read(dir.join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let (is, label) = words.strip_prefix("mkvmm-")?.split_once(": ")?;
+            is.starts_with(role).then(|| Process {
+                label: label.trim_end_matches('\0').to_owned(),
+                handle,
+            })
+        });
+        processes.collect()
     }
 
     /// KiB of memory in the memory files that it has open: its pool's pages.

@@ -48,12 +48,12 @@ impl Server {
 
     /// The same for a test that takes up to `timeout`.
     pub fn start_for(pool: &str, timeout: Duration) -> Self {
-        Self::start_as(pool, |serve| serve.timeout(timeout))
+        Self::start_in(Scratch::new(), |serve| serve, pool, timeout)
     }
 
-    /// The same, started in a way of its own.
-    pub fn start_as(pool: &str, how: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
-        Self::start_in(Scratch::new(), how, pool, LONGEST)
+    /// The same, after `change` of its command.
+    pub fn start_as(pool: &str, change: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
+        Self::start_in(Scratch::new(), change, pool, LONGEST)
     }
 
     /// The same with its socket in `scratch`, after `change` of its command.

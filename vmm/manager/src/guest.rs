@@ -22,7 +22,6 @@ use mkvmm_memory::placement::PlacementPlan;
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::budget::Booking;
-use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
@@ -91,8 +90,6 @@ pub struct Guest {
     pub(crate) is_restarting: bool,
     /// Boots in a row that ended soon.
     pub(crate) short_lives: u32,
-    /// What the log may say of it.
-    pub(crate) chatter: Chatter,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) console: Arc<GuestConsole>,
     pub(crate) status: Status,

@@ -17,7 +17,6 @@
 //! | `manager` | the owner |
 //! | `questions`, `asking`, `news` | what workers are asked, answer and report |
 //! | `harmless`, `pace` | what of it is passed on, and how fast |
-//! | `chatter` | how much of that the log says |
 //! | `life/` | the verbs |
 //! | `audit` | the proof that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
@@ -26,7 +25,6 @@ mod asking;
 pub mod audit;
 pub mod boot_spans;
 pub mod budget;
-mod chatter;
 mod child;
 pub mod config;
 pub mod console;

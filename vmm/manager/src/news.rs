@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Instant;
 
 use mkvmm_api::Range;
 use mkvmm_base::timeline::{self, Mark, since_start};
@@ -20,11 +19,6 @@ use crate::registry::Registry;
 impl Manager {
     /// Takes a report of a run that is not over.
     pub(crate) fn on_news(&self, run: RunId, report: Report) {
-        // Of these an honest worker has few, and a hostile one any number.
-        let is_told = matches!(report, Report::Violation { .. } | Report::Log { .. });
-        if is_told && !self.admit(run) {
-            return;
-        }
         let registry = self.registry();
         let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
             return;
@@ -61,23 +55,6 @@ impl Manager {
             // Taken by whoever listens to the worker.
             Report::Done(_) | Report::Ended(_) => {}
         }
-    }
-
-    /// Whether one more thing may be told about a guest; says how many were
-    /// left out.
-    fn admit(&self, run: RunId) -> bool {
-        let mut registry = self.registry_mut();
-        let Some(guest) = registry.guest_mut(run.id) else {
-            return false;
-        };
-        let Some(unsaid) = guest.chatter.admit(Instant::now()) else {
-            return false;
-        };
-        if unsaid > 0 {
-            let name = guest.name();
-            log::warn!("{name}: {unsaid} reports of its process were left out");
-        }
-        true
     }
 
     /// A guest's console log cannot be written any more.

@@ -176,7 +176,6 @@ impl Worker {
     }
 
     /// The same for as long as the worker lives: it may be standing still.
-    /// Once the order is sent this must not be dropped before the answer.
     ///
     /// # Errors
     /// [`WorkerError`].

@@ -109,7 +109,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let hangup = Hangup::new(ours.into()).unwrap();
-        Write::write_all(&mut &theirs, b"unread").unwrap();
+        io::Write::write_all(&mut &theirs, b"unread").unwrap();
         theirs.shutdown(Shutdown::Write).unwrap();
         let soon = Duration::from_millis(50);
         let waited = tokio::time::timeout(soon, hangup.wait()).await;

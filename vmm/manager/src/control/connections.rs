@@ -5,10 +5,9 @@
 //! the sake of the new one. Only where every other client is being answered
 //! is a new one refused, with 503.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,12 +21,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_service::Service;
 
 use crate::control::error::ControlError;
 use crate::control::http::received;
+use crate::control::places::{Answering, Place, Places};
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -54,104 +53,10 @@ const REFUSAL: Duration = Duration::from_secs(1);
 /// How long nobody is accepted when the host gives no descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What is known of a connection.
-#[derive(Debug)]
-struct Known {
-    /// Since when it says nothing; `None` while it is answered.
-    idle: Option<Instant>,
-    /// Told when it is to be closed.
-    close: Arc<Notify>,
-}
-
-/// All connections.
-#[derive(Debug)]
-struct Places {
-    limit: usize,
-    all: Mutex<(u64, BTreeMap<u64, Known>)>,
-}
-
-impl Places {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Known>)> {
-        // A number and a map: consistent whatever panicked.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a place, if need be that of the connection that has said nothing
-    /// for longest; `None` when all are being answered.
-    fn take(self: &Arc<Self>) -> Option<Place> {
-        let mut all = self.lock();
-        let (next, known) = &mut *all;
-        if known.len() >= self.limit {
-            let silent = known
-                .iter()
-                .filter_map(|(number, one)| Some((one.idle?, *number)));
-            let (_, longest) = silent.min()?;
-            known.remove(&longest)?.close.notify_one();
-        }
-        let (number, close) = (*next, Arc::new(Notify::new()));
-        *next += 1;
-        let one = Known {
-            idle: Some(Instant::now()),
-            close: Arc::clone(&close),
-        };
-        known.insert(number, one);
-        Some(Place {
-            places: Arc::clone(self),
-            number,
-            close,
-        })
-    }
-
-    fn set_idle(&self, number: u64, idle: Option<Instant>) {
-        if let Some(one) = self.lock().1.get_mut(&number) {
-            one.idle = idle;
-        }
-    }
-}
-
-/// The place of one connection, free again when this is dropped.
-#[derive(Debug)]
-pub struct Place {
-    places: Arc<Places>,
-    number: u64,
-    close: Arc<Notify>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.places.lock().1.remove(&self.number);
-    }
-}
-
-/// A connection whose client is being answered, until this is dropped. Who
-/// takes a connection over takes this out of the request, and keeps it.
-#[derive(Debug, Clone)]
-pub struct Answering(#[expect(dead_code, reason = "acts when it is dropped")] Arc<AnsweringInner>);
-
-#[derive(Debug)]
-struct AnsweringInner(Arc<Place>);
-
-impl Answering {
-    fn begin(place: &Arc<Place>) -> Self {
-        place.places.set_idle(place.number, None);
-        Self(Arc::new(AnsweringInner(Arc::clone(place))))
-    }
-}
-
-impl Drop for AnsweringInner {
-    fn drop(&mut self) {
-        let Self(place) = self;
-        place.places.set_idle(place.number, Some(Instant::now()));
-    }
-}
-
 /// Serves `router` to clients of our own user, and of root: at most `limit` at
 /// once.
 pub async fn serve(listener: UnixListener, router: Router, limit: usize, patience: Patience) {
-    let places = Arc::new(Places {
-        limit: limit.max(1),
-        all: Mutex::default(),
-    });
+    let places = Places::new(limit);
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
         let stream = match listener.accept().await {
@@ -182,7 +87,7 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, patienc
             ))),
             None => {
                 if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
-                    tokio::spawn(refuse(stream, places.limit, turn));
+                    tokio::spawn(refuse(stream, places.limit(), turn));
                 }
             }
         }
@@ -193,7 +98,7 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, patienc
 /// needed.
 async fn converse(stream: UnixStream, router: Router, place: Place, patience: Patience) {
     let place = Arc::new(place);
-    let close = Arc::clone(&place.close);
+    let kept = Arc::clone(&place);
     let answer = service_fn(move |request| {
         answer(router.clone(), Arc::clone(&place), patience.body, request)
     });
@@ -206,7 +111,7 @@ async fn converse(stream: UnixStream, router: Router, place: Place, patience: Pa
         served = connection => if let Err(error) = served {
             log::debug!("a client left early: {error}");
         },
-        () = close.notified() => {}
+        () = kept.needed() => {}
     }
 }
 

@@ -4,33 +4,6 @@ use super::*;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-fn places(limit: usize) -> Arc<Places> {
-    Arc::new(Places {
-        limit,
-        all: Mutex::default(),
-    })
-}
-
-#[tokio::test]
-async fn who_says_nothing_makes_room_and_who_is_answered_does_not() {
-    let places = places(2);
-    let [first, second] = [(); 2].map(|()| Arc::new(places.take().unwrap()));
-    let answering = Answering::begin(&first);
-    let third = places.take().unwrap();
-    second.close.notified().await;
-    let third = Arc::new(third);
-    let other = Answering::begin(&third);
-    assert!(places.take().is_none(), "both are being answered");
-    drop(answering);
-    let fourth = places.take().unwrap();
-    first.close.notified().await;
-    // Whose place was taken gives none back.
-    drop((first, second));
-    assert_eq!(places.lock().1.len(), 2);
-    drop((other, third, fourth));
-    assert_eq!(places.lock().1.len(), 0);
-}
-
 /// Serves one route in a thread-local task; returns the path of its socket.
 fn served(name: &str, patience: Patience) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("mkvmm-{name}-{}", std::process::id()));

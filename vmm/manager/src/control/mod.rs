@@ -20,6 +20,7 @@
 //! | [`http`] | routes and their description |
 //! | [`metrics`] | OpenMetrics text |
 //! | [`server`] | the socket and its thread |
+//! | `connections`, `places` | clients: how many, and how long each may take |
 
 pub mod client;
 mod connections;
@@ -29,6 +30,7 @@ pub mod error;
 pub mod http;
 pub mod metrics;
 pub mod objects;
+mod places;
 pub mod plan;
 pub mod pool_map;
 pub mod server;

@@ -9,7 +9,6 @@ use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
 
 use crate::budget::Amounts;
-use crate::chatter::Chatter;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::guest::Guest;
@@ -85,7 +84,6 @@ impl Manager {
             is_doomed: false,
             is_restarting: false,
             short_lives: 0,
-            chatter: Chatter::default(),
             timeline,
             console,
             status: Status::default(),
@@ -119,23 +117,6 @@ impl Manager {
             Some(images) => self.load_into(id, images).await,
             None => Ok(()),
         }
-    }
-
-    /// Books what an instance needs that has `files` files of memory, and
-    /// `images` beside those that it has.
-    pub(crate) fn book_files(
-        &self,
-        id: InstanceId,
-        files: usize,
-        images: Option<&Images>,
-    ) -> Result<(), StepError> {
-        if let Some(guest) = self.registry_mut().guest_mut(id) {
-            let loaded = guest.loaded.as_ref().map(|loaded| &loaded.images);
-            let images = images.or(loaded).map_or(1, |images| images.infos().len());
-            let needed = Amounts::of_instance(guest.config.cpus(), files, images);
-            guest.booking.change(needed)?;
-        }
-        Ok(())
     }
 
     /// Undoes [`Self::book`] and [`Self::furnish`].

@@ -43,10 +43,9 @@ impl Manager {
         let mut answer = Box::pin(answer);
         let timeout = STALL;
         match tokio::time::timeout(timeout, &mut answer).await {
-            Ok(answer) => match answer? {
-                Done::Paused => Ok(()),
-                _ => Err(worker.condemn().into()),
-            },
+            Ok(Ok(Done::Paused)) => Ok(()),
+            Ok(Ok(_)) => Err(worker.condemn().into()),
+            Ok(Err(error)) => Err(error.into()),
             Err(_elapsed) if self.on_stall == OnStall::Kill => {
                 worker.kill();
                 worker.gone().await;
@@ -72,7 +71,8 @@ impl Manager {
         answer: impl Future<Output = Result<Done, WorkerError>>,
     ) {
         let told = match answer.await {
-            Ok(_paused) => worker.tell(&Order::Run, &[]).await,
+            Ok(Done::Paused) => worker.tell(&Order::Run, &[]).await,
+            Ok(_) => Err(worker.condemn()),
             Err(WorkerError::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         };

@@ -1,15 +1,34 @@
-//! Finding places for images in an instance's memory.
+//! What an instance needs, found and booked before anything is made: places for
+//! images in its memory, and its part of what the host has.
 
 use mkpool::instance::Draft;
 use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 
+use crate::budget::Amounts;
 use crate::guest::Loaded;
 use crate::images::Images;
 use crate::life::StepError;
 use crate::manager::Manager;
 
 impl Manager {
+    /// Books what an instance needs that has `files` files of memory, and
+    /// `images` beside those that it has.
+    pub(crate) fn book_files(
+        &self,
+        id: InstanceId,
+        files: usize,
+        images: Option<&Images>,
+    ) -> Result<(), StepError> {
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            let loaded = guest.loaded.as_ref().map(|loaded| &loaded.images);
+            let images = images.or(loaded).map_or(1, |images| images.infos().len());
+            let needed = Amounts::of_instance(guest.config.cpus(), files, images);
+            guest.booking.change(needed)?;
+        }
+        Ok(())
+    }
+
     /// Finds places for images in an instance; changes nothing. With the
     /// places comes the allocator's state once they are taken.
     ///

@@ -20,10 +20,10 @@ use tokio::net::UnixStream;
 use utoipa::ToSchema;
 
 use crate::console::GuestConsole;
-use crate::control::connections::Answering;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
+use crate::control::places::Answering;
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
 use mkvmm_api::number::EXACT_MAX;
