@@ -1,6 +1,6 @@
 //! A worker process, as its manager sees it.
 //!
-//! Orders go out through [`Worker::tell`] and [`Worker::ask`]. A task per
+//! Orders go out through `Worker::tell` and `Worker::ask`. A task per
 //! worker takes in what it reports until the process is gone: only then, by
 //! its pidfd, is a run over. Whatever a worker says is checked, and one that
 //! breaks the protocol, closes its channel or stays after its guest's end is

@@ -95,7 +95,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 /// Returns all routes, with what each needs of `api`. Requests must be
-/// [`received`] before.
+/// `received` before.
 pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router

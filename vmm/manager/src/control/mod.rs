@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A request is a function of the manager with the type of its reply
-//! ([`Client::look`], [`Client::change`]): there is nothing to take apart.
+//! (`Client::look`, `Client::change` in [`client`]): there is nothing to take apart.
 //!
 //! | module | what it knows |
 //! |---|---|
