@@ -1,5 +1,7 @@
-//! A machine: VM, devices and vCPUs of one guest. It is made complete, runs
-//! when it is told to, and can be paused, looked into and stopped.
+//! A machine: VM, devices and vCPUs of one guest. It can be made before there
+//! is an image ([`Machine::new`]), gets its boot data and vCPUs when there is
+//! one ([`Machine::boot`]), runs when it is told to, and can be paused, looked
+//! into and stopped.
 
 use std::sync::Arc;
 
@@ -25,15 +27,13 @@ use crate::progress::Progress;
 use crate::vcpu::cpu::{Vcpu, VcpuError, VcpuSetup};
 use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, VcpuCommand, VcpuHandle};
 
-/// What a machine is made from.
+/// What a machine boots.
 #[derive(Debug)]
-pub struct MachineConfig<'a> {
+pub struct BootConfig<'a> {
     /// The name of the instance, for threads and for what is logged.
     pub name: &'a InstanceName,
     /// Host processors that the vCPUs may use; all when `None`.
     pub affinity: Option<CpuSet>,
-    /// What follows when the guest accesses memory it does not own.
-    pub violation: ViolationPolicy,
     /// The range of the whole pool.
     pub pool: AddrRange,
     /// The address of the kernel's 64-bit entry.
@@ -88,17 +88,21 @@ pub struct Machine {
     vm: Vm,
     halt: HaltCheck,
     paused: Option<Paused>,
+    status: BoardWriter,
+    news: Arc<dyn NewsSink>,
 }
 
 impl Machine {
-    /// Makes everything; nothing runs yet. The images are in memory.
+    /// Makes the VM and its devices; what is in the memory does not matter yet.
+    /// `violation` is what follows when the guest accesses memory that it does
+    /// not own.
     ///
     /// # Errors
     /// [`MachineError`]; nothing is left of it then.
     pub fn new(
         host: &Host,
         memory: Arc<GuestMemory>,
-        config: &MachineConfig<'_>,
+        violation: ViolationPolicy,
         connections: Connections,
     ) -> Result<Self, MachineError> {
         // Memory slots come with the VM, before irqchip and vCPUs.
@@ -108,32 +112,30 @@ impl Machine {
             news,
             board: status,
         } = connections;
-        let violations = ViolationCounter::new(config.violation, status.clone(), Arc::clone(&news));
+        let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
         let board = Board::new(console, &progress, Arc::new(violations))?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
         }
-        writer::write(vm.memory(), &config.boot)?;
-        let mut machine = Self {
+        Ok(Self {
             vcpus: Vec::new(),
             board,
             vm,
             halt: HaltCheck::default(),
             paused: None,
-        };
-        machine.start_vcpus(host, config, &status, &news)?;
-        Ok(machine)
+            status,
+            news,
+        })
     }
 
-    /// Adds the vCPUs, each in its thread, where it waits.
-    fn start_vcpus(
-        &mut self,
-        host: &Host,
-        config: &MachineConfig<'_>,
-        status: &BoardWriter,
-        news: &Arc<dyn NewsSink>,
-    ) -> Result<(), MachineError> {
+    /// Writes the boot data of the images that are in memory now, and adds the
+    /// vCPUs, each in its thread, where it waits. To be called once.
+    ///
+    /// # Errors
+    /// [`MachineError`]; the machine is to be dropped then.
+    pub fn boot(&mut self, host: &Host, config: &BootConfig<'_>) -> Result<(), MachineError> {
+        writer::write(self.vm.memory(), &config.boot)?;
         let cpus = config.boot.cpus;
         let setup = VcpuSetup {
             cpus,
@@ -154,10 +156,11 @@ impl Machine {
             .map(|index| Vcpu::new(host, &self.vm, index, &setup))
             .collect::<Result<Vec<_>, _>>()?;
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let slot = status.vcpu(index).ok_or(MachineError::Cpus { cpus })?;
+            let slot = self.status.vcpu(index);
+            let slot = slot.ok_or(MachineError::Cpus { cpus })?;
             let bus: Arc<dyn ExitBus> = Arc::clone(self.board.bus()) as Arc<dyn ExitBus>;
             let affinity = config.affinity.clone();
-            let handle = vcpu.start(config.name, affinity, slot, bus, news)?;
+            let handle = vcpu.start(config.name, affinity, slot, bus, &self.news)?;
             self.vcpus.push(handle);
         }
         Ok(())

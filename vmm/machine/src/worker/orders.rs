@@ -21,7 +21,7 @@ use mkvmm_wire::shared::console;
 use crate::boot::writer::BootData;
 use crate::kvm::host::{Host, HostError};
 use crate::loading::{self, LoadError, Piece};
-use crate::machine::{Connections, Machine, MachineConfig, MachineError};
+use crate::machine::{BootConfig, Connections, Machine, MachineError};
 use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
 use crate::news::NewsSink;
 use crate::vcpu::ReadRequest;
@@ -307,10 +307,9 @@ impl Guest {
             Some(list) => Some(list.parse()?),
             None => None,
         };
-        let config = MachineConfig {
+        let config = BootConfig {
             name: &me.name,
             affinity,
-            violation: order.violation,
             pool: range(order.pool)?,
             entry: order.entry,
             boot: BootData {
@@ -328,7 +327,9 @@ impl Guest {
             news: Arc::new(self.reporter.clone()) as Arc<dyn NewsSink>,
             board: me.board.clone(),
         };
-        let machine = Machine::new(&me.host, Arc::new(memory), &config, connections)?;
+        let memory = Arc::new(memory);
+        let mut machine = Machine::new(&me.host, memory, order.violation, connections)?;
+        machine.boot(&me.host, &config)?;
         let slots = machine.slots().into_iter().map(|slot| Extent {
             start: slot.start(),
             len: slot.size(),
