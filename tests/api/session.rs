@@ -389,3 +389,18 @@ fn of_many_instances_those_that_are_large_enough_are_tried() {
     let help = &plan["problem"]["delete_one_of"];
     assert_eq!((status, help), (200, &json!(["large"])));
 }
+
+#[test]
+fn what_was_deleted_is_gone_and_what_was_only_rehearsed_is_not() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 8M");
+    let path = "/v1/instances/web";
+    let rehearsed = server.http("DELETE", &format!("{path}?dry_run=true"), "");
+    assert_eq!(rehearsed.0, 200, "{}", rehearsed.1);
+    assert_eq!(server.http("GET", path, "").0, 200);
+    assert_eq!(server.http("DELETE", path, "").0, 200);
+    assert_eq!(server.http("GET", path, "").0, 404);
+}
