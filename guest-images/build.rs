@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("no CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
@@ -20,7 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let image = out.join("probe.elf");
     compile(&probe, &here, &image)?;
-    verify(&fs::read(&image)?).map_err(|what| format!("{}: {what}", image.display()))?;
+    let bytes = fs::read(&image)?;
+    verify(&bytes).map_err(|what| format!("{}: {what}", image.display()))?;
+    fs::write(out.join("probe.elf.sha256"), Sha256::digest(&bytes))?;
     println!("cargo::rustc-env=MKVMM_PROBE={}", image.display());
     Ok(())
 }

@@ -11,6 +11,9 @@
 /// point moves along.
 pub static PROBE: &[u8] = include_bytes!(env!("MKVMM_PROBE"));
 
+/// The SHA-256 of [`PROBE`], taken when the crate was built.
+pub static PROBE_SHA256: &[u8; 32] = include_bytes!(concat!(env!("MKVMM_PROBE"), ".sha256"));
+
 #[path = "../probe/src/pure/mod.rs"]
 pub mod pure;
 

@@ -4,7 +4,6 @@
 use mkvmm_base::image_facts::{BootMode, FactsError, ImageFacts, KernelFacts};
 use mkvmm_base::layout::CMDLINE_MAX;
 use mkvmm_base::unpacking::{ContentHash, Facts, Unpacked};
-use sha2::{Digest, Sha256};
 
 pub use mkvmm_base::image_facts::KernelFormat;
 
@@ -148,9 +147,13 @@ impl KernelImage {
     /// # Errors
     /// As [`KernelImage::parse`]; would be a bug of the build.
     pub fn probe() -> Result<Self, ImageError> {
-        let mut image = Self::parse(mkvmm_guest_images::PROBE.to_vec(), BootMode::Elf)?;
-        image.facts.cmdline_max = CMDLINE_MAX - 1;
-        Ok(image)
+        let file = mkvmm_guest_images::PROBE.to_vec();
+        // No search for a version: the probe has none, and every start of a
+        // manager would wait for it.
+        let mut facts = facts::of_elf(&elf::parse(&file)?, None);
+        facts.cmdline_max = CMDLINE_MAX - 1;
+        facts.check(file.len() as u64)?;
+        Ok(Self::keep(file, facts))
     }
 
     /// What an unpacker would say of the built-in probe's bytes. Those are part
@@ -162,7 +165,7 @@ impl KernelImage {
         let size = mkvmm_guest_images::PROBE.len() as u64;
         Ok(Unpacked {
             facts: Facts::Kernel(Self::probe()?.facts),
-            sha256: ContentHash(Sha256::digest(mkvmm_guest_images::PROBE).into()),
+            sha256: ContentHash(*mkvmm_guest_images::PROBE_SHA256),
             input_size: size,
             output_size: size,
         })
@@ -275,6 +278,8 @@ fn as_index(value: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
     use crate::field::FieldError;
 
@@ -289,6 +294,13 @@ mod tests {
         let facts = Facts::Kernel(probe.kernel_facts().clone());
         assert_eq!(content.facts, facts);
         probe.kernel_facts().check(content.output_size).unwrap();
+        // The short way comes to what the long one says.
+        let bytes = mkvmm_guest_images::PROBE;
+        assert_eq!(content.sha256.0, *Sha256::digest(bytes));
+        let parsed = KernelImage::parse(bytes.to_vec(), BootMode::Elf).unwrap();
+        let mut parsed = parsed.kernel_facts().clone();
+        parsed.cmdline_max = probe.kernel_facts().cmdline_max;
+        assert_eq!(&parsed, probe.kernel_facts());
     }
 
     #[test]
