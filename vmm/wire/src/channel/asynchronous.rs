@@ -77,6 +77,11 @@ impl<M: Message> AsyncSender<M> {
         message: &M,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), WireError> {
+        // There mostly is room, and the runtime would have to be asked for it.
+        match self.inner.try_send(message, descriptors) {
+            Err(WireError::WouldBlock) => {}
+            other => return other,
+        }
         loop {
             let mut guard = self.readiness.writable().await.map_err(WireError::Async)?;
             match self.inner.try_send(message, descriptors) {
