@@ -3,6 +3,7 @@
 //! | module | behaviour |
 //! |---|---|
 //! | `deaths` | guests that die in every way beside one that counts |
+//! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
 //! | `soak` | instances made and taken down again and again |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
@@ -13,6 +14,7 @@
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod deaths;
+mod early;
 mod kills;
 mod soak;
 mod user;

@@ -18,7 +18,7 @@ use mkvmm_machine::kvm::host;
 use mkvmm_manager::limits::Limits;
 use mkvmm_manager::resolve::{ResolveError, check};
 use mkvmm_manager::run::GuestConfig;
-use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
+use mkvmm_manager::{Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::ReservationConfig;
@@ -84,17 +84,23 @@ impl Ground {
         let device = File::options().read(true).write(true).open("/dev/kvm");
         let host = Host {
             kvm: device.expect("it was opened just now").into(),
-            program: self.program,
-            address_bits: kvm.address_bits(),
-            has_huge_pages: kvm.has_huge_pages(),
-            environment: environment().into_iter().chain(more).collect(),
-            child_output: Output::Inherit,
-            leaves: Leaves::Off,
+            facts: Facts::new(move || KvmFacts {
+                cpuid: kvm.cpuid_leaves().unwrap_or_default(),
+                address_bits: kvm.address_bits(),
+                has_huge_pages: kvm.has_huge_pages(),
+            }),
+            children: Children {
+                program: self.program,
+                environment: environment().into_iter().chain(more).collect(),
+                output: Output::Inherit,
+                leaves: Leaves::Off,
+            },
         };
         let limits = Limits::of_host(Some(0)).expect("no connections are not too many");
         let options = Options {
             limits,
             on_stall: OnStall::Wait,
+            early: None,
             console: self.console,
             images: Budget {
                 kept: 0,

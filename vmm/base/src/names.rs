@@ -18,6 +18,11 @@ pub struct RunId {
     pub epoch: u32,
 }
 
+impl InstanceId {
+    /// The number of the first instance.
+    pub const FIRST: Self = Self(1);
+}
+
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

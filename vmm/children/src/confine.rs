@@ -17,11 +17,21 @@ pub const UID_VARIABLE: &str = "MKVMM_UID";
 /// The group id that goes with it.
 pub const GID_VARIABLE: &str = "MKVMM_GID";
 
-/// Confines this process, which has one thread and has looked at nothing yet.
-pub fn confine(profile: Profile) -> Result<(), Failure> {
+/// Finds the value of a variable.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Finds variables in the environment.
+pub fn environment(variable: &str) -> Option<String> {
+    env::var(variable).ok()
+}
+
+/// Confines this process, which has one thread and has looked at nothing yet,
+/// as the variables say.
+pub fn confine(profile: Profile, variables: Lookup<'_>) -> Result<(), Failure> {
     let mut confinement = Confinement::new(profile);
-    confinement.mode = mode()?;
-    confinement.debuggable = env::var(DEBUGGABLE_VARIABLE).is_ok_and(|value| value == "1");
+    confinement.mode = mode(variables)?;
+    confinement.debuggable = variables(DEBUGGABLE_VARIABLE).is_some_and(|value| value == "1");
+    let number = |variable| number(variables, variable);
     let (uid, gid) = (number(UID_VARIABLE)?, number(GID_VARIABLE)?);
     confinement.identity = uid.zip(gid).map(|(uid, gid)| Identity { uid, gid });
     confinement.parent = rustix::process::getppid();
@@ -32,8 +42,8 @@ pub fn confine(profile: Profile) -> Result<(), Failure> {
     Ok(())
 }
 
-fn mode() -> Result<Mode, Failure> {
-    let Ok(value) = env::var(SANDBOX_VARIABLE) else {
+fn mode(variables: Lookup<'_>) -> Result<Mode, Failure> {
+    let Some(value) = variables(SANDBOX_VARIABLE) else {
         return Ok(Mode::Kill);
     };
     Ok(match value.as_str() {
@@ -48,8 +58,8 @@ fn mode() -> Result<Mode, Failure> {
     })
 }
 
-fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, Failure> {
-    let Ok(value) = env::var(variable) else {
+fn number<T: FromStr>(variables: Lookup<'_>, variable: &'static str) -> Result<Option<T>, Failure> {
+    let Some(value) = variables(variable) else {
         return Ok(None);
     };
     let wrong = |value| Failure::Variable { variable, value };

@@ -28,6 +28,9 @@ pub enum Failure {
     /// It could not be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// It cannot become independent of the process that it is a copy of.
+    #[error("a copy cannot become a process of its own")]
+    Copy(#[from] std::io::Error),
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),

@@ -14,6 +14,7 @@
 
 mod cleaner;
 mod confine;
+mod early;
 mod failure;
 mod unpacker;
 
@@ -28,6 +29,7 @@ use mkvmm_wire::channel::Channel;
 use failure::Failure;
 
 pub use confine::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
+pub use early::{Early, Fork, early};
 
 /// The exit status of a child that could not do its work.
 const FAILED: u8 = 1;
@@ -35,16 +37,25 @@ const FAILED: u8 = 1;
 /// Does a child's work, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {
     let role = child::role()?;
-    // The default hook reads files for a backtrace, which a confined process
-    // may not: it would end before it could say what happened.
+    quiet_panics();
+    Some(exit_code(&role, work(&role)))
+}
+
+/// Has panics say what happened, and no more: the default hook reads files for
+/// a backtrace, which a confined process may not, so it would end before it
+/// could say anything.
+fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
-    Some(match work(&role) {
+}
+
+fn exit_code(role: &str, done: Result<(), Failure>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("mkvmm-{role}: {}", chain(&failure));
             ExitCode::from(FAILED)
         }
-    })
+    }
 }
 
 fn work(role: &str) -> Result<(), Failure> {
@@ -62,17 +73,17 @@ fn work(role: &str) -> Result<(), Failure> {
     match profile {
         Profile::Worker => {
             let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
-            worker::serve(channel)?;
+            confine::confine(profile, &confine::environment)?;
+            worker::serve(channel, None)?;
         }
         Profile::Unpacker => {
             let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
+            confine::confine(profile, &confine::environment)?;
             unpacker::serve(channel)?;
         }
         _ => {
             let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
+            confine::confine(profile, &confine::environment)?;
             cleaner::serve(channel)?;
         }
     }

@@ -7,10 +7,10 @@ mod logger;
 
 use std::process::{ExitCode, Termination};
 
-use clap::Parser;
 use clap::error::ErrorKind;
 
 use error::ExitStatus;
+use mkvmm_children::Fork;
 
 fn main() -> ExitCode {
     mkvmm_base::timeline::now(); // the clock of all timelines starts here
@@ -18,9 +18,13 @@ fn main() -> ExitCode {
         // Run by another mkvmm, to do one thing for it.
         return status;
     }
+    let early = match first_worker() {
+        Fork::Caller(early) => early,
+        Fork::Worker(status) => return status,
+    };
     logger::install();
-    let status = match cli::Cli::try_parse() {
-        Ok(cli) => cli.run().unwrap_or_else(|error| {
+    let status = match cli::parse() {
+        Ok(cli) => cli.run(early).unwrap_or_else(|error| {
             logger::say(&error.render());
             error.status()
         }),
@@ -28,6 +32,15 @@ fn main() -> ExitCode {
     };
     logger::finish();
     status.report()
+}
+
+/// Begins the worker of the first guest, if there will be one. Nothing was read
+/// by now, the arguments that say so included, except for the command's name.
+fn first_worker() -> Fork {
+    match std::env::args_os().nth(1) {
+        Some(command) if command == "run" => mkvmm_children::early(),
+        _ => Fork::Caller(None),
+    }
 }
 
 /// What clap has to say: help and version as they are, errors on one line.

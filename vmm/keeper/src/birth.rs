@@ -1,15 +1,17 @@
-//! Children that are born in a cgroup of v2.
+//! Children by clone3, which no library offers for a program of its own. It is
+//! worth the trouble twice:
 //!
-//! A process that is moved waits for the kernel's grace periods, 10 to 30 ms
-//! for each hierarchy; one that is born where it belongs does not. Only clone3
-//! can do that, and no library offers it for a program of its own.
+//! - A child is born in the v2 cgroup that it belongs to. One that is moved
+//!   there waits for the kernel's grace periods, 10 to 30 ms for each hierarchy.
+//! - The parent goes on at once, and the scheduler puts the child on a processor
+//!   that is idle. After vfork, which is what posix_spawn does, both are on one.
 //!
 //! UNSAFETY: clone3 returns twice, exec takes arrays of pointers, masks of
 //! signals go by pointer.
 #![expect(unsafe_code, reason = "clone3 into a cgroup has no safe form")]
 
 use std::ffi::{CString, c_char};
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -19,7 +21,6 @@ use rustix::process::Pid;
 /// `CLONE_INTO_CGROUP` of clone(2), since Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CLONE_PIDFD: u64 = 0x1000;
-const CLONE_VFORK: u64 = 0x4000;
 
 /// The kernel's `struct clone_args` up to what is used here.
 #[repr(C)]
@@ -65,17 +66,48 @@ struct Ready {
     error: RawFd,
 }
 
-impl Birth<'_> {
-    /// Starts the child in the cgroup whose directory is open as `cgroup`.
-    /// Returns its pid and its pidfd.
+/// A child that may not have executed its program yet.
+#[derive(Debug)]
+pub(crate) struct Born {
+    /// The process id of the child.
+    pub pid: Pid,
+    /// The pidfd of the child.
+    pub pidfd: OwnedFd,
+    /// Tells whether it could execute the program.
+    pub failure: Failure,
+}
+
+/// Where a child tells why it could not execute its program. At the end of the
+/// pipe, it has.
+#[derive(Debug)]
+pub(crate) struct Failure(PipeReader);
+
+impl Failure {
+    /// Waits until the child has executed its program.
     ///
     /// # Errors
-    /// The kernel's: of clone3, where this process may not put a child there,
-    /// or of exec.
-    pub fn start(&self, cgroup: BorrowedFd<'_>) -> io::Result<(Pid, OwnedFd)> {
+    /// The kernel's, of exec; the child is ending then.
+    pub fn wait(mut self) -> io::Result<()> {
+        let mut number = [0; 4];
+        match self.0.read_exact(&mut number) {
+            Ok(()) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number))),
+            // Exec has closed the other end.
+            Err(_end) => Ok(()),
+        }
+    }
+}
+
+impl Birth<'_> {
+    /// Starts the child, in the cgroup whose directory is open as `cgroup` if
+    /// one is given.
+    ///
+    /// # Errors
+    /// The kernel's, of clone3: for instance where this process may not put a
+    /// child there.
+    pub fn start(&self, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Born> {
         let arguments = pointers(&self.arguments);
         let environment = pointers(&self.environment);
-        let (mut failure, error) = io::pipe()?;
+        let (failure, error) = io::pipe()?;
         let ready = Ready {
             program: self.program.as_ptr(),
             arguments: arguments.as_ptr(),
@@ -92,19 +124,12 @@ impl Birth<'_> {
             // To put it in its place would overwrite it, or leave it to be closed.
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let born = clone_into(cgroup, &ready)?;
-        drop(error);
-        let mut number = [0; 4];
-        match failure.read_exact(&mut number) {
-            Ok(()) => {
-                // It is ending; nobody else waits for it.
-                let _ =
-                    rustix::process::waitpid(Some(born.0), rustix::process::WaitOptions::empty());
-                Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number)))
-            }
-            // Exec has closed the other end.
-            Err(_end) => Ok(born),
-        }
+        let (pid, pidfd) = clone_into(cgroup, &ready)?;
+        Ok(Born {
+            pid,
+            pidfd,
+            failure: Failure(failure),
+        })
     }
 }
 
@@ -115,18 +140,20 @@ fn pointers(words: &[CString]) -> Vec<*const c_char> {
 }
 
 /// Makes the child, which never returns from here. It has a copy of this
-/// process's memory until exec, as after fork, and this thread waits that
-/// long, as after vfork.
-fn clone_into(cgroup: BorrowedFd<'_>, ready: &Ready) -> io::Result<(Pid, OwnedFd)> {
+/// process's memory until exec, as after fork.
+fn clone_into(cgroup: Option<BorrowedFd<'_>>, ready: &Ready) -> io::Result<(Pid, OwnedFd)> {
     let mut pidfd: RawFd = -1;
-    let cgroup = u64::try_from(cgroup.as_raw_fd());
     let mut arguments = CloneArgs {
-        flags: CLONE_INTO_CGROUP | CLONE_PIDFD | CLONE_VFORK,
+        flags: CLONE_PIDFD,
         pidfd: (&raw mut pidfd).expose_provenance() as u64,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
-        cgroup: cgroup.map_err(io::Error::other)?,
         ..CloneArgs::default()
     };
+    if let Some(cgroup) = cgroup {
+        let number = u64::try_from(cgroup.as_raw_fd());
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = number.map_err(io::Error::other)?;
+    }
     // No handler of this process is to run in the child: those of signals
     // write to pipes that both have.
     let mask = block_signals();

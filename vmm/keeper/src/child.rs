@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::sys;
 
@@ -64,16 +64,33 @@ pub fn role() -> Option<String> {
 /// [`ChildError`]; then the process is to end at once.
 pub fn enter(role: &str, keep: &[RawFd]) -> Result<OwnedFd, ChildError> {
     tie_to_parent()?;
+    let channel = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST)
+        .map_err(at("take its channel from descriptor 0"))?;
+    begin(role, &channel, keep)?;
+    Ok(channel)
+}
+
+/// Does the same in a [copy](crate::copy) of the process `parent`, which has its
+/// channel.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_copy(role: &str, channel: &OwnedFd, parent: Pid) -> Result<(), ChildError> {
+    tie_to(parent.as_raw_pid())?;
+    begin(role, channel, &[])
+}
+
+fn begin(role: &str, channel: &OwnedFd, keep: &[RawFd]) -> Result<(), ChildError> {
     rustix::process::setsid().map_err(at("make a session of its own"))?;
     sys::reset_signals().map_err(at("let signals through"))?;
-    let channel = take_channel()?;
+    replace_stdin()?;
     let mut kept = vec![channel.as_raw_fd()];
     kept.extend(keep);
     close_all_but(kept)?;
     if let Ok(name) = CString::new(format!("mkvmm-{role}")) {
         rustix::thread::set_name(&name).map_err(at("set its name"))?;
     }
-    Ok(channel)
+    Ok(())
 }
 
 /// Makes this process die when its parent does, and checks that the parent
@@ -89,6 +106,10 @@ pub fn tie_to_parent() -> Result<(), ChildError> {
     let expected: i32 = expected
         .and_then(|pid| pid.parse().ok())
         .ok_or(ChildError::NoParent)?;
+    tie_to(expected)
+}
+
+fn tie_to(expected: i32) -> Result<(), ChildError> {
     // In this order: a parent that dies in between has either sent the signal
     // or is seen to be gone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -101,14 +122,11 @@ pub fn tie_to_parent() -> Result<(), ChildError> {
     }
 }
 
-/// Moves the channel from descriptor 0 out of the way of whoever reads stdin.
-fn take_channel() -> Result<OwnedFd, ChildError> {
-    let channel = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST)
-        .map_err(at("take its channel from descriptor 0"))?;
+/// Puts `/dev/null` where whoever reads stdin looks.
+fn replace_stdin() -> Result<(), ChildError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(at("open /dev/null"))?;
-    rustix::stdio::dup2_stdin(null).map_err(at("replace descriptor 0"))?;
-    Ok(channel)
+    rustix::stdio::dup2_stdin(null).map_err(at("replace descriptor 0"))
 }
 
 /// Closes all descriptors from [`FIRST`] on that are not in `kept`.

@@ -14,7 +14,7 @@
 //! Children are made by exec, not by fork alone: each has an address layout
 //! and a stack canary of its own, inherits nothing but what is listed, and no
 //! code runs between fork and exec. What a child is to work on reaches it over
-//! its channel.
+//! its channel. The one exception is in [`copy`].
 //!
 //! [`cgroup`] has a leaf for each guest, where accounting and limits by cgroup
 //! are wanted; without one a child's own clock tells what it used.
@@ -26,5 +26,6 @@
 mod birth;
 pub mod cgroup;
 pub mod child;
+pub mod copy;
 pub mod process;
 mod sys;

@@ -6,17 +6,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
-use crate::birth::Birth;
+use crate::birth::{Birth, Born, Failure};
 use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
 use crate::sys;
@@ -101,41 +99,27 @@ impl Spawn<'_> {
     /// [`ProcessError::Start`]; then no process is left, and the channel is
     /// closed.
     pub fn start(self) -> Result<Child, ProcessError> {
+        self.begin()?.confirm()
+    }
+
+    /// Begins to start the child, as [`Self::start`] does, and does not wait
+    /// until it has executed its program.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn begin(self) -> Result<Starting, ProcessError> {
         let failed = |source| ProcessError::Start {
             role: self.role.to_owned(),
             label: self.label.to_owned(),
             source,
         };
-        if let Some(cgroup) = self.cgroup {
-            let (pid, pidfd) = self.start_in(cgroup).map_err(failed)?;
-            return Ok(Child::new(pid, pidfd));
-        }
-        let output = || match self.output {
-            Output::Null => Stdio::null(),
-            Output::Inherit => Stdio::inherit(),
-        };
-        let mut command = Command::new(self.program());
-        command
-            .arg0(self.name())
-            .env_clear()
-            .envs(self.environment.iter().copied())
-            .env(ROLE_VARIABLE, self.role)
-            .env(PARENT_VARIABLE, std::process::id().to_string())
-            .stdin(Stdio::from(self.channel))
-            .stdout(output())
-            .stderr(output());
-        let mut started = command.spawn().map_err(failed)?;
-        // Until somebody waits for it its pid is not used again, even if it
-        // has ended already.
-        match open_pidfd(started.id()) {
-            Ok((pid, pidfd)) => Ok(Child::new(pid, pidfd)),
-            Err(errno) => {
-                // Neither can fail for a child that nobody has waited for.
-                let _ = started.kill();
-                let _ = started.wait();
-                Err(failed(errno.into()))
-            }
-        }
+        let born = self.birth().map_err(failed)?;
+        Ok(Starting {
+            child: Child::new(born.pid, born.pidfd),
+            failure: Some(born.failure),
+            role: self.role.to_owned(),
+            label: self.label.to_owned(),
+        })
     }
 
     /// Returns what `ps` shows.
@@ -147,8 +131,7 @@ impl Spawn<'_> {
         self.program.unwrap_or(Path::new("/proc/self/exe"))
     }
 
-    /// Starts the same child in a cgroup.
-    fn start_in(&self, cgroup: BorrowedFd<'_>) -> io::Result<(Pid, OwnedFd)> {
+    fn birth(&self) -> io::Result<Born> {
         let pid = std::process::id().to_string();
         let own = [(ROLE_VARIABLE, self.role), (PARENT_VARIABLE, pid.as_str())];
         let variables = self.environment.iter().copied().chain(own);
@@ -164,14 +147,47 @@ impl Spawn<'_> {
             input: self.channel.as_fd(),
             output: null.as_ref().map(AsFd::as_fd),
         };
-        birth.start(cgroup)
+        birth.start(self.cgroup)
     }
 }
 
-fn open_pidfd(pid: u32) -> Result<(Pid, OwnedFd), Errno> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(Errno::SRCH)?;
-    Ok((pid, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+/// A child that may not have executed its program yet. Dropped, it ends, as a
+/// [`Child`] does.
+#[derive(Debug)]
+pub struct Starting {
+    child: Child,
+    /// `None` in one that has executed its program, or needs none.
+    failure: Option<Failure>,
+    role: String,
+    label: String,
+}
+
+impl From<Child> for Starting {
+    fn from(child: Child) -> Self {
+        Self {
+            child,
+            failure: None,
+            role: String::new(),
+            label: String::new(),
+        }
+    }
+}
+
+impl Starting {
+    /// Waits until the child has executed its program, which it does at once.
+    ///
+    /// # Errors
+    /// [`ProcessError::Start`] if it could not; then no process is left.
+    pub fn confirm(self) -> Result<Child, ProcessError> {
+        match self.failure.map_or(Ok(()), Failure::wait) {
+            Ok(()) => Ok(self.child),
+            Err(source) => Err(ProcessError::Start {
+                role: self.role,
+                label: self.label,
+                source,
+            }),
+        }
+    }
 }
 
 /// How a process ended.
@@ -213,7 +229,7 @@ pub struct Child {
 }
 
 impl Child {
-    fn new(pid: Pid, pidfd: OwnedFd) -> Self {
+    pub(crate) fn new(pid: Pid, pidfd: OwnedFd) -> Self {
         Self {
             pid,
             pidfd: Arc::new(pidfd),

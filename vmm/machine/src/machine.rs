@@ -19,7 +19,7 @@ use crate::devices::board::{Board, BoardError};
 use crate::devices::violation::ViolationCounter;
 use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::host::Host;
-use crate::kvm::vm::{Vm, VmError};
+use crate::kvm::vm::{BareVm, Vm, VmError};
 use crate::loading::BootEntry;
 use crate::memory::GuestMemory;
 use crate::news::NewsSink;
@@ -93,20 +93,21 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes the VM and its devices; what is in the memory does not matter yet.
-    /// `violation` is what follows when the guest accesses memory that it does
+    /// Makes a bare VM a machine with memory and devices; what is in the memory
+    /// does not matter yet. `violation` is what follows when the guest accesses memory that it does
     /// not own.
     ///
     /// # Errors
     /// [`MachineError`]; nothing is left of it then.
     pub fn new(
         host: &Host,
+        vm: BareVm,
         memory: Arc<GuestMemory>,
         violation: ViolationPolicy,
         connections: Connections,
     ) -> Result<Self, MachineError> {
-        // Memory slots come with the VM, before irqchip and vCPUs.
-        let vm = Vm::new(host, memory)?;
+        // Memory slots come first, before irqchip and vCPUs.
+        let vm = Vm::new(host, vm, memory)?;
         let Connections {
             console,
             news,

@@ -18,7 +18,7 @@ use mkvmm_base::state::EndReason;
 use mkvmm_machine::boot::{gdt, page_tables};
 use mkvmm_machine::kvm::clock::StoppedClock;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
-use mkvmm_machine::kvm::{Host, Vm};
+use mkvmm_machine::kvm::{BareVm, Host, Vm};
 use mkvmm_machine::loading::BootEntry;
 use mkvmm_machine::memory::{GuestMemory, MemoryPart, PoolMapping};
 use mkvmm_machine::news::{News, NewsSink};
@@ -144,7 +144,7 @@ impl Guest {
             memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
         }
         let memory = Arc::new(memory);
-        let vm = Vm::new(host, Arc::clone(&memory)).unwrap();
+        let vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
         let setup = VcpuSetup {
             cpus,
             entry: BootEntry {

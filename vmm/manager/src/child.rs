@@ -1,15 +1,15 @@
 //! Children of the manager: how they are made and asked.
 
-use std::os::fd::BorrowedFd;
-
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use mkvmm_keeper::process::{Child, Exit, ProcessError, Spawn};
+use mkvmm_keeper::process::{Child, Exit, Output, ProcessError, Spawn, Starting};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
 
-use crate::host::Host;
+use crate::leaves::Leaves;
 use crate::worker::WorkerError;
 
 /// What every child is told besides what the host says. The C library's
@@ -45,32 +45,47 @@ impl Role {
     }
 }
 
-/// Starts a child of `role` for `label`, with a channel to it; in a v2 cgroup
-/// whose directory is open, if one is given.
-///
-/// # Errors
-/// [`WorkerError`]; no process is left then.
-pub(crate) fn start<Out: Message, In: Message>(
-    host: &Host,
-    role: Role,
-    label: &str,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> Result<(Child, AsyncChannel<Out, In>), WorkerError> {
-    let (ours, theirs) = channel::pair()?;
-    let of_host = host.environment.iter();
-    let of_host = of_host.map(|(name, value)| (name.as_str(), value.as_str()));
-    let environment: Vec<(&str, &str)> = of_host.chain(ENVIRONMENT).collect();
-    let child = Spawn {
-        role: role.word(),
-        label,
-        channel: theirs,
-        environment: &environment,
-        output: host.child_output,
-        program: host.program.as_deref(),
-        cgroup,
+/// How children are made.
+#[derive(Debug, Clone)]
+pub struct Children {
+    /// The program that children run; this one when `None`.
+    pub program: Option<PathBuf>,
+    /// The environment of children.
+    pub environment: Vec<(String, String)>,
+    /// Where the output of children goes.
+    pub output: Output,
+    /// Where guests have cgroups of their own.
+    pub leaves: Leaves,
+}
+
+impl Children {
+    /// Begins to start a child of `role` for `label`, and returns this end of
+    /// the socket to it; in a v2 cgroup whose directory is open, if one is given.
+    ///
+    /// # Errors
+    /// [`WorkerError`]; no process is left then.
+    pub(crate) fn start(
+        &self,
+        role: Role,
+        label: &str,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<(Starting, OwnedFd), WorkerError> {
+        let (ours, theirs) = channel::pair()?;
+        let given = self.environment.iter();
+        let given = given.map(|(name, value)| (name.as_str(), value.as_str()));
+        let environment: Vec<(&str, &str)> = given.chain(ENVIRONMENT).collect();
+        let child = Spawn {
+            role: role.word(),
+            label,
+            channel: theirs,
+            environment: &environment,
+            output: self.output,
+            program: self.program.as_deref(),
+            cgroup,
+        }
+        .begin()?;
+        Ok((child, ours))
     }
-    .start()?;
-    Ok((child, AsyncChannel::open(ours)?))
 }
 
 /// Starts a child for one question, and returns its answer once the child is
@@ -79,13 +94,15 @@ pub(crate) fn start<Out: Message, In: Message>(
 /// # Errors
 /// [`WorkerError`] when the child ended without an answer.
 pub(crate) async fn ask<Out: Message, In: Message>(
-    host: &Host,
+    children: &Children,
     role: Role,
     label: &str,
     question: &Out,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<In, WorkerError> {
-    let (mut child, mut channel) = start::<Out, In>(host, role, label, None)?;
+    let (child, socket) = children.start(role, label, None)?;
+    let mut child = child.confirm()?;
+    let mut channel = AsyncChannel::<Out, In>::open(socket)?;
     channel.sender.send(question, descriptors).await?;
     let answer = channel.receiver.recv().await;
     let exit = ended(&mut child).await?;

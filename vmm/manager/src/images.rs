@@ -224,7 +224,7 @@ impl Unpackers for UnpackerChildren {
         let crowded = |_no_room| UnpackersError::Crowded { limit };
         let _place = self.room.try_acquire().map_err(crowded)?;
         let (order, files) = (UnpackOrder(job), [image.as_fd(), output.as_fd()]);
-        let answer = child::ask(&self.host, Role::Unpacker, "image", &order, &files).await;
+        let answer = child::ask(&self.host.children, Role::Unpacker, "image", &order, &files).await;
         let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
         let UnpackReport(unpacked) = answer.map_err(lost)?;
         Ok(unpacked?)

@@ -4,9 +4,9 @@
 //! Making and removing one is quick by itself, but waits while anybody on the
 //! host moves a process between cgroups, so it happens on a thread that may.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use mkvmm_base::chain;
+use mkvmm_base::{InstanceId, InstanceName, chain};
 use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, remove_stale};
 
 /// Where guests have cgroups.
@@ -15,28 +15,17 @@ pub enum Leaves {
     /// Guests have no cgroups of their own.
     #[default]
     Off,
-    /// Below this one, for accounting, where that costs nothing and may be.
-    Offered(Cgroups),
+    /// Below that of this process, for accounting, where that costs nothing and
+    /// may be. It is looked for when the first is to be made.
+    Offered(Arc<OnceLock<Option<Cgroups>>>),
     /// Below this one; a guest that can have none there does not run.
     Required(Cgroups),
 }
 
 impl Leaves {
-    /// Returns leaves below the cgroup of this process, if any can be made.
-    /// Removes those that others have left behind.
+    /// Returns leaves below the cgroup of this process, where there can be any.
     pub fn offered() -> Self {
-        let found = Cgroups::find(&Base::Own).and_then(|base| {
-            remove_stale(&base);
-            Leaf::account(&base, "probe")?.remove()?;
-            Ok(base)
-        });
-        match found {
-            Ok(base) => Self::Offered(base),
-            Err(error) => {
-                log::debug!("guests have no cgroups: {}", chain(&error));
-                Self::Off
-            }
-        }
+        Self::Offered(Arc::default())
     }
 
     /// Returns leaves below `base`. Removes those that others have left behind.
@@ -59,9 +48,11 @@ impl Leaves {
     pub(crate) fn make(&self, name: &str) -> Result<Option<Leaf>, CgroupError> {
         match self {
             Self::Off => Ok(None),
-            Self::Offered(base) => Ok(Leaf::account(base, name)
-                .inspect_err(|error| log::debug!("{}", chain(error)))
-                .ok()),
+            Self::Offered(base) => {
+                let base = base.get_or_init(find_own);
+                let leaf = base.as_ref().map(|base| Leaf::account(base, name));
+                Ok(leaf.and_then(logged))
+            }
             Self::Required(base) => Leaf::create(base, name).map(Some),
         }
     }
@@ -69,6 +60,25 @@ impl Leaves {
     pub(crate) fn is_required(&self) -> bool {
         matches!(self, Self::Required(_))
     }
+}
+
+/// Finds the cgroup of this process, and removes leaves that others have left
+/// behind there.
+fn find_own() -> Option<Cgroups> {
+    let base = logged(Cgroups::find(&Base::Own))?;
+    remove_stale(&base);
+    Some(base)
+}
+
+fn logged<T>(result: Result<T, CgroupError>) -> Option<T> {
+    let log = |error: &CgroupError| log::debug!("guests have no cgroups: {}", chain(error));
+    result.inspect_err(log).ok()
+}
+
+/// Returns the name of an instance's leaf: never the kernel's name of a file,
+/// and never given twice.
+pub(crate) fn leaf_name(id: InstanceId, name: &InstanceName) -> String {
+    format!("{id}-{name}")
 }
 
 /// Removes a leaf whose processes are gone.

@@ -10,7 +10,7 @@
 //! | `config`, `images` | what an instance is made of |
 //! | `limits`, `budget` | how much there may be at once |
 //! | `console`, `status` | what its workers leave in shared memory |
-//! | `host`, `child`, `worker` | processes, and what is said to them |
+//! | `host`, `child`, `begun`, `worker` | processes, and what is said to them |
 //! | `memory` | the files of its memory |
 //! | `usage`, `leaves` | what it costs the host, and its cgroup |
 //! | `guest`, `registry` | the record of one instance, and of all |
@@ -23,6 +23,7 @@
 
 mod asking;
 pub mod audit;
+mod begun;
 pub mod boot_spans;
 pub mod budget;
 mod child;
@@ -54,7 +55,8 @@ pub mod usage;
 pub mod view;
 pub mod worker;
 
-pub use child::Role;
-pub use host::Host;
+pub use begun::Begun;
+pub use child::{Children, Role};
+pub use host::{Facts, Host, KvmFacts};
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

@@ -18,6 +18,7 @@ use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::begun::Begun;
 use crate::budget::Budget;
 use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
@@ -43,6 +44,8 @@ pub struct Options {
     pub limits: Limits,
     /// What follows when the process of a guest stands still.
     pub on_stall: OnStall,
+    /// The worker of the first instance, if it was started already.
+    pub early: Option<Begun>,
 }
 
 /// How consoles are kept.
@@ -73,6 +76,7 @@ pub struct Manager {
     /// Bounds the boots by policy that are under way.
     pub(crate) restarts: Semaphore,
     pub(crate) on_stall: OnStall,
+    early: RefCell<Option<Begun>>,
     connections: usize,
     is_ending: Cell<bool>,
     /// Who waits for registers, by ticket.
@@ -91,6 +95,7 @@ impl Manager {
             probe,
             limits,
             on_stall,
+            early,
         } = options;
         let host = Rc::new(host);
         let registry = Registry::new(pool, *memory.config());
@@ -106,6 +111,7 @@ impl Manager {
             budget: Budget::new(limits.instances),
             restarts: Semaphore::new(limits.restarts),
             on_stall,
+            early: RefCell::new(early),
             connections: limits.connections,
             is_ending: Cell::new(false),
             questions: RefCell::default(),
@@ -145,6 +151,11 @@ impl Manager {
     /// Starts nothing from now on.
     pub(crate) fn begin_ending(&self) {
         self.is_ending.set(true);
+    }
+
+    /// Takes the worker that was started early for an instance of this name.
+    pub(crate) fn take_early(&self, name: &InstanceName) -> Option<Begun> {
+        self.early.borrow_mut().take_if(|early| early.name == *name)
     }
 
     /// Returns a number that no question has had.

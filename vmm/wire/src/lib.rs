@@ -33,6 +33,7 @@ pub mod channel;
 pub mod messages;
 #[cfg(feature = "tokio")]
 pub mod ready;
+pub mod settings;
 pub mod shared;
 
 pub use channel::error::WireError;

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   manager                                   worker
-//!     Identity [kvm, console …]      ────────►
+//!     Identity [console, bell, board] ───────►
 //!     Memory   [a file per extent]   ────────►  (as often as needed)
 //!     Load     [kernel, archives …]  ────────►
+//!     Kvm      [/dev/kvm]            ────────►  (it makes its VM)
 //!                                    ◄──────── Done(Ok(Loaded))
 //!     Boot                           ────────►
 //!                                    ◄──────── Done(Ok(Booted))
@@ -33,9 +34,8 @@ use crate::channel::{DESCRIPTORS_MAX, Message};
 
 /// Most archives of an initramfs that one instance may have.
 pub const ARCHIVES_MAX: usize = 64;
-/// Descriptors of [`Order::Identity`]: `/dev/kvm`, the console, its bell, the
-/// board.
-const IDENTITY_DESCRIPTORS: usize = 4;
+/// Descriptors of [`Order::Identity`]: the console, its bell, the board.
+const IDENTITY_DESCRIPTORS: usize = 3;
 
 /// A part of an address space, or of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,27 @@ pub struct Extent {
     pub start: u64,
     /// The length in bytes.
     pub len: u64,
+}
+
+/// A leaf of the CPUID that KVM supports, as `KVM_GET_SUPPORTED_CPUID` returns
+/// it (Documentation/virt/kvm/api.rst, 4.46). That call takes longer than
+/// making a VM, so one process makes it for all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// The value of EAX that selects the leaf.
+    pub function: u32,
+    /// The value of ECX that selects the subleaf.
+    pub index: u32,
+    /// The `KVM_CPUID_FLAG_*` bits, which say whether `index` matters.
+    pub flags: u32,
+    /// The value of EAX in the leaf.
+    pub eax: u32,
+    /// The value of EBX in the leaf.
+    pub ebx: u32,
+    /// The value of ECX in the leaf.
+    pub ecx: u32,
+    /// The value of EDX in the leaf.
+    pub edx: u32,
 }
 
 /// Who a worker is.
@@ -121,6 +142,8 @@ pub struct BootOrder {
 pub enum Order {
     /// Says who the worker is; the first order.
     Identity(Identity),
+    /// Gives `/dev/kvm` and the CPUID that it supports; before [`Self::Boot`].
+    Kvm(Vec<CpuidLeaf>),
     /// Gives memory: the extents, in pool addresses, of as many files, each of
     /// which is exactly as long as its extent.
     Memory(Vec<Extent>),
@@ -151,6 +174,7 @@ impl Message for Order {
 
     fn descriptors(&self) -> RangeInclusive<usize> {
         let count = match self {
+            Self::Kvm(_) => 1,
             Self::Identity(_) => IDENTITY_DESCRIPTORS,
             Self::Memory(extents) => extents.len(),
             Self::Load(order) => 1 + order.archives.len(),

@@ -15,7 +15,9 @@ use mkvmm_images::{Access, Budget, BuiltIn};
 use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
-use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
+use mkvmm_manager::{
+    Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
+};
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -143,11 +145,26 @@ impl ChildOptions {
         }
     }
 
+    /// Returns how guests' processes are made. Says loudly where they are less
+    /// confined than usual.
+    ///
+    /// # Errors
+    /// [`FoundingError`] for a user who cannot have them, and where they cannot
+    /// have the cgroups that they are to have.
+    pub fn checked(&self) -> Result<Children, FoundingError> {
+        Ok(Children {
+            program: None,
+            environment: self.environment()?,
+            output: Output::Inherit,
+            leaves: self.leaves()?,
+        })
+    }
+
     /// Returns where guests have cgroups.
     ///
     /// # Errors
     /// [`FoundingError::Cgroup`] where they can have none and are to.
-    pub fn leaves(&self) -> Result<Leaves, FoundingError> {
+    fn leaves(&self) -> Result<Leaves, FoundingError> {
         Ok(match &self.cgroup {
             None => Leaves::offered(),
             Some(word) if word == Path::new("off") => Leaves::Off,
@@ -161,7 +178,7 @@ impl ChildOptions {
     ///
     /// # Errors
     /// [`FoundingError`] for a user who cannot have them.
-    pub fn environment(&self) -> Result<Vec<(String, String)>, FoundingError> {
+    fn environment(&self) -> Result<Vec<(String, String)>, FoundingError> {
         let sandbox = self.sandbox.unwrap_or_default();
         match sandbox {
             Sandbox::Kill => {}
@@ -202,8 +219,8 @@ pub struct Treatment {
     pub connections: Option<usize>,
     /// What follows when the process of a guest stands still.
     pub on_stall: OnStall,
-    /// Where guests have cgroups.
-    pub leaves: Leaves,
+    /// The worker of the first guest, if it was started already.
+    pub early: Option<Begun>,
 }
 
 /// Makes the manager of `ground`.
@@ -212,19 +229,19 @@ pub struct Treatment {
 /// [`FoundingError`].
 pub fn found(
     ground: Ground,
-    environment: Vec<(String, String)>,
+    children: Children,
     treatment: Treatment,
 ) -> Result<Rc<Manager>, FoundingError> {
     let Ground { kvm, pool, memory } = ground;
     let device = File::options().read(true).write(true).open("/dev/kvm");
     let host = Host {
         kvm: device.map_err(FoundingError::Kvm)?.into(),
-        program: None,
-        address_bits: kvm.address_bits(),
-        has_huge_pages: kvm.has_huge_pages(),
-        environment,
-        child_output: Output::Inherit,
-        leaves: treatment.leaves,
+        facts: Facts::new(move || KvmFacts {
+            cpuid: kvm.cpuid_leaves().unwrap_or_default(),
+            address_bits: kvm.address_bits(),
+            has_huge_pages: kvm.has_huge_pages(),
+        }),
+        children,
     };
     let limits = Limits::of_host(treatment.connections)?;
     let options = Options {
@@ -238,6 +255,7 @@ pub fn found(
         probe: probe()?,
         limits,
         on_stall: treatment.on_stall,
+        early: treatment.early,
     };
     Ok(Manager::new(host, pool, memory, options))
 }

@@ -35,6 +35,8 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use mkvmm_children::Early;
+
 use crate::cli::output::print;
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
@@ -76,14 +78,45 @@ enum Command {
     },
 }
 
+/// The part of [`Cli`] that `mkvmm run` needs.
+#[derive(Debug, Parser)]
+#[command(name = "mkvmm", version, max_term_width = 100)]
+struct RunCli {
+    #[command(subcommand)]
+    command: RunCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunCommand {
+    Run(run::RunArgs),
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// What clap says, help and version included.
+pub fn parse() -> Result<Cli, clap::Error> {
+    // Guests wait until this is read, and most of it is about other commands.
+    match RunCli::try_parse() {
+        Ok(RunCli {
+            command: RunCommand::Run(args),
+        }) => Ok(Cli {
+            command: Command::Run(args),
+        }),
+        // Another command, or something to be said with all that there is.
+        Err(_) => Cli::try_parse(),
+    }
+}
+
 impl Cli {
-    /// Carries out the command.
+    /// Carries out the command. `early` is the worker of the first guest of
+    /// `run`, if it has begun already.
     ///
     /// # Errors
     /// [`CliError`], which knows its exit status.
-    pub fn run(self) -> Result<ExitStatus, CliError> {
+    pub fn run(self, early: Option<Early>) -> Result<ExitStatus, CliError> {
         match self.command {
-            Command::Run(args) => run::run(&args),
+            Command::Run(args) => run::run(&args, early),
             Command::Serve(args) => serve::run(&args),
             Command::Remote(command) => remote::run(command),
             Command::Doctor { json } => print_doctor(json),

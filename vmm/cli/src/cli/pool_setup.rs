@@ -9,7 +9,7 @@ use mkpool::range::RangeError;
 use serde::Deserialize;
 
 use mkvmm_base::{Class, Diagnose};
-use mkvmm_machine::kvm::host::{Host, HostError};
+use mkvmm_machine::kvm::host::{ADDRESS_BITS_MIN, Host, HostError};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::place::{MachineError, place_pool};
 use mkvmm_memory::pool_memory::PoolMemory;
@@ -168,7 +168,12 @@ impl CheckedPool {
     pub fn reserve(self, stop: &AtomicBool) -> Result<Ground, PoolSetupError> {
         let (param, backing) = (self.param, self.config.backing);
         let kvm = Host::open()?;
-        let range = place_pool(param, kvm.address_bits(), backing.page_size())?;
+        let page = backing.page_size();
+        let range = match place_pool(param, ADDRESS_BITS_MIN, page) {
+            // It depends on the processor, and asking takes its time.
+            Err(MachineError::AddressWidth { .. }) => place_pool(param, kvm.address_bits(), page)?,
+            placed => placed?,
+        };
         if range.size() != param.size {
             log::warn!(
                 "the pool of {} bytes is rounded up to {}",

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
 use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose};
+use mkvmm_base::{Class, Diagnose, InstanceName};
+use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::config::InstanceConfig;
 use mkvmm_manager::run::{Fleet, Outcome};
 use mkvmm_manager::stream::Stream;
-use mkvmm_manager::{ConsoleOptions, Manager, resolve};
+use mkvmm_manager::{Begun, Children, ConsoleOptions, Leaves, Manager, resolve};
 use tokio::sync::Notify;
 
 use crate::cli::HostIoError;
@@ -97,7 +98,7 @@ pub struct RunArgs {
 ///
 /// # Errors
 /// [`CliError`], which knows its exit status.
-pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
+pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError> {
     // All that can be wrong with the arguments comes before any resource.
     let mut specs = match &args.fleet {
         Some(path) => fleet_file::read(path)?,
@@ -107,9 +108,12 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         specs.push(text.parse().map_err(RunError::Guest)?);
     }
     let request = args.pool.check()?;
-    let environment = args.children.environment()?;
+    let children = args.children.checked()?;
     let configs = resolve::check(specs)?;
-    let leaves = args.children.leaves()?;
+    let first = configs.first().map(|(config, _)| &config.name);
+    let early = early
+        .zip(first)
+        .and_then(|(early, name)| settle(early, &children, name));
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
@@ -126,9 +130,9 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         access: Access::Own,
         connections: Some(0),
         on_stall: args.children.on_stall(),
-        leaves,
+        early,
     };
-    let manager = found(ground, environment, treatment)?;
+    let manager = found(ground, children, treatment)?;
     block_on(async {
         tokio::select! {
             built = build(args, manager, configs) => match built? {
@@ -140,6 +144,17 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
         }
     })
     .map_err(HostIoError::Signals)?
+}
+
+/// Gives a worker that has begun early to the guest `name`. If that fails,
+/// another is made when it is needed, and why it cannot be is said then.
+fn settle(early: Early, children: &Children, name: &InstanceName) -> Option<Begun> {
+    if matches!(children.leaves, Leaves::Required(_)) {
+        // It would have to be born there.
+        return None;
+    }
+    let Early { child, socket } = early;
+    Begun::early(child, socket, children, name).ok()
 }
 
 /// Guests that run.

@@ -117,8 +117,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     };
     let request = args.pool.clone().or(file.pool).check()?;
     let children = args.children.clone().or(file.children);
-    let environment = children.environment()?;
-    let leaves = children.leaves()?;
+    let processes = children.checked()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {
@@ -153,9 +152,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         access: Access::Client(image_dirs),
         connections: args.connections.or(file.connections),
         on_stall: children.on_stall(),
-        leaves,
+        early: None,
     };
-    let manager = found(ground, environment, treatment)?;
+    let manager = found(ground, processes, treatment)?;
     if signals.came() {
         // While there was nobody to hear it yet.
         return Ok(ExitStatus::Interrupted);

@@ -22,7 +22,7 @@ use mkvmm_machine::kvm::host::Host;
 use mkvmm_manager::resolve;
 use mkvmm_manager::run::Fleet;
 use mkvmm_manager::stream::Stream;
-use mkvmm_manager::{ConsoleOptions, Leaves};
+use mkvmm_manager::{Children, ConsoleOptions, Leaves};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::place::MIN_POOL;
 use mkvmm_memory::pool_memory::PoolMemory;
@@ -99,7 +99,6 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
     let memory = PoolMemory::new(range, config, &|_| (), &AtomicBool::new(false))?;
     let pool = HostPool::new(range, config.backing.page_order())?;
     let treatment = Treatment {
-        leaves: Leaves::Off,
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: false,
@@ -108,10 +107,14 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
         access: Access::Own,
         connections: Some(0),
         on_stall: OnStall::Kill,
+        early: None,
     };
-    let environment = ChildOptions::default().environment()?;
+    let children = Children {
+        leaves: Leaves::Off,
+        ..ChildOptions::default().checked()?
+    };
     let ground = Ground { kvm, pool, memory };
-    let manager = found(ground, environment, treatment)?;
+    let manager = found(ground, children, treatment)?;
     let spec = format!("name=doctor,memory={MIN_POOL},kernel=probe,cmdline={cmdline}");
     let configs = resolve::check(vec![spec.parse()?])?;
     block_on(async {

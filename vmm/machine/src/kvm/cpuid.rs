@@ -5,7 +5,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
-use crate::kvm::host::Host;
+use crate::kvm::host::{Host, HostError};
 
 /// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -56,23 +56,29 @@ pub struct Topology {
 }
 
 /// The reason why no CPUID could be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a CPUID of {entries} entries is more than KVM takes")]
-pub struct CpuidError {
-    /// Number of KVM's entries and ours together.
-    entries: usize,
+#[derive(Debug, thiserror::Error)]
+pub enum CpuidError {
+    /// KVM already fills its own limit.
+    #[error("a CPUID of {entries} entries is more than KVM takes")]
+    TooMany {
+        /// Number of KVM's entries and ours together.
+        entries: usize,
+    },
+    /// KVM does not say what it supports.
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// Returns the CPUID set for one vCPU.
 ///
 /// # Errors
-/// [`CpuidError`] when KVM already fills its own limit.
+/// [`CpuidError`].
 pub fn for_vcpu(host: &Host, topology: Topology, leaves: MkvmmLeaves) -> Result<CpuId, CpuidError> {
     let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
-    let mut entries = entries(host.supported_cpuid().as_slice(), topology, deadline);
+    let mut entries = entries(host.supported_cpuid()?.as_slice(), topology, deadline);
     entries.extend(leaves.entries());
     // The one thing that can be wrong is the number of entries.
-    let refused = CpuidError {
+    let refused = CpuidError::TooMany {
         entries: entries.len(),
     };
     CpuId::from_entries(&entries).ok().ok_or(refused)

@@ -1,10 +1,12 @@
 //! The host's KVM: opened once, asked once.
 
+use std::cell::OnceCell;
 use std::os::fd::OwnedFd;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 use mkvmm_base::{Class, Diagnose};
+use mkvmm_wire::messages::CpuidLeaf;
 
 use crate::kvm::device::from_device;
 
@@ -21,6 +23,9 @@ const REQUIRED: [(Cap, &str); 7] = [
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
+
+/// The least bits that the physical addresses of any 64-bit processor have.
+pub const ADDRESS_BITS_MIN: u32 = 36;
 
 /// The reason why this host's KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,12 @@ pub enum HostError {
     Missing {
         /// Name of the capability.
         name: &'static str,
+    },
+    /// More leaves were handed on than KVM takes.
+    #[error("{count} CPUID leaves are more than KVM takes")]
+    Leaves {
+        /// The number of leaves.
+        count: usize,
     },
     /// KVM does not say which CPUID leaves it supports.
     #[error("KVM_GET_SUPPORTED_CPUID failed")]
@@ -69,8 +80,9 @@ impl Diagnose for HostError {
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
-    /// Asked for once per process: it is the most expensive call of all.
-    supported_cpuid: CpuId,
+    /// It is asked for when it is needed, and once for all processes: no call
+    /// takes longer, since the processor leaves CPUID to the host's own host.
+    supported_cpuid: OnceCell<CpuId>,
 }
 
 impl Host {
@@ -79,30 +91,36 @@ impl Host {
     /// # Errors
     /// [`HostError`].
     pub fn open() -> Result<Self, HostError> {
-        Self::check(Kvm::new().map_err(HostError::Open)?)
-    }
-
-    /// Takes over an open `/dev/kvm`, as [`Self::open`] does.
-    ///
-    /// # Errors
-    /// [`HostError`], also for any other descriptor.
-    pub fn of(device: OwnedFd) -> Result<Self, HostError> {
-        Self::check(from_device(device))
-    }
-
-    fn check(kvm: Kvm) -> Result<Self, HostError> {
-        let found = kvm.get_api_version();
-        if found != API_VERSION {
-            return Err(HostError::ApiVersion { found });
-        }
+        let kvm = Kvm::new().map_err(HostError::Open)?;
+        check_version(&kvm)?;
         for (cap, name) in REQUIRED {
             if !kvm.check_extension(cap) {
                 return Err(HostError::Missing { name });
             }
         }
-        let supported_cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(HostError::Cpuid)?;
+        Ok(Self {
+            kvm,
+            supported_cpuid: OnceCell::new(),
+        })
+    }
+
+    /// Takes over an open `/dev/kvm` that another process has examined, with
+    /// the CPUID that it supports; asks for that anew where there are no
+    /// leaves.
+    ///
+    /// # Errors
+    /// [`HostError::ApiVersion`] for any other descriptor, and
+    /// [`HostError::Leaves`].
+    pub fn examined(device: OwnedFd, leaves: &[CpuidLeaf]) -> Result<Self, HostError> {
+        let kvm = from_device(device);
+        check_version(&kvm)?;
+        let supported_cpuid = OnceCell::new();
+        if !leaves.is_empty() {
+            let entries: Vec<_> = leaves.iter().map(entry).collect();
+            let count = entries.len();
+            let cpuid = CpuId::from_entries(&entries);
+            let _first = supported_cpuid.set(cpuid.or(Err(HostError::Leaves { count }))?);
+        }
         Ok(Self {
             kvm,
             supported_cpuid,
@@ -114,29 +132,81 @@ impl Host {
         &self.kvm
     }
 
-    /// Returns the CPUID that KVM can show to guests.
-    pub fn supported_cpuid(&self) -> &CpuId {
-        &self.supported_cpuid
+    /// Returns the CPUID that KVM can show to guests. The first call takes most
+    /// of a millisecond.
+    ///
+    /// # Errors
+    /// [`HostError::Cpuid`].
+    pub fn supported_cpuid(&self) -> Result<&CpuId, HostError> {
+        if let Some(cpuid) = self.supported_cpuid.get() {
+            return Ok(cpuid);
+        }
+        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let cpuid = cpuid.map_err(HostError::Cpuid)?;
+        Ok(self.supported_cpuid.get_or_init(|| cpuid))
     }
 
-    /// Returns the bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0); 36, the
-    /// least of any 64-bit processor, where KVM does not say.
+    /// Returns the same for [`Self::examined`] in another process.
+    ///
+    /// # Errors
+    /// As [`Self::supported_cpuid`].
+    pub fn cpuid_leaves(&self) -> Result<Vec<CpuidLeaf>, HostError> {
+        let cpuid = self.supported_cpuid()?;
+        Ok(cpuid.as_slice().iter().map(leaf).collect())
+    }
+
+    /// Returns the bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0);
+    /// [`ADDRESS_BITS_MIN`] where KVM does not say.
     pub fn address_bits(&self) -> u32 {
-        self.supported_cpuid
-            .as_slice()
-            .iter()
-            .find(|e| e.function == 0x8000_0008)
-            .map_or(36, |e| e.eax & 0xff)
+        let entry = self.entry(0x8000_0008);
+        entry.map_or(ADDRESS_BITS_MIN, |entry| entry.eax & 0xff)
     }
 
     /// Returns whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
     pub fn has_huge_pages(&self) -> bool {
-        let mut leaves = self.supported_cpuid.as_slice().iter();
-        leaves.any(|e| e.function == 0x8000_0001 && e.edx & (1 << 26) != 0)
+        let entry = self.entry(0x8000_0001);
+        entry.is_some_and(|entry| entry.edx & (1 << 26) != 0)
+    }
+
+    fn entry(&self, function: u32) -> Option<&kvm_cpuid_entry2> {
+        let mut entries = self.supported_cpuid().ok()?.as_slice().iter();
+        entries.find(|entry| entry.function == function)
     }
 
     /// Returns the number of memory slots that a VM may have.
     pub fn memory_slots(&self) -> usize {
         self.kvm.get_nr_memslots()
+    }
+}
+
+fn check_version(kvm: &Kvm) -> Result<(), HostError> {
+    match kvm.get_api_version() {
+        API_VERSION => Ok(()),
+        found => Err(HostError::ApiVersion { found }),
+    }
+}
+
+fn entry(leaf: &CpuidLeaf) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: leaf.function,
+        index: leaf.index,
+        flags: leaf.flags,
+        eax: leaf.eax,
+        ebx: leaf.ebx,
+        ecx: leaf.ecx,
+        edx: leaf.edx,
+        ..kvm_cpuid_entry2::default()
+    }
+}
+
+fn leaf(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
+    CpuidLeaf {
+        function: entry.function,
+        index: entry.index,
+        flags: entry.flags,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
     }
 }

@@ -12,4 +12,4 @@ pub mod snapshot;
 pub mod vm;
 
 pub use host::{Host, HostError};
-pub use vm::{Vm, VmError};
+pub use vm::{BareVm, Vm, VmError};

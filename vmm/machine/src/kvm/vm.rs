@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -63,19 +63,33 @@ pub struct Vm {
     memory: Arc<GuestMemory>,
 }
 
+/// A VM that has nothing yet. Creating one takes a third of what a whole
+/// machine does, so a worker does that before it is told what its guest is.
+#[derive(Debug)]
+pub struct BareVm(VmFd);
+
+impl BareVm {
+    /// Creates the VM.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn new(kvm: &Kvm) -> Result<Self, VmError> {
+        create_vm(kvm).map(Self)
+    }
+}
+
 impl Vm {
-    /// Creates the VM, its slots, and then its interrupt controllers and timer.
+    /// Adds the memory slots, and then interrupt controllers and timer.
     ///
     /// # Errors
     /// [`VmError`] names what failed; the VM is gone then.
-    pub fn new(host: &Host, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
+    pub fn new(host: &Host, bare: BareVm, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
         let needed = memory.ranges().count();
         let limit = host.memory_slots();
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
         }
-        let fd = create_vm(host)?;
-        let vm = Self { fd, memory };
+        let vm = Self { fd: bare.0, memory };
         vm.set_memory_slots()?;
         vm.fd
             .set_identity_map_address(IDENTITY_MAP_START)
@@ -148,9 +162,9 @@ impl Vm {
 }
 
 /// Calls KVM_CREATE_VM again whenever a signal interrupts it.
-fn create_vm(host: &Host) -> Result<VmFd, VmError> {
+fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
     loop {
-        match host.kvm().create_vm() {
+        match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
             other => return other.map_err(ioctl("KVM_CREATE_VM")),
         }

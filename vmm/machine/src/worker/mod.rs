@@ -34,7 +34,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::worker::news::Reporter;
 use crate::worker::orders::Guest;
 
-pub use orders::OrderError;
+pub use orders::{EarlyVm, OrderError};
 
 /// Why a worker could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +65,12 @@ const BELL: u32 = 1;
 const TIMER: u32 = 2;
 const ENDED: u32 = 3;
 
-/// Serves `channel` until the guest has ended or the manager is gone.
+/// Serves `channel` until the guest has ended or the manager is gone. `early` is
+/// the VM that it has made already, if it has.
 ///
 /// # Errors
 /// [`WorkerError`]; the process is to end then.
-pub fn serve(channel: Channel<Report, Order>) -> Result<(), WorkerError> {
+pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<(), WorkerError> {
     let (sender, receiver) = channel.split();
     let ended = EventFd::new(EFD_NONBLOCK)?;
     let reporter = Reporter::new(sender, ended.try_clone()?);
@@ -77,7 +78,7 @@ pub fn serve(channel: Channel<Report, Order>) -> Result<(), WorkerError> {
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Subscriber::Worker(Box::new(Worker {
         receiver,
-        guest: Guest::new(reporter),
+        guest: Guest::new(reporter, early),
         timer: TimerFd::new()?,
         is_looking: false,
         ended,

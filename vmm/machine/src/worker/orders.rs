@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::EventSubscriber;
+use kvm_ioctls::Kvm;
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
 use mkvmm_base::affinity::{CpuSet, CpuSetError};
@@ -20,6 +21,7 @@ use mkvmm_wire::shared::console;
 
 use crate::boot::writer::BootData;
 use crate::kvm::host::{Host, HostError};
+use crate::kvm::{BareVm, VmError};
 use crate::loading::{self, LoadError, Piece};
 use crate::machine::{BootConfig, Connections, Machine, MachineError};
 use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
@@ -91,7 +93,6 @@ impl OrderError {
 #[derive(Debug)]
 struct Me {
     name: InstanceName,
-    host: Host,
     console: Arc<SharedConsole>,
     bell: Bell,
     board: BoardWriter,
@@ -99,11 +100,28 @@ struct Me {
     huge_pages: bool,
 }
 
+/// An empty VM, made by a worker before it was told anything.
+#[derive(Debug)]
+pub struct EarlyVm(BareVm);
+
+impl EarlyVm {
+    /// Opens `/dev/kvm` and makes a VM; `None` where that fails, which will be
+    /// said when the VM is needed.
+    pub fn new() -> Option<Self> {
+        let kvm = Kvm::new().ok()?;
+        BareVm::new(&kvm).ok().map(Self)
+    }
+}
+
 /// The guest of this worker, as far as it has come.
 pub struct Guest {
     // First, so that no vCPU outlives the memory.
     machine: Option<Machine>,
     reporter: Reporter,
+    host: Option<Host>,
+    /// The VM that was made in advance, until the machine is; an error is
+    /// answered to the order that needs the VM.
+    vm: Option<Result<BareVm, VmError>>,
     me: Option<Me>,
     /// The files, until the machine is made.
     parts: Vec<MemoryPart>,
@@ -114,10 +132,12 @@ pub struct Guest {
 
 impl Guest {
     /// Makes a worker that was told nothing yet.
-    pub fn new(reporter: Reporter) -> Self {
+    pub fn new(reporter: Reporter, early: Option<EarlyVm>) -> Self {
         Self {
             machine: None,
             reporter,
+            host: None,
+            vm: early.map(|early| Ok(early.0)),
             me: None,
             parts: Vec::new(),
             mapping: None,
@@ -179,6 +199,15 @@ impl Guest {
     /// cannot be answered.
     pub fn carry_out(&mut self, order: Order, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         match order {
+            Order::Kvm(leaves) => {
+                let order = "KVM";
+                let [kvm]: [OwnedFd; 1] = files
+                    .try_into()
+                    .or(Err(OrderError::Descriptors { order }))?;
+                let host = Host::examined(kvm, &leaves)?;
+                self.vm.get_or_insert_with(|| BareVm::new(host.kvm()));
+                self.host = Some(host);
+            }
             Order::Identity(identity) => self.become_one(&identity, files)?,
             Order::Memory(extents) => {
                 for (extent, file) in extents.into_iter().zip(files) {
@@ -232,17 +261,16 @@ impl Guest {
 
     fn become_one(&mut self, identity: &Identity, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         let order = "an identity";
-        let files: [OwnedFd; 4] = files
+        let files: [OwnedFd; 3] = files
             .try_into()
             .or(Err(OrderError::Descriptors { order }))?;
-        let [kvm, console, bell, board] = files;
+        let [console, bell, board] = files;
         let bell = Bell::from(bell);
         let (printer, input) = console::Console::open(console)?.worker(&bell);
         let console = Arc::new(SharedConsole::new(printer, input));
         console.await_input();
         self.me = Some(Me {
             name: identity.name.parse()?,
-            host: Host::of(kvm)?,
             console,
             bell,
             board: Board::open(board)?.writer(),
@@ -293,6 +321,7 @@ impl Guest {
     }
 
     fn boot(&mut self, order: &BootOrder) -> Result<Vec<Extent>, OrderError> {
+        let vm = self.vm.take();
         let name = "a boot";
         let missing = "its images";
         let mapping = self.mapping.as_ref();
@@ -301,6 +330,12 @@ impl Guest {
             missing,
         })?;
         let me = self.me(name)?;
+        let missing = "KVM";
+        let host = self.host.as_ref();
+        let host = host.ok_or(OrderError::TooEarly {
+            order: name,
+            missing,
+        })?;
         let memory = GuestMemory::new(mapping, Some(range(order.low_window)?))?;
         let e820 = order.e820.iter().map(row).collect::<Result<Vec<_>, _>>()?;
         let affinity: Option<CpuSet> = match &order.affinity {
@@ -328,8 +363,10 @@ impl Guest {
             board: me.board.clone(),
         };
         let memory = Arc::new(memory);
-        let mut machine = Machine::new(&me.host, memory, order.violation, connections)?;
-        machine.boot(&me.host, &config)?;
+        let vm = vm.unwrap_or_else(|| BareVm::new(host.kvm()));
+        let vm = vm.map_err(MachineError::Vm)?;
+        let mut machine = Machine::new(host, vm, memory, order.violation, connections)?;
+        machine.boot(host, &config)?;
         let slots = machine.slots().into_iter().map(|slot| Extent {
             start: slot.start(),
             len: slot.size(),

@@ -87,6 +87,7 @@ impl Manager {
         // Before the order: what the guest does then is news of a live one.
         self.announce(id);
         worker.tell(&Order::Run, &[]).await?;
+        self.move_later(id, worker);
         Ok(())
     }
 

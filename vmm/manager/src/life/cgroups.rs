@@ -1,72 +1,89 @@
 //! Workers in the cgroups of their guests, before they have any memory.
 
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mkvmm_base::{InstanceId, chain};
+use mkvmm_base::InstanceId;
 use mkvmm_keeper::cgroup::Leaf;
-use mkvmm_keeper::process::Child;
-use mkvmm_wire::channel::asynchronous::AsyncChannel;
-use mkvmm_wire::messages::{Order, Report};
 use rustix::process::Pid;
+use tokio::task::spawn_blocking;
 
-use crate::child::{self, Role};
-use crate::leaves::Leaves;
+use crate::begun::{Begun, Entry};
+use crate::leaves::{Leaves, leaf_name};
 use crate::life::StepError;
 use crate::manager::Manager;
-use crate::worker::{Worker, WorkerError};
+use crate::worker::Worker;
 
-/// A worker's process that has just begun.
-type Begun = (Child, AsyncChannel<Order, Report>);
+/// How long a worker that was begun early runs outside its leaf: long enough
+/// that making the leaf does not delay what its guest says first.
+const LEAF_DELAY: Duration = Duration::from_millis(50);
 
 impl Manager {
     /// Returns the leaf of an instance, made now if it has none.
-    pub(crate) async fn leaf(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
-        let leaves = self.host.leaves.clone();
+    async fn leaf(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
+        let leaves = self.host.children.leaves.clone();
         let name = match self.registry().guest(id) {
             Some(guest) if guest.leaf.is_some() => return Ok(guest.leaf.clone()),
-            // Never the kernel's name of a file, and never given twice.
-            Some(guest) => format!("{id}-{}", guest.name()),
+            Some(guest) => leaf_name(id, guest.name()),
             None => return Ok(None),
         };
         if matches!(leaves, Leaves::Off) {
             return Ok(None);
         }
-        let made = tokio::task::spawn_blocking(move || leaves.make(&name));
-        let leaf = made.await.map_err(std::io::Error::other)??.map(Arc::new);
-        if let Some(guest) = self.registry_mut().guest_mut(id) {
-            guest.leaf.clone_from(&leaf);
-        }
-        Ok(leaf)
+        let made = spawn_blocking(move || leaves.make(&name));
+        Ok(made.await.map_err(std::io::Error::other)??.map(Arc::new))
     }
 
-    /// Starts a worker's process, in `leaf` from its birth where that can be.
-    /// Says whether it still has to be moved there.
-    pub(crate) fn begin_worker(
-        &self,
-        id: InstanceId,
-        label: &str,
-        leaf: Option<&Leaf>,
-    ) -> Result<(Begun, Entry), WorkerError> {
-        let birthplace = leaf.map(Leaf::birthplace).transpose();
-        if let (Some(leaf), Ok(Some(Some(place)))) = (leaf, &birthplace) {
-            match child::start(&self.host, Role::Worker, label, Some(place.as_fd())) {
-                Ok(begun) if leaf.is_to_be_moved() => return Ok((begun, Entry::Rest)),
-                Ok(begun) => return Ok((begun, Entry::Done)),
-                // An older kernel, a filter, no right to: or no process at all.
-                Err(error) => log::debug!("{label}: {}", chain(&error)),
-            }
-        }
-        let begun = child::start(&self.host, Role::Worker, label, None)?;
-        if self.host.leaves.is_required() {
-            return Ok((begun, Entry::All));
+    /// Starts a worker's process, in the leaf of its instance from its birth
+    /// where that can be; or takes the one that was started early for it.
+    pub(crate) async fn begin_worker(self: &Rc<Self>, id: InstanceId) -> Result<Begun, StepError> {
+        let name = self.registry().guest(id).map(|guest| guest.name().clone());
+        let Some(name) = name else {
+            return Err(StepError::Killed);
+        };
+        let begun = match self.take_early(&name) {
+            Some(early) => early,
+            None => Begun::start(&self.host.children, name, self.leaf(id).await?)?,
+        };
+        if begun.entry == Entry::Later {
+            return Ok(begun);
         }
         if let Some(guest) = self.registry_mut().guest_mut(id) {
-            // Nobody is in it.
-            guest.leaf = None;
+            guest.leaf.clone_from(&begun.leaf);
         }
-        Ok((begun, Entry::Done))
+        Ok(begun)
+    }
+
+    /// Moves a worker that was begun before there could be a leaf to the leaf of
+    /// its instance while that runs: its CPU time counts there from then on.
+    pub(crate) fn move_later(self: &Rc<Self>, id: InstanceId, worker: Rc<Worker>) {
+        if self
+            .registry()
+            .guest(id)
+            .is_none_or(|guest| guest.leaf.is_some())
+        {
+            return;
+        }
+        let manager = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LEAF_DELAY).await;
+            if !worker.is_there() {
+                return;
+            }
+            let leaf = manager.leaf(id).await.ok().flatten();
+            let (Some(leaf), Some(pid)) = (leaf, Pid::from_raw(worker.pid())) else {
+                return;
+            };
+            match manager.registry_mut().guest_mut(id) {
+                Some(guest) => guest.leaf = Some(Arc::clone(&leaf)),
+                None => return,
+            }
+            // One that has ended meanwhile cannot be moved, and need not be.
+            if worker.is_there() {
+                let _ = spawn_blocking(move || leaf.admit(pid)).await;
+            }
+        });
     }
 
     /// Moves a worker into the hierarchies that it was not born in, before it
@@ -83,26 +100,15 @@ impl Manager {
         let (Some(leaf), Some(pid)) = (leaf, Pid::from_raw(worker.pid())) else {
             return Ok(());
         };
-        let moved = tokio::task::spawn_blocking(move || match entry {
-            Entry::Done => Ok(()),
-            Entry::Rest => leaf.move_born(pid),
-            Entry::All => leaf.admit(pid),
-        });
+        let moved = match entry {
+            Entry::Done | Entry::Later => return Ok(()),
+            Entry::Rest => spawn_blocking(move || leaf.move_born(pid)),
+            Entry::All => spawn_blocking(move || leaf.admit(pid)),
+        };
         let moved = moved.await.map_err(std::io::Error::other)?;
         moved.map_err(|error| {
             worker.kill();
             StepError::from(error)
         })
     }
-}
-
-/// Which hierarchies a worker still has to enter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// None: it was born in its leaf, or has none.
-    Done,
-    /// Those of v1.
-    Rest,
-    /// Every hierarchy that its leaf is in.
-    All,
 }

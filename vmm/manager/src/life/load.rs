@@ -12,6 +12,7 @@ use crate::guest::Loaded;
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
+use crate::worker::{Worker, WorkerError};
 
 impl Manager {
     /// Puts images into an instance's memory, in place of those it has.
@@ -101,13 +102,24 @@ impl Manager {
             return Ok(());
         };
         let order = Order::Load(load_order(&loaded));
-        if worker.ask(&order, &files(&loaded)).await? != Done::Loaded {
+        let files = files(&loaded);
+        // While it copies, KVM can be asked.
+        let loading = worker.ask(&order, &files);
+        let (loaded, told) = tokio::join!(loading, self.give_kvm(&worker));
+        if loaded? != Done::Loaded {
             return Err(worker.condemn().into());
         }
+        told?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.timeline.reach(Stage::Loaded);
         }
         self.check_alive(id)
+    }
+
+    async fn give_kvm(&self, worker: &Worker) -> Result<(), WorkerError> {
+        let cpuid = self.host.facts.get().cpuid.clone();
+        let kvm = self.host.kvm.as_fd();
+        worker.tell(&Order::Kvm(cpuid), &[kvm]).await
     }
 
     /// Returns the images of an instance.

@@ -9,6 +9,7 @@ use mkvmm_base::InstanceId;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_wire::channel::DESCRIPTORS_MAX;
+use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
@@ -17,7 +18,7 @@ use crate::console_log::ConsoleLog;
 use crate::life::StepError;
 use crate::manager::Manager;
 use crate::memory::clean_order;
-use crate::worker::Worker;
+use crate::worker::{Worker, WorkerError};
 
 impl Manager {
     /// Makes a worker for a new boot of an instance and gives it the memory,
@@ -27,7 +28,7 @@ impl Manager {
         id: InstanceId,
     ) -> Result<Rc<Worker>, StepError> {
         let (board, board_file) = Board::create()?;
-        let leaf = self.leaf(id).await?;
+        let begun = self.begin_worker(id).await?;
         let config = self.files.config();
         let (run, identity, console, files, meter) = {
             let mut registry = self.registry_mut();
@@ -48,14 +49,15 @@ impl Manager {
             let (files, meter) = (guest.files.clone(), Arc::clone(&guest.meter));
             (guest.run_id(), identity, console, files, meter)
         };
-        let (begun, entry) = self.begin_worker(id, &identity.name, leaf.as_deref())?;
-        let worker = Worker::attach(run, begun.0, begun.1, meter, Rc::clone(self));
+        let child = begun.child.confirm().map_err(WorkerError::from)?;
+        let channel = AsyncChannel::open(begun.socket).map_err(WorkerError::from)?;
+        let worker = Worker::attach(run, child, channel, meter, Rc::clone(self));
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.worker = Some(Rc::clone(&worker));
         }
-        self.move_worker(&worker, leaf, entry).await?;
+        self.move_worker(&worker, begun.leaf, begun.entry).await?;
         let [console, bell] = console.descriptors();
-        let descriptors = [self.host.kvm.as_fd(), console, bell, board_file.as_fd()];
+        let descriptors = [console, bell, board_file.as_fd()];
         worker
             .tell(&Order::Identity(identity), &descriptors)
             .await?;
@@ -152,7 +154,7 @@ impl Manager {
         };
         let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         let cleaned = child::ask::<CleanOrder, Cleaned>(
-            &self.host,
+            &self.host.children,
             Role::Cleaner,
             &name,
             order,

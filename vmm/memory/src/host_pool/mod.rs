@@ -62,7 +62,7 @@ impl HostPool {
             main,
             tree,
             root,
-            next_id: 1,
+            next_id: InstanceId::FIRST.0,
             allocations: BTreeMap::new(),
             held: Vec::new(),
             log: AllocLog::default(),

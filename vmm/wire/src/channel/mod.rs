@@ -24,7 +24,7 @@ pub mod error;
 mod message;
 mod receiver;
 mod sender;
-mod socket;
+pub(crate) mod socket;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;

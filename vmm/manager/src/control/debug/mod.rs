@@ -39,8 +39,8 @@ pub fn translate(
 
 fn walk(manager: &Manager, view: &View<'_>, through: &Reading, addr: u64) -> Walk {
     let sregs = &through.registers.sregs;
-    let host = &manager.host;
-    let walker = Walker::new(sregs, host.address_bits, host.has_huge_pages);
+    let facts = manager.host.facts.get();
+    let walker = Walker::new(sregs, facts.address_bits, facts.has_huge_pages);
     walker.walk(addr, |addr, size| {
         let mut bytes = [0; 8];
         let entry = bytes.get_mut(..usize::try_from(size).ok()?)?;

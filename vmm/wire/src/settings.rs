@@ -1,0 +1,72 @@
+//! What a worker is told before all else if it was begun before that was known.
+//! Others find it in their arguments and their environment.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::event::PollFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::error::WireError;
+use crate::channel::socket;
+
+/// Whose a worker is, and how it is confined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The name of its instance, for `ps`.
+    pub label: String,
+    /// The variables that it would have had in its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// Sends the settings, as the first packet.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn send(&self, socket: BorrowedFd<'_>) -> Result<(), WireError> {
+        let packet = postcard::to_stdvec(self).map_err(WireError::Encode)?;
+        socket::send(socket, &packet, &[])
+    }
+
+    /// Waits for the settings; `None` when the peer has closed
+    /// instead.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Self>, WireError> {
+        socket::wait(socket, PollFlags::IN, None)?;
+        let Some(packet) = socket::receive(socket, 0)? else {
+            return Ok(None);
+        };
+        let bytes = packet.bytes.len();
+        let undecodable = |source| WireError::Decode { bytes, source };
+        postcard::from_bytes(&packet.bytes)
+            .map(Some)
+            .map_err(undecodable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::channel::pair;
+
+    #[test]
+    fn settings_arrive_whole_or_not_at_all() {
+        let (ours, theirs) = pair().unwrap();
+        let settings = Settings {
+            label: "web".to_owned(),
+            environment: vec![("A".to_owned(), "b".to_owned())],
+        };
+        settings.send(ours.as_fd()).unwrap();
+        let received = Settings::receive(theirs.as_fd()).unwrap();
+        assert_eq!(received, Some(settings));
+        socket::send(ours.as_fd(), b"\x09a", &[]).unwrap();
+        let cut = Settings::receive(theirs.as_fd());
+        assert!(matches!(cut, Err(WireError::Decode { .. })));
+        drop(ours);
+        assert_eq!(Settings::receive(theirs.as_fd()).unwrap(), None);
+    }
+}
