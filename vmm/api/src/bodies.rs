@@ -1,4 +1,4 @@
-//! What requests carry.
+//! The bodies of requests and their fields.
 
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
@@ -8,19 +8,19 @@ use crate::number::{bounded, optional};
 use crate::size::Size;
 use crate::spec::InstanceSpec;
 
-/// What `POST /v1/instances` takes: an [`InstanceSpec`], or what `GET` of an
-/// instance returned, whose `spec` then counts and nothing else.
+/// The body of `POST /v1/instances`: an [`InstanceSpec`], or the object that
+/// `GET` of an instance returned, of which only `spec` is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct CreateBody(pub InstanceSpec);
 
 impl<'de> Deserialize<'de> for CreateBody {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // What it is shows only once all of its keys have been read.
+        // Which of the two it is depends on its keys, so read them all first.
         let mut value = Value::deserialize(deserializer)?;
         let Some(object) = value.as_object_mut() else {
             return Err(D::Error::invalid_type(
-                Unexpected::Other("something else"),
+                Unexpected::Other("another type"),
                 &"an instance",
             ));
         };
@@ -31,7 +31,7 @@ impl<'de> Deserialize<'de> for CreateBody {
     }
 }
 
-/// What `POST /v1/plan` takes.
+/// The body of `POST /v1/plan`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -40,15 +40,16 @@ pub struct PlanBody {
     pub instances: Vec<CreateBody>,
 }
 
-/// What `…/kill` takes; an empty body stands for the defaults.
+/// The body of `…/kill`; an empty body stands for the defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KillBody {
-    /// Whether to end the instance at once, without its power button.
+    /// True to end the instance at once, without its power button.
     #[serde(default)]
     pub force: bool,
-    /// The number of milliseconds between the power button and force; 5000 when absent.
+    /// The number of milliseconds between the power button and SIGKILL; 5000
+    /// when absent.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -58,7 +59,7 @@ pub struct KillBody {
     pub grace_ms: Option<u32>,
 }
 
-/// What `…/allocations` takes.
+/// The body of `…/allocations`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -75,7 +76,7 @@ pub struct AllocBody {
     pub align: u64,
 }
 
-/// The largest alignment, as of sizes.
+/// The largest alignment, which is the largest size written as a number.
 const SIZE_MAX: u64 = Size::MAX_NUMBER.bytes();
 
 #[expect(
@@ -95,7 +96,8 @@ mod schema {
 
     use super::{CreateBody, InstanceSpec, SIZE_MAX};
 
-    /// Returns the alignments one by one: schemas know no powers.
+    /// Returns the alignments as an enumeration: JSON Schema cannot express
+    /// powers of two.
     pub fn alignments() -> Object {
         let powers = (0..=SIZE_MAX.trailing_zeros()).map(|order| 1_u64 << order);
         ObjectBuilder::new()
@@ -112,7 +114,7 @@ mod schema {
             let spec = || Ref::from_schema_name("InstanceSpec");
             let shown = ObjectBuilder::new()
                 .description(Some(
-                    "What `GET` of an instance returned: its `spec` counts, the rest is ignored.",
+                    "What `GET` of an instance returned: only its `spec` is used.",
                 ))
                 .property("spec", spec())
                 .required("spec");

@@ -1,4 +1,4 @@
-//! What is told of the inside of guests.
+//! Objects that describe the inside of guests.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,14 @@ use crate::hex::Hex;
 pub struct Registers {
     /// The name of the instance.
     pub name: String,
-    /// The state that it was in.
+    /// The state of the instance when the registers were read.
     pub state: State,
-    /// Why it ended; then the registers are those of its end.
+    /// The reason of its end, if it has ended; then these are its last
+    /// registers.
     pub reason: Option<EndReason>,
-    /// The registers by vCPU.
+    /// The registers of each vCPU.
     pub cpus: Vec<CpuRegisters>,
-    /// The numbers of vCPUs that did not answer in time.
+    /// The numbers of vCPUs that did not respond in time.
     pub missing: Vec<u8>,
 }
 
@@ -35,14 +36,15 @@ pub struct CpuRegisters {
     pub cpl: u8,
     /// The paging mode: `off`, `32-bit`, `PAE`, `4-level` or `5-level`.
     pub paging: String,
-    /// What the vCPU does: `runnable`, `halted`, `uninitialized` (never started),
-    /// `init-received`, `sipi-received`, `stopped`, or `unknown`.
+    /// The activity state of the vCPU: `runnable`, `halted`, `uninitialized`
+    /// (never started), `init-received`, `sipi-received`, `stopped`, or
+    /// `unknown`.
     pub mp_state: String,
     /// The registers `rax` to `r15`, and `rip`.
     pub general: BTreeMap<String, Hex>,
-    /// The flags register.
+    /// The contents of the register `rflags`.
     pub rflags: Flags,
-    /// The I/O privilege level, of the flags register.
+    /// The I/O privilege level in `rflags`.
     pub iopl: u8,
     /// The segments `cs`, `ds`, `es`, `fs`, `gs`, `ss`, `tr` and `ldt`.
     pub segments: BTreeMap<String, Segment>,
@@ -52,54 +54,54 @@ pub struct CpuRegisters {
     pub control: BTreeMap<String, Flags>,
 }
 
-/// A register and the names of its bits that are set.
+/// A register and the names of its set bits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Flags {
     /// The value of the register.
     pub value: Hex,
-    /// The names of bits that are set and have one.
+    /// The names of the set bits, as far as bits have names.
     pub flags: Vec<String>,
 }
 
-/// A segment register with what the processor knows of it.
+/// A segment register with its hidden part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Segment {
     /// The selector that the guest loaded.
     pub selector: u16,
-    /// The base address.
+    /// The base address of the segment.
     pub base: Hex,
-    /// The offset of the last byte.
+    /// The segment limit: the offset of its last byte.
     pub limit: u32,
-    /// The type of the descriptor.
+    /// The type field of the segment's descriptor.
     #[serde(rename = "type")]
     pub kind: u8,
-    /// Whether it is a code or data segment.
+    /// True for a code or data segment, false for a system segment.
     pub is_code_or_data: bool,
-    /// The privilege level.
+    /// The descriptor privilege level.
     pub dpl: u8,
-    /// Whether the segment is present.
+    /// True if the segment is present.
     pub present: bool,
-    /// Whether the segment holds 64-bit code.
+    /// True for a 64-bit code segment.
     pub long: bool,
-    /// Whether its operands have 32 bits.
+    /// True if the default operand size is 32 bits.
     pub default_32: bool,
-    /// Whether the segment must not be used.
+    /// True if the segment is unusable.
     pub unusable: bool,
 }
 
-/// A descriptor table.
+/// The contents of a descriptor-table register.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Table {
-    /// The base address.
+    /// The base address of the table.
     pub base: Hex,
-    /// The offset of the last byte.
+    /// The table limit: the offset of its last byte.
     pub limit: u16,
 }
 
-/// Bytes of an instance's memory.
+/// A range of an instance's memory with its contents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = MemoryObject))]
 pub struct Memory {
@@ -107,17 +109,17 @@ pub struct Memory {
     pub name: String,
     /// The address of the first byte.
     pub addr: Hex,
-    /// Whether that is a virtual address.
+    /// True if `addr` is a virtual address.
     #[serde(rename = "virtual")]
     pub is_virtual: bool,
     /// The number of bytes.
     pub len: u64,
-    /// The bytes: two hexadecimal digits each, nothing between them.
+    /// The contents: two hexadecimal digits per byte, without separators.
     pub hex: String,
 }
 
 impl Memory {
-    /// Returns the object that holds `bytes` at `addr`.
+    /// Creates the object that holds `bytes` at `addr`.
     pub fn new(name: String, addr: u64, is_virtual: bool, bytes: &[u8]) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let digit = |value: u8| char::from(DIGITS[usize::from(value & 0xf)]);
@@ -131,7 +133,7 @@ impl Memory {
         }
     }
 
-    /// Returns the bytes; `None` where the text is not such digits.
+    /// Decodes the contents; `None` if the text is not hexadecimal.
     pub fn bytes(&self) -> Option<Vec<u8>> {
         let digits = self.hex.as_bytes();
         let value = |digit: u8| char::from(digit).to_digit(16);
@@ -143,30 +145,30 @@ impl Memory {
     }
 }
 
-/// Where a guest-virtual address leads.
+/// The translation of a guest-virtual address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Translation {
     /// The name of the instance.
     pub name: String,
-    /// The vCPU whose page tables were followed.
+    /// The vCPU whose page tables were walked.
     pub cpu: u8,
-    /// The virtual address.
+    /// The virtual address that was translated.
     pub addr: Hex,
     /// The paging mode: `off`, `32-bit`, `PAE`, `4-level` or `5-level`.
     pub paging: String,
-    /// Every entry on the way, from the top.
+    /// The page-table entries of the walk, from the top level down.
     pub steps: Vec<Step>,
-    /// Why the address is mapped to nothing, if so.
+    /// The reason why the address is not mapped, if it is not.
     pub fault: Option<String>,
-    /// What the address is mapped to.
+    /// The page to which the address is mapped, if it is.
     pub target: Option<Target>,
-    /// What KVM made of it at the same moment; absent for a guest that has ended, and where
-    /// KVM does not say.
+    /// KVM's own translation at the same moment; absent for a guest that has
+    /// ended, and if KVM does not support it.
     pub kvm: Option<KvmAnswer>,
 }
 
-/// A page-table entry.
+/// One page-table entry of a walk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = StepObject))]
 pub struct Step {
@@ -174,40 +176,41 @@ pub struct Step {
     pub level: String,
     /// The guest-physical address of the entry.
     pub addr: u64,
-    /// The value of the entry; absent where the guest has no memory.
+    /// The value of the entry; absent if the guest has no memory there.
     pub entry: Option<Hex>,
-    /// The names of its flags.
+    /// The names of the set flags of the entry.
     pub flags: Vec<String>,
 }
 
-/// The end of a translation.
+/// The page to which an address is mapped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = TargetObject))]
 pub struct Target {
-    /// The guest-physical address.
+    /// The guest-physical address that the virtual address maps to.
     pub physical: u64,
     /// The number of bytes of the page.
     pub page_size: u64,
-    /// Whether the page can be written.
+    /// True if the page is writable.
     pub writable: bool,
-    /// Whether user mode can use the page.
+    /// True if user mode may access the page.
     pub user: bool,
-    /// Whether the page can be executed.
+    /// True if the page is executable.
     pub executable: bool,
-    /// Whether the page is the instance's own memory.
+    /// True if the page is the instance's own memory.
     pub own: bool,
-    /// The pool's address of that memory, which differs in the low window; absent outside
-    /// the pool.
+    /// The pool address of that memory, which differs from `physical` in the
+    /// low window; absent outside the pool.
     pub pool_addr: Option<u64>,
-    /// The names in the resource tree, outermost first.
+    /// The names of the enclosing resources in the resource tree, outermost
+    /// first.
     pub place: Vec<String>,
 }
 
-/// What KVM made of an address.
+/// The translation of an address by KVM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KvmAnswer {
-    /// The guest-physical address; absent where nothing is mapped.
+    /// The guest-physical address; absent if the address is not mapped.
     pub physical: Option<u64>,
 }
 

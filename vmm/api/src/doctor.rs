@@ -1,45 +1,46 @@
-//! What a host can do.
+//! The findings about a host.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a host can do for mkvmm, as `mkvmm doctor` found it.
+/// What a host supports, as found by `mkvmm doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Findings {
-    /// Whether `/dev/kvm` opens and has all that mkvmm needs.
+    /// Whether `/dev/kvm` can be opened and has every feature that mkvmm needs.
     pub kvm: Answer,
-    /// The module behind it: `kvm_intel`, `kvm_amd`, `kvm_pvm`, …; absent
-    /// where that cannot be told.
+    /// The kernel module behind it: `kvm_intel`, `kvm_amd`, `kvm_pvm`, …;
+    /// absent if unknown.
     pub kvm_kind: Option<String>,
-    /// Whether guests of mkvmm's own run.
+    /// Whether mkvmm's own test guests run.
     pub probe: Answer,
     /// Whether an unmodified Linux kernel would run.
     pub linux: Answer,
-    /// Bits of a guest-physical address, where KVM is there.
+    /// The number of bits of a guest-physical address, if KVM is available.
     pub address_bits: Option<u32>,
-    /// Memory slots a guest may have: its regions and the low window.
+    /// The number of memory slots that a guest may have, including the low
+    /// window.
     pub memory_slots: Option<usize>,
-    /// vCPUs that KVM gives to one guest.
+    /// The maximum number of vCPUs of a guest.
     pub max_vcpus: Option<usize>,
-    /// What the host can make a pool of.
+    /// The resources that the host offers for a pool.
     pub offers: Offers,
 }
 
-/// Yes, or no and why.
+/// An answer of yes, or of no with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Answer {
-    /// Yes or no.
+    /// True if the answer is yes.
     pub ok: bool,
-    /// The reason, where `ok` is false.
+    /// The reason, if the answer is no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
 
 impl Answer {
-    /// Returns a yes.
+    /// Creates a positive answer.
     pub fn yes() -> Self {
         Self {
             ok: true,
@@ -47,7 +48,7 @@ impl Answer {
         }
     }
 
-    /// Returns a no, and why.
+    /// Creates a negative answer with its reason.
     pub fn no(why: impl Into<String>) -> Self {
         Self {
             ok: false,
@@ -85,33 +86,36 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Free pages of one kind.
+/// The free pages of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Pages {
     /// The kind, as `--backing` names it.
     pub backing: String,
-    /// Bytes of a page.
+    /// The size of a page in bytes.
     pub page_size: u64,
-    /// Bytes that a pool could have now; `None` where the kernel does not say.
+    /// The number of bytes available for a pool now; `None` if the kernel does
+    /// not tell.
     pub free: Option<u64>,
 }
 
-/// What the host offers.
+/// The resources that the host offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Offers {
-    /// By kind of page.
+    /// The available pages of each kind.
     pub pages: Vec<Pages>,
-    /// `transparent_hugepage/shmem_enabled`: `--backing thp` needs more than `never`.
+    /// The value of `transparent_hugepage/shmem_enabled`; with `never`,
+    /// `--backing thp` has no effect.
     pub shmem_thp: Option<String>,
-    /// NUMA nodes, for `--numa-node`.
+    /// The numbers of the NUMA nodes, for `--numa-node`.
     pub numa_nodes: Vec<u32>,
-    /// Descriptors a process may have (hard limit); each guest takes a handful.
+    /// The hard limit on open files of a process; each guest takes a few.
     pub max_open_files: Option<u64>,
-    /// Bytes a process may lock in memory, for `--lock`; `None` is no limit.
+    /// The number of bytes that a process may lock, for `--lock`; `None` if
+    /// unlimited.
     pub max_locked: Option<u64>,
-    /// Release of the host's kernel.
+    /// The release of the host's kernel.
     pub kernel: Option<String>,
 }
 

@@ -1,29 +1,29 @@
-//! Refusals, as clients see them.
+//! Errors, as clients see them.
 
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::{Class, Diagnose, chain};
 use serde::{Deserialize, Serialize};
 
-/// The body of a refusal.
+/// The body of an error response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// The description of the error.
     pub error: ErrorObject,
 }
 
-/// What went wrong.
+/// The description of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ErrorObject {
-    /// The class of the error, one word for programs.
+    /// The class of the error, as one word for programs.
     pub code: Class,
-    /// The error and its causes, one line for people.
+    /// The error and its causes, on one line for people.
     pub message: String,
     /// A hint for fixing the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// The number of bytes requested, where the pool cannot hold them.
+    /// The number of bytes requested, if the pool has no room for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested: Option<u64>,
     /// The number of bytes free.
@@ -32,10 +32,10 @@ pub struct ErrorObject {
     /// The number of bytes of the longest free extent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub largest_free: Option<u64>,
-    /// The state of the instance, where it does not allow what was asked for.
+    /// The state of the instance, if it does not allow the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// The verbs that its state allows.
+    /// The verbs that the state allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub legal: Option<Vec<Verb>>,
 }

@@ -1,4 +1,4 @@
-//! What is told of what happened.
+//! Objects that describe events.
 
 use mkvmm_base::Class;
 use mkvmm_base::state::{EndReason, State};
@@ -15,24 +15,24 @@ pub struct Event {
     pub seq: u64,
     /// The time of the event: nanoseconds since the VMM started.
     pub at: u64,
-    /// The name of the instance, where there is one.
+    /// The name of the instance, if the event concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// What happened, with its details.
+    /// The kind of the event, with its details.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What an event says, by its `kind`.
+/// The details of an event, by its `kind`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum EventKind {
     /// An instance was created or changed its state.
     State {
-        /// The state that it is in now.
+        /// The new state of the instance.
         state: State,
-        /// Why it ended, if it did.
+        /// The reason why it ended, if it did.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<EndReason>,
     },
@@ -40,25 +40,25 @@ pub enum EventKind {
     Deleted,
     /// A guest accessed memory it does not own.
     Violation {
-        /// The guest-physical addresses.
+        /// The guest-physical addresses that were accessed.
         #[serde(flatten)]
         range: Range,
         /// The kind of the access.
         access: Access,
-        /// Who owns the address, by the resource tree.
+        /// The owner of the address according to the resource tree.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<String>,
     },
-    /// A console log cannot be written any more; the guest goes on without.
+    /// A console log can no longer be written; the guest continues without it.
     ConsoleLogFailed {
         /// The path of the file.
         path: String,
-        /// Why it cannot be written.
+        /// The error that writing it returned.
         message: String,
     },
     /// A request was refused.
     Refused {
-        /// What was asked for.
+        /// The action that was requested.
         action: String,
         /// The code of the error.
         code: Class,

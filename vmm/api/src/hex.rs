@@ -1,12 +1,12 @@
-//! Numbers of 64 bits that JSON's numbers do not hold.
+//! 64-bit numbers, which JSON numbers cannot represent exactly.
 
 use std::fmt;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A number that may have any 64 bits, a register for instance: text of `0x`
-/// and 1 to 16 hexadecimal digits.
+/// A number that may have any 64-bit value, such as a register: `0x` and 1 to
+/// 16 hexadecimal digits as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hex(pub u64);
 
@@ -26,7 +26,7 @@ impl<'de> Deserialize<'de> for Hex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let digits = text.strip_prefix("0x").unwrap_or_default();
-        // `from_str_radix` takes a sign, which no such number has.
+        // `from_str_radix` accepts a sign, which is not allowed here.
         let digits = if digits.starts_with('+') { "" } else { digits };
         u64::from_str_radix(digits, 16)
             .map(Self)

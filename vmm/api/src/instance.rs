@@ -1,4 +1,4 @@
-//! What is told of instances.
+//! Objects that describe instances.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub struct E820Row {
     pub kind: u32,
 }
 
-/// A loaded kernel.
+/// The description of a loaded kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Kernel {
@@ -29,56 +29,59 @@ pub struct Kernel {
     pub path: String,
     /// The format of the file: `elf` or `bzImage`.
     pub format: String,
-    /// The compression of a bzImage's payload, if it had one.
+    /// The compression of a bzImage's payload, if it was compressed.
     pub compression: Option<String>,
     /// The SHA-256 of the file.
     pub sha256: String,
-    /// The memory that it has.
+    /// The memory that the kernel occupies.
     #[serde(flatten)]
     pub range: Range,
-    /// The address of its 64-bit entry.
+    /// The address of the kernel's 64-bit entry point.
     pub entry: u64,
 }
 
-/// A loaded initramfs.
+/// The description of a loaded initramfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Initrd {
-    /// The path it was read from; those of several archives, joined by commas.
+    /// The path it was read from; the paths of several archives are joined by
+    /// commas.
     pub path: String,
-    /// The memory that it has, in whole pages.
+    /// The memory that the initramfs occupies, in whole pages.
     #[serde(flatten)]
     pub range: Range,
 }
 
-/// The times at which an instance reached its stages: nanoseconds since the
+/// The times at which an instance reached its stages, in nanoseconds since the
 /// VMM started, under `created`, `placed`, `loaded`, `exec`, `first_exit`,
-/// `first_output` and `ended`; a stage that was not reached is absent.
+/// `first_output` and `ended`. A stage that was not reached is absent.
 pub type Timeline = BTreeMap<String, u64>;
 
-/// An instance.
+/// The description of an instance.
 ///
-/// All of it can be sent to `POST /v1/instances`, which makes an instance like
-/// it out of `spec`.
+/// The whole object can be sent to `POST /v1/instances`, which creates an
+/// instance like it from `spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Instance {
-    /// The number of the instance, never given twice.
+    /// The number of the instance, which is never reused.
     pub id: u32,
     /// The name of the instance.
     pub name: InstanceName,
     /// The state of the instance.
     pub state: State,
-    /// Why the instance ended, in `stopped` and `failed`.
+    /// The reason why the instance ended, in `stopped` and `failed`.
     pub reason: Option<EndReason>,
-    /// Whether it waits to be booted again, by its policy.
+    /// True while the instance waits for a restart that its policy demands.
     #[serde(default)]
     pub restarting: bool,
-    /// The number of bytes of its pool.
+    /// The size of the instance's sub-pool in bytes.
     pub memory: u64,
-    /// The memory of its pool: ascending, adjacent chunks merged.
+    /// The memory of its sub-pool, in ascending order, with adjacent chunks
+    /// merged.
     pub chunks: Vec<Range>,
-    /// The number of bytes of it that no image and no allocation takes.
+    /// The number of bytes of the sub-pool that no image and no allocation
+    /// uses.
     pub avail: u64,
     /// The number of vCPUs.
     pub cpus: u8,
@@ -86,7 +89,7 @@ pub struct Instance {
     pub kernel: Option<Kernel>,
     /// The initramfs, once it is loaded.
     pub initrd: Option<Initrd>,
-    /// The command line as the kernel reads it.
+    /// The command line that the kernel reads.
     pub cmdline: Option<String>,
     /// The memory map that the guest gets.
     pub e820: Vec<E820Row>,
@@ -94,17 +97,19 @@ pub struct Instance {
     pub violations: u64,
     /// The times at which the instance reached its stages.
     pub timeline: Timeline,
-    /// The number of the process that the guest runs in, while there is one.
+    /// The process ID of the guest's worker, while there is one.
     pub pid: Option<i32>,
-    /// The microseconds of CPU time that the processes of the instance have
-    /// used, those of earlier boots included.
+    /// The CPU time in microseconds that the processes of the instance have
+    /// used, including earlier boots.
     pub cpu_us: u64,
-    /// The number of bytes of host memory that the memory of the instance holds.
+    /// The number of bytes of host memory that the memory of the instance
+    /// occupies.
     pub resident: u64,
-    /// The number of bytes of host memory that its process has besides.
+    /// The number of further bytes of host memory that its process uses.
     pub process_memory: Option<u64>,
     /// The directory of the cgroup of the instance, if it has one of its own.
     pub cgroup: Option<String>,
-    /// What makes an instance like this one; its images are those that are loaded.
+    /// The specification that creates such an instance; its images are the
+    /// loaded ones.
     pub spec: InstanceSpec,
 }

@@ -1,20 +1,20 @@
-//! What travels over the control socket of mkvmm, for its server and for any
-//! client: HTTP/1.1 with JSON over a Unix socket.
+//! The objects that travel over the control socket of mkvmm, for its server and
+//! for any client: HTTP/1.1 with JSON over a Unix socket.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`spec`] | [`InstanceSpec`], the one description of an instance, and [`ImagesSpec`] |
-//! | [`bodies`] | what requests carry |
-//! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | what answers carry |
-//! | [`error`] | refusals |
+//! | [`spec`] | [`InstanceSpec`], the description of an instance, and [`ImagesSpec`] |
+//! | [`bodies`] | bodies of requests |
+//! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | bodies of responses |
+//! | [`error`] | errors |
 //! | [`reader`] | a reader of `KEY=VAL,…` for any struct of this crate |
 //! | [`number`], [`size`], [`range`](mod@range), [`hex`], [`source`] | the values in them |
 //!
-//! Sizes and addresses are numbers of bytes, which fit 53 bits; a [`Range`] is
-//! written `{start, size}` wherever one occurs. What a guest or the processor
-//! may set to any 64 bits, registers above all, is text in hexadecimal digits,
-//! see [`Hex`]. Sizes in requests may also be text as the kernel's `memparse`
-//! reads it, for instance `"32M"`.
+//! Sizes and addresses are numbers of bytes that fit in 53 bits; a [`Range`] is
+//! written `{start, size}` wherever one occurs. Values that may use all 64
+//! bits, above all registers, are text in hexadecimal digits; see [`Hex`].
+//! Sizes in requests may also be text that the kernel's `memparse` accepts, for
+//! example `"32M"`.
 //!
 //! With the feature `schema`, every type describes itself for OpenAPI.
 

@@ -1,15 +1,16 @@
-//! Integers of JSON: `8388608.0` is one, as JSON Schema has it and as clients
-//! send it whose language has one kind of number only.
+//! JSON integers. `8388608.0` is one according to JSON Schema, and some
+//! clients' languages have only one type of number.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
-/// The largest integer that every reader of JSON keeps exactly: 2^53 - 1.
+/// The largest integer that every JSON implementation represents exactly: 2^53
+/// - 1.
 pub const EXACT_MAX: u64 = (1 << 53) - 1;
 
-/// Returns the integer that `value` is, if it is one that is exact.
+/// Returns `value` as an integer, if it is one that is exact.
 pub(crate) fn exact(value: f64) -> Option<u64> {
     #[expect(
         clippy::cast_precision_loss,
@@ -62,7 +63,7 @@ impl<T: TryFrom<u64>> Visitor<'_> for Whole<T> {
 /// Reads an integer from `MIN` to `MAX`, for `deserialize_with`.
 ///
 /// # Errors
-/// The deserializer's, for anything else.
+/// Returns the deserializer's error for anything else.
 pub fn bounded<'de, T, const MIN: u64, const MAX: u64, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: TryFrom<u64>,
@@ -103,7 +104,7 @@ where
 /// Reads an integer from `MIN` to `MAX`, or null, for `deserialize_with`.
 ///
 /// # Errors
-/// The deserializer's, for anything else.
+/// Returns the deserializer's error for anything else.
 pub fn optional<'de, T, const MIN: u64, const MAX: u64, D>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error>

@@ -1,4 +1,4 @@
-//! What is told of a plan.
+//! Objects that describe plans.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,38 +11,39 @@ use crate::range::Range;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Plan {
-    /// Whether all of them fit.
+    /// True if all instances fit.
     pub fits: bool,
-    /// The instances that fit, as they would be, up to the first that does not.
+    /// The instances that fit, as they would be created, up to the first that
+    /// does not fit.
     pub instances: Vec<Instance>,
-    /// The places of their pieces; as many lists as there are instances.
+    /// The pieces of each instance, in the order of `instances`.
     pub pieces: Vec<Vec<Piece>>,
-    /// The pool as it would be then.
+    /// The state of the pool afterwards.
     pub pool: Pool,
-    /// The first instance that does not fit, and why.
+    /// The first instance that does not fit, and the reason.
     pub problem: Option<PlanProblem>,
 }
 
-/// A piece of an instance.
+/// A part of an instance's memory with one purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Piece {
     /// The name of the piece: `low window`, `control block`, `kernel` or `initramfs`.
     pub name: String,
-    /// The addresses of the piece.
+    /// The pool addresses of the piece.
     #[serde(flatten)]
     pub range: Range,
 }
 
-/// Why a plan does not fit.
+/// The reason why a plan does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PlanProblem {
     /// The name of the instance.
     pub name: String,
-    /// The error that its creation would be refused with.
+    /// The error that creating it would return.
     pub error: ErrorObject,
-    /// Up to 8 instances, the smallest first, of which deleting any one would make room for
-    /// the whole plan.
+    /// Up to 8 instances, the smallest first, each of which alone would make
+    /// room for the whole plan if deleted.
     pub delete_one_of: Vec<String>,
 }

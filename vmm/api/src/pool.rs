@@ -1,25 +1,25 @@
-//! What is told of the pool.
+//! Objects that describe the pool.
 
 use mkvmm_base::state::State;
 use serde::{Deserialize, Serialize};
 
 use crate::range::Range;
 
-/// What the pool is made of.
+/// The kind of memory that backs the pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Backing {
     /// The kind of the pages: `normal`, `thp`, `hugetlb-2M` or `hugetlb-1G`.
     pub kind: String,
-    /// The number of bytes of a page.
+    /// The size of a page in bytes.
     pub page_size: u64,
-    /// Whether all pages were populated at the start.
+    /// True if all pages were populated at startup.
     pub prealloc: bool,
-    /// The NUMA node that the pages come from.
+    /// The NUMA node on which the pages are allocated.
     pub numa_node: Option<u32>,
 }
 
-/// The pool as a whole: what it is made of and what is free.
+/// The pool as a whole: its backing and its free memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Pool {
@@ -36,7 +36,7 @@ pub struct Pool {
     pub free_extents: u64,
     /// The base-2 logarithm of the granule.
     pub min_order: u32,
-    /// What the pool is made of.
+    /// The kind of memory that backs the pool.
     pub backing: Backing,
     /// The number of instances.
     pub instances: u64,
@@ -55,30 +55,31 @@ pub struct IomemRow {
     pub name: String,
 }
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Audit {
-    /// Whether everything agrees.
+    /// True if no problem was found.
     pub ok: bool,
     /// The number of comparisons.
     pub checks: u64,
-    /// What does not agree, a line each.
+    /// The inconsistencies that were found, one per line.
     pub problems: Vec<String>,
 }
 
-/// The pool, byte for byte.
+/// A map of every byte of the pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PoolMap {
-    /// The bounds and numbers of the pool.
+    /// The description of the pool.
     #[serde(flatten)]
     pub pool: Pool,
-    /// The number of bytes of the granule.
+    /// The size of the granule in bytes.
     pub granule: u64,
-    /// The segments: ascending, without a gap, from the first byte to the last.
+    /// The segments, in ascending order and without gaps, from the first byte
+    /// to the last.
     pub segments: Vec<Segment>,
-    /// The instances, by their lowest address.
+    /// The instances, in the order of their lowest addresses.
     pub owners: Vec<Owner>,
 }
 
@@ -89,12 +90,12 @@ pub struct Segment {
     /// The addresses of the segment.
     #[serde(flatten)]
     pub range: Range,
-    /// Whose they are.
+    /// The owner of the segment.
     #[serde(flatten)]
     pub kind: SegmentKind,
 }
 
-/// Whose a range is.
+/// The owner of a range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -105,12 +106,12 @@ pub enum SegmentKind {
     Instance {
         /// The name of the instance.
         instance: String,
-        /// What the region is used for: ascending, without a gap.
+        /// The parts of the region, in ascending order and without gaps.
         parts: Vec<Part>,
     },
     /// The range was allocated in the main pool on request.
     Allocation,
-    /// The range was reserved at the start, for no instance.
+    /// The range was held back at startup, for no instance.
     Held,
     /// The range could not be scrubbed, and is permanently out of use.
     Lost,
@@ -128,7 +129,7 @@ pub struct Part {
     pub range: Range,
 }
 
-/// An instance as the map's legend has it.
+/// An instance as an entry of the map's legend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Owner {
@@ -138,13 +139,13 @@ pub struct Owner {
     pub name: String,
     /// The state of the instance.
     pub state: State,
-    /// The number of bytes of its pool.
+    /// The size of its sub-pool in bytes.
     pub memory: u64,
     /// The number of its regions (adjacent chunks merged).
     pub chunks: u64,
 }
 
-/// One allocation, or the end of one.
+/// A record of one allocation, or of one free operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PoolRecord {
@@ -152,20 +153,22 @@ pub struct PoolRecord {
     pub seq: u64,
     /// The time of the record: nanoseconds since the VMM started.
     pub at: u64,
-    /// What was asked for: `alloc` or `free`.
+    /// The operation that was requested: `alloc` or `free`.
     pub op: String,
-    /// Who asked: `web: chunk` takes from the main pool, `web: kernel` from the instance's
-    /// own memory; `held` and `allocation` belong to no instance.
+    /// The caller: `web: chunk` allocates from the main pool, `web: kernel`
+    /// from the instance's own memory; `held` and `allocation` belong to no
+    /// instance.
     pub caller: String,
-    /// The name of the instance, where there is one.
+    /// The name of the instance, if the record concerns one.
     pub instance: Option<String>,
-    /// The address of the first byte; absent when nothing was allocated, and for an address
-    /// beyond 2^53, which was asked for and cannot exist.
+    /// The address of the first byte; absent if nothing was allocated, and for
+    /// a requested address beyond 2^53, which cannot exist.
     pub start: Option<u64>,
-    /// The number of bytes; of a refusal those that were asked for.
+    /// The number of bytes; for a refusal, the number requested.
     pub size: u64,
-    /// `ok`, or why not: `too-big`, `too-fragmented`, `no-aligned-place`, `bad-align`,
-    /// `zero-size`, `occupied`, `no-allocation`, `published` or `invalid`.
+    /// `ok`, or the reason of the refusal: `too-big`, `too-fragmented`,
+    /// `no-aligned-place`, `bad-align`, `zero-size`, `occupied`,
+    /// `no-allocation`, `published` or `invalid`.
     pub outcome: String,
 }
 
@@ -179,12 +182,12 @@ pub struct Version {
     pub version: String,
     /// The version of this API.
     pub api: u32,
-    /// The number of the process that answers.
+    /// The process ID of the VMM.
     pub pid: u32,
 }
 
 impl Version {
-    /// Returns the version of this crate, which is the VMM's.
+    /// Returns the version of this crate, which is that of the VMM.
     pub fn current() -> Self {
         Self {
             name: "mkvmm".to_owned(),

@@ -1,9 +1,9 @@
-//! The one shape of a range of addresses.
+//! The representation of ranges of addresses.
 
 use mkpool::AddrRange;
 use serde::{Deserialize, Serialize};
 
-/// A range of addresses that is not empty.
+/// A non-empty range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Range {

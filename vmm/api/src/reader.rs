@@ -1,7 +1,7 @@
-//! A reader of keys and values for any struct that serde can read.
+//! Reads keys and values into any struct that implements `Deserialize`.
 //!
-//! The keys are the fields of the struct; the values are what its types read
-//! out of text. So a key that is added to the struct is known wherever pairs
+//! The keys are the fields of the struct; the values are whatever its types
+//! read from text. So a key that is added to the struct is known wherever pairs
 //! are read.
 
 use std::fmt::Display;
@@ -20,12 +20,12 @@ use crate::spec_error::SpecError;
 /// Returns the keys of a struct, in the order of its fields.
 pub fn keys<T: Deserialize<'static>>() -> &'static [&'static str] {
     let mut keys: &'static [&'static str] = &[];
-    // The error is the end of every such reading.
+    // The deserialization always ends with this error.
     let _ = T::deserialize(FieldNames(&mut keys));
     keys
 }
 
-/// Takes the names of the fields that a struct asks for, and fails.
+/// A deserializer that records the field names of a struct and then fails.
 struct FieldNames<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for FieldNames<'_> {
@@ -51,16 +51,16 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
     }
 }
 
-/// Returns the words that `key` of a struct may have; none where it may have
-/// others than a few.
+/// Returns the values that `key` of a struct may have; empty if they are not a
+/// fixed set.
 pub fn words<T: Deserialize<'static>>(key: &'static str) -> &'static [&'static str] {
     let mut words: &'static [&'static str] = &[];
-    // The error is the end of every such reading.
+    // The deserialization always ends with this error.
     let _ = T::deserialize(MapAccessDeserializer::new(OneKey(key, &mut words)));
     words
 }
 
-/// A map of one key, whose value is asked for the words of an enum.
+/// A map with one key, whose value records the variants of an enum.
 struct OneKey<'a>(&'static str, &'a mut &'static [&'static str]);
 
 impl<'de> MapAccess<'de> for OneKey<'_> {
@@ -81,14 +81,14 @@ impl<'de> MapAccess<'de> for OneKey<'_> {
     }
 }
 
-/// Takes the names of the variants that an enum asks for, and fails.
+/// A deserializer that records the variant names of an enum and then fails.
 struct VariantNames<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for VariantNames<'_> {
     type Error = PlainError;
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, PlainError> {
-        Err(PlainError::custom("only enums have words"))
+        Err(PlainError::custom("only enums have variants"))
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, PlainError> {
@@ -111,10 +111,10 @@ impl<'de> Deserializer<'de> for VariantNames<'_> {
     }
 }
 
-/// Reads `KEY=VAL,…`; a comma inside a value is written `,,`.
+/// Parses `KEY=VAL,…`; a comma inside a value is written `,,`.
 ///
 /// # Errors
-/// [`SpecError`] for the first key or value that is wrong.
+/// Returns a [`SpecError`] for the first invalid key or value.
 pub fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, SpecError> {
     let pair = |part: String| match part.split_once('=') {
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
@@ -124,10 +124,10 @@ pub fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, SpecError> {
     from_pairs(pairs.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// Reads keys with their values.
+/// Reads pairs of keys and values.
 ///
 /// # Errors
-/// [`SpecError`] for the first key or value that is wrong.
+/// Returns a [`SpecError`] for the first invalid key or value.
 pub fn from_pairs<T, K>(pairs: impl IntoIterator<Item = (K, String)>) -> Result<T, SpecError>
 where
     T: DeserializeOwned,
@@ -147,7 +147,7 @@ where
     })
 }
 
-/// Splits at commas; `,,` is a comma that belongs to the value.
+/// Splits at single commas; `,,` stands for a comma in the value.
 fn split_at_single_commas(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
@@ -161,7 +161,7 @@ fn split_at_single_commas(text: &str) -> Vec<String> {
     parts
 }
 
-/// The pairs as a map; each key occurs once, with all of its values.
+/// The pairs as a map, in which each key occurs once with all of its values.
 struct Pairs {
     rest: std::vec::IntoIter<(String, Vec<String>)>,
     next: Option<(String, Vec<String>)>,
@@ -210,7 +210,7 @@ impl<'de> MapAccess<'de> for Pairs {
     }
 }
 
-/// Returns the beginning of `text` where it is too long for an error.
+/// Shortens `text` to its beginning if it is too long for an error message.
 fn shortened(text: &str) -> String {
     const LENGTH: usize = 64;
     match text.char_indices().nth(LENGTH) {
@@ -219,7 +219,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// The values of one key.
+/// All values of one key.
 struct Values(Vec<String>);
 
 impl Values {
@@ -228,8 +228,8 @@ impl Values {
     }
 }
 
-/// Reads numbers with the `FromStr` of their type; text that is none goes to
-/// the visitor, which says what it expects.
+/// Parses numbers with `FromStr`; other text is passed to the visitor, whose
+/// error states what it expects.
 macro_rules! parse {
     ($($method:ident $visit:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SpecError> {
@@ -306,7 +306,7 @@ impl IntoDeserializer<'_, SpecError> for Values {
     }
 }
 
-/// One word of an enum.
+/// The text of an enum's variant.
 struct Word(String);
 
 impl<'de> EnumAccess<'de> for Word {
@@ -322,7 +322,7 @@ impl<'de> EnumAccess<'de> for Word {
     }
 }
 
-/// What the types of the fields find wrong; the reader adds key and value.
+/// Errors of the types of fields; the reader adds the key and the value.
 impl Error for SpecError {
     fn custom<T: Display>(message: T) -> Self {
         Self::Reason(message.to_string())

@@ -1,4 +1,4 @@
-//! Sizes in requests.
+//! The representation of sizes in requests.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,15 +9,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::number::exact;
 
-/// A number of bytes, not zero, that whole pages can hold in 64 bits.
+/// A number of bytes that is not zero and can be rounded up to whole pages in
+/// 64 bits.
 ///
-/// It is written as a number, and read as text that the kernel's `memparse`
-/// takes, for instance `32M`, or as a number of at most 2^52: no processor has
-/// more address bits, and JSON's numbers are exact up to there.
+/// It is serialized as a number. It is read from text that the kernel's
+/// `memparse` accepts, for example `32M`, or from a number of at most 2^52: no
+/// processor has more address bits, and JSON numbers are exact up to there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Size(u64);
 
-/// Why a size was refused.
+/// A reason why a size was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
     /// The text is not a size.
@@ -28,18 +29,18 @@ pub enum SizeError {
     OutOfRange {
         /// The number of bytes.
         size: u64,
-        /// The largest size.
+        /// The largest size allowed.
         max: u64,
     },
 }
 
 impl Size {
-    /// The largest size that is written as a number: 2^52.
+    /// The largest size that can be written as a number: 2^52.
     pub const MAX_NUMBER: Self = Self(1 << 52);
-    /// The largest size, in whole pages.
+    /// The largest size, a whole number of pages.
     const MAX: u64 = u64::MAX - 4095;
 
-    /// Returns the size of `mib` MiB, which are at least one.
+    /// Returns the size of `mib` MiB, at least 1.
     pub const fn mib(mib: u16) -> Self {
         let mib = if mib == 0 { 1 } else { mib };
         Self((mib as u64) << 20)

@@ -1,4 +1,4 @@
-//! Where images come from, as users write it.
+//! The places that images are read from, as users write them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 
-/// The longest path that Linux takes, in bytes without its NUL.
+/// The longest path that Linux accepts, in bytes without the NUL.
 const PATH_MAX: usize = 4095;
 
-/// A path is longer than any file's.
+/// A path is longer than Linux accepts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a path of {len} bytes is longer than {PATH_MAX}")]
+#[error("a path of {len} bytes is too long (max {PATH_MAX})")]
 pub struct PathError {
-    /// The number of bytes.
+    /// The length of the path in bytes.
     len: usize,
 }
 
@@ -24,7 +24,7 @@ pub struct PathError {
 pub enum Source {
     /// The path of a file or a pipe.
     Path(PathBuf),
-    /// The number of a descriptor.
+    /// The number of an inherited descriptor.
     Fd(i32),
 }
 
@@ -34,15 +34,15 @@ pub enum Source {
 pub enum KernelSource {
     /// The built-in test guest.
     Probe,
-    /// A kernel image that is to be read.
+    /// A kernel image that is read from a file.
     File(Source),
 }
 
-/// The kernel that needs no file.
+/// The name of the built-in kernel.
 const PROBE: &str = "probe";
 
 impl Source {
-    /// Puts `base` before a path that is relative.
+    /// Prepends `base` to a relative path.
     pub fn rebase(&mut self, base: &Path) {
         if let Self::Path(path) = self {
             *path = base.join(&*path);
@@ -51,7 +51,7 @@ impl Source {
 }
 
 impl KernelSource {
-    /// Puts `base` before a path that is relative.
+    /// Prepends `base` to a relative path.
     pub fn rebase(&mut self, base: &Path) {
         if let Self::File(source) = self {
             source.rebase(base);
@@ -59,7 +59,7 @@ impl KernelSource {
     }
 }
 
-/// Returns the path that `text` is.
+/// Returns `text` as a path, unless it is too long.
 fn path(text: String) -> Result<PathBuf, PathError> {
     match text.len() {
         0..=PATH_MAX => Ok(text.into()),
@@ -67,10 +67,10 @@ fn path(text: String) -> Result<PathBuf, PathError> {
     }
 }
 
-/// Reads a path that may be absent, for `deserialize_with`.
+/// Reads an optional path, for `deserialize_with`.
 ///
 /// # Errors
-/// The deserializer's, and [`PathError`] as one of its.
+/// Returns the deserializer's error, which may be a [`PathError`].
 pub fn optional_path<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<PathBuf>, D::Error> {

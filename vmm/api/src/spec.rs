@@ -1,8 +1,8 @@
-//! The one description of an instance.
+//! The specification of an instance.
 //!
 //! `--guest KEY=VAL,…`, the options of `create`, fleet files, JSON bodies and
-//! the OpenAPI document are all read into, or made of, [`InstanceSpec`]: a key
-//! that is added there is known everywhere.
+//! the OpenAPI document are all derived from [`InstanceSpec`] or read into it:
+//! a key that is added there is known everywhere.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,16 +22,16 @@ use crate::size::Size;
 use crate::source::{KernelSource, Source, optional_path};
 use crate::spec_error::SpecError;
 
-/// The memory of an instance that does not say how much it wants: 128 MiB.
+/// The default memory of an instance: 128 MiB.
 pub const DEFAULT_MEMORY: Size = Size::mib(128);
 /// The largest number of vCPUs of an instance.
 pub const MAX_CPUS: u64 = 64;
-/// The smallest order of an instance's pool: a page of 4 KiB.
+/// The smallest order of an instance's sub-pool: a page of 4 KiB.
 const MIN_ORDER: u64 = 12;
-/// The largest order of an instance's pool.
+/// The largest order of an instance's sub-pool.
 const MAX_ORDER: u64 = 63;
 
-/// An instance as users write it.
+/// The specification of an instance, as users write it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -49,30 +49,34 @@ pub struct InstanceSpec {
     /// The host processors that the vCPUs may use; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus_affinity: Option<CpuSet>,
-    /// The base-2 logarithm of the granule of its pool; the main pool's when absent.
+    /// The base-2 logarithm of the granule of its sub-pool; the main pool's
+    /// when absent.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "optional::<u32, MIN_ORDER, MAX_ORDER, _>"
     )]
     #[cfg_attr(feature = "schema", schema(minimum = 12, maximum = 63))]
     pub order: Option<u32>,
-    /// What follows when the guest accesses memory it does not own; `log` when absent.
+    /// The response when the guest accesses memory it does not own; `log` when
+    /// absent.
     pub violation: ViolationPolicy,
-    /// What follows when the guest reboots; `stop` when absent.
+    /// The response when the guest reboots; `stop` when absent.
     pub on_reboot: OnEnd,
-    /// What follows when the guest panics; `stop` when absent.
+    /// The response when the guest panics; `stop` when absent.
     pub on_panic: OnEnd,
-    /// A file that keeps what the guest prints, emptied when it first boots.
+    /// A file that receives the guest's console output, truncated when it first
+    /// boots.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "optional_path"
     )]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
     pub console_log: Option<PathBuf>,
-    /// The kernel to load at once: a path, or `probe` for the built-in test guest.
+    /// The kernel to load immediately: a path, or `probe` for the built-in test
+    /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelSource>,
-    /// One or several initramfs archives, concatenated; they need a kernel.
+    /// One or several initramfs archives, concatenated; they require a kernel.
     #[serde(
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "one_or_several"
@@ -82,13 +86,13 @@ pub struct InstanceSpec {
     /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootMode>,
-    /// The command line of the kernel, which may take less.
+    /// The command line of the kernel, which may have a lower length limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(pattern = "^[^\\x00]*$"))]
     pub cmdline: Option<String>,
 }
 
-/// The images of an instance as users write them: what `load` takes.
+/// The images of an instance, as users write them: the body of `load`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -106,7 +110,7 @@ pub struct ImagesSpec {
     /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootMode>,
-    /// The command line of the kernel, which may take less.
+    /// The command line of the kernel, which may have a lower length limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(pattern = "^[^\\x00]*$"))]
     pub cmdline: Option<String>,
@@ -133,11 +137,11 @@ impl Default for InstanceSpec {
 }
 
 impl InstanceSpec {
-    /// Returns what is to be loaded, if there is a kernel.
+    /// Returns the images to load, if there is a kernel.
     ///
     /// # Errors
-    /// [`SpecError::NoKernel`] where something is to be loaded without one:
-    /// it would be lost without a word.
+    /// Returns [`SpecError::NoKernel`] if other images are given without a
+    /// kernel; they would be ignored silently.
     pub fn images(&self) -> Result<Option<ImagesSpec>, SpecError> {
         let Some(kernel) = self.kernel.clone() else {
             let is_lost = !self.initrd.is_empty() || self.boot.is_some() || self.cmdline.is_some();
@@ -155,7 +159,7 @@ impl InstanceSpec {
         }))
     }
 
-    /// Puts `images` in place of those that are to be loaded.
+    /// Replaces the images to load by `images`.
     #[must_use]
     pub fn with_images(self, images: Option<&ImagesSpec>) -> Self {
         Self {
@@ -167,11 +171,11 @@ impl InstanceSpec {
         }
     }
 
-    /// Checks what no single key shows: whether images have a kernel, and
-    /// whether this host has the processors.
+    /// Checks the conditions that involve several keys or the host: that images
+    /// have a kernel, and that this host has the processors.
     ///
     /// # Errors
-    /// [`SpecError::NoKernel`], [`SpecError::Affinity`].
+    /// Returns [`SpecError::NoKernel`] or [`SpecError::Affinity`].
     pub fn check(&self) -> Result<(), SpecError> {
         self.images()?;
         match &self.cpus_affinity {
@@ -180,7 +184,7 @@ impl InstanceSpec {
         }
     }
 
-    /// Puts `base` before every path that is relative.
+    /// Prepends `base` to every relative path.
     pub fn rebase(&mut self, base: &Path) {
         if let Some(kernel) = &mut self.kernel {
             kernel.rebase(base);
@@ -195,7 +199,7 @@ impl InstanceSpec {
 }
 
 impl ImagesSpec {
-    /// Puts `base` before every path that is relative.
+    /// Prepends `base` to every relative path.
     pub fn rebase(&mut self, base: &Path) {
         self.kernel.rebase(base);
         for source in &mut self.initrd {
@@ -203,7 +207,7 @@ impl ImagesSpec {
         }
     }
 
-    /// Returns the files that are to be read.
+    /// Returns the files to read.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         let kernel = match &self.kernel {
             KernelSource::Probe => None,
@@ -216,13 +220,13 @@ impl ImagesSpec {
 impl std::str::FromStr for InstanceSpec {
     type Err = SpecError;
 
-    /// Reads `KEY=VAL,…`, the form of `--guest`.
+    /// Parses `KEY=VAL,…`, the form of `--guest`.
     fn from_str(text: &str) -> Result<Self, SpecError> {
         from_text(text)
     }
 }
 
-/// Reads one source, or a list of them.
+/// Reads one source or a list of sources.
 fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
     struct Sources;
 
@@ -251,7 +255,7 @@ fn one_or_several_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Sc
     let path = || Ref::from_schema_name("Path");
     OneOfBuilder::new()
         .description(Some(
-            "One or several initramfs archives, concatenated; they need a kernel.",
+            "One or several initramfs archives, concatenated; they require a kernel.",
         ))
         .item(path())
         .item(ArrayBuilder::new().items(path()))

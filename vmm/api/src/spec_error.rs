@@ -1,9 +1,9 @@
-//! What can be wrong with the description of an instance.
+//! Errors in the specification of an instance.
 
 use mkvmm_base::affinity::CpuSetError;
 use mkvmm_base::{Class, Diagnose, InstanceName, NameError};
 
-/// Why a description of an instance was refused.
+/// A reason why the specification of an instance was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// The text between two commas is not of the form KEY=VAL.
@@ -17,7 +17,7 @@ pub enum SpecError {
     UnknownKey {
         /// The key that was given.
         key: String,
-        /// The keys that exist.
+        /// All keys that exist.
         known: &'static [&'static str],
     },
     /// A key that takes one value is given twice.
@@ -26,29 +26,29 @@ pub enum SpecError {
         /// The key that was given twice.
         key: String,
     },
-    /// A key that is needed is not given.
+    /// A required key is not given.
     #[error("`{key}` is missing")]
     Missing {
-        /// The key that is needed.
+        /// The name of the required key.
         key: &'static str,
     },
-    /// There is no kernel.
+    /// Images are given without a kernel.
     #[error("`kernel` is missing")]
     NoKernel,
-    /// A value is not one of its key's.
+    /// The value of a key is invalid.
     #[error("{key}={text}: {reason}")]
     Value {
-        /// The key whose value it is.
+        /// The key of the value.
         key: String,
         /// The value as it was given.
         text: String,
-        /// What its type says.
+        /// The reason that the value's type gives.
         reason: String,
     },
-    /// A value is wrong, of a key that is not known yet.
+    /// A value is invalid; its key is not known yet.
     #[error("{0}")]
     Reason(String),
-    /// A generated name is not a name.
+    /// A generated name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
     /// Two instances have the same name.
@@ -82,7 +82,7 @@ impl Diagnose for SpecError {
                 "kernel=PATH, kernel=fd:N, or kernel=probe for the built-in test guest".to_owned(),
             ),
             Self::Value { key, .. } if key == "memory" => {
-                Some("for instance memory=128M".to_owned())
+                Some("for example memory=128M".to_owned())
             }
             _ => None,
         }

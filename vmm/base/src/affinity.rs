@@ -1,4 +1,4 @@
-//! Host processors that a guest's vCPUs may use.
+//! The host processors that a guest's vCPUs may use.
 
 use std::str::FromStr;
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnose::{Class, Diagnose};
 
-/// Highest processor number that Linux's affinity mask of this size holds.
+/// The highest processor number that fits into Linux's affinity mask.
 const MAX_CPU: usize = thread::CpuSet::MAX_CPU;
 
-/// A list of processors as `taskset` and cpusets write it: `2-5,7`.
+/// A list of processors in the syntax of `taskset` and cpusets: `2-5,7`.
 ///
-/// It is kept as it was written: whether its ranges ascend and the host has
-/// the processors is found out by [`CpuSet::check`].
+/// It keeps the ranges as they were written; [`CpuSet::check`] checks that they
+/// ascend and that the host has the processors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CpuSet(Vec<(u16, u16)>);
 
-/// Why a list of processors was refused.
+/// A reason why a list of processors was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CpuSetError {
-    /// The text is not numbers and ranges.
+    /// The text does not consist of numbers and ranges.
     #[error("`{text}` is not a list of processors such as 2-5,7")]
     Syntax {
         /// The text as it was given.
@@ -35,7 +35,7 @@ pub enum CpuSetError {
         /// The last number of the range.
         last: u16,
     },
-    /// A processor is not one that this process may use.
+    /// A processor is not available to this process.
     #[error("processor {cpu} is not available here (available: {available})")]
     Unavailable {
         /// The number of the processor.
@@ -118,8 +118,8 @@ impl utoipa::ToSchema for CpuSet {
     }
 }
 
-/// Returns the processors that this process may use, ascending; none where
-/// the host does not say.
+/// Returns the processors that this process may use, in ascending order; empty
+/// if the host does not tell.
 fn available() -> Vec<usize> {
     let Ok(set) = thread::sched_getaffinity(None::<Pid>) else {
         return Vec::new();
@@ -128,8 +128,8 @@ fn available() -> Vec<usize> {
 }
 
 impl CpuSet {
-    /// Returns the set of ascending processor numbers, adjacent ones as
-    /// ranges.
+    /// Creates the set of processors with these ascending numbers, merging
+    /// adjacent ones into ranges.
     fn of(cpus: &[usize]) -> Self {
         let follows = |a: &usize, b: &usize| a + 1 == *b;
         let range = |run: &[usize]| {
@@ -148,8 +148,8 @@ impl CpuSet {
     /// Checks that every range ascends and every processor is available.
     ///
     /// # Errors
-    /// [`CpuSetError::Descending`] and [`CpuSetError::Unavailable`] name the
-    /// first range or processor that is wrong.
+    /// Returns [`CpuSetError::Descending`] or [`CpuSetError::Unavailable`] for
+    /// the first invalid range or processor.
     pub fn check(&self) -> Result<(), CpuSetError> {
         if let Some(&(first, last)) = self.0.iter().find(|(first, last)| first > last) {
             return Err(CpuSetError::Descending { first, last });
@@ -164,14 +164,14 @@ impl CpuSet {
         }
     }
 
-    /// Confines the current thread to the set.
+    /// Restricts the current thread to the set.
     pub fn apply(&self) {
         let mut set = thread::CpuSet::new();
         for cpu in self.cpus().filter(|cpu| *cpu < MAX_CPU) {
             set.set(cpu);
         }
         if let Err(error) = thread::sched_setaffinity(None, &set) {
-            log::warn!("a vCPU thread cannot be confined to processors {self}: {error}");
+            log::warn!("a vCPU thread cannot be restricted to processors {self}: {error}");
         }
     }
 }

@@ -3,23 +3,23 @@
 use crate::{Class, Diagnose};
 use std::ffi::{CString, NulError};
 
-/// What Linux guests get when nothing is given: a console, and an end when
-/// the kernel panics. Reboot and poweroff go through ACPI. No device does DMA,
-/// and a pool above 4 GiB has no memory for bounce buffers.
+/// The default command line of Linux guests: a console, and a reset when the
+/// kernel panics. Reboot and poweroff go through ACPI. No device does DMA, and
+/// a pool above 4 GiB has no memory for bounce buffers.
 pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
 
-/// Why a command line was refused.
+/// A reason why a command line was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
-    /// Longer than the kernel reads.
+    /// The command line is longer than the kernel's limit.
     #[error("the command line has {len} bytes, this kernel takes at most {max} (its cmdline_size)")]
     TooLong {
-        /// Its length without the NUL.
+        /// The length without the NUL.
         len: u64,
         /// The kernel's limit without the NUL.
         max: u64,
     },
-    /// A NUL inside would cut it off.
+    /// The command line contains a NUL, which would truncate it.
     #[error("the command line contains a NUL byte")]
     Nul(#[from] NulError),
 }
@@ -33,7 +33,7 @@ impl Diagnose for CmdlineError {
 /// Checks `text` against a kernel's limit.
 ///
 /// # Errors
-/// [`CmdlineError`]; nothing is ever truncated.
+/// Returns a [`CmdlineError`]; a command line is never truncated.
 pub fn check(text: &str, max: u64) -> Result<CString, CmdlineError> {
     let len = text.len() as u64;
     if len > max {

@@ -1,8 +1,8 @@
-//! What an error means to whoever has to act on it.
+//! The class of an error, and a hint for fixing it.
 //!
-//! The enum that describes a failure also says what class it belongs to and
-//! what would help. Those who report it only map the class: the command line
-//! to an exit status, the control socket to an HTTP status, in one table each.
+//! The enum that describes a failure also determines its class and its hint.
+//! Reporting code only maps the class: the command line to an exit status, the
+//! control socket to an HTTP status, in one table each.
 
 use std::fmt;
 
@@ -15,49 +15,49 @@ use crate::state::State;
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Class {
-    /// The request cannot be read.
+    /// The request cannot be parsed.
     BadRequest,
     /// There is no such route.
     NoRoute,
-    /// The route exists, but not for this method.
+    /// The route does not support this method.
     NoMethod,
-    /// The body of the request is too long.
+    /// The body of the request is too large.
     TooLarge,
-    /// A value is wrong.
+    /// A value is invalid.
     Invalid,
-    /// A name cannot be the name of an instance.
+    /// The name of an instance is invalid.
     Name,
-    /// The host does not have the processors asked for.
+    /// The requested processors are not available on the host.
     Affinity,
-    /// There is no kernel where one is needed.
+    /// A kernel is required and was not given.
     NoKernel,
     /// A file cannot be used.
     File,
     /// There is no such instance.
     NoInstance,
-    /// Nothing was allocated at this address.
+    /// There is no allocation at this address.
     NoAllocation,
-    /// There is an instance of this name already.
+    /// An instance of this name exists already.
     Exists,
-    /// The state of the instance does not allow it.
+    /// The state of the instance does not allow the request.
     WrongState,
-    /// It is in use.
+    /// The instance or resource is in use.
     Busy,
-    /// The pool cannot hold it.
+    /// The pool does not have enough free memory.
     NoRoom,
-    /// The host has no descriptors, threads or mappings left for it.
+    /// The host has run out of descriptors, threads or mappings.
     Exhausted,
-    /// Too much is asked for at once; it may be asked for again.
+    /// Too many requests at once; the request can be retried.
     Overload,
     /// The instance has no memory at this address.
     NoMemory,
-    /// The instance has no such vCPU.
+    /// The instance does not have this vCPU.
     NoCpu,
-    /// A virtual address is mapped to nothing.
+    /// A virtual address is not mapped.
     Unmapped,
     /// The VMM, the host or KVM failed.
     VmmFailed,
-    /// The class is one that this version does not know.
+    /// The class is not known to this version.
     #[serde(other)]
     Unknown,
 }
@@ -68,7 +68,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// What was asked of a pool that could not give it.
+/// The numbers of an allocation that a pool could not satisfy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     /// The number of bytes requested.
@@ -79,23 +79,23 @@ pub struct Room {
     pub largest_free: u64,
 }
 
-/// An error that knows what it means.
+/// An error that has a class and can suggest a fix.
 pub trait Diagnose: std::error::Error {
     /// Returns the class of the error.
     fn class(&self) -> Class;
 
-    /// Returns a hint for fixing the error, where there is one.
+    /// Returns a hint for fixing the error, if there is one.
     fn hint(&self) -> Option<String> {
         None
     }
 
-    /// Returns the numbers of an error of class [`Class::NoRoom`].
+    /// Returns the numbers for an error of class [`Class::NoRoom`].
     fn room(&self) -> Option<Room> {
         None
     }
 
-    /// Returns the state that does not allow what was asked for, of an error
-    /// of class [`Class::WrongState`].
+    /// Returns the state that does not allow the request, for an error of class
+    /// [`Class::WrongState`].
     fn state(&self) -> Option<State> {
         None
     }

@@ -1,7 +1,7 @@
-//! Errors for people: each layer describes itself, a line names them all.
+//! Formats errors for people: each layer describes itself, on one common line.
 
-/// An error and its causes on one line. A cause that the one before it has
-/// quoted already, as those of other crates do, is not said again.
+/// Formats an error and its causes on one line. A cause that its predecessor
+/// already quotes, as errors of some other crates do, is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,35 +1,37 @@
-//! How often a vCPU left its guest, by reason.
+//! Counters of VM exits, by reason.
 //!
-//! Each vCPU has a set of its own, which only its thread writes: counting is
-//! a load and a store to a cache line that nobody fights for.
+//! Each vCPU has its own set, which only its thread writes: counting is a load
+//! and a store to an uncontended cache line.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a vCPU left its guest.
+/// The reason of a VM exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitKind {
-    /// `in` from a port.
+    /// The guest executed `in`.
     IoIn,
-    /// `out` to a port.
+    /// The guest executed `out`.
     IoOut,
-    /// A read of memory that the guest does not have.
+    /// The guest read from an address without memory.
     MmioRead,
-    /// A write to it.
+    /// The guest wrote to an address without memory.
     MmioWrite,
-    /// `hlt`; with an interrupt controller in the kernel it stays there.
+    /// The guest executed `hlt`; with an in-kernel interrupt controller KVM
+    /// handles it.
     Hlt,
-    /// A triple fault.
+    /// The guest caused a triple fault.
     Shutdown,
-    /// A signal, a kick most of the time, or an entry that did not happen.
+    /// A signal, most often a kick, interrupted the guest, or the entry was
+    /// skipped.
     Interrupted,
-    /// KVM or the processor could not enter or go on.
+    /// KVM or the processor could not enter the guest or continue.
     Failed,
-    /// An exit for any other reason.
+    /// The exit had any other reason.
     Other,
 }
 
 impl ExitKind {
-    /// All of them, with their names.
+    /// All kinds of exits, with their names.
     pub const ALL: [(Self, &str); 9] = [
         (Self::IoIn, "io_in"),
         (Self::IoOut, "io_out"),
@@ -43,13 +45,13 @@ impl ExitKind {
     ];
 }
 
-/// The counters of one vCPU, over all its boots.
+/// The counters of one vCPU, over all boots.
 #[derive(Debug, Default)]
 pub struct ExitCounts([AtomicU64; ExitKind::ALL.len()]);
 
 impl ExitCounts {
-    /// One more. Only the vCPU's own thread may say so: there is one at a
-    /// time, and no other writer, so that nothing needs to be locked.
+    /// Increments a counter. Only the vCPU's own thread may call this: as there
+    /// is no other writer, no lock is needed.
     pub fn count(&self, kind: ExitKind) {
         if let Some(cell) = self.0.get(kind as usize) {
             let next = cell.load(Ordering::Relaxed).wrapping_add(1);
@@ -57,7 +59,7 @@ impl ExitCounts {
         }
     }
 
-    /// How many there were of a kind.
+    /// Returns the number of exits of this kind.
     pub fn get(&self, kind: ExitKind) -> u64 {
         let cell = self.0.get(kind as usize);
         cell.map_or(0, |cell| cell.load(Ordering::Relaxed))

@@ -1,7 +1,7 @@
-//! What is known of a guest's images once they have been unpacked.
+//! Facts about a guest's images once they have been unpacked.
 //!
-//! A confined process reads and unpacks a kernel and tells its
-//! [`KernelFacts`]. Whoever acts on them does not trust that process:
+//! A confined process reads and unpacks a kernel and reports its
+//! [`KernelFacts`]. The receiver does not trust that process:
 //! [`KernelFacts::check`] refuses everything that could mislead placement, the
 //! copying of segments or the writing of boot data.
 
@@ -11,27 +11,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::{CMDLINE_MAX, CONTROL_BLOCK_SIZE, KERNEL_ALIGN, LOW_WINDOW_SIZE, PAGE_SIZE};
 
-/// Most memory that a kernel may ask for: 1 GiB, the kernel's own mapping of
-/// itself.
+/// The maximum memory that a kernel may request: 1 GiB, the size of the
+/// kernel's own mapping of itself.
 pub const MAX_KERNEL_MEMORY: u64 = 1 << 30;
-/// Most segments of a kernel; Linux has five.
+/// The maximum number of segments of a kernel; Linux has five.
 pub const MAX_SEGMENTS: usize = 128;
-/// Longest version string, bytes; a setup header's has some 100.
+/// The maximum length of a version string in bytes; a setup header's has about
+/// 100.
 pub const MAX_VERSION: usize = 256;
-/// Sizes of a setup header in bytes: one that reaches `init_size`, to one that
-/// ends where the e820 fields of boot_params begin.
+/// The possible sizes of a setup header in bytes: from one that reaches
+/// `init_size` to one that ends where the e820 fields of boot_params begin.
 pub const SETUP_HEADER_SIZES: std::ops::RangeInclusive<usize> = 0x73..=0x9f;
 
-/// How a kernel is started.
+/// The way in which a kernel is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum BootMode {
-    /// As the ELF file it is, or that was unpacked from it on the host.
+    /// The kernel starts as an ELF file, possibly unpacked from a bzImage on
+    /// the host.
     #[default]
     Elf,
-    /// As a bzImage that unpacks itself in the guest, moving as its own
-    /// address randomisation likes.
+    /// The kernel starts as a bzImage that unpacks itself in the guest, at an
+    /// address that its own address randomisation chooses.
     BzImage,
 }
 
@@ -39,21 +41,21 @@ pub enum BootMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// The kernel's `CONFIG_KERNEL_GZIP`.
+    /// The gzip format of the kernel's `CONFIG_KERNEL_GZIP`.
     Gzip,
-    /// `CONFIG_KERNEL_XZ`, with the x86 BCJ filter.
+    /// The kernel's `CONFIG_KERNEL_XZ`, with the x86 BCJ filter.
     Xz,
-    /// The kernel's `CONFIG_KERNEL_LZMA`.
+    /// The lzma format of the kernel's `CONFIG_KERNEL_LZMA`.
     Lzma,
-    /// The kernel's `CONFIG_KERNEL_ZSTD`.
+    /// The zstd format of the kernel's `CONFIG_KERNEL_ZSTD`.
     Zstd,
-    /// `CONFIG_KERNEL_LZ4`: the legacy frame.
+    /// The kernel's `CONFIG_KERNEL_LZ4`: the legacy frame format.
     Lz4,
-    /// The kernel's `CONFIG_KERNEL_BZIP2`.
+    /// The bzip2 format of the kernel's `CONFIG_KERNEL_BZIP2`.
     Bzip2,
-    /// `CONFIG_KERNEL_LZO`: the container of `lzop`.
+    /// The kernel's `CONFIG_KERNEL_LZO`: the container format of `lzop`.
     Lzo,
-    /// Not compressed at all.
+    /// The payload is not compressed.
     None,
 }
 
@@ -72,12 +74,12 @@ impl fmt::Display for Compression {
     }
 }
 
-/// What kind of file a kernel came from.
+/// The file format of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KernelFormat {
-    /// An ELF64 file.
+    /// An ELF64 file that is not inside a bzImage.
     Elf,
-    /// A bzImage, and the compression of its payload.
+    /// A bzImage with the compression of its payload.
     BzImage(Compression),
 }
 
@@ -109,26 +111,27 @@ impl fmt::Display for KernelFormat {
     }
 }
 
-/// What placement needs to know of the images.
+/// The facts about images that placement needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageFacts {
-    /// Bytes of memory the kernel needs.
+    /// The number of bytes of memory that the kernel needs.
     pub kernel_size: u64,
-    /// Alignment of its start, a power of two.
+    /// The alignment of the kernel's start, a power of two.
     pub kernel_align: u64,
-    /// Lowest address of the kernel's start.
+    /// The lowest address at which the kernel may start.
     pub kernel_addr_min: u64,
-    /// Last address the kernel may use, if there is a limit.
+    /// The last address that the kernel may use, if there is a limit.
     pub kernel_addr_max: Option<u64>,
-    /// Bytes of initramfs, if there is one.
+    /// The size of the initramfs in bytes, if there is one.
     pub initramfs_size: Option<u64>,
-    /// Last address the initramfs may use, if there is a limit.
+    /// The last address that the initramfs may use, if there is a limit.
     pub initramfs_addr_max: Option<u64>,
 }
 
 impl ImageFacts {
-    /// Memory that is enough for these images in one piece aligned as the
-    /// kernel wants to be; `None` when no address space holds it.
+    /// Returns an amount of memory that is sufficient for these images in one
+    /// piece with the kernel's alignment; `None` if it exceeds the address
+    /// space.
     pub fn memory_needed(&self) -> Option<u64> {
         let pages = |bytes: u64| bytes.checked_next_multiple_of(PAGE_SIZE);
         (LOW_WINDOW_SIZE + CONTROL_BLOCK_SIZE)
@@ -138,112 +141,110 @@ impl ImageFacts {
     }
 }
 
-/// A part of a kernel: where its bytes lie in the unpacked file, and where
-/// they go.
+/// A part of a kernel: its position in the unpacked file and in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelSegment {
-    /// Distance from the kernel's start in memory, bytes.
+    /// The distance from the kernel's start in memory, in bytes.
     pub offset: u64,
-    /// Distance from the beginning of the unpacked file, bytes.
+    /// The offset in the unpacked file, in bytes.
     pub file_offset: u64,
-    /// Initialised bytes, which the unpacked file holds.
+    /// The number of initialised bytes, which the unpacked file holds.
     pub file_size: u64,
-    /// Bytes in memory; those beyond `file_size` are zero.
+    /// The number of bytes in memory; those beyond `file_size` are zero.
     pub mem_size: u64,
 }
 
-/// Everything that placing, loading and starting a kernel needs to know of it,
-/// beside the unpacked file itself.
+/// All facts that placing, loading and starting a kernel need, apart from the
+/// unpacked file itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelFacts {
-    /// The kind of file it came from.
+    /// The file format of the kernel.
     pub format: KernelFormat,
-    /// How it is started.
+    /// The way in which the kernel is started.
     pub boot: BootMode,
-    /// Its version string, if it says one: printable ASCII.
+    /// The version string, if the kernel has one: printable ASCII.
     pub version: Option<String>,
-    /// Longest command line in bytes, without the NUL.
+    /// The maximum length of the command line in bytes, without the NUL.
     pub cmdline_max: u64,
-    /// Bytes of memory from the kernel's start that belong to it: the span of
-    /// its segments, and a bzImage's `init_size` where that is more.
+    /// The number of bytes of memory from the kernel's start that belong to it:
+    /// the span of its segments, or a bzImage's `init_size` if that is larger.
     pub mem_size: u64,
-    /// Alignment of the kernel's start: a power of two, at least 2 MiB.
+    /// The alignment of the kernel's start: a power of two, at least 2 MiB.
     pub align: u64,
-    /// Lowest address at which it may start.
+    /// The lowest address at which the kernel may start.
     pub addr_min: u64,
-    /// Last address that it may use; `None` when there is no limit.
+    /// The last address that the kernel may use; `None` if there is no limit.
     pub addr_max: Option<u64>,
-    /// Last address that its initramfs may use; `None` when there is no limit.
+    /// The last address that the initramfs may use; `None` if there is no
+    /// limit.
     pub initrd_addr_max: Option<u64>,
-    /// Distance of the 64-bit entry from the kernel's start, bytes.
+    /// The distance of the 64-bit entry point from the kernel's start, in
+    /// bytes.
     pub entry_offset: u64,
     /// A bzImage's setup header for boot_params, from byte 0x1f1 of the file.
     pub setup_header: Option<Vec<u8>>,
-    /// The parts to copy: ascending, disjoint, at least one.
+    /// The parts to copy: in ascending order, disjoint, at least one.
     pub segments: Vec<KernelSegment>,
 }
 
-/// Why what is said of a kernel cannot be true.
+/// A reason why reported facts about a kernel are invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FactsError {
     /// A number is out of range.
     #[error("{field} is {value:#x}, out of range ({min:#x}..={max:#x})")]
     Range {
-        /// Name of the fact.
+        /// The name of the fact.
         field: &'static str,
-        /// What was said.
+        /// The value that was reported.
         value: u64,
-        /// Lowest value that is possible.
+        /// The lowest valid value.
         min: u64,
-        /// Highest value that is possible.
+        /// The highest valid value.
         max: u64,
     },
-    /// An alignment is no power of two.
+    /// An alignment is not a power of two.
     #[error("the alignment {align:#x} is not a power of two")]
     Alignment {
-        /// What was said.
+        /// The alignment that was reported.
         align: u64,
     },
     /// The version has characters that are not printable ASCII.
     #[error("the version string has bytes that are not printable, the first at {at}")]
     Version {
-        /// Position of the first such byte.
+        /// The position of the first such byte.
         at: u64,
     },
-    /// The kind of file, the way to start it and the setup header do not go
-    /// together.
+    /// The file format, the boot mode and the setup header do not match.
     #[error(
         "a kernel from {format}, started as {boot:?}, cannot have a setup header of {header:?} bytes"
     )]
     Combination {
-        /// The kind of file.
+        /// The file format of the kernel.
         format: KernelFormat,
-        /// How it is started.
+        /// The way in which it is started.
         boot: BootMode,
-        /// Size of the setup header, if there is one.
+        /// The size of the setup header, if there is one.
         header: Option<usize>,
     },
-    /// A segment begins before the one in front of it ends.
-    #[error(
-        "segment {index} begins at {offset:#x}, before the one in front of it ends at {end:#x}"
-    )]
+    /// A segment begins before the previous one ends.
+    #[error("segment {index} begins at {offset:#x}, before the previous one ends at {end:#x}")]
     Overlap {
-        /// Number of the segment, from 0.
+        /// The index of the segment, from 0.
         index: usize,
-        /// Its offset from the kernel's start.
+        /// The offset of the segment from the kernel's start.
         offset: u64,
-        /// End of the segment before.
+        /// The end of the previous segment.
         end: u64,
     },
-    /// The entry lies in no segment's initialised bytes.
+    /// The entry point is not in any segment's initialised bytes.
     #[error("the entry at {entry:#x} lies in no segment's initialised bytes")]
     Entry {
-        /// Distance from the kernel's start.
+        /// The distance of the entry point from the kernel's start.
         entry: u64,
     },
 }
 
-/// Refuses `value` of `field` outside `min..=max`.
+/// Checks that `value` of `field` is within `min..=max`.
 fn in_range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), FactsError> {
     if (min..=max).contains(&value) {
         return Ok(());
@@ -257,13 +258,13 @@ fn in_range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), F
 }
 
 impl KernelFacts {
-    /// Whether the payload was decompressed on the host.
+    /// Returns whether the payload was decompressed on the host.
     pub fn was_unpacked(&self) -> bool {
         self.boot == BootMode::Elf && self.format.compression() != Compression::None
     }
 
-    /// Returns what placement needs to know of this kernel and an initramfs of
-    /// `initramfs_size` bytes.
+    /// Returns the facts that placement needs about this kernel and an
+    /// initramfs of `initramfs_size` bytes.
     pub fn placement(&self, initramfs_size: Option<u64>) -> ImageFacts {
         ImageFacts {
             kernel_size: self.mem_size,
@@ -275,12 +276,12 @@ impl KernelFacts {
         }
     }
 
-    /// Checks that these facts can be true of an unpacked file of `file_len`
-    /// bytes, so that acting on them stays within that file and within
-    /// `mem_size` bytes of memory.
+    /// Checks that these facts are possible for an unpacked file of `file_len`
+    /// bytes, so that using them accesses only that file and `mem_size` bytes
+    /// of memory.
     ///
     /// # Errors
-    /// [`FactsError`] names the first fact that cannot be true.
+    /// Returns a [`FactsError`] for the first invalid fact.
     pub fn check(&self, file_len: u64) -> Result<(), FactsError> {
         in_range("cmdline_max", self.cmdline_max, 0, CMDLINE_MAX - 1)?;
         in_range("mem_size", self.mem_size, 1, MAX_KERNEL_MEMORY)?;
@@ -288,7 +289,7 @@ impl KernelFacts {
         if !self.align.is_power_of_two() {
             return Err(FactsError::Alignment { align: self.align });
         }
-        // The start is rounded up to the alignment, and the end is beyond it.
+        // The start is rounded up to the alignment; the end is above the start.
         let highest = u64::MAX - MAX_KERNEL_MEMORY - self.mem_size;
         in_range("addr_min", self.addr_min, 0, highest)?;
         self.check_version()?;
@@ -310,7 +311,7 @@ impl KernelFacts {
         }
     }
 
-    /// A bzImage brings a setup header, whichever way it is started.
+    /// A bzImage has a setup header, in either boot mode.
     fn check_combination(&self) -> Result<(), FactsError> {
         let header = self.setup_header.as_ref().map(Vec::len);
         let possible = match (self.format, self.boot, header) {
@@ -344,7 +345,7 @@ impl KernelFacts {
             in_range("file_size of a segment", file_size, 0, segment.mem_size)?;
             let last = file_len.checked_sub(file_size);
             let at = segment.file_offset;
-            // A file shorter than the segment has no place for it at all.
+            // A file shorter than the segment cannot contain it.
             let field = "end of a segment in the file";
             let file_end = at.saturating_add(file_size);
             match last {
@@ -358,7 +359,7 @@ impl KernelFacts {
 
     fn check_entry(&self) -> Result<(), FactsError> {
         let entry = self.entry_offset;
-        // `check_segments` made sure that no sum overflows.
+        // `check_segments` ensured that the sum does not overflow.
         let within = |s: &KernelSegment| (s.offset..s.offset + s.file_size).contains(&entry);
         if self.segments.iter().any(within) {
             return Ok(());

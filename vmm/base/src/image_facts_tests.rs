@@ -1,6 +1,6 @@
 use super::*;
 
-/// Length of the unpacked file that `elf` and `bzimage` belong to.
+/// The length of the unpacked file that `elf` and `bzimage` describe.
 const LEN: u64 = 0x9000;
 
 fn segment(offset: u64, file_offset: u64, file_size: u64, mem_size: u64) -> KernelSegment {
@@ -42,7 +42,7 @@ fn bzimage() -> KernelFacts {
     }
 }
 
-/// What is said of `elf` after `change`.
+/// Checks the facts of `elf` after `change`.
 fn changed(change: impl FnOnce(&mut KernelFacts)) -> Result<(), FactsError> {
     let mut facts = elf();
     change(&mut facts);
@@ -145,12 +145,12 @@ fn only_a_bzimage_has_a_setup_header_and_starts_as_one() {
     }
 }
 
-/// Numbers that are easily mishandled, and some of no special kind.
+/// A generator of numbers: boundary cases and arbitrary ones.
 struct Numbers(u64);
 
 impl Numbers {
     fn raw(&mut self) -> u64 {
-        // xorshift64: the same sequence in every run.
+        // This is xorshift64, with the same sequence in every run.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -181,7 +181,7 @@ impl Numbers {
     }
 }
 
-/// Changes one fact of many to a number that may be anything.
+/// Changes one random fact to a random number.
 fn mutate(facts: &mut KernelFacts, numbers: &mut Numbers) {
     let value = numbers.next();
     let index = usize::try_from(numbers.raw() % facts.segments.len() as u64).unwrap();
@@ -204,8 +204,8 @@ fn mutate(facts: &mut KernelFacts, numbers: &mut Numbers) {
     }
 }
 
-/// What a reader of accepted facts relies on, said in 128 bits and without a
-/// look at how `check` does it.
+/// Asserts what users of accepted facts rely on, in 128-bit arithmetic and
+/// independently of how `check` works.
 fn expect_harmless(facts: &KernelFacts, file_len: u64) {
     let wide = u128::from;
     assert!(facts.align.is_power_of_two() && facts.align >= KERNEL_ALIGN);

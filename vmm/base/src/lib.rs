@@ -1,6 +1,6 @@
-//! What every crate of mkvmm speaks of: names and numbers of instances, their
-//! states and stages, violations, the map of a guest's addresses, and facts
-//! about images. This crate knows none of the others.
+//! Types that every crate of mkvmm shares: names and numbers of instances,
+//! their states and stages, violations, the layout of a guest's address space,
+//! and facts about images. This crate depends on none of the others.
 
 pub mod affinity;
 pub mod cmdline;

@@ -5,16 +5,17 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Number of an instance, never reused while the VMM lives.
+/// The number of an instance, never reused while the VMM runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u32);
 
-/// One run of an instance: news of an earlier run are no news.
+/// Identifies one run of an instance, so that events from an earlier run are
+/// recognised as stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RunId {
     /// The instance that runs.
     pub id: InstanceId,
-    /// Counts its boots, from 1.
+    /// The number of the boot, from 1.
     pub epoch: u32,
 }
 
@@ -29,16 +30,17 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// Longest name of an instance, bytes.
+/// The maximum length of an instance's name in bytes.
 const NAME_MAX: usize = 32;
 
-/// A validated name: 1 to 32 letters, digits, `.`, `_` and `-`, beginning
-/// with a letter or digit, so that it can stand in a tree, a path and a line.
+/// A validated name: 1 to 32 letters, digits, `.`, `_` and `-`, beginning with
+/// a letter or digit, so that it is safe in a resource tree, a path and a line
+/// of output.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstanceName(String);
 
-/// Why a name was refused.
+/// A reason why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is not an instance name: {}", .name.escape_debug(), "1 to 32 letters, digits, `.`, `_`, `-`, the first a letter or digit")]
 pub struct NameError {

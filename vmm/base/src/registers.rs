@@ -1,14 +1,15 @@
-//! What a vCPU's registers hold, as it crosses between processes.
+//! The contents of a vCPU's registers, in a form that crosses between
+//! processes.
 //!
-//! The fields have the names that the manuals and KVM's structures give them
-//! (Intel SDM volume 1, chapter 3; volume 3A, chapter 2), so that no crate
-//! above the machine's needs KVM's own.
+//! The fields have the names of the manuals and of KVM's structures (Intel SDM
+//! volume 1, chapter 3; volume 3A, chapter 2), so that only the machine crate
+//! needs KVM's own types.
 
 use serde::{Deserialize, Serialize};
 
-/// Words of a register block, see [`Registers::to_words`].
+/// The number of words of a register block; see [`Registers::to_words`].
 pub const WORDS: usize = 18 + 8 * 3 + 2 * 2 + 7 + 1;
-/// How a register block says that KVM did not tell the state of the vCPU.
+/// The value of a register block's `mp_state` if KVM did not report it.
 const NO_MP_STATE: u64 = u64::MAX;
 
 /// The general registers, RIP and RFLAGS.
@@ -38,38 +39,38 @@ pub struct General {
 /// A segment register with its hidden part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// The base address.
+    /// The base address of the segment.
     pub base: u64,
-    /// The limit in bytes.
+    /// The limit of the segment in bytes.
     pub limit: u32,
     /// The selector that the guest loaded.
     pub selector: u16,
-    /// The descriptor's type field.
+    /// The type field of the descriptor.
     pub type_: u8,
-    /// Whether the segment is present.
+    /// Nonzero if the segment is present.
     pub present: u8,
     /// The descriptor privilege level.
     pub dpl: u8,
-    /// The default operation size.
+    /// Nonzero if the default operation size is 32 bits.
     pub db: u8,
-    /// Whether it is a code or data segment.
+    /// Nonzero for a code or data segment.
     pub s: u8,
-    /// Whether it is 64-bit code.
+    /// Nonzero for 64-bit code.
     pub l: u8,
     /// The granularity of the descriptor's limit: 0 for bytes, 1 for 4 KiB.
     pub g: u8,
     /// The bit that is available to software.
     pub avl: u8,
-    /// Whether the processor considers it unusable.
+    /// Nonzero if the segment is unusable.
     pub unusable: u8,
 }
 
-/// A descriptor-table register.
+/// The contents of a descriptor-table register.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// The base address.
+    /// The base address of the table.
     pub base: u64,
-    /// The limit in bytes.
+    /// The limit of the table in bytes.
     pub limit: u16,
 }
 
@@ -103,7 +104,7 @@ pub struct Registers {
     pub regs: General,
     /// The segment, table and control registers.
     pub sregs: Special,
-    /// A `KVM_MP_STATE_*` number; `None` where KVM does not say.
+    /// A `KVM_MP_STATE_*` number; `None` if KVM does not report it.
     pub mp_state: Option<u32>,
 }
 
@@ -163,8 +164,9 @@ impl Registers {
         words
     }
 
-    /// Reads what [`Self::to_words`] wrote, whatever came of it since: every
-    /// sequence of words is some registers, and what is missing reads as zero.
+    /// Reads what [`Self::to_words`] wrote, even if it was modified since: any
+    /// sequence of words is a valid set of registers, and missing words read as
+    /// zero.
     pub fn from_words(words: &[u64]) -> Self {
         let mut words = words.iter().copied();
         let mut next = || words.next().unwrap_or(0);

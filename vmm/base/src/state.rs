@@ -1,5 +1,5 @@
-//! The life of an instance: which states there are, which verbs each allows,
-//! and how it may end.
+//! The life cycle of an instance: its states, the verbs that each allows, and
+//! the reasons why it ends.
 //!
 //! ```text
 //!   create        load          start         pause
@@ -13,40 +13,40 @@
 //!                                         └► active
 //! ```
 //!
-//! [`State::after`] is the whole table; everything else asks it.
+//! [`State::after`] is the complete transition table; all other code uses it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a vCPU, and with it the instance, came to its end.
+/// The reason why a vCPU, and with it the instance, has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum EndReason {
-    /// The guest turned itself off (ACPI soft-off).
+    /// The guest powered itself off (ACPI soft-off).
     Poweroff,
-    /// The guest asked for a reset (i8042 or ACPI).
+    /// The guest requested a reset (i8042 or ACPI).
     Reboot,
-    /// Every vCPU sleeps with interrupts off: nothing can wake it any more.
+    /// Every vCPU is halted with interrupts disabled; nothing can wake it.
     Halt,
     /// The VMM ended it, on request.
     Killed,
-    /// The guest's kernel panicked and said so (pvpanic).
+    /// The guest's kernel panicked and reported it (pvpanic).
     Panic,
-    /// An exception that the guest could not handle.
+    /// The guest caused an exception that it could not handle.
     TripleFault,
-    /// It touched what is not its own, and its policy says stop.
+    /// The guest accessed memory it does not own, and its policy is to stop.
     Violation,
-    /// KVM could not go on: the guest did something KVM cannot run.
+    /// KVM could not continue: the guest did something that KVM cannot run.
     KvmError,
-    /// The worker process failed: it ended without saying why, was killed from
-    /// outside, or broke the protocol.
+    /// The worker process failed: it exited without a reason, was killed from
+    /// outside, or violated the protocol.
     Vmm,
 }
 
 impl EndReason {
-    /// `failed` or `stopped`.
+    /// Returns the state after this end: `failed` or `stopped`.
     pub const fn state(self) -> State {
         match self {
             Self::Poweroff | Self::Reboot | Self::Halt | Self::Killed => State::Stopped,
@@ -63,11 +63,11 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// What follows when the process of a guest stands still.
+/// The response when a guest's process does not make progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnStall {
-    /// The instance is `stalled` until the process goes on, or somebody kills
+    /// The instance is `stalled` until the process continues, or somebody kills
     /// it.
     #[default]
     Wait,
@@ -75,38 +75,39 @@ pub enum OnStall {
     Kill,
 }
 
-/// What follows when a guest ended by itself.
+/// The response when a guest ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum OnEnd {
-    /// Nothing: it stays ended.
+    /// The instance stays stopped.
     #[default]
     Stop,
-    /// It is booted again from the images it was loaded with.
+    /// The instance is booted again from the images it was loaded with.
     Restart,
 }
 
-/// Where an instance stands.
+/// The state of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum State {
-    /// It has its sub-pool.
+    /// The instance has a sub-pool and no images.
     Ready,
-    /// Its images are in its memory.
+    /// The images are in the instance's memory.
     Loaded,
-    /// Its vCPUs run.
+    /// The vCPUs of the instance run.
     Active,
-    /// Its vCPUs wait to be let go on.
+    /// The vCPUs wait until they are resumed.
     Paused,
-    /// It ended as a guest may end.
+    /// The instance ended normally.
     Stopped,
-    /// It ended badly.
+    /// The instance ended with an error.
     Failed,
-    /// It is being deleted, and its memory cleaned for others.
+    /// The instance is being deleted; its memory is scrubbed before it is
+    /// reused.
     Cleaning,
-    /// Its process stands still: it did not answer an order, since a signal, a
+    /// The instance's process does not respond, because a signal, a cgroup
     /// freezer or a debugger stopped it.
     Stalled,
 }
@@ -117,28 +118,28 @@ impl fmt::Display for State {
     }
 }
 
-/// What can be asked of an instance that is there.
+/// An operation on an existing instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Verb {
-    /// Put images into its memory, in place of those that are there.
+    /// Load images into its memory, replacing earlier ones.
     Load,
     /// Boot the images that are loaded.
     Start,
-    /// Stop its vCPUs for a while.
+    /// Pause its vCPUs.
     Pause,
-    /// Let them go on.
+    /// Resume its vCPUs.
     Resume,
     /// End the guest, by its power button or by force.
     Kill,
-    /// Take the images out of its memory.
+    /// Remove the images from its memory.
     Unload,
-    /// Give its memory back; then it is gone.
+    /// Delete the instance and free its memory.
     Delete,
 }
 
-/// Every verb there is.
+/// All verbs, in the order of an instance's life.
 pub const VERBS: [Verb; 7] = [
     Verb::Load,
     Verb::Start,
@@ -150,7 +151,7 @@ pub const VERBS: [Verb; 7] = [
 ];
 
 impl Verb {
-    /// Returns the word that stands for it everywhere.
+    /// Returns the name of the verb in the API and in messages.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -170,22 +171,22 @@ impl fmt::Display for Verb {
     }
 }
 
-/// Where a verb leads.
+/// The effect of a verb on the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// At once to this state.
+    /// The instance is in this state at once.
     Now(State),
-    /// To `stopped` or `failed`, when the guest has ended.
+    /// The instance is `stopped` or `failed` once the guest has ended.
     Ends,
-    /// The instance is gone.
+    /// The instance no longer exists.
     Gone,
 }
 
 impl State {
-    /// Where `verb` leads from here; `None` where it is not legal.
+    /// Returns the effect of `verb` in this state; `None` if it is illegal.
     ///
-    /// `kill` is legal after the end as well and does nothing there, so that
-    /// repeating it is never an error of whoever was a moment too late.
+    /// `kill` is also legal after the end, where it does nothing, so that a
+    /// caller who was a moment too late does not get an error.
     pub const fn after(self, verb: Verb) -> Option<Outcome> {
         use State::{Active, Failed, Loaded, Paused, Ready, Stalled, Stopped};
         Some(match (self, verb) {
@@ -201,19 +202,19 @@ impl State {
         })
     }
 
-    /// The verbs that are legal here.
+    /// Returns the verbs that are legal in this state.
     pub fn legal(self) -> impl Iterator<Item = Verb> {
         let legal = move |verb: &Verb| self.after(*verb).is_some();
         VERBS.into_iter().filter(legal)
     }
 
-    /// Returns the hint that names the verbs that are legal here.
+    /// Returns the hint that lists the verbs that are legal in this state.
     pub fn legal_hint(self) -> String {
         let verbs: Vec<String> = self.legal().map(|verb| verb.to_string()).collect();
         format!("legal now: {}", verbs.join(", "))
     }
 
-    /// Whether vCPUs exist: the guest owns its RAM.
+    /// Returns whether vCPUs exist, which means that the guest owns its RAM.
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Active | Self::Paused | Self::Stalled)
     }

@@ -1,8 +1,8 @@
-//! When an instance reached which stage.
+//! The times at which an instance reached its stages.
 //!
-//! Stages are written once. Times are nanoseconds since the VMM started; what
-//! other processes note in nanoseconds of CLOCK_MONOTONIC, [`since_start`]
-//! converts.
+//! Stages are written once. Times are nanoseconds since the VMM started;
+//! [`since_start`] converts times of CLOCK_MONOTONIC that other processes
+//! record.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,22 +13,22 @@ use rustix::time::{ClockId, clock_gettime};
 
 use serde::{Deserialize, Serialize};
 
-/// A stage of a boot.
+/// A stage of an instance's boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
-    /// The sub-pool is carved.
+    /// The sub-pool is carved out of the main pool.
     Created,
-    /// The pieces have their places.
+    /// The pieces have addresses.
     Placed,
     /// The images are in memory.
     Loaded,
-    /// The vCPUs are let go.
+    /// The vCPUs are started.
     Exec,
-    /// The first exit to the VMM.
+    /// The first VM exit to the VMM happened.
     FirstExit,
-    /// The first byte on the console.
+    /// The first byte was written to the console.
     FirstOutput,
-    /// The end of the guest, for whatever reason.
+    /// The guest ended, for whatever reason.
     Ended,
 }
 
@@ -49,48 +49,50 @@ impl Stage {
     }
 }
 
-/// Whoever measures how long boots take, from stage to stage.
+/// A receiver of the durations between stages of boots.
 pub trait Spans: fmt::Debug + Send + Sync {
-    /// Takes note that `stage` was reached. `since` tells how long before that
-    /// another stage was reached, in nanoseconds, if it was.
+    /// Records that `stage` was reached. `since` returns how many nanoseconds
+    /// before that another stage was reached, if it was.
     fn reached(&self, stage: Stage, since: &dyn Fn(Stage) -> Option<u64>);
 }
 
-/// Marks of a guest that are kept: what comes later is not its boot.
+/// The maximum number of marks kept per boot; later ones are not part of the
+/// boot.
 const MARKS_MAX: usize = 64;
 
-/// A mark that a guest left at a debug port.
+/// A mark that a guest wrote to a debug port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
-    /// Nanoseconds since the VMM started.
+    /// The time in nanoseconds since the VMM started.
     pub at: u64,
     /// A POST code (port 0x80) in hex, or a line of text (port 0xe9).
     pub text: String,
 }
 
-/// The boot of one instance.
+/// The times of one instance's boot.
 #[derive(Debug, Default)]
 pub struct Timeline {
     stages: [AtomicU64; STAGES.len()],
     marks: Mutex<Vec<Mark>>,
-    /// Where boots are measured, once it is known that this one is for real.
+    /// The receiver of durations, set once the instance is known to be created
+    /// for real.
     spans: OnceLock<Arc<dyn Spans>>,
     has_loaded: AtomicBool,
 }
 
 impl Timeline {
-    /// Notes that `stage` is reached now, unless it was before.
+    /// Records that `stage` is reached now, unless it was reached before.
     pub fn reach(&self, stage: Stage) {
         self.reach_at(stage, now());
     }
 
-    /// Notes that `stage` was reached `at` nanoseconds after the VMM started,
-    /// unless it was before.
+    /// Records that `stage` was reached `at` nanoseconds after the VMM started,
+    /// unless it was reached before.
     pub fn reach_at(&self, stage: Stage, at: u64) {
         let Some(cell) = self.stages.get(stage as usize) else {
             return;
         };
-        // Who loses the race was later; 0 means not reached.
+        // The loser of a race came later; 0 means not reached.
         let at = at.max(1);
         let first = cell.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
         if first.is_ok() {
@@ -98,8 +100,8 @@ impl Timeline {
         }
     }
 
-    /// Measures this boot with `spans` from now on, and what of it is over.
-    /// Not for instances that are only tried out.
+    /// Reports this boot to `spans` from now on, including the stages reached
+    /// so far. Must not be used for instances of a dry run.
     pub fn measure_with(&self, spans: Arc<dyn Spans>) {
         if self.spans.set(spans).is_ok() && self.at(Stage::Loaded).is_some() {
             self.measure(Stage::Loaded);
@@ -110,27 +112,28 @@ impl Timeline {
         let (Some(spans), Some(at)) = (self.spans.get(), self.at(stage)) else {
             return;
         };
-        // When the kept images are loaded again, long after the instance was
-        // made, that says nothing about making one.
+        // Reloading the kept images long after the instance was created does
+        // not measure its creation.
         if stage == Stage::Loaded && self.has_loaded.swap(true, Ordering::Relaxed) {
             return;
         }
         spans.reached(stage, &|from| Some(at.saturating_sub(self.at(from)?)));
     }
 
-    /// From the start of the vCPUs to the end, once there was one.
+    /// Returns the time from the start of the vCPUs to the end; zero if it has
+    /// not ended.
     pub fn lifetime(&self) -> Duration {
         let run = self.at(Stage::Exec).zip(self.at(Stage::Ended));
         Duration::from_nanos(run.map_or(0, |(start, end)| end.saturating_sub(start)))
     }
 
-    /// Nanoseconds since the VMM started, if the stage was reached.
+    /// Returns the nanoseconds since the VMM started, if the stage was reached.
     pub fn at(&self, stage: Stage) -> Option<u64> {
         let at = self.stages.get(stage as usize)?.load(Ordering::Relaxed);
         (at != 0).then_some(at)
     }
 
-    /// A new boot of the same instance: from `loaded` on all begins again.
+    /// Begins a new boot of the same instance: stages from `loaded` on are reset.
     pub fn restart(&self) {
         for stage in [
             Stage::Loaded,
@@ -146,7 +149,7 @@ impl Timeline {
         self.lock().clear();
     }
 
-    /// Keeps a mark of the guest's, unless there are too many already.
+    /// Keeps a mark of the guest, unless there are too many already.
     pub fn mark(&self, mark: Mark) {
         let mut marks = self.lock();
         if marks.len() < MARKS_MAX {
@@ -154,12 +157,12 @@ impl Timeline {
         }
     }
 
-    /// The guest's marks, oldest first.
+    /// Returns the guest's marks, oldest first.
     pub fn marks(&self) -> Vec<Mark> {
         self.lock().clone()
     }
 
-    /// Stages reached, in order, with their names.
+    /// Returns the stages reached, in order, with their names.
     pub fn stages(&self) -> impl Iterator<Item = (&'static str, u64)> {
         STAGES
             .iter()
@@ -167,12 +170,13 @@ impl Timeline {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Mark>> {
-        // Marks are complete at every moment, whatever panicked.
+        // The marks are valid even if the lock is poisoned.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// `created 0.1 placed 0.2 …`, milliseconds since the VMM started.
+/// Formats as `created 0.1 placed 0.2 …`, in milliseconds since the VMM
+/// started.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
@@ -191,14 +195,15 @@ impl fmt::Display for Timeline {
 /// Returns the nanoseconds of CLOCK_MONOTONIC, which all processes share.
 pub fn monotonic() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
-    // The clock counts from the host's start: neither is negative, and 584
+    // The clock counts from the host's boot: neither part is negative, and 584
     // years fit.
     let part = |value: i64| u64::try_from(value).unwrap_or(0);
     part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }
 
 /// Converts nanoseconds of CLOCK_MONOTONIC into nanoseconds since the VMM
-/// started: since the first call, which `main` makes. Earlier times are 0.
+/// started, which is the time of the first call, in `main`. Earlier times
+/// become 0.
 pub fn since_start(monotonic_ns: u64) -> u64 {
     static START: OnceLock<u64> = OnceLock::new();
     monotonic_ns.saturating_sub(*START.get_or_init(monotonic))

@@ -1,10 +1,10 @@
-//! What a manager and an unpacker tell each other of one image.
+//! The messages between the manager and an unpacker about one image.
 //!
-//! The unpacker is a confined, short-lived process: it is given a [`Job`], the
+//! The unpacker is a confined, short-lived process: it receives a [`Job`], the
 //! image and an empty memory file, and answers with [`Unpacked`] or an
-//! [`UnpackError`]. It reads what hostile people wrote, so its answer is
-//! checked: [`Unpacked::check`] refuses what cannot be true, and an error's
-//! text is bounded and printable from the moment that it is decoded.
+//! [`UnpackError`]. It reads hostile input, so its answer is checked:
+//! [`Unpacked::check`] refuses impossible values, and an error's text is
+//! bounded and printable as soon as it is decoded.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::chain;
 use crate::image_facts::{BootMode, FactsError, KernelFacts};
 
-/// Longest text of an error, bytes.
+/// The maximum length of an error's text in bytes.
 const MAX_TEXT: usize = 1024;
 
 /// The SHA-256 of a file's content; printed, and in JSON, in lowercase hex.
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for ContentHash {
     }
 }
 
-/// Reads a hash out of 64 hex digits.
+/// Parses a hash from 64 hex digits.
 struct HexVisitor;
 
 impl Visitor<'_> for HexVisitor {
@@ -85,92 +85,92 @@ impl Visitor<'_> for HexVisitor {
     }
 }
 
-/// What an image is for.
+/// The purpose of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageRole {
-    /// A kernel, started in this way.
+    /// A kernel, started in this mode.
     Kernel(BootMode),
-    /// An initramfs, which is not looked into.
+    /// An initramfs, whose content is not parsed.
     Initramfs,
 }
 
-/// What an unpacker may use. Each is a number of bytes.
+/// The limits of an unpacker, each a number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Largest image that is read.
+    /// The maximum size of the image that is read.
     pub input: u64,
-    /// Largest output that is written.
+    /// The maximum size of the output that is written.
     pub output: u64,
-    /// Most memory that a kernel may ask for when it runs.
+    /// The maximum memory that a kernel may request at run time.
     pub memory: u64,
 }
 
-/// What an unpacker is to do.
+/// The job of an unpacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// What the image is for.
+    /// The purpose of the image.
     pub role: ImageRole,
-    /// What the work may use.
+    /// The limits of the job.
     pub limits: Limits,
 }
 
-/// What is known of an image by its role.
+/// The facts about an image, by its role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Facts {
-    /// Of a kernel.
+    /// The facts about a kernel.
     Kernel(KernelFacts),
-    /// Of an initramfs.
+    /// The facts about an initramfs.
     Initramfs {
-        /// CRC-32 of the output, which the probe verifies.
+        /// The CRC-32 of the output, which the probe verifies.
         crc32: u32,
     },
 }
 
-/// An image that was unpacked.
+/// The result of unpacking an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpacked {
-    /// What is known of it.
+    /// The facts about the image.
     pub facts: Facts,
-    /// SHA-256 of the image as it was read.
+    /// The SHA-256 of the image as it was read.
     pub sha256: ContentHash,
-    /// Bytes that were read.
+    /// The number of bytes that were read.
     pub input_size: u64,
-    /// Bytes of output.
+    /// The number of bytes of output.
     pub output_size: u64,
 }
 
-/// Why an unpacker's answer cannot be true.
+/// A reason why an unpacker's answer is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// What it says of the kernel cannot be.
-    #[error("the facts about the kernel cannot be true")]
+    /// The reported facts about the kernel are invalid.
+    #[error("the facts about the kernel are invalid")]
     Facts(#[from] FactsError),
-    /// The answer is about something else than was asked for.
+    /// The answer is about another kind of image than requested.
     #[error("the answer does not belong to the job {asked:?}")]
     Role {
-        /// What was asked for.
+        /// The role that was requested.
         asked: ImageRole,
     },
-    /// A size is above the job's limit, or is not the file's.
-    #[error("{what} is {value} bytes, and can be {min} to {max}")]
+    /// A size exceeds the job's limit, or is not that of the file.
+    #[error("{what} is {value} bytes, out of range ({min}..={max})")]
     Size {
         /// The name of the value that is out of range.
         what: &'static str,
-        /// What was said, bytes.
+        /// The reported number of bytes.
         value: u64,
-        /// Least that can be, bytes.
+        /// The smallest valid number of bytes.
         min: u64,
-        /// Most that can be, bytes.
+        /// The largest valid number of bytes.
         max: u64,
     },
 }
 
 impl Unpacked {
-    /// Checks the answer to `job` against the output's real length.
+    /// Checks the answer to `job` against the actual length of the output.
     ///
     /// # Errors
-    /// [`AnswerError`] for the first thing that cannot be true.
+    /// Returns an [`AnswerError`] for the first invalid value.
     pub fn check(&self, job: &Job, output_len: u64) -> Result<(), AnswerError> {
         let size = |what, value, min, max| {
             if (min..=max).contains(&value) {
@@ -212,24 +212,23 @@ impl Unpacked {
     }
 }
 
-/// The kinds of reasons why an image could not be unpacked.
+/// The class of the error of an image that could not be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UnpackErrorClass {
-    /// It is not what it is meant to be, or is damaged.
+    /// The image has the wrong format, or is damaged.
     Invalid,
-    /// It is larger than the job's limits.
+    /// The image exceeds the job's limits.
     TooLarge,
-    /// It could not be read to its end.
+    /// The image could not be read completely.
     Unreadable,
-    /// It changed while it was being read.
+    /// The image changed while it was being read.
     Changing,
-    /// The unpacker was short of memory, or its output could not be written.
+    /// The unpacker ran out of memory, or its output could not be written.
     Resources,
 }
 
-/// Why an image could not be unpacked, in a form that crosses between
-/// processes.
+/// An error of unpacking an image, in a form that crosses between processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 #[serde(from = "RawUnpackError")]
@@ -238,7 +237,7 @@ pub struct UnpackError {
     text: String,
 }
 
-/// An error as it arrives: its text may be anything.
+/// An error as it arrives; its text is untrusted.
 #[derive(Deserialize)]
 struct RawUnpackError {
     class: UnpackErrorClass,
@@ -252,13 +251,13 @@ impl From<RawUnpackError> for UnpackError {
 }
 
 impl UnpackError {
-    /// Makes an error of `class` with the words of `error` and its causes.
+    /// Creates an error of `class` from the text of `error` and its causes.
     pub fn new(class: UnpackErrorClass, error: &dyn std::error::Error) -> Self {
         Self::with_text(class, &chain(error))
     }
 
-    /// What is not printable ASCII, and could act on a terminal, becomes `?`;
-    /// what is longer than [`MAX_TEXT`] is cut off.
+    /// Replaces everything that is not printable ASCII, and could affect a
+    /// terminal, by `?`, and truncates the text to [`MAX_TEXT`].
     fn with_text(class: UnpackErrorClass, text: &str) -> Self {
         let end = text.floor_char_boundary(MAX_TEXT);
         let text = text.get(..end).unwrap_or_default();
@@ -270,7 +269,7 @@ impl UnpackError {
         }
     }
 
-    /// Returns the kind of the error.
+    /// Returns the class of the error.
     pub fn class(&self) -> UnpackErrorClass {
         self.class
     }

@@ -73,7 +73,7 @@ fn sizes_are_within_the_limits_and_those_of_the_file() {
     };
     assert_eq!(
         refused(0x4000, &|u| u.input_size = LIMITS.input + 1),
-        "the image is 1048577 bytes, and can be 1 to 1048576"
+        "the image is 1048577 bytes, out of range (1..=1048576)"
     );
     assert!(refused(0x4000, &|u| u.input_size = 0).starts_with("the image is 0"));
     assert!(refused(0x8001, &|u| u.output_size = 0x8001).starts_with("the output is 32769"));

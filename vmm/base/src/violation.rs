@@ -1,30 +1,29 @@
-//! Accesses to memory that a guest does not own: what they are, and what
-//! follows them.
+//! Accesses to memory that a guest does not own, and the response to them.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What follows a violation.
+/// The response to a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum ViolationPolicy {
-    /// It is counted and logged; the guest goes on.
+    /// The violation is counted and logged; the guest continues.
     #[default]
     Log,
     /// The guest is stopped.
     Stop,
 }
 
-/// Read or write.
+/// The direction of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Access {
-    /// A read, which is answered with all ones.
+    /// A read, which returns all ones.
     Read,
-    /// A write, which changes nothing.
+    /// A write, which is ignored.
     Write,
 }
 
@@ -41,6 +40,6 @@ pub struct Violation {
     pub addr: u64,
     /// The number of bytes accessed.
     pub len: usize,
-    /// What it was.
+    /// The direction of the access.
     pub access: Access,
 }
