@@ -1,4 +1,4 @@
-//! Cleaning memory that its owner is done with. Runs in a process of its own.
+//! Scrubs memory whose owner no longer needs it. Runs in a process of its own.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -7,32 +7,32 @@ use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-/// Bytes that are mapped and overwritten at a time: 64 MiB.
+/// The number of bytes that are mapped and overwritten at a time: 64 MiB.
 const STEP: u64 = 64 << 20;
 
-/// How memory is made to read as zero.
+/// The way in which memory is made to read as zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Method {
-    /// Its pages go back to the host.
+    /// The pages are given back to the host.
     Punch,
-    /// Its pages stay and are overwritten.
+    /// The pages are kept and overwritten.
     Zero,
 }
 
-/// A part of a file.
+/// A range of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// The first byte.
+    /// The offset of the first byte.
     pub offset: u64,
     /// The length in bytes.
     pub len: u64,
 }
 
-/// Why a part was not cleaned.
+/// A reason why a part was not scrubbed.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {
-    /// The kernel refused to take the pages.
-    #[error("{} bytes at {:#x} of a memory file cannot be given back", .part.len, .part.offset)]
+    /// The kernel did not punch the range out of the file.
+    #[error("{} bytes at {:#x} of a memory file cannot be returned to the host", .part.len, .part.offset)]
     Punch {
         /// The part of the file.
         part: Part,
@@ -49,8 +49,8 @@ pub enum CleanError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
-    /// The part is longer than this host's address space.
-    #[error("{} bytes do not fit this host's address space", .part.len)]
+    /// The part is longer than the address space.
+    #[error("{} bytes exceed this host's address space", .part.len)]
     AddressSpace {
         /// The part of the file.
         part: Part,
@@ -60,7 +60,7 @@ pub enum CleanError {
 /// Makes `part` of `file` read as zero.
 ///
 /// # Errors
-/// [`CleanError`]; how much was cleaned is not known then.
+/// Returns a [`CleanError`]; it is then unknown how much was scrubbed.
 pub fn clean(file: &Arc<File>, part: Part, method: Method) -> Result<(), CleanError> {
     match method {
         Method::Punch => {
@@ -93,7 +93,7 @@ fn zero(file: &Arc<File>, part: Part) -> Result<(), CleanError> {
     let mut offset = 0;
     while offset < memory.len() {
         let len = ZEROS.len().min(memory.len() - offset);
-        // The length was just cut to what is there.
+        // The length was just limited to what remains.
         if let Ok(part) = memory.subslice(offset, len) {
             part.copy_from(&ZEROS[..len]);
         }

@@ -1,8 +1,8 @@
 //! The e820 map of one guest, derived from the live ledger.
 //!
-//! This is the only place that writes one. It is rebuilt at every start and
-//! never stored: what the guest prints as `BIOS-e820:` is what this module
-//! made of the ledger a moment before the first vCPU ran.
+//! Only this module builds one. It is rebuilt at every start and never stored:
+//! the map that the guest prints as `BIOS-e820:` was built from the ledger
+//! immediately before the first vCPU ran.
 //!
 //! Source: ACPI 6.5, section 15 (address range types); the wording is that of
 //! Linux's `e820__print_table`.
@@ -15,17 +15,17 @@ use mkpool::range::RangeError;
 
 use mkvmm_base::layout;
 
-/// Address range types of an e820 entry that mkvmm publishes.
+/// The address range type of an e820 entry that mkvmm publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum E820Type {
-    /// RAM that the kernel may use.
+    /// The range is RAM that the kernel may use.
     Usable,
-    /// Not the kernel's: firmware's, the VMM's, or a neighbour's.
+    /// The range belongs to the firmware, the VMM, or another instance.
     Reserved,
 }
 
 impl E820Type {
-    /// The number in the table.
+    /// Returns the number of the type in the table.
     pub const fn raw(self) -> u32 {
         match self {
             Self::Usable => 1,
@@ -33,7 +33,8 @@ impl E820Type {
         }
     }
 
-    /// Returns the type of a number; what is not usable is reserved.
+    /// Returns the type with a number; everything that is not usable is
+    /// reserved.
     pub const fn from_raw(raw: u32) -> Self {
         match raw {
             1 => Self::Usable,
@@ -54,13 +55,14 @@ impl fmt::Display for E820Type {
 /// One row of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct E820Entry {
-    /// Guest-physical addresses it speaks of.
+    /// The guest-physical addresses of the row.
     pub range: AddrRange,
-    /// What they are.
+    /// The type of the addresses.
     pub kind: E820Type,
 }
 
-/// As Linux prints it: `BIOS-e820: [mem 0x…-0x…] usable`, inclusive end.
+/// Formats as Linux does: `BIOS-e820: [mem 0x…-0x…] usable`, with an inclusive
+/// end.
 impl fmt::Display for E820Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -73,27 +75,27 @@ impl fmt::Display for E820Entry {
     }
 }
 
-/// What the map of one instance is made of.
+/// The inputs of the map of one instance.
 #[derive(Debug, Clone, Copy)]
 pub struct E820Facts<'a> {
-    /// The whole pool.
+    /// The range of the whole pool.
     pub pool: AddrRange,
     /// The instance's own chunks, in any order, adjacent ones merged or not.
     pub chunks: &'a [AddrRange],
-    /// Its pieces that are not RAM to the guest: the low window's backing and
-    /// the control block.
+    /// The pieces of the instance that are not RAM to the guest: the low
+    /// window's backing and the control block.
     pub withheld: &'a [AddrRange],
 }
 
-/// Builds the map: sorted, disjoint, equal neighbours merged.
+/// Builds the map: sorted, disjoint, with equal neighbours merged.
 ///
-/// The low window is RAM up to the EBDA and reserved from there; the pool is
-/// reserved but for the instance's own chunks, which are RAM but for what is
-/// withheld.
+/// The low window is RAM up to the EBDA and reserved from there on. The pool is
+/// reserved except for the instance's own chunks, which are RAM except for the
+/// withheld pieces.
 ///
 /// # Errors
-/// [`RangeError`] cannot occur with the constants of [`layout`]; it is handed
-/// on rather than sworn away.
+/// A [`RangeError`] cannot occur with the constants of [`layout`]; it is
+/// returned anyway instead of panicking.
 pub fn build(facts: &E820Facts<'_>) -> Result<Vec<E820Entry>, RangeError> {
     let mut map = MemoryMap::new();
     map.overwrite(facts.pool, E820Type::Reserved);

@@ -1,10 +1,10 @@
-//! The pool of a host: where it lies, what it is made of, who holds which
-//! part of it, and where the pieces of an instance are placed.
+//! The pool of a host: its place, its backing, the owners of its parts, and the
+//! placement of an instance's pieces.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`place`] | where a pool may lie in the address space of all guests |
-//! | [`reservation`] | what the pool is made of |
+//! | [`reservation`] | the kinds of memory that back the pool |
 //! | [`memory_file`], [`pool_memory`] | the host memory behind the pool, as files with one owner each |
 //! | [`cleaning`] | how memory is made to read as zero |
 //! | [`placement`] | where the pieces of an instance go (pure) |

@@ -1,8 +1,8 @@
 //! One file of guest memory: sealed at its size, owned by one instance at a
-//! time, exactly as long as the range of pool addresses it stands for.
+//! time, exactly as long as the range of pool addresses that it backs.
 //!
-//! A process that maps such a file can reach nothing beyond it, whatever it
-//! does to its mappings: there is nothing else in the file.
+//! A process that maps such a file can access nothing beyond it, whatever it
+//! does to its mappings: the file contains nothing else.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,18 +22,19 @@ use crate::reservation::{HUGE_ALIGN, ReservationConfig, ReservationError};
 pub struct MemoryFile {
     range: AddrRange,
     file: Arc<File>,
-    /// Keeps the pages locked where the pool is to be.
+    /// A mapping that keeps the pages locked, if the pool is to be locked.
     _locked: Option<Arc<Mapping>>,
 }
 
 impl MemoryFile {
-    /// Makes the file. Its pages come when they are first touched, except
-    /// where `config` asks for them to be there ([`ReservationConfig::is_populated`]):
-    /// then they are there when this returns, which takes its time.
+    /// Creates the file. Its pages are allocated on first access, unless
+    /// `config` asks for populated memory
+    /// ([`ReservationConfig::is_populated`]): then they are allocated before
+    /// this returns, which takes time.
     ///
     /// # Errors
-    /// [`ReservationError`] when the host has no memory of this kind; nothing
-    /// is left behind.
+    /// Returns a [`ReservationError`] if the host has no memory of this kind;
+    /// nothing is left behind.
     pub fn make(range: AddrRange, config: &ReservationConfig) -> Result<Self, ReservationError> {
         let huge = match config.backing {
             Backing::Normal | Backing::Thp => MemfdFlags::empty(),
@@ -44,7 +45,7 @@ impl MemoryFile {
         let fd =
             rustix::fs::memfd_create("mkvmm-memory", flags).map_err(ReservationError::Memfd)?;
         rustix::fs::ftruncate(&fd, range.size()).map_err(ReservationError::Memfd)?;
-        // A file that can no longer shrink cannot turn an access into SIGBUS.
+        // A file that cannot shrink cannot turn an access into SIGBUS.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(ReservationError::Memfd)?;
         let mut made = Self {
@@ -56,8 +57,8 @@ impl MemoryFile {
         Ok(made)
     }
 
-    /// Policy first, then pages, then the lock: pages obey the policy that is
-    /// there when they come.
+    /// Sets the policy first, then populates, then locks: pages follow the
+    /// policy in effect when they are allocated.
     fn configure(&mut self, config: &ReservationConfig) -> Result<(), ReservationError> {
         if config.numa_node.is_none() && !config.is_populated() {
             return Ok(());
@@ -86,7 +87,7 @@ impl MemoryFile {
         let page = config.backing.page_size().max(HUGE_ALIGN);
         let align = usize::try_from(page).map_err(too_wide)?;
         // Without NORESERVE, mapping hugetlb pages reserves every one of them,
-        // or fails here and now.
+        // or fails immediately.
         let reserve = if config.backing.is_hugetlb() {
             MapFlags::empty()
         } else {
@@ -111,10 +112,11 @@ impl MemoryFile {
         mapping.populate(offset, len).map_err(failed)
     }
 
-    /// Brings in the pages of `part` again, after [`Self::punch`].
+    /// Populates the pages of `part` again, after [`Self::punch`].
     ///
     /// # Errors
-    /// [`ReservationError`] when the host has no memory of this kind now.
+    /// Returns a [`ReservationError`] if the host has no memory of this kind
+    /// now.
     pub fn populate(
         &self,
         part: AddrRange,
@@ -126,8 +128,8 @@ impl MemoryFile {
     /// Gives the pages of `part` back to the host.
     ///
     /// # Errors
-    /// [`ReservationError::Outside`], or [`ReservationError::Scrub`] with the
-    /// kernel's reason.
+    /// Returns [`ReservationError::Outside`], or [`ReservationError::Scrub`]
+    /// with the kernel's error.
     pub fn punch(&self, part: AddrRange) -> Result<(), ReservationError> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let failed = |source| ReservationError::Scrub {
@@ -138,11 +140,11 @@ impl MemoryFile {
         rustix::fs::fallocate(&*self.file, flags, offset, part.size()).map_err(failed)
     }
 
-    /// Reads memory from pool address `addr` on, without bringing in pages.
+    /// Reads memory from pool address `addr` on, without populating pages.
     ///
     /// # Errors
-    /// [`ReservationError::Outside`], or [`ReservationError::Read`] with the
-    /// kernel's reason.
+    /// Returns [`ReservationError::Outside`], or [`ReservationError::Read`]
+    /// with the kernel's error.
     pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), ReservationError> {
         let Ok(part) = AddrRange::with_size(addr, bytes.len() as u64) else {
             return Ok(()); // nothing to read
@@ -155,18 +157,19 @@ impl MemoryFile {
         self.file.read_exact_at(bytes, offset).map_err(failed)
     }
 
-    /// Returns the pool addresses that this file stands for.
+    /// Returns the pool addresses that this file backs.
     pub fn range(&self) -> AddrRange {
         self.range
     }
 
-    /// Returns the bytes of host memory that the file holds at the moment.
+    /// Returns the number of bytes of host memory that the file uses at the
+    /// moment.
     ///
     /// # Errors
-    /// [`ReservationError::Memfd`] when fstat fails.
+    /// Returns [`ReservationError::Memfd`] if fstat fails.
     pub fn resident(&self) -> Result<u64, ReservationError> {
         let stat = rustix::fs::fstat(&*self.file).map_err(ReservationError::Memfd)?;
-        // st_blocks counts 512-byte units whatever the page size.
+        // st_blocks counts 512-byte units whatever the page size is.
         let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
         Ok(blocks.saturating_mul(512))
     }
@@ -179,7 +182,8 @@ impl MemoryFile {
     /// Returns the offset of `part` in the file.
     ///
     /// # Errors
-    /// [`ReservationError::Outside`] for anything not wholly in the file.
+    /// Returns [`ReservationError::Outside`] for a range not entirely in the
+    /// file.
     pub fn offset(&self, part: AddrRange) -> Result<u64, ReservationError> {
         if !self.range.contains_range(&part) {
             return Err(ReservationError::Outside {

@@ -1,8 +1,8 @@
 //! ① The machine that all guests share: where a pool may lie.
 //!
-//! One guest-physical address space for everybody: a low window, a machine
-//! RAM window below the 32-bit hole and one above it (`boot/layout.rs`). A
-//! pool lies wholly in one of the two RAM windows.
+//! All guests share one guest-physical address space: a low window, a machine
+//! RAM window below the 32-bit hole and one above it (`boot/layout.rs`). A pool
+//! lies entirely in one of the two RAM windows.
 
 use mkpool::AddrRange;
 use mkpool::param::{ParamError, PoolParam};
@@ -13,42 +13,42 @@ use mkvmm_base::layout::{
     CONTROL_BLOCK_SIZE, DYNAMIC_POOL_MIN, HOLE_END, HOLE_START, KERNEL_ALIGN, LOW_WINDOW_SIZE,
 };
 
-/// Less than this holds no guest: low window, control block, kernel.
+/// The minimum size of a pool: the low window, the control block and a kernel.
 pub const MIN_POOL: u64 = LOW_WINDOW_SIZE + CONTROL_BLOCK_SIZE + KERNEL_ALIGN;
 
-/// Why a pool cannot lie where it was asked for. Each carries the numbers.
+/// A reason why a pool cannot lie at the requested place, with the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MachineError {
-    /// The parameter cannot be read, or its address is no page's.
+    /// The parameter cannot be parsed, or its address is not page-aligned.
     #[error(transparent)]
     Param(#[from] ParamError),
-    /// Not even a range.
+    /// The size and address do not form a valid range.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Too small for any guest.
-    #[error("{size} bytes are too few: no guest fits in less than {MIN_POOL}")]
+    /// The pool is too small for any guest.
+    #[error("{size} bytes are too few; a guest needs at least {MIN_POOL}")]
     TooSmall {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         size: u64,
     },
-    /// In the first MiB.
-    #[error("the pool at {start:#x} touches the low window below {LOW_WINDOW_SIZE:#x}")]
+    /// The pool lies in the first MiB.
+    #[error("the pool at {start:#x} overlaps the low window below {LOW_WINDOW_SIZE:#x}")]
     LowWindow {
-        /// First byte of the pool.
+        /// The first byte of the pool.
         start: u64,
     },
-    /// In or across the hole.
-    #[error("the pool {range:?} touches the 32-bit hole {HOLE_START:#x}-{HOLE_END:#x}")]
+    /// The pool lies in the hole or across it.
+    #[error("the pool {range:?} overlaps the 32-bit hole {HOLE_START:#x}-{HOLE_END:#x}")]
     Hole {
-        /// The pool asked for.
+        /// The requested range of the pool.
         range: AddrRange,
     },
-    /// Above what the processor can address.
+    /// The pool lies above the processor's addresses.
     #[error("the pool ends at {end:#x}, above this machine's {bits}-bit addresses")]
     AddressWidth {
-        /// End (exclusive) of the pool.
+        /// The end (exclusive) of the pool.
         end: u64,
-        /// Bits of a physical address.
+        /// The number of bits of a physical address.
         bits: u32,
     },
 }
@@ -60,16 +60,16 @@ impl Diagnose for MachineError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::TooSmall { .. } => Some(format!("the least is {}M", MIN_POOL >> 20)),
+            Self::TooSmall { .. } => Some(format!("the minimum is {}M", MIN_POOL >> 20)),
             Self::LowWindow { .. } => Some(format!(
-                "the lowest address is {LOW_WINDOW_SIZE:#x}, or leave it out"
+                "the lowest address is {LOW_WINDOW_SIZE:#x}; or omit the address"
             )),
             Self::Hole { range } => Some(hole_help(range.size())),
             Self::AddressWidth { bits, .. } => {
                 Some(format!("addresses end at {:#x}", limit(*bits)))
             }
             Self::Param(ParamError::Unaligned { start, granule }) => Some(format!(
-                "the next address that works is {:#x}",
+                "the next valid address is {:#x}",
                 start.checked_next_multiple_of(*granule)?
             )),
             Self::Param(_) | Self::Range(_) => None,
@@ -87,23 +87,23 @@ fn hole_help(size: u64) -> String {
     }
 }
 
-/// First address beyond `bits` bits.
+/// Returns the first address beyond `bits` bits.
 fn limit(bits: u32) -> u64 {
     1_u64.checked_shl(bits).unwrap_or(u64::MAX)
 }
 
-/// Finds the pool's place.
+/// Determines the range of the pool.
 ///
-/// With an address it lies exactly there, or nowhere. Without one, the rule
-/// is: at 16 MiB, or at the first page of the backing above that, if it ends
-/// below the hole from there, else at 4 GiB. A size that is no whole number
-/// of pages is rounded up; compare it with the parameter's to say so.
+/// With an address, the pool lies exactly there or the call fails. Without one,
+/// it lies at 16 MiB, or at the next page of the backing, if it ends below the
+/// hole from there, and otherwise at 4 GiB. The size is rounded up to whole
+/// pages; compare it with the parameter's to report that.
 ///
-/// `bits` is the width of a physical address on this machine, `page` the
-/// size of the backing's pages.
+/// `bits` is the width of a physical address on this machine, `page` the page
+/// size of the backing.
 ///
 /// # Errors
-/// [`MachineError`] with the numbers.
+/// Returns a [`MachineError`] with the numbers.
 pub fn place_pool(param: PoolParam, bits: u32, page: u64) -> Result<AddrRange, MachineError> {
     if param.size < MIN_POOL {
         return Err(MachineError::TooSmall { size: param.size });
@@ -213,7 +213,7 @@ mod tests {
         );
         assert_eq!(
             help("4M@0x100001001"),
-            "the next address that works is 0x100002000"
+            "the next valid address is 0x100002000"
         );
     }
 }

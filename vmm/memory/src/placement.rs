@@ -1,9 +1,9 @@
 //! ④ Placement: where the pieces of an instance lie in its sub-pool.
 //!
-//! A pure function: facts about images and the state of a sub-pool go in, a
-//! plan and the sub-pool's next state, a draft, come out. It does no I/O and changes
-//! nothing, so a plan can be printed, compared and tested without KVM;
-//! loading merely obeys it.
+//! Placement is a pure function: from facts about images and the state of a
+//! sub-pool it computes a plan and the sub-pool's next state, a draft. It does
+//! no I/O and changes nothing, so a plan can be printed, compared and tested
+//! without KVM; loading merely carries it out.
 
 use std::fmt;
 
@@ -15,21 +15,22 @@ use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 use mkvmm_base::{Class, Diagnose};
 
-/// Where everything lies, pool addresses (which are guest addresses).
+/// The places of all pieces, in pool addresses (which are guest addresses).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlacementPlan {
-    /// Backing of guest addresses `[0, 1 MiB)`.
+    /// The backing of the guest addresses `[0, 1 MiB)`.
     pub low_window: AddrRange,
-    /// For what the VMM needs after start.
+    /// The control block, for what the VMM needs after the start.
     pub control_block: AddrRange,
     /// The kernel, from its aligned start.
     pub kernel: AddrRange,
-    /// The initramfs, whole pages.
+    /// The initramfs, in whole pages.
     pub initramfs: Option<AddrRange>,
 }
 
 impl PlacementPlan {
-    /// The pieces and their names in the resource tree, in order of taking.
+    /// Returns the pieces and their names in the resource tree, in the order of
+    /// allocation.
     pub fn pieces(&self) -> impl Iterator<Item = (&'static str, AddrRange)> {
         [
             Some(("low window", self.low_window)),
@@ -41,61 +42,62 @@ impl PlacementPlan {
         .flatten()
     }
 
-    /// The pieces that are never the guest's RAM at their pool address.
+    /// Returns the pieces that are never the guest's RAM at their pool address.
     pub fn withheld(&self) -> [AddrRange; 2] {
         [self.low_window, self.control_block]
     }
 }
 
-/// Why an instance cannot hold its images.
+/// A reason why an instance has no room for its images.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
-    /// A piece found no place.
+    /// There is no place for a piece.
     #[error(
         "no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes"
     )]
     NoRoom {
-        /// Name of the piece.
+        /// The name of the piece.
         piece: &'static str,
-        /// Its size, bytes.
+        /// The size of the piece in bytes.
         size: u64,
-        /// Its alignment, bytes.
+        /// The alignment of the piece in bytes.
         align: u64,
-        /// The instance's memory, bytes.
+        /// The size of the instance's memory in bytes.
         memory: u64,
-        /// Memory that would do in one piece, if any would.
+        /// The memory size that would be sufficient in one piece, if any is.
         needed: Option<u64>,
-        /// What the allocator said.
+        /// The error that the allocator returned.
         #[source]
         source: AllocError,
     },
-    /// A kernel that unpacks itself would do so outside the memory it gets.
+    /// A kernel that unpacks itself would do so outside its memory.
     #[error("no room for the kernel ({size} bytes) at or above its pref_address {min:#x}")]
     KernelTooLow {
-        /// Its size, bytes.
+        /// The size of the kernel in bytes.
         size: u64,
-        /// The kernel's limit.
+        /// The lowest address at which the kernel may start.
         min: u64,
-        /// What the allocator said.
+        /// The error that the allocator returned.
         #[source]
         source: AllocError,
     },
-    /// The kernel would lie above what it can run at.
+    /// The kernel would lie above the highest address at which it can run.
     #[error(
         "the kernel at {range:?} ends above {max:#x}: XLF_CAN_BE_LOADED_ABOVE_4G is not set in its xloadflags"
     )]
     KernelTooHigh {
-        /// Where it would lie.
+        /// The range that the kernel would have.
         range: AddrRange,
-        /// The kernel's limit.
+        /// The highest address that the kernel may use.
         max: u64,
     },
-    /// The initramfs would lie above what the kernel can reach.
+    /// The initramfs would lie above the highest address that the kernel can
+    /// access.
     #[error("the initramfs at {range:?} ends above the kernel's initrd_addr_max {max:#x}")]
     InitramfsTooHigh {
-        /// Where it would lie.
+        /// The range that the initramfs would have.
         range: AddrRange,
-        /// The kernel's limit.
+        /// The highest address that the initramfs may use.
         max: u64,
     },
 }
@@ -109,7 +111,7 @@ impl Diagnose for PlacementError {
         match self {
             Self::NoRoom { needed, .. } => needed.map(|bytes| {
                 let mib = bytes.div_ceil(1 << 20);
-                format!("a memory of {mib}M is the least for these images")
+                format!("these images need a memory of at least {mib}M")
             }),
             Self::InitramfsTooHigh { max, .. } | Self::KernelTooHigh { max, .. } => {
                 Some(format!("place the pool below {max:#x}"))
@@ -120,7 +122,8 @@ impl Diagnose for PlacementError {
 }
 
 impl PlacementError {
-    /// What found no place: the piece, its size, and what the allocator said.
+    /// Returns the piece that has no place, its size, and the allocator's
+    /// error.
     pub fn refusal(&self) -> Option<(&'static str, u64, &AllocError)> {
         match self {
             Self::NoRoom {
@@ -135,7 +138,7 @@ impl PlacementError {
     }
 }
 
-/// As the resource tree prints them, a line each.
+/// Formats the pieces as the resource tree does, one per line.
 impl fmt::Display for PlacementPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, range) in self.pieces() {
@@ -145,12 +148,11 @@ impl fmt::Display for PlacementPlan {
     }
 }
 
-/// Finds places for the pieces, in the order of the contract: low window,
-/// control block, kernel, initramfs. Returns the plan and the draft with
-/// the pieces taken.
+/// Finds places for the pieces, in the order low window, control block, kernel,
+/// initramfs. Returns the plan and the draft with the pieces allocated.
 ///
 /// # Errors
-/// [`PlacementError`] with the numbers.
+/// Returns a [`PlacementError`] with the numbers.
 pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), PlacementError> {
     let mut next = pool;
     let memory = next.size();
@@ -170,7 +172,7 @@ pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), P
     let kernel = match take_kernel(facts, &mut next) {
         Ok(kernel) => kernel,
         Err(source) => {
-            // Whether it fits anywhere tells the two reasons apart.
+            // To distinguish the two reasons, check whether it fits anywhere.
             take(&mut next, "kernel", facts.kernel_size, facts.kernel_align)?;
             let (size, min) = (facts.kernel_size, facts.kernel_addr_min);
             return Err(PlacementError::KernelTooLow { size, min, source });
@@ -197,7 +199,8 @@ pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), P
     Ok((plan, next))
 }
 
-/// Takes the first place for the kernel that is not below its lowest address.
+/// Allocates the first place for the kernel that is not below its lowest
+/// address.
 fn take_kernel(facts: &ImageFacts, pool: &mut Draft) -> Result<AddrRange, AllocError> {
     let align = facts.kernel_align;
     let lowest = facts.kernel_addr_min.min(u64::MAX - 1);
@@ -282,7 +285,7 @@ mod tests {
         facts.kernel_addr_min = 16 * MIB;
         let (placed, next) = plan(&facts, pool.draft()).unwrap();
         assert_eq!(placed.kernel.start(), 16 * MIB);
-        // What lies below the kernel is still free.
+        // The space below the kernel is still free.
         assert_eq!(placed.initramfs.unwrap().start(), 3 * MIB);
         assert_eq!(next.avail(), (255 - 64) * MIB - 4096);
 

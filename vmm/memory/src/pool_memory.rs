@@ -1,4 +1,4 @@
-//! The host memory behind the pool, as files of which each has one owner.
+//! The host memory of the pool, as files with one owner each.
 //!
 //! ```text
 //!   lazy        region ─────────► a file of its own, made when it is taken
@@ -12,9 +12,9 @@
 //!                                      there go back to the host meanwhile
 //! ```
 //!
-//! A process that maps a file can never be made to let go of it, so no file
-//! ever holds bytes of two owners. The granule of files is none of the
-//! allocator's: addresses are decided by the ledger alone.
+//! A process that maps a file can never be forced to unmap it, so no file ever
+//! holds bytes of two owners. Granules of files are independent of the
+//! allocator: addresses are decided by the ledger alone.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -27,19 +27,19 @@ use mkpool::AddrRange;
 use crate::memory_file::MemoryFile;
 use crate::reservation::{HUGE_ALIGN, ReservationConfig, ReservationError};
 
-/// The most granules that a populated pool is made of: each costs a
-/// descriptor here and a mapping in its owner.
+/// The maximum number of granules of a populated pool: each needs a descriptor
+/// here and a mapping in its owner.
 const GRANULES_MAX: u64 = 1024;
-/// The smallest granule, 64 MiB for pools that need no smaller one.
+/// The smallest granule, which is used for all but large pools: 64 MiB.
 const GRANULE_MIN: u64 = 64 << 20;
 
 /// A part of a populated pool.
 #[derive(Debug)]
 struct Granule {
-    /// `None` while an owner has the whole of it.
+    /// The granule's file; `None` while an owner has all of it.
     file: Option<MemoryFile>,
     range: AddrRange,
-    /// Parts that owners have in files of their own, by start.
+    /// The parts that owners have in files of their own, by start address.
     lent: BTreeMap<u64, AddrRange>,
 }
 
@@ -48,18 +48,18 @@ struct Granule {
 pub struct PoolMemory {
     range: AddrRange,
     config: ReservationConfig,
-    /// Ascending; empty where memory comes lazily.
+    /// The granules, in ascending order; empty if memory is allocated lazily.
     granules: Vec<Granule>,
 }
 
 impl PoolMemory {
-    /// Reserves the memory of `range`: nothing at all where it comes lazily,
-    /// every page where `config` says so. `progress` is told the bytes that
-    /// are there so far, from several threads; once `stop` is true the work is
-    /// given up within a granule.
+    /// Reserves the memory of `range`: nothing if it is allocated lazily, every
+    /// page if `config` says so. `progress` receives the number of bytes
+    /// populated so far, from several threads; once `stop` is true, the work is
+    /// abandoned within a granule.
     ///
     /// # Errors
-    /// [`ReservationError`] when the memory cannot be had, or
+    /// Returns a [`ReservationError`] if the memory cannot be reserved, or
     /// [`ReservationError::Stopped`]; nothing is left behind.
     pub fn new(
         range: AddrRange,
@@ -89,21 +89,21 @@ impl PoolMemory {
         self.range
     }
 
-    /// Returns what the memory is made of.
+    /// Returns the configuration of the memory.
     pub fn config(&self) -> &ReservationConfig {
         &self.config
     }
 
-    /// Whether taking and returning memory needs no time worth mentioning.
+    /// Returns whether taking and returning memory takes a negligible time.
     pub fn is_quick(&self) -> bool {
         self.granules.is_empty()
     }
 
-    /// Takes the memory of `regions`, which nobody has: files that read as
-    /// zero, ascending within each region.
+    /// Takes the memory of `regions`, which must have no owner: files that read
+    /// as zero, in ascending order within each region.
     ///
     /// # Errors
-    /// [`ReservationError`]; nothing was taken then.
+    /// Returns a [`ReservationError`]; nothing was taken then.
     pub fn take(&mut self, regions: &[AddrRange]) -> Result<Vec<MemoryFile>, ReservationError> {
         let mut taken = Vec::new();
         for &region in regions {
@@ -140,13 +140,13 @@ impl PoolMemory {
         Ok(())
     }
 
-    /// Returns a file that [`Self::take`] gave. Every other process that had
-    /// it must be dead, and it must read as zero.
+    /// Returns a file that [`Self::take`] provided. Every other process that
+    /// had it must be dead, and it must read as zero.
     ///
     /// # Errors
-    /// [`ReservationError`] when pages that were given up while a part was
-    /// lent cannot be had again: the pool is that much poorer in memory, which
-    /// the next owner of the part will have to find.
+    /// Returns a [`ReservationError`] if pages that were given up while a part
+    /// was lent cannot be allocated again. The pool then lacks that memory, and
+    /// the next owner of the part has to obtain it.
     pub fn put_back(&mut self, file: MemoryFile) -> Result<(), ReservationError> {
         let range = file.range();
         let config = self.config;
@@ -171,7 +171,8 @@ impl Granule {
             return Ok(file);
         }
         if let Some(file) = &self.file {
-            // The same pages, by number: what is given up here is taken there.
+            // Exchange the same number of pages: those given up here are
+            // allocated there.
             file.punch(part)?;
         }
         match MemoryFile::make(part, config) {
@@ -209,9 +210,10 @@ impl Granule {
     }
 }
 
-/// The parts of a lazy region. Files begin at their offset 0, and huge pages
-/// need offsets that are congruent to addresses modulo 2 MiB: what lies before
-/// the first such border gets a file of its own, where anything is left.
+/// Returns the parts of a lazy region. Files begin at their offset 0, and huge
+/// pages need offsets that are congruent to addresses modulo 2 MiB: the part
+/// before the first 2 MiB boundary gets a file of its own, if anything is left
+/// after it.
 fn at_huge_border(region: AddrRange) -> impl Iterator<Item = AddrRange> {
     let border = region.start().checked_next_multiple_of(HUGE_ALIGN);
     let border = border.filter(|border| {
@@ -223,7 +225,7 @@ fn at_huge_border(region: AddrRange) -> impl Iterator<Item = AddrRange> {
     head.into_iter().chain(rest)
 }
 
-/// Makes and fills the granules, with a thread per processor.
+/// Creates and populates the granules, with one thread per processor.
 fn populate(
     range: AddrRange,
     config: &ReservationConfig,
@@ -249,7 +251,7 @@ fn populate(
                 made.insert(range.start(), file);
             }
             Err(error) => {
-                next.store(ranges.len() as u64, Ordering::Relaxed); // the others need not go on
+                next.store(ranges.len() as u64, Ordering::Relaxed); // stop the other threads
                 return lock(error);
             }
         }
@@ -273,8 +275,8 @@ fn populate(
     Ok(made.into_values().map(granule).collect())
 }
 
-/// The ranges of the granules: whole multiples of their size, except for what
-/// the pool has of the first and the last.
+/// Returns the ranges of the granules: whole multiples of their size, except
+/// that the pool's bounds cut the first and the last.
 fn granules(range: AddrRange, page: u64) -> Vec<AddrRange> {
     let wanted = range.size().div_ceil(GRANULES_MAX).next_power_of_two();
     let size = wanted.max(GRANULE_MIN).max(page);

@@ -1,8 +1,8 @@
-//! The last allocations of the pool, who asked for them, and how many there
-//! were of each kind.
+//! The log of the pool's last allocations with their callers, and counters of
+//! each kind.
 //!
-//! What is only tried out, for a plan or a dry run, is not written down: it
-//! never took effect.
+//! Operations of a plan or a dry run are not logged, since they never took
+//! effect.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -13,15 +13,15 @@ use mkpool::pool::AllocError;
 
 use mkvmm_base::{InstanceName, timeline};
 
-/// Records that are kept.
+/// The number of records that are kept.
 const KEPT: usize = 4096;
 
-/// What was done.
+/// An operation of the allocator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
-    /// Memory was taken.
+    /// Memory was allocated.
     Alloc,
-    /// It was given back.
+    /// Memory was freed.
     Free,
 }
 
@@ -34,17 +34,17 @@ impl fmt::Display for Op {
     }
 }
 
-/// Who asked the allocator, and what for.
+/// The caller of an allocator, and the purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// For which instance.
+    /// The instance for which the memory is, if any.
     pub instance: Option<InstanceName>,
-    /// For what: `chunk`, `kernel`, `allocation`, `held` and so on.
+    /// The purpose: `chunk`, `kernel`, `allocation`, `held` and so on.
     pub what: String,
 }
 
 impl Caller {
-    /// For the VMM itself.
+    /// Creates a caller that is the VMM itself.
     pub fn vmm(what: &str) -> Self {
         Self {
             instance: None,
@@ -52,7 +52,7 @@ impl Caller {
         }
     }
 
-    /// For an instance.
+    /// Creates a caller that is an instance.
     pub fn instance(name: &InstanceName, what: &str) -> Self {
         Self {
             instance: Some(name.clone()),
@@ -60,13 +60,14 @@ impl Caller {
         }
     }
 
-    /// Whether the memory is the main pool's, and not an instance's own.
+    /// Returns whether the memory belongs to the main pool, and not to an
+    /// instance.
     pub fn is_main(&self) -> bool {
         self.instance.is_none() || self.what == CHUNK
     }
 }
 
-/// Prints the caller, for instance `web: kernel`.
+/// Formats the caller, for example `web: kernel`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.instance {
@@ -76,31 +77,31 @@ impl fmt::Display for Caller {
     }
 }
 
-/// What of the main pool an instance takes.
+/// The purpose of main-pool memory that an instance allocates.
 pub const CHUNK: &str = "chunk";
 
-/// How it went.
+/// The outcome of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// It took effect.
+    /// The operation succeeded.
     Done,
-    /// More than is free.
+    /// The size exceeds the free memory.
     TooBig,
-    /// Enough is free, but not in one piece, or in too many.
+    /// Enough memory is free, but not in one piece, or in too many pieces.
     TooFragmented,
-    /// A piece is long enough, but not at such an address.
+    /// A free piece is long enough, but has no suitably aligned address.
     NoAlignedPlace,
-    /// The alignment is no power of two.
+    /// The alignment is not a power of two.
     BadAlign,
-    /// Nothing was asked for.
+    /// The requested size is zero.
     ZeroSize,
-    /// The place asked for is taken.
+    /// The requested range is not free.
     Occupied,
-    /// Nothing that was allocated begins there.
+    /// No allocation begins at the address.
     NoAllocation,
-    /// A running guest was told of it.
+    /// The memory map of a running guest already contains the range.
     Published,
-    /// Another value that cannot be.
+    /// Another value is invalid.
     Invalid,
 }
 
@@ -140,7 +141,8 @@ impl From<&AllocError> for Outcome {
 }
 
 impl Outcome {
-    /// Why no sub-pool of `memory` bytes was carved out of `avail` free ones.
+    /// Returns the reason why no sub-pool of `memory` bytes was carved out of
+    /// `avail` free bytes.
     pub fn of_carving(error: &CreateError, memory: u64, avail: u64) -> Self {
         match error {
             CreateError::ZeroSize { .. } => Self::ZeroSize,
@@ -151,29 +153,30 @@ impl Outcome {
     }
 }
 
-/// One allocation, or the end of one.
+/// A record of one allocation, or of one free operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Counts from 1, without gaps.
+    /// The sequence number, from 1 without gaps.
     pub seq: u64,
-    /// Nanoseconds since the VMM started.
+    /// The time in nanoseconds since the VMM started.
     pub at: u64,
-    /// What was done.
+    /// The operation that was requested.
     pub op: Op,
-    /// Who asked, and what for.
+    /// The caller and the purpose.
     pub caller: Caller,
-    /// Where it begins, if it is anywhere.
+    /// The start address, if there is one.
     pub addr: Option<u64>,
-    /// Bytes: of what was taken or given back, or asked for.
+    /// The number of bytes that were allocated, freed or requested.
     pub size: u64,
-    /// How it went.
+    /// The outcome of the operation.
     pub outcome: Outcome,
 }
 
-/// What is counted apart: operation, whether in the main pool, outcome.
+/// The key of a counter: the operation, whether it is in the main pool, and the
+/// outcome.
 pub type CountKey = (Op, bool, Outcome);
 
-/// The last of them, and the number of all.
+/// The last records, and counters of all operations.
 #[derive(Debug, Default)]
 pub struct AllocLog {
     kept: VecDeque<Record>,
@@ -183,23 +186,23 @@ pub struct AllocLog {
 }
 
 impl AllocLog {
-    /// Whether nothing is written down for now; returns what was before.
+    /// Stops or resumes recording; returns the previous setting.
     pub fn pause(&mut self, paused: bool) -> bool {
         std::mem::replace(&mut self.paused, paused)
     }
 
-    /// Memory was taken.
+    /// Records an allocation.
     pub fn taken(&mut self, caller: Caller, range: AddrRange) {
         let (addr, size) = (Some(range.start()), range.size());
         self.push(Op::Alloc, caller, addr, size, Outcome::Done);
     }
 
-    /// `size` bytes could not be had.
+    /// Records that `size` bytes could not be allocated.
     pub fn refused(&mut self, caller: Caller, size: u64, why: Outcome) {
         self.push(Op::Alloc, caller, None, size, why);
     }
 
-    /// An allocator's answer to a request for `size` bytes.
+    /// Records an allocator's answer to a request for `size` bytes.
     pub fn answered(&mut self, caller: Caller, size: u64, answer: &Result<AddrRange, AllocError>) {
         match answer {
             Ok(range) => self.taken(caller, *range),
@@ -207,13 +210,13 @@ impl AllocLog {
         }
     }
 
-    /// Memory was given back.
+    /// Records that memory was freed.
     pub fn freed(&mut self, caller: Caller, range: AddrRange) {
         let (addr, size) = (Some(range.start()), range.size());
         self.push(Op::Free, caller, addr, size, Outcome::Done);
     }
 
-    /// What begins at `addr` was not given back.
+    /// Records that the allocation at `addr` was not freed.
     pub fn kept(&mut self, caller: Caller, addr: u64, size: u64, why: Outcome) {
         self.push(Op::Free, caller, Some(addr), size, why);
     }
@@ -239,13 +242,13 @@ impl AllocLog {
         });
     }
 
-    /// The last `most` that are kept, oldest first.
+    /// Returns the last `most` records, oldest first.
     pub fn last(&self, most: usize) -> impl Iterator<Item = &Record> {
         let skip = self.kept.len().saturating_sub(most);
         self.kept.iter().skip(skip)
     }
 
-    /// How many there were of each kind.
+    /// Returns the number of operations of each kind.
     pub fn counts(&self) -> &BTreeMap<CountKey, u64> {
         &self.counts
     }

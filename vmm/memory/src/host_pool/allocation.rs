@@ -1,16 +1,16 @@
-//! What somebody allocated by name of a route or command.
+//! Allocations that clients request through the API or the command line.
 
 use mkpool::AddrRange;
 use mkpool::resource::ResourceId;
 
-/// Name of what somebody allocated, in the tree.
+/// The name of an allocation in the resource tree.
 pub const ALLOCATION_NAME: &str = "allocation";
 
-/// An allocation that somebody asked for by name of a route or command.
+/// An allocation that a client requested.
 #[derive(Debug, Clone, Copy)]
 pub struct Allocation {
     pub range: AddrRange,
     pub entry: ResourceId,
-    /// Whether it lies in the control block.
+    /// True if the allocation lies in the control block.
     pub in_control: bool,
 }

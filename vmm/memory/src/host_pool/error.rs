@@ -1,4 +1,4 @@
-//! Why the ledger refuses something, and what the refusals mean.
+//! Errors of the ledger, with their classes and hints.
 
 use mkpool::AddrRange;
 use mkpool::instance::{CreateError, DestroyError, StaleDraft};
@@ -8,81 +8,82 @@ use mkvmm_base::{Class, Diagnose, Room};
 
 use crate::placement::PlacementError;
 
-/// Why the ledger did not change.
+/// A reason why the ledger refused an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum HostPoolError {
-    /// The pool itself could not be made.
+    /// The pool itself could not be created.
     #[error("the pool cannot be set up")]
     Pool(#[from] PoolError),
     /// The sub-pool could not be carved.
-    #[error("the pool cannot hold {memory} bytes more")]
+    #[error("the pool has no room for {memory} more bytes")]
     Carve {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         memory: u64,
-        /// Bytes that were free.
+        /// The number of free bytes.
         avail: u64,
-        /// The longest free extent, bytes.
+        /// The size of the longest free extent in bytes.
         largest_free: u64,
-        /// What the allocator said.
+        /// The error that the allocator returned.
         #[source]
         source: CreateError,
     },
-    /// It could be carved, but in too many pieces.
-    #[error("the pool could give {memory} bytes only in {regions} regions, the limit is {limit}")]
+    /// The sub-pool could be carved, but in too many regions.
+    #[error("the pool can provide {memory} bytes only in {regions} regions (limit: {limit})")]
     TooManyRegions {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         memory: u64,
-        /// Regions after merging adjacent chunks.
+        /// The number of regions after merging adjacent chunks.
         regions: usize,
-        /// The most regions that one instance may have.
+        /// The maximum number of regions of one instance.
         limit: usize,
     },
-    /// A range to be held is not free, or not in the pool.
+    /// A range to hold is not free, or not in the pool.
     #[error("{range:?} cannot be held")]
     Hold {
-        /// The range to be held.
+        /// The range to hold.
         range: AddrRange,
-        /// What the allocator said.
+        /// The error that the allocator returned.
         #[source]
         source: AllocError,
     },
     /// The images do not fit.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// An allocation found no place.
-    #[error("nothing is allocated")]
+    /// An allocation failed.
+    #[error("the allocation failed")]
     Alloc(#[from] AllocError),
-    /// No allocation begins there.
+    /// No allocation begins at the address.
     #[error("no allocation begins at {addr:#x}")]
     NoAllocation {
-        /// The address given.
+        /// The address that was given.
         addr: u64,
     },
-    /// A running guest was told that the range is reserved.
-    #[error("the running guest's memory map names {range:?} as reserved")]
+    /// A running guest's memory map contains the range as reserved.
+    #[error("the running guest's memory map lists {range:?} as reserved")]
     Published {
         /// The range of the allocation.
         range: AddrRange,
     },
-    /// The control block goes with the images, and something is in it.
-    #[error("{count} allocations lie in the control block, the first at {first:#x}")]
+    /// The control block is removed with the images, but contains allocations.
+    #[error("the control block contains {count} allocations, the first at {first:#x}")]
     ControlBusy {
         /// The number of allocations.
         count: usize,
-        /// The lowest address of any of them.
+        /// The lowest address of the allocations.
         first: u64,
     },
-    /// An allocator refused what it had given: the ledger is wrong, a bug.
-    #[error("an allocator refused a range back")]
+    /// An allocator refused to free a range: the ledger is inconsistent, a bug.
+    #[error("an allocator refused to free a range; internal accounting error, please report it")]
     Free(#[from] FreeError),
-    /// A plan was made for a sub-pool that has changed since.
+    /// The plan was made for a sub-pool that has changed since.
     #[error("the plan is out of date")]
     Stale(#[from] StaleDraft),
-    /// The tree refused an entry: the ledger is wrong, a bug.
-    #[error("the resource tree refused an entry")]
+    /// The tree refused an entry: the ledger is inconsistent, a bug.
+    #[error("the resource tree refused an entry; internal accounting error, please report it")]
     Tree(#[from] ResourceError),
-    /// The main pool refused a sub-pool back: the ledger is wrong, a bug.
-    #[error("a sub-pool could not be given back")]
+    /// The main pool refused to free a sub-pool: the ledger is inconsistent, a
+    /// bug.
+    #[error("a sub-pool could not be freed; internal accounting error, please report it")]
     Destroy(#[from] Box<DestroyError>),
 }
 

@@ -1,8 +1,8 @@
 //! The ledger of the host's pool: allocator and resource tree as one.
 //!
-//! Sub-pools are carved, filled and released here and nowhere else, so that
-//! the allocator and the tree never tell different stories. The ledger knows
-//! addresses only; whoever releases a sub-pool has cleaned its memory.
+//! Sub-pools are carved, filled and released only here, so that the allocator
+//! and the tree always agree. The ledger deals with addresses only; the caller
+//! that releases a sub-pool has scrubbed its memory.
 
 pub mod alloc_log;
 mod allocation;
@@ -33,7 +33,7 @@ use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
 use crate::host_pool::sub_pool::MAX_REGIONS;
 use crate::placement::PlacementPlan;
 
-/// Name of the whole pool in the tree, as the kernel prints it.
+/// The name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
 /// The pool of this VMM.
 #[derive(Debug)]
@@ -42,18 +42,18 @@ pub struct HostPool {
     tree: ResourceTree,
     root: ResourceId,
     next_id: u32,
-    /// What somebody allocated in the main pool, by start address.
+    /// The allocations in the main pool, by start address.
     allocations: BTreeMap<u64, Allocation>,
     held: Vec<AddrRange>,
     log: AllocLog,
 }
 
 impl HostPool {
-    /// Puts an allocator and a tree over `range`. The allocator's granule is
-    /// `1 << order` bytes: a page of what the pool is made of.
+    /// Creates an allocator and a tree for `range`. The allocator's granule is
+    /// `1 << order` bytes, the page size of the pool's backing.
     ///
     /// # Errors
-    /// [`HostPoolError`] for a range or an order that makes no pool.
+    /// Returns a [`HostPoolError`] for an invalid range or order.
     pub fn new(range: AddrRange, order: u32) -> Result<Self, HostPoolError> {
         let main = MainPool::new(range, order)?;
         let mut tree = ResourceTree::new();
@@ -69,7 +69,7 @@ impl HostPool {
         })
     }
 
-    /// The pool's addresses.
+    /// Returns the pool's addresses.
     pub fn range(&self) -> AddrRange {
         self.main.range()
     }
@@ -79,59 +79,61 @@ impl HostPool {
         self.main.avail()
     }
 
-    /// Free extents, ascending.
+    /// Returns the free extents, in ascending order.
     pub fn free_extents(&self) -> Vec<AddrRange> {
         self.main.free_extents()
     }
 
-    /// Taken extents, ascending.
+    /// Returns the used extents, in ascending order.
     pub fn used_extents(&self) -> Vec<AddrRange> {
         self.main.used_extents()
     }
 
-    /// What [`Self::hold`] took, in order of taking.
+    /// Returns the ranges reserved by [`Self::hold`], in the order of the
+    /// calls.
     pub fn held(&self) -> impl Iterator<Item = AddrRange> {
         self.held.iter().copied()
     }
 
-    /// The longest free extent, bytes.
+    /// Returns the size of the longest free extent in bytes.
     pub fn largest_free(&self) -> u64 {
         self.main.largest_free().map_or(0, |range| range.size())
     }
 
-    /// log2 of the granule.
+    /// Returns the base-2 logarithm of the granule.
     pub fn order(&self) -> u32 {
         self.main.order()
     }
 
-    /// The last allocations.
+    /// Returns the log of the last allocations.
     pub fn log(&self) -> &AllocLog {
         &self.log
     }
 
-    /// The last allocations, to be paused while something is only tried out,
-    /// and to be told of what was refused elsewhere.
+    /// Returns the log of the last allocations, to be paused during a dry run,
+    /// and to record refusals from elsewhere.
     pub fn log_mut(&mut self) -> &mut AllocLog {
         &mut self.log
     }
 
-    /// Who holds what.
+    /// Returns the resource tree.
     pub fn tree(&self) -> &ResourceTree {
         &self.tree
     }
 
-    /// The next instance id; each is given once.
+    /// Returns the next instance ID; each is used once.
     pub fn next_id(&mut self) -> InstanceId {
         let id = self.next_id;
         self.next_id += 1;
         InstanceId(id)
     }
 
-    /// Takes `range` away from all instances, for good: to fragment the pool
-    /// on purpose, or to leave room.
+    /// Reserves `range` permanently for no instance: to fragment the pool on
+    /// purpose, or to leave room.
     ///
     /// # Errors
-    /// [`HostPoolError::Hold`] when it is not free or not in the pool.
+    /// Returns [`HostPoolError::Hold`] if the range is not free or not in the
+    /// pool.
     pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
         let at = Algo::At(range.start());
         let held = self.main.alloc_with(range.size(), at);
@@ -143,10 +145,10 @@ impl HostPool {
         Ok(())
     }
 
-    /// Allocates `size` bytes of the main pool, aligned to `align`.
+    /// Allocates `size` bytes from the main pool, aligned to `align`.
     ///
     /// # Errors
-    /// [`HostPoolError::Alloc`] with the numbers.
+    /// Returns [`HostPoolError::Alloc`] with the numbers.
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
         let range = self.main.alloc_with(size, fit(align, self.main.order()));
         let caller = Caller::vmm(ALLOCATION_NAME);
@@ -162,10 +164,10 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc`] gave at `addr`. No guest ever had it.
+    /// Frees the allocation of [`Self::alloc`] at `addr`. No guest ever had it.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`]; nothing has changed then.
+    /// Returns [`HostPoolError::NoAllocation`]; nothing has changed then.
     pub fn free(&mut self, addr: u64) -> Result<AddrRange, HostPoolError> {
         let caller = Caller::vmm(ALLOCATION_NAME);
         let Some(allocation) = self.allocations.get(&addr).copied() else {
@@ -180,25 +182,26 @@ impl HostPool {
         Ok(range)
     }
 
-    /// What [`Self::alloc`] gave at `addr`.
+    /// Returns the allocation of [`Self::alloc`] at `addr`.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`].
+    /// Returns [`HostPoolError::NoAllocation`] if there is none.
     pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
         let found = self.allocations.get(&addr).map(|a| a.range);
         found.ok_or(HostPoolError::NoAllocation { addr })
     }
 
-    /// What [`Self::alloc`] gave and nobody freed, ascending.
+    /// Returns the allocations of [`Self::alloc`] that were not freed, in
+    /// ascending order.
     pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
         self.allocations.values().map(|a| a.range)
     }
 
-    /// Allocates in an instance's memory: in its free space, or, once the
-    /// guest owns that, in its control block.
+    /// Allocates in an instance's memory: in its free space, or, once the guest
+    /// owns that, in its control block.
     ///
     /// # Errors
-    /// [`HostPoolError::Alloc`].
+    /// Returns [`HostPoolError::Alloc`] with the numbers.
     pub fn alloc_in(
         &mut self,
         sub_pool: &mut SubPool,
@@ -224,11 +227,11 @@ impl HostPool {
         Ok(range)
     }
 
-    /// Frees what [`Self::alloc_in`] gave at `addr`. It stays the instance's
-    /// memory, which is cleaned before images are loaded into it again.
+    /// Frees the allocation of [`Self::alloc_in`] at `addr`. The memory remains
+    /// the instance's, and is scrubbed before images are loaded into it again.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`], or [`HostPoolError::Published`].
+    /// Returns [`HostPoolError::NoAllocation`] or [`HostPoolError::Published`].
     pub fn free_in(
         &mut self,
         sub_pool: &mut SubPool,
@@ -259,7 +262,7 @@ impl HostPool {
     /// Carves `memory` bytes out of the pool for an instance.
     ///
     /// # Errors
-    /// [`HostPoolError`]; the ledger is as it was.
+    /// Returns a [`HostPoolError`]; the ledger is unchanged then.
     pub fn carve(
         &mut self,
         id: InstanceId,
@@ -272,7 +275,7 @@ impl HostPool {
     /// Carves with a granule of `1 << order` bytes instead of a page.
     ///
     /// # Errors
-    /// As [`Self::carve`].
+    /// Returns the errors of [`Self::carve`].
     pub fn carve_with_order(
         &mut self,
         id: InstanceId,
@@ -309,14 +312,14 @@ impl HostPool {
             self.log.refused(caller(), memory, Outcome::TooFragmented);
             return Err(error);
         }
-        // The newest comes first.
+        // The most recent chunk comes first.
         for chunk in sub_pool.chunks().into_iter().rev() {
             self.log.taken(caller(), chunk);
         }
         Ok(sub_pool)
     }
 
-    /// Enters a new sub-pool's regions into the tree.
+    /// Adds a new sub-pool's regions to the tree.
     fn enter(&mut self, sub_pool: &mut SubPool, id: InstanceId) -> Result<(), HostPoolError> {
         let name = &sub_pool.name;
         let regions = sub_pool.regions.len();
@@ -338,7 +341,8 @@ impl HostPool {
     /// Finds places for images and books them.
     ///
     /// # Errors
-    /// [`HostPoolError`]; where the images do not fit, nothing has changed.
+    /// Returns a [`HostPoolError`]; if the images do not fit, nothing has
+    /// changed.
     pub fn place(
         &mut self,
         sub_pool: &mut SubPool,
@@ -349,13 +353,13 @@ impl HostPool {
         Ok(plan)
     }
 
-    /// Books what [`SubPool::plan`] found, in place of the pieces that were
-    /// there, and names the new ones in the tree.
+    /// Books the plan of [`SubPool::plan`], replacing the previous pieces, and
+    /// adds the new ones to the tree.
     ///
     /// # Errors
-    /// [`HostPoolError::Stale`] if the sub-pool has changed since; nothing
-    /// has then. [`HostPoolError::Tree`] or [`HostPoolError::Pool`]: bugs,
-    /// after which only releasing the sub-pool makes sense.
+    /// Returns [`HostPoolError::Stale`] if the sub-pool has changed since, with
+    /// nothing changed. [`HostPoolError::Tree`] and [`HostPoolError::Pool`] are
+    /// bugs, after which the sub-pool can only be released.
     pub fn book(
         &mut self,
         sub_pool: &mut SubPool,
@@ -377,7 +381,7 @@ impl HostPool {
         Ok(())
     }
 
-    /// Notes that images found no place, as [`SubPool::plan`] said.
+    /// Records that images did not fit, according to [`SubPool::plan`].
     pub fn note_refusal(&mut self, sub_pool: &SubPool, error: &HostPoolError) {
         if let HostPoolError::Placement(error) = error
             && let Some((piece, size, source)) = error.refusal()
@@ -387,10 +391,10 @@ impl HostPool {
         }
     }
 
-    /// Takes the images' pieces out of the ledger.
+    /// Removes the images' pieces from the ledger.
     ///
     /// # Errors
-    /// As [`Self::book`].
+    /// Returns the errors of [`Self::book`].
     pub fn unplace(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
         let without = sub_pool.without_pieces()?;
         sub_pool.pool.adopt(without)?;
@@ -409,11 +413,12 @@ impl HostPool {
         Ok(())
     }
 
-    /// Gives a sub-pool back to the pool. Whoever ran in it must be gone, and
-    /// its memory clean: the next owner may have it at once.
+    /// Frees a sub-pool. Its guest must be gone and its memory scrubbed: the
+    /// next owner may get it at once.
     ///
     /// # Errors
-    /// [`HostPoolError::Tree`] or [`HostPoolError::Destroy`]: bugs.
+    /// Returns [`HostPoolError::Tree`] or [`HostPoolError::Destroy`], which are
+    /// bugs.
     pub fn release(&mut self, sub_pool: SubPool) -> Result<(), HostPoolError> {
         for &entry in &sub_pool.entries {
             self.tree.remove_subtree(entry)?;
@@ -427,28 +432,28 @@ impl HostPool {
         Ok(())
     }
 
-    /// Releases on a path that already has an error to report.
+    /// Releases a sub-pool on a path that already has an error to report.
     pub fn undo(&mut self, sub_pool: SubPool) {
         if let Err(error) = self.release(sub_pool) {
-            log::error!("giving back a sub-pool failed: {error}");
+            log::error!("releasing a sub-pool failed: {error}");
         }
     }
 
-    /// Who holds `addr`: the names of the tree from the root down, or `None`
-    /// outside the pool.
+    /// Returns the owner of `addr`: the names of the tree from the root down,
+    /// or `None` outside the pool.
     pub fn owner(&self, addr: u64) -> Option<String> {
         let path = self.tree.path(addr);
-        // Below the pool itself, the instance's region says whose it is.
+        // Below the pool itself, the instance's region determines the owner.
         let owner = path.get(1).or_else(|| path.first())?;
         Some(owner.name().to_owned())
     }
 }
 
-/// First fit, as the contract has it for `align` 0 and 1, or aligned.
+/// Returns first fit for `align` 0 and 1, and aligned first fit otherwise.
 fn fit(align: u64, order: u32) -> Algo {
     match align {
         0 | 1 => Algo::FirstFit,
-        // Refused by the allocator; the granule must not hide it.
+        // The allocator refuses this; the granule must not hide it.
         _ if !align.is_power_of_two() => Algo::FirstFitAlign { align },
         _ => Algo::FirstFitAlign {
             align: align.max(1 << order),
@@ -456,7 +461,7 @@ fn fit(align: u64, order: u32) -> Algo {
     }
 }
 
-/// The resource tree, laid out as `/proc/iomem` is.
+/// Formats the resource tree like `/proc/iomem`.
 impl fmt::Display for HostPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.tree.fmt(f)

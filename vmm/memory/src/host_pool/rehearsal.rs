@@ -1,6 +1,6 @@
-//! A rehearsal: instances are really carved and their images really placed,
-//! and all of it is undone when the rehearsal goes. So what it finds is what a
-//! launch would get, to the byte.
+//! Dry runs on the ledger: instances are really carved and their images really
+//! placed, and all of it is undone when the rehearsal is dropped. So the result
+//! is exactly what a launch would get.
 
 use mkpool::instance::Draft;
 use mkvmm_base::{InstanceId, InstanceName};
@@ -8,8 +8,8 @@ use mkvmm_base::{InstanceId, InstanceName};
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
 use crate::placement::PlacementPlan;
 
-/// A ledger in which whatever is done does not count. Nothing of it is in the
-/// ledger's log, and no number is used up.
+/// A ledger whose changes are temporary. They are not logged, and no instance
+/// number is used up.
 #[derive(Debug)]
 pub struct Rehearsal<'a> {
     pool: &'a mut HostPool,
@@ -19,7 +19,7 @@ pub struct Rehearsal<'a> {
 }
 
 impl HostPool {
-    /// Begins a rehearsal, which ends when it is dropped.
+    /// Begins a dry run, which ends when the result is dropped.
     pub fn rehearse(&mut self) -> Rehearsal<'_> {
         let was_paused = self.log.pause(true);
         Rehearsal {
@@ -32,7 +32,7 @@ impl HostPool {
 }
 
 impl Rehearsal<'_> {
-    /// Returns the ledger as it is with what was rehearsed so far.
+    /// Returns the ledger with the temporary changes so far.
     pub fn pool(&self) -> &HostPool {
         self.pool
     }
@@ -43,10 +43,10 @@ impl Rehearsal<'_> {
     }
 
     /// Carves a sub-pool, as [`HostPool::carve_with_order`] does. Returns the
-    /// number its instance would have.
+    /// number that its instance would have.
     ///
     /// # Errors
-    /// As [`HostPool::carve_with_order`].
+    /// Returns the errors of [`HostPool::carve_with_order`].
     pub fn carve(
         &mut self,
         name: &InstanceName,
@@ -62,7 +62,7 @@ impl Rehearsal<'_> {
     /// Books images in the sub-pool that was carved last.
     ///
     /// # Errors
-    /// As [`HostPool::book`].
+    /// Returns the errors of [`HostPool::book`].
     pub fn book(&mut self, plan: &PlacementPlan, next: Draft) -> Result<(), HostPoolError> {
         match self.made.last_mut() {
             Some(sub_pool) => self.pool.book(sub_pool, plan, next),

@@ -1,5 +1,5 @@
-//! A sub-pool: the chunks of one instance, what they are used for, and where
-//! they stand in the tree. Only the ledger changes one.
+//! A sub-pool: the chunks of one instance, their use, and their entries in the
+//! tree. Only the ledger modifies one.
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -15,86 +15,88 @@ use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement::{self, PlacementPlan};
 
-/// Most regions (merged chunks) that one instance may have. Each takes a
+/// The maximum number of regions (merged chunks) of one instance. Each uses a
 /// memory slot and up to two rows of the e820 map.
 pub const MAX_REGIONS: usize = 128;
 
-/// The memory of one instance: its chunks and what they are used for.
+/// The memory of one instance: its chunks and their use.
 #[derive(Debug)]
 pub struct SubPool {
-    /// The instance that has the memory.
+    /// The name of the instance that owns the memory.
     pub(super) name: InstanceName,
-    /// Dropping the allocator would give the chunks back at once. Here only
-    /// [`HostPool::release`](crate::host_pool::HostPool::release) does, for memory
-    /// that is clean: what one guest wrote must never reach another by accident.
+    /// Dropping the allocator would free the chunks at once. Only
+    /// [`HostPool::release`](crate::host_pool::HostPool::release) does so, for
+    /// scrubbed memory: one guest's data must never reach another by accident.
     pub(super) pool: ManuallyDrop<InstancePool>,
-    /// Ascending, adjacent chunks merged.
+    /// The regions, in ascending order, with adjacent chunks merged.
     pub(super) regions: Vec<AddrRange>,
     /// The tree's entries for the regions, in the same order.
     pub(super) entries: Vec<ResourceId>,
     /// The pieces of the images, with their entries.
     pub(super) pieces: Vec<(AddrRange, ResourceId)>,
-    /// The control block's own allocator, once there is one.
+    /// The control block's own allocator, if there is a control block.
     pub(super) control: Option<GenPool>,
-    /// By start address.
+    /// The allocations, by start address.
     pub(super) allocations: BTreeMap<u64, Allocation>,
 }
 
 impl SubPool {
-    /// Its memory: ascending, adjacent chunks merged.
+    /// Returns its memory, in ascending order, with adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         &self.regions
     }
 
-    /// The size asked for, in bytes, if it was rounded up.
+    /// Returns the requested size in bytes, if it was rounded up.
     pub fn rounded_from(&self) -> Option<u64> {
         self.pool.rounded_from()
     }
 
-    /// Its chunks, last obtained first: the order in which they are searched.
+    /// Returns its chunks, last obtained first, which is the order in which
+    /// they are searched.
     pub fn chunks(&self) -> Vec<AddrRange> {
         self.pool.chunks()
     }
 
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     pub fn size(&self) -> u64 {
         self.pool.size()
     }
 
-    /// Bytes that no piece has taken.
+    /// Returns the number of bytes that no piece uses.
     pub fn avail(&self) -> u64 {
         self.pool.avail()
     }
 
-    /// Free extents, ascending.
+    /// Returns the free extents, in ascending order.
     pub fn free_extents(&self) -> Vec<AddrRange> {
         self.pool.free_extents()
     }
 
-    /// What somebody allocated in it, ascending.
+    /// Returns the allocations in it, in ascending order.
     pub fn allocations(&self) -> impl Iterator<Item = AddrRange> {
         self.allocations.values().map(|a| a.range)
     }
 
-    /// What was allocated at `addr`.
+    /// Returns the allocation at `addr`.
     ///
     /// # Errors
-    /// [`HostPoolError::NoAllocation`].
+    /// Returns [`HostPoolError::NoAllocation`] if there is none.
     pub fn allocation(&self, addr: u64) -> Result<AddrRange, HostPoolError> {
         let found = self.allocations.get(&addr).map(|a| a.range);
         found.ok_or(HostPoolError::NoAllocation { addr })
     }
 
-    /// Allocations outside the control block: not the guest's RAM.
+    /// Returns the allocations outside the control block, which are not the
+    /// guest's RAM.
     pub fn withheld(&self) -> impl Iterator<Item = AddrRange> {
         let outside = self.allocations.values().filter(|a| !a.in_control);
         outside.map(|a| a.range)
     }
 
-    /// Refuses while something lies in the control block.
+    /// Checks that there are no allocations in the control block.
     ///
     /// # Errors
-    /// [`HostPoolError::ControlBusy`].
+    /// Returns [`HostPoolError::ControlBusy`] if there are any.
     pub fn check_control_idle(&self) -> Result<(), HostPoolError> {
         let inside = self.allocations.values().filter(|a| a.in_control);
         let starts: Vec<u64> = inside.map(|a| a.range.start()).collect();
@@ -107,11 +109,11 @@ impl SubPool {
         }
     }
 
-    /// Where images of these facts would lie, in place of those that are
-    /// there, and the allocator's state then. Changes nothing.
+    /// Returns where images with these facts would be placed, replacing the
+    /// current ones, and the allocator's state then. Changes nothing.
     ///
     /// # Errors
-    /// [`HostPoolError::Placement`].
+    /// Returns [`HostPoolError::Placement`] if they do not fit.
     pub fn plan(&self, facts: &ImageFacts) -> Result<(PlacementPlan, Draft), HostPoolError> {
         Ok(placement::plan(facts, self.without_pieces()?)?)
     }
@@ -124,7 +126,7 @@ impl SubPool {
         Ok(pool)
     }
 
-    /// The tree's entry for the region or piece that holds `range`.
+    /// Returns the tree's entry for the region or piece that contains `range`.
     pub(super) fn entry_of(&self, range: AddrRange) -> Option<ResourceId> {
         let holds = |r: &AddrRange| r.contains_range(&range);
         let piece = self.pieces.iter().find(|(r, _)| holds(r));

@@ -1,4 +1,4 @@
-//! Tests of `host_pool.rs`.
+//! Tests of the ledger in `host_pool.rs`.
 
 use super::*;
 
@@ -143,7 +143,7 @@ fn what_is_held_splits_what_comes_after() {
 #[test]
 fn more_regions_than_the_limit_are_refused_with_their_number() {
     let mut pool = pool(256 * MIB);
-    // Every other 256 KiB taken: nothing is left in larger pieces.
+    // Every other 256 KiB is used, so no larger piece is left.
     let held: Vec<AddrRange> = (0..1024)
         .map(|_| pool.main.alloc(256 << 10).unwrap())
         .collect();

@@ -1,5 +1,5 @@
-//! What would fit if something were given back: found out in a copy of the
-//! books, behind which there is no memory.
+//! Determines what would fit if something were freed, on a copy of the
+//! allocator without any memory.
 
 use mkpool::instance::ChunkPolicy;
 use mkpool::{AddrRange, Algo, InstancePool, MainPool};
@@ -10,25 +10,25 @@ use mkvmm_base::image_facts::ImageFacts;
 
 use crate::placement;
 
-/// A sub-pool that is wanted.
+/// A sub-pool that is requested.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// Its memory, bytes.
+    /// The size of its memory in bytes.
     pub memory: u64,
-    /// log2 of its granule.
+    /// The base-2 logarithm of its granule.
     pub order: u32,
-    /// The images that are to be placed in it, if there are any.
+    /// The images to place in it, if there are any.
     pub facts: Option<ImageFacts>,
 }
 
 impl HostPool {
-    /// Whether all of `wanted`, one after the other, would fit if the sub-pools
-    /// with the regions `freed` were not there.
+    /// Returns whether all of `wanted`, one after the other, would fit if the
+    /// sub-pools with the regions `freed` did not exist.
     pub fn would_fit(&self, freed: &[AddrRange], wanted: &[Wanted]) -> bool {
         let Some(copy) = self.copy_without(freed) else {
             return false;
         };
-        // Each is kept, so that the next finds what those before it left.
+        // Keep each one, so that the next finds only what is left.
         let mut made = Vec::new();
         for (one, owner) in wanted.iter().zip(1..) {
             let (memory, order) = (one.memory, one.order);
@@ -45,8 +45,8 @@ impl HostPool {
         true
     }
 
-    /// A pool in which all is taken that is taken here, but for `freed`.
-    /// `None` never comes: what was given once can be given again.
+    /// Returns a pool with the same allocations as this one, except `freed`. It
+    /// never returns `None`, since these allocations succeeded before.
     fn copy_without(&self, freed: &[AddrRange]) -> Option<MainPool> {
         let range = self.range();
         let copy = MainPool::new(range, self.order()).ok()?;

@@ -51,10 +51,12 @@ fn a_lazy_region_is_a_file_of_its_own_and_huge_pages_can_have_it() {
 fn a_populated_pool_holds_each_byte_once_whoever_has_it() {
     let whole = range(0x4010_0000, 200 * MIB);
     let mut pool = memory(whole, true);
-    // 63 MiB to the first border of 64 MiB, then whole granules and the rest.
+    // There are 63 MiB up to the first boundary of 64 MiB, then whole granules
+    // and the rest.
     assert_eq!(pool.granules.len(), 4);
     assert_eq!(resident(&pool, &[]), 200 * MIB);
-    // The second granule whole, parts of the first and the third.
+    // This takes the second granule completely, and parts of the first and the
+    // third.
     let files = pool.take(&[range(0x4030_0000, 126 * MIB)]).unwrap();
     let expected = [
         (0x4030_0000, 61 * MIB),
@@ -63,14 +65,14 @@ fn a_populated_pool_holds_each_byte_once_whoever_has_it() {
     ];
     assert_eq!(ranges(&files), expected);
     assert_eq!(resident(&pool, &files), 200 * MIB);
-    // Another part of a granule that was lent in part.
+    // This takes another part of a granule that was partly lent.
     let more = pool.take(&[range(0x4810_0000, 2 * MIB)]).unwrap();
     for file in files.into_iter().chain(more) {
         pool.put_back(file).unwrap();
     }
     assert_eq!(resident(&pool, &[]), 200 * MIB);
     assert!(pool.granules.iter().all(|g| g.lent.is_empty()));
-    // And then all of it is whole again.
+    // After that, every granule is complete again.
     assert_eq!(pool.take(&[whole]).unwrap().len(), 4);
 }
 
@@ -78,8 +80,8 @@ fn a_populated_pool_holds_each_byte_once_whoever_has_it() {
 fn a_failure_in_the_middle_returns_what_was_taken() {
     let mut pool = memory(range(0x4000_0000, 128 * MIB), true);
     let regions = [range(0x4000_0000, 64 * MIB), range(0x4400_0000, MIB)];
-    // The second region's granule is not there to be punched: as if somebody
-    // had closed the wrong file.
+    // The second region's granule is missing and cannot be punched, as if the
+    // wrong file had been closed.
     let files = pool.take(&regions).unwrap();
     assert_eq!(files.len(), 2);
     for file in files {

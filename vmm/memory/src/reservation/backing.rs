@@ -1,21 +1,22 @@
-//! What the pool is made of.
+//! The kinds of memory that can back the pool.
 
 use std::fmt;
 use std::str::FromStr;
 
 use mkvmm_base::{Class, Diagnose};
 
-/// Kind of page behind the pool.
+/// The kind of page that backs the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backing {
-    /// 4 KiB pages.
+    /// Pages of 4 KiB.
     #[default]
     Normal,
-    /// 4 KiB pages that the kernel may join to 2 MiB ones as they come.
+    /// Pages of 4 KiB that the kernel may merge into 2 MiB ones as they are
+    /// allocated.
     Thp,
-    /// 2 MiB pages of the hugetlb pool.
+    /// Pages of 2 MiB from the hugetlb pool.
     Hugetlb2M,
-    /// 1 GiB pages of the hugetlb pool.
+    /// Pages of 1 GiB from the hugetlb pool.
     Hugetlb1G,
 }
 
@@ -27,9 +28,9 @@ const KINDS: [(Backing, &str); 4] = [
     (Backing::Hugetlb1G, "hugetlb-1G"),
 ];
 
-/// Not the name of a kind.
+/// The text is not the name of a kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no backing: there are normal, thp, hugetlb-2M and hugetlb-1G")]
+#[error("unknown backing `{text}` (normal, thp, hugetlb-2M or hugetlb-1G)")]
 pub struct BackingError {
     text: String,
 }
@@ -62,7 +63,8 @@ impl fmt::Display for Backing {
 }
 
 impl Backing {
-    /// log2 of the page: the pool's granule.
+    /// Returns the base-2 logarithm of the page size, which is the pool's
+    /// granule.
     pub const fn page_order(self) -> u32 {
         match self {
             Self::Normal | Self::Thp => 12,
@@ -71,12 +73,12 @@ impl Backing {
         }
     }
 
-    /// Bytes of a page.
+    /// Returns the size of a page in bytes.
     pub const fn page_size(self) -> u64 {
         1 << self.page_order()
     }
 
-    /// Whether the pages come from the hugetlb pool.
+    /// Returns whether the pages come from the hugetlb pool.
     pub const fn is_hugetlb(self) -> bool {
         matches!(self, Self::Hugetlb2M | Self::Hugetlb1G)
     }

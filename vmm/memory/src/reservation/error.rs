@@ -1,4 +1,4 @@
-//! Why the host does not give the pool's memory, and what that means.
+//! Errors of reserving the pool's memory, with their classes and hints.
 
 use mkpool::AddrRange;
 use mkvmm_base::{Class, Diagnose};
@@ -6,28 +6,30 @@ use rustix::io::Errno;
 
 use crate::reservation::backing::Backing;
 
-/// Why the pool's memory could not be set aside, lent or scrubbed.
+/// A reason why the pool's memory could not be reserved, lent or scrubbed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReservationError {
-    /// The host has less memory than the pool asks for.
+    /// The host has less memory than the pool requires.
     #[error(
-        "the host can give {available} bytes ({backing} pages) now, {requested} were asked for"
+        "the host has {available} bytes of {backing} pages available, {requested} were requested"
     )]
     TooLarge {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         requested: u64,
-        /// Bytes the host could give.
+        /// The number of bytes available on the host.
         available: u64,
         /// The kind of page.
         backing: Backing,
     },
-    /// Transparent huge pages of shared memory are turned off.
-    #[error("this host joins no pages of shared memory (transparent_hugepage/shmem_enabled)")]
+    /// Transparent huge pages are disabled for shared memory.
+    #[error(
+        "transparent huge pages are disabled for shared memory (transparent_hugepage/shmem_enabled)"
+    )]
     NoThp,
-    /// A NUMA node that is not there.
-    #[error("there is no NUMA node {node} with memory")]
+    /// The NUMA node does not exist.
+    #[error("NUMA node {node} does not exist or has no memory")]
     NoNode {
-        /// The node asked for.
+        /// The node that was requested.
         node: u32,
     },
     /// Binding the pool to its node failed.
@@ -35,32 +37,32 @@ pub enum ReservationError {
     Bind {
         /// The number of the node.
         node: u32,
-        /// What mbind said.
+        /// The error that mbind returned.
         #[source]
         source: Errno,
     },
-    /// Not all pages could be brought in.
-    #[error("bringing in all {requested} bytes of the pool failed")]
+    /// Not all pages could be populated.
+    #[error("populating all {requested} bytes of the pool failed")]
     Prealloc {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         requested: u64,
-        /// What madvise said.
+        /// The error that madvise returned.
         #[source]
         source: Errno,
     },
     /// The pool could not be locked in memory.
     #[error("locking {requested} bytes in memory failed")]
     Lock {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         requested: u64,
-        /// What mlock said.
+        /// The error that mlock returned.
         #[source]
         source: Errno,
     },
-    /// The pool does not fit this process's address space.
-    #[error("{requested} bytes do not fit this host's address space")]
+    /// The pool does not fit into this process's address space.
+    #[error("{requested} bytes exceed this host's address space")]
     AddressSpace {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         requested: u64,
     },
     /// Creating, sizing or sealing the memfd failed.
@@ -69,38 +71,38 @@ pub enum ReservationError {
     /// Mapping the memfd failed.
     #[error("mapping {requested} bytes of pool failed")]
     Map {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         requested: u64,
-        /// What mmap said.
+        /// The error that mmap returned.
         #[source]
         source: Errno,
     },
-    /// A range that is not wholly inside the pool was asked for.
+    /// The range is not entirely inside the pool.
     #[error("{range:?} lies outside the pool {pool:?}")]
     Outside {
-        /// The range asked for.
+        /// The range that was requested.
         range: AddrRange,
-        /// The pool's range.
+        /// The range of the pool.
         pool: AddrRange,
     },
     /// Reading through the memfd failed.
     #[error("reading {range:?} of the pool failed")]
     Read {
-        /// The range that was to be read.
+        /// The range to read.
         range: AddrRange,
         /// The underlying error.
         #[source]
         source: std::io::Error,
     },
-    /// The work was given up because somebody asked for that.
+    /// The work was stopped on request.
     #[error("interrupted while the pool's pages were populated")]
     Stopped,
     /// Punching the range out of the memfd failed.
     #[error("scrubbing {range:?} failed")]
     Scrub {
-        /// The range to be scrubbed.
+        /// The range to scrub.
         range: AddrRange,
-        /// What fallocate said.
+        /// The error that fallocate returned.
         #[source]
         source: Errno,
     },
@@ -128,13 +130,15 @@ impl Diagnose for ReservationError {
             } if backing.is_hugetlb() => {
                 let pages = requested.div_ceil(backing.page_size());
                 format!(
-                    "{} free; {pages} pages are needed: write a number to \
+                    "{} free, {pages} pages needed: write a number to \
                      /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
                     available / backing.page_size(),
                     backing.page_size() >> 10
                 )
             }
-            Self::TooLarge { available, .. } => format!("at most {}M fit now", available >> 20),
+            Self::TooLarge { available, .. } => {
+                format!("at most {}M are available now", available >> 20)
+            }
             Self::NoThp => "write `advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled, \
                             or omit --backing thp"
                 .to_owned(),

@@ -1,4 +1,4 @@
-//! Whether the host has what a pool is to be made of.
+//! Checks that the host has the memory that a pool requires.
 
 use std::fs;
 
@@ -6,7 +6,8 @@ use crate::reservation::backing::Backing;
 use crate::reservation::error::ReservationError;
 
 impl Backing {
-    /// Bytes of free pages of this kind; `None` where the kernel does not say.
+    /// Returns the bytes of free pages of this kind; `None` if the kernel does
+    /// not tell.
     pub fn free(self) -> Option<u64> {
         if self.is_hugetlb() {
             let dir = format!(
@@ -20,7 +21,8 @@ impl Backing {
                     .parse::<u64>()
                     .ok()
             };
-            // Pages that others have reserved are free, but not for us.
+            // Pages that others have reserved are free, but not available to
+            // us.
             let free = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
             free.checked_mul(self.page_size())
         } else {
@@ -28,20 +30,21 @@ impl Backing {
         }
     }
 
-    /// Refuses a pool that the host cannot give now.
+    /// Checks that the host can provide a pool of this size now.
     ///
-    /// A reservation is a promise, so it is held against what is free
-    /// (`MemAvailable`: what the kernel can hand out without swapping),
-    /// although ordinary pages come lazily.
+    /// A reservation is a promise, so it is checked against the free memory
+    /// (`MemAvailable`: what the kernel can provide without swapping), although
+    /// ordinary pages are allocated lazily.
     ///
     /// # Errors
-    /// [`ReservationError::TooLarge`] with both numbers;
-    /// [`ReservationError::NoThp`] where huge pages of this kind are off.
+    /// Returns [`ReservationError::TooLarge`] with both numbers, or
+    /// [`ReservationError::NoThp`] if huge pages of this kind are disabled.
     pub fn check_host_can_give(self, requested: u64) -> Result<(), ReservationError> {
         if self == Self::Thp && !shmem_thp_is_on() {
             return Err(ReservationError::NoThp);
         }
-        // A size of hugetlb page that the kernel does not know has none free.
+        // The kernel has no free hugetlb pages of a size that it does not
+        // support.
         let none = if self.is_hugetlb() { Some(0) } else { None };
         match self.free().or(none) {
             Some(available) if requested > available => Err(ReservationError::TooLarge {
@@ -54,8 +57,8 @@ impl Backing {
     }
 }
 
-/// `MemAvailable` of `/proc/meminfo` in bytes; `None` where there is no such
-/// line, and then nothing is refused.
+/// Returns `MemAvailable` of `/proc/meminfo` in bytes; `None` if there is no
+/// such line, in which case nothing is refused.
 fn parse_mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
@@ -64,21 +67,21 @@ fn parse_mem_available(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The setting in effect of a file such as `always [madvise] never`.
+/// Returns the active setting of a file such as `always [madvise] never`.
 pub fn chosen(setting: &str) -> Option<&str> {
     setting
         .split_whitespace()
         .find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// Whether the kernel joins pages of shared memory that ask for it.
+/// Returns whether the kernel uses huge pages for shared memory on request.
 pub fn shmem_thp_is_on() -> bool {
     fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
         .is_ok_and(|text| !matches!(chosen(&text), None | Some("never" | "deny")))
 }
 
-/// Raises the soft limit of open files to the hard one: each guest needs a
-/// handful, and the usual soft limit of 1,024 would end at some 200 guests.
+/// Raises the soft limit of open files to the hard limit: each guest needs a
+/// few, and the usual soft limit of 1,024 would only allow about 200 guests.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

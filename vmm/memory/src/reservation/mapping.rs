@@ -1,4 +1,4 @@
-//! The one mapping of the pool, and what the host is told about it.
+//! The mapping of a memory file, and its memory policies.
 //!
 //! UNSAFETY: mmap, munmap, madvise, mlock and mbind take raw addresses.
 #![expect(unsafe_code, reason = "owns the one mapping of the pool")]
@@ -9,24 +9,25 @@ use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-/// One shared mapping of a file inside a span of address space of its own,
-/// unmapped when dropped.
+/// One shared mapping of a file inside its own span of address space, unmapped
+/// when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     /// The span: the mapping and, around it, inaccessible padding of up to a
     /// page of the backing that aligns it.
     span: NonNull<u8>,
     span_len: usize,
-    /// First byte of the mapping.
+    /// The first byte of the mapping.
     base: NonNull<u8>,
     len: usize,
 }
 
 // SAFETY: the mapping is plain shared memory. This type never reads or writes
-// it; whoever does goes through vm-memory's volatile accessors, which are
-// made for memory that others change at any time.
+// it; users access it through vm-memory's volatile accessors, which are
+// designed for memory that others change at any time.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; `&Mapping` gives out nothing but the address.
+// SAFETY: `&Mapping` exposes nothing but the address, and the memory is accessed
+// as described for `Send`.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -34,7 +35,7 @@ impl Mapping {
     /// modulo `align`, a power of two.
     ///
     /// # Errors
-    /// What mmap said.
+    /// Returns the error of mmap.
     pub fn new(
         fd: BorrowedFd<'_>,
         len: usize,
@@ -58,15 +59,15 @@ impl Mapping {
         let skip = wanted.wrapping_sub(span.as_ptr().addr()) % align;
         // SAFETY: `skip` is below `align`, so the sum stays in the span.
         let base = unsafe { span.add(skip) };
-        // From here on, leaving early unmaps the span.
+        // From here on, an early return unmaps the span.
         let mapping = Self {
             span,
             span_len,
             base,
             len,
         };
-        // SAFETY: MAP_FIXED replaces only pages of the span mapped above,
-        // which nothing else knows of: skip + len <= span_len.
+        // SAFETY: MAP_FIXED replaces only pages of the span mapped above, which
+        // is not known elsewhere: skip + len <= span_len.
         unsafe {
             rustix::mm::mmap(
                 base.as_ptr().cast(),
@@ -77,25 +78,26 @@ impl Mapping {
                 0,
             )
         }?;
-        // Guest memory has no place in a core dump; a kernel that does not
-        // know the advice loses nothing.
+        // Guest memory should not be part of a core dump; it is not an error if
+        // the kernel does not support the advice.
         mapping.advise(0, len, Advice::LinuxDontDump).ok();
         Ok(mapping)
     }
 
-    /// Asks for transparent huge pages.
+    /// Requests transparent huge pages.
     ///
     /// # Errors
-    /// What madvise said.
+    /// Returns the error of madvise.
     pub fn use_huge_pages(&self) -> Result<(), Errno> {
         self.advise(0, self.len, Advice::LinuxHugepage)
     }
 
-    /// Brings in the pages of `[offset, offset + len)`, writable, as if each
-    /// had been written to, without changing them.
+    /// Populates the pages of `[offset, offset + len)` for writing, without
+    /// changing their content.
     ///
     /// # Errors
-    /// What madvise said; ENOMEM and EFAULT mean that there is no memory.
+    /// Returns the error of madvise; ENOMEM and EFAULT mean that there is no
+    /// memory.
     pub fn populate(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.advise(offset, len, Advice::LinuxPopulateWrite)
     }
@@ -103,18 +105,20 @@ impl Mapping {
     /// Keeps all pages from being swapped out.
     ///
     /// # Errors
-    /// What mlock said: EPERM or ENOMEM where the limit does not allow it.
+    /// Returns the error of mlock: EPERM or ENOMEM if the limit does not allow
+    /// it.
     pub fn lock(&self) -> Result<(), Errno> {
         // SAFETY: base and len are this mapping; locking changes no content.
         unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.len) }
     }
 
-    /// Takes pages from NUMA node `node` only. For pages that come later.
+    /// Binds the mapping to NUMA node `node`, for pages that are allocated
+    /// later.
     ///
     /// # Errors
-    /// What mbind said.
+    /// Returns the error of mbind.
     pub fn bind_to_node(&self, node: u32) -> Result<(), Errno> {
-        let mut mask = [0_u64; 16]; // 1,024 nodes: MAX_NUMNODES of any kernel
+        let mut mask = [0_u64; 16]; // 1,024 nodes is the maximum MAX_NUMNODES
         let word = mask.get_mut(node as usize / 64).ok_or(Errno::INVAL)?;
         *word = 1 << (node % 64);
         // SAFETY: base and len are this mapping, the mask has the number of
@@ -126,7 +130,7 @@ impl Mapping {
                 self.len,
                 libc::MPOL_BIND,
                 mask.as_ptr(),
-                // The kernel reads one bit less than it is told.
+                // The kernel reads one bit less than this number.
                 mask.len() * 64 + 1,
                 0,
             )
@@ -153,9 +157,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the span was mapped by `new` and is known to nobody else;
-        // regions lent out are gone, as each of their users holds an Arc of
-        // the reservation. munmap of a valid span cannot fail.
+        // SAFETY: the span was mapped by `new` and is not known elsewhere;
+        // regions lent out are gone, as each of their users holds an Arc of the
+        // reservation. munmap of a valid span cannot fail.
         let _ = unsafe { rustix::mm::munmap(self.span.as_ptr().cast(), self.span_len) };
     }
 }

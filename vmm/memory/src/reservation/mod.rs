@@ -1,7 +1,8 @@
-//! What the pool is made of: the kind of page, and when pages come.
+//! The memory that backs the pool: the kind of page, and when pages are
+//! allocated.
 //!
-//! `mkkernel_pool=` sets physical memory aside at boot; here the same is done
-//! by sealed memory files ([`crate::memory_file`], [`crate::pool_memory`]).
+//! `mkkernel_pool=` reserves physical memory at boot; here sealed memory files
+//! do the same ([`crate::memory_file`], [`crate::pool_memory`]).
 
 pub mod backing;
 mod error;
@@ -12,27 +13,27 @@ pub use error::ReservationError;
 
 use crate::reservation::backing::Backing;
 
-/// Host and pool addresses agree modulo this at least, so that KVM can map
-/// 2 MiB pages where the backing has them.
+/// Host and pool addresses are equal modulo at least this number, so that KVM
+/// can map 2 MiB pages if the backing has them.
 pub(crate) const HUGE_ALIGN: u64 = 2 << 20;
 
-/// What the pool is to be made of.
+/// The configuration of the memory that backs the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReservationConfig {
     /// The kind of page.
     pub backing: Backing,
-    /// Whether all pages are brought in at the start.
+    /// True if all pages are populated at startup.
     pub prealloc: bool,
-    /// Whether they are kept from being swapped out.
+    /// True if pages are locked, so that they are never swapped out.
     pub lock: bool,
-    /// The NUMA node they come from; any when `None`.
+    /// The NUMA node that provides the pages; any if `None`.
     pub numa_node: Option<u32>,
 }
 
 impl ReservationConfig {
-    /// Whether all pages are there from the start. Pages of the hugetlb pool
-    /// always are: what is not taken then is somebody else's later, and a
-    /// fault would be a signal.
+    /// Returns whether all pages are populated at startup. Pages of the hugetlb
+    /// pool always are: otherwise somebody else might take them later, and a
+    /// page fault would raise a signal.
     pub fn is_populated(&self) -> bool {
         self.prealloc || self.lock || self.backing.is_hugetlb()
     }
