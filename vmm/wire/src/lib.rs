@@ -1,4 +1,4 @@
-//! What mkvmm's processes say to each other.
+//! The communication between mkvmm's processes.
 //!
 //! ```text
 //!            manager                                     worker of one guest
@@ -14,20 +14,21 @@
 //!  └──────────────────────────┘                        └─────────────────────────┘
 //! ```
 //!
-//! [`channel`] carries what has to be answered or decided: typed messages, at
-//! most 192 KiB and 253 descriptors each, with a version and sequence numbers.
-//! [`shared`] holds what must outlive its writer or is too much for messages:
-//! a sealed file that both sides map, so that the last words of a dead worker
-//! are still there.
+//! [`channel`] carries requests, answers and notifications: typed messages of
+//! at most 192 KiB and 253 descriptors each, with a version and sequence
+//! numbers. [`shared`] holds data that must outlive its writer or is too large
+//! for messages: a sealed file that both sides map, so that the last output of
+//! a dead worker can still be read.
 //!
-//! # Who trusts whom
+//! # Trust
 //!
-//! A guest may have taken over its worker. Nothing that arrives from one is
-//! believed: messages decode into typed values or into a [`WireError`], never
-//! into a panic and never into an allocation beyond their own size; shared
-//! memory is copied out through atomics, indices are read once and masked, and
-//! every call is bounded in time and memory whatever the memory says. A worker
-//! does trust its manager, but the same code serves both directions.
+//! A guest may have compromised its worker, so nothing that arrives from a
+//! worker is trusted: messages decode into typed values or into a
+//! [`WireError`], never into a panic or an allocation beyond their own size.
+//! Shared memory is copied out through atomics, indices are read once and
+//! masked, and every call is bounded in time and memory whatever the memory
+//! contains. A worker does trust its manager, but the same code serves both
+//! directions.
 
 pub mod channel;
 pub mod messages;

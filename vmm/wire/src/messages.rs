@@ -1,4 +1,4 @@
-//! What a manager orders and what its children report.
+//! The orders of a manager and the reports of its children.
 //!
 //! ```text
 //!   manager                                   worker
@@ -17,9 +17,9 @@
 //! ```
 //!
 //! [`Order::Load`], [`Order::Boot`] and [`Order::Pause`] are each answered by
-//! one [`Report::Done`], in the order in which they were sent. Everything else
-//! that a worker says is news: it may be dropped when the socket is full, and
-//! nothing depends on it but what people are told.
+//! one [`Report::Done`], in the order in which they were sent. All other
+//! reports are notifications: they may be dropped when the socket is full, and
+//! only what users are shown depends on them.
 
 use std::ops::RangeInclusive;
 
@@ -32,12 +32,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::{DESCRIPTORS_MAX, Message};
 
-/// Most archives of an initramfs that one instance may have.
+/// The maximum number of initramfs archives of one instance.
 pub const ARCHIVES_MAX: usize = 64;
-/// Descriptors of [`Order::Identity`]: the console, its bell, the board.
+/// The descriptors of [`Order::Identity`]: the console, its doorbell, and the
+/// board.
 const IDENTITY_DESCRIPTORS: usize = 3;
 
-/// A part of an address space, or of a file.
+/// A range of an address space or of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// The first address or offset.
@@ -48,14 +49,14 @@ pub struct Extent {
 
 /// A leaf of the CPUID that KVM supports, as `KVM_GET_SUPPORTED_CPUID` returns
 /// it (Documentation/virt/kvm/api.rst, 4.46). That call takes longer than
-/// making a VM, so one process makes it for all workers.
+/// creating a VM, so one process makes it for all workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuidLeaf {
     /// The value of EAX that selects the leaf.
     pub function: u32,
     /// The value of ECX that selects the subleaf.
     pub index: u32,
-    /// The `KVM_CPUID_FLAG_*` bits, which say whether `index` matters.
+    /// The `KVM_CPUID_FLAG_*` bits, which tell whether `index` is significant.
     pub flags: u32,
     /// The value of EAX in the leaf.
     pub eax: u32,
@@ -67,69 +68,70 @@ pub struct CpuidLeaf {
     pub edx: u32,
 }
 
-/// Who a worker is.
+/// The identity of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The number of its instance.
     pub id: u32,
-    /// The name of its instance, for what it logs.
+    /// The name of its instance, for log messages.
     pub name: String,
-    /// The size of a page of its memory files, bytes.
+    /// The page size of its memory files in bytes.
     pub page: u64,
-    /// Whether its memory is to ask for transparent huge pages.
+    /// True if its memory should use transparent huge pages.
     pub huge_pages: bool,
 }
 
-/// A part of a kernel: bytes of the sealed file and where they belong.
+/// A part of a kernel: a range of the sealed file and its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copy {
-    /// Where the bytes lie in the file.
+    /// The range of the file.
     pub file: Extent,
-    /// The guest-physical address of the first one.
+    /// The guest-physical address of the first byte.
     pub addr: u64,
 }
 
-/// Which bytes go where. The memory is zero before.
+/// The images to copy into the guest's memory, which is zero before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadOrder {
-    /// The parts of the kernel, out of the first descriptor.
+    /// The parts of the kernel, from the first descriptor.
     pub kernel: Vec<Copy>,
-    /// The archives of the initramfs, each whole out of a descriptor of its own.
+    /// The archives of the initramfs, each a whole file with a descriptor of
+    /// its own.
     pub archives: Vec<Copy>,
 }
 
-/// A row of the memory map that the guest is given.
+/// A row of the guest's memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapRow {
     /// The guest-physical addresses of the row.
     pub extent: Extent,
-    /// The type, as the e820 numbers them.
+    /// The type of the range, as e820 numbers it.
     pub kind: u32,
 }
 
-/// All that a machine is made from. Everything in it was computed from the
-/// ledger when the guest was started.
+/// Everything needed to build a machine, computed from the ledger when the
+/// guest is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootOrder {
     /// The number of vCPUs.
     pub cpus: u8,
-    /// Host processors that the vCPUs may use, as a list such as `2-5,7`.
+    /// The host processors that the vCPUs may use, as a list such as `2-5,7`.
     pub affinity: Option<String>,
-    /// What follows when the guest accesses memory it does not own.
+    /// The response when the guest accesses memory it does not own.
     pub violation: ViolationPolicy,
     /// The range of the whole pool.
     pub pool: Extent,
-    /// The pool addresses that the guest also sees from address 0.
+    /// The pool addresses that the guest also sees at address 0.
     pub low_window: Extent,
-    /// The kernel's place.
+    /// The range of the kernel.
     pub kernel: Extent,
-    /// The initramfs with its exact size, if there is one.
+    /// The range of the initramfs with its exact size, if there is one.
     pub initramfs: Option<Extent>,
-    /// The address of the kernel's 64-bit entry.
+    /// The address of the kernel's 64-bit entry point.
     pub entry: u64,
     /// The setup header of a bzImage.
     pub setup_header: Option<Vec<u8>>,
-    /// The memory map, ascending.
+    /// The memory map, in ascending order.
     pub e820: Vec<MapRow>,
     /// The manifest, a flattened device tree.
     pub manifest: Vec<u8>,
@@ -137,34 +139,36 @@ pub struct BootOrder {
     pub cmdline: Vec<u8>,
 }
 
-/// What a manager tells a worker.
+/// An order of the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Says who the worker is; the first order.
+    /// Tells the worker its identity; this is the first order.
     Identity(Identity),
-    /// Gives `/dev/kvm` and the CPUID that it supports; before [`Self::Boot`].
+    /// Provides `/dev/kvm` and the CPUID that it supports; sent before
+    /// [`Self::Boot`].
     Kvm(Vec<CpuidLeaf>),
-    /// Gives memory: the extents, in pool addresses, of as many files, each of
-    /// which is exactly as long as its extent.
+    /// Provides memory: the pool addresses of as many files, each of which is
+    /// exactly as long as its extent.
     Memory(Vec<Extent>),
-    /// Copies images. Answered.
+    /// Copies images. The worker answers it.
     Load(LoadOrder),
-    /// Writes the boot data, makes the VM, its devices and vCPUs, and runs
-    /// nothing. Answered.
+    /// Writes the boot data and creates the VM, its devices and vCPUs, without
+    /// running them. The worker answers it.
     Boot(Box<BootOrder>),
-    /// Lets the vCPUs go, or go on after a pause.
+    /// Starts the vCPUs, or resumes them after a pause.
     Run,
-    /// Has the vCPUs leave the guest until [`Order::Run`]. Answered.
+    /// Makes the vCPUs leave the guest until [`Order::Run`]. The worker answers
+    /// it.
     Pause,
     /// Presses the ACPI power button.
     PowerButton,
-    /// Asks vCPUs for their registers.
+    /// Requests the registers of vCPUs.
     Registers {
-        /// Comes back with each answer.
+        /// An identifier that is returned with each answer.
         ticket: u64,
-        /// The vCPU; all of them when `None`.
+        /// The index of the vCPU; `None` for all.
         cpu: Option<u8>,
-        /// A guest-virtual address that KVM is to translate as well.
+        /// A guest-virtual address that KVM should translate as well.
         translate: Option<u64>,
     },
 }
@@ -184,112 +188,114 @@ impl Message for Order {
     }
 }
 
-/// What an answered order came to.
+/// The result of an order that is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
     /// The images are in the guest's memory.
     Loaded,
-    /// The machine is there, with these memory slots.
+    /// The machine was created, with these memory slots.
     Booted {
-        /// Guest-physical ranges of the slots, ascending.
+        /// The guest-physical ranges of the slots, in ascending order.
         slots: Vec<Extent>,
     },
-    /// No vCPU is in the guest.
+    /// No vCPU is in the guest any more.
     Paused,
 }
 
-/// Why an order was not carried out.
+/// The reason why an order was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Refusal {
     /// The error and its causes on one line.
     pub text: String,
-    /// Whether the guest's images or map are at fault, not KVM or the host.
+    /// True if the guest's images or memory map are the cause, and not KVM or
+    /// the host.
     pub is_room: bool,
 }
 
-/// How loud a line of a child's log is.
+/// The level of a line of a child's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogLevel {
     /// An operation failed.
     Error,
-    /// Something is not as it should be.
+    /// Something is unusual and may need attention.
     Warn,
-    /// Something worth knowing.
+    /// A normal event of interest.
     Info,
-    /// Something for developers.
+    /// Information that is useful to developers.
     Debug,
 }
 
-/// What a worker tells its manager.
+/// A report of a worker to its manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// Answers the oldest order that was not answered yet.
+    /// Answers the oldest unanswered order.
     Done(Result<Done, Refusal>),
-    /// The guest has ended; the process exits now. The manager believes it
-    /// once the process is gone.
+    /// Reports that the guest has ended and the process is about to exit. The
+    /// manager relies on it only once the process is gone.
     Ended(EndReason),
-    /// The guest accessed memory it does not own.
+    /// Reports that the guest accessed memory it does not own.
     Violation {
         /// The access that the guest made.
         violation: Violation,
-        /// Whether later ones are only counted.
+        /// True if later violations are only counted.
         last_reported: bool,
     },
-    /// A stage of the boot was reached.
+    /// Reports that a stage of the boot was reached.
     Reached {
         /// The stage that was reached.
         stage: Stage,
-        /// When: nanoseconds of CLOCK_MONOTONIC.
+        /// The time in nanoseconds of CLOCK_MONOTONIC.
         at: u64,
     },
-    /// The guest left a mark at a debug port.
+    /// Reports that the guest wrote a mark to a debug port.
     Mark {
-        /// When: nanoseconds of CLOCK_MONOTONIC.
+        /// The time in nanoseconds of CLOCK_MONOTONIC.
         at: u64,
-        /// What it said.
+        /// The text of the mark.
         text: String,
     },
-    /// A vCPU's registers.
+    /// Reports the registers of a vCPU.
     Registers {
-        /// From the question.
+        /// The identifier from the order.
         ticket: u64,
         /// The number of the vCPU, from 0.
         cpu: u8,
-        /// What they hold.
+        /// The contents of the registers.
         registers: Box<Registers>,
-        /// The answer to `translate`; the inner `None` means not mapped.
+        /// The answer to `translate`; the inner `None` means that the address
+        /// is not mapped.
         translated: Option<Option<u64>>,
     },
-    /// A line for the log.
+    /// Passes on a log message.
     Log {
-        /// How loud it is.
+        /// The level of the message.
         level: LogLevel,
-        /// The text, one line without its end.
+        /// The text, one line without a newline.
         text: String,
     },
 }
 
 impl Message for Report {}
 
-/// A part of one of the files that came with an order.
+/// A range of one of the files that came with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilePart {
-    /// The number of the descriptor, from 0.
+    /// The index of the descriptor, from 0.
     pub file: u32,
-    /// The bytes of that file.
+    /// The range of that file.
     pub extent: Extent,
 }
 
-/// What a cleaner is to do: make parts of the files that come with it read as
-/// zero. The answer is one [`Cleaned`], and the process exits.
+/// The order to a cleaner: make parts of the attached files read as zero. It is
+/// answered by one [`Cleaned`], and the process exits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CleanOrder {
-    /// Whether pages stay and are overwritten; otherwise the host gets them.
+    /// True to overwrite the pages; false to give them back to the host.
     pub keep_pages: bool,
-    /// How many files there are.
+    /// The number of attached files.
     pub files: u32,
-    /// What is to be cleaned.
+    /// The parts to be cleaned.
     pub parts: Vec<FilePart>,
 }
 
@@ -302,14 +308,14 @@ impl Message for CleanOrder {
     }
 }
 
-/// What came of a [`CleanOrder`].
+/// The result of a [`CleanOrder`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cleaned(pub Result<(), String>);
 
 impl Message for Cleaned {}
 
-/// What an unpacker is to do, with two descriptors: the image, and the file
-/// that it goes to. The answer is one [`UnpackReport`], and the process exits.
+/// The order to an unpacker, with two descriptors: the image, and the output
+/// file. It is answered by one [`UnpackReport`], and the process exits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackOrder(pub Job);
 
@@ -321,7 +327,7 @@ impl Message for UnpackOrder {
     }
 }
 
-/// What came of an [`UnpackOrder`].
+/// The result of an [`UnpackOrder`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackReport(pub Result<Unpacked, UnpackError>);
 

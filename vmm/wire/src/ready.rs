@@ -1,7 +1,7 @@
-//! Descriptors in a tokio runtime: the one door to [`AsyncFd`].
+//! Descriptors in a tokio runtime: the only use of [`AsyncFd`].
 //!
-//! UNSAFETY: tokio takes whatever says that it is a descriptor, and trusts it
-//! to stay the same one. This module takes owned descriptors only.
+//! UNSAFETY: tokio accepts any value that claims to be a descriptor, and trusts
+//! it to remain the same. This module passes owned descriptors only.
 #![expect(unsafe_code, reason = "registers descriptors with tokio")]
 
 use std::io;
@@ -12,20 +12,21 @@ use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 /// A pollable descriptor (socket, pidfd, eventfd) registered with the current
-/// runtime for as long as this value lives. The runtime learns of changes
-/// only: try first, and clear the guard when trying would block.
+/// runtime for the lifetime of this value. Readiness is edge-triggered: try the
+/// operation first, and clear the guard when it would block.
 #[derive(Debug)]
 pub struct Ready(AsyncFd<Arc<OwnedFd>>);
 
 impl Ready {
-    /// Registers a descriptor for reading, and for writing if `writes` says
-    /// so.
+    /// Registers a descriptor for reading, and also for writing if `writes` is
+    /// true.
     ///
     /// # Errors
-    /// The error of epoll: a descriptor that cannot be polled, or too many.
+    /// Returns the error of epoll: the descriptor cannot be polled, or there
+    /// are too many.
     ///
     /// # Panics
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics outside a tokio runtime with I/O enabled.
     pub fn new(descriptor: Arc<OwnedFd>, writes: bool) -> io::Result<Self> {
         let interest = if writes {
             Interest::READABLE | Interest::WRITABLE
@@ -40,39 +41,39 @@ impl Ready {
         Ok(Self(registered))
     }
 
-    /// Waits until reading may not block. May be dropped at any time.
+    /// Waits until reading may not block. It is cancel-safe.
     ///
     /// # Errors
-    /// That the runtime is shutting down.
+    /// Fails if the runtime is shutting down.
     pub async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, Arc<OwnedFd>>> {
         self.0.readable().await
     }
 
-    /// Waits until writing may not block. May be dropped at any time.
+    /// Waits until writing may not block. It is cancel-safe.
     ///
     /// # Errors
-    /// That the runtime is shutting down.
+    /// Fails if the runtime is shutting down.
     pub async fn writable(&self) -> io::Result<AsyncFdReadyGuard<'_, Arc<OwnedFd>>> {
         self.0.writable().await
     }
 }
 
-/// A socket that is watched for its other end being gone, and for nothing else.
+/// A socket that is only watched for the closing of its other end.
 #[derive(Debug)]
 pub struct Hangup(AsyncFd<OwnedFd>);
 
 impl Hangup {
-    /// Registers a socket, which may be registered for other things by another
-    /// descriptor of it.
+    /// Registers a socket, which may also be registered through another
+    /// descriptor.
     ///
     /// # Errors
-    /// As [`Ready::new`].
+    /// Returns the errors of [`Ready::new`].
     ///
     /// # Panics
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics outside a tokio runtime with I/O enabled.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        // epoll tells of a hang-up whatever it was asked for, and there is no
-        // urgent data in our sockets.
+        // epoll reports a hang-up whatever the interest is, and there is no
+        // urgent data in these sockets.
         //
         // SAFETY: as in `Ready::new`; the AsyncFd owns the descriptor itself.
         let registered =
@@ -80,11 +81,11 @@ impl Hangup {
         Ok(Self(registered))
     }
 
-    /// Waits until the other end is closed both ways. May be dropped at any
-    /// time.
+    /// Waits until the other end is closed in both directions. It is
+    /// cancel-safe.
     ///
     /// # Errors
-    /// That the runtime is shutting down.
+    /// Fails if the runtime is shutting down.
     pub async fn wait(&self) -> io::Result<()> {
         self.0.ready(Interest::PRIORITY).await.map(drop)
     }

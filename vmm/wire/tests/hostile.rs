@@ -1,5 +1,5 @@
-//! Bytes from a taken-over worker: they decode or they do not, and that is
-//! all. Nothing panics, and memory taken is bounded by the packet.
+//! Decodes bytes that a compromised worker might send. Decoding may fail, but
+//! it must not panic, and the memory it uses must be bounded by the packet.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// One of each shape that messages are made of.
+/// A message type with one variant for each shape of payload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Sample {
     Unit,
@@ -51,7 +51,8 @@ fn samples() -> Vec<Sample> {
     ]
 }
 
-/// xorshift64: the same cases on every run.
+/// A generator of pseudo-random numbers (xorshift64): the same cases in every
+/// run.
 struct Random(u64);
 
 impl Random {
@@ -79,20 +80,20 @@ fn mutate(packet: &mut Vec<u8>, random: &mut Random) {
             1 if at < packet.len() => packet[at] ^= 1 << random.below(8),
             2 => packet.truncate(at),
             3 => packet.insert(at, random.byte()),
-            // A length that promises more than there can be.
+            // Insert a length that announces more than there can be.
             _ => drop(packet.splice(at..at, [0xff, 0xff, 0xff, 0xff, 0x7f])),
         }
     }
 }
 
-/// Decodes with an eye on the memory it takes; returns whether it succeeded.
+/// Decodes while measuring the memory it uses; returns whether it succeeded.
 fn check(packet: &[u8]) -> bool {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     let decoded = decode::<Sample>(packet, 0);
     let taken = MEMORY.peak_usage().saturating_sub(before);
-    // A byte can stand for an empty String of 24 bytes, and a list that grows
-    // exists twice while it moves; the rest is for nodes of small maps.
+    // A byte can stand for an empty String of 24 bytes, and a growing list
+    // exists twice while it is moved; the rest is for nodes of small maps.
     let allowed = packet.len() * 24 * 3 + 4096;
     assert!(
         taken <= allowed,
@@ -100,7 +101,7 @@ fn check(packet: &[u8]) -> bool {
         packet.len()
     );
     if let Ok((message, lost)) = &decoded {
-        // What is understood can be said: it is a value like any other.
+        // Whatever can be decoded can be encoded: it is a value like any other.
         let again = encode(0, *lost, message).expect("a value like any other");
         assert_eq!(
             &decode::<Sample>(&again, 0).expect("the same bytes").0,
@@ -110,7 +111,7 @@ fn check(packet: &[u8]) -> bool {
     decoded.is_ok()
 }
 
-// One test: the allocator's counters are the process's.
+// This is one test, since the allocator's counters are those of the process.
 #[test]
 fn any_bytes_decode_or_are_refused_within_their_own_memory() {
     for sample in samples() {
@@ -129,7 +130,7 @@ fn any_bytes_decode_or_are_refused_within_their_own_memory() {
         mutate(&mut packet, &mut random);
         if check(&packet) { good += 1 } else { bad += 1 }
     }
-    // Both sides of the decoder were seen.
+    // Both outcomes of the decoder occurred.
     assert!(good > 10_000 && bad > 10_000, "{good} good, {bad} bad");
     for _ in 0..20_000 {
         let noise: Vec<u8> = (0..random.below(200)).map(|_| random.byte()).collect();

@@ -1,4 +1,5 @@
-//! Any bytes as a packet. What decodes must encode again to what decodes alike.
+//! Decodes arbitrary bytes as a packet. Whatever decodes must survive another
+//! round of encoding and decoding.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use mkvmm_wire::channel::{decode, encode};
 use serde::{Deserialize, Serialize};
 
-/// One of each shape that messages are made of.
+/// A message type with one variant for each shape of payload.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Sample {
     Unit,
@@ -28,7 +29,7 @@ enum Sample {
 
 fuzz_target!(|data: &[u8]| {
     if let Ok((message, lost)) = decode::<Sample>(data, 0) {
-        let packet = encode(0, lost, &message).expect("it came from as few bytes");
+        let packet = encode(0, lost, &message).expect("it was decoded from no more bytes");
         let again = decode::<Sample>(&packet, 0).expect("it was just encoded");
         assert_eq!(again, (message, lost));
     }

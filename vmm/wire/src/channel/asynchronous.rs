@@ -1,8 +1,8 @@
 //! Channels in a tokio runtime.
 //!
-//! Every future here may be dropped at any await: it waits for readiness only,
-//! and a packet is taken or sent in one step after it. So a message is never
-//! half received, and a `select!` loses none.
+//! Every future here is cancel-safe: it only waits for readiness, and a packet
+//! is received or sent in one step after that. So a message is never half
+//! received, and a `select!` loses none.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::error::WireError;
 use super::{Channel, Message, Received, Receiver, Sender};
 use crate::ready::Ready;
 
-/// A [`Channel`] whose waits are futures.
+/// A [`Channel`] with asynchronous operations.
 #[derive(Debug)]
 pub struct AsyncChannel<Out, In> {
     /// The half that sends.
@@ -20,7 +20,7 @@ pub struct AsyncChannel<Out, In> {
     pub receiver: AsyncReceiver<In>,
 }
 
-/// A [`Sender`] whose waits are futures.
+/// A [`Sender`] with asynchronous operations.
 #[derive(Debug)]
 pub struct AsyncSender<M> {
     inner: Sender<M>,
@@ -28,7 +28,7 @@ pub struct AsyncSender<M> {
     readiness: Arc<Ready>,
 }
 
-/// A [`Receiver`] whose waits are futures.
+/// A [`Receiver`] with asynchronous operations.
 #[derive(Debug)]
 pub struct AsyncReceiver<M> {
     inner: Receiver<M>,
@@ -37,14 +37,15 @@ pub struct AsyncReceiver<M> {
 }
 
 impl<Out: Message, In: Message> AsyncChannel<Out, In> {
-    /// Takes over a connected socket, as [`Channel::open`] does, and registers
-    /// it with the current runtime.
+    /// Takes ownership of a connected socket, as [`Channel::open`] does, and
+    /// registers it with the current runtime.
     ///
     /// # Errors
-    /// As [`Channel::open`]; [`WireError::Async`] when registering fails.
+    /// Returns the errors of [`Channel::open`], and [`WireError::Async`] if the
+    /// registration fails.
     ///
     /// # Panics
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics outside a tokio runtime with I/O enabled.
     pub fn open(socket: OwnedFd) -> Result<Self, WireError> {
         let (sender, receiver) = Channel::open(socket)?.split();
         let registered = Ready::new(Arc::clone(receiver.socket()), true);
@@ -61,17 +62,17 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
         })
     }
 
-    /// Separates the halves, for two tasks.
+    /// Splits the channel into its halves, for two tasks.
     pub fn split(self) -> (AsyncSender<Out>, AsyncReceiver<In>) {
         (self.sender, self.receiver)
     }
 }
 
 impl<M: Message> AsyncSender<M> {
-    /// Sends a message, and waits for room.
+    /// Sends a message, waiting for room in the socket.
     ///
     /// # Errors
-    /// As [`Sender::try_send`], except `WouldBlock`.
+    /// Returns the errors of [`Sender::try_send`], except `WouldBlock`.
     pub async fn send(
         &mut self,
         message: &M,
@@ -91,7 +92,7 @@ impl<M: Message> AsyncSender<M> {
         }
     }
 
-    /// Returns the sender without waits, for [`Sender::try_send`] and
+    /// Returns the non-blocking sender, for [`Sender::try_send`] and
     /// [`Sender::send_news`].
     pub fn now(&mut self) -> &mut Sender<M> {
         &mut self.inner
@@ -99,21 +100,23 @@ impl<M: Message> AsyncSender<M> {
 }
 
 impl<M: Message> AsyncReceiver<M> {
-    /// Returns the receiver without waits, for [`Receiver::try_recv`].
+    /// Returns the non-blocking receiver, for [`Receiver::try_recv`].
     pub fn now(&mut self) -> &mut Receiver<M> {
         &mut self.inner
     }
 
-    /// Receives the next message, and waits for it. Returns `None` at the end.
+    /// Waits for the next message and receives it. Returns `None` if the peer
+    /// has closed the channel.
     ///
-    /// A peer that floods the channel does not starve other tasks: each
-    /// message takes from the task's budget.
+    /// A peer that floods the channel does not starve other tasks: each message
+    /// consumes the task's budget.
     ///
     /// # Errors
-    /// As [`Receiver::try_recv`], except `WouldBlock`.
+    /// Returns the errors of [`Receiver::try_recv`], except `WouldBlock`.
     pub async fn recv(&mut self) -> Result<Option<Received<M>>, WireError> {
         loop {
-            // Before anything is taken out, so that a drop here loses nothing.
+            // Do this before receiving anything, so that a drop here loses
+            // nothing.
             tokio::task::consume_budget().await;
             let mut guard = self.readiness.readable().await.map_err(WireError::Async)?;
             match self.inner.try_recv() {

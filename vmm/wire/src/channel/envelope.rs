@@ -1,4 +1,5 @@
-//! Packets as bytes: the hello and the envelope. Pure; knows no socket.
+//! Encoding of packets: the hello and the envelope. Pure functions without a
+//! socket.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -6,17 +7,17 @@ use serde::{Deserialize, Serialize};
 use super::error::WireError;
 use super::message::MESSAGE_MAX;
 
-/// The version of the wire: what [`encode`] writes and the messages inside.
-/// It changes whenever a message does.
+/// The version of the protocol: the format that [`encode`] writes and the
+/// messages inside. It is incremented whenever a message changes.
 pub const VERSION: u32 = 1;
 
-/// How a hello begins, in every version there will ever be.
+/// The prefix of a hello, in all versions.
 const HELLO: [u8; 8] = *b"mkvmm-w\n";
-/// The length of a hello: the mark and a little-endian version.
+/// The length of a hello: the prefix and a little-endian version.
 const HELLO_LEN: usize = HELLO.len() + size_of::<u32>();
 
-/// Returns this program's hello. Its layout never changes, so that the
-/// versions of any two programs can be compared.
+/// Returns this program's hello. Its layout never changes, so that any two
+/// versions can recognise each other.
 pub fn hello() -> [u8; HELLO_LEN] {
     let mut bytes = [0; HELLO_LEN];
     let (mark, version) = bytes.split_at_mut(HELLO.len());
@@ -28,7 +29,8 @@ pub fn hello() -> [u8; HELLO_LEN] {
 /// Checks the peer's first packet.
 ///
 /// # Errors
-/// [`WireError::NoHello`], or [`WireError::Version`] with both versions.
+/// Returns [`WireError::NoHello`], or [`WireError::Version`] with both
+/// versions.
 pub fn check_hello(packet: &[u8]) -> Result<(), WireError> {
     let bytes = packet.len();
     let version = packet.strip_prefix(&HELLO).and_then(|v| v.first_chunk());
@@ -43,19 +45,21 @@ pub fn check_hello(packet: &[u8]) -> Result<(), WireError> {
     }
 }
 
-/// What precedes a message in its packet.
+/// The header of a message in its packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// The position of the packet in its direction, from 0.
     pub sequence: u64,
-    /// How many news the sender dropped since the packet before.
+    /// The number of notifications that the sender dropped since the previous
+    /// packet.
     pub lost: u64,
 }
 
 /// Encodes an envelope around `message`.
 ///
 /// # Errors
-/// [`WireError::Encode`], or [`WireError::TooLong`] beyond [`MESSAGE_MAX`].
+/// Returns [`WireError::Encode`], or [`WireError::TooLong`] beyond
+/// [`MESSAGE_MAX`].
 pub fn encode<M: Serialize>(sequence: u64, lost: u64, message: &M) -> Result<Vec<u8>, WireError> {
     let header = Header { sequence, lost };
     let packet = postcard::to_stdvec(&(header, message)).map_err(WireError::Encode)?;
@@ -65,13 +69,13 @@ pub fn encode<M: Serialize>(sequence: u64, lost: u64, message: &M) -> Result<Vec
     }
 }
 
-/// Decodes the envelope that must have number `expected`, and returns its
-/// message and the count of dropped news. Any bytes may be given: decoding
-/// does not panic, recursion is bounded by the type, and what it allocates is
-/// bounded by the packet's length.
+/// Decodes the envelope with sequence number `expected`, and returns its
+/// message and the count of dropped notifications. The bytes are untrusted:
+/// decoding does not panic, recursion is bounded by the type, and allocations
+/// are bounded by the packet's length.
 ///
 /// # Errors
-/// A [`WireError`] that is a violation of the protocol.
+/// Returns a [`WireError`] that is a protocol violation.
 pub fn decode<M: DeserializeOwned>(packet: &[u8], expected: u64) -> Result<(M, u64), WireError> {
     let bytes = packet.len();
     if bytes > MESSAGE_MAX {
@@ -79,7 +83,8 @@ pub fn decode<M: DeserializeOwned>(packet: &[u8], expected: u64) -> Result<(M, u
     }
     let undecodable = |source| WireError::Decode { bytes, source };
     let (header, body) = postcard::take_from_bytes::<Header>(packet).map_err(undecodable)?;
-    // Before the body: a stray packet is reported as one, not as nonsense.
+    // Check this before the body, so that a stray packet is reported as such
+    // and not as malformed.
     if header.sequence != expected {
         let found = header.sequence;
         return Err(WireError::Sequence { expected, found });

@@ -6,124 +6,124 @@ use rustix::io::Errno;
 
 use super::message::{DESCRIPTORS_MAX, MESSAGE_MAX};
 
-/// The reasons why a channel could not be made, or a message not be sent,
-/// received or understood.
+/// A reason why a channel could not be created, or a message could not be sent,
+/// received or decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The kernel gave no socket pair.
-    #[error("making or inspecting the socket of a channel failed")]
+    /// The kernel could not create or inspect a socket.
+    #[error("creating or inspecting the socket of a channel failed")]
     Setup(#[source] Errno),
-    /// The descriptor is not a connected Unix socket of packets.
-    #[error("the descriptor is no Unix socket of type SOCK_SEQPACKET")]
+    /// The descriptor is not a connected Unix socket that preserves packets.
+    #[error("the descriptor is not a Unix socket of type SOCK_SEQPACKET")]
     NotSeqpacket,
-    /// The socket is full, or empty; waiting may help.
+    /// The socket is full, or empty; a retry may succeed.
     #[error("the channel is not ready: the operation would block")]
     WouldBlock,
-    /// The deadline passed first.
+    /// The deadline passed before the peer was ready.
     #[error("the peer did not become ready before the deadline")]
     TimedOut,
-    /// The peer has closed its end, or is dead.
+    /// The peer has closed its end, or has died.
     #[error("the peer has closed the channel")]
     Closed,
-    /// The user has too many descriptors in sockets that nobody has received
-    /// yet (`RLIMIT_NOFILE` bounds them). Sending again later may help.
+    /// The user has too many descriptors in sockets that have not been received
+    /// yet (`RLIMIT_NOFILE` limits them). A later retry may succeed.
     #[error("{count} descriptors cannot be sent: too many are in flight already")]
     DescriptorsInFlight {
-        /// How many were to be sent.
+        /// The number of descriptors of the message.
         count: usize,
     },
     /// Sending failed for another reason.
     #[error("sending {bytes} bytes and {descriptors} descriptors failed")]
     Send {
-        /// The length of the packet.
+        /// The length of the packet in bytes.
         bytes: usize,
-        /// The number of descriptors.
+        /// The number of descriptors of the message.
         descriptors: usize,
-        /// The error of sendmsg.
+        /// The error that sendmsg returned.
         #[source]
         source: Errno,
     },
-    /// The kernel refused to receive, for another reason than those above.
+    /// Receiving failed for another reason.
     #[error("receiving from the channel failed")]
     Receive(#[source] Errno),
-    /// The kernel refused to poll the socket.
+    /// Polling the socket failed.
     #[error("polling the channel failed")]
     Poll(#[source] Errno),
-    /// Registering with, or waiting in, the asynchronous runtime failed.
+    /// Registering with the asynchronous runtime, or waiting in it, failed.
     #[error("waiting for the channel in the event loop failed")]
     Async(#[source] std::io::Error),
-    /// The message to be sent cannot be encoded.
+    /// The message to send cannot be encoded.
     #[error("the message cannot be encoded")]
     Encode(#[source] postcard::Error),
-    /// A packet is larger than any may be.
+    /// A packet exceeds the size limit.
     #[error("a message of {bytes} bytes exceeds the limit of {MESSAGE_MAX}")]
     TooLong {
-        /// The length of the packet.
+        /// The length of the packet in bytes.
         bytes: usize,
     },
-    /// A message has the wrong number of descriptors, at either end.
+    /// A message has an invalid number of descriptors, at either end.
     #[error(
-        "a message with {found} descriptors should have {} to {}, and never more than {DESCRIPTORS_MAX}",
+        "a message has {found} descriptors instead of {} to {}, and never more than {DESCRIPTORS_MAX}",
         .expected.start(), .expected.end()
     )]
     Descriptors {
-        /// The number that came, or was to be sent.
+        /// The number received, or to be sent.
         found: usize,
-        /// The numbers that this message allows.
+        /// The numbers allowed for this message.
         expected: RangeInclusive<usize>,
     },
-    /// Descriptors were cut off on the way: the peer sent more than any
-    /// message has, or this process has no free descriptors left.
+    /// Descriptors were truncated: the peer sent more than any message has, or
+    /// this process has no free descriptors left.
     #[error(
-        "descriptors were cut off: more came than the {expected} that any message has here, \
+        "descriptors were truncated: more arrived than the {expected} that any message has here, \
          or this process has reached its limit"
     )]
     DescriptorsCut {
-        /// The most that any message of the type has.
+        /// The maximum for any message of the type.
         expected: usize,
     },
-    /// The peer's first packet is no hello.
-    #[error("the peer's first packet ({bytes} bytes) does not say that it speaks mkvmm's wire")]
+    /// The peer's first packet is not a hello.
+    #[error("the peer's first packet ({bytes} bytes) is not a hello of mkvmm's wire protocol")]
     NoHello {
-        /// The length of that packet.
+        /// The length of that packet in bytes.
         bytes: usize,
     },
-    /// The peer is of another version.
-    #[error("the peer speaks version {theirs} of the wire, this program speaks version {ours}")]
+    /// The peer has another version.
+    #[error("the peer has version {theirs} of the wire protocol, this program has version {ours}")]
     Version {
-        /// This program's version.
+        /// The version of this program.
         ours: u32,
-        /// The peer's version.
+        /// The version of the peer.
         theirs: u32,
     },
-    /// A packet was lost, repeated or made up.
-    #[error("message number {found} came where number {expected} was due")]
+    /// A packet was lost, repeated or forged.
+    #[error("received message number {found} instead of {expected}")]
     Sequence {
-        /// The number due.
+        /// The expected sequence number.
         expected: u64,
-        /// The number that came.
+        /// The received sequence number.
         found: u64,
     },
-    /// The packet is no message of the expected type.
+    /// The packet is not a message of the expected type.
     #[error("a packet of {bytes} bytes cannot be decoded")]
     Decode {
-        /// The length of the packet.
+        /// The length of the packet in bytes.
         bytes: usize,
-        /// The error of the decoder.
+        /// The error that the decoder returned.
         #[source]
         source: postcard::Error,
     },
-    /// The packet goes on after its message.
-    #[error("a packet has {bytes} bytes after its message")]
+    /// The packet continues after its message.
+    #[error("a packet has {bytes} trailing bytes after its message")]
     Trailing {
-        /// How many bytes are left over.
+        /// The number of trailing bytes.
         bytes: usize,
     },
 }
 
 impl WireError {
-    /// Tells whether the peer broke the protocol, and so deserves no further
-    /// hearing. The others come from this side, from the kernel, or from time.
+    /// Returns whether the peer violated the protocol, so that the channel must
+    /// be closed. Other errors come from this side, the kernel, or a timeout.
     pub fn is_violation(&self) -> bool {
         match self {
             Self::TooLong { .. }
@@ -133,7 +133,8 @@ impl WireError {
             | Self::Sequence { .. }
             | Self::Decode { .. }
             | Self::Trailing { .. } => true,
-            // Where descriptors are due, this process may be short of them.
+            // If descriptors are expected, this process may have run out of
+            // them.
             Self::DescriptorsCut { expected } => *expected == 0,
             Self::Setup(_)
             | Self::NotSeqpacket

@@ -1,4 +1,4 @@
-//! What may travel over a channel, and how large it may be.
+//! The messages that a channel may carry, and their size limits.
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
@@ -6,25 +6,27 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The largest encoded envelope, in bytes: a boot order with the longest command
-/// line, once as such and once in the manifest, fits.
+/// The maximum size of an encoded envelope in bytes: enough for a boot order
+/// with the longest command line, which occurs in it twice, once in the
+/// manifest.
 pub const MESSAGE_MAX: usize = 192 << 10;
-/// The most descriptors that one message can carry: `SCM_MAX_FD` of Linux.
+/// The maximum number of descriptors of one message: Linux's `SCM_MAX_FD`.
 pub const DESCRIPTORS_MAX: usize = 253;
 
-/// One direction's messages.
+/// The messages of one direction.
 ///
-/// A type that implements it must not be recursive (a packet would decide how
-/// deep the stack goes), and must not contain lists of values that encode to
-/// no bytes at all (`Vec<()>`: ten bytes could claim 2^60 of them, and decoding
-/// would count them one by one) nor hash maps (they reserve what they are
-/// promised, up to a MiB).
+/// An implementing type must not be recursive (a packet would decide how deep
+/// the stack gets). It must not contain lists of values that encode to zero
+/// bytes (`Vec<()>`: ten bytes could announce 2^60 of them, and decoding would
+/// count them one by one) nor hash maps (they reserve the announced capacity,
+/// up to a MiB).
 pub trait Message: Serialize + DeserializeOwned + Debug {
-    /// The most descriptors that any message of this type brings along. With
-    /// 0, the kernel drops uninvited descriptors before this process has them.
+    /// The maximum number of descriptors of any message of this type. With 0,
+    /// the kernel discards unexpected descriptors before this process receives
+    /// them.
     const DESCRIPTORS_MAX: usize = 0;
 
-    /// Returns how many descriptors belong to this very message.
+    /// Returns the allowed number of descriptors of this particular message.
     fn descriptors(&self) -> RangeInclusive<usize> {
         0..=0
     }

@@ -1,4 +1,4 @@
-//! Typed messages with descriptors over a pair of Unix sockets.
+//! Typed messages with file descriptors over a pair of Unix sockets.
 //!
 //! ```text
 //!   Channel<Out, In>
@@ -6,16 +6,15 @@
 //!     Receiver<In>  ◀── envelope: decode ── socket: recvmsg ◀──┘  (descriptors: SCM_RIGHTS)
 //! ```
 //!
-//! The first packet in either direction is a *hello* with the version of the
-//! wire; every later one is an envelope: a sequence number, the count of news
-//! that were dropped before it, and one message in postcard's encoding. The
-//! kernel keeps the borders between packets, so there is no framing to get
-//! wrong, and a packet is either sent whole or not at all.
+//! The first packet in either direction is a *hello* with the protocol version;
+//! every later one is an envelope: a sequence number, the count of
+//! notifications dropped before it, and one message in postcard's encoding. The
+//! kernel preserves packet boundaries, so no framing is needed, and a packet is
+//! either sent completely or not at all.
 //!
-//! Sockets are never blocked on in a system call: each call carries
-//! `MSG_DONTWAIT` (the peer cannot change that, unlike `O_NONBLOCK` of a
-//! description it shares), and waiting is a poll with a deadline, or tokio's
-//! with the feature `tokio`.
+//! No system call ever blocks on a socket: each call carries `MSG_DONTWAIT`
+//! (which the peer cannot change, unlike `O_NONBLOCK` of a shared description),
+//! and waiting is a poll with a deadline, or tokio's with the feature `tokio`.
 
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
@@ -47,11 +46,12 @@ pub struct Channel<Out, In> {
     pub receiver: Receiver<In>,
 }
 
-/// Makes a connected pair of sockets, to be given to [`Channel::open`] here
-/// and to a child as its descriptor 0.
+/// Creates a connected pair of sockets: one for [`Channel::open`] here and one
+/// for a child as its descriptor 0.
 ///
 /// # Errors
-/// [`WireError::Setup`] when the kernel refuses, mostly for want of descriptors.
+/// Returns [`WireError::Setup`] if the kernel refuses, usually for lack of
+/// descriptors.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), WireError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -59,12 +59,12 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), WireError> {
 }
 
 impl<Out: Message, In: Message> Channel<Out, In> {
-    /// Takes over a connected `SOCK_SEQPACKET` socket and sends the hello.
-    /// The peer's hello is checked when its first message is received.
+    /// Takes ownership of a connected `SOCK_SEQPACKET` socket and sends the
+    /// hello. The peer's hello is checked when its first message is received.
     ///
     /// # Errors
-    /// [`WireError::NotSeqpacket`] for any other descriptor, and what keeps
-    /// the hello from being sent.
+    /// Returns [`WireError::NotSeqpacket`] for any other descriptor, or the
+    /// error of sending the hello.
     pub fn open(socket: OwnedFd) -> Result<Self, WireError> {
         socket::check(socket.as_fd())?;
         let socket = Arc::new(socket);
@@ -75,11 +75,11 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         })
     }
 
-    /// Sends a message, and waits for room until `deadline` (for ever with
-    /// `None`).
+    /// Sends a message, waiting for room in the socket until `deadline`; `None`
+    /// waits indefinitely.
     ///
     /// # Errors
-    /// As [`Sender::send`].
+    /// Returns the errors of [`Sender::send`].
     pub fn send(
         &mut self,
         message: &Out,
@@ -89,17 +89,17 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         self.sender.send(message, descriptors, deadline)
     }
 
-    /// Receives the next message, and waits for it until `deadline` (for ever
-    /// with `None`). Returns `None` at the end, when the peer has closed.
+    /// Receives the next message, waiting for it until `deadline`; `None` waits
+    /// indefinitely. Returns `None` if the peer has closed the channel.
     ///
     /// # Errors
-    /// As [`Receiver::recv`].
+    /// Returns the errors of [`Receiver::recv`].
     pub fn recv(&mut self, deadline: Option<Instant>) -> Result<Option<Received<In>>, WireError> {
         self.receiver.recv(deadline)
     }
 
-    /// Separates the halves, for two threads. The socket is closed when both
-    /// are dropped.
+    /// Splits the channel into its halves, for two threads. The socket is
+    /// closed when both are dropped.
     pub fn split(self) -> (Sender<Out>, Receiver<In>) {
         (self.sender, self.receiver)
     }

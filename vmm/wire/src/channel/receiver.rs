@@ -12,25 +12,27 @@ use super::message::Message;
 use super::sender::check_descriptors;
 use super::{envelope, socket};
 
-/// A message as it came.
+/// A message as it was received.
 #[derive(Debug)]
 pub struct Received<M> {
-    /// The decoded message; its values are the sender's word.
+    /// The decoded message; its values are not trusted.
     pub message: M,
-    /// The descriptors that belong to it, close-on-exec, as many as it says.
+    /// The message's descriptors, close-on-exec, as many as the message
+    /// requires.
     pub descriptors: Vec<OwnedFd>,
-    /// How many news the sender says it dropped since its message before.
+    /// The number of notifications that the sender reports as dropped since its
+    /// previous message.
     pub lost: u64,
 }
 
 /// Receives messages of type `M`.
 ///
-/// After an error that [`WireError::is_violation`] calls one, the receiver is
-/// of no further use: what comes next is not defined.
+/// After an error for which [`WireError::is_violation`] is true, the receiver
+/// must not be used any more: the state of the stream is undefined.
 #[derive(Debug)]
 pub struct Receiver<M> {
     socket: Arc<OwnedFd>,
-    /// The number of the next packet; `None` before the hello.
+    /// The sequence number of the next packet; `None` before the hello.
     next: Option<u64>,
     messages: PhantomData<fn() -> M>,
 }
@@ -44,18 +46,19 @@ impl<M: Message> Receiver<M> {
         }
     }
 
-    /// Returns the socket, to be registered with a runtime.
+    /// Returns the socket, for registration with a runtime.
     #[cfg(feature = "tokio")]
     pub(super) fn socket(&self) -> &Arc<OwnedFd> {
         &self.socket
     }
 
-    /// Receives the next message if one is there. Returns `None` when the peer
-    /// has closed and everything it had sent was received.
+    /// Receives the next message if one is available. Returns `None` if the
+    /// peer has closed the channel and everything it had sent was received.
     ///
     /// # Errors
-    /// [`WireError::WouldBlock`] when there is none yet; a violation when the
-    /// peer broke the protocol, and then what came with the packet is closed.
+    /// Returns [`WireError::WouldBlock`] if there is none yet, or a violation
+    /// if the peer violated the protocol, in which case the packet's
+    /// descriptors are closed.
     pub fn try_recv(&mut self) -> Result<Option<Received<M>>, WireError> {
         loop {
             let Some(packet) = socket::receive(self.socket.as_fd(), M::DESCRIPTORS_MAX)? else {
@@ -68,11 +71,12 @@ impl<M: Message> Receiver<M> {
         }
     }
 
-    /// Receives the next message, and waits for it until `deadline` (for ever
-    /// with `None`). Returns `None` at the end.
+    /// Receives the next message, waiting for it until `deadline`; `None` waits
+    /// indefinitely. Returns `None` if the peer has closed the channel.
     ///
     /// # Errors
-    /// As [`Self::try_recv`], with [`WireError::TimedOut`] for `WouldBlock`.
+    /// Returns the errors of [`Self::try_recv`], with [`WireError::TimedOut`]
+    /// instead of `WouldBlock`.
     pub fn recv(&mut self, deadline: Option<Instant>) -> Result<Option<Received<M>>, WireError> {
         loop {
             match self.try_recv() {

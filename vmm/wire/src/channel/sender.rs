@@ -15,9 +15,9 @@ use super::{envelope, socket};
 #[derive(Debug)]
 pub struct Sender<M> {
     socket: Arc<OwnedFd>,
-    /// The number of the next packet.
+    /// The sequence number of the next packet.
     next: u64,
-    /// News dropped since the last packet that got through.
+    /// The number of notifications dropped since the last packet that was sent.
     lost: u64,
     messages: PhantomData<fn(&M)>,
 }
@@ -32,14 +32,14 @@ impl<M: Message> Sender<M> {
         }
     }
 
-    /// Sends a message now. Descriptors are duplicated into the message; the
-    /// caller keeps its own. On any error nothing was sent.
+    /// Sends a message without waiting. Descriptors are duplicated into the
+    /// message; the caller keeps its own. On any error, nothing was sent.
     ///
     /// # Errors
-    /// [`WireError::WouldBlock`] when the socket is full,
-    /// [`WireError::Closed`] when nobody is there,
+    /// Returns [`WireError::WouldBlock`] if the socket is full,
+    /// [`WireError::Closed`] if the peer is gone, and
     /// [`WireError::Descriptors`], [`WireError::TooLong`] or
-    /// [`WireError::Encode`] for a message that cannot be sent as it is.
+    /// [`WireError::Encode`] if the message is invalid.
     pub fn try_send(
         &mut self,
         message: &M,
@@ -49,11 +49,12 @@ impl<M: Message> Sender<M> {
         self.post(&packet, descriptors)
     }
 
-    /// Sends a message, and waits for room until `deadline` (for ever with
-    /// `None`).
+    /// Sends a message, waiting for room in the socket until `deadline`; `None`
+    /// waits indefinitely.
     ///
     /// # Errors
-    /// As [`Self::try_send`], with [`WireError::TimedOut`] for `WouldBlock`.
+    /// Returns the errors of [`Self::try_send`], with [`WireError::TimedOut`]
+    /// instead of `WouldBlock`.
     pub fn send(
         &mut self,
         message: &M,
@@ -71,12 +72,12 @@ impl<M: Message> Sender<M> {
         }
     }
 
-    /// Sends a message that nobody has to get. When the socket is full it is
-    /// dropped and counted; the count travels with the next message that gets
-    /// through, of either kind. Returns whether this one was sent. Never waits.
+    /// Sends a notification, a message that may be lost. If the socket is full
+    /// it is dropped and counted; the count travels with the next message of
+    /// either kind. Returns whether the notification was sent. Never waits.
     ///
     /// # Errors
-    /// As [`Self::try_send`], except `WouldBlock`.
+    /// Returns the errors of [`Self::try_send`], except `WouldBlock`.
     pub fn send_news(&mut self, message: &M) -> Result<bool, WireError> {
         match self.try_send(message, &[]) {
             Ok(()) => Ok(true),
@@ -88,8 +89,8 @@ impl<M: Message> Sender<M> {
         }
     }
 
-    /// Returns the number of news dropped since the last message that got
-    /// through.
+    /// Returns the number of notifications dropped since the last message that
+    /// was sent.
     pub fn lost(&self) -> u64 {
         self.lost
     }
@@ -107,8 +108,8 @@ impl<M: Message> Sender<M> {
     }
 }
 
-/// Checks that a message has as many descriptors as belong to it. Both ends
-/// do, so that an honest sender learns of its mistake first.
+/// Checks that a message has an allowed number of descriptors. Both ends check,
+/// so that an honest sender notices its own mistake.
 pub(super) fn check_descriptors<M: Message>(message: &M, found: usize) -> Result<(), WireError> {
     let expected = message.descriptors();
     let most = M::DESCRIPTORS_MAX.min(DESCRIPTORS_MAX);

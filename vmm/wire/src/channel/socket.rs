@@ -1,4 +1,4 @@
-//! Packets over a socket: sendmsg, recvmsg and poll, without a wait of their own.
+//! Packets over a socket: non-blocking sendmsg and recvmsg, and poll.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,17 +16,18 @@ use rustix::net::{
 use super::error::WireError;
 use super::message::{DESCRIPTORS_MAX, MESSAGE_MAX};
 
-/// Room for the control data of a message with the most descriptors.
+/// The size of the control data of a message with the maximum number of
+/// descriptors.
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 
-/// A packet as it came.
+/// A packet as it was received.
 #[derive(Debug)]
 pub struct Packet {
     pub bytes: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// Checks that the descriptor is a Unix socket that keeps packets apart.
+/// Checks that the descriptor is a Unix socket that preserves packets.
 pub fn check(socket: BorrowedFd<'_>) -> Result<(), WireError> {
     let is_unix = sockopt::socket_domain(socket).map(|domain| domain == AddressFamily::UNIX);
     let is_packet = sockopt::socket_type(socket).map(|kind| kind == SocketType::SEQPACKET);
@@ -39,8 +40,9 @@ pub fn check(socket: BorrowedFd<'_>) -> Result<(), WireError> {
     }
 }
 
-/// Sends one packet whole, or not at all. Without descriptors this is
-/// `sendto`: a worker, which has none to send, is not allowed `sendmsg`.
+/// Sends one packet completely, or not at all. Without descriptors this uses
+/// `sendto`: a worker never sends descriptors, and its sandbox forbids
+/// `sendmsg`.
 pub fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -76,12 +78,12 @@ pub fn send(
         })
 }
 
-/// Takes the next packet; `None` when the peer has closed.
+/// Receives the next packet; `None` if the peer has closed the socket.
 ///
-/// The length is asked for first, so that memory is taken for this packet
-/// only: a manager has a thousand of these, most of them silent. Nobody else
-/// reads this socket, so the packet taken is the one asked about; if somebody
-/// did, it would be cut, which is an error.
+/// The length is queried first, so that only as much memory is allocated as
+/// this packet needs: a manager has a thousand of these sockets, most of them
+/// idle. There is no other reader, so the packet received is the one queried;
+/// otherwise it would be truncated, which is an error.
 pub fn receive(
     socket: BorrowedFd<'_>,
     descriptors_max: usize,
@@ -93,7 +95,7 @@ pub fn receive(
     let mut bytes = vec![0; length];
     let mut descriptors = Vec::new();
     let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
-    // Without room for control data the kernel drops descriptors itself.
+    // Without space for control data the kernel itself discards descriptors.
     let mut control = match descriptors_max {
         0 => RecvAncillaryBuffer::default(),
         _ => RecvAncillaryBuffer::new(&mut space),
@@ -118,20 +120,20 @@ pub fn receive(
         return Err(WireError::TooLong { bytes: length });
     }
     bytes.truncate(received.bytes);
-    // A packet of no bytes reads like the end. An honest peer sends none, so a
-    // dishonest one has merely hung up.
+    // An empty packet looks like the end of the stream. An honest peer sends
+    // none; from a dishonest one it amounts to closing the socket.
     let is_end = bytes.is_empty() && descriptors.is_empty();
     Ok((!is_end).then_some(Packet { bytes, descriptors }))
 }
 
-/// Returns the length of the packet that waits, 0 at the end.
+/// Returns the length of the next packet, or 0 at the end.
 fn next_length(socket: BorrowedFd<'_>) -> Result<usize, WireError> {
     let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
     let peek = || rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut [0; 1][..], flags));
     let peeked = match peek() {
-        // A peer that closes without having read everything resets the
-        // connection. The kernel says so once, and before it hands out what
-        // the peer had sent: its last words are worth more.
+        // A peer that closes its socket with unread data resets the connection.
+        // The kernel reports this once, before it delivers what the peer had
+        // sent; those last messages matter more, so try again.
         Err(Errno::CONNRESET) => peek(),
         other => other,
     };
@@ -149,7 +151,7 @@ fn receive_error(errno: Errno) -> WireError {
     }
 }
 
-/// Waits until the socket is ready as `events` say, or closed, or until
+/// Waits until the socket is ready for `events`, or closed, or until
 /// `deadline`.
 pub fn wait(
     socket: BorrowedFd<'_>,
@@ -158,7 +160,7 @@ pub fn wait(
 ) -> Result<(), WireError> {
     loop {
         let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        // A wait too long for the kernel's clock is one without an end.
+        // A timeout too long for the kernel's clock is treated as unlimited.
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let mut polled = [PollFd::from_borrowed_fd(socket, events)];
         match rustix::event::poll(&mut polled, timeout.as_ref()) {

@@ -27,7 +27,7 @@ impl Message for Word {
     }
 }
 
-/// Messages of a direction that never has descriptors.
+/// A type of messages that never carry descriptors.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Plain(u32);
 
@@ -44,7 +44,7 @@ fn text(text: &str) -> Word {
     Word::Text(text.to_owned())
 }
 
-/// A channel and the peer's bare socket, hello already exchanged.
+/// Returns a channel and the peer's bare socket after the exchange of hellos.
 fn with_bare_peer() -> (Channel<Word, Word>, OwnedFd) {
     let (ours, theirs) = pair().unwrap();
     let channel = Channel::open(ours).unwrap();
@@ -52,7 +52,7 @@ fn with_bare_peer() -> (Channel<Word, Word>, OwnedFd) {
     (channel, theirs)
 }
 
-/// A pipe: that its writing end is closed everywhere shows as its end.
+/// Returns a pipe; the reading end reports when all writing ends are closed.
 fn pipe() -> (File, OwnedFd) {
     let (read, write) = std::io::pipe().unwrap();
     (File::from(OwnedFd::from(read)), OwnedFd::from(write))
@@ -117,7 +117,7 @@ fn a_sender_is_told_of_its_own_mistakes() {
     ));
     let sent = a.sender.try_send(&Word::Bytes(vec![0; MESSAGE_MAX]), &[]);
     assert!(matches!(sent, Err(WireError::TooLong { .. })));
-    // Nothing of it was sent, and the numbers go on.
+    // Nothing of it was sent, and the sequence numbers continue.
     let largest = Word::Bytes(vec![7; MESSAGE_MAX - 6]);
     a.sender.try_send(&largest, &[]).unwrap();
     assert_eq!(b.recv(soon()).unwrap().unwrap().message, largest);
@@ -169,7 +169,7 @@ fn packets_beyond_the_limit_or_out_of_order_are_violations() {
     trailing.push(0);
     let cases: [(&[u8], &str); 4] = [
         (&too_long, "a message of 196609 bytes exceeds"),
-        (&ahead, "message number 1 came where number 0 was due"),
+        (&ahead, "received message number 1 instead of 0"),
         (&trailing, "a packet has 1 bytes after its message"),
         (&[0, 0, 9], "a packet of 3 bytes cannot be decoded"),
     ];
@@ -192,7 +192,7 @@ fn another_version_is_refused_with_both_numbers() {
     let error = channel.recv(soon()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("the peer speaks version 77 of the wire, this program speaks version {VERSION}")
+        format!("the peer has version 77 of the wire protocol, this program has version {VERSION}")
     );
 }
 
@@ -239,7 +239,7 @@ fn what_a_peer_said_before_it_died_arrives_although_it_did_not_listen() {
     for word in ["last", "words"] {
         a.send(&text(word), &[], None).unwrap();
     }
-    drop(a); // with unread data: the kernel resets the connection
+    drop(a); // the kernel resets the connection, as data is unread
     assert_eq!(b.recv(soon()).unwrap().unwrap().message, text("last"));
     assert_eq!(b.recv(soon()).unwrap().unwrap().message, text("words"));
     assert!(b.recv(soon()).unwrap().is_none());
@@ -310,7 +310,7 @@ mod asynchronous {
             let mut a: AsyncChannel<Word, Word> = AsyncChannel::open(left).unwrap();
             let mut b: AsyncChannel<Word, Word> = AsyncChannel::open(right).unwrap();
             let sender = tokio::spawn(async move {
-                let a = &mut a; // all of it, so that it ends here
+                let a = &mut a; // move all of it, so that it is dropped here
                 for number in 0..3000_u32 {
                     let message = text(&number.to_string());
                     a.sender.send(&message, &[]).await.unwrap();
@@ -321,7 +321,8 @@ mod asynchronous {
             });
             let (mut next, mut dropped) = (0_u32, 0_u32);
             loop {
-                // The other branch is always ready: waits are dropped all the time.
+                // The other branch is always ready, so waits are dropped all
+                // the time.
                 let received = tokio::select! {
                     received = b.receiver.recv() => received.unwrap(),
                     () = tokio::task::yield_now() => {
@@ -347,7 +348,7 @@ mod asynchronous {
             let mut b: AsyncChannel<Word, Word> = AsyncChannel::open(right).unwrap();
             let (stop, stopped) = std::sync::mpsc::channel::<()>();
             let flood = std::thread::spawn(move || {
-                let a = &mut a; // all of it, so that it ends here
+                let a = &mut a; // move all of it, so that it is dropped here
                 while stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
                     a.sender.send_news(&text("!")).unwrap();
                 }

@@ -1,10 +1,10 @@
-//! Bells: "look again", in either direction, without a blocking call.
+//! Doorbells: non-blocking "look again" signals in either direction.
 //!
-//! An eventfd would do among friends. But both sides share its one open file
-//! description, so a hostile worker can clear `O_NONBLOCK` and then drain or
-//! fill the counter, and the manager's next read or write of it would block.
-//! The ends of a socket pair are descriptions of their own, and
-//! `MSG_DONTWAIT` is said in each call.
+//! An eventfd would be enough between trusted processes. But both sides share
+//! its open file description, so a hostile worker could clear `O_NONBLOCK` and
+//! then drain or fill the counter, and the manager's next read or write would
+//! block. The ends of a socket pair have separate descriptions, and each call
+//! uses `MSG_DONTWAIT`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,30 +14,30 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::SharedError;
 
-/// Rings taken in one call. A peer that rings more often costs one more call
-/// for each so many.
+/// The number of rings consumed by one call. If the peer rings more often,
+/// further calls are needed.
 const RINGS: usize = 1024;
 
-/// One end of a pair of bells. Clones are the same end.
+/// One end of a pair of doorbells. Clones refer to the same end.
 #[derive(Debug, Clone)]
 pub struct Bell(Arc<OwnedFd>);
 
-/// What [`Bell::answer`] found.
+/// The result of [`Bell::answer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
-    /// The other end rang, once or more often, since the last answer.
+    /// The other end rang at least once since the last answer.
     Yes,
-    /// Nobody rang since the last answer.
+    /// The other end did not ring since the last answer.
     No,
     /// The other end is closed.
     Closed,
 }
 
 impl Bell {
-    /// Makes a pair of connected ends.
+    /// Creates a pair of connected ends.
     ///
     /// # Errors
-    /// [`SharedError::Bell`] when the kernel refuses.
+    /// Returns [`SharedError::Bell`] if the kernel refuses.
     pub fn pair() -> Result<(Self, Self), SharedError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -45,15 +45,17 @@ impl Bell {
         Ok((Self::from(a), Self::from(b)))
     }
 
-    /// Rings. If the other end has not answered many rings before, this one is
-    /// dropped: it is awake. If the other end is gone, nothing happens.
+    /// Rings. If many earlier rings are unanswered, this one is dropped, since
+    /// the other end is going to wake up anyway. If the other end is closed,
+    /// nothing happens.
     pub fn ring(&self) {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        // The errors left are those two: nobody needs or nobody hears it.
+        // The remaining errors are these two cases: the ring is superfluous, or
+        // the other end is closed.
         let _ = rustix::io::retry_on_intr(|| rustix::net::send(&*self.0, &[1], flags));
     }
 
-    /// Takes the rings so far. Never waits.
+    /// Consumes the rings so far. Never waits.
     pub fn answer(&self) -> Rung {
         let mut rings = [0; RINGS];
         let taken = rustix::io::retry_on_intr(|| {
@@ -70,7 +72,7 @@ impl Bell {
     /// Registers this end with the current tokio runtime.
     ///
     /// # Errors
-    /// As [`crate::ready::Ready::new`].
+    /// Returns the errors of [`crate::ready::Ready::new`].
     #[cfg(feature = "tokio")]
     pub fn ready(&self) -> std::io::Result<AsyncBell> {
         let ready = crate::ready::Ready::new(Arc::clone(&self.0), false)?;
@@ -93,7 +95,7 @@ impl AsFd for Bell {
     }
 }
 
-/// A [`Bell`] that can be waited for.
+/// A [`Bell`] that can be awaited.
 #[cfg(feature = "tokio")]
 #[derive(Debug)]
 pub struct AsyncBell {
@@ -103,14 +105,14 @@ pub struct AsyncBell {
 
 #[cfg(feature = "tokio")]
 impl AsyncBell {
-    /// Waits for a ring and takes the rings so far. Returns whether the other
-    /// end is still there. May be dropped at any time.
+    /// Waits for a ring and consumes the rings so far. Returns whether the
+    /// other end is still open. It is cancel-safe.
     ///
-    /// Whoever listens to a hostile worker pauses between two answers: the
+    /// A listener to an untrusted worker must pause between two calls: the
     /// worker may ring as fast as it can.
     ///
     /// # Errors
-    /// That the runtime is shutting down.
+    /// Fails if the runtime is shutting down.
     pub async fn rung(&self) -> std::io::Result<bool> {
         loop {
             tokio::task::consume_budget().await;
@@ -144,7 +146,8 @@ mod tests {
     #[test]
     fn ringing_never_blocks_and_survives_the_other_end() {
         let (a, b) = Bell::pair().unwrap();
-        // The peer cannot make our calls wait: not with its own flags either.
+        // The peer cannot make our calls block, even with the flags of its own
+        // end.
         rustix::fs::fcntl_setfl(&b, rustix::fs::OFlags::empty()).unwrap();
         rustix::fs::fcntl_setfl(&a, rustix::fs::OFlags::empty()).unwrap();
         for _ in 0..100_000 {

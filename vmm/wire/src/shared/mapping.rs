@@ -1,21 +1,22 @@
-//! A sealed file, mapped as words and bytes that anybody may change.
+//! A sealed file that is mapped as words and bytes, which other processes may
+//! change.
 //!
-//! UNSAFETY: mmap gives a raw address; this module turns it into slices of
-//! atomics, and is the only one that knows the address.
+//! UNSAFETY: mmap returns a raw address; this module turns it into slices of
+//! atomics and does not expose the address.
 //!
 //! # Why slices of atomics are sound here
 //!
 //! The other process may be hostile and may write to any byte at any time, in
 //! any width. So no reference to plain data is ever formed. `AtomicU64` and
-//! `AtomicU8` have interior mutability (the compiler assumes nothing to stay
-//! as it was), no invalid bit patterns, and the processor's loads of them are
-//! plain moves whatever the other side does: the worst it can bring about is
-//! that a word mixes bytes of two of its own writes. Both slices are disjoint,
-//! so that this process never accesses one place in two widths.
+//! `AtomicU8` have interior mutability (the compiler does not assume that they
+//! stay unchanged), have no invalid bit patterns, and are loaded by plain moves
+//! whatever the other side does: the worst possible effect is a word that mixes
+//! bytes of two of the other side's writes. The two slices are disjoint, so
+//! this process never accesses one location in two widths.
 //!
 //! An access cannot fault either: the file is sealed against shrinking before
-//! it is mapped, punching a hole makes it read as zeroes, and userfaultfd
-//! reaches only mappings of its own process.
+//! it is mapped, a punched hole reads as zeroes, and userfaultfd affects only
+//! mappings of its own process.
 #![expect(unsafe_code, reason = "maps shared files and lends them as atomics")]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,30 +30,31 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::SharedError;
 
-/// The seals of a file whose size is final.
+/// The seals of a file with a fixed size.
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::SEAL);
 
-/// A whole file, mapped readable and writable, and unmapped when dropped.
+/// A whole file, mapped readable and writable; it is unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// Bytes at the start that are used as words; the rest is used as bytes.
+    /// The number of bytes at the start that are used as words; the rest is
+    /// used as bytes.
     words_len: usize,
 }
 
-// SAFETY: the pointer is to memory that belongs to the process, not to a
-// thread, and munmap may be called on any.
+// SAFETY: the pointer refers to memory of the process, not of a thread, and
+// munmap may be called on any thread.
 unsafe impl Send for Mapping {}
-// SAFETY: a shared Mapping gives out slices of atomics only.
+// SAFETY: a shared Mapping only hands out slices of atomics.
 unsafe impl Sync for Mapping {}
 
-/// Makes a file of `len` zeroed bytes whose size is final.
+/// Creates a file of `len` zeroed bytes with a fixed size.
 ///
 /// # Errors
-/// [`SharedError::Make`].
+/// Returns [`SharedError::Make`] if the file cannot be created.
 pub fn make_file(name: &str, len: usize) -> Result<OwnedFd, SharedError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let make = || {
@@ -64,14 +66,14 @@ pub fn make_file(name: &str, len: usize) -> Result<OwnedFd, SharedError> {
     make().map_err(|source| SharedError::Make { bytes: len, source })
 }
 
-/// Returns the size of a file, in bytes, and checks that it is final.
+/// Returns the size of a file in bytes, and checks that the size is fixed.
 ///
 /// # Errors
-/// [`SharedError::Unsealed`], or [`SharedError::Inspect`].
+/// Returns [`SharedError::Unsealed`] or [`SharedError::Inspect`].
 pub fn sealed_size(file: BorrowedFd<'_>) -> Result<u64, SharedError> {
     match rustix::fs::fcntl_get_seals(file) {
         Ok(seals) if seals.contains(SEALS) => {}
-        // What is no memfd has no seals, and says so with EINVAL.
+        // A file that is not a memfd has no seals, and the call returns EINVAL.
         Ok(_) | Err(Errno::INVAL) => return Err(SharedError::Unsealed),
         Err(source) => return Err(SharedError::Inspect(source)),
     }
@@ -84,9 +86,9 @@ impl Mapping {
     /// words.
     ///
     /// # Errors
-    /// [`SharedError::Unsealed`] for a file that may shrink under the mapping,
-    /// [`SharedError::Size`] if it is empty, shorter than its words or they
-    /// are no whole number, [`SharedError::Map`].
+    /// Returns [`SharedError::Unsealed`] for a file that may shrink under the
+    /// mapping, [`SharedError::Size`] if it is empty, shorter than its words or
+    /// not a whole number of words, or [`SharedError::Map`].
     pub fn new(file: impl AsFd, words_len: usize) -> Result<Self, SharedError> {
         let file = file.as_fd();
         let bytes = sealed_size(file)?;
@@ -101,7 +103,7 @@ impl Mapping {
         let failed = |source| SharedError::Map { bytes: len, source };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice replaces
-        // nothing, and nobody holds a reference into it yet.
+        // nothing, and no reference into it exists yet.
         let base = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
@@ -123,31 +125,34 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Returns the words, in ascending address.
+    /// Returns the words, in ascending order of address.
     pub fn words(&self) -> &[AtomicU64] {
         let start = self.base.as_ptr().cast::<AtomicU64>();
         // SAFETY: 1. the mapping starts at a page and so is aligned for words;
-        // 2. words_len <= len was checked, so all of it is mapped, readable
-        // and writable, and stays so while self is borrowed; 3. zeroed or
-        // foreign bytes are valid AtomicU64; 4. no exclusive reference exists:
-        // bytes() starts behind, and others are in other address spaces or
-        // mappings (see the module's text).
+        // 2. words_len <= len was checked, so all of it is mapped, readable and
+        //    writable, and stays so while self is borrowed; 3. zeroed or
+        //    foreign bytes are valid AtomicU64; 4. no exclusive reference
+        //    exists: bytes() starts after the words, and other references are
+        //    in other address spaces or mappings (see the module's
+        //    documentation).
         unsafe { slice::from_raw_parts(start, self.words_len / size_of::<AtomicU64>()) }
     }
 
-    /// Returns the bytes behind the words.
+    /// Returns the bytes after the words.
     pub fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: words_len <= len was checked, so the sum stays within, or
-        // just behind, one mapping.
+        // SAFETY: words_len <= len was checked, so the sum is within, or at the
+        // end of, one mapping.
         let start = unsafe { self.base.add(self.words_len) };
         // SAFETY: as in words(); AtomicU8 needs no alignment.
         unsafe { slice::from_raw_parts(start.as_ptr().cast(), self.len - self.words_len) }
     }
 
-    /// What guests print and their registers have no place in a core dump of
-    /// the manager. A kernel that cannot do so is no reason to fail.
+    /// Excludes the mapping from core dumps: guests' output and registers
+    /// should not end up in a core dump of the manager. It is not an error if
+    /// the kernel does not support this.
     fn keep_out_of_core_dumps(&self) {
-        // SAFETY: the range is this mapping; the advice changes no content.
+        // SAFETY: the range is this mapping; the advice does not change its
+        // content.
         let _ = unsafe {
             rustix::mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontDump)
         };
@@ -156,8 +161,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are what mmap returned and was given, and all
-        // slices lent out borrowed self. munmap of a whole mapping cannot fail.
+        // SAFETY: base and len are those that mmap returned and was given, and
+        // all slices handed out borrowed self. munmap of a whole mapping cannot
+        // fail.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -7,14 +7,15 @@
 //!                  └───────────────┴────────┴────────┴───┴─────────┘
 //! ```
 //!
-//! Each file is a memfd that its maker sizes, seals (no shrinking, no growing,
-//! no further seals) and maps whole; the other side gets the descriptor, checks
-//! seals, size and format, and maps it as well. The file outlives whoever
-//! wrote it: what a dead worker printed and its last registers are still there.
+//! Each file is a memfd that its creator sizes, seals (no shrinking, no
+//! growing, no further seals) and maps whole; the other side receives the
+//! descriptor, checks seals, size and format, and maps it as well. The file
+//! outlives its writer: a dead worker's output and last registers can still be
+//! read.
 //!
-//! The memory is reached as words and bytes that are atomics
-//! ([`mapping::Mapping`]); everything above that module is safe code. What the
-//! other side wrote is a number like any other: it is read once, masked or
+//! The memory is accessed as words and bytes that are atomics
+//! ([`mapping::Mapping`]); everything above that module is safe code. Values
+//! written by the other side are untrusted: each is read once, masked or
 //! bounded, and then used.
 
 pub mod bell;
@@ -24,13 +25,13 @@ pub mod mapping;
 
 use rustix::io::Errno;
 
-/// The reasons why shared memory could not be made or opened.
+/// A reason why shared memory could not be created or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SharedError {
-    /// The file could not be made, sized or sealed.
-    #[error("making a shared file of {bytes} bytes failed")]
+    /// The file could not be created, sized or sealed.
+    #[error("creating a shared file of {bytes} bytes failed")]
     Make {
-        /// The size of the file.
+        /// The size of the file in bytes.
         bytes: usize,
         /// The underlying error.
         #[source]
@@ -42,44 +43,44 @@ pub enum SharedError {
     /// The file could not be mapped.
     #[error("mapping a shared file of {bytes} bytes failed")]
     Map {
-        /// The size of the file.
+        /// The size of the file in bytes.
         bytes: usize,
         /// The underlying error.
         #[source]
         source: Errno,
     },
-    /// The file could still change its size.
-    #[error("the shared file is not sealed against changes of its size")]
+    /// The size of the file is not sealed.
+    #[error("the shared file is not sealed against size changes")]
     Unsealed,
-    /// The size is not one that such a file has.
-    #[error("a shared file of {bytes} bytes is no {what}")]
+    /// The size is not valid for this kind of file.
+    #[error("a shared file of {bytes} bytes is not a {what}")]
     Size {
-        /// The size of the file.
+        /// The size of the file in bytes.
         bytes: u64,
-        /// What it should be.
+        /// The expected kind of file.
         what: &'static str,
     },
-    /// The file holds something else, or another version of it.
+    /// The file has another format or another version.
     #[error("the shared file has format {found:#x}, a {what} has {expected:#x}")]
     Format {
-        /// What it should be.
+        /// The expected kind of file.
         what: &'static str,
         /// The format that this program writes.
         expected: u64,
-        /// The format found.
+        /// The format that was found.
         found: u64,
     },
-    /// The console's output ring cannot have that size.
+    /// The size of the console's output ring is invalid.
     #[error("a ring of {bytes} bytes is not a power of two from {min} to {max}")]
     Capacity {
-        /// The size asked for.
+        /// The requested size in bytes.
         bytes: usize,
-        /// The least size.
+        /// The minimum size in bytes.
         min: usize,
-        /// The greatest size.
+        /// The maximum size in bytes.
         max: usize,
     },
-    /// No socket pair could be made for a bell.
-    #[error("making a bell failed")]
+    /// No socket pair could be created for a doorbell.
+    #[error("creating a doorbell failed")]
     Bell(#[source] Errno),
 }

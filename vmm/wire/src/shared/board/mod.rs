@@ -1,4 +1,5 @@
-//! The board: what a worker leaves behind about its guest.
+//! The board: a shared-memory page of a guest's status, which outlives its
+//! worker.
 //!
 //! ```text
 //!   page 0     format │ ended │ violations │ stamps[64]
@@ -8,13 +9,14 @@
 //!   slot 63
 //! ```
 //!
-//! The worker's threads write; the manager reads, also when the worker is
-//! dead. Nothing of it is ever read back by the worker, so a stray write costs
-//! only the truth of what is shown. What the numbers mean (which register,
-//! which kind of exit, which stage) is agreed between their writers and
-//! readers elsewhere; here they are words.
+//! The worker's threads write; the manager reads, even after the worker has
+//! died. The worker never reads anything back, so a stray write only falsifies
+//! what is displayed. The meaning of the numbers (which register, which kind of
+//! exit, which stage) is defined by their writers and readers elsewhere; here
+//! they are words.
 //!
-//! Pages that nobody wrote to take no memory: a guest of one vCPU has two.
+//! Pages that were never written to use no memory: a guest with one vCPU has
+//! two.
 
 mod file;
 mod reader;

@@ -5,25 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, slot, word};
 
-/// How often registers are read again when they change meanwhile. They change
-/// when a vCPU stops, so a second look is enough; a hostile worker may go on
-/// for ever.
+/// The number of attempts to read registers that change meanwhile. They change
+/// when a vCPU stops, so a second attempt is sufficient; a hostile worker may
+/// change them forever.
 const LOOKS: usize = 4;
 
-/// Registers of a vCPU, as they were last written.
+/// The registers of a vCPU, as they were last written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registers {
-    /// Nobody has written them yet.
+    /// The registers have not been written yet.
     None,
-    /// All of them are of one moment.
+    /// All registers were written at the same moment.
     Whole(Box<[u64; REGISTER_WORDS]>),
-    /// They were written while they were read, or their writer died in the
-    /// middle: each is what it was at some time.
+    /// The registers were written while they were read, or their writer died
+    /// while writing: each one is from some point in time.
     Torn(Box<[u64; REGISTER_WORDS]>),
 }
 
-/// Reads a board. Every value is the worker's word, and no more; only its
-/// shape is checked here.
+/// Reads a board. Every value is untrusted; only its shape is checked here.
 #[derive(Debug, Clone)]
 pub struct BoardReader {
     board: Board,
@@ -34,21 +33,22 @@ impl BoardReader {
         Self { board }
     }
 
-    /// Returns why the guest ended, as its worker put it; `None` while it has
-    /// not. The caller checks that it is a reason it knows.
+    /// Returns the reason of the guest's end, as reported by its worker; `None`
+    /// while it has not ended. The caller must check that the reason is a known
+    /// one.
     pub fn ended(&self) -> Option<u64> {
         let ended = self.board.word(word::ENDED).load(Ordering::Acquire);
         (ended != 0).then_some(ended)
     }
 
-    /// Returns how often the guest accessed what it does not own.
+    /// Returns the number of accesses to memory that the guest does not own.
     pub fn violations(&self) -> u64 {
         self.board.word(word::VIOLATIONS).load(Ordering::Relaxed)
     }
 
-    /// Returns when a stage was reached, in nanoseconds of `CLOCK_MONOTONIC`;
-    /// `None` if it was not, or if the time is not in `plausible` (from the
-    /// making of the board to now).
+    /// Returns the time at which a stage was reached, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; `None` if it was not reached, or if the time is not
+    /// in `plausible` (from the creation of the board to now).
     pub fn stamp(&self, stage: usize, plausible: &RangeInclusive<u64>) -> Option<u64> {
         if stage >= STAGES {
             return None;
@@ -58,14 +58,14 @@ impl BoardReader {
         (time != 0 && plausible.contains(&time)).then_some(time)
     }
 
-    /// Returns how often a vCPU has exited, by kind; `None` beyond
-    /// [`super::VCPUS_MAX`].
+    /// Returns the number of exits of a vCPU by kind; `None` from
+    /// [`super::VCPUS_MAX`] on.
     pub fn exits(&self, vcpu: usize) -> Option<[u64; EXIT_KINDS]> {
         let words = self.board.slot(vcpu)?;
         Some(copy(words, slot::EXITS))
     }
 
-    /// Returns the registers of a vCPU; `None` beyond [`super::VCPUS_MAX`].
+    /// Returns the registers of a vCPU; `None` from [`super::VCPUS_MAX`] on.
     pub fn registers(&self, vcpu: usize) -> Option<Registers> {
         let words = self.board.slot(vcpu)?;
         let generation = words.get(slot::GENERATION)?;
@@ -76,8 +76,8 @@ impl BoardReader {
                 return Some(Registers::None);
             }
             registers = copy(words, slot::REGISTERS);
-            // If any of these was stored after an odd generation, the fences
-            // here and there make that generation, or a later one, visible.
+            // If any of these was stored after an odd generation, the pair of
+            // fences makes that generation, or a later one, visible.
             fence(Ordering::Acquire);
             let after = generation.load(Ordering::Relaxed);
             if before == after && before.is_multiple_of(2) {

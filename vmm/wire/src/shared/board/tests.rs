@@ -5,7 +5,7 @@ use super::*;
 use crate::shared::SharedError;
 use crate::shared::mapping::{self, Mapping};
 
-/// A worker's and a manager's mapping of one board.
+/// Returns a worker's and a manager's mapping of one board.
 fn sides() -> (BoardWriter, BoardReader) {
     let (board, file) = Board::create().unwrap();
     (Board::open(&file).unwrap().writer(), board.reader())
@@ -102,7 +102,7 @@ fn registers_called_whole_are_of_one_moment() {
                 std::hint::spin_loop();
             }
         });
-        // Until the writer has overtaken the reader very often.
+        // Repeat until the writer has overtaken the reader many times.
         let (mut latest, mut mixed) = (0, 0);
         while latest < 500_000 {
             if let Some(Registers::Whole(registers)) = reader.registers(0) {
@@ -129,7 +129,7 @@ fn any_bytes_can_be_read() {
         assert_eq!(reader.exits(63), Some([value; EXIT_KINDS]));
         let torn = matches!(reader.registers(63), Some(Registers::Torn(_)));
         assert_eq!(torn, value % 2 == 1);
-        // The next worker writes over it without trusting it.
+        // The next worker overwrites it without trusting it.
         let mut slot = board.writer().vcpu(63).unwrap();
         slot.set_registers(&[5; REGISTER_WORDS]);
         slot.count_exit(0);

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX, slot, word};
 
-/// Writes what concerns the guest as a whole. Any thread may.
+/// Writes the status of the guest as a whole. Any thread may use it.
 #[derive(Debug, Clone)]
 pub struct BoardWriter {
     board: Board,
@@ -17,8 +17,8 @@ impl BoardWriter {
         Self { board }
     }
 
-    /// Returns the writer of a vCPU's slot, for its thread; `None` beyond
-    /// [`VCPUS_MAX`]. There must be one for each vCPU.
+    /// Returns the writer of a vCPU's slot, for its thread; `None` from
+    /// [`VCPUS_MAX`] on. There must be only one for each vCPU.
     pub fn vcpu(&self, vcpu: usize) -> Option<VcpuWriter> {
         (vcpu < VCPUS_MAX).then(|| VcpuWriter {
             board: self.board.clone(),
@@ -27,15 +27,15 @@ impl BoardWriter {
         })
     }
 
-    /// Counts an access to what the guest does not own.
+    /// Counts an access to memory that the guest does not own.
     pub fn count_violation(&self) {
         let violations = self.board.word(word::VIOLATIONS);
         violations.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes the time at which a stage was reached, unless it was noted
-    /// before. Returns whether this was the first time. A stage beyond
-    /// [`STAGES`] is not noted.
+    /// Records the time at which a stage was reached, unless it was recorded
+    /// before. Returns whether this was the first time. Stages from [`STAGES`]
+    /// on are ignored.
     pub fn stamp(&self, stage: usize) -> bool {
         stage < STAGES
             && set_once(
@@ -44,37 +44,37 @@ impl BoardWriter {
             )
     }
 
-    /// Notes why the guest ended, unless that was noted before: the first
-    /// reason is the one that counts. Returns whether this was the first.
-    /// `reason` is not 0; 0 is noted as 1.
+    /// Records the reason of the guest's end, unless one was recorded before:
+    /// the first reason counts. Returns whether this was the first. `reason`
+    /// must not be 0; 0 is recorded as 1.
     pub fn end(&self, reason: u64) -> bool {
         set_once(self.board.word(word::ENDED), reason)
     }
 }
 
-/// Writes the slot of one vCPU, from one thread.
+/// Writes the slot of one vCPU; used by one thread.
 #[derive(Debug)]
 pub struct VcpuWriter {
     board: Board,
     vcpu: usize,
-    /// Its own copy; even between two writes.
+    /// A private copy of the generation; even between two writes.
     generation: u64,
 }
 
 impl VcpuWriter {
-    /// Counts an exit. A kind beyond [`EXIT_KINDS`] counts as the last.
+    /// Counts an exit. Kinds from [`EXIT_KINDS`] on count as the last kind.
     pub fn count_exit(&mut self, kind: usize) {
         let index = slot::EXITS + kind.min(EXIT_KINDS - 1);
         let Some(count) = self.words().get(index) else {
             return;
         };
-        // The only writer: no locked instruction is needed.
+        // This is the only writer, so no locked instruction is needed.
         let next = count.load(Ordering::Relaxed).wrapping_add(1);
         count.store(next, Ordering::Relaxed);
     }
 
-    /// Writes the registers. A reader that looks meanwhile, and one that
-    /// comes after a death in the middle, sees that they are torn.
+    /// Writes the registers. A reader that reads them meanwhile, or after the
+    /// writer died while writing, sees that they are torn.
     pub fn set_registers(&mut self, registers: &[u64; REGISTER_WORDS]) {
         let (before, after) = (self.generation + 1, self.generation + 2);
         if let Some(generation) = self.words().get(slot::GENERATION) {
@@ -105,6 +105,6 @@ fn set_once(word: &AtomicU64, value: u64) -> bool {
 /// Returns the host's monotonic clock, which all processes share.
 fn monotonic_nanoseconds() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    let part = |n| u64::try_from(n).unwrap_or(0); // since boot: never negative
+    let part = |n| u64::try_from(n).unwrap_or(0); // time since boot is never negative
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }

@@ -9,47 +9,51 @@ use crate::shared::SharedError;
 use crate::shared::bell::Bell;
 use crate::shared::mapping::{self, Mapping};
 
-/// The least output ring: a page.
+/// The minimum size of the output ring: a page.
 pub const CAPACITY_MIN: usize = 4 << 10;
-/// The greatest output ring.
+/// The maximum size of the output ring.
 pub const CAPACITY_MAX: usize = 16 << 20;
-/// Bytes that may wait to be read by the guest; after that, typing waits.
+/// The number of input bytes that may wait for the guest; the sender of more
+/// has to wait.
 pub const INPUT_CAPACITY: usize = 64 << 10;
 
-/// Page 0, of which the words below are used.
+/// The size of page 0, which holds the words below.
 pub(super) const WORDS_LEN: usize = 4096;
-/// What the first word says: that this is a console, and of which version.
+/// The value of the first word: identifies a console and its version.
 const FORMAT: u64 = u64::from_le_bytes(*b"mkvmCON\x01");
 
-/// The words of page 0, by index. Those that one side writes share a cache
-/// line of eight that the other side does not write.
+/// Indices of the words of page 0. Words that one side writes share cache lines
+/// of eight words that the other side does not write.
 pub mod word {
     pub const FORMAT: usize = 0;
-    /// Worker: the position that printing has got to, or will in a moment.
+    /// Written by the worker: the position up to which it is about to print.
     pub const BEGIN: usize = 8;
-    /// Worker: bytes ever printed.
+    /// Written by the worker: the total number of bytes printed.
     pub const END: usize = 9;
-    /// Worker: bytes dropped because it had to stop while it waited for room.
+    /// Written by the worker: the number of bytes dropped because it had to
+    /// stop while waiting for room.
     pub const DROPPED: usize = 10;
-    /// Worker: bytes ever taken of the input.
+    /// Written by the worker: the total number of input bytes consumed.
     pub const TAKEN: usize = 11;
-    /// Manager: the position up to which output was handed on.
+    /// Written by the manager: the position up to which output was
+    /// acknowledged.
     pub const READ: usize = 16;
-    /// Manager: whether printing waits for that.
+    /// Written by the manager: nonzero if printing waits for the
+    /// acknowledgement.
     pub const LOSSLESS: usize = 17;
-    /// Manager: bytes ever typed.
+    /// Written by the manager: the total number of bytes typed.
     pub const TYPED: usize = 18;
-    /// Manager: input before this position is not wanted any more.
+    /// Written by the manager: input before this position is discarded.
     pub const DISCARD: usize = 19;
-    /// Both: the manager waits for output.
+    /// Written by both: set while the manager waits for output.
     pub const OUTPUT_AWAITED: usize = 24;
-    /// Both: the manager waits for room in the input ring.
+    /// Written by both: set while the manager waits for room in the input ring.
     pub const ROOM_AWAITED: usize = 32;
-    /// Both: the worker waits for input.
+    /// Written by both: set while the worker waits for input.
     pub const INPUT_AWAITED: usize = 40;
 }
 
-/// The mapped file of a console; the same type on both sides.
+/// The mapped file of a console; both sides use the same type.
 #[derive(Debug, Clone)]
 pub struct Console {
     mapping: Arc<Mapping>,
@@ -57,11 +61,12 @@ pub struct Console {
 }
 
 impl Console {
-    /// Makes a console that keeps the last `capacity` bytes of output, a power
-    /// of two. Returns it with the file, for the worker.
+    /// Creates a console that keeps the last `capacity` bytes of output, a
+    /// power of two. Returns it with the file, for the worker.
     ///
     /// # Errors
-    /// [`SharedError`] for a capacity out of range, or want of memory.
+    /// Returns a [`SharedError`] for a capacity out of range, or for lack of
+    /// memory.
     pub fn create(capacity: usize) -> Result<(Self, OwnedFd), SharedError> {
         if !is_capacity(capacity) {
             return Err(SharedError::Capacity {
@@ -81,10 +86,10 @@ impl Console {
     }
 
     /// Opens the file of a console that the other side, or an earlier process
-    /// of this side, has made.
+    /// of this side, has created.
     ///
     /// # Errors
-    /// [`SharedError`] for anything that is no console, sealed and of this
+    /// Returns a [`SharedError`] if the file is not a sealed console of this
     /// version.
     pub fn open(file: impl AsFd) -> Result<Self, SharedError> {
         let bytes = mapping::sealed_size(file.as_fd())?;
@@ -110,7 +115,7 @@ impl Console {
         }
     }
 
-    /// Returns the size of the output ring, in bytes.
+    /// Returns the size of the output ring in bytes.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -131,15 +136,15 @@ impl Console {
         Ring::new(input)
     }
 
-    /// Announces a wait. The caller must look again afterwards, and wait only
-    /// if there is still nothing.
+    /// Announces that this side is about to wait. The caller must check again
+    /// afterwards, and wait only if there is still nothing.
     pub(super) fn announce(&self, awaited: usize) {
         self.word(awaited).store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Rings if the other side has announced that it waits. Called after what
-    /// it waits for was published.
+    /// Rings if the other side has announced that it waits. To be called after
+    /// the data or room was published.
     pub(super) fn notify(&self, awaited: usize, bell: &Bell) {
         fence(Ordering::SeqCst);
         let flag = self.word(awaited);

@@ -1,17 +1,18 @@
-//! The input ring: typing, and taking what was typed.
+//! The input ring: typing on the manager's side, and consuming on the worker's.
 
 use std::sync::atomic::{Ordering, fence};
 
 use super::file::{Console, INPUT_CAPACITY, word};
 use crate::shared::bell::Bell;
 
-/// Types to a guest, on the manager's side. One at a time.
+/// The manager's side of the input ring. There is only one at a time.
 #[derive(Debug)]
 pub struct Typist {
     console: Console,
     bell: Bell,
-    /// Bytes ever typed, and the position before which they are not wanted.
-    /// Its own copies: the worker can write to the shared ones.
+    /// The total number of bytes typed, and the position before which they are
+    /// discarded. These are private copies, since the worker can write to the
+    /// shared ones.
     typed: u64,
     discard: u64,
 }
@@ -28,14 +29,15 @@ impl Typist {
         }
     }
 
-    /// Types as much of `bytes` as there is room for, and returns how much.
+    /// Writes as much of `bytes` as there is room for, and returns how much
+    /// that was.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
         let bytes = bytes.get(..self.room()).unwrap_or(bytes);
         if bytes.is_empty() {
             return 0;
         }
-        // Bytes that were discarded may be overwritten while the worker copies
-        // them: it must then see that they were.
+        // Discarded bytes may be overwritten while the worker copies them: it
+        // must then see that they were discarded.
         fence(Ordering::Release);
         self.console.input().put(self.typed, bytes);
         self.typed = self.typed.wrapping_add(bytes.len() as u64);
@@ -45,24 +47,26 @@ impl Typist {
         bytes.len()
     }
 
-    /// Returns how many bytes can be typed now. A worker that claims to have
-    /// taken what nobody typed gets nothing more.
+    /// Returns the number of bytes for which there is room. A worker that
+    /// claims to have consumed more than was typed gets no room.
     pub fn room(&self) -> usize {
-        // Acquire: bytes taken were copied before they are overwritten.
+        // Acquire: bytes that were consumed were copied before they are
+        // overwritten.
         let taken = self.console.word(word::TAKEN).load(Ordering::Acquire);
         let waiting = self.typed.wrapping_sub(taken.max(self.discard));
         let waiting = usize::try_from(waiting).unwrap_or(INPUT_CAPACITY);
         INPUT_CAPACITY.saturating_sub(waiting)
     }
 
-    /// Asks for a ring of the bell when input is taken. Returns whether to
-    /// wait for it; false means that there is room already.
+    /// Requests a ring of the doorbell when input is consumed. Returns whether
+    /// to wait for it; false means that there is room already.
     pub fn will_wait_for_room(&self) -> bool {
         self.console.announce(word::ROOM_AWAITED);
         self.room() == 0
     }
 
-    /// Forgets what was typed and not yet taken: its guest has ended.
+    /// Discards input that was typed and not consumed, because its guest has
+    /// ended.
     pub fn clear(&mut self) {
         self.discard = self.typed;
         let discard = self.console.word(word::DISCARD);
@@ -70,12 +74,12 @@ impl Typist {
     }
 }
 
-/// Takes what was typed, on the worker's side.
+/// The worker's side of the input ring.
 #[derive(Debug)]
 pub struct Input {
     console: Console,
     bell: Bell,
-    /// Bytes ever taken.
+    /// The total number of bytes consumed.
     taken: u64,
 }
 
@@ -89,7 +93,8 @@ impl Input {
         }
     }
 
-    /// Takes up to `most` typed bytes, in the order in which they were typed.
+    /// Consumes up to `most` typed bytes, in the order in which they were
+    /// typed.
     pub fn take(&mut self, most: usize) -> Vec<u8> {
         let (start, waiting) = self.waiting();
         let count = waiting.min(most);
@@ -108,20 +113,20 @@ impl Input {
         bytes
     }
 
-    /// Asks for a ring of the bell when something is typed. Returns whether to
-    /// wait for it; false means that something is there already.
+    /// Requests a ring of the doorbell when something is typed. Returns whether
+    /// to wait for it; false means that input is available already.
     pub fn will_wait(&self) -> bool {
         self.console.announce(word::INPUT_AWAITED);
         self.waiting().1 == 0
     }
 
-    /// Returns the position of the next byte and how many are there.
+    /// Returns the position of the next byte and the number of bytes available.
     fn waiting(&self) -> (u64, usize) {
         let typed = self.console.word(word::TYPED).load(Ordering::Acquire);
         let discard = self.console.word(word::DISCARD).load(Ordering::Relaxed);
         let start = self.taken.max(discard);
         let waiting = usize::try_from(typed.wrapping_sub(start)).unwrap_or(usize::MAX);
-        // More than the ring holds was not typed by an honest manager.
+        // An honest manager never types more than the ring holds.
         (
             start,
             if waiting <= INPUT_CAPACITY {

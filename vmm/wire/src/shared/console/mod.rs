@@ -1,4 +1,4 @@
-//! A guest's console in shared memory: what it printed, what is typed to it.
+//! A guest's console in shared memory: its output and its input.
 //!
 //! ```text
 //!  worker                      console file                         manager
@@ -13,21 +13,21 @@
 //!  Bell  ◀───────── "look again", if the other side said it waits ─────────▶ Bell
 //! ```
 //!
-//! Positions are counts of bytes since the console was made; they only grow,
-//! and a ring's index is a position masked by its capacity. Each word of page
-//! 0 has one writer, except the three *awaited* flags: who is about to wait
-//! sets one, who has something for it clears it and rings the bell, so that a
-//! guest that prints a million bytes wakes a sleeping reader once.
+//! Positions count bytes since the console was created and only grow; the index
+//! into a ring is the position masked by the capacity. Each word of page 0 has
+//! one writer, except the three *awaited* flags: the side that is about to wait
+//! sets one, and the other side clears it and rings the doorbell when it has
+//! published something. So a guest that prints a million bytes wakes a sleeping
+//! reader only once.
 //!
-//! A wait does not get lost. The waiter sets its flag, passes a `SeqCst`
-//! fence and looks at the position again; the other side publishes the
-//! position, passes a `SeqCst` fence and looks at the flag. Whichever fence
-//! comes first in their one order, one of the two sees the other's store.
+//! Wake-ups are never lost. The waiter sets its flag, passes a `SeqCst` fence
+//! and checks the position again; the other side publishes the position, passes
+//! a `SeqCst` fence and checks the flag. Whichever fence comes first in their
+//! total order, one of the two sees the other's store.
 //!
-//! Output can be read by any number of [`Viewer`]s, each at its own pace; a
-//! slow one loses the oldest bytes, as from any ring. With
-//! [`Viewer::set_lossless`] the worker waits instead until the manager has
-//! acknowledged enough.
+//! Any number of [`Viewer`]s can read the output, each at its own pace; a slow
+//! one loses the oldest bytes. With [`Viewer::set_lossless`] the worker instead
+//! waits until the manager has acknowledged enough.
 
 mod file;
 mod input;
@@ -42,7 +42,7 @@ use super::bell::Bell;
 
 impl Console {
     /// Returns the worker's side: one printer and one input, which ring `bell`.
-    /// They go on where an earlier worker stopped.
+    /// They continue where an earlier worker stopped.
     pub fn worker(&self, bell: &Bell) -> (Printer, Input) {
         (
             Printer::new(self.clone(), bell.clone()),
@@ -55,8 +55,8 @@ impl Console {
         Viewer::new(self.clone())
     }
 
-    /// Returns the one that types, which rings `bell`. There must be one at a
-    /// time: two would overwrite each other's bytes.
+    /// Returns the writer of the input, which rings `bell`. There must be only
+    /// one at a time: two would overwrite each other's bytes.
     pub fn typist(&self, bell: &Bell) -> Typist {
         Typist::new(self.clone(), bell.clone())
     }

@@ -1,12 +1,13 @@
-//! The output ring: printing, and looking at what was printed.
+//! The output ring: printing on the worker's side, and reading on the
+//! manager's.
 //!
 //! A viewer copies bytes while the printer may overwrite them. The printer
-//! therefore says first how far it is going to get (`BEGIN`), then stores the
-//! bytes, then says that they are there (`END`). A viewer reads `END`, copies,
-//! and reads `BEGIN`: whatever lies a whole ring behind `BEGIN` may have been
-//! overwritten meanwhile, and is dropped. If the copy has seen any byte stored
-//! after a value of `BEGIN`, the release fence between them and the viewer's
-//! acquire fence make it see that value, or a later one.
+//! therefore first publishes the position up to which it is about to write
+//! (`BEGIN`), then stores the bytes, then publishes the end (`END`). A viewer
+//! reads `END`, copies, and reads `BEGIN`: bytes a whole ring or more behind
+//! `BEGIN` may have been overwritten meanwhile, and are dropped. If the copy
+//! has seen any byte stored after a value of `BEGIN`, the release fence between
+//! them and the viewer's acquire fence make it see that value, or a later one.
 
 use std::sync::atomic::{Ordering, fence};
 use std::thread;
@@ -15,17 +16,18 @@ use std::time::Duration;
 use super::file::{Console, word};
 use crate::shared::bell::Bell;
 
-/// The first pause of a printer that waits for room, and the last: short
-/// enough for a fast reader, and to notice soon that it is to stop.
+/// The first and the longest pause of a printer that waits for room: short
+/// enough for a fast reader, and to notice soon that it should stop.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(10));
 
-/// Prints for a guest. There is one for each console, on the worker's side;
-/// vCPU threads share it behind a lock of theirs.
+/// The worker's side of the output ring. There is one for each console; vCPU
+/// threads share it under a lock of their own.
 #[derive(Debug)]
 pub struct Printer {
     console: Console,
     bell: Bell,
-    /// Bytes ever printed. Its own copy: it trusts no index it has written.
+    /// The total number of bytes printed. This is a private copy, since the
+    /// shared one may have been modified.
     end: u64,
 }
 
@@ -35,9 +37,9 @@ impl Printer {
         Self { console, bell, end }
     }
 
-    /// Prints `bytes`, and returns how many. If the console is lossless it
-    /// waits while the ring is full of what was not acknowledged, for as long
-    /// as `should_stop` says false; what is left then is dropped and counted.
+    /// Prints `bytes`, and returns how many. If the console is lossless, it
+    /// waits while the ring is full of unacknowledged output, as long as
+    /// `should_stop` returns false; the rest is then dropped and counted.
     pub fn print(&mut self, bytes: &[u8], should_stop: &dyn Fn() -> bool) -> usize {
         let mut rest = bytes;
         let mut pause = PAUSE.0;
@@ -58,19 +60,20 @@ impl Printer {
         bytes.len() - rest.len()
     }
 
-    /// Returns how many bytes may be printed now.
+    /// Returns the number of bytes that may be printed now.
     fn room(&self) -> usize {
         let capacity = self.console.capacity();
         if self.console.word(word::LOSSLESS).load(Ordering::Relaxed) == 0 {
             return capacity;
         }
-        // Acquire: bytes acknowledged were copied before they are overwritten.
+        // Acquire: bytes that were acknowledged were copied before they are
+        // overwritten.
         let read = self.console.word(word::READ).load(Ordering::Acquire);
         let kept = usize::try_from(self.end.wrapping_sub(read)).unwrap_or(capacity);
         capacity.saturating_sub(kept)
     }
 
-    /// Stores at most a ring of bytes and publishes them.
+    /// Stores at most a whole ring of bytes and publishes them.
     fn put(&mut self, bytes: &[u8]) {
         let end = self.end.wrapping_add(bytes.len() as u64);
         self.console.word(word::BEGIN).store(end, Ordering::Relaxed);
@@ -87,11 +90,12 @@ impl Printer {
     }
 }
 
-/// Looks at what a guest has printed, on the manager's side. Also when the
-/// worker is dead.
+/// The manager's side of the output ring. It can be read even when the worker
+/// is dead.
 ///
-/// A hostile worker can make positions jump and bytes be anything. Each call
-/// still returns at most a ring of bytes and takes no longer than copying one.
+/// A hostile worker can make positions jump and write arbitrary bytes. Each
+/// call still returns at most a whole ring of bytes and takes no longer than
+/// copying one.
 #[derive(Debug, Clone)]
 pub struct Viewer {
     console: Console,
@@ -102,25 +106,26 @@ impl Viewer {
         Self { console }
     }
 
-    /// Returns the number of bytes ever printed: the position after the last.
+    /// Returns the total number of bytes printed, which is the position after
+    /// the last.
     pub fn printed(&self) -> u64 {
         self.console.word(word::END).load(Ordering::Acquire)
     }
 
-    /// Returns how many bytes the worker dropped since it had to stop while it
-    /// waited for room.
+    /// Returns the number of bytes that the worker dropped because it had to
+    /// stop while waiting for room.
     pub fn dropped(&self) -> u64 {
         self.console.word(word::DROPPED).load(Ordering::Relaxed)
     }
 
-    /// Copies the bytes from position `from` on, or from the oldest that is
-    /// kept; returns them with the position after the last. A position that
-    /// lies ahead yields nothing and the position that output has got to.
+    /// Copies the bytes from position `from` on, or from the oldest one kept;
+    /// returns them with the position after the last. For a position in the
+    /// future it returns nothing and the current end.
     pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
         let capacity = self.console.capacity() as u64;
         let end = self.printed();
         let start = from.clamp(end.saturating_sub(capacity), end);
-        // At most a ring by the line above, whatever `end` is.
+        // This is at most a ring by the line above, whatever `end` is.
         let count = usize::try_from(end - start).unwrap_or(0);
         let mut bytes = self.console.output().get(start, count);
         fence(Ordering::Acquire);
@@ -131,16 +136,17 @@ impl Viewer {
         (bytes, end)
     }
 
-    /// Asks for a ring of the bell at the next output after `position`.
-    /// Returns whether to wait for it; false means that there is some already.
+    /// Requests a ring of the doorbell at the next output after `position`.
+    /// Returns whether to wait for it; false means that there is output
+    /// already.
     pub fn will_wait(&self, position: u64) -> bool {
         self.console.announce(word::OUTPUT_AWAITED);
         self.printed() == position
     }
 
-    /// Says whether printing waits for [`Self::acknowledge`] instead of
-    /// overwriting. Turning it on begins at the output so far; turning it off
-    /// releases a printer that waits.
+    /// Sets whether printing waits for [`Self::acknowledge`] instead of
+    /// overwriting. Turning it on takes effect from the current end of the
+    /// output; turning it off releases a waiting printer.
     pub fn set_lossless(&self, lossless: bool) {
         if lossless {
             self.acknowledge(self.printed());
@@ -149,10 +155,11 @@ impl Viewer {
         flag.store(u64::from(lossless), Ordering::Release);
     }
 
-    /// Lets a lossless console overwrite what lies before `position`. With
-    /// several viewers, their slowest decides.
+    /// Allows a lossless console to overwrite everything before `position`.
+    /// With several viewers, the slowest one determines it.
     pub fn acknowledge(&self, position: u64) {
-        // Release: whoever overwrites, does so after the copy.
+        // Release: the printer overwrites these bytes only after they were
+        // copied.
         self.console
             .word(word::READ)
             .store(position, Ordering::Release);

@@ -17,7 +17,7 @@ struct Sides {
     input: Input,
     viewer: Viewer,
     typist: Typist,
-    /// The manager's bell, then the worker's.
+    /// The manager's doorbell, then the worker's.
     bells: (Bell, Bell),
     file: OwnedFd,
 }
@@ -124,7 +124,7 @@ fn a_lossless_console_loses_nothing() {
         let printer = &mut s.printer;
         scope.spawn(move || {
             for start in (0..total).step_by(8192) {
-                // Longer than the ring: goes through in parts.
+                // This is longer than the ring, so it is printed in parts.
                 let printed = printer.print(&numbered(start..start + 8192), NEVER);
                 assert_eq!(printed, 8192);
             }
@@ -157,7 +157,7 @@ fn a_printer_that_waits_ends_when_told_to_and_drops_what_is_left() {
     assert_eq!(*looks.lock().unwrap(), 4);
     assert_eq!(s.viewer.dropped(), 5000 - CAPACITY_MIN as u64);
     assert_eq!(s.viewer.since(0).0, numbered(0..CAPACITY_MIN));
-    // A manager that gives up reading releases it for good.
+    // A manager that stops reading releases the printer permanently.
     s.viewer.set_lossless(false);
     assert_eq!(s.printer.print(&numbered(0..5000), NEVER), 5000);
 }
@@ -206,7 +206,7 @@ fn cleared_input_is_never_taken() {
     assert!(s.input.will_wait());
     s.typist.type_in(b"for the next");
     assert_eq!(s.input.take(100), b"for the next");
-    // The next typist knows what the last one cleared.
+    // The next typist knows what the previous one discarded.
     s.typist.type_in(b"old");
     s.typist.clear();
     let mut typist = Console::open(&s.file).unwrap().typist(&s.bells.0);
@@ -238,7 +238,8 @@ fn whatever_the_words_say_calls_stay_bounded() {
             }
             assert!(s.typist.type_in(b"typed") <= 5);
             assert!(s.input.take(usize::MAX).len() <= INPUT_CAPACITY);
-            // A new worker and a new typist start from the same words.
+            // A new worker and a new typist continue from the words in the
+            // file.
             let console = Console::open(&s.file).unwrap();
             let (mut printer, mut input) = console.worker(&s.bells.1);
             assert_eq!(printer.print(&[b'x'; 10_000], NEVER), 10_000);
@@ -263,7 +264,7 @@ fn other_files_and_sizes_are_no_consoles() {
     ));
 }
 
-/// Waits for a ring, half a minute at most.
+/// Waits for a ring, for at most half a minute.
 fn listen(bell: &Bell) {
     let half_a_minute = rustix::event::Timespec {
         tv_sec: 30,
@@ -290,7 +291,7 @@ fn no_wake_up_is_lost_between_two_sides_that_sleep() {
     } = sides(CAPACITY_MIN);
     let total = 50_000_usize;
     thread::scope(|scope| {
-        // A guest that echoes, and sleeps while there is nothing to echo.
+        // This guest echoes its input, and sleeps while there is none.
         scope.spawn(|| {
             let mut echoed = 0;
             while echoed < total {
@@ -303,7 +304,8 @@ fn no_wake_up_is_lost_between_two_sides_that_sleep() {
         });
         let (mut position, mut typed) = (0, 0);
         while position < total as u64 {
-            // One to three bytes ahead: both sides sleep all the time.
+            // The input is one to three bytes ahead, so both sides sleep all
+            // the time.
             let ahead = typed - usize::try_from(position).unwrap();
             if typed < total && ahead < 1 + typed % 3 {
                 typed += typist.type_in(&numbered(typed..typed + 1));
