@@ -1,18 +1,19 @@
-//! Compressions that come in blocks, read as one stream.
+//! Reads block-compressed formats as one stream.
 
 use std::io::{self, Read};
 
-/// A [`Read`] over unpacked blocks, each made when the one before is used up.
+/// A [`Read`] over unpacked blocks, each produced when the previous one is used
+/// up.
 #[derive(Debug)]
 pub struct BlockReader<I> {
     blocks: I,
     block: Vec<u8>,
-    /// What of `block` has been read.
+    /// The number of bytes of `block` that were read.
     read: usize,
 }
 
 impl<I> BlockReader<I> {
-    /// Reads `blocks` one after the other.
+    /// Creates a reader of `blocks`, one after the other.
     pub fn new(blocks: I) -> Self {
         Self {
             blocks,
@@ -38,7 +39,7 @@ impl<I: Iterator<Item = io::Result<Vec<u8>>>> Read for BlockReader<I> {
     }
 }
 
-/// The first `N` bytes of `rest`, which is moved past them.
+/// Splits off the first `N` bytes of `rest`.
 pub fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> io::Result<&'a [u8; N]> {
     let (first, after) = rest
         .split_first_chunk()
@@ -47,7 +48,7 @@ pub fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> io::Result<&'a [u8; N]> 
     Ok(first)
 }
 
-/// The first `len` bytes of `rest`, which is moved past them.
+/// Splits off the first `len` bytes of `rest`.
 pub fn take_slice<'a>(rest: &mut &'a [u8], len: u32) -> io::Result<&'a [u8]> {
     let len = usize::try_from(len).map_err(io::Error::other)?;
     let (first, after) = rest

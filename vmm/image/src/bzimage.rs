@@ -1,9 +1,10 @@
 //! bzImage: the setup header, and the compressed kernel inside.
 //!
-//! Source: Documentation/arch/x86/boot.rst. By default the payload is found
+//! Source: Documentation/arch/x86/boot.rst. By default the payload is located
 //! through the header, decompressed on the host and booted as the ELF file it
-//! is; the guest is spared its own decompressor. With `boot=bzimage` the
-//! protected-mode kernel is loaded as it stands and unpacks itself.
+//! contains, so the guest need not run its own decompressor. With
+//! `boot=bzimage` the protected-mode kernel is loaded unchanged and unpacks
+//! itself.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -19,50 +20,50 @@ use crate::version;
 use mkvmm_base::setup_header::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 
 const _: () = assert!(SETUP_HEADER_OFFSET == offset_of!(boot_params, hdr));
-/// Oldest protocol whose fields all of this relies on: 2.12 (Linux 3.8), the
-/// first with `xloadflags`.
+/// The oldest supported boot protocol: 2.12 (Linux 3.8), the first with
+/// `xloadflags`.
 const MIN_PROTOCOL: u16 = 0x020c;
-/// Bytes of a real-mode sector.
+/// The size of a real-mode sector in bytes.
 const SECTOR: u64 = 512;
-/// Most bytes of setup sectors, the boot sector among them: 128 KiB.
+/// The maximum size of the setup sectors including the boot sector: 128 KiB.
 pub const MAX_SETUP: u64 = 256 * SECTOR;
-/// Upper bound of an unpacked kernel: 1 GiB.
+/// The maximum size of an unpacked kernel: 1 GiB.
 const MAX_KERNEL: u64 = 1 << 30;
-/// The setup header ends here at the latest: the e820 fields follow in
+/// The latest possible end of the setup header: the e820 fields follow in
 /// boot_params.
 const HEADER_END: usize = 0x290;
-/// The end of the header is given by the jump instruction at 0x200: its
-/// operand at 0x201 counts from 0x202.
+/// The offset of the operand of the jump instruction at 0x200, which determines
+/// the end of the header, relative to 0x202.
 const JUMP_OPERAND: usize = 0x201;
-/// `syssize` counts paragraphs.
+/// The unit of `syssize`: a paragraph.
 const PARAGRAPH: u64 = 16;
-/// The 64-bit entry, from the start of the protected-mode kernel.
+/// The offset of the 64-bit entry point in the protected-mode kernel.
 pub const ENTRY_64: u64 = 0x200;
-/// Last address that a kernel without `XLF_CAN_BE_LOADED_ABOVE_4G` reaches.
+/// The last address available to a kernel without `XLF_CAN_BE_LOADED_ABOVE_4G`.
 const LAST_32: u64 = u32::MAX as u64;
 
-/// Why a bzImage was refused. Each names the field.
+/// A reason why a bzImage was refused, with the field's name.
 #[derive(Debug, thiserror::Error)]
 pub enum BzImageError {
-    /// The file is too short, or a header field has a value that cannot be.
+    /// The file is too short, or a header field is invalid.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// The kernel asks for less memory than it fills.
+    /// The kernel requests less memory than it fills.
     #[error("init_size is {init_size:#x}, less than the {needed:#x} bytes of {what}")]
     InitSize {
-        /// What the field holds, bytes.
+        /// The value of the field in bytes.
         init_size: u64,
-        /// What it must cover, bytes.
+        /// The number of bytes that it must cover.
         needed: u64,
-        /// What that is.
+        /// The contents of those bytes.
         what: &'static str,
     },
-    /// The kernel unpacks to more than may be written.
-    #[error("the kernel unpacks to {size} bytes, {limit} are accepted")]
+    /// The kernel unpacks to more bytes than are allowed.
+    #[error("the kernel unpacks to {size} bytes (limit: {limit})")]
     TooLarge {
-        /// Stated size, bytes.
+        /// The stated size in bytes.
         size: u64,
-        /// The most bytes that are accepted.
+        /// The maximum size in bytes.
         limit: u64,
     },
     /// The payload could not be unpacked.
@@ -70,32 +71,35 @@ pub enum BzImageError {
     Payload(#[from] DecompressError),
 }
 
-/// The facts of a checked setup header.
+/// The fields of a checked setup header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetupHeader {
-    /// The header as it stands in the file, from byte 0x1f1.
+    /// The header as stored in the file, from byte 0x1f1.
     pub bytes: Vec<u8>,
-    /// Memory the kernel needs from its start until it reads the memory map.
+    /// The memory that the kernel needs from its start until it reads the
+    /// memory map.
     pub init_size: u64,
-    /// Alignment of the kernel's start, a power of two.
+    /// The alignment of the kernel's start, a power of two.
     pub kernel_alignment: u64,
     /// The lowest address to which the kernel unpacks itself.
     pub pref_address: u64,
-    /// Longest command line, bytes without the NUL.
+    /// The maximum length of the command line in bytes, without the NUL.
     pub cmdline_size: u64,
-    /// Last address the initramfs may use; `None` when anything goes.
+    /// The last address that the initramfs may use; `None` if there is no
+    /// limit.
     pub initrd_addr_max: Option<u64>,
-    /// Last address the kernel may use; `None` when anything goes.
+    /// The last address that the kernel may use; `None` if there is no limit.
     pub kernel_addr_max: Option<u64>,
     /// The version string, as `file` prints it; `None` when there is none.
     pub version: Option<String>,
-    /// The protected-mode kernel's place in the file.
+    /// The range of the protected-mode kernel in the file.
     kernel: Range<usize>,
-    /// Where the compressed kernel lies in the file, without the trailing size.
+    /// The range of the compressed kernel in the file, without the trailing
+    /// size.
     payload: Range<usize>,
 }
 
-/// Whether `file` has the marks of a bzImage.
+/// Returns whether `file` has the magic numbers of a bzImage.
 pub fn is_bzimage(file: &[u8]) -> bool {
     field16(file, offset_of!(setup_header, boot_flag)) == Some(BOOT_FLAG)
         && field32(file, offset_of!(setup_header, header)) == Some(HEADER_MAGIC)
@@ -104,16 +108,16 @@ pub fn is_bzimage(file: &[u8]) -> bool {
 /// Checks the setup header and everything it points to inside the file.
 ///
 /// # Errors
-/// [`BzImageError`] names the field and the value.
+/// Returns a [`BzImageError`] that names the field and the value.
 pub fn parse(file: &[u8]) -> Result<SetupHeader, BzImageError> {
     parse_head(file, file.len() as u64)
 }
 
-/// As [`parse`], of a file of `len` bytes that begins with `file`: all of it,
-/// or at least its setup sectors ([`MAX_SETUP`] bytes).
+/// Like [`parse`], for a file of `len` bytes that begins with `file`, which is
+/// all of it or at least its setup sectors ([`MAX_SETUP`] bytes).
 ///
 /// # Errors
-/// [`BzImageError`] names the field and the value.
+/// Returns a [`BzImageError`] that names the field and the value.
 pub fn parse_head(file: &[u8], len: u64) -> Result<SetupHeader, BzImageError> {
     let short = |end: usize| FieldError::Truncated {
         what: "the setup header",
@@ -139,7 +143,7 @@ pub fn parse_head(file: &[u8], len: u64) -> Result<SetupHeader, BzImageError> {
     let bytes = file
         .get(SETUP_HEADER_OFFSET..end)
         .ok_or_else(|| short(end))?;
-    // From here on every field is known to be in the file.
+    // From here on, all fields are known to be within the file.
     let u32_field = |offset| u64::from(field32(file, offset).unwrap_or(0));
     let init_size = u32_field(offset_of!(setup_header, init_size));
     expect(
@@ -166,8 +170,8 @@ pub fn parse_head(file: &[u8], len: u64) -> Result<SetupHeader, BzImageError> {
     })
 }
 
-/// Checks that the kernel has a 64-bit entry and is relocatable; whether it
-/// may lie above 4 GiB.
+/// Checks that the kernel has a 64-bit entry point and is relocatable. Returns
+/// whether it may be loaded above 4 GiB.
 fn load_flags(file: &[u8]) -> Result<bool, BzImageError> {
     let xloadflags = field16(file, offset_of!(setup_header, xloadflags)).unwrap_or(0);
     expect(
@@ -182,7 +186,7 @@ fn load_flags(file: &[u8]) -> Result<bool, BzImageError> {
         relocatable != 0,
         "relocatable_kernel",
         relocatable,
-        "not 0: sub-pools lie anywhere",
+        "not 0, since sub-pools can have any address",
     )?;
     Ok(xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0)
 }
@@ -199,16 +203,16 @@ fn kernel_alignment(file: &[u8]) -> Result<u64, BzImageError> {
     Ok(alignment)
 }
 
-/// The compression of the payload, if it is one known here.
+/// Returns the compression of the payload, if it is supported.
 pub fn compression(file: &[u8], header: &SetupHeader) -> Option<Compression> {
     decompress::recognise(file.get(header.payload.clone())?).ok()
 }
 
-/// Decompresses the kernel inside: an ELF file, followed by relocations that
-/// a kernel at its linked virtual address does not need.
+/// Decompresses the kernel inside: an ELF file, followed by relocations that a
+/// kernel at its linked virtual address does not need.
 ///
 /// # Errors
-/// [`BzImageError`].
+/// Returns a [`BzImageError`] if the payload cannot be unpacked.
 pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>), BzImageError> {
     let payload = file.get(header.sized_payload()).unwrap_or_default();
     let (compression, stream, want) = split(payload)?;
@@ -218,12 +222,12 @@ pub fn unpack(file: &[u8], header: &SetupHeader) -> Result<(Compression, Vec<u8>
     ))
 }
 
-/// As [`unpack`], of a payload with its trailing size; the unpacked kernel is
-/// handed to `write` piece by piece. Returns its size in bytes as well.
+/// Like [`unpack`], for a payload with its trailing size; the unpacked kernel
+/// is passed to `write` piece by piece. Also returns its size in bytes.
 ///
 /// # Errors
-/// [`BzImageError`], or what `write` returns; `write` never gets more bytes
-/// than the payload states, nor than `limit`.
+/// Returns a [`BzImageError`], or the error of `write`. `write` never receives
+/// more bytes than the payload states, nor more than `limit`.
 pub fn unpack_to<E: From<BzImageError>>(
     payload: &[u8],
     limit: u64,
@@ -243,11 +247,11 @@ pub fn unpack_to<E: From<BzImageError>>(
     }
 }
 
-/// Why unpacking into a writer ended.
+/// A reason why unpacking into a writer failed.
 enum Unwritten<E> {
-    /// The stream is to blame.
+    /// The stream could not be decompressed.
     Stream(DecompressError),
-    /// The writer is.
+    /// The writer returned an error.
     Write(E),
 }
 
@@ -257,7 +261,7 @@ impl<E> From<DecompressError> for Unwritten<E> {
     }
 }
 
-/// Splits a payload into compressed stream and the unpacked size behind it.
+/// Splits a payload into the compressed stream and the unpacked size after it.
 fn split(payload: &[u8]) -> Result<(Compression, &[u8], u64), BzImageError> {
     let (stream, size) = payload
         .split_last_chunk::<4>()
@@ -270,7 +274,8 @@ fn split(payload: &[u8]) -> Result<(Compression, &[u8], u64), BzImageError> {
         want,
         "at most 1 GiB",
     )?;
-    // gzip's own trailer ends with that size, so there it belongs to the stream.
+    // gzip's own trailer ends with that size, so there it is part of the
+    // stream.
     let stream = match compression {
         Compression::Gzip => payload,
         _ => stream,
@@ -279,22 +284,22 @@ fn split(payload: &[u8]) -> Result<(Compression, &[u8], u64), BzImageError> {
 }
 
 impl SetupHeader {
-    /// Where the protected-mode kernel lies in the file.
+    /// Returns the range of the protected-mode kernel in the file.
     pub fn kernel(&self) -> Range<usize> {
         self.kernel.clone()
     }
 
-    /// Where the payload lies in the file, with the four bytes of its unpacked
-    /// size behind it.
+    /// Returns the range of the payload in the file, including the four bytes
+    /// of its unpacked size.
     pub fn sized_payload(&self) -> Range<usize> {
         self.payload.start..self.payload.end + 4
     }
 
     /// Checks that the protected-mode kernel can unpack itself, to
-    /// `unpacked_size` bytes, in the memory it asks for.
+    /// `unpacked_size` bytes, in the memory that it requests.
     ///
     /// # Errors
-    /// [`BzImageError::InitSize`] when it cannot.
+    /// Returns [`BzImageError::InitSize`] if it cannot.
     pub fn check_whole(&self, unpacked_size: u64) -> Result<(), BzImageError> {
         let packed = (self.kernel.end - self.kernel.start) as u64;
         self.check_init_size(packed, "the protected-mode kernel")?;
@@ -305,10 +310,10 @@ impl SetupHeader {
         Ok(())
     }
 
-    /// Checks that the kernel asks for the memory that `what` fills.
+    /// Checks that the kernel requests at least the memory that `what` fills.
     ///
     /// # Errors
-    /// [`BzImageError::InitSize`].
+    /// Returns [`BzImageError::InitSize`] if it does not.
     pub fn check_init_size(&self, needed: u64, what: &'static str) -> Result<(), BzImageError> {
         let init_size = self.init_size;
         if needed <= init_size {
@@ -322,8 +327,8 @@ impl SetupHeader {
     }
 }
 
-/// The protected-mode kernel's place: behind the setup sectors, `syssize`
-/// paragraphs long. Behind it there may be a signature.
+/// Returns the range of the protected-mode kernel: after the setup sectors,
+/// `syssize` paragraphs long. It may be followed by a signature.
 fn kernel(file: &[u8], len: u64) -> Result<Range<usize>, BzImageError> {
     let setup_sects = match file.get(SETUP_HEADER_OFFSET) {
         Some(0) => 4, // the protocol's default
@@ -334,7 +339,7 @@ fn kernel(file: &[u8], len: u64) -> Result<Range<usize>, BzImageError> {
     let syssize = u64::from(field32(file, offset_of!(setup_header, syssize)).unwrap_or(0));
     expect(syssize > 0, "syssize", syssize, "more than 0")?;
     let end = start + syssize * PARAGRAPH;
-    // Some builds round the size up and do not pad the file.
+    // Some builds round the size up without padding the file.
     if start >= len || end - end.min(len) >= PARAGRAPH {
         return Err(FieldError::Truncated {
             what: "the protected-mode kernel (setup_sects, syssize)",
@@ -346,7 +351,8 @@ fn kernel(file: &[u8], len: u64) -> Result<Range<usize>, BzImageError> {
     Ok(as_index(start)..as_index(end.min(len)))
 }
 
-/// The payload's place, without its last four bytes (the uncompressed size).
+/// Returns the range of the payload, without its last four bytes (the
+/// uncompressed size).
 fn payload(file: &[u8], kernel: &Range<usize>) -> Result<Range<usize>, BzImageError> {
     let offset = u64::from(field32(file, offset_of!(setup_header, payload_offset)).unwrap_or(0));
     let length = u64::from(field32(file, offset_of!(setup_header, payload_length)).unwrap_or(0));
@@ -369,17 +375,17 @@ fn payload(file: &[u8], kernel: &Range<usize>) -> Result<Range<usize>, BzImageEr
     Ok(as_index(start)..as_index(end - 4))
 }
 
-/// The string at `kernel_version`, which counts from 0x200 and must lie in
-/// the setup sectors.
+/// Returns the string at `kernel_version`, an offset from 0x200 which must be
+/// within the setup sectors.
 fn version_string(file: &[u8], setup_end: usize) -> Option<String> {
     let offset = usize::from(field16(file, offset_of!(setup_header, kernel_version))?);
     if offset == 0 {
-        return None; // the protocol's word for none
+        return None; // the protocol's value for none
     }
     version::text(file.get(0x200 + offset..setup_end)?)
 }
 
-/// A value already known to be within the file.
+/// Converts a value that is known to be within the file.
 fn as_index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }

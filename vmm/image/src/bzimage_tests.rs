@@ -1,6 +1,7 @@
 use super::*;
 
-/// A bzImage around `payload`, which must end with the uncompressed size.
+/// Returns a bzImage around `payload`, which must end with the uncompressed
+/// size.
 pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut file = vec![0_u8; 1024 + 0x210];
     let size = 0x210 + payload.len();
@@ -89,7 +90,7 @@ fn the_size_stands_behind_the_payload_of_every_format() {
     let size = u32::try_from(kernel.len()).unwrap();
     for compression in decompress::tests::ALL {
         let stream = decompress::tests::packed(compression, &kernel);
-        // gzip's trailer is that size already: Linux's build appends none.
+        // gzip's trailer already is that size: Linux's build appends none.
         let payload = match compression {
             Compression::Gzip => stream,
             _ => sized(stream, size),
@@ -98,7 +99,7 @@ fn the_size_stands_behind_the_payload_of_every_format() {
         let header = parse(&file).unwrap();
         assert_eq!(super::compression(&file, &header), Some(compression));
         assert!(unpack(&file, &header).unwrap() == (compression, kernel.clone()));
-        // One more than it unpacks to.
+        // This is one more than it unpacks to.
         let at = header.payload.end;
         file[at..at + 4].copy_from_slice(&(size + 1).to_le_bytes());
         assert!(unpack(&file, &header).is_err(), "{compression}");

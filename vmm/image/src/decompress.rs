@@ -1,9 +1,9 @@
-//! Kernel payloads, decompressed on the host with a bound.
+//! Decompresses kernel payloads on the host, with bounded output.
 //!
-//! Linux's build appends the uncompressed size to the payload (`size_append`
-//! in scripts/Makefile.lib: 4 bytes, little-endian; for gzip they are part of
-//! the format). That size is the bound and the expected length: a bomb is cut
-//! off, a damaged stream is told from a whole one.
+//! Linux's build appends the uncompressed size to the payload (`size_append` in
+//! scripts/Makefile.lib: 4 bytes, little-endian; for gzip they are part of the
+//! format). That size is both the limit and the expected length: a
+//! decompression bomb is cut off, and a truncated stream is detected.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read};
@@ -13,57 +13,57 @@ pub use mkvmm_base::image_facts::Compression;
 use crate::blocks::BlockReader;
 use crate::{lz4_legacy, lzop};
 
-/// Most working memory that an xz or lzma stream may ask for: its dictionary
-/// (Linux's build uses at most 128 MiB) and liblzma's own few MiB. zstd keeps
-/// its own limit, a window of 128 MiB.
+/// The maximum working memory of an xz or lzma stream: its dictionary (Linux's
+/// build uses at most 128 MiB) and a few MiB for liblzma. zstd has its own
+/// limit, a window of 128 MiB.
 const MAX_WORKING_MEMORY: u64 = 256 << 20;
-/// Least step in which the output grows: 1 MiB.
+/// The minimum step by which the output grows: 1 MiB.
 const STEP: usize = 1 << 20;
-/// Bytes that are unpacked at a time: 256 KiB.
+/// The number of bytes that are unpacked at a time: 256 KiB.
 const PIECE: usize = 256 << 10;
 
-/// Why a payload could not be unpacked.
+/// A reason why a payload could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum DecompressError {
-    /// The first bytes belong to no compression known here.
+    /// The first bytes belong to no supported compression.
     #[error(
-        "the payload starts with {magic:02x?}, which is no compression known here (gzip, bzip2, lzma, xz, lzo, lz4, zstd)"
+        "the payload starts with {magic:02x?}, which is no supported compression (gzip, bzip2, lzma, xz, lzo, lz4, zstd)"
     )]
     Unknown {
-        /// The first bytes.
+        /// The first bytes of the payload.
         magic: Vec<u8>,
     },
-    /// The stream is damaged.
-    #[error("the {compression} payload is damaged")]
+    /// The stream is corrupt.
+    #[error("the {compression} payload is corrupt")]
     Damaged {
         /// The kind of compression.
         compression: Compression,
-        /// What its library said.
+        /// The error that the library returned.
         #[source]
         source: io::Error,
     },
-    /// The stream unpacks to another length than the payload states.
-    #[error("the {compression} payload unpacks to {got} bytes{more}, its last four bytes say {want}", more = if *.over { " or more" } else { "" })]
+    /// The stream does not unpack to the length that the payload states.
+    #[error("the {compression} payload unpacks to {got} bytes{more}, its last four bytes state {want}", more = if *.over { " or more" } else { "" })]
     Length {
         /// The kind of compression.
         compression: Compression,
-        /// Bytes it unpacked to, at least.
+        /// The number of bytes that it unpacked to, at least.
         got: u64,
-        /// Whether there was more than that.
+        /// True if there was more.
         over: bool,
-        /// Bytes that the payload states.
+        /// The number of bytes that the payload states.
         want: u64,
     },
-    /// There is no memory for the unpacked kernel.
-    #[error("there is no memory for the unpacked kernel")]
+    /// There is not enough memory for the unpacked kernel.
+    #[error("there is not enough memory for the unpacked kernel")]
     Memory(#[from] TryReserveError),
 }
 
-/// Recognises a payload by its first bytes, as Linux's `extract-vmlinux` and
-/// `lib/decompress.c` do.
+/// Detects the compression of a payload by its first bytes, as Linux's
+/// `extract-vmlinux` and `lib/decompress.c` do.
 ///
 /// # Errors
-/// [`DecompressError::Unknown`].
+/// Returns [`DecompressError::Unknown`] if it is not supported.
 pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
     match payload {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
@@ -83,8 +83,8 @@ pub fn recognise(payload: &[u8]) -> Result<Compression, DecompressError> {
 /// Unpacks `stream` to exactly `want` bytes in memory.
 ///
 /// # Errors
-/// [`DecompressError`]; the output never grows beyond `want`, nor the
-/// decoder's own memory beyond some 256 MiB.
+/// Returns a [`DecompressError`]. The output never exceeds `want`, and the
+/// decoder's own memory never exceeds about 256 MiB.
 pub fn decompress(
     compression: Compression,
     stream: &[u8],
@@ -92,8 +92,8 @@ pub fn decompress(
 ) -> Result<Vec<u8>, DecompressError> {
     let mut out = Vec::new();
     decompress_to(compression, stream, want, |bytes| {
-        // Whatever size is claimed, no more is reserved than twice what has
-        // come.
+        // Whatever size is claimed, the capacity is at most twice what has been
+        // unpacked.
         let room = usize::try_from(want).unwrap_or(usize::MAX);
         let more = out.len().max(STEP).max(bytes.len());
         if out.capacity() - out.len() < bytes.len() {
@@ -105,12 +105,13 @@ pub fn decompress(
     Ok(out)
 }
 
-/// Unpacks `stream` to exactly `want` bytes, which are handed to `write` piece
+/// Unpacks `stream` to exactly `want` bytes, which are passed to `write` piece
 /// by piece.
 ///
 /// # Errors
-/// [`DecompressError`], or what `write` returns. `write` never gets more than
-/// `want` bytes; the decoder's own memory stays below some 256 MiB.
+/// Returns a [`DecompressError`], or the error of `write`. `write` never
+/// receives more than `want` bytes; the decoder's own memory stays below about
+/// 256 MiB.
 pub fn decompress_to<E: From<DecompressError>>(
     compression: Compression,
     stream: &[u8],
@@ -130,7 +131,7 @@ pub fn decompress_to<E: From<DecompressError>>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(damaged(error).into()),
         };
-        // The end must be seen, too: a checksum may follow the last byte.
+        // Read up to the end, since a checksum may follow the last byte.
         if piece.is_empty() {
             break false;
         }
@@ -153,7 +154,7 @@ pub fn decompress_to<E: From<DecompressError>>(
     .into())
 }
 
-/// A reader of what `stream` unpacks to.
+/// Returns a reader of the decompressed `stream`.
 fn decoder(compression: Compression, stream: &[u8]) -> io::Result<Box<dyn Read + '_>> {
     use liblzma::read::XzDecoder;
     use liblzma::stream::Stream;

@@ -4,7 +4,7 @@ use std::io::Write;
 fn sample() -> Vec<u8> {
     let mut data = b"\x7fELF".to_vec();
     data.extend((0..100_000_u32).flat_map(|i| (i / 7).to_le_bytes()));
-    // Noise, so that some lzo blocks are stored.
+    // The noise makes lzo store some blocks uncompressed.
     let mut x = 1_u32;
     data.extend((0..600_000).map(|_| {
         x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -13,8 +13,8 @@ fn sample() -> Vec<u8> {
     data
 }
 
-/// `data` packed by the format's own library, as Linux's build would, without
-/// the appended size.
+/// Returns `data` compressed by the format's own library, as in Linux's build,
+/// without the appended size.
 pub(crate) fn packed(compression: Compression, data: &[u8]) -> Vec<u8> {
     match compression {
         Compression::Gzip => {
@@ -55,7 +55,8 @@ pub(crate) fn packed(compression: Compression, data: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A container as lzop writes it, with the checksums that `flags` name.
+/// Returns a container as lzop writes it, with the checksums that `flags`
+/// select.
 fn lzop_container(data: &[u8], flags: u32, version: u16) -> Vec<u8> {
     let mut header = version.to_be_bytes().to_vec();
     header.extend([0x20, 0xa0]); // library version
@@ -153,7 +154,8 @@ fn truncated_streams_are_errors() {
     for compression in ALL {
         let stream = packed(compression, &data);
         for cut in [stream.len() / 2, stream.len() - 1] {
-            // lzma without an end mark and lz4 at a block's end are whole.
+            // lzma without an end mark, and lz4 at the end of a block, are
+            // complete.
             let result = decompress(compression, &stream[..cut], data.len() as u64);
             assert!(result.is_err(), "{compression} {cut}");
         }
@@ -163,7 +165,8 @@ fn truncated_streams_are_errors() {
 #[test]
 fn a_dictionary_larger_than_any_kernels_is_refused() {
     let mut stream = packed(Compression::Lzma, &sample());
-    // The dictionary's size, bytes 1 to 4 of the lzma header: 4 GiB - 1.
+    // These are the dictionary's size, bytes 1 to 4 of the lzma header: 4 GiB -
+    // 1.
     stream[1..5].fill(0xff);
     let error = decompress(Compression::Lzma, &stream, 100).unwrap_err();
     assert!(matches!(error, DecompressError::Damaged { .. }), "{error}");
@@ -179,7 +182,7 @@ fn every_checksum_of_lzop_is_verified() {
             let out = decompress(Compression::Lzo, &good, want).unwrap();
             assert!(out == data, "{flags:#x}");
             let mut bad = good.clone();
-            bad[9] ^= 1; // the version, which the header's checksum covers
+            bad[9] ^= 1; // the version, covered by the header's checksum
             decompress(Compression::Lzo, &bad, want).unwrap_err();
             let mut bad = good.clone();
             let at = bad.len() - 100; // inside a stored block

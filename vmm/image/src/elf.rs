@@ -1,9 +1,8 @@
-//! ELF64 kernels (`vmlinux`): program headers, checked one by one.
+//! Parses ELF64 kernels (`vmlinux`) and checks their program headers.
 //!
 //! Source: the System V ABI, chapter 5 (program loading), and the Linux/x86
-//! boot protocol: a relocatable kernel runs at any physical address that
-//! keeps its alignment, so only distances between segments matter, not their
-//! `p_paddr`.
+//! boot protocol: a relocatable kernel runs at any physical address with its
+//! alignment, so only distances between segments matter, not their `p_paddr`.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -18,38 +17,40 @@ use mkvmm_base::layout::KERNEL_ALIGN;
 
 /// The first four bytes of every ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
-/// `e_ident[4..6]`: 64-bit, little-endian.
+/// The value of `e_ident[4..6]`: 64-bit, little-endian.
 const CLASS64_LSB: [u8; 2] = [2, 1];
-/// `e_phnum` of a file with more headers than the field counts (PN_XNUM); no
-/// kernel has that many.
+/// The `e_phnum` of a file with more headers than the field can count
+/// (PN_XNUM); no kernel has that many.
 const PN_XNUM: u16 = 0xffff;
-/// Largest kernel span accepted: 1 GiB, the kernel's own mapping of itself.
+/// The maximum span of a kernel: 1 GiB, the size of the kernel's own mapping of
+/// itself.
 const MAX_SPAN: u64 = 1 << 30;
 
-/// Why bytes are no ELF kernel that we can start. Each names the field.
+/// A reason why a file is not a bootable ELF kernel, with the field's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ElfError {
-    /// The file is too short, or a header field has a value that cannot be.
+    /// The file is too short, or a header field is invalid.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// A program or a library for an operating system, not one itself.
+    /// The file is a program or a library for an operating system, and not a
+    /// kernel.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// No PT_LOAD segment with memory.
+    /// There is no PT_LOAD segment with memory.
     #[error("no PT_LOAD segment")]
     NoSegments,
-    /// Two segments claim the same physical memory.
+    /// Two segments have the same physical memory.
     #[error("PT_LOAD segments at {first:#x} and {second:#x} overlap")]
     Overlap {
-        /// p_paddr of the lower one.
+        /// The p_paddr of the lower segment.
         first: u64,
-        /// p_paddr of the higher one.
+        /// The p_paddr of the higher segment.
         second: u64,
     },
-    /// The segments are spread too far.
+    /// The segments are too far apart.
     #[error("the segments span {span:#x} bytes, more than {MAX_SPAN:#x}")]
     Span {
-        /// From the lowest to the highest byte.
+        /// The distance from the lowest to the highest byte.
         span: u64,
     },
 }
@@ -57,40 +58,40 @@ pub enum ElfError {
 /// One PT_LOAD segment, relative to the kernel's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ElfSegment {
-    /// Bytes from the kernel's (aligned) start to the segment.
+    /// The distance from the kernel's (aligned) start to the segment, in bytes.
     pub offset: u64,
-    /// Where its initialised part lies in the file.
+    /// The range of its initialised part in the file.
     pub file: Range<usize>,
-    /// Bytes in memory; what the file does not hold is zero (BSS).
+    /// The number of bytes in memory; those not in the file are zero (BSS).
     pub mem_size: u64,
 }
 
 /// A checked ELF kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ElfKernel {
-    /// The segments to load, ascending and disjoint.
+    /// The segments to load, in ascending order and disjoint.
     pub segments: Vec<ElfSegment>,
-    /// The 64-bit entry, from the kernel's start.
+    /// The distance of the 64-bit entry point from the kernel's start.
     pub entry_offset: u64,
-    /// Bytes from the kernel's start to its last byte in memory.
+    /// The number of bytes from the kernel's start to its last byte in memory.
     pub span: u64,
-    /// Alignment of the kernel's start, a power of two, at least 2 MiB.
+    /// The alignment of the kernel's start, a power of two, at least 2 MiB.
     pub align: u64,
 }
 
-/// Checks the whole file; nothing is copied.
+/// Checks the whole file without copying it.
 ///
 /// # Errors
-/// [`ElfError`] names the field and the value.
+/// Returns an [`ElfError`] that names the field and the value.
 pub fn parse(file: &[u8]) -> Result<ElfKernel, ElfError> {
     parse_head(file, file.len() as u64)
 }
 
-/// As [`parse`], of a file of `len` bytes that begins with `head`, in which
-/// all program headers must lie.
+/// Like [`parse`], for a file of `len` bytes that begins with `head`, which
+/// must contain all program headers.
 ///
 /// # Errors
-/// [`ElfError`] names the field and the value.
+/// Returns an [`ElfError`] that names the field and the value.
 pub fn parse_head(head: &[u8], len: u64) -> Result<ElfKernel, ElfError> {
     let header = Header::read(head)?;
     let mut all = Vec::new();
@@ -130,7 +131,8 @@ pub fn parse_head(head: &[u8], len: u64) -> Result<ElfKernel, ElfError> {
     })
 }
 
-/// Checks that no two of `loads`, which ascend, claim the same memory.
+/// Checks that no two of `loads`, which are in ascending order, overlap in
+/// memory.
 fn check_overlap(loads: &[ProgramHeader]) -> Result<(), ElfError> {
     for pair in loads.windows(2) {
         if let [a, b] = pair
@@ -145,8 +147,8 @@ fn check_overlap(loads: &[ProgramHeader]) -> Result<(), ElfError> {
     Ok(())
 }
 
-/// Checks that the entry is a byte of the file, and none of the ELF header:
-/// libraries state 0, where that header would be loaded.
+/// Checks that the entry point is a byte of the file outside the ELF header:
+/// shared libraries have the entry 0, where that header would be loaded.
 fn check_entry(entry: u64, loads: &[ProgramHeader]) -> Result<(), FieldError> {
     let within = |l: &&ProgramHeader| (l.paddr..l.paddr + l.filesz).contains(&entry);
     let load = loads.iter().find(within).ok_or(FieldError::Value {
@@ -164,7 +166,7 @@ fn check_entry(entry: u64, loads: &[ProgramHeader]) -> Result<(), FieldError> {
     )
 }
 
-/// The file header's fields that count here.
+/// The fields of the file header that are needed here.
 struct Header {
     entry: u64,
     phoff: u64,
@@ -263,7 +265,7 @@ fn read_program_header(
 
 /// Checks a PT_LOAD segment of a file of `len` bytes.
 fn check_load(load: &ProgramHeader, len: u64) -> Result<(), FieldError> {
-    // A segment that is all BSS has no place in the file.
+    // A segment that is entirely BSS has no range in the file.
     let file_end = load.offset.saturating_add(load.filesz);
     if load.filesz > 0 && file_end > len {
         return Err(FieldError::Truncated {
@@ -282,7 +284,7 @@ fn check_load(load: &ProgramHeader, len: u64) -> Result<(), FieldError> {
         load.paddr.checked_add(load.memsz).is_some(),
         "p_paddr",
         load.paddr,
-        "an address that p_memsz does not carry past 2^64",
+        "an address for which p_memsz does not exceed 2^64",
     )
 }
 

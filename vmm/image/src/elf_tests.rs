@@ -1,7 +1,7 @@
 use super::*;
 
-/// An ELF with the given (p_type, offset, paddr, filesz, memsz) headers
-/// and 0x1000 bytes in all.
+/// Returns an ELF file with the given (p_type, offset, paddr, filesz, memsz)
+/// headers and a total of 0x1000 bytes.
 pub(crate) fn elf(entry: u64, headers: &[(u32, u64, u64, u64, u64)]) -> Vec<u8> {
     let mut file = vec![0_u8; 0x1000];
     file[..4].copy_from_slice(&MAGIC);

@@ -1,4 +1,4 @@
-//! What the parsers found out, as facts for whoever places and loads a kernel.
+//! Converts the parsers' results into facts for placing and loading a kernel.
 
 use mkvmm_base::image_facts::{BootMode, KernelFacts, KernelFormat, KernelSegment};
 use mkvmm_base::layout::{CMDLINE_MAX, KERNEL_ALIGN};
@@ -8,7 +8,7 @@ use crate::decompress::Compression;
 use crate::elf::ElfKernel;
 
 /// Linux's COMMAND_LINE_SIZE on x86, without the NUL; an ELF file does not
-/// say its own.
+/// state its own.
 const LINUX_CMDLINE_MAX: u64 = 2047;
 
 /// Returns the facts of an ELF file.
@@ -35,11 +35,11 @@ pub fn of_elf(elf: &ElfKernel, version: Option<String>) -> KernelFacts {
     }
 }
 
-/// Returns the facts of the ELF file that a bzImage's payload unpacked to.
+/// Returns the facts of the ELF file unpacked from a bzImage's payload.
 ///
 /// # Errors
-/// [`BzImageError::InitSize`] when the kernel asks for less memory than its
-/// segments fill.
+/// Returns [`BzImageError::InitSize`] if the kernel requests less memory than
+/// its segments fill.
 pub fn of_unpacked(
     elf: &ElfKernel,
     compression: Compression,
@@ -53,11 +53,12 @@ pub fn of_unpacked(
     Ok(with_header(facts, header))
 }
 
-/// Returns the facts of a bzImage that unpacks itself in the guest.
-/// Distances in the file are those of the bzImage.
+/// Returns the facts of a bzImage that unpacks itself in the guest. Offsets in
+/// the file are those of the bzImage.
 ///
 /// # Errors
-/// [`BzImageError::InitSize`] when it asks for less memory than that takes.
+/// Returns [`BzImageError::InitSize`] if it requests less memory than that
+/// needs.
 pub fn of_whole(
     compression: Compression,
     header: SetupHeader,
@@ -78,8 +79,8 @@ pub fn of_whole(
         cmdline_max: 0,
         mem_size: header.init_size,
         align: KERNEL_ALIGN,
-        // Below its preferred address it would unpack itself there, into
-        // memory that is not its own.
+        // Below its preferred address it would unpack itself to that address,
+        // into memory it does not own.
         addr_min: header.pref_address,
         addr_max: None,
         initrd_addr_max: None,
@@ -90,7 +91,7 @@ pub fn of_whole(
     Ok(with_header(facts, header))
 }
 
-/// Adds what the setup header says.
+/// Adds the facts of the setup header.
 fn with_header(facts: KernelFacts, header: SetupHeader) -> KernelFacts {
     KernelFacts {
         version: header.version,

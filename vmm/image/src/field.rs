@@ -1,35 +1,35 @@
-//! What a header can get wrong, whatever its format: it ends too early, or a
-//! field holds what cannot be.
+//! Errors of headers of any format: the header is truncated, or a field has an
+//! invalid value.
 
-/// Why a header was refused. Names the field and its value.
+/// A reason why a header was refused, with the field's name and value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
-    /// The file ends before what the header promises.
-    #[error("the file is truncated: {what} ends at byte {end}, the file at {len}")]
+    /// The file is shorter than the header states.
+    #[error("the file is truncated: {what} ends at byte {end}, but the file at {len}")]
     Truncated {
-        /// What should have been there.
+        /// The name of the missing part.
         what: &'static str,
-        /// End of it, bytes.
+        /// The end of that part in bytes.
         end: u64,
-        /// Length of the file, bytes.
+        /// The length of the file in bytes.
         len: u64,
     },
-    /// A field has a value that cannot be.
+    /// A field has an invalid value.
     #[error("{field} is {value:#x}, expected {expected}")]
     Value {
-        /// The field's name in its specification.
+        /// The name of the field in its specification.
         field: &'static str,
-        /// What it holds.
+        /// The value of the field.
         value: u64,
-        /// What it may hold.
+        /// The values that are valid.
         expected: &'static str,
     },
 }
 
-/// Refuses `value` of `field` unless `ok`.
+/// Returns an error for `value` of `field` unless `ok` is true.
 ///
 /// # Errors
-/// [`FieldError::Value`].
+/// Returns [`FieldError::Value`] with the field and its value.
 pub fn expect(
     ok: bool,
     field: &'static str,

@@ -1,10 +1,10 @@
-//! Files that people take for kernels, by the marks of their formats.
+//! Detects files that are often mistaken for kernels, by their magic numbers.
 
-/// A mark: its offset in the file, its bytes, and what has it.
+/// A magic number: its offset in the file, its bytes, and the file format.
 type Mark = (usize, &'static [u8], &'static str);
 
-/// The marks, in the order in which they are looked for: a more special one
-/// stands before a more general one.
+/// The magic numbers in the order in which they are checked: more specific ones
+/// before more general ones.
 const MARKS: &[Mark] = &[
     (0x38, b"ARM\x64", "an arm64 Image (this is x86-64)"),
     (0x38, b"RSC\x05", "a RISC-V Image (this is x86-64)"),
@@ -19,42 +19,42 @@ const MARKS: &[Mark] = &[
     (
         0,
         b"\x1f\x8b",
-        "gzip data, such as an initramfs or a packed image of another machine",
+        "gzip data, such as an initramfs or a compressed image for another architecture",
     ),
     (
         0,
         b"\xfd7zXZ\0",
-        "xz data, such as an initramfs or a packed kernel",
+        "xz data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"\x28\xb5\x2f\xfd",
-        "zstd data, such as an initramfs or a packed kernel",
+        "zstd data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"\x02\x21\x4c\x18",
-        "lz4 data, such as an initramfs or a packed kernel",
+        "lz4 data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"\x04\x22\x4d\x18",
-        "lz4 data, such as an initramfs or a packed kernel",
+        "lz4 data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"BZh",
-        "bzip2 data, such as an initramfs or a packed kernel",
+        "bzip2 data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"\x89LZO",
-        "lzop data, such as an initramfs or a packed kernel",
+        "lzop data, such as an initramfs or a compressed kernel",
     ),
     (
         0,
         b"\x5d\0\0",
-        "lzma data, such as an initramfs or a packed kernel",
+        "lzma data, such as an initramfs or a compressed kernel",
     ),
     (0, b"070701", "a cpio archive, such as an initramfs"),
     (0, b"070702", "a cpio archive, such as an initramfs"),
@@ -72,14 +72,14 @@ const MARKS: &[Mark] = &[
     (
         0x1fe,
         b"\x55\xaa",
-        "a boot sector, but no bzImage (it has no HdrS at byte 0x202)",
+        "a boot sector, but not a bzImage (no HdrS at byte 0x202)",
     ),
 ];
 
-/// Bytes that are looked at to tell text.
+/// The number of bytes that are examined to detect text.
 const TEXT: usize = 512;
 
-/// Returns what a file that begins with `head` is, if it is known here and not
+/// Returns the format of a file that begins with `head`, if it is known and not
 /// a kernel.
 pub fn name(head: &[u8]) -> Option<&'static str> {
     let has = |(at, mark, _): &&Mark| head.get(*at..).is_some_and(|rest| rest.starts_with(mark));
@@ -93,7 +93,7 @@ pub fn name(head: &[u8]) -> Option<&'static str> {
     } else if start.iter().all(text) {
         Some("a text file")
     } else if start.iter().all(|&b| b == 0) {
-        Some("a file that begins with zeros")
+        Some("a file that begins with zeroes")
     } else {
         None
     }

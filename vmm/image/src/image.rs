@@ -1,5 +1,5 @@
-//! A kernel image in memory: recognised by content, every limit and offset
-//! checked. [`crate::unpack`] does the same with files.
+//! A kernel image in memory: detected by its content, with every limit and
+//! offset checked. [`crate::unpack`] does the same with files.
 
 use mkvmm_base::image_facts::{BootMode, FactsError, ImageFacts, KernelFacts};
 use mkvmm_base::layout::CMDLINE_MAX;
@@ -12,54 +12,57 @@ use crate::decompress::Compression;
 use crate::elf::{self, ElfError};
 use crate::{facts, foreign, version};
 
-/// Why bytes could not be used as a kernel.
+/// A reason why a file could not be used as a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Nothing in it.
+    /// The file is empty.
     #[error("is empty")]
     Empty,
-    /// Neither ELF nor bzImage, and of no format known here.
+    /// The file is neither ELF nor a bzImage, and its format is unknown.
     #[error("is neither an ELF kernel nor a bzImage (it starts with {magic:02x?})")]
     Unknown {
-        /// The first bytes.
+        /// The first bytes of the file.
         magic: Vec<u8>,
     },
-    /// Neither ELF nor bzImage, but something known.
+    /// The file is neither ELF nor a bzImage, but has a known format.
     #[error("is {what}, neither an ELF kernel nor a bzImage")]
     Foreign {
-        /// What it is.
+        /// The name of the format.
         what: &'static str,
     },
-    /// boot=bzimage for something else.
+    /// boot=bzimage was requested for an ELF kernel.
     #[error("is an ELF kernel, which boot=bzimage cannot start")]
     NotABzImage,
-    /// An ELF file that cannot be started.
+    /// The file is an ELF file that is not bootable.
     #[error("is an ELF file that cannot be started")]
     Elf(#[from] ElfError),
-    /// A bzImage that cannot be started.
+    /// The file is a bzImage that is not bootable.
     #[error("is a bzImage that cannot be started")]
     BzImage(#[from] BzImageError),
-    /// A bzImage whose payload is not an ELF kernel.
-    #[error("is a bzImage whose payload is no ELF kernel that can be started")]
+    /// The file is a bzImage whose payload is not a bootable ELF kernel.
+    #[error("is a bzImage whose payload is not an ELF kernel that can be started")]
     Payload(#[source] ElfError),
-    /// Its parts do not go together, or are more than any kernel's.
+    /// The parts of the kernel do not match, or exceed every real kernel's.
     #[error("is a kernel that cannot be started")]
     Facts(#[from] FactsError),
 }
 
-/// The formats that can be started.
+/// The kernel formats that can be booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recognised {
-    /// An ELF file.
+    /// The file is an ELF file.
     Elf,
-    /// A bzImage, by the magic of its setup header.
+    /// The file is a bzImage, according to the magic number of its setup
+    /// header.
     BzImage,
 }
 
-/// Recognises a kernel by the first bytes of its file, whatever its name says.
+/// Detects the kernel format by the first bytes of the file, whatever its name
+/// is.
 ///
 /// # Errors
-/// [`ImageError`] names what it is instead, or that `boot` cannot start it.
+/// Returns an [`ImageError`] with the actual format, or if `boot` cannot start
+/// it.
 pub fn recognise(head: &[u8], boot: BootMode) -> Result<Recognised, ImageError> {
     if head.is_empty() {
         Err(ImageError::Empty)
@@ -81,27 +84,27 @@ pub fn recognise(head: &[u8], boot: BootMode) -> Result<Recognised, ImageError> 
 /// A part of the kernel to be copied into the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment<'a> {
-    /// Bytes from the kernel's start.
+    /// The distance from the kernel's start in bytes.
     pub offset: u64,
-    /// The initialised bytes.
+    /// The initialised bytes of the segment.
     pub data: &'a [u8],
-    /// Bytes in memory; those beyond `data` are zero.
+    /// The number of bytes in memory; those after `data` are zero.
     pub mem_size: u64,
 }
 
-/// A kernel whose every offset has been checked.
+/// A kernel with all offsets checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelImage {
     facts: KernelFacts,
-    /// The file or the unpacked payload, as far as segments need it.
+    /// The part of the file or of the unpacked payload that the segments need.
     bytes: Vec<u8>,
 }
 
 impl KernelImage {
-    /// Recognises a kernel by its content, whatever its name says.
+    /// Parses a kernel by its content, whatever its name is.
     ///
     /// # Errors
-    /// [`ImageError`] with the field and the value that is wrong.
+    /// Returns an [`ImageError`] with the invalid field and its value.
     pub fn parse(file: Vec<u8>, boot: BootMode) -> Result<Self, ImageError> {
         let image = match (recognise(&file, boot)?, boot) {
             (Recognised::Elf, _) => {
@@ -116,8 +119,8 @@ impl KernelImage {
         Ok(image)
     }
 
-    /// Keeps of `bytes` what the segments need: symbols and debugging
-    /// information, often the larger part, lie behind what is loaded.
+    /// Keeps only the bytes that the segments need: symbols and debugging
+    /// information, often the larger part, follow the loaded part.
     fn keep(mut bytes: Vec<u8>, facts: KernelFacts) -> Self {
         let ends = facts.segments.iter().map(|s| s.file_offset + s.file_size);
         bytes.truncate(as_index(ends.max().unwrap_or(0)));
@@ -141,11 +144,12 @@ impl KernelImage {
         Ok(Self::keep(file, facts))
     }
 
-    /// The built-in probe: an ELF kernel of ours, with room for a longer
-    /// command line, since it is told its chunks there.
+    /// Returns the built-in probe: an ELF kernel of mkvmm's own, with a longer
+    /// command line, which tells it its chunks.
     ///
     /// # Errors
-    /// As [`KernelImage::parse`]; would be a bug of the build.
+    /// Returns the errors of [`KernelImage::parse`], which would be a bug of
+    /// the build.
     pub fn probe() -> Result<Self, ImageError> {
         let file = mkvmm_guest_images::PROBE.to_vec();
         // No search for a version: the probe has none, and every start of a
@@ -156,11 +160,11 @@ impl KernelImage {
         Ok(Self::keep(file, facts))
     }
 
-    /// What an unpacker would say of the built-in probe's bytes. Those are part
-    /// of the program, so they may be parsed in any process.
+    /// Returns the facts that an unpacker would report for the built-in probe.
+    /// It is part of the program, so any process may parse it.
     ///
     /// # Errors
-    /// As [`KernelImage::probe`].
+    /// Returns the errors of [`KernelImage::probe`].
     pub fn probe_content() -> Result<Unpacked, ImageError> {
         let size = mkvmm_guest_images::PROBE.len() as u64;
         Ok(Unpacked {
@@ -171,86 +175,94 @@ impl KernelImage {
         })
     }
 
-    /// What is known of it; distances in the file count from the beginning of
-    /// the file that was parsed, or of its unpacked payload.
+    /// Returns its facts; offsets count from the beginning of the parsed file,
+    /// or of its unpacked payload.
     pub fn kernel_facts(&self) -> &KernelFacts {
         &self.facts
     }
 
-    /// What kind of file it came from.
+    /// Returns the file format of the kernel.
     pub fn format(&self) -> KernelFormat {
         self.facts.format
     }
 
-    /// How it is started.
+    /// Returns the way in which the kernel is started.
     pub fn boot(&self) -> BootMode {
         self.facts.boot
     }
 
-    /// Whether it was decompressed on the host.
+    /// Returns whether the payload was decompressed on the host.
     pub fn was_unpacked(&self) -> bool {
         self.facts.was_unpacked()
     }
 
-    /// The kernel's version string, if it says one.
+    /// Returns the kernel's version string, if it has one.
     pub fn version(&self) -> Option<&str> {
         self.facts.version.as_deref()
     }
 
-    /// Bytes that this image keeps in the VMM's memory.
+    /// Returns the number of bytes that this image occupies in the VMM's
+    /// memory.
     pub fn kept_bytes(&self) -> u64 {
         self.bytes.len() as u64
     }
 
-    /// Bytes of memory from the kernel's start that belong to it: the span of
-    /// its segments, and a bzImage's `init_size` where that is more.
+    /// Returns the number of bytes of memory from the kernel's start that
+    /// belong to it: the span of its segments, or a bzImage's `init_size` if
+    /// that is larger.
     pub fn mem_size(&self) -> u64 {
         self.facts.mem_size
     }
 
-    /// Alignment of the kernel's start: the kernel's own, at least 2 MiB.
+    /// Returns the alignment of the kernel's start: the kernel's own, at least
+    /// 2 MiB.
     pub fn align(&self) -> u64 {
         self.facts.align
     }
 
-    /// The 64-bit entry, in bytes from the kernel's start.
+    /// Returns the distance of the 64-bit entry point from the kernel's start,
+    /// in bytes.
     pub fn entry_offset(&self) -> u64 {
         self.facts.entry_offset
     }
 
-    /// Longest command line in bytes, without the NUL.
+    /// Returns the maximum length of the command line in bytes, without the
+    /// NUL.
     pub fn cmdline_max(&self) -> u64 {
         self.facts.cmdline_max
     }
 
-    /// Lowest address at which it may start: a bzImage that lies below its
-    /// `pref_address` unpacks itself there, into memory that is not its own.
+    /// Returns the lowest address at which it may start: a bzImage below its
+    /// `pref_address` unpacks itself to that address, into memory it does not
+    /// own.
     pub fn kernel_addr_min(&self) -> u64 {
         self.facts.addr_min
     }
 
-    /// Last address that the kernel may use; `None` when anything goes.
+    /// Returns the last address that the kernel may use; `None` if there is no
+    /// limit.
     pub fn kernel_addr_max(&self) -> Option<u64> {
         self.facts.addr_max
     }
 
-    /// Last address that the initramfs may use; `None` when anything goes.
+    /// Returns the last address that the initramfs may use; `None` if there is
+    /// no limit.
     pub fn initramfs_addr_max(&self) -> Option<u64> {
         self.facts.initrd_addr_max
     }
 
-    /// What placement needs to know of it and an initramfs of
+    /// Returns the facts that placement needs about it and an initramfs of
     /// `initramfs_size` bytes.
     pub fn facts(&self, initramfs_size: Option<u64>) -> ImageFacts {
         self.facts.placement(initramfs_size)
     }
 
-    /// The bzImage's setup header, for boot_params.
+    /// Returns the bzImage's setup header, for boot_params.
     pub fn setup_header(&self) -> Option<&[u8]> {
         self.facts.setup_header.as_deref()
     }
 
-    /// The parts to copy, ascending.
+    /// Returns the parts to copy, in ascending order.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
         self.facts.segments.iter().map(|s| {
             let bytes = self.bytes.get(as_index(s.file_offset)..);
@@ -264,14 +276,15 @@ impl KernelImage {
     }
 }
 
-/// The size behind the payload, which `parse` found inside the file.
+/// Returns the size after the payload, which `parse` has checked to be in the
+/// file.
 fn unpacked_size(file: &[u8], header: &SetupHeader) -> u64 {
     let payload = file.get(header.sized_payload()).unwrap_or_default();
     let size = payload.last_chunk().copied().unwrap_or_default();
     u64::from(u32::from_le_bytes(size))
 }
 
-/// A value already known to be within the file.
+/// Converts a value that is known to be within the file.
 fn as_index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
@@ -332,7 +345,8 @@ mod tests {
         ));
     }
 
-    /// A bzImage of an ELF kernel that fills 0x5000 bytes from 16 MiB.
+    /// Returns a bzImage of an ELF kernel that fills 0x5000 bytes from 16 MiB
+    /// on.
     fn bzimage() -> Vec<u8> {
         let elf = elf::tests::elf(0x100_0010, &[(1, 0x800, 0x100_0000, 0x100, 0x5000)]);
         let mut payload = zstd::encode_all(&elf[..], 1).unwrap();

@@ -1,9 +1,9 @@
-//! Images: recognised by content, checked whole, unpacked.
+//! Kernel and initramfs images: detecting, checking and unpacking them.
 //!
-//! [`unpack::unpack`] is the work of a confined process: it turns an image file
+//! [`unpack::unpack`] is the job of a confined process: it turns an image file
 //! into a memory file and facts about it. [`KernelImage::parse`] does the same
-//! in memory. Where an image's parts go is decided by placement; copying them
-//! is the machine's business.
+//! in memory. Placement decides where an image's parts go; the machine copies
+//! them.
 
 mod blocks;
 pub mod bzimage;

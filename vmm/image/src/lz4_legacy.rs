@@ -1,26 +1,26 @@
-//! lz4's legacy frame, which `lz4 -l` and so Linux's build write.
+//! The legacy frame format of lz4, which `lz4 -l` and Linux's build write.
 //!
 //! Source: the LZ4 frame format description, "Legacy frame", and Linux's
-//! lib/decompress_unlz4.c. After the magic number come blocks with a
-//! little-endian length in front; frames may follow each other.
+//! lib/decompress_unlz4.c. The magic number is followed by blocks, each
+//! preceded by its little-endian length; frames may follow each other.
 
 use std::io;
 
 use crate::blocks::{take, take_slice};
 
-/// Magic number of the legacy frame, as it lies in the file.
+/// The magic number of the legacy frame, as stored in the file.
 pub const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
-/// Every block of a legacy frame but the last unpacks to this: 8 MiB.
+/// The unpacked size of every block of a legacy frame except the last: 8 MiB.
 pub const BLOCK: usize = 8 << 20;
 
-/// The unpacked blocks of a stream.
+/// An iterator over the unpacked blocks of a stream.
 #[derive(Debug)]
 pub struct Blocks<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Blocks<'a> {
-    /// Blocks of `stream`, which starts with the magic number.
+    /// Returns the blocks of `stream`, which starts with the magic number.
     pub fn new(stream: &'a [u8]) -> Self {
         Self { rest: stream }
     }

@@ -1,54 +1,55 @@
-//! The container of `lzop`, in which Linux's build puts an lzo payload.
+//! The container format of `lzop`, which Linux's build uses for lzo payloads.
 //!
 //! Source: lzop's conf.h and Linux's lib/decompress_unlzo.c; all numbers are
-//! big-endian. Stricter than Linux, which skips the checksums: a container
-//! says in its flags which it has, and each of those is verified.
+//! big-endian. This is stricter than Linux, which skips the checksums: the
+//! flags of a container state which checksums it has, and each of those is
+//! verified.
 
 use std::io;
 
 use crate::blocks::{take, take_slice};
 use crate::field::{FieldError, expect};
 
-/// The first nine bytes.
+/// The first nine bytes of a container.
 pub const MAGIC: [u8; 9] = *b"\x89LZO\0\r\n\x1a\n";
-/// Largest block that Linux accepts, and the one lzop makes: 256 KiB.
+/// The maximum block size, which lzop and Linux use: 256 KiB.
 pub const MAX_BLOCK: u32 = 256 << 10;
-/// Since this version of lzop the header has a level and a 64-bit time.
+/// The lzop version since which the header has a level and a 64-bit time.
 const VERSION_LEVEL: u16 = 0x0940;
-/// The method is one of 1 to 3: all three are unpacked by one algorithm.
+/// The methods 1 to 3, which are all unpacked by the same algorithm.
 const METHODS: std::ops::RangeInclusive<u8> = 1..=3;
 
-/// Flags of the header: which checksums there are, which fields follow.
+/// Flags of the header, which select checksums and optional fields.
 mod flag {
-    /// Adler-32 of each unpacked block.
+    /// There is an Adler-32 of each unpacked block.
     pub const ADLER32_D: u32 = 0x1;
-    /// Adler-32 of each packed block.
+    /// There is an Adler-32 of each packed block.
     pub const ADLER32_C: u32 = 0x2;
     /// An extra field follows the header.
     pub const EXTRA_FIELD: u32 = 0x40;
-    /// CRC-32 of each unpacked block.
+    /// There is a CRC-32 of each unpacked block.
     pub const CRC32_D: u32 = 0x100;
-    /// CRC-32 of each packed block.
+    /// There is a CRC-32 of each packed block.
     pub const CRC32_C: u32 = 0x200;
-    /// The data went through a filter before it was packed.
+    /// The data was filtered before compression.
     pub const FILTER: u32 = 0x800;
     /// The header's own checksum is a CRC-32, not an Adler-32.
     pub const HEADER_CRC32: u32 = 0x1000;
 }
 
-/// What is wrong with an lzop container.
+/// A reason why an lzop container was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LzopError {
-    /// Not lzop's first nine bytes.
+    /// The file does not start with lzop's nine magic bytes.
     #[error("the lzop header does not start with its magic number")]
     Magic,
-    /// A header field has a value that cannot be.
+    /// A header field has an invalid value.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// A checksum does not agree.
-    #[error("the {what} has the checksum {got:#010x}, the container says {want:#010x}")]
+    /// A checksum does not match.
+    #[error("the checksum of the {what} is {got:#010x}, the container states {want:#010x}")]
     Checksum {
-        /// What the checksum is of.
+        /// The data that the checksum covers.
         what: &'static str,
         /// The checksum of what was read.
         got: u32,
@@ -56,14 +57,14 @@ pub enum LzopError {
         want: u32,
     },
     /// The LZO1X decoder refused a block.
-    #[error("a block is damaged: {0}")]
+    #[error("a block is corrupt: {0}")]
     Block(lzokay::Error),
-    /// A block unpacks to another length than it states.
-    #[error("a block unpacks to {got} bytes, the container says {want}")]
+    /// A block does not unpack to the length that it states.
+    #[error("a block unpacks to {got} bytes, the container states {want}")]
     Length {
-        /// Bytes it unpacked to.
+        /// The number of bytes that it unpacked to.
         got: usize,
-        /// Bytes that the container states.
+        /// The number of bytes that the container states.
         want: usize,
     },
 }
@@ -74,20 +75,20 @@ impl From<LzopError> for io::Error {
     }
 }
 
-/// The unpacked blocks of a container.
+/// An iterator over the unpacked blocks of a container.
 #[derive(Debug)]
 pub struct Blocks<'a> {
     rest: &'a [u8],
     flags: u32,
-    /// A block of length zero ended it, or an error did.
+    /// True after the block of length zero, or after an error.
     done: bool,
 }
 
 impl<'a> Blocks<'a> {
-    /// Reads the header.
+    /// Reads the header of a container.
     ///
     /// # Errors
-    /// [`LzopError`] inside an [`io::Error`].
+    /// Returns an [`LzopError`] inside an [`io::Error`].
     pub fn new(stream: &'a [u8]) -> io::Result<Self> {
         let mut rest = stream.strip_prefix(&MAGIC).ok_or(LzopError::Magic)?;
         let header = rest;
@@ -125,7 +126,7 @@ impl<'a> Blocks<'a> {
         })
     }
 
-    /// Unpacks the next block; `None` at the block that ends the container.
+    /// Unpacks the next block; `None` for the block that ends the container.
     fn next_block(&mut self) -> io::Result<Option<Vec<u8>>> {
         let unpacked_len = take_u32(&mut self.rest)?;
         if unpacked_len == 0 {
@@ -138,7 +139,8 @@ impl<'a> Blocks<'a> {
         let in_range = (1..=unpacked_len).contains(&packed_len);
         let expected = "1 to the unpacked length";
         expect(in_range, "packed block length", packed_len, expected).map_err(LzopError::from)?;
-        // A block that did not shrink is stored, and has no packed form to sum.
+        // A block that did not shrink is stored, and has no checksum of its
+        // packed form.
         let stored = packed_len == unpacked_len;
         let adler_d = self.take_sum(flag::ADLER32_D)?;
         let crc_d = self.take_sum(flag::CRC32_D)?;
@@ -158,7 +160,7 @@ impl<'a> Blocks<'a> {
         Ok(Some(block))
     }
 
-    /// The checksum that is there if `flag` is set.
+    /// Reads a checksum, which is present if `flag` is set.
     fn take_sum(&mut self, flag: u32) -> io::Result<Option<u32>> {
         if self.flags & flag == 0 {
             return Ok(None);

@@ -1,52 +1,54 @@
-//! Programs and libraries for an operating system, told from kernels.
+//! Distinguishes programs and libraries of an operating system from kernels.
 //!
-//! They are ELF files as kernels are, and would be loaded, and triple-fault.
-//! What tells them apart is what only a dynamic loader or a C library reads.
-//! A kernel may be a position-independent executable, be protected by
-//! PT_GNU_RELRO or use PT_TLS, so none of these alone is a sign.
+//! They are ELF files like kernels, and would be loaded and then triple-fault.
+//! They are recognised by parts that only a dynamic loader or a C library
+//! reads. A kernel may be a position-independent executable, be protected by
+//! PT_GNU_RELRO or use PT_TLS, so none of these alone is an indication.
 
 use linux_loader::elf::{PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_NOTE, PT_TLS};
 
 use crate::le::{u32_at, u64_at};
 use crate::program_header::ProgramHeader;
 
-/// `PT_GNU_RELRO`: what a dynamic loader makes read-only.
+/// The type `PT_GNU_RELRO`: a range that a dynamic loader makes read-only.
 const PT_GNU_RELRO: u32 = 0x6474_e552;
-/// `DT_NEEDED` and `DT_SONAME`: a library needed, and a library's own name.
+/// The tags `DT_NEEDED` and `DT_SONAME`: a required library, and a library's
+/// own name.
 const DT_NEEDED: u64 = 1;
 const DT_SONAME: u64 = 14;
-/// `NT_GNU_ABI_TAG`: the operating system that a program needs.
+/// The note type `NT_GNU_ABI_TAG`: the operating system that a program needs.
 const NT_GNU_ABI_TAG: u32 = 1;
-/// Where linkers place programs for Linux on x86-64 unless told otherwise.
+/// The address at which linkers place programs for Linux on x86-64 by default.
 const USER_BASE: u64 = 0x40_0000;
-/// Bytes of an entry of PT_DYNAMIC: tag and value.
+/// The size of an entry of PT_DYNAMIC in bytes: tag and value.
 const DYNAMIC_ENTRY: usize = 16;
 
-/// What kind of program an ELF file is instead of a kernel.
+/// The kind of program that an ELF file is instead of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
-    /// It asks for a dynamic loader.
+    /// The program requires a dynamic loader.
     #[error("a program that asks for an interpreter (PT_INTERP), not a kernel")]
     Interpreter,
-    /// It names libraries that it needs.
+    /// The program or library lists required libraries.
     #[error("a dynamically linked program or library (DT_NEEDED), not a kernel")]
     Linked,
-    /// It has the name of a library.
+    /// The file has the name of a shared library.
     #[error("a shared library (DT_SONAME), not a kernel")]
     Library,
-    /// It says which operating system it needs.
+    /// The program states which operating system it needs.
     #[error("a program for an operating system (its note NT_GNU_ABI_TAG says so), not a kernel")]
     AbiTag,
-    /// It lies where linkers put programs, with parts only these have.
+    /// The program has the usual address of processes, and parts that only
+    /// programs have.
     #[error("a program linked to run as a process at {USER_BASE:#x}, not a kernel")]
     UserLayout,
 }
 
-/// Refuses programs and libraries, as far as `head`, the first bytes of the
-/// file, lets tell.
+/// Refuses programs and libraries, as far as `head`, the beginning of the file,
+/// shows.
 ///
 /// # Errors
-/// [`ProgramError`] names the sign.
+/// Returns a [`ProgramError`] that names the indication.
 pub fn refuse(head: &[u8], headers: &[ProgramHeader]) -> Result<(), ProgramError> {
     let has = |kind| headers.iter().any(|h| h.kind == kind);
     if has(PT_INTERP) {
@@ -68,7 +70,7 @@ pub fn refuse(head: &[u8], headers: &[ProgramHeader]) -> Result<(), ProgramError
     Ok(())
 }
 
-/// Returns what of a header's bytes lies in `head`.
+/// Returns the part of a header's bytes that is within `head`.
 fn bytes_of<'a>(head: &'a [u8], header: &ProgramHeader) -> &'a [u8] {
     let start = usize::try_from(header.offset).unwrap_or(usize::MAX);
     let bytes = head.get(start..).unwrap_or_default();
@@ -88,9 +90,9 @@ fn refuse_dynamic(bytes: &[u8]) -> Result<(), ProgramError> {
     Ok(())
 }
 
-/// Whether notes of 4-byte alignment have one of the owner `GNU` that names an
-/// operating system. Linux's own notes are of the owners `Linux` and `Xen`,
-/// and a build ID is of another type.
+/// Returns whether notes with 4-byte alignment include one of the owner `GNU`
+/// that names an operating system. Linux's own notes have the owners `Linux`
+/// and `Xen`, and a build ID has another type.
 fn notes_have_abi_tag(mut notes: &[u8]) -> bool {
     let padded = |size: u32| usize::try_from(size).ok()?.checked_next_multiple_of(4);
     while let (Some(name_size), Some(size), Some(kind)) =

@@ -1,26 +1,27 @@
-//! One program header of an ELF file, as far as it counts here.
+//! The fields of an ELF program header that are needed here.
 
 use std::ops::Range;
 
-/// A program header's fields that count here.
+/// The fields of a program header that are needed here.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramHeader {
-    /// What it is for, such as PT_LOAD.
+    /// The type of the header, such as PT_LOAD.
     pub kind: u32,
-    /// Where its bytes lie in the file.
+    /// The offset of the bytes in the file.
     pub offset: u64,
-    /// Virtual address, which a kernel need not keep.
+    /// The virtual address, which a kernel need not keep.
     pub vaddr: u64,
-    /// Physical address, of which only distances count.
+    /// The physical address, of which only differences matter.
     pub paddr: u64,
-    /// Bytes in the file.
+    /// The number of bytes in the file.
     pub filesz: u64,
-    /// Bytes in memory.
+    /// The number of bytes in memory.
     pub memsz: u64,
 }
 
 impl ProgramHeader {
-    /// Where its bytes lie in the file; `check_load` checked both ends.
+    /// Returns the range of the bytes in the file; `check_load` checked both
+    /// ends.
     pub(crate) fn place(&self) -> Range<usize> {
         match self.filesz {
             0 => 0..0,
@@ -29,7 +30,7 @@ impl ProgramHeader {
     }
 }
 
-/// A value already known to be within the file.
+/// Converts a value that is known to be within the file.
 pub(crate) fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }

@@ -2,8 +2,8 @@ use super::*;
 use crate::elf::tests::elf;
 use crate::elf::{self, ElfError};
 
-/// An ELF file of one PT_LOAD at `base` and headers of `kinds`, which all have
-/// `content` as their bytes.
+/// Returns an ELF file with one PT_LOAD at `base` and headers of `kinds`, which
+/// all have `content` as their bytes.
 fn with(base: u64, kinds: &[u32], content: &[u8]) -> Vec<u8> {
     let mut headers = vec![(PT_LOAD, 0, base, 0x1000, 0x1000)];
     headers.extend(
@@ -45,8 +45,8 @@ fn libraries_and_linked_programs_are_told_by_their_dynamic_section() {
     let parse = |tags: &[u64]| refusal(&with(0x100_0000, &[PT_DYNAMIC], &dynamic(tags)));
     assert_eq!(parse(&[5, DT_NEEDED, 0]), Some(ProgramError::Linked));
     assert_eq!(parse(&[DT_SONAME, 0]), Some(ProgramError::Library));
-    // A position-independent kernel has a dynamic section as well, and what
-    // is behind its end does not count.
+    // A position-independent kernel has a dynamic section as well, and entries
+    // after its end are ignored.
     assert_eq!(parse(&[5, 7, 0, DT_NEEDED]), None);
     assert_eq!(parse(&[]), None);
 }
@@ -96,7 +96,7 @@ fn an_entry_at_the_elf_header_is_no_code() {
     elf::parse(&file).unwrap();
 }
 
-/// O9: what is on every host, and was loaded and triple-faulted.
+/// O9: programs of every host, which used to be loaded and to triple-fault.
 #[test]
 fn programs_and_libraries_of_this_host_are_refused() {
     let own = std::fs::read("/proc/self/exe").unwrap();

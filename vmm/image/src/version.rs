@@ -1,14 +1,14 @@
-//! A kernel's own words about its version.
+//! Finds a kernel's version string.
 
 use mkvmm_base::image_facts::MAX_VERSION;
 
-/// What Linux prints first, in `linux_banner`, before its version.
+/// The beginning of `linux_banner`, which precedes the version.
 const BANNER: &[u8] = b"Linux version ";
-/// Longest version that is shown, bytes.
+/// The maximum length of the version in bytes.
 const MAX: usize = MAX_VERSION;
 
-/// The printable text up to the first NUL or line end; `None` when there is
-/// none, or no end.
+/// Returns the printable text up to the first NUL or line end; `None` if it is
+/// empty or has no end.
 pub fn text(bytes: &[u8]) -> Option<String> {
     let end = bytes
         .iter()
@@ -19,8 +19,8 @@ pub fn text(bytes: &[u8]) -> Option<String> {
     printable.then(|| text.to_owned())
 }
 
-/// The version in the banner of an unpacked kernel. Linux has other strings
-/// with the same beginning; the banner goes on with a digit.
+/// Returns the version in the banner of an unpacked kernel. Linux has other
+/// strings with the same beginning; in the banner a digit follows.
 pub fn from_banner(kernel: &[u8]) -> Option<String> {
     memchr::memmem::find_iter(kernel, BANNER)
         .filter_map(|at| kernel.get(at + BANNER.len()..))
@@ -28,16 +28,17 @@ pub fn from_banner(kernel: &[u8]) -> Option<String> {
         .and_then(text)
 }
 
-/// Looks for the banner in a kernel that comes piece by piece.
+/// Searches for the banner in a kernel that arrives piece by piece.
 #[derive(Debug, Default)]
 pub struct BannerSearch {
     found: Option<String>,
-    /// The end of the pieces so far, in which a banner may have begun.
+    /// The end of the pieces so far, which may contain the beginning of a
+    /// banner.
     tail: Vec<u8>,
 }
 
 impl BannerSearch {
-    /// Most bytes in which a banner and its version lie.
+    /// The maximum length of a banner with its version.
     const SPAN: usize = BANNER.len() + MAX + 1;
 
     /// Searches the next piece.
@@ -45,7 +46,7 @@ impl BannerSearch {
         if self.found.is_some() {
             return;
         }
-        // What straddles the border, then the piece itself.
+        // Search the bytes across the boundary first, then the piece itself.
         let seen = self.tail.len();
         let start = piece.get(..Self::SPAN).unwrap_or(piece);
         self.tail.extend_from_slice(start);
@@ -61,7 +62,7 @@ impl BannerSearch {
         }
     }
 
-    /// Returns the version, if there was one.
+    /// Returns the version, if it was found.
     pub fn finish(self) -> Option<String> {
         self.found
     }

@@ -1,9 +1,9 @@
-//! What is kept of images that were unpacked, and for how long.
+//! The cache of unpacked images, and its eviction.
 //!
-//! An entry is found by the identity of a file from which it was unpacked.
-//! The hash that an unpacker stated is no key: one that was taken over by its
-//! image could state that of another, and so put its own content in that
-//! one's place. It only hints at an entry that may be equal.
+//! An entry is found by the identity of a file from which it was unpacked. The
+//! hash that an unpacker reports is not a key: an unpacker compromised by its
+//! image could report the hash of another, and so replace that one's content by
+//! its own. The hash only indicates an entry that may be equal.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,52 +14,55 @@ use serde::Serialize;
 use crate::identity::FileId;
 use crate::stored::StoredImage;
 
-/// Files whose identity is remembered; more make it forget all of them, which
-/// costs unpacking them once more.
+/// The maximum number of files whose identity is remembered; beyond it all are
+/// forgotten, at the cost of unpacking them once more.
 const MAX_FILES: usize = 1024;
 
-/// What the cache did so far.
+/// The counters of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct CacheCounters {
-    /// Requests answered without reading the file.
+    /// The number of requests answered without reading the file.
     pub hits_by_file: u64,
-    /// Requests whose file had the same content as one before.
+    /// The number of requests whose file had the same content as an earlier
+    /// one.
     pub hits_by_content: u64,
-    /// Requests for content not known.
+    /// The number of requests for unknown content.
     pub misses: u64,
-    /// Requests that waited for what another had begun.
+    /// The number of requests that waited for work already in progress.
     pub joined: u64,
-    /// Unpackings ended because nobody waited for them any more.
+    /// The number of unpackings stopped because nobody waited for them any
+    /// more.
     pub abandoned: u64,
-    /// Kernels that had to be decompressed.
+    /// The number of kernels that had to be decompressed.
     pub decompressions: u64,
-    /// Entries dropped to keep the limit.
+    /// The number of entries evicted to stay below the limit.
     pub evictions: u64,
-    /// Bytes read from files and streams.
+    /// The number of bytes read from files and streams.
     pub bytes_read: u64,
-    /// Bytes held now.
+    /// The number of bytes held now.
     pub bytes_held: u64,
-    /// Images held now.
+    /// The number of images held now.
     pub entries: u64,
-    /// Bytes that running unpackers may use now.
+    /// The number of bytes that running unpackers may use now.
     pub bytes_in_flight: u64,
 }
 
-/// Names an entry; never used again.
+/// Identifies an entry; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct EntryId(u64);
 
-/// A file's state, and what it was unpacked as.
+/// The state of a file, and the role in which it was unpacked.
 type FileKey = (FileId, ImageRole);
 
 #[derive(Debug)]
 struct Entry {
     image: Arc<StoredImage>,
-    /// The cache's clock when it was last asked for.
+    /// The cache's clock at the last use.
     used: u64,
 }
 
-/// Images, bounded in bytes and in number; the least recently used goes first.
+/// Images, limited in bytes and in number; the least recently used is evicted
+/// first.
 #[derive(Debug)]
 pub struct Cache {
     limit: u64,
@@ -71,7 +74,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// A cache that holds up to `count_limit` images of `limit` bytes together.
+    /// Creates a cache of up to `count_limit` images with `limit` bytes in
+    /// total.
     pub fn new(limit: u64, count_limit: usize) -> Self {
         Self {
             limit,
@@ -83,13 +87,13 @@ impl Cache {
         }
     }
 
-    /// Returns what was unpacked from this state of a file.
+    /// Returns the image that was unpacked from this state of a file.
     pub fn by_file(&mut self, key: FileKey) -> Option<Arc<StoredImage>> {
         let id = *self.files.get(&key)?;
         self.touch(id)
     }
 
-    /// Returns an entry that states to be of the same content as `image`.
+    /// Returns an entry that claims to have the same content as `image`.
     pub fn alike(&self, image: &StoredImage) -> Option<Arc<StoredImage>> {
         let same = |entry: &&Entry| {
             entry.image.role() == image.role() && entry.image.content() == image.content()
@@ -98,8 +102,8 @@ impl Cache {
         Some(Arc::clone(&entry.image))
     }
 
-    /// Keeps `image`; one that is larger than the limit is not kept. `key`
-    /// finds it again, if there is one.
+    /// Caches `image`, unless it is larger than the limit. `key`, if there is
+    /// one, finds it again.
     pub fn insert(&mut self, image: &Arc<StoredImage>, key: Option<FileKey>) {
         if image.size() > self.limit {
             return;
@@ -116,7 +120,8 @@ impl Cache {
         self.keep_limit();
     }
 
-    /// Has `key` find `image` as well, which may have gone meanwhile.
+    /// Makes `key` refer to `image` as well, which may have been evicted
+    /// meanwhile.
     pub fn insert_again(&mut self, image: &Arc<StoredImage>, key: Option<FileKey>) {
         let same = |(_, entry): &(&EntryId, &Entry)| Arc::ptr_eq(&entry.image, image);
         if let Some(id) = self.entries.iter().find(same).map(|(id, _)| *id) {
@@ -155,7 +160,7 @@ impl Cache {
         }
     }
 
-    /// Returns what the cache did so far.
+    /// Returns the counters of the cache.
     pub fn counters(&self) -> CacheCounters {
         CacheCounters {
             entries: self.entries.len() as u64,

@@ -1,11 +1,11 @@
-//! What tells one state of a file from every other.
+//! The identity of a file's content, which changes with every modification.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A file that changed less than this ago may change again without a new
-/// time stamp: 2 s, the coarsest clock of a file system (FAT).
+/// The age in seconds below which a file may change again without a new
+/// timestamp: 2 s, the coarsest timestamps of any file system (FAT).
 const SETTLED_S: i64 = 2;
 
 /// The identity of a file's content, as far as its file system tells it.
@@ -14,27 +14,27 @@ pub struct FileId {
     dev: u64,
     inode: u64,
     size: u64,
-    /// Time of the last change of content: seconds, nanoseconds.
+    /// The time of the last change of the content, in seconds and nanoseconds.
     mtime: (i64, u64),
-    /// Time of the last change of anything.
+    /// The time of the last change of the inode, in seconds and nanoseconds.
     ctime: (i64, u64),
 }
 
 impl FileId {
-    /// Returns the identity of what `file` refers to now.
+    /// Returns the identity of the file that `file` refers to now.
     ///
     /// # Errors
-    /// Those of fstat(2).
+    /// Returns the error of fstat(2).
     pub fn of(file: impl AsFd) -> io::Result<Self> {
         Ok(Self::from_stat(&rustix::fs::fstat(file)?))
     }
 
-    /// Returns the identity that `stat` tells.
+    /// Creates the identity from the result of fstat.
     pub fn from_stat(stat: &rustix::fs::Stat) -> Self {
         Self {
             dev: stat.st_dev,
             inode: stat.st_ino,
-            // A regular file has no negative size.
+            // The size of a regular file is never negative.
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             ctime: (stat.st_ctime, stat.st_ctime_nsec),
@@ -46,8 +46,9 @@ impl FileId {
         self.size
     }
 
-    /// Whether the file's times are old enough at `now` to tell its next
-    /// change. What counts is the ctime, which nobody can set.
+    /// Returns whether the file's timestamps are old enough at `now` that its
+    /// next change will alter them. The ctime decides, since users cannot set
+    /// it.
     pub fn has_settled(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (changed, _) = self.ctime;

@@ -8,23 +8,23 @@ use std::sync::Arc;
 
 use crate::stored::StoredImage;
 
-/// Each archive starts at a multiple of this.
+/// The alignment of the start of each archive.
 const ALIGN: u64 = 4;
 
-/// The archives of a guest, in order. Content is shared, not copied.
+/// The archives of a guest, in order. Their content is shared, not copied.
 #[derive(Debug, Clone)]
 pub struct Initramfs {
     parts: Vec<Arc<StoredImage>>,
 }
 
 impl Initramfs {
-    /// Puts `parts` one behind the other; `None` when there is none.
+    /// Concatenates `parts`; `None` if there are none.
     pub fn new(parts: Vec<Arc<StoredImage>>) -> Option<Self> {
         (!parts.is_empty()).then_some(Self { parts })
     }
 
-    /// Returns the archives, each with its distance from the start in bytes.
-    /// Between them are up to three zeros.
+    /// Returns the archives, each with its offset in bytes. Between them are up
+    /// to three zero bytes.
     pub fn parts(&self) -> impl Iterator<Item = (u64, &Arc<StoredImage>)> {
         self.parts.iter().scan(0, |next: &mut u64, part| {
             let offset = next.next_multiple_of(ALIGN);
@@ -33,14 +33,14 @@ impl Initramfs {
         })
     }
 
-    /// Returns the bytes from the first to the last.
+    /// Returns the total size, from the first byte to the last.
     pub fn size(&self) -> u64 {
         let end = |(offset, part): (u64, &Arc<StoredImage>)| offset + part.size();
         self.parts().last().map_or(0, end)
     }
 
-    /// Returns the CRC-32 of the whole, with the zeros between the parts, out
-    /// of the parts' own: no byte is read.
+    /// Computes the CRC-32 of the whole, including the zero bytes between the
+    /// parts, from those of the parts, without reading any data.
     pub fn crc32(&self) -> u32 {
         let mut whole = crc32fast::Hasher::new();
         let mut end = 0;

@@ -1,5 +1,5 @@
-//! Images as the manager handles them: looked up once, unpacked by somebody
-//! else, kept as sealed memory files. Nothing here parses an image.
+//! Images in the manager: opened once, unpacked by another process, kept as
+//! sealed memory files. Nothing here parses an image.
 //!
 //! ```text
 //!  ImageSource ─ open ─► descriptor ─ size, identity ─┬─ kept already ───────────┐
@@ -11,10 +11,11 @@
 //! ```
 //!
 //! Files, in the order in which they import each other: [`identity`],
-//! [`source`] (what may be named, and its one look-up), [`memfile`] (the
-//! unpacker's output, and its seals), [`stored`] (what is kept of an image),
-//! [`initramfs`] (several archives as one), `cache` (what is kept, and for how
-//! long), [`unpackers`] (who unpacks) and [`store`] (the whole).
+//! [`source`] (the allowed names, and the single lookup), [`memfile`] (the
+//! unpacker's output, and its seals), [`stored`] (a stored image),
+//! [`initramfs`] (several archives as one), `cache` (caching and eviction),
+//! [`unpackers`] (the interface to unpacking processes) and [`store`] (which
+//! ties them together).
 
 mod cache;
 pub mod identity;

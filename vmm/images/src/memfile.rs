@@ -1,4 +1,4 @@
-//! The file that an unpacker writes, and the seals that end its writing.
+//! The memory file that an unpacker writes, and its seals.
 //!
 //! ```text
 //!  Unsealed::new ── GROW ──► written by the unpacker ── it is dead ──► seal
@@ -7,8 +7,8 @@
 //!
 //! From the beginning it cannot grow beyond its limit, whatever an unpacker
 //! does to it. After [`Unsealed::seal`] nobody can change it, not even through
-//! a descriptor or a mapping that was made before: the kernel refuses the seal
-//! while there is a writable mapping.
+//! a descriptor or a mapping that was created before: the kernel refuses the
+//! seal while there is a writable mapping.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,24 +16,24 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 
-/// Why a file could not be made or sealed.
+/// A reason why a file could not be created or sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum MemfileError {
-    /// A call failed.
+    /// A system call failed.
     #[error("a memory file for the image cannot be {what}")]
     Call {
-        /// What was tried.
+        /// The operation that failed.
         what: &'static str,
         /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// The file is shorter than its unpacker says.
-    #[error("the memory file has {len} bytes, its unpacker says {stated}")]
+    /// The file is shorter than its unpacker reports.
+    #[error("the memory file has {len} bytes, but its unpacker reports {stated}")]
     Short {
-        /// Its length, bytes.
+        /// The length in bytes.
         len: u64,
-        /// The stated length, bytes.
+        /// The reported length in bytes.
         stated: u64,
     },
 }
@@ -45,20 +45,20 @@ fn call(what: &'static str) -> impl FnOnce(Errno) -> MemfileError {
     }
 }
 
-/// A memory file that can still be written.
+/// A memory file that is still writable.
 #[derive(Debug)]
 pub struct Unsealed(OwnedFd);
 
 impl Unsealed {
-    /// Makes a file that takes up to `limit` bytes, and none that are not
-    /// written.
+    /// Creates a file that can hold up to `limit` bytes; memory is used only
+    /// for bytes that are written.
     ///
     /// # Errors
-    /// [`MemfileError::Call`].
+    /// Returns [`MemfileError::Call`] if it cannot be created.
     pub fn new(limit: u64) -> Result<Self, MemfileError> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = match memfd_create("mkvmm-image", flags | MemfdFlags::NOEXEC_SEAL) {
-            // Before Linux 6.3.
+            // Linux before 6.3 does not know this flag.
             Err(Errno::INVAL) => memfd_create("mkvmm-image", flags),
             made => made,
         };
@@ -68,10 +68,10 @@ impl Unsealed {
         Ok(Self(file))
     }
 
-    /// Returns a descriptor for whoever writes it.
+    /// Returns a descriptor for the process that writes it.
     ///
     /// # Errors
-    /// [`MemfileError::Call`].
+    /// Returns [`MemfileError::Call`] if it cannot be duplicated.
     pub fn writer(&self) -> Result<OwnedFd, MemfileError> {
         self.0.try_clone().map_err(|source| MemfileError::Call {
             what: "shared",
@@ -79,13 +79,13 @@ impl Unsealed {
         })
     }
 
-    /// Cuts the file off behind `len` bytes and seals it. Every process that
-    /// wrote it must be dead: a writable mapping is an error (EBUSY).
+    /// Truncates the file to `len` bytes and seals it. Every process that wrote
+    /// it must be dead: a writable mapping is an error (EBUSY).
     ///
-    /// Returns the file and its length as the kernel tells it afterwards.
+    /// Returns the file and its length as the kernel reports it afterwards.
     ///
     /// # Errors
-    /// [`MemfileError`]; nothing may be believed of the file then.
+    /// Returns a [`MemfileError`]; the file must not be trusted then.
     pub fn seal(self, len: u64) -> Result<(OwnedFd, u64), MemfileError> {
         let Self(file) = self;
         let found = length(&file)?;
@@ -96,7 +96,7 @@ impl Unsealed {
             });
         }
         if found > len {
-            ftruncate(&file, len).map_err(call("cut to its length"))?;
+            ftruncate(&file, len).map_err(call("truncated to its length"))?;
         }
         let seals = SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals).map_err(call("sealed"))?;

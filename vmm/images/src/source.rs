@@ -1,11 +1,12 @@
-//! What users may name as an image, and the one look-up that finds it.
+//! The names that users may give to images, and the single lookup that opens
+//! them.
 //!
-//! Whoever starts `run` may name whatever they can open: a path, a descriptor
-//! that was left open (`fd:N`), a pipe. A client of the control socket asks a
-//! process with other rights than its own: it may name regular files, beneath
-//! certain directories where there are some. Everything that is decided is
-//! decided of the descriptor that one look-up returned, so that nothing can be
-//! exchanged between check and use.
+//! The user of `run` may name whatever this user can open: a path, a descriptor
+//! that was left open (`fd:N`), a pipe. A client of the control socket makes
+//! requests to a process with different rights: it may name regular files,
+//! optionally restricted to certain directories. All decisions are made about
+//! the descriptor that the single lookup returned, so nothing can be exchanged
+//! between check and use.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -20,34 +21,35 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use crate::identity::FileId;
 
-/// How often a look-up is tried again that a rename elsewhere disturbed.
+/// The number of attempts of a lookup that is disturbed by a rename elsewhere.
 const TRIES: usize = 16;
 
-/// Why an image could not be opened.
+/// A reason why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The kernel refused to open it.
     #[error("cannot be opened")]
     Open(#[source] io::Error),
-    /// A directory, a device, a terminal, or a pipe where none is accepted.
+    /// The file is a directory, a device, a terminal, or a pipe where pipes are
+    /// not allowed.
     #[error("is not a regular file{}", if *.streams { ", a pipe or a socket" } else { "" })]
     NotAFile {
-        /// Whether pipes and sockets were accepted, too.
+        /// True if pipes and sockets are allowed as well.
         streams: bool,
     },
-    /// A descriptor would be one of the manager's own.
-    #[error("is a descriptor, which only `run` can be given")]
+    /// The descriptor would be one of the manager's own.
+    #[error("is a descriptor, which only `run` accepts")]
     Descriptor,
-    /// It lies beneath no directory from which images may be loaded.
-    #[error("lies below none of the image directories")]
+    /// The file is not below any directory from which images may be loaded.
+    #[error("is not below any of the image directories")]
     Outside,
-    /// On the way there is a link out of the directory.
-    #[error("is reached by a link that leads out of its image directory")]
+    /// A symbolic link on the path leads out of the directory.
+    #[error("is reached through a symbolic link out of its image directory")]
     LeadsOut,
-    /// A link such as /proc/self/fd/1, or links in a circle.
-    #[error("is reached by a link of /proc, or by too many links")]
+    /// The path contains a link such as /proc/self/fd/1, or a loop of links.
+    #[error("is reached through a link in /proc, or through too many links")]
     Links,
-    /// A directory of images could not be opened.
+    /// An image directory could not be opened.
     #[error("the image directory {} cannot be opened", .path.display())]
     Directory {
         /// The path as it was configured.
@@ -58,19 +60,20 @@ pub enum SourceError {
     },
 }
 
-/// Where an image comes from.
+/// The source of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ImageSource {
-    /// A path: a file, or for `run` a FIFO or `/dev/fd/N`.
+    /// A path to a file, or for `run` to a FIFO or `/dev/fd/N`.
     Path(PathBuf),
-    /// A descriptor of this process, as its parent left it open.
+    /// A descriptor that this process inherited from its parent.
     Fd(i32),
 }
 
 impl FromStr for ImageSource {
     type Err = Infallible;
 
-    /// `fd:N` is a descriptor, everything else a path (`./fd:3` is one).
+    /// Parses `fd:N` as a descriptor and everything else as a path (`./fd:3` is
+    /// a path).
     fn from_str(text: &str) -> Result<Self, Infallible> {
         let fd = text.strip_prefix("fd:").and_then(|n| n.parse().ok());
         Ok(match fd {
@@ -89,32 +92,32 @@ impl fmt::Display for ImageSource {
     }
 }
 
-/// What whoever names an image may name.
+/// The sources that a requester may name.
 #[derive(Debug)]
 pub enum Access {
-    /// Everything that this process can open: `run`, for its own user.
+    /// Everything that this process can open, for the user of `run`.
     Own,
-    /// Regular files: a client of the control socket.
+    /// Regular files, for a client of the control socket.
     Client(ImageDirs),
 }
 
-/// Directories beneath which a client's images must lie; anywhere when there
-/// are none.
+/// Directories to which a client's images are restricted; no restriction if
+/// empty.
 #[derive(Debug, Default)]
 pub struct ImageDirs(Vec<ImageDir>);
 
 #[derive(Debug)]
 struct ImageDir {
-    /// As it was given, and with its links resolved: clients may use either.
+    /// The path as given, and with its links resolved: clients may use either.
     names: [PathBuf; 2],
     fd: OwnedFd,
 }
 
 impl ImageDirs {
-    /// Opens `paths`. What they refer to is decided here, once.
+    /// Opens `paths`. The directories they refer to are determined here, once.
     ///
     /// # Errors
-    /// [`SourceError::Directory`].
+    /// Returns [`SourceError::Directory`] if one cannot be opened.
     pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
         let open = |path: &PathBuf| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -132,8 +135,8 @@ impl ImageDirs {
         Ok(Self(dirs.collect::<Result<_, _>>()?))
     }
 
-    /// Finds the directory of `path`, and the path within it. Whether the path
-    /// stays there is for the kernel to see.
+    /// Finds the directory of `path`, and the path within it. The kernel
+    /// enforces that the path stays inside.
     fn find<'a>(&self, path: &'a Path) -> Option<(BorrowedFd<'_>, &'a Path)> {
         self.0.iter().find_map(|dir| {
             let within = |name| path.strip_prefix(name).ok();
@@ -143,22 +146,22 @@ impl ImageDirs {
     }
 }
 
-/// An image, open and known for what it is.
+/// An open image whose file type was checked.
 #[derive(Debug)]
 pub struct Opened {
-    /// For reading, without ever blocking.
+    /// The descriptor, open for reading and in non-blocking mode.
     pub fd: OwnedFd,
-    /// The identity of a regular file; `None` of a pipe or a socket, which can
-    /// be read once.
+    /// The identity of a regular file; `None` for a pipe or a socket, which can
+    /// only be read once.
     pub id: Option<FileId>,
 }
 
 impl ImageSource {
-    /// Opens the source in one look-up; does not wait for pipes. What waits
-    /// for a file system may take as long as that does.
+    /// Opens the source in a single lookup, without waiting for pipes. A lookup
+    /// that waits for a file system may take as long as that does.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// Returns a [`SourceError`] if it cannot be opened.
     pub fn open(&self, access: &Access) -> Result<Opened, SourceError> {
         match (self, access) {
             (Self::Fd(_), Access::Client(_)) => Err(SourceError::Descriptor),
@@ -169,8 +172,8 @@ impl ImageSource {
             (Self::Fd(fd), Access::Own) => {
                 let opened = examine(duplicate(*fd).map_err(SourceError::Open)?)?;
                 match file_type(&opened.fd)? {
-                    // A pipe opened anew does not block, and its other users
-                    // do not notice.
+                    // A reopened pipe is non-blocking without affecting its
+                    // other users.
                     FileType::Fifo => reopen(&opened.fd),
                     _ => Ok(opened),
                 }
@@ -201,20 +204,21 @@ fn open_for_client(path: &Path, dirs: &ImageDirs) -> Result<Opened, SourceError>
         Errno::LOOP => SourceError::Links,
         errno => SourceError::Open(errno.into()),
     })?;
-    // So far nothing was opened in earnest: opening a device may start it.
+    // Only a location was opened so far: opening a device for real may activate
+    // it.
     if file_type(&place)? != FileType::RegularFile {
         return Err(SourceError::NotAFile { streams: false });
     }
     reopen(&place)
 }
 
-/// Finds `path` and opens it as a mere place (O_PATH).
+/// Looks up `path` and opens it as a mere location (O_PATH).
 fn look_up(dir: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut found = Err(Errno::AGAIN);
     for _ in 0..TRIES {
         found = rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve);
-        // Somebody renamed a directory on the way.
+        // Another process renamed a directory on the path.
         if !matches!(found, Err(Errno::AGAIN)) {
             break;
         }
@@ -222,13 +226,13 @@ fn look_up(dir: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<Ow
     found
 }
 
-/// Opens for reading what `place` refers to, and nothing else: this is no
-/// second look-up.
+/// Opens the file that `place` refers to for reading; this is not a second
+/// lookup.
 fn reopen(place: &OwnedFd) -> Result<Opened, SourceError> {
     examine(open_to_read(&own_path(place)).map_err(SourceError::Open)?)
 }
 
-/// Returns the path by which this process reaches what it has open.
+/// Returns the path by which this process can reopen one of its descriptors.
 fn own_path(fd: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
@@ -243,7 +247,7 @@ fn file_type(fd: &OwnedFd) -> Result<FileType, SourceError> {
     Ok(FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Says what has been opened, if it can hold an image.
+/// Determines the type of the opened file, and whether it can contain an image.
 fn examine(fd: OwnedFd) -> Result<Opened, SourceError> {
     let stat = rustix::fs::fstat(&fd).map_err(|errno| SourceError::Open(errno.into()))?;
     let id = match FileType::from_raw_mode(stat.st_mode) {
@@ -254,8 +258,8 @@ fn examine(fd: OwnedFd) -> Result<Opened, SourceError> {
     Ok(Opened { fd, id })
 }
 
-/// Returns a descriptor of our own for descriptor `fd` of this process,
-/// without believing that there is one.
+/// Duplicates descriptor `fd` of this process, without assuming that it is
+/// open.
 fn duplicate(fd: i32) -> io::Result<OwnedFd> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     Ok(pidfd_getfd(own, fd, PidfdGetfdFlags::empty())?)

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 
-/// A directory of its own, gone with the test.
+/// A temporary directory, removed with the test.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -91,7 +91,7 @@ fn run_may_name_descriptors_and_streams() {
     ] {
         assert_eq!(source.open(&Access::Own).unwrap().id, None);
     }
-    // The pipe was opened anew, and does not block while it is empty.
+    // The pipe was reopened, and does not block while it is empty.
     let opened = ImageSource::Fd(reader.as_raw_fd())
         .open(&Access::Own)
         .unwrap();
@@ -100,7 +100,7 @@ fn run_may_name_descriptors_and_streams() {
     writer.write_all(b"x").unwrap();
 }
 
-/// C9, and its kind: a client speaks to a process with other descriptors.
+/// C9: a client talks to a process with different descriptors.
 #[test]
 fn a_client_reaches_none_of_the_managers_descriptors() {
     let dir = Dir::new("fds");
@@ -140,7 +140,7 @@ fn a_client_gets_regular_files_only_and_starts_no_device() {
     assert_eq!(content(path(file).open(&access).unwrap()), b"kernel");
 }
 
-/// C8: beneath the directory, whatever links and names say.
+/// C8: a client stays below the directory, whatever links and names say.
 #[test]
 fn a_client_stays_beneath_the_image_directories() {
     let dir = Dir::new("beneath");
@@ -174,7 +174,7 @@ fn a_client_stays_beneath_the_image_directories() {
     }
     let error = path(&images).open(&access).unwrap_err();
     assert!(matches!(error, SourceError::NotAFile { .. }), "{error}");
-    // A directory that is named by a link is known by both names.
+    // A directory that is named by a link is accepted under both names.
     let access = client(&[dir.join("other-name")]);
     for name in [inside, dir.join("other-name/sub/k")] {
         assert_eq!(content(path(name).open(&access).unwrap()), b"inside");
@@ -183,8 +183,8 @@ fn a_client_stays_beneath_the_image_directories() {
     assert!(matches!(error, SourceError::Directory { .. }), "{error}");
 }
 
-/// C8: a link that is exchanged all the time leads to the file inside, or to
-/// an error.
+/// C8: a link that is constantly exchanged leads to the file inside, or to an
+/// error.
 #[test]
 fn a_link_that_is_exchanged_never_leads_out() {
     let dir = Dir::new("swap");

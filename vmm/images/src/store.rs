@@ -1,14 +1,14 @@
-//! The store: asks for images to be unpacked, and keeps what came of it.
+//! The store: has images unpacked on request, and caches the results.
 //!
-//! An image is unpacked by the first request for it; others that come
-//! meanwhile wait for the same. Nobody waits for another image. The work is
-//! polled by those that wait, so it ends with the last of them, and its
-//! process with it.
+//! The first request for an image has it unpacked; others that arrive meanwhile
+//! wait for the same work. No request waits for another image. The work is
+//! polled by its waiters, so it ends with the last of them, and its process
+//! with it.
 //!
 //! The store belongs to one thread (`Rc`, `RefCell`): its futures run on a
 //! current-thread runtime, in a `LocalSet` or under `block_on`, with tokio's
-//! blocking pool behind it. What touches a file system, or compares contents,
-//! happens on that pool; only descriptors are handled in between.
+//! blocking pool. File system accesses and comparisons of contents happen on
+//! that pool; in between only descriptors are handled.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -40,65 +40,65 @@ pub use batch::Batch;
 pub use error::StoreError;
 pub use sizes::SizeError;
 
-/// What the store may use.
+/// The resources that the store may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Bytes of images kept for later requests.
+    /// The number of bytes of images that are cached for later requests.
     pub kept: u64,
-    /// How many images are kept: each takes a descriptor.
+    /// The number of images that are cached; each uses a descriptor.
     pub kept_count: usize,
-    /// Bytes that unpackers which run may use together.
+    /// The number of bytes that all running unpackers may use.
     pub in_flight: u64,
 }
 
-/// An image that is part of the program: it is trusted, and its facts are
-/// known beforehand.
+/// An image that is part of the program: it is trusted, and its facts are known
+/// beforehand.
 #[derive(Debug, Clone)]
 pub struct BuiltIn {
-    /// The name by which users know it.
+    /// The name by which users refer to it.
     pub name: &'static str,
-    /// The unpacked image.
+    /// The contents of the unpacked image.
     pub bytes: &'static [u8],
-    /// What is known of it.
+    /// The facts about the image.
     pub content: Unpacked,
-    /// How it is started.
+    /// The way in which it is started.
     pub boot: BootMode,
 }
 
-/// An image, and what there is to say about this request for it.
+/// An image, with information about this request for it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The image, shared with all that asked for it.
+    /// The image, shared with all its other users.
     pub image: Arc<StoredImage>,
-    /// Where it came from, and how long that took.
+    /// The source of the image, and the time that loading it took.
     pub info: ImageInfo,
 }
 
-/// Work on one image, shared by all that wait for it.
+/// The work on one image, shared by all its waiters.
 type Work = Shared<LocalBoxFuture<'static, Result<Done, StoreError>>>;
 type WeakWork = WeakShared<LocalBoxFuture<'static, Result<Done, StoreError>>>;
 
-/// What came of it.
+/// The result of the work.
 #[derive(Debug, Clone)]
 struct Done {
     image: Arc<StoredImage>,
-    /// Whether its content was held before.
+    /// True if the content was cached before.
     known: bool,
 }
 
-/// Work that others may join.
+/// Work in progress that others may join.
 #[derive(Debug)]
 struct Flight {
     work: WeakWork,
-    /// For how large an instance the image is unpacked.
+    /// The size of the instance for which the image is unpacked.
     limit: u64,
 }
 
-/// A regular file as it was opened.
+/// The identity of a regular file when it was opened.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     key: (FileId, ImageRole),
-    /// Whether its times were old enough to tell its next change.
+    /// True if its timestamps were old enough to reveal the next change.
     settled: bool,
 }
 
@@ -106,7 +106,7 @@ struct Known {
 struct State {
     cache: Cache,
     flights: HashMap<(FileId, ImageRole), Flight>,
-    /// Bytes that running unpackers may use.
+    /// The number of bytes that running unpackers may use.
     in_flight: u64,
 }
 
@@ -115,11 +115,11 @@ struct Inner<U> {
     budget: Budget,
     built_in: BuiltIn,
     probe: RefCell<Option<Arc<StoredImage>>>,
-    /// Never borrowed across an await.
+    /// The state, which is never borrowed across an await.
     state: RefCell<State>,
 }
 
-/// Images by the files that they come from; see the module's head.
+/// Images by the files they come from; see the module's documentation.
 pub struct ImageStore<U> {
     inner: Rc<Inner<U>>,
 }
@@ -142,8 +142,8 @@ impl<U> fmt::Debug for ImageStore<U> {
 }
 
 impl<U: Unpackers + 'static> ImageStore<U> {
-    /// Returns an empty store. One image that is larger than `budget.kept` is
-    /// used and not kept.
+    /// Creates an empty store. An image that is larger than `budget.kept` is
+    /// used but not cached.
     pub fn new(unpackers: U, budget: Budget, probe: BuiltIn) -> Self {
         let state = State {
             cache: Cache::new(budget.kept, budget.kept_count),
@@ -161,12 +161,12 @@ impl<U: Unpackers + 'static> ImageStore<U> {
         }
     }
 
-    /// Returns the kernel at `source`, to be started as `boot` says in an
-    /// instance of at most `limit` bytes. Dropping the future ends the work
+    /// Returns the kernel at `source`, to be started in mode `boot` in an
+    /// instance of at most `limit` bytes. Dropping the future stops the work
     /// unless others wait for it.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing is kept then.
+    /// Returns a [`StoreError`]; nothing is cached then.
     pub async fn kernel(
         &self,
         source: &ImageSource,
@@ -181,7 +181,7 @@ impl<U: Unpackers + 'static> ImageStore<U> {
     /// Returns the archive at `source`, of at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`ImageStore::kernel`].
+    /// Returns the errors of [`ImageStore::kernel`].
     pub async fn initramfs(
         &self,
         source: &ImageSource,
@@ -191,10 +191,10 @@ impl<U: Unpackers + 'static> ImageStore<U> {
         self.get(source, access, ImageRole::Initramfs, limit).await
     }
 
-    /// Returns the built-in kernel, at once.
+    /// Returns the built-in kernel, without waiting.
     ///
     /// # Errors
-    /// [`StoreError::Memfile`] when there is no file for it.
+    /// Returns [`StoreError::Memfile`] if no memory file can be created for it.
     pub fn probe(&self) -> Result<Loaded, StoreError> {
         let start = Instant::now();
         let kept = self.inner.probe.borrow().clone();
@@ -212,7 +212,7 @@ impl<U: Unpackers + 'static> ImageStore<U> {
         Ok(Loaded { image, info })
     }
 
-    /// Returns what the store did so far.
+    /// Returns the counters of the store.
     pub fn counters(&self) -> CacheCounters {
         let state = self.inner.state.borrow();
         CacheCounters {
@@ -237,7 +237,7 @@ impl<U: Unpackers + 'static> ImageStore<U> {
     }
 }
 
-/// Opens `source` where it may take its time.
+/// Opens `source` on a thread that may block.
 async fn open(source: &ImageSource, access: &Arc<Access>) -> Result<Opened, StoreError> {
     let (source, access) = (source.clone(), Arc::clone(access));
     let opened = spawn_blocking(move || source.open(&access)).await?;
@@ -255,7 +255,7 @@ fn seal_built_in(built_in: &BuiltIn) -> Result<StoredImage, StoreError> {
 }
 
 impl<U: Unpackers + 'static> Inner<U> {
-    /// Finds the image that is open, joins work on it, or begins it.
+    /// Finds the opened image in the cache, joins work on it, or starts work.
     async fn obtain(
         self: &Rc<Self>,
         opened: Opened,
@@ -290,8 +290,8 @@ impl<U: Unpackers + 'static> Inner<U> {
         Some(image)
     }
 
-    /// Returns work on the same state of the same file, begun for an instance
-    /// at least as large: its refusal for want of room would be one here, too.
+    /// Returns work on the same state of the same file that was started for an
+    /// instance at least as large, since its size limit applies here as well.
     fn join(&self, known: Known, limit: u64) -> Option<Work> {
         let mut state = self.state.borrow_mut();
         let flight = state.flights.get(&known.key)?;
@@ -317,7 +317,8 @@ impl<U: Unpackers + 'static> Inner<U> {
         let inner = Rc::clone(self);
         let work = async move { inner.unpack(fd, Some(known), job, charge).await };
         let work = work.boxed_local().shared();
-        // What changed just now may change again unseen: nobody joins.
+        // A file that changed just now may change again unnoticed, so its work
+        // is not shared.
         if known.settled
             && let Some(weak) = work.downgrade()
         {
@@ -329,7 +330,7 @@ impl<U: Unpackers + 'static> Inner<U> {
         Ok(work)
     }
 
-    /// Books `needed` bytes until the returned guard is dropped.
+    /// Reserves `needed` bytes until the returned guard is dropped.
     fn charge(self: &Rc<Self>, needed: u64) -> Result<Charge<U>, StoreError> {
         let mut state = self.state.borrow_mut();
         let Budget {
@@ -370,8 +371,8 @@ impl<U: Unpackers + 'static> Inner<U> {
         done
     }
 
-    /// Has the image unpacked; believes nothing of the answer that has not
-    /// been checked against the sealed file.
+    /// Has the image unpacked; trusts nothing in the answer that was not
+    /// checked against the sealed file.
     async fn unpack_sealed(
         &self,
         fd: &OwnedFd,
@@ -392,7 +393,7 @@ impl<U: Unpackers + 'static> Inner<U> {
         Ok(StoredImage::new(file, job.role, content))
     }
 
-    /// Keeps `image`, or uses one that is held already and equal to it.
+    /// Caches `image`, or uses a cached one that is equal to it.
     async fn keep(&self, image: StoredImage, known: Option<Known>) -> Done {
         let image = Arc::new(image);
         let key = known.filter(|known| known.settled).map(|known| known.key);
@@ -414,7 +415,7 @@ impl<U: Unpackers + 'static> Inner<U> {
                 };
             }
             let hash = image.sha256();
-            log::warn!("two images that differ are both said to have the SHA-256 {hash}");
+            log::warn!("two different images were both reported with the SHA-256 {hash}");
         }
         let cache = &mut self.state.borrow_mut().cache;
         cache.counters.misses += 1;
@@ -426,7 +427,7 @@ impl<U: Unpackers + 'static> Inner<U> {
     }
 }
 
-/// Bytes booked for an unpacker, given back when its work ends.
+/// Bytes reserved for an unpacker, released when its work ends.
 struct Charge<U> {
     inner: Rc<Inner<U>>,
     bytes: u64,

@@ -1,4 +1,4 @@
-//! What is kept of an image, and what is said about it.
+//! A stored image and its description.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct StoredImage {
 }
 
 impl StoredImage {
-    /// Keeps `file`, which is sealed and of which `content` has been checked.
+    /// Creates an image from the sealed `file`, with `content` already checked.
     pub(crate) fn new(file: OwnedFd, role: ImageRole, content: Unpacked) -> Self {
         Self {
             file,
@@ -31,7 +31,7 @@ impl StoredImage {
         &self.file
     }
 
-    /// Returns what the image is for.
+    /// Returns the purpose of the image.
     pub fn role(&self) -> ImageRole {
         self.role
     }
@@ -41,14 +41,14 @@ impl StoredImage {
         self.content.output_size
     }
 
-    /// Returns the SHA-256 of the image as it was read, at its unpacker's
-    /// word.
+    /// Returns the SHA-256 of the image as it was read, according to its
+    /// unpacker.
     pub fn sha256(&self) -> ContentHash {
         self.content.sha256
     }
 
-    /// Returns what is known of it as a kernel, checked against the file;
-    /// `None` of an initramfs.
+    /// Returns the facts about a kernel, checked against the file; `None` for
+    /// an initramfs.
     pub fn kernel(&self) -> Option<&KernelFacts> {
         match &self.content.facts {
             Facts::Kernel(facts) => Some(facts),
@@ -56,7 +56,7 @@ impl StoredImage {
         }
     }
 
-    /// Returns the CRC-32 of an initramfs at its unpacker's word; 0 of a
+    /// Returns the CRC-32 of an initramfs, according to its unpacker; 0 for a
     /// kernel.
     pub(crate) fn crc32(&self) -> u32 {
         match self.content.facts {
@@ -65,38 +65,39 @@ impl StoredImage {
         }
     }
 
-    /// Returns what its unpacker said.
+    /// Returns the report of its unpacker.
     pub(crate) fn content(&self) -> &Unpacked {
         &self.content
     }
 
-    /// Returns the bytes that an instance needs to hold it: those that a
-    /// kernel asks for, those that an archive has.
+    /// Returns the number of bytes that an instance needs to hold it: the
+    /// memory that a kernel requests, or the size of an archive.
     pub(crate) fn memory(&self) -> u64 {
         self.kernel().map_or(self.size(), |facts| facts.mem_size)
     }
 }
 
-/// What an instance says about an image that it was started from.
+/// The description of an image from which an instance was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageInfo {
-    /// What it is for.
+    /// The purpose of the image.
     pub role: ImageRole,
-    /// Where it came from: a path, `fd:N`, or `probe`.
+    /// The source of the image: a path, `fd:N`, or `probe`.
     pub path: PathBuf,
-    /// SHA-256 of the file's content.
+    /// The SHA-256 of the file's content.
     pub sha256: ContentHash,
-    /// Bytes of it that are kept and copied into guests.
+    /// The number of bytes that are kept and copied into guests.
     pub kept_bytes: u64,
-    /// `elf` or `bzImage`; `None` for an initramfs.
+    /// The format `elf` or `bzImage`; `None` for an initramfs.
     pub format: Option<&'static str>,
     /// The payload's compression; `None` for an initramfs.
     pub compression: Option<String>,
     /// The kernel's own version string, if it has one.
     pub version: Option<String>,
-    /// Whether the content was there before.
+    /// True if the content was cached.
     pub cached: bool,
-    /// What this request took: reading, hashing, unpacking, or looking it up.
+    /// The duration of this request: reading, hashing and unpacking, or the
+    /// lookup.
     pub load_time: Duration,
 }
 

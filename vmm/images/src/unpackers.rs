@@ -1,4 +1,4 @@
-//! Who unpacks: one confined process per image.
+//! The interface to unpackers: one confined process per image.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
@@ -6,37 +6,38 @@ use std::sync::Arc;
 
 use mkvmm_base::unpacking::{Job, UnpackError, Unpacked};
 
-/// Why there is no answer, or a refusal.
+/// A reason why an image was not unpacked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UnpackersError {
     /// The unpacker refused the image.
     #[error(transparent)]
     Refused(#[from] UnpackError),
-    /// As many images are being unpacked as may be. It may be tried again.
-    #[error("cannot be unpacked now: {limit} other images are, which is the limit")]
+    /// The maximum number of images is being unpacked; a later retry may
+    /// succeed.
+    #[error("cannot be unpacked now: {limit} other images are being unpacked, which is the limit")]
     Crowded {
-        /// Unpackers that may run at once.
+        /// The maximum number of simultaneous unpackers.
         limit: usize,
     },
-    /// The unpacker could not be started, was lost, or broke the protocol.
+    /// The unpacker could not be started, was lost, or violated the protocol.
     #[error("could not be unpacked: its unpacker failed")]
     Lost(#[source] Arc<dyn Error + Send + Sync>),
 }
 
-/// Makes processes that unpack.
+/// A factory of unpacking processes.
 pub trait Unpackers {
-    /// Has `image` unpacked into `output` as `job` says.
+    /// Unpacks `image` into `output` according to `job`.
     ///
     /// `image` is a regular file, which is read from its beginning and whose
-    /// descriptor may be shared, or a pipe or a socket. `output` takes up to
-    /// the job's limit and cannot grow beyond.
+    /// descriptor may be shared, or a pipe or a socket. `output` accepts up to
+    /// the job's limit and cannot grow beyond it.
     ///
     /// The returned future is ready only when the process that had the two
-    /// descriptors is dead and reaped: the output is sealed then. When it is
-    /// dropped before that, the process is killed.
+    /// descriptors is dead and reaped, since the output is then sealed. If it
+    /// is dropped before that, the process is killed.
     ///
     /// # Errors
-    /// [`UnpackersError`].
+    /// Returns an [`UnpackersError`] if the image was not unpacked.
     fn unpack(
         &self,
         job: Job,

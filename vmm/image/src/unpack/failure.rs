@@ -1,4 +1,4 @@
-//! Why unpacking failed, inside the unpacker.
+//! Errors of unpacking, inside the unpacker.
 
 use std::collections::TryReserveError;
 use std::io;
@@ -10,61 +10,61 @@ use crate::bzimage::BzImageError;
 use crate::decompress::DecompressError;
 use crate::image::ImageError;
 
-/// Why an image was not unpacked.
+/// A reason why an image was not unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The kernel could not read it.
+    /// The image could not be read.
     #[error("cannot be read")]
     Read(#[source] io::Error),
-    /// A directory, a device or a terminal.
+    /// The file is a directory, a device or a terminal.
     #[error("is not a regular file, a pipe or a socket")]
     NotAFile,
-    /// A stream that stopped without ending.
-    #[error("is a stream that gave {read} bytes and then nothing for {} s", .patience.as_secs())]
+    /// A stream stopped without ending.
+    #[error("is a stream that delivered {read} bytes and then nothing for {} s", .patience.as_secs())]
     Stalled {
-        /// Bytes read before.
+        /// The number of bytes read before.
         read: u64,
-        /// How long it was silent.
+        /// The time without any data.
         patience: Duration,
     },
-    /// A file that is being written.
+    /// The file changed while it was being read.
     #[error("changed while it was being read")]
     Changing,
-    /// The image is larger than may be read.
-    #[error("has {size} bytes{}, {limit} are accepted", if *.stream { " or more" } else { "" })]
+    /// The image exceeds the size limit.
+    #[error("has {size} bytes{}, exceeding the limit of {limit}", if *.stream { " or more" } else { "" })]
     Input {
-        /// Bytes, as far as is known.
+        /// The size in bytes, as far as it is known.
         size: u64,
-        /// Whether it is a stream, with no end in sight.
+        /// True for a stream, whose total size is unknown.
         stream: bool,
-        /// The most bytes that are accepted.
+        /// The maximum size in bytes.
         limit: u64,
     },
-    /// The output would be larger than may be written.
-    #[error("cannot be loaded: {what} has {size} bytes, {limit} are accepted")]
+    /// The output would exceed the size limit.
+    #[error("cannot be loaded: {what} has {size} bytes, exceeding the limit of {limit}")]
     Output {
-        /// What it is.
+        /// The part of the image that exceeds the limit.
         what: &'static str,
-        /// Its size, bytes.
+        /// The size of that part in bytes.
         size: u64,
-        /// The most bytes that are accepted.
+        /// The maximum size in bytes.
         limit: u64,
     },
-    /// The kernel asks for more memory than it could get.
-    #[error("needs {size} bytes of memory, {limit} are accepted")]
+    /// The kernel requests more memory than the instance can have.
+    #[error("needs {size} bytes of memory, exceeding the limit of {limit}")]
     Memory {
-        /// Bytes it asks for.
+        /// The number of bytes it requests.
         size: u64,
-        /// The most bytes that are accepted.
+        /// The maximum number of bytes.
         limit: u64,
     },
-    /// The unpacker has no memory for it.
-    #[error("needs more memory to be unpacked than there is")]
+    /// The unpacker has run out of memory.
+    #[error("needs more memory to be unpacked than is available")]
     Reserve(#[from] TryReserveError),
     /// The output could not be written.
     #[error("cannot be unpacked: writing the output failed")]
     Write(#[source] io::Error),
-    /// It is no image that can be started.
+    /// The image is not a bootable one.
     #[error(transparent)]
     Image(#[from] ImageError),
 }

@@ -1,4 +1,4 @@
-//! An image as it is read: once, in pieces, hashed on the way.
+//! Reads an image once, in pieces, hashing it on the way.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,34 +16,34 @@ use sha2::{Digest, Sha256};
 use super::failure::Failure;
 use crate::image::ImageError;
 
-/// How long a stream may keep silent: 5 s.
+/// The maximum time without data from a stream: 5 s.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes at the beginning of a file in which all headers must lie: 1 MiB.
+/// The size of a file's beginning that must contain all headers: 1 MiB.
 pub const HEAD: usize = 1 << 20;
-/// Bytes that are read at a time: 256 KiB.
+/// The number of bytes that are read at a time: 256 KiB.
 const PIECE: usize = 256 << 10;
 
-/// What has been read.
+/// The result of reading an image.
 #[derive(Debug)]
 pub struct Read {
-    /// SHA-256 of all of it.
+    /// The SHA-256 of the whole image.
     pub sha256: ContentHash,
-    /// Its length in bytes.
+    /// The size of the image in bytes.
     pub size: u64,
 }
 
-/// An open image, of which the head has been read.
+/// An open image whose head has been read.
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// What has been read: the head of a file, all of a stream.
+    /// The bytes read so far: the head of a file, or all of a stream.
     bytes: Vec<u8>,
-    /// Where the rest of a file comes from, and its times of change before it
+    /// The file that the rest is read from, and its size and times before it
     /// was read.
     rest: Option<(&'a File, Times)>,
     len: u64,
 }
 
-/// Size and times of change: what tells a file that was written meanwhile.
+/// The size and timestamps of a file, which change when it is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Times {
     len: u64,
@@ -53,7 +53,7 @@ struct Times {
 impl Times {
     fn of(stat: &Stat) -> Self {
         Self {
-            // Never negative.
+            // The size is never negative.
             len: u64::try_from(stat.st_size).unwrap_or(0),
             changed: [
                 (stat.st_mtime, stat.st_mtime_nsec),
@@ -63,7 +63,8 @@ impl Times {
     }
 }
 
-/// Asks by `fstat` itself: what std calls, a confined process may not.
+/// Calls `fstat` directly: the call that std uses is forbidden in a confined
+/// process.
 fn stat(file: &File) -> Result<Stat, Failure> {
     fstat(file).map_err(|errno| Failure::Read(errno.into()))
 }
@@ -72,7 +73,8 @@ impl<'a> Input<'a> {
     /// Reads the head of `file`, which may have up to `limit` bytes.
     ///
     /// # Errors
-    /// [`Failure`]; a file that is too large is refused before it is read.
+    /// Returns a [`Failure`]; a file that is too large is refused before it is
+    /// read.
     pub fn open(file: &'a File, limit: u64) -> Result<Self, Failure> {
         let stat = stat(file)?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -107,7 +109,7 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// A stream has no length until it has ended: it is collected.
+    /// Reads a stream to its end, since its length is unknown until then.
     fn open_stream(
         stream: &mut Stream<'_>,
         limit: u64,
@@ -124,22 +126,22 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Returns the first [`HEAD`] bytes, or all there are.
+    /// Returns the first [`HEAD`] bytes, or all of a shorter image.
     pub fn head(&self) -> &[u8] {
         self.bytes.get(..HEAD).unwrap_or(&self.bytes)
     }
 
-    /// Returns the image's length in bytes.
+    /// Returns the image's size in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Hands every byte to `take`, in order and in pieces, each with its
-    /// distance from the beginning.
+    /// Passes all bytes to `take`, in order and in pieces, each with its
+    /// offset.
     ///
     /// # Errors
-    /// What `take` returns; [`Failure::Changing`] when a file was written
-    /// meanwhile.
+    /// Returns the error of `take`, or [`Failure::Changing`] if the file was
+    /// written to meanwhile.
     pub fn read(
         self,
         mut take: impl FnMut(u64, &[u8]) -> Result<(), Failure>,
@@ -178,19 +180,20 @@ fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> Result<(), Failure> 
     }
 }
 
-/// A stream of bytes that ends some time.
+/// A stream of bytes of unknown length.
 #[derive(Debug)]
 struct Stream<'a> {
-    /// A pipe opened without blocking, or a stream socket.
+    /// A pipe opened in non-blocking mode, or a stream socket.
     file: &'a File,
     socket: bool,
 }
 
 impl Stream<'_> {
-    /// Reads to the end.
+    /// Reads the stream to its end.
     ///
     /// # Errors
-    /// [`Failure`]: more than `limit` bytes, or `patience` without any.
+    /// Returns a [`Failure`] for more than `limit` bytes, or after `patience`
+    /// without data.
     fn read(&mut self, limit: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
         loop {
@@ -216,8 +219,8 @@ impl Stream<'_> {
         }
     }
 
-    /// Whether there is something to read, or the end, before `patience` is
-    /// over. A FIFO that nobody has opened yet has neither.
+    /// Returns whether data or the end of the stream arrived before `patience`
+    /// was over. A FIFO that nobody has opened for writing yet has neither.
     fn wait(&self, patience: Duration) -> Result<bool, Failure> {
         let timeout = Timespec::try_from(patience)
             .map_err(io::Error::other)
@@ -225,12 +228,12 @@ impl Stream<'_> {
         let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(ready) => Ok(ready > 0),
-            Err(Errno::INTR) => Ok(true), // the read finds out
+            Err(Errno::INTR) => Ok(true), // the read will show
             Err(error) => Err(Failure::Read(error.into())),
         }
     }
 
-    /// Appends what is there; 0 bytes at the end.
+    /// Appends the available bytes; returns 0 at the end.
     fn read_some(&mut self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let len = bytes.len();
         bytes.resize(len + PIECE, 0);

@@ -14,7 +14,7 @@ fn memfd(content: &[u8]) -> File {
     file
 }
 
-/// The reading end of a pipe, as the manager would open it.
+/// Returns the reading end of a pipe, as the manager would open it.
 fn pipe() -> (File, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
     rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
@@ -33,7 +33,7 @@ fn all(input: Input<'_>) -> Result<(Vec<u8>, Read), Failure> {
 
 #[test]
 fn a_file_is_read_and_hashed_from_its_beginning_every_time() {
-    let file = memfd(b"abc"); // which leaves it at its end
+    let file = memfd(b"abc"); // its position is the end
     for _ in 0..2 {
         let (bytes, read) = all(Input::open(&file, 3).unwrap()).unwrap();
         assert_eq!((bytes.as_slice(), read.size), (&b"abc"[..], 3));
@@ -43,7 +43,7 @@ fn a_file_is_read_and_hashed_from_its_beginning_every_time() {
         );
     }
     let error = Input::open(&file, 2).unwrap_err().to_string();
-    assert_eq!(error, "has 3 bytes, 2 are accepted");
+    assert_eq!(error, "has 3 bytes, exceeding the limit of 2");
     let error = Input::open(&memfd(b""), 2).unwrap_err();
     assert!(matches!(error, Failure::Image(ImageError::Empty)));
 }

@@ -1,4 +1,4 @@
-//! The unpacker's work: one image out of a file into a memory file.
+//! The unpacker's job: unpacks one image from a file into a memory file.
 //!
 //! ```text
 //!            ┌─ sha256 ◄──────────────┐
@@ -9,15 +9,15 @@
 //!                                       └─ initramfs ──► all of it, crc32 ──────┘
 //! ```
 //!
-//! The image is read once, from its beginning to its end, and what is parsed,
-//! hashed and written are the same bytes: a file that changes meanwhile cannot
-//! lend its facts to another content. Memory is bounded: 1 MiB of the file's
-//! head, a buffer, a compressed payload (no larger than the output may be), a
-//! decoder's window. The output is written piece by piece, and never beyond
-//! its limit.
+//! The image is read once, from beginning to end, and the same bytes are
+//! parsed, hashed and written: a file that changes meanwhile cannot get the
+//! facts of other contents. Memory is bounded: 1 MiB for the file's head, a
+//! buffer, a compressed payload (no larger than the maximum output), and a
+//! decoder's window. The output is written piece by piece, and never beyond its
+//! limit.
 //!
-//! This runs in a process that may be lost to what it parses; it trusts
-//! nothing it reads, and is trusted by nobody
+//! This runs in a process that hostile input may compromise; it trusts nothing
+//! that it reads, and no other process trusts it
 //! ([`mkvmm_base::unpacking::Unpacked::check`]).
 
 mod failure;
@@ -40,14 +40,14 @@ use output::Output;
 
 /// Unpacks `image` into `output` as `job` says.
 ///
-/// `image` is a regular file, which is read from its beginning wherever the
-/// descriptor stands, or a pipe or a stream socket that does not block.
-/// `output` is a file that can be written at any offset below the job's limit;
-/// its length is set to that of the output at the end. After an error it holds
-/// anything.
+/// `image` is a regular file, which is read from its beginning whatever the
+/// position of the descriptor is, or a pipe or a stream socket in non-blocking
+/// mode. `output` is a file that can be written at any offset below the job's
+/// limit; at the end its length is set to that of the output. After an error
+/// its content is undefined.
 ///
 /// # Errors
-/// [`UnpackError`].
+/// Returns an [`UnpackError`] if the image cannot be unpacked.
 pub fn unpack(job: &Job, image: &File, output: &File) -> Result<Unpacked, UnpackError> {
     run(job, image, output).map_err(UnpackError::from)
 }
@@ -76,7 +76,7 @@ fn run(job: &Job, image: &File, output: &File) -> Result<Unpacked, Failure> {
 }
 
 fn initramfs(input: Input<'_>, output: &mut Output<'_>) -> Result<(Facts, Read), Failure> {
-    // Known before a byte is copied.
+    // The size is known before a byte is copied.
     output.expect("the initramfs", input.len())?;
     let mut crc = crc32fast::Hasher::new();
     let read = input.read(|_, piece| {
@@ -87,8 +87,8 @@ fn initramfs(input: Input<'_>, output: &mut Output<'_>) -> Result<(Facts, Read),
     Ok((Facts::Initramfs { crc32 }, read))
 }
 
-/// An ELF file: what is loaded is written, what is behind it (symbols,
-/// debugging information) only hashed.
+/// Unpacks an ELF file: the loaded part is written, and the rest (symbols,
+/// debugging information) is only hashed.
 fn elf_kernel(
     input: Input<'_>,
     limits: &Limits,
@@ -106,7 +106,7 @@ fn elf_kernel(
     Ok((facts::of_elf(&elf, banner.finish()), read))
 }
 
-/// A bzImage whose payload is unpacked here.
+/// Unpacks the payload of a bzImage.
 fn packed(
     input: Input<'_>,
     limits: &Limits,
@@ -114,15 +114,15 @@ fn packed(
 ) -> Result<(KernelFacts, Read), Failure> {
     let header = setup_header(&input, limits)?;
     let place = header.sized_payload();
-    // A payload is smaller than what it unpacks to.
-    output.expect("the packed kernel", place.len() as u64)?;
+    // A payload is smaller than its unpacked size.
+    output.expect("the compressed kernel", place.len() as u64)?;
     let mut payload = Vec::new();
     payload.try_reserve_exact(place.len())?;
     let read = input.read(|at, piece| {
         payload.extend_from_slice(overlap(at, piece, place.clone()));
         Ok(())
     })?;
-    // No kernel unpacks to more than it asks for, which was compared already.
+    // No kernel unpacks to more than it requests, which was checked already.
     let limit = header.init_size.min(output.limit());
     output.keep_head();
     let (compression, size) = bzimage::unpack_to(&payload, limit, |piece| output.write(piece))?;
@@ -133,8 +133,8 @@ fn packed(
     Ok((facts, read))
 }
 
-/// A bzImage that unpacks itself in the guest: setup sectors and kernel are
-/// written, what is behind them (a signature) only hashed.
+/// Copies a bzImage that unpacks itself in the guest: the setup sectors and the
+/// kernel are written, and what follows them (a signature) is only hashed.
 fn whole(
     input: Input<'_>,
     limits: &Limits,
@@ -157,17 +157,17 @@ fn whole(
     Ok((facts, read))
 }
 
-/// Bytes of a payload that tell its compression.
+/// The number of bytes of a payload that identify its compression.
 const MAGIC: usize = 16;
 
-/// Reads the setup header, and compares the memory that the kernel asks for.
+/// Parses the setup header, and checks the memory that the kernel requests.
 fn setup_header(input: &Input<'_>, limits: &Limits) -> Result<SetupHeader, Failure> {
     let header = bzimage::parse_head(input.head(), input.len()).map_err(ImageError::BzImage)?;
     expect_memory(header.init_size, limits)?;
     Ok(header)
 }
 
-/// Refuses a kernel that asks for more memory than it could get.
+/// Checks that the kernel does not request more memory than it can get.
 fn expect_memory(size: u64, limits: &Limits) -> Result<(), Failure> {
     if size <= limits.memory {
         return Ok(());
@@ -178,13 +178,13 @@ fn expect_memory(size: u64, limits: &Limits) -> Result<(), Failure> {
     })
 }
 
-/// Returns where the last byte that is loaded ends in the file.
+/// Returns the end in the file of the last byte that is loaded.
 fn used(elf: &elf::ElfKernel) -> usize {
     elf.segments.iter().map(|s| s.file.end).max().unwrap_or(0)
 }
 
-/// Returns what of `piece`, which begins at byte `at` of the file, lies in
-/// `wanted`.
+/// Returns the part of `piece`, which begins at byte `at` of the file, that is
+/// within `wanted`.
 fn overlap(at: u64, piece: &[u8], wanted: std::ops::Range<usize>) -> &[u8] {
     let at = usize::try_from(at).unwrap_or(usize::MAX);
     let within = |n: usize| n.saturating_sub(at).min(piece.len());

@@ -1,4 +1,4 @@
-//! The unpacked image as it is written: in order, below a limit.
+//! Writes the unpacked image in order, up to a limit.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -6,18 +6,18 @@ use std::os::unix::fs::FileExt;
 use super::failure::Failure;
 use super::input::HEAD;
 
-/// A file that is written from its beginning on.
+/// A file that is written sequentially from its beginning.
 #[derive(Debug)]
 pub struct Output<'a> {
     file: &'a File,
     limit: u64,
     len: u64,
-    /// The first bytes that were written, if they are kept.
+    /// The first bytes that were written, if they are to be kept.
     head: Option<Vec<u8>>,
 }
 
 impl<'a> Output<'a> {
-    /// Writes to `file`, at most `limit` bytes.
+    /// Creates an output to `file` of at most `limit` bytes.
     pub fn new(file: &'a File, limit: u64) -> Self {
         Self {
             file,
@@ -27,18 +27,18 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Returns the most bytes that may be written.
+    /// Returns the maximum number of bytes that may be written.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Returns the bytes written so far.
+    /// Returns the number of bytes written so far.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Refuses `what`, of `size` bytes, before anything is written, when it is
-    /// above the limit.
+    /// Checks, before anything is written, that `what` with `size` bytes does
+    /// not exceed the limit.
     pub fn expect(&self, what: &'static str, size: u64) -> Result<(), Failure> {
         if size <= self.limit {
             return Ok(());
@@ -74,12 +74,12 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Cuts the output off behind its first `len` bytes.
+    /// Truncates the output to its first `len` bytes.
     pub fn truncate(&mut self, len: u64) {
         self.len = self.len.min(len);
     }
 
-    /// Sets the file's length to the output's, which is returned.
+    /// Sets the file's length to that of the output, and returns it.
     pub fn finish(&self) -> Result<u64, Failure> {
         self.file.set_len(self.len).map_err(Failure::Write)?;
         Ok(self.len)

@@ -43,7 +43,7 @@ fn unpacked(image: &[u8], role: ImageRole, limits: Limits) -> Result<(Unpacked, 
     }
 }
 
-/// An error, and what was written before it.
+/// An error, and the bytes written before it.
 #[derive(Debug)]
 struct Failed {
     error: UnpackError,
@@ -56,7 +56,8 @@ fn refused(image: &[u8], role: ImageRole, limits: Limits) -> (Class, String) {
     (failed.error.class(), failed.error.to_string())
 }
 
-/// An ELF kernel of two segments, with noise behind what is loaded.
+/// Returns an ELF kernel with two segments, followed by noise that is not
+/// loaded.
 fn kernel() -> Vec<u8> {
     let first = (1, 0x400, 0x100_0000, 0x300, 0x400);
     let mut file = elf::tests::elf(0x100_0010, &[first, (1, 0x800, 0x100_1000, 0x100, 0x4000)]);
@@ -65,7 +66,7 @@ fn kernel() -> Vec<u8> {
     file
 }
 
-/// A bzImage around `kernel`, of any compression, and a signature behind it.
+/// Returns a bzImage of `kernel` with any compression, followed by a signature.
 fn packed_kernel(kernel: &[u8], compression: Compression) -> Vec<u8> {
     let mut payload = compressed(compression, kernel);
     if compression != Compression::Gzip {
@@ -77,7 +78,8 @@ fn packed_kernel(kernel: &[u8], compression: Compression) -> Vec<u8> {
     file
 }
 
-/// What must not depend on the way: the facts, and the bytes they point to.
+/// Checks that the facts, and the bytes they refer to, are the same in both
+/// ways.
 fn expect_same_as_in_memory(image: &[u8], boot: BootMode) {
     let (answer, bytes) = unpacked(image, ImageRole::Kernel(boot), ROOMY).unwrap();
     let parsed = KernelImage::parse(image.to_vec(), boot).unwrap();
@@ -109,7 +111,7 @@ fn of_an_elf_file_only_what_is_loaded_is_written() {
         panic!("no kernel");
     };
     assert_eq!(facts.version.as_deref(), Some("6.1.0 (seed)"));
-    // So a file with much behind it is taken where only a little is accepted.
+    // So a file with a large unloaded part is accepted where little is allowed.
     let tight = Limits {
         output: 0x900,
         memory: 0x5000,
@@ -147,7 +149,7 @@ fn a_pipe_is_as_good_as_a_file() {
     assert_eq!(by_pipe, unpacked(&image, ELF, ROOMY).unwrap().0);
 }
 
-/// C2: sizes are compared before anything is read or written.
+/// C2: sizes are checked before anything is read or written.
 #[test]
 fn what_is_too_large_is_refused_before_a_byte_is_written() {
     let tight = |input, output, memory| Limits {
@@ -166,7 +168,7 @@ fn what_is_too_large_is_refused_before_a_byte_is_written() {
     assert_eq!(error.class(), TooLarge);
     assert_eq!(
         error.to_string(),
-        "has 4294967296 bytes, 8388608 are accepted"
+        "has 4294967296 bytes, exceeding the limit of 8388608"
     );
     assert_eq!(output.metadata().unwrap().len(), 0);
 
@@ -221,7 +223,7 @@ fn what_is_too_large_is_refused_before_a_byte_is_written() {
     }
 }
 
-/// C7: a small file that unpacks to much more than it says.
+/// C7: a small file that unpacks to much more than it states.
 #[test]
 fn a_bomb_is_cut_off_where_it_exceeds_its_own_word() {
     let bomb = [kernel(), vec![0; 8 << 20]].concat();
@@ -245,7 +247,7 @@ fn a_bomb_is_cut_off_where_it_exceeds_its_own_word() {
     }
 }
 
-/// O9: what is no kernel is called what it is.
+/// O9: the error for a file that is not a kernel names its format.
 #[test]
 fn what_is_no_kernel_is_named() {
     let own = std::fs::read("/proc/self/exe").unwrap();
@@ -270,7 +272,7 @@ fn what_is_no_kernel_is_named() {
     let payload = packed_kernel(&own[..0x10_0000.min(own.len())], Compression::Zstd);
     let (_, text) = refused(&payload, ELF, ROOMY);
     assert!(
-        text.starts_with("is a bzImage whose payload is no ELF kernel"),
+        text.starts_with("is a bzImage whose payload is not an ELF kernel"),
         "{text}"
     );
 }
@@ -297,7 +299,7 @@ fn what_no_kernel_has_is_refused_by_the_unpacker_already() {
     let headers = elf::tests::elf(0x100_0000, &many[..60]);
     file[..0xe00].copy_from_slice(&headers[..0xe00]);
     unpacked(&file, ELF, ROOMY).unwrap();
-    // The table goes on beyond the file that the helper makes.
+    // The table continues beyond the end of the file that the helper creates.
     file.resize(0x4000, 0);
     for (i, &(kind, offset, paddr, filesz, memsz)) in many.iter().enumerate() {
         let header = elf::tests::elf(0, &[(kind, offset, paddr, filesz, memsz)]);

@@ -1,4 +1,4 @@
-//! Requests that belong together, such as those of one launch.
+//! Related requests, such as those of one launch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::{ImageStore, Loaded, StoreError, sizes};
 use crate::source::{Access, ImageSource};
 use crate::unpackers::Unpackers;
 
-/// Requests that belong together: within them a source is read once, which a
-/// pipe needs when several guests name it.
+/// Related requests: within a batch each source is read once, which is
+/// necessary for a pipe that several guests name.
 #[derive(Debug)]
 pub struct Batch<U> {
     store: ImageStore<U>,
@@ -20,7 +20,7 @@ pub struct Batch<U> {
 }
 
 impl<U: Unpackers + 'static> ImageStore<U> {
-    /// Starts requests that belong together, such as those of one launch.
+    /// Begins a batch of related requests, such as those of one launch.
     pub fn batch(&self, access: Arc<Access>) -> Batch<U> {
         Batch {
             store: self.clone(),
@@ -31,10 +31,10 @@ impl<U: Unpackers + 'static> ImageStore<U> {
 }
 
 impl<U: Unpackers + 'static> Batch<U> {
-    /// As [`ImageStore::kernel`].
+    /// Returns a kernel, like [`ImageStore::kernel`].
     ///
     /// # Errors
-    /// As [`ImageStore::kernel`].
+    /// Returns the errors of [`ImageStore::kernel`].
     pub async fn kernel(
         &mut self,
         source: &ImageSource,
@@ -44,10 +44,10 @@ impl<U: Unpackers + 'static> Batch<U> {
         self.get(source, ImageRole::Kernel(boot), limit).await
     }
 
-    /// As [`ImageStore::initramfs`].
+    /// Returns an archive, like [`ImageStore::initramfs`].
     ///
     /// # Errors
-    /// As [`ImageStore::kernel`].
+    /// Returns the errors of [`ImageStore::kernel`].
     pub async fn initramfs(
         &mut self,
         source: &ImageSource,

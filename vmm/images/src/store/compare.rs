@@ -1,5 +1,5 @@
-//! Whether two sealed files are equal: the only ground on which one content is
-//! used for another's file.
+//! Compares two sealed files: only if they are equal is one used in place of
+//! the other.
 
 use std::fs::File;
 use std::io;
@@ -10,11 +10,11 @@ use tokio::task::spawn_blocking;
 
 use crate::stored::StoredImage;
 
-/// Bytes that are compared at a time: 256 KiB.
+/// The number of bytes that are compared at a time: 256 KiB.
 const PIECE: usize = 256 << 10;
 
-/// Compares two images whose sizes are equal, on a thread that may take its
-/// time. What cannot be compared is not equal.
+/// Compares two images of equal size, on a thread that may block. Images that
+/// cannot be compared are considered different.
 pub async fn are_equal(a: &Arc<StoredImage>, b: &Arc<StoredImage>) -> bool {
     let (a, b) = (Arc::clone(a), Arc::clone(b));
     let compared = spawn_blocking(move || {

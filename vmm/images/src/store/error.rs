@@ -1,4 +1,4 @@
-//! Why an image could not be had.
+//! Errors of obtaining an image.
 
 use std::io;
 use std::sync::Arc;
@@ -11,45 +11,46 @@ use crate::memfile::MemfileError;
 use crate::source::SourceError;
 use crate::unpackers::UnpackersError;
 
-/// Why an image could not be had. Cheap to clone: all that wait get it.
+/// A reason why an image could not be obtained. It is cheap to clone, since all
+/// waiters get it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// It could not be opened.
+    /// The image could not be opened.
     #[error(transparent)]
     Source(#[from] Arc<SourceError>),
-    /// It is empty, or larger than what could hold it.
+    /// The image is empty, or larger than its instance can hold.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// It changed while it was being read.
+    /// The image changed while it was being read.
     #[error("changed while it was being read")]
     Changing,
-    /// Its unpacker refused it.
+    /// The unpacker refused the image.
     #[error(transparent)]
     Refused(#[from] UnpackError),
-    /// Its unpacker could not be had, or was lost.
+    /// The unpacker could not be started, or was lost.
     #[error(transparent)]
     Unpackers(UnpackersError),
-    /// Its unpacker said what cannot be true.
-    #[error("its unpacker gave an answer that cannot be true")]
+    /// The unpacker's answer is invalid.
+    #[error("its unpacker gave an invalid answer")]
     Answer(#[from] AnswerError),
-    /// Unpackers use all that they may. It may be tried again later.
+    /// Running unpackers use the whole budget; a later retry may succeed.
     #[error("needs up to {needed} bytes to be unpacked; {in_flight} of {budget} are in use")]
     InFlight {
-        /// Bytes that it needs.
+        /// The number of bytes that it needs.
         needed: u64,
-        /// Bytes that others may use now.
+        /// The number of bytes that others may use now.
         in_flight: u64,
-        /// Bytes that all together may use.
+        /// The number of bytes that all unpackers may use.
         budget: u64,
     },
-    /// There is no file to unpack it into, or it could not be sealed.
+    /// The output file could not be created or sealed.
     #[error(transparent)]
     Memfile(#[from] Arc<MemfileError>),
-    /// A descriptor could not be handled.
-    #[error("its descriptor cannot be handled")]
+    /// A descriptor could not be duplicated.
+    #[error("its descriptor cannot be duplicated")]
     Descriptor(#[source] Arc<io::Error>),
-    /// The runtime is ending.
-    #[error("was asked for while the process was ending")]
+    /// The runtime is shutting down.
+    #[error("was requested while the process was shutting down")]
     Ending(#[source] Arc<JoinError>),
 }
 

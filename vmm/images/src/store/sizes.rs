@@ -1,50 +1,50 @@
-//! Sizes, compared before a byte is read.
+//! Size limits, checked before a byte is read.
 
 use mkvmm_base::image_facts::MAX_KERNEL_MEMORY;
 use mkvmm_base::unpacking::{ImageRole, Job, Limits};
 
 use crate::stored::StoredImage;
 
-/// Largest kernel file that is read: 2 GiB, a `vmlinux` with all its
+/// The maximum size of a kernel file: 2 GiB, for a `vmlinux` with all its
 /// debugging information.
 const MAX_KERNEL_FILE: u64 = 2 << 30;
-/// Largest initramfs that is read: 4 GiB.
+/// The maximum size of an initramfs: 4 GiB.
 const MAX_INITRAMFS: u64 = 4 << 30;
-/// What a kernel's file may hold beside what is loaded, and be written:
-/// headers and setup sectors, 1 MiB.
+/// The part of a kernel's output that is not loaded, such as headers and setup
+/// sectors: 1 MiB.
 const BESIDE: u64 = 1 << 20;
-/// A kernel may unpack to this whatever its size: 64 MiB.
+/// The size that any kernel may unpack to, whatever its file's size is: 64 MiB.
 const UNPACKED: u64 = 64 << 20;
-/// Beyond that, at most so many times its file's size; xz reaches 6 with
-/// Linux.
+/// The maximum ratio of unpacked size to file size beyond that; xz reaches 6
+/// with Linux.
 const RATIO: u64 = 32;
 
-/// Why an image cannot be held, by its size alone.
+/// A reason why an image is refused because of its size alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// Nothing in it.
+    /// The image is empty.
     #[error("is empty")]
     Empty,
     /// The file is too large.
-    #[error("has {size} bytes, {limit} are accepted")]
+    #[error("has {size} bytes, exceeding the limit of {limit}")]
     File {
-        /// Its size, bytes.
+        /// The size in bytes.
         size: u64,
-        /// The most bytes that are accepted.
+        /// The maximum size in bytes.
         limit: u64,
     },
-    /// The kernel asks for too much memory.
-    #[error("needs {size} bytes of memory, {limit} are accepted")]
+    /// The kernel requests too much memory.
+    #[error("needs {size} bytes of memory, exceeding the limit of {limit}")]
     Memory {
-        /// Bytes that it asks for.
+        /// The number of bytes that it requests.
         size: u64,
-        /// The most bytes that are accepted.
+        /// The maximum number of bytes.
         limit: u64,
     },
 }
 
-/// Returns the limits for an image that an instance of `memory` bytes is to
-/// hold, whatever the size of its file.
+/// Returns the limits for an image of an instance with `memory` bytes, whatever
+/// the size of its file.
 fn limits(role: ImageRole, memory: u64) -> Limits {
     match role {
         ImageRole::Kernel(_) => {
@@ -93,8 +93,8 @@ pub fn job_for_file(role: ImageRole, memory: u64, size: u64) -> Result<Job, Size
     })
 }
 
-/// Returns the job of unpacking a stream, whose size nobody knows, into at
-/// most `room` bytes.
+/// Returns the job of unpacking a stream of unknown size, into at most `room`
+/// bytes.
 pub fn job_for_stream(role: ImageRole, memory: u64, room: u64) -> Job {
     let limits = limits(role, memory);
     Job {
@@ -106,8 +106,8 @@ pub fn job_for_stream(role: ImageRole, memory: u64, room: u64) -> Job {
     }
 }
 
-/// Returns the bytes that unpacking a file of `size` bytes may take: its
-/// output, and a kernel's packed payload beside that.
+/// Returns the number of bytes that unpacking a file of `size` bytes may use:
+/// its output, and a kernel's compressed payload.
 pub fn in_flight(job: &Job, size: u64) -> u64 {
     let output = job.limits.output;
     match job.role {
@@ -116,7 +116,7 @@ pub fn in_flight(job: &Job, size: u64) -> u64 {
     }
 }
 
-/// Refuses an image that an instance of `memory` bytes cannot hold.
+/// Checks that an instance of `memory` bytes can hold an image.
 pub fn expect_fit(image: &StoredImage, memory: u64) -> Result<(), SizeError> {
     let (size, limit) = (image.memory(), memory);
     if size <= limit {

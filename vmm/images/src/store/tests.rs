@@ -1,4 +1,4 @@
-//! What the store promises, with unpackers that work, stand still or lie.
+//! Tests of the store, with unpackers that work, hang or lie.
 
 use super::*;
 use std::cell::Cell;
@@ -24,7 +24,7 @@ const BUDGET: Budget = Budget {
     in_flight: 2 << 30,
 };
 
-/// A directory of its own, gone with the test.
+/// A temporary directory, removed with the test.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -40,7 +40,7 @@ impl Dir {
         ImageSource::Path(path)
     }
 
-    /// A file that has not changed for long enough.
+    /// Creates a file that has not changed for long enough to be cached.
     async fn settled(&self, name: &str, content: &[u8]) -> ImageSource {
         let source = self.file(name, content);
         wait_until_settled(&source).await;
@@ -78,7 +78,7 @@ fn store<U: Unpackers + 'static>(unpackers: U, budget: Budget) -> ImageStore<U> 
     ImageStore::new(unpackers, budget, probe())
 }
 
-/// Unpacks in this process, and counts.
+/// Unpacks in this process, and counts the jobs.
 #[derive(Debug, Default, Clone)]
 struct InProcess(Rc<Cell<u64>>);
 
@@ -95,7 +95,7 @@ impl Unpackers for InProcess {
     }
 }
 
-/// Unpacks kernels only when there is a permit; knows how many are at work.
+/// Unpacks kernels only with a permit; counts the jobs in progress.
 #[derive(Debug, Clone)]
 struct Gated {
     inner: InProcess,
@@ -119,7 +119,7 @@ impl Gated {
     }
 }
 
-/// One that is at work, or was ended.
+/// A job in progress, removed from the count when it ends or is stopped.
 struct Working(Rc<Cell<u64>>);
 
 impl Drop for Working {
@@ -144,7 +144,7 @@ impl Unpackers for Gated {
     }
 }
 
-/// Unpacks, and then says, or does to the output, something else.
+/// Unpacks, and then falsifies the answer or the output.
 struct Lying<F>(F);
 
 impl<F: Fn(&mut Unpacked, &File)> Unpackers for Lying<F> {
@@ -183,7 +183,7 @@ fn bytes(loaded: &Loaded) -> Vec<u8> {
     bytes
 }
 
-/// A bzImage around the probe, as Linux's build would make one with zstd.
+/// Returns a bzImage of the probe, as Linux's build would create with zstd.
 fn bzimage() -> Vec<u8> {
     let elf = mkvmm_guest_images::PROBE;
     let mut payload = zstd::encode_all(elf, 1).unwrap();

@@ -1,4 +1,4 @@
-//! What is kept, found again and given up.
+//! Tests of caching, finding and evicting images.
 
 use super::*;
 
@@ -20,7 +20,7 @@ async fn one_content_is_held_once_whatever_its_names() {
     assert!(Arc::ptr_eq(&first.image, &second.image));
     let counters = store.counters();
     assert_eq!((counters.misses, counters.hits_by_content), (1, 1));
-    // Whether two files are equal is known once both are unpacked.
+    // That two files are equal is only known once both are unpacked.
     assert_eq!(counters.decompressions, 2);
     assert_eq!(counters.bytes_held, first.image.size());
     // As a bzImage it is another image, and nothing is unpacked.
@@ -90,7 +90,8 @@ async fn the_least_recently_used_goes_first_and_what_is_too_large_is_not_kept() 
     }
     let counters = store.counters();
     assert_eq!((counters.evictions, counters.bytes_held), (1, 800));
-    // By either way: on a slow machine the files have settled meanwhile.
+    // Either counter may count: on a slow machine the files have settled
+    // meanwhile.
     let hits = counters.hits_by_content + counters.hits_by_file;
     assert_eq!((counters.misses, hits), (3, 2));
     archive(&store, &sources[1]).await.unwrap();
@@ -116,11 +117,11 @@ async fn within_a_batch_a_pipe_serves_several_guests() {
     assert_eq!(bytes(&one), b"an archive");
     assert_eq!(two.info.path, PathBuf::from(source.to_string()));
     let error = batch.initramfs(&source, 9).await.unwrap_err();
-    assert_eq!(error.to_string(), "has 10 bytes, 9 are accepted");
+    assert_eq!(error.to_string(), "has 10 bytes, exceeding the limit of 9");
     let mut other = store.batch(Arc::new(Access::Own));
     let error = other.initramfs(&source, ROOMY).await.unwrap_err();
     assert_eq!(error.to_string(), "is empty");
-    // And a client cannot name it at all.
+    // A client cannot name it at all.
     let error = archive(&store, &source).await.unwrap_err();
     assert!(matches!(error, StoreError::Source(_)), "{error}");
 }

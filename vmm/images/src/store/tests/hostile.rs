@@ -1,9 +1,9 @@
-//! Files that are larger than they should be, and unpackers that were taken
-//! over by what they parsed.
+//! Tests with files that are larger than they should be, and with unpackers
+//! that were compromised by their input.
 
 use super::*;
 
-/// C2: sizes are compared before a byte is read.
+/// C2: sizes are checked before a byte is read.
 #[tokio::test]
 async fn what_no_instance_could_hold_is_refused_unread() {
     let dir = Dir::new("sparse");
@@ -19,11 +19,17 @@ async fn what_no_instance_could_hold_is_refused_unread() {
         let source = ImageSource::Path(link);
         let load = store.initramfs(&source, &access, 8 << 20);
         let error = load.await.unwrap_err().to_string();
-        assert_eq!(error, "has 4187593113 bytes, 8388608 are accepted");
+        assert_eq!(
+            error,
+            "has 4187593113 bytes, exceeding the limit of 8388608"
+        );
     }
     let error = kernel(&store, &ImageSource::Path(path), 8 << 20).await;
     let error = error.unwrap_err().to_string();
-    assert_eq!(error, "has 4187593113 bytes, 2147483648 are accepted");
+    assert_eq!(
+        error,
+        "has 4187593113 bytes, exceeding the limit of 2147483648"
+    );
     assert_eq!((unpackers.0.get(), store.counters().bytes_read), (0, 0));
 }
 
@@ -42,7 +48,7 @@ async fn a_sparse_kernel_costs_nothing() {
     );
 }
 
-/// What a store makes of one kernel, unpacked by one that lies.
+/// Requests a kernel from a store whose unpacker lies.
 async fn told(lie: impl Fn(&mut Unpacked, &File) + 'static) -> Result<Loaded, StoreError> {
     let dir = Dir::new("lies");
     let source = dir.file("k", mkvmm_guest_images::PROBE);
@@ -92,7 +98,7 @@ async fn an_output_that_is_not_what_was_said_is_refused() {
         let error = told(deed).await.unwrap_err();
         assert!(matches!(error, StoreError::Memfile(_)), "{i}: {error}");
     }
-    // Writing more than was said is of no use.
+    // Writing more than was reported has no effect.
     let loaded = told(|_, file| file.write_all_at(b"evil", 1 << 20).unwrap_or(()));
     let loaded = loaded.await.unwrap();
     let facts = KernelImage::probe().unwrap().kernel_facts().clone();
@@ -100,8 +106,8 @@ async fn an_output_that_is_not_what_was_said_is_refused() {
     assert!(mkvmm_guest_images::PROBE.starts_with(&bytes(&loaded)));
 }
 
-/// One client's image takes over its unpacker, and states the content of
-/// another's. That one's image stays what it is.
+/// One client's image compromises its unpacker, which reports the content hash
+/// of another's image. That other image remains unchanged.
 #[tokio::test]
 async fn an_unpacker_cannot_put_its_content_in_anothers_place() {
     let dir = Dir::new("poison");
@@ -140,7 +146,7 @@ async fn a_file_that_changes_while_it_is_unpacked_is_refused() {
     assert_eq!(store.counters().entries, 0);
 }
 
-/// Never has an answer.
+/// An unpacker that never answers.
 struct Silent;
 
 impl Unpackers for Silent {
@@ -149,7 +155,7 @@ impl Unpackers for Silent {
     }
 }
 
-/// Is lost at once.
+/// An unpacker that is lost at once.
 struct Lost;
 
 impl Unpackers for Lost {

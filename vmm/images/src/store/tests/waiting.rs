@@ -1,11 +1,11 @@
-//! Who waits for what, and what ends when nobody does.
+//! Tests of who waits for which work, and of when the work ends.
 
 use super::*;
 
-/// An instance that could hold any of these kernels: 256 MiB.
+/// The memory of an instance that can hold any of these kernels: 256 MiB.
 const MEMORY: u64 = 256 << 20;
 
-/// C7: one content waits for itself only.
+/// C7: a request waits only for its own content.
 #[tokio::test]
 async fn the_same_image_is_waited_for_together_and_others_are_not_delayed() {
     let dir = Dir::new("together");
@@ -23,7 +23,7 @@ async fn the_same_image_is_waited_for_together_and_others_are_not_delayed() {
             while store.counters().joined == 0 {
                 tokio::task::yield_now().await;
             }
-            // The slow one stands still all this time.
+            // The slow one makes no progress during this time.
             assert_eq!(
                 bytes(&archive(&store, &other).await.unwrap()),
                 b"an archive"
@@ -59,7 +59,7 @@ async fn a_refusal_is_told_to_all_that_wait_and_not_kept() {
     assert_eq!(gated.inner.0.get(), 2);
 }
 
-/// What is refused for a small instance may be right for a larger one.
+/// An image refused for a small instance may be acceptable for a larger one.
 #[tokio::test]
 async fn a_larger_instance_does_not_wait_for_the_verdict_on_a_smaller() {
     let dir = Dir::new("larger");
@@ -80,11 +80,11 @@ async fn a_larger_instance_does_not_wait_for_the_verdict_on_a_smaller() {
     let error = small.unwrap_err().to_string();
     assert_eq!(
         error,
-        "needs 16777216 bytes of memory, 8388608 are accepted"
+        "needs 16777216 bytes of memory, exceeding the limit of 8388608"
     );
     large.unwrap();
     assert_eq!(store.counters().joined, 0);
-    // And what is kept is no larger for that: the sizes are compared again.
+    // The limit still applies to a cached image: sizes are checked again.
     let error = kernel(&store, &source, 8 << 20).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Size(SizeError::Memory { .. })),
@@ -93,7 +93,7 @@ async fn a_larger_instance_does_not_wait_for_the_verdict_on_a_smaller() {
     assert_eq!(gated.inner.0.get(), 2);
 }
 
-/// C7: the work ends when the last that waits has gone, and not before.
+/// C7: the work ends with its last waiter, and not before.
 #[tokio::test]
 async fn work_ends_with_the_last_that_waits_for_it() {
     let dir = Dir::new("abandoned");
@@ -112,7 +112,7 @@ async fn work_ends_with_the_last_that_waits_for_it() {
         } => {}
     }
     drop(first);
-    // The other goes on with it, whichever began it.
+    // The other waiter continues the work, whichever started it.
     tokio::select! {
         _ = &mut second => panic!("the gate is closed"),
         () = tokio::time::sleep(Duration::from_millis(10)) => {}
@@ -123,19 +123,19 @@ async fn work_ends_with_the_last_that_waits_for_it() {
     assert_eq!(gated.working.get(), 0);
     let counters = store.counters();
     assert_eq!((counters.abandoned, counters.bytes_in_flight), (1, 0));
-    // Whoever comes later begins anew.
+    // A later request starts again.
     gated.gate.add_permits(1);
     kernel(&store, &source, ROOMY).await.unwrap();
 }
 
-/// C2: bytes in flight have a budget.
+/// C2: the bytes in flight have a budget.
 #[tokio::test]
 async fn what_unpackers_use_together_is_bounded() {
     let dir = Dir::new("budget");
     let (a, b) = (dir.file("a", &bzimage()), dir.file("b", &bzimage()));
     let gated = Gated::new();
     let size = bzimage().len() as u64;
-    // What it may unpack to by its size, and its payload.
+    // This is the size that it may unpack to, and its payload.
     let needed = (64 << 20) + size * 32 + size;
     let budget = Budget {
         in_flight: needed + 100,
@@ -145,7 +145,7 @@ async fn what_unpackers_use_together_is_bounded() {
     let (first, error) = tokio::join!(kernel(&store, &a, MEMORY), async {
         gated.until_working(1).await;
         let error = kernel(&store, &b, MEMORY).await.unwrap_err();
-        // What fits beside it does not wait.
+        // A request that fits into the rest does not wait.
         let small = dir.file("i", &[1; 100]);
         archive(&store, &small).await.unwrap();
         let large = dir.file("j", &[1; 101]);
