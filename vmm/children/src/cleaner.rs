@@ -1,4 +1,4 @@
-//! The cleaner: makes parts of memory files read as zero, and ends.
+//! The cleaner: makes parts of memory files read as zero, and exits.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{CleanOrder, Cleaned};
 
-/// Serves one order.
+/// Receives one order, carries it out and answers it.
 pub fn serve(mut channel: Channel<Cleaned, CleanOrder>) -> Result<(), WireError> {
     let Some(received) = channel.recv(None)? else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! How a child is confined, by what its parent put into its environment.
+//! Confines a child according to the environment that its parent set.
 
 use std::env;
 use std::str::FromStr;
@@ -7,14 +7,15 @@ use mkvmm_sandbox::{Confinement, Identity, Mode, Profile};
 
 use crate::failure::Failure;
 
-/// How refused system calls are answered: `kill` (the default), `errno`, `log`
-/// or `off`.
+/// The variable with the response to forbidden system calls: `kill` (the
+/// default), `errno`, `log` or `off`.
 pub const SANDBOX_VARIABLE: &str = "MKVMM_SANDBOX";
-/// Set to `1`, processes of the same user may look into this one.
+/// The variable that, set to `1`, lets processes of the same user inspect this
+/// one.
 pub const DEBUGGABLE_VARIABLE: &str = "MKVMM_DEBUGGABLE";
-/// The user id that a child of root continues with.
+/// The variable with the user ID to which a child of root changes.
 pub const UID_VARIABLE: &str = "MKVMM_UID";
-/// The group id that goes with it.
+/// The variable with the group ID to which a child of root changes.
 pub const GID_VARIABLE: &str = "MKVMM_GID";
 
 /// Finds the value of a variable.
@@ -25,8 +26,8 @@ pub fn environment(variable: &str) -> Option<String> {
     env::var(variable).ok()
 }
 
-/// Confines this process, which has one thread and has looked at nothing yet,
-/// as the variables say.
+/// Confines this process as the variables specify. It must have one thread and
+/// must not have read any input yet.
 pub fn confine(profile: Profile, variables: Lookup<'_>) -> Result<(), Failure> {
     let mut confinement = Confinement::new(profile);
     confinement.mode = mode(variables)?;
@@ -35,8 +36,8 @@ pub fn confine(profile: Profile, variables: Lookup<'_>) -> Result<(), Failure> {
     let (uid, gid) = (number(UID_VARIABLE)?, number(GID_VARIABLE)?);
     confinement.identity = uid.zip(gid).map(|(uid, gid)| Identity { uid, gid });
     confinement.parent = rustix::process::getppid();
-    // rustix looks for the vDSO at its first use of a clock, by calls that are
-    // refused afterwards.
+    // rustix looks up the vDSO at its first use of a clock, by calls that are
+    // forbidden afterwards.
     mkvmm_base::timeline::monotonic();
     confinement.enter()?;
     Ok(())

@@ -1,31 +1,31 @@
-//! Why a child could not do its work.
+//! Errors that keep a child from doing its work.
 
 use mkvmm_keeper::child::ChildError;
 use mkvmm_machine::worker::WorkerError;
 use mkvmm_sandbox::SandboxError;
 use mkvmm_wire::WireError;
 
-/// Why a child could not do its work.
+/// A reason why a child could not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// It could not begin.
+    /// The child could not be initialized.
     #[error(transparent)]
     Child(#[from] ChildError),
-    /// It is to be something that does not exist.
+    /// The role does not exist.
     #[error("there is no role {role}")]
     Role {
         /// The role that the environment names.
         role: String,
     },
-    /// A variable says what cannot be.
+    /// An environment variable has an invalid value.
     #[error("{variable}={value} is out of range")]
     Variable {
         /// The name of the variable.
         variable: &'static str,
-        /// The value that it has.
+        /// The value of the variable.
         value: String,
     },
-    /// It could not be confined.
+    /// The child could not be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// It cannot become independent of the process that it is a copy of.

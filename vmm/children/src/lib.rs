@@ -1,6 +1,6 @@
-//! What mkvmm's child processes do. A program that uses the manager calls
-//! [`run`] first in its `main`: in a child it does the child's work and
-//! returns how to exit, in any other process it returns at once.
+//! The main functions of mkvmm's child processes. A program that uses the
+//! manager calls [`run`] first in its `main`: in a child it does the child's
+//! work and returns the exit status, in any other process it returns at once.
 //!
 //! ```text
 //!   main ─► run ─► no child ────────────────► the program itself
@@ -9,8 +9,8 @@
 //!                  descriptors, parent                or cleaner
 //! ```
 //!
-//! What a child may do is decided by its parent and comes in the environment:
-//! see [`SANDBOX_VARIABLE`] and the others.
+//! The parent decides how a child is confined, and passes that in the
+//! environment: see [`SANDBOX_VARIABLE`] and the others.
 
 mod cleaner;
 mod confine;
@@ -34,16 +34,16 @@ pub use early::{Early, Fork, early};
 /// The exit status of a child that could not do its work.
 const FAILED: u8 = 1;
 
-/// Does a child's work, in a child; returns `None` in any other process.
+/// Does the work of a child, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {
     let role = child::role()?;
     quiet_panics();
     Some(exit_code(&role, work(&role)))
 }
 
-/// Has panics say what happened, and no more: the default hook reads files for
-/// a backtrace, which a confined process may not, so it would end before it
-/// could say anything.
+/// Makes panics print only their message: the default hook reads files for a
+/// backtrace, which is forbidden in a confined process, so it would be killed
+/// before it could print the message.
 fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
 }
@@ -69,7 +69,8 @@ fn work(role: &str) -> Result<(), Failure> {
         }
     };
     let socket = child::enter(role, &[])?;
-    // What opening asks of the socket, a confined process may not ask.
+    // Opening a channel makes socket calls that are forbidden in a confined
+    // process.
     match profile {
         Profile::Worker => {
             let channel = Channel::open(socket)?;

@@ -1,11 +1,11 @@
-//! The unpacker: reads one image, writes it unpacked into a file, and ends.
+//! The unpacker: reads one image, writes it unpacked into a file, and exits.
 
 use mkvmm_image::child;
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 
-/// Serves one order.
+/// Receives one order, carries it out and answers it.
 pub fn serve(mut channel: Channel<UnpackReport, UnpackOrder>) -> Result<(), WireError> {
     let Some(received) = channel.recv(None)? else {
         return Ok(());

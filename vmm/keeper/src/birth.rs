@@ -1,13 +1,13 @@
-//! Children by clone3, which no library offers for a program of its own. It is
-//! worth the trouble twice:
+//! Starts children by clone3, which no library offers for executing a program.
+//! It has two advantages:
 //!
-//! - A child is born in the v2 cgroup that it belongs to. One that is moved
-//!   there waits for the kernel's grace periods, 10 to 30 ms for each hierarchy.
-//! - The parent goes on at once, and the scheduler puts the child on a processor
-//!   that is idle. After vfork, which is what posix_spawn does, both are on one.
+//! - A child starts in its own v2 cgroup. Moving a process there waits for the
+//!   kernel's grace periods, 10 to 30 ms for each hierarchy.
+//! - The parent continues immediately, and the scheduler puts the child on an
+//!   idle processor. After vfork, which posix_spawn uses, both share one.
 //!
-//! UNSAFETY: clone3 returns twice, exec takes arrays of pointers, masks of
-//! signals go by pointer.
+//! UNSAFETY: clone3 returns twice, exec takes arrays of pointers, and signal
+//! masks are passed by pointer.
 #![expect(unsafe_code, reason = "clone3 into a cgroup has no safe form")]
 
 use std::ffi::{CString, c_char};
@@ -18,11 +18,11 @@ use std::ptr;
 
 use rustix::process::Pid;
 
-/// `CLONE_INTO_CGROUP` of clone(2), since Linux 5.7.
+/// The flag `CLONE_INTO_CGROUP` of clone(2), available since Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CLONE_PIDFD: u64 = 0x1000;
 
-/// The kernel's `struct clone_args` up to what is used here.
+/// The fields of the kernel's `struct clone_args` that are needed here.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -39,46 +39,47 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// What a child is to execute, and with what.
+/// The program that a child executes, and its parameters.
 #[derive(Debug)]
 pub(crate) struct Birth<'a> {
-    /// The path of the program that it executes.
+    /// The path of the program.
     pub program: CString,
-    /// Its arguments, its name first.
+    /// The arguments of the program, the first of which is its name.
     pub arguments: Vec<CString>,
-    /// Its environment, `NAME=value` each.
+    /// The environment of the program, as `NAME=value` strings.
     pub environment: Vec<CString>,
-    /// What becomes its descriptor 0.
+    /// The descriptor that becomes its descriptor 0.
     pub input: BorrowedFd<'a>,
-    /// What becomes its descriptors 1 and 2; those of this process if `None`.
+    /// The descriptor that becomes its descriptors 1 and 2; those of this
+    /// process if `None`.
     pub output: Option<BorrowedFd<'a>>,
 }
 
-/// What the child needs between its birth and exec, ready made: it may
-/// neither allocate nor panic.
+/// Data that the child needs between clone and exec, prepared in advance: it
+/// must neither allocate nor panic.
 struct Ready {
     program: *const c_char,
     arguments: *const *const c_char,
     environment: *const *const c_char,
     input: RawFd,
     output: Option<RawFd>,
-    /// Where it tells the number of an error.
+    /// The pipe over which the child reports the error number of a failure.
     error: RawFd,
 }
 
 /// A child that may not have executed its program yet.
 #[derive(Debug)]
 pub(crate) struct Born {
-    /// The process id of the child.
+    /// The process ID of the child.
     pub pid: Pid,
     /// The pidfd of the child.
     pub pidfd: OwnedFd,
-    /// Tells whether it could execute the program.
+    /// The pipe that reports whether it could execute the program.
     pub failure: Failure,
 }
 
-/// Where a child tells why it could not execute its program. At the end of the
-/// pipe, it has.
+/// The pipe through which a child reports why it could not execute its program.
+/// The end of the pipe means that it could.
 #[derive(Debug)]
 pub(crate) struct Failure(PipeReader);
 
@@ -86,12 +87,12 @@ impl Failure {
     /// Waits until the child has executed its program.
     ///
     /// # Errors
-    /// The kernel's, of exec; the child is ending then.
+    /// Returns the kernel's error of exec; the child is exiting then.
     pub fn wait(mut self) -> io::Result<()> {
         let mut number = [0; 4];
         match self.0.read_exact(&mut number) {
             Ok(()) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number))),
-            // Exec has closed the other end.
+            // exec has closed the other end.
             Err(_end) => Ok(()),
         }
     }
@@ -102,8 +103,8 @@ impl Birth<'_> {
     /// one is given.
     ///
     /// # Errors
-    /// The kernel's, of clone3: for instance where this process may not put a
-    /// child there.
+    /// Returns the kernel's error of clone3, for instance if this process may
+    /// not put a child there.
     pub fn start(&self, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Born> {
         let arguments = pointers(&self.arguments);
         let environment = pointers(&self.environment);
@@ -121,7 +122,8 @@ impl Birth<'_> {
             .flatten()
             .any(|fd| *fd <= 2)
         {
-            // To put it in its place would overwrite it, or leave it to be closed.
+            // Moving it to descriptor 0 to 2 would overwrite it, or cause it to
+            // be closed.
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let (pid, pidfd) = clone_into(cgroup, &ready)?;
@@ -133,13 +135,13 @@ impl Birth<'_> {
     }
 }
 
-/// Returns the array that exec takes, with its final null.
+/// Returns the null-terminated array that exec takes.
 fn pointers(words: &[CString]) -> Vec<*const c_char> {
     let words = words.iter().map(|word| word.as_ptr());
     words.chain([ptr::null()]).collect()
 }
 
-/// Makes the child, which never returns from here. It has a copy of this
+/// Creates the child, which never returns from here. It has a copy of this
 /// process's memory until exec, as after fork.
 fn clone_into(cgroup: Option<BorrowedFd<'_>>, ready: &Ready) -> io::Result<(Pid, OwnedFd)> {
     let mut pidfd: RawFd = -1;
@@ -154,12 +156,12 @@ fn clone_into(cgroup: Option<BorrowedFd<'_>>, ready: &Ready) -> io::Result<(Pid,
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = number.map_err(io::Error::other)?;
     }
-    // No handler of this process is to run in the child: those of signals
-    // write to pipes that both have.
+    // No signal handler of this process may run in the child: such handlers
+    // write to pipes that both processes share.
     let mask = block_signals();
-    // SAFETY: 1. the arguments are as long as said and outlive the call;
-    // 2. without CLONE_VM and a stack the child goes on here with a copy of
-    // all memory, and calls nothing but `execute`.
+    // SAFETY: 1. the arguments have the stated length and outlive the call;
+    // 2. without CLONE_VM and a stack the child continues here with a copy of
+    //    all memory, and calls nothing but `execute`.
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArgs>()) };
     if pid == 0 {
@@ -171,41 +173,45 @@ fn clone_into(cgroup: Option<BorrowedFd<'_>>, ready: &Ready) -> io::Result<(Pid,
     let Some(pid) = pid.and_then(Pid::from_raw) else {
         return Err(error);
     };
-    // SAFETY: clone3 succeeded, so the number is that of a new descriptor
-    // which nobody else knows.
+    // SAFETY: clone3 succeeded, so the number is that of a new descriptor which
+    // has no other owner.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((pid, pidfd))
 }
 
-/// What the child does: puts descriptors in their places and executes the
-/// program. System calls alone, since other threads may have held any lock.
+/// Runs in the child: moves the descriptors to their numbers and executes the
+/// program. It uses system calls only, since other threads may have held any
+/// lock.
 fn execute(ready: &Ready) -> ! {
     let put = |from: RawFd, to: RawFd| {
-        // SAFETY: plain numbers; what they stand for is the child's alone.
+        // SAFETY: these are plain numbers; the descriptors belong to the child
+        // alone.
         unsafe { libc::dup2(from, to) >= 0 }
     };
     let output = |to| ready.output.is_none_or(|from| put(from, to));
     if put(ready.input, 0) && output(1) && output(2) {
-        // SAFETY: program and arrays are valid C strings and end with null.
+        // SAFETY: the program and the strings are valid C strings, and the
+        // arrays end with null.
         let _ = unsafe { libc::execve(ready.program, ready.arguments, ready.environment) };
     }
     let number = io::Error::last_os_error().raw_os_error().unwrap_or(0);
     let number = number.to_ne_bytes();
-    // SAFETY: the bytes are as many as said.
+    // SAFETY: the buffer has the stated length.
     let _ = unsafe { libc::write(ready.error, number.as_ptr().cast(), number.len()) };
-    // SAFETY: ends this process without its handlers, which are the parent's.
+    // SAFETY: this ends the process without running exit handlers, which belong
+    // to the parent.
     unsafe { libc::_exit(127) }
 }
 
-/// Blocks every signal for this thread, and returns what was blocked before.
+/// Blocks every signal for this thread, and returns the previous mask.
 fn block_signals() -> libc::sigset_t {
     let mut all = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: the pointer is to a set that may be written to.
+    // SAFETY: the pointer is to a writable set.
     let _ = unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the first set was filled, the second may be written to.
+    // SAFETY: the first set was filled, the second is writable.
     let _ = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    // SAFETY: all bits of a set are valid, zero or as the kernel wrote them.
+    // SAFETY: any bit pattern is a valid set, zero or as written by the kernel.
     unsafe { before.assume_init() }
 }
 

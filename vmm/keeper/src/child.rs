@@ -1,4 +1,4 @@
-//! What a child does before anything else.
+//! The first actions of a child process.
 
 use std::ffi::CString;
 use std::io;
@@ -17,25 +17,26 @@ pub const PARENT_VARIABLE: &str = "MKVMM_PARENT";
 /// The lowest descriptor that is not a standard stream.
 const FIRST: RawFd = 3;
 
-/// The reasons why a child cannot begin. It then ends.
+/// A reason why a child cannot start its work and must exit.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// The environment does not name a parent, so nobody started this as a
+    /// The environment does not name a parent, so this was not started as a
     /// child.
     #[error("{PARENT_VARIABLE} is not the pid of a process")]
     NoParent,
-    /// The parent died before it could be watched, or is another one.
+    /// The parent died before it could be watched, or is another process.
     #[error("the parent is not process {expected} but {found:?}")]
     Orphan {
-        /// The pid of the process that started this one.
+        /// The process ID of the process that started this one.
         expected: i32,
-        /// The pid of the parent now; `None` outside this pid namespace.
+        /// The process ID of the current parent; `None` outside this PID
+        /// namespace.
         found: Option<i32>,
     },
     /// The kernel refused one of the steps.
     #[error("the child cannot {step}")]
     Step {
-        /// What was to be done.
+        /// The step that failed.
         step: &'static str,
         /// The underlying error.
         #[source]
@@ -43,25 +44,25 @@ pub enum ChildError {
     },
 }
 
-/// Returns the role that this process was started in; `None` in one that a
-/// user has started.
+/// Returns the role in which this process was started; `None` if a user started
+/// it.
 pub fn role() -> Option<String> {
     std::env::var(ROLE_VARIABLE).ok()
 }
 
-/// Turns this process into a child of its own kind, and returns its channel:
-/// what the parent put at descriptor 0.
+/// Initializes this process as a child, and returns its channel, which the
+/// parent put at descriptor 0.
 ///
-/// 1. It dies with its parent, and has made sure that the parent still lives.
-/// 2. It has a session of its own: no signal of the terminal reaches it.
-/// 3. Signals have their defaults, and none is blocked.
+/// 1. It dies with its parent, and has checked that the parent is still alive.
+/// 2. It has its own session: no signal of the terminal reaches it.
+/// 3. Signals have their default handlers, and none is blocked.
 /// 4. Descriptor 0 is `/dev/null`; all others are closed, except 1, 2, the
-///    channel and those in `keep`. It closes by number, so it is to be called
-///    first in `main`, before anything was opened.
-/// 5. Its name, in `top` and the like, is `mkvmm-` and its role.
+///    channel and those in `keep`. As it closes descriptors by number, it must
+///    be called first in `main`, before anything was opened.
+/// 5. Its name, in `top` and similar tools, is `mkvmm-` and its role.
 ///
 /// # Errors
-/// [`ChildError`]; then the process is to end at once.
+/// Returns a [`ChildError`]; the process must then exit at once.
 pub fn enter(role: &str, keep: &[RawFd]) -> Result<OwnedFd, ChildError> {
     tie_to_parent()?;
     let channel = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST)
@@ -70,11 +71,11 @@ pub fn enter(role: &str, keep: &[RawFd]) -> Result<OwnedFd, ChildError> {
     Ok(channel)
 }
 
-/// Does the same in a [copy](crate::copy) of the process `parent`, which has its
-/// channel.
+/// Initializes a [copy](crate::copy) of the process `parent`, which already has
+/// its channel, like [`enter`].
 ///
 /// # Errors
-/// As [`enter`].
+/// Returns the errors of [`enter`].
 pub fn enter_copy(role: &str, channel: &OwnedFd, parent: Pid) -> Result<(), ChildError> {
     tie_to(parent.as_raw_pid())?;
     begin(role, channel, &[])
@@ -93,14 +94,15 @@ fn begin(role: &str, channel: &OwnedFd, keep: &[RawFd]) -> Result<(), ChildError
     Ok(())
 }
 
-/// Makes this process die when its parent does, and checks that the parent
-/// still is the one that started it.
+/// Makes this process die with its parent, and checks that the parent is still
+/// the process that started it.
 ///
-/// The kernel forgets the first part when a process changes its uid, so a
-/// child that does so calls this again afterwards.
+/// The kernel clears the parent-death signal when a process changes its user
+/// ID, so a child that does so must call this again afterwards.
 ///
 /// # Errors
-/// [`ChildError::Orphan`] when it is too late, [`ChildError::NoParent`].
+/// Returns [`ChildError::Orphan`] if the parent is gone, or
+/// [`ChildError::NoParent`].
 pub fn tie_to_parent() -> Result<(), ChildError> {
     let expected = std::env::var(PARENT_VARIABLE).ok();
     let expected: i32 = expected
@@ -110,8 +112,8 @@ pub fn tie_to_parent() -> Result<(), ChildError> {
 }
 
 fn tie_to(expected: i32) -> Result<(), ChildError> {
-    // In this order: a parent that dies in between has either sent the signal
-    // or is seen to be gone.
+    // With this order, a parent that dies in between has either sent the signal
+    // or is found to be gone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(at("tie itself to its parent"))?;
     let found = rustix::process::getppid().map(|pid| pid.as_raw_pid());
@@ -122,7 +124,7 @@ fn tie_to(expected: i32) -> Result<(), ChildError> {
     }
 }
 
-/// Puts `/dev/null` where whoever reads stdin looks.
+/// Replaces descriptor 0 by `/dev/null`, for code that reads stdin.
 fn replace_stdin() -> Result<(), ChildError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(at("open /dev/null"))?;
@@ -134,7 +136,7 @@ fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), ChildError> {
     kept.retain(|fd| *fd >= FIRST);
     kept.sort_unstable();
     let close = |first: RawFd, last: u32| {
-        let step = "close what it inherited";
+        let step = "close inherited descriptors";
         sys::close_range(first, last).map_err(|source| ChildError::Step { step, source })
     };
     let mut first = FIRST;

@@ -1,4 +1,4 @@
-//! Makes, holds and reaps mkvmm's processes.
+//! Starts, watches and reaps mkvmm's processes.
 //!
 //! ```text
 //!   parent                                     child: the same binary, by exec
@@ -11,17 +11,17 @@
 //!      └── dropped: killed and reaped
 //! ```
 //!
-//! Children are made by exec, not by fork alone: each has an address layout
-//! and a stack canary of its own, inherits nothing but what is listed, and no
-//! code runs between fork and exec. What a child is to work on reaches it over
-//! its channel. The one exception is in [`copy`].
+//! Children are created by exec, not by fork alone: each has its own address
+//! layout and stack canary, inherits nothing but what is listed, and no Rust
+//! code runs between fork and exec. A child receives its work over its channel.
+//! The one exception is in [`copy`].
 //!
-//! [`cgroup`] has a leaf for each guest, where accounting and limits by cgroup
-//! are wanted; without one a child's own clock tells what it used.
+//! [`cgroup`] has a leaf for each guest, if accounting and limits by cgroup are
+//! wanted; without one, the child's own CPU clock is used.
 //!
-//! Nothing here parses what others wrote, and nothing here knows of guests.
-//! The process that uses it is parent and reaper of all others; it can be the
-//! manager, or a keeper of its own below it.
+//! This crate parses no untrusted data, and does not know about guests. The
+//! process that uses it is the parent and reaper of all others: the manager, or
+//! a keeper process of its own below the manager.
 
 mod birth;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! Children: starting, ending and reaping them.
+//! Starting, killing and reaping child processes.
 
 use std::ffi::CString;
 use std::fmt;
@@ -19,26 +19,26 @@ use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
 use crate::sys;
 
-/// The reasons why a child could not be started, ended or reaped.
+/// A reason why a child could not be started, killed or reaped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// There is no new process.
+    /// No new process could be created.
     #[error("starting the {role} of {label} failed")]
     Start {
         /// The role of the child.
         role: String,
-        /// Whom it was to work for.
+        /// The instance or image that it was to work for.
         label: String,
         /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// Signalling, polling or waiting failed, which no child can bring about.
+    /// Signalling, polling or waiting failed, which no child can cause.
     #[error("{action} process {pid} failed")]
     Handle {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
-        /// The process id of the child.
+        /// The process ID of the child.
         pid: i32,
         /// The underlying error.
         #[source]
@@ -47,7 +47,7 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// Whether the host has no descriptors, processes or memory left for it.
+    /// Returns whether the host lacks descriptors, processes or memory for it.
     pub fn is_shortage(&self) -> bool {
         let (Self::Start { source, .. } | Self::Handle { source, .. }) = self;
         let errno = Errno::from_io_error(source);
@@ -56,57 +56,58 @@ impl ProcessError {
     }
 }
 
-/// Where a child's standard output and error go.
+/// The destination of a child's standard output and error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
     /// Output goes to `/dev/null`.
     #[default]
     Null,
-    /// Where those of this process go.
+    /// Output goes to that of this process.
     Inherit,
 }
 
-/// A child to be started.
+/// The parameters of a child to be started.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// What it is to be: a word that [`crate::child::role`] returns in it.
+    /// The role of the child, which [`crate::child::role`] returns in it.
     pub role: &'a str,
-    /// Whose it is, for people: `ps` shows `mkvmm-<role>: <label>`.
+    /// The instance or image it works for; `ps` shows `mkvmm-<role>: <label>`.
     pub label: &'a str,
-    /// Its end of the channel, which becomes its descriptor 0.
+    /// The child's end of the channel, which becomes its descriptor 0.
     pub channel: OwnedFd,
-    /// Its environment, besides role and parent. Nothing is inherited.
+    /// The environment of the child, besides role and parent. Nothing is
+    /// inherited.
     pub environment: &'a [(&'a str, &'a str)],
-    /// Where its output goes.
+    /// The destination of its output.
     pub output: Output,
-    /// The program that it runs; this one when `None`. For those that embed
-    /// mkvmm in a program of their own.
+    /// The program to execute; this one if `None`. For programs that embed
+    /// mkvmm as a library.
     pub program: Option<&'a Path>,
-    /// The open directory of a v2 cgroup that it is born in; that of this
-    /// process when `None`.
+    /// The open directory of a v2 cgroup to start it in; that of this process
+    /// if `None`.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
 impl Spawn<'_> {
-    /// Starts the child: this very program again, from its first instruction,
-    /// even if its file was replaced meanwhile.
+    /// Starts the child: executes this very program again, even if its file was
+    /// replaced meanwhile.
     ///
-    /// The child dies when the *thread* that calls this does, since that is
-    /// what the kernel calls a parent. So it is called on one that lives as
-    /// long as the process.
+    /// The child dies when the *thread* that calls this exits, since the kernel
+    /// regards that thread as the parent. So it must be called on a thread that
+    /// lives as long as the process.
     ///
     /// # Errors
-    /// [`ProcessError::Start`]; then no process is left, and the channel is
-    /// closed.
+    /// Returns [`ProcessError::Start`]; no process is left then, and the
+    /// channel is closed.
     pub fn start(self) -> Result<Child, ProcessError> {
         self.begin()?.confirm()
     }
 
-    /// Begins to start the child, as [`Self::start`] does, and does not wait
-    /// until it has executed its program.
+    /// Begins to start the child like [`Self::start`], without waiting until it
+    /// has executed its program.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Returns the errors of [`Self::start`].
     pub fn begin(self) -> Result<Starting, ProcessError> {
         let failed = |source| ProcessError::Start {
             role: self.role.to_owned(),
@@ -122,7 +123,7 @@ impl Spawn<'_> {
         })
     }
 
-    /// Returns what `ps` shows.
+    /// Returns the name that `ps` shows.
     fn name(&self) -> String {
         format!("mkvmm-{}: {}", self.role, self.label)
     }
@@ -174,10 +175,10 @@ impl From<Child> for Starting {
 }
 
 impl Starting {
-    /// Waits until the child has executed its program, which it does at once.
+    /// Waits until the child has executed its program, which takes a short time.
     ///
     /// # Errors
-    /// [`ProcessError::Start`] if it could not; then no process is left.
+    /// Returns [`ProcessError::Start`] if it could not; no process is left then.
     pub fn confirm(self) -> Result<Child, ProcessError> {
         match self.failure.map_or(Ok(()), Failure::wait) {
             Ok(()) => Ok(self.child),
@@ -190,17 +191,17 @@ impl Starting {
     }
 }
 
-/// How a process ended.
+/// The way in which a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It ended itself, with this status.
+    /// The process exited with this status.
     Code(i32),
-    /// A signal ended it.
+    /// A signal killed the process.
     Signal(i32),
 }
 
 impl Exit {
-    /// Whether the process ended itself and was content.
+    /// Returns whether the process exited with status 0.
     pub const fn is_success(self) -> bool {
         matches!(self, Self::Code(0))
     }
@@ -216,15 +217,15 @@ impl fmt::Display for Exit {
 }
 
 /// A child process. When dropped it is killed, if it still runs, and reaped;
-/// that waits for the kernel to take it down (a virtual machine takes some
-/// 20 ms), so where time matters [`Child::kill`] it and await its end first.
+/// that waits until the kernel has torn it down (about 20 ms for a virtual
+/// machine), so where time matters, [`Child::kill`] it and await its end first.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
     pidfd: Arc<OwnedFd>,
-    /// How it ended, once it was reaped.
+    /// The way in which it ended, once it was reaped.
     exit: Option<Exit>,
-    /// The CPU time that it had used by then.
+    /// The CPU time that it had used by its end.
     used: Option<Duration>,
 }
 
@@ -239,11 +240,11 @@ impl Child {
     }
 
     /// Returns the CPU time that the child has used with all its threads, in
-    /// user code, its guest and the kernel: up to now, or up to its end once
-    /// that is known. Never less than before.
+    /// user code, in its guest and in the kernel: up to now, or up to its end
+    /// once that is known. It never decreases.
     ///
     /// # Errors
-    /// [`ProcessError::Handle`] if somebody else has reaped it.
+    /// Returns [`ProcessError::Handle`] if somebody else has reaped it.
     pub fn cpu_time(&self) -> Result<Duration, ProcessError> {
         match self.used {
             Some(used) => Ok(used),
@@ -251,22 +252,25 @@ impl Child {
         }
     }
 
-    /// Returns its pid, for people; only the pidfd is sure to be this child.
+    /// Returns its process ID, for people; only the pidfd reliably refers to
+    /// this child.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
     }
 
-    /// Ends the child, whatever it does: running, stopped or held by a
-    /// debugger. Only a freezer of cgroup v1 delays it until the thaw.
-    /// Harmless if it has ended.
+    /// Kills the child, whatever its state is: running, stopped or attached to
+    /// a debugger. Only a cgroup v1 freezer delays it until it is thawed. Has
+    /// no effect if it has ended.
     ///
     /// # Errors
-    /// [`ProcessError::Handle`] if the child has become another user's.
+    /// Returns [`ProcessError::Handle`] if the child's user ID does not permit
+    /// it.
     pub fn kill(&self) -> Result<(), ProcessError> {
         self.killer().kill()
     }
 
-    /// Returns what can end the child while somebody else waits for it.
+    /// Returns a handle that can kill the child while somebody else waits for
+    /// it.
     pub fn killer(&self) -> Killer {
         Killer {
             pid: self.pid,
@@ -274,26 +278,27 @@ impl Child {
         }
     }
 
-    /// Returns how the child ended and reaps it; `None` if it still runs.
+    /// Reaps the child and returns how it ended; `None` if it still runs.
     ///
     /// # Errors
-    /// [`ProcessError::Handle`] if somebody else has reaped it.
+    /// Returns [`ProcessError::Handle`] if somebody else has reaped it.
     pub fn try_wait(&mut self) -> Result<Option<Exit>, ProcessError> {
         self.reap(WaitIdOptions::NOHANG)
     }
 
-    /// Waits for the end of the child until `deadline` (for ever with
+    /// Waits for the end of the child until `deadline` (indefinitely if
     /// `None`), and reaps it. Returns `None` if it still runs.
     ///
     /// # Errors
-    /// As [`Self::try_wait`].
+    /// Returns the errors of [`Self::try_wait`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Option<Exit>, ProcessError> {
         loop {
             if let Some(exit) = self.try_wait()? {
                 return Ok(Some(exit));
             }
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            // A wait too long for the kernel's clock is one without an end.
+            // A timeout too long for the kernel's clock is treated as
+            // unlimited.
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let mut polled = [PollFd::new(&*self.pidfd, PollFlags::IN)];
             match rustix::event::poll(&mut polled, timeout.as_ref()) {
@@ -305,13 +310,14 @@ impl Child {
     }
 
     /// Waits for the end of the child in the current tokio runtime, and reaps
-    /// it. May be dropped at any time.
+    /// it. It is cancel-safe.
     ///
     /// # Errors
-    /// As [`Self::try_wait`], and what keeps the runtime from waiting.
+    /// Returns the errors of [`Self::try_wait`], and those of registering with
+    /// the runtime.
     ///
     /// # Panics
-    /// Outside a tokio runtime with I/O enabled.
+    /// Panics outside a tokio runtime with I/O enabled.
     #[cfg(feature = "tokio")]
     pub async fn ended(&mut self) -> Result<Exit, ProcessError> {
         let ready = mkvmm_wire::ready::Ready::new(Arc::clone(&self.pidfd), false)
@@ -338,7 +344,7 @@ impl Child {
             })
             .map_err(|errno| self.failed("waiting for", errno))
         };
-        // First only looked at: its clock goes with it.
+        // Only check at first: reaping also discards its CPU clock.
         if wait(options | WaitIdOptions::NOWAIT)?.is_none() {
             return Ok(None);
         }
@@ -357,8 +363,8 @@ impl Child {
     }
 }
 
-/// Ends a child that somebody else waits for. It is of no use once the child
-/// was reaped, and does no harm.
+/// A handle to kill a child that somebody else waits for. It has no effect once
+/// the child was reaped.
 #[derive(Debug, Clone)]
 pub struct Killer {
     pid: Pid,
@@ -366,37 +372,39 @@ pub struct Killer {
 }
 
 impl Killer {
-    /// Returns the pid of the child, for people.
+    /// Returns the process ID of the child, for people.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
     }
 
-    /// Returns the CPU time that the child has used so far, as
+    /// Returns the CPU time that the child has used so far, like
     /// [`Child::cpu_time`]; `None` once it was reaped.
     pub fn cpu_time(&self) -> Option<Duration> {
         let used = sys::cpu_time(self.pid).ok()?;
         self.is_there().then_some(used)
     }
 
-    /// Returns the bytes of memory that the child has to itself: heap and
-    /// stacks, but no file, be it of guest memory or a program. `None` once it
-    /// was reaped.
+    /// Returns the number of bytes of the child's private memory: heap and
+    /// stacks, but no files, neither guest memory nor the program. `None` once
+    /// it was reaped.
     pub fn memory(&self) -> Option<u64> {
         let bytes = cgroup::private_memory(self.pid).ok()?;
         self.is_there().then_some(bytes)
     }
 
-    /// Whether the pid is the child's still: nobody else gets it before the
-    /// child was reaped, from when on nobody can wait for it.
+    /// Returns whether the process ID still refers to the child: it is not
+    /// reused before the child was reaped, and afterwards nobody can wait for
+    /// it.
     fn is_there(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options).is_ok()
     }
 
-    /// Ends the child. Harmless if it has ended.
+    /// Kills the child. Has no effect if it has ended.
     ///
     /// # Errors
-    /// [`ProcessError::Handle`] if the child has become another user's.
+    /// Returns [`ProcessError::Handle`] if the child's user ID does not permit
+    /// it.
     pub fn kill(&self) -> Result<(), ProcessError> {
         match rustix::process::pidfd_send_signal(&*self.pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -412,7 +420,7 @@ impl Killer {
 fn exit_of(status: &WaitIdStatus) -> Exit {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => Exit::Code(code),
-        // With EXITED alone, what did not exit was killed.
+        // With EXITED alone, a child that did not exit was killed.
         (None, signal) => Exit::Signal(signal.unwrap_or(0)),
     }
 }
@@ -427,7 +435,7 @@ impl AsFd for Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if self.exit.is_none() && self.kill().is_ok() {
-            // If somebody else has reaped it there is nothing to do.
+            // If somebody else has reaped it, there is nothing to do.
             let _ = self.reap(WaitIdOptions::empty());
         }
     }

@@ -1,7 +1,7 @@
-//! The system calls that rustix has no safe form of.
+//! System calls for which rustix has no safe wrapper.
 //!
 //! UNSAFETY: rt_sigaction, sigprocmask and the clocks take pointers,
-//! close_range takes numbers for descriptors.
+//! close_range takes descriptors as numbers.
 #![expect(unsafe_code, reason = "calls libc where rustix has nothing")]
 
 use std::io;
@@ -13,19 +13,19 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-/// The signals there are.
+/// The range of all signal numbers.
 const SIGNALS: RangeInclusive<i32> = 1..=64;
 
-/// Lets every signal through, and stops ignoring those that the parent
-/// ignored. Handlers need no care: exec has removed all but those that this
-/// program installed.
+/// Unblocks all signals, and resets those that the parent ignored. Handlers
+/// need no attention: exec has removed all except those that this program
+/// installed.
 ///
-/// SIGPIPE stays ignored: Rust's runtime does that in every program, so that
-/// a closed pipe is an error and not an end.
+/// SIGPIPE remains ignored: Rust's runtime does that in every program, so that
+/// writing to a closed pipe is an error and does not kill the process.
 ///
 /// # Errors
-/// The error of `rt_sigaction` or sigprocmask; there is none for these
-/// arguments.
+/// Returns the error of `rt_sigaction` or sigprocmask; none is possible for
+/// these arguments.
 pub fn reset_signals() -> io::Result<()> {
     for signal in SIGNALS {
         if signal != libc::SIGPIPE && is_ignored(signal)? {
@@ -33,7 +33,7 @@ pub fn reset_signals() -> io::Result<()> {
         }
     }
     let mut none = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the pointer is to a set that may be written to.
+    // SAFETY: the pointer is to a writable set.
     let _ = unsafe { libc::sigemptyset(none.as_mut_ptr()) };
     // SAFETY: 1. the set was initialised by sigemptyset, which cannot fail for
     // a valid pointer; 2. the old set may be null.
@@ -45,19 +45,19 @@ pub fn reset_signals() -> io::Result<()> {
     }
 }
 
-/// The kernel's `struct sigaction`: the handler in front, then flags, mask and
-/// on some processors a restorer; never longer than four words. The C
-/// library's own calls refuse the two signals that it uses itself, which a
-/// parent can leave ignored like any other.
+/// The kernel's `struct sigaction`: the handler first, then flags, mask and on
+/// some processors a restorer; never longer than four words. The C library's
+/// own functions refuse the two signals that it uses itself, which a parent can
+/// leave ignored like any other.
 type KernelAction = [usize; 4];
 
-/// Bytes of the kernel's signal set.
+/// The size of the kernel's signal set in bytes.
 const KERNEL_SET: usize = 8;
 
 fn is_ignored(signal: i32) -> io::Result<bool> {
     let mut action: KernelAction = [0; 4];
-    // SAFETY: 1. a null new action changes nothing; 2. the old one goes to a
-    // place that is long enough.
+    // SAFETY: 1. a null new action changes nothing; 2. the buffer for the old
+    // one is long enough.
     let result = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -93,17 +93,17 @@ fn set_default(signal: i32) -> io::Result<()> {
     }
 }
 
-/// Closes the descriptors from `first` to `last`, whichever of them are open.
+/// Closes all open descriptors from `first` to `last`.
 ///
-/// The caller answers for it that nobody owns one of them: this is for the
-/// first moments of a process, in which all of them are inherited and no
-/// value of this program stands for them.
+/// The caller must ensure that none of them has an owner: this is for the first
+/// moments of a process, when all of them are inherited and no value of this
+/// program represents them.
 ///
 /// # Errors
-/// [`io::ErrorKind::Unsupported`] before Linux 5.9.
+/// Returns [`io::ErrorKind::Unsupported`] before Linux 5.9.
 pub fn close_range(first: RawFd, last: u32) -> io::Result<()> {
-    // SAFETY: plain numbers; the kernel checks them. That no OwnedFd stands
-    // for one of them is the caller's promise, see above.
+    // SAFETY: these are plain numbers, which the kernel checks. That no OwnedFd
+    // represents one of them is the caller's obligation, see above.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     match result {
         0 => Ok(()),
@@ -112,13 +112,14 @@ pub fn close_range(first: RawFd, last: u32) -> io::Result<()> {
 }
 
 /// Returns the CPU time that process `pid` has used, with all its threads,
-/// ended ones included. It may have ended itself, but not been reaped.
+/// including ended ones. The process may have ended, but must not have been
+/// reaped.
 ///
 /// # Errors
-/// ESRCH, or EINVAL, where there is no such process.
+/// Returns ESRCH or EINVAL if there is no such process.
 pub fn cpu_time(pid: Pid) -> io::Result<Duration> {
     let mut clock: libc::clockid_t = 0;
-    // SAFETY: the pointer is to a number that may be written to.
+    // SAFETY: the pointer is to a writable number.
     let result = unsafe { libc::clock_getcpuclockid(pid.as_raw_pid(), &raw mut clock) };
     if result != 0 {
         return Err(io::Error::from_raw_os_error(result));
@@ -127,7 +128,7 @@ pub fn cpu_time(pid: Pid) -> io::Result<Duration> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is to a time that may be written to.
+    // SAFETY: the pointer is to a writable time.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     if result != 0 {
         return Err(io::Error::last_os_error());

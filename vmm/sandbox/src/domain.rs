@@ -1,15 +1,15 @@
-//! The Landlock domain: no file system, no TCP, no signals and no abstract
-//! sockets beyond it.
+//! The Landlock domain: denies the file system, TCP, and signals and abstract
+//! sockets of processes outside.
 //!
-//! Entering a domain has one more effect that no ruleset names: the process
-//! can only trace, read or take descriptors from processes of its own domain,
-//! that is from itself.
+//! Entering a domain has another effect that no ruleset names: the process can
+//! only trace, read or take descriptors from processes of its own domain, which
+//! is only itself.
 //!
-//! Descriptors that were opened before, or that others send, keep the rights
-//! they were opened with. Landlock does not see files of kernel-internal file
-//! systems, memory files among them: reopening one's own by `/proc/self/fd`
-//! and executing it are held by seccomp alone. Before version 9 it does not
-//! see `connect` to a path.
+//! Descriptors that were opened before, or that others send, keep their access
+//! rights. Landlock does not cover files of kernel-internal file systems,
+//! including memory files: only seccomp prevents reopening one's own through
+//! `/proc/self/fd` and executing it. Before version 9 it does not cover
+//! `connect` to a path.
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset,
@@ -19,14 +19,14 @@ use landlock::{
 use crate::error::SandboxError;
 use crate::report::Outcome;
 
-/// The newest version whose rights are denied where the kernel knows them.
-/// All of them are denied without exception, so a right too many harms nobody.
+/// The newest version whose rights are denied if the kernel knows them. All of
+/// them are denied without exception, so denying too many does no harm.
 const NEWEST: ABI = ABI::V10;
 
-/// The version that holds everything this crate promises of Landlock.
+/// The version that supports everything this crate promises about Landlock.
 const WANTED: u32 = 6;
 
-/// What each version added, as far as promises rest on it.
+/// The additions of each version that the promises rely on.
 const ADDED: [(u32, &str); 6] = [
     (1, "files, tracing of other processes"),
     (2, "linking and renaming across directories"),
@@ -39,8 +39,8 @@ const ADDED: [(u32, &str); 6] = [
 /// Enters a domain that allows nothing.
 ///
 /// # Errors
-/// [`SandboxError::Landlock`]. A kernel that knows less of Landlock, or
-/// nothing, is no error: the outcome says what is missing.
+/// Returns [`SandboxError::Landlock`]. It is not an error if the kernel
+/// supports only parts of Landlock, or none; the outcome lists what is missing.
 pub(crate) fn enter() -> Result<Outcome, SandboxError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

@@ -1,4 +1,4 @@
-//! Applying a confinement, in the one order that works.
+//! Applies a confinement, in the only order that works.
 
 use std::fs;
 
@@ -12,17 +12,18 @@ use crate::report::{Layer, Outcome, Report};
 use crate::{domain, identity, limits, seccomp};
 
 impl Confinement {
-    /// Confines this process, for good. It must have one thread yet.
+    /// Confines this process permanently. It must have only one thread.
     ///
-    /// The order: limits and the bounding set while there are privileges to
-    /// do so; groups, ids and capabilities; then what the change of ids would
-    /// have undone, dumpability and the parent's death; then `no_new_privs`
-    /// and Landlock; the filter last, as it denies all of the above.
+    /// The order: limits and the bounding set while the process has the
+    /// privileges to change them; groups, IDs and capabilities; then what
+    /// changing the IDs would have reset, dumpability and the parent-death
+    /// signal; then `no_new_privs` and Landlock; the filter last, as it denies
+    /// all of the above.
     ///
     /// # Errors
-    /// What failed. Before the first change: more than one thread, an identity
-    /// that cannot be or must not be. Afterwards the process is confined in
-    /// part and must end.
+    /// Returns the error of the step that failed. Before the first change these
+    /// are: more than one thread, or an identity that is impossible or not
+    /// allowed. After that, the process is partly confined and must exit.
     pub fn enter(&self) -> Result<Report, SandboxError> {
         let layers = self.layers.within(self.mode);
         check_threads(layers)?;
@@ -47,7 +48,7 @@ impl Confinement {
         Ok(())
     }
 
-    /// Gives up groups, ids and capabilities.
+    /// Drops groups, IDs and capabilities.
     fn drop_privileges(&self, layers: Layers, report: &mut Report) -> Result<(), SandboxError> {
         let bounding = match layers.capabilities {
             true => identity::shrink_bounding_set(self.profile)?,
@@ -55,7 +56,8 @@ impl Confinement {
         };
         let ids = match (layers.identity, self.profile.is_confined()) {
             (false, _) => Outcome::SwitchedOff,
-            // Keeper and manager need their groups: `kvm`, the socket's.
+            // The keeper and the manager need their groups: `kvm`, and that of
+            // the socket.
             (true, false) if self.identity.is_none() => Outcome::NotInProfile,
             (true, _) => identity::assume(self.identity)?,
         };
@@ -67,8 +69,8 @@ impl Confinement {
         Ok(())
     }
 
-    /// Sets what every change of ids resets: who may look in, and whose death
-    /// is ours.
+    /// Sets what every change of IDs resets: dumpability and the parent-death
+    /// signal.
     fn close_to_others(&self, layers: Layers, report: &mut Report) -> Result<(), SandboxError> {
         report.add(Layer::Dumpable, self.set_dumpable(layers)?);
         let parent = match (layers.parent_death, self.parent) {
@@ -82,7 +84,7 @@ impl Confinement {
 
     fn set_dumpable(&self, layers: Layers) -> Result<Outcome, SandboxError> {
         let (behavior, outcome) = match (layers.dumpable, self.debuggable) {
-            // Explicitly: a change of ids may have switched it off.
+            // Set it explicitly: a change of IDs may have cleared it.
             (_, true) => (DumpableBehavior::Dumpable, Outcome::Debuggable),
             (true, false) => (DumpableBehavior::NotDumpable, Outcome::Applied),
             (false, false) => return Ok(Outcome::SwitchedOff),
@@ -91,7 +93,8 @@ impl Confinement {
         Ok(outcome)
     }
 
-    /// Closes the file system, the network and the kernel's other interfaces.
+    /// Denies access to the file system, the network and the kernel's other
+    /// interfaces.
     fn close_the_outside(&self, layers: Layers, report: &mut Report) -> Result<(), SandboxError> {
         let privileges = match layers.no_new_privs {
             true => {
@@ -116,7 +119,7 @@ impl Confinement {
     }
 }
 
-/// Refuses to go on where a layer would reach one thread of several.
+/// Fails if a layer would only apply to one of several threads.
 fn check_threads(layers: Layers) -> Result<(), SandboxError> {
     if !layers.any_per_thread() {
         return Ok(());
@@ -128,8 +131,9 @@ fn check_threads(layers: Layers) -> Result<(), SandboxError> {
     }
 }
 
-/// Asks for SIGKILL when the parent dies, then makes sure that it had not died
-/// before: the request would wait for the death of whoever came after it.
+/// Requests SIGKILL for the parent's death, then checks that the parent had not
+/// died before: otherwise the request would refer to the process that adopted
+/// this one.
 fn follow(parent: Pid) -> Result<Outcome, SandboxError> {
     set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(failed("prctl(PR_SET_PDEATHSIG)"))?;
@@ -144,7 +148,7 @@ fn follow(parent: Pid) -> Result<Outcome, SandboxError> {
 }
 
 impl Mode {
-    /// Returns whether refused system calls are really refused.
+    /// Returns whether forbidden system calls really fail.
     pub fn refuses(self) -> bool {
         matches!(self, Self::Kill | Self::Errno)
     }

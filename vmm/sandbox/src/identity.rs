@@ -1,4 +1,4 @@
-//! Ids and capabilities: what the process may still claim to be.
+//! The identity of a process: IDs and capabilities.
 
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups, getuid};
@@ -13,12 +13,12 @@ use crate::error::{SandboxError, failed};
 use crate::profile::{Identity, Profile};
 use crate::report::Outcome;
 
-/// Refuses identities that cannot be or must not be, before anything changed.
+/// Checks, before anything changes, that the identity is possible and allowed.
 ///
 /// # Errors
-/// [`SandboxError::RootWorker`] where a confined process would go on as root,
-/// [`SandboxError::NotRoot`] where ids are asked for that this process cannot
-/// take on.
+/// Returns [`SandboxError::RootWorker`] if a confined process would run as
+/// root, or [`SandboxError::NotRoot`] if this process cannot change to the
+/// requested IDs.
 pub(crate) fn check(profile: Profile, wanted: Option<Identity>) -> Result<(), SandboxError> {
     let uid = geteuid().as_raw();
     let after = wanted.map_or(uid, |identity| identity.uid);
@@ -32,11 +32,11 @@ pub(crate) fn check(profile: Profile, wanted: Option<Identity>) -> Result<(), Sa
     Ok(())
 }
 
-/// Drops supplementary groups and takes on `wanted`, groups first: without
-/// root's user id they could no longer be changed.
+/// Drops supplementary groups and changes to `wanted`, the groups first:
+/// without root's user ID they could no longer be changed.
 ///
 /// # Errors
-/// The call that failed, or [`SandboxError::IdsKept`].
+/// Returns the system call that failed, or [`SandboxError::IdsKept`].
 pub(crate) fn assume(wanted: Option<Identity>) -> Result<Outcome, SandboxError> {
     let groups = drop_groups()?;
     let Some(Identity { uid, gid }) = wanted else {
@@ -54,7 +54,7 @@ pub(crate) fn assume(wanted: Option<Identity>) -> Result<Outcome, SandboxError> 
     Ok(groups)
 }
 
-/// Drops supplementary groups where that is allowed, says so where it is not.
+/// Drops supplementary groups if that is permitted, and reports if it is not.
 fn drop_groups() -> Result<Outcome, SandboxError> {
     match set_thread_groups(&[]) {
         Ok(()) => Ok(Outcome::Applied),
@@ -69,9 +69,9 @@ fn drop_groups() -> Result<Outcome, SandboxError> {
     }
 }
 
-/// The capabilities that the keeper of a system service works with: it makes
-/// processes of another user, moves them to cgroups and ends them, locks
-/// memory and opens what its administrator named.
+/// The capabilities of the keeper of a system service: it starts processes of
+/// another user, moves them to cgroups and kills them, locks memory and opens
+/// the files that its administrator named.
 const KEEPER: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETPCAP)
@@ -82,15 +82,15 @@ const KEEPER: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE);
 
-/// The capabilities that the manager of a system service works with: it opens
-/// images of any owner, gives its socket to a group, and ends workers.
+/// The capabilities of the manager of a system service: it opens images of any
+/// owner, gives its socket to a group, and kills workers.
 const MANAGER: CapabilitySet = CapabilitySet::KILL
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Returns the capabilities that a process of kind `profile` may keep.
+/// Returns the capabilities that a process with this profile may keep.
 fn kept(profile: Profile) -> CapabilitySet {
     match profile {
         Profile::Keeper => KEEPER,
@@ -99,11 +99,11 @@ fn kept(profile: Profile) -> CapabilitySet {
     }
 }
 
-/// Takes capabilities out of the bounding set. To be done before the change
-/// of ids, after which CAP_SETPCAP is gone.
+/// Removes capabilities from the bounding set. Must be called before the change
+/// of IDs, which removes CAP_SETPCAP.
 ///
 /// # Errors
-/// The call that failed. Without CAP_SETPCAP it is no error.
+/// Returns the system call that failed. A missing CAP_SETPCAP is not an error.
 pub(crate) fn shrink_bounding_set(profile: Profile) -> Result<Outcome, SandboxError> {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
@@ -121,11 +121,12 @@ pub(crate) fn shrink_bounding_set(profile: Profile) -> Result<Outcome, SandboxEr
     Ok(Outcome::Applied)
 }
 
-/// Clears the ambient and inheritable sets and lowers the permitted and the
-/// effective one to what `profile` keeps. To be done after the change of ids.
+/// Clears the ambient and inheritable sets and reduces the permitted and
+/// effective sets to what `profile` keeps. Must be called after the change of
+/// IDs.
 ///
 /// # Errors
-/// The call that failed.
+/// Returns the system call that failed.
 pub(crate) fn lower_capabilities(profile: Profile) -> Result<(), SandboxError> {
     clear_ambient_capability_set().map_err(failed("prctl(PR_CAP_AMBIENT_CLEAR_ALL)"))?;
     let now = rustix::thread::capabilities(None).map_err(failed("capget"))?;

@@ -1,10 +1,10 @@
 //! Confinement of mkvmm's processes.
 //!
-//! mkvmm is a manager, a keeper and one process per guest. A worker executes
-//! what a hostile guest makes it execute, an unpacker parses what a stranger
-//! wrote; either may be taken over. This crate holds what is then left to
-//! them: a process says which [`Profile`] it has and [enters](Confinement::enter),
-//! while it has one thread, and gets a [`Report`] of what that came to.
+//! mkvmm consists of a manager, a keeper and one process per guest. A worker
+//! executes a possibly hostile guest, and an unpacker parses untrusted input;
+//! either may be compromised. This crate limits what they can do then: a
+//! process selects its [`Profile`] and [enters](Confinement::enter) the sandbox
+//! while it has one thread, and gets a [`Report`] of the result.
 //!
 //! ```no_run
 //! use mkvmm_sandbox::{Confinement, Identity, Profile};
@@ -21,15 +21,16 @@
 //! # }
 //! ```
 //!
-//! # Promises of a confined process, and what holds each
+//! # Promises about a confined process, and what enforces each
 //!
-//! Tests are trials of `tests/doors` (`cargo test -p mkvmm-sandbox --test doors`).
-//! `doors::*` tries every door at the same user id, started by root and not,
-//! with all layers, with each layer off in turn, with each layer alone, and
-//! with none: what is said to hold a door holds it alone, and a door that only
-//! one layer holds is shown to open without it.
+//! The tests are in `tests/doors` (`cargo test -p mkvmm-sandbox --test doors`).
+//! `doors::*` tries every door (a way out of the sandbox) at the same user ID,
+//! started by root and not, with all layers, with each layer off in turn, with
+//! each layer alone, and with none: each layer listed for a door is shown to
+//! close it alone, and a door with only one layer is shown to be open without
+//! it.
 //!
-//! | nobody in the sandbox can | held by | doors |
+//! | no process in the sandbox can | enforced by | doors |
 //! |---|---|---|
 //! | read, write or trace another process, or take its descriptors | seccomp; Landlock; the other is not dumpable | `proc_mem` `proc_maps` `proc_fd` `process_vm_*` `ptrace_*` `pidfd_getfd` |
 //! | signal another process | seccomp; Landlock | `kill` `tkill` `tgkill` `sigqueue` `pidfd_send_signal` `signal_by_owner` |
@@ -47,30 +48,32 @@
 //! | open itself to others | **seccomp alone** | `dumpable_back` |
 //! | reach other parts of the kernel | **seccomp alone** | `ioctl_of_no_kvm`, `sweep::*` |
 //!
-//! And of every process: it ends with its parent (`process::ends_with_its_parent`),
-//! is never left half-confined by a second thread (`process::refuses_several_threads`,
-//! `process::filter_reaches_all_threads`), never goes on as root
-//! (`process::never_stays_root`), leaves no core and keeps no capability
-//! (`process::status_is_as_reported`), and is as open as its report says
+//! The following applies to every process: it dies with its parent
+//! (`process::ends_with_its_parent`), is never left partly confined because of
+//! a second thread (`process::refuses_several_threads`,
+//! `process::filter_reaches_all_threads`), never continues as root
+//! (`process::never_stays_root`), leaves no core dump and keeps no capability
+//! (`process::status_is_as_reported`), and its report states how open it is
 //! (`process::log_mode_says_so`, `process::is_not_dumpable`,
-//! `process::debuggable_is_dumpable`). What it needs it may do: `worker::*`,
-//! `unpacker::*`, `cleaner::*`.
+//! `process::debuggable_is_dumpable`). Everything it needs is permitted:
+//! `worker::*`, `unpacker::*`, `cleaner::*`.
 //!
-//! # What the caller has to see to
+//! # Obligations of the caller
 //!
-//! - `enter` comes before the first thread, and before the first byte from a
-//!   guest, an image or a client is looked at.
-//! - Memory files are sealed (SHRINK, GROW, SEAL) and have one owner each:
-//!   seccomp alone keeps a worker from reaching beyond its part of a shared one.
-//!   Making them with `MFD_NOEXEC_SEAL` puts a second layer before executing them.
-//! - Children are executed with an environment of their own: the default panic
-//!   hook opens files where `RUST_BACKTRACE` is set, which ends the process by
-//!   SIGSYS after the message. A hook that prints no backtrace is safe.
-//! - Inside, no `File::metadata` (use `rustix::fs::fstat`), no
-//!   `available_parallelism`, no `isatty`: they open files or make other calls
-//!   that are refused. Heap blocks grow by copying, as `mremap` is refused.
-//! - `PR_SET_PDEATHSIG` means the parent's thread: the keeper makes its
-//!   children on a thread that lasts.
+//! - `enter` must be called before the first thread starts, and before any data
+//!   from a guest, an image or a client is read.
+//! - Memory files must be sealed (SHRINK, GROW, SEAL) and have one owner each:
+//!   only seccomp keeps a worker from accessing more than its part of a shared
+//!   one. Creating them with `MFD_NOEXEC_SEAL` adds a second layer against
+//!   executing them.
+//! - Children must be started with an environment of their own: the default
+//!   panic hook opens files if `RUST_BACKTRACE` is set, which kills the process
+//!   with SIGSYS after the message. A hook that prints no backtrace is safe.
+//! - Inside, do not use `File::metadata` (use `rustix::fs::fstat`),
+//!   `available_parallelism` or `isatty`: they open files or make other
+//!   forbidden calls. Heap blocks grow by copying, as `mremap` is refused.
+//! - `PR_SET_PDEATHSIG` refers to the parent's thread: the keeper must start
+//!   its children on a thread that keeps running.
 #![forbid(unsafe_code)]
 
 mod domain;

@@ -1,9 +1,9 @@
-//! Resource limits, and what bounds what.
+//! Resource limits, and which limit applies to which resource.
 //!
-//! | what | bounded by | not bounded by |
+//! | resource | limited by | not limited by |
 //! |---|---|---|
 //! | heap, stacks and all mappings of an unpacker | `RLIMIT_AS` | |
-//! | bytes of a memory file that an unpacker grows | `RLIMIT_FSIZE`, or the seal against growing where the file came with its size | `RLIMIT_AS`: pages written through the descriptor are in no address space |
+//! | bytes of a memory file that an unpacker grows | `RLIMIT_FSIZE`, or the grow seal, if the file was received with its final size | `RLIMIT_AS`: pages written through the descriptor are in no address space |
 //! | a worker's memory | its guest's files, sealed; heap and page tables by the cgroup of the guest | `RLIMIT_AS`: it would count reserved addresses of guest memory |
 //! | CPU time of an unpacker | `RLIMIT_CPU`: SIGXCPU, a second later SIGKILL | |
 //! | CPU time of a worker | the cgroup of the guest | `RLIMIT_CPU`: guests run for months |
@@ -22,7 +22,7 @@ use crate::profile::Limits;
 /// Lowers the limits of this process. None is ever raised.
 ///
 /// # Errors
-/// The call that failed.
+/// Returns the system call that failed.
 pub(crate) fn apply(limits: &Limits) -> Result<(), SandboxError> {
     lower(Resource::Core, 0, 0)?;
     let plain = [

@@ -1,5 +1,5 @@
-//! What a process is to be confined to: which kind of process it is, how a
-//! refused system call is answered, and which layers apply.
+//! The parameters of a confinement: the kind of process, the response to
+//! forbidden system calls, and the layers to apply.
 
 use std::fmt;
 
@@ -9,21 +9,22 @@ use rustix::process::Pid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Profile {
-    /// Runs one guest: its memory, KVM, vCPUs, devices, and nothing else.
+    /// Runs one guest: its memory, KVM, vCPUs and devices.
     Worker,
     /// Reads one image from a descriptor and writes it, unpacked, to another.
     Unpacker,
-    /// Zeroes, punches or populates the files that it is given.
+    /// Zeroes, punches or populates the files that it receives.
     Cleaner,
-    /// Holds files and sockets, makes and reaps all other processes.
+    /// Holds files and sockets, and starts and reaps all other processes.
     Keeper,
-    /// Decides everything and talks to clients.
+    /// Makes all decisions and talks to clients.
     Manager,
 }
 
 impl Profile {
-    /// Returns whether processes of this kind handle what a guest or an image
-    /// says, and therefore get an allow-list, a Landlock domain and no uid 0.
+    /// Returns whether processes of this kind handle untrusted input from a
+    /// guest or an image, and therefore get an allow-list, a Landlock domain
+    /// and a user ID other than 0.
     pub fn is_confined(self) -> bool {
         matches!(self, Self::Worker | Self::Unpacker | Self::Cleaner)
     }
@@ -41,20 +42,20 @@ impl fmt::Display for Profile {
     }
 }
 
-/// How a system call that the filter does not allow is answered.
+/// The response to a system call that the filter does not allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Ends the process with SIGSYS.
+    /// Kills the process with SIGSYS.
     #[default]
     Kill,
-    /// Lets the call through and has the kernel log it: the filter does not
+    /// Allows the call and has the kernel log it, so that the filter does not
     /// confine. All other layers still do.
     Log,
     /// Refuses the call with EPERM.
     Errno,
     /// Applies neither filter, Landlock, limits, `no_new_privs` nor
-    /// dumpability. Identity, capabilities and the parent's death are no
-    /// matter of debugging and still apply.
+    /// dumpability. Identity, capabilities and the parent-death signal do not
+    /// interfere with debugging and still apply.
     Off,
 }
 
@@ -69,25 +70,26 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Which layers apply. Each can be switched off by itself, so that a test can
-/// show what the others hold.
+/// The layers to apply. Each can be switched off separately, so that a test can
+/// show what the others enforce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layers {
     /// Supplementary groups, group and user ids.
     pub identity: bool,
     /// Bounding, ambient, inheritable, permitted and effective capabilities.
     pub capabilities: bool,
-    /// `PR_SET_DUMPABLE` 0: no process of the same uid may look in.
+    /// `PR_SET_DUMPABLE` 0, so that no process of the same user can inspect
+    /// this one.
     pub dumpable: bool,
-    /// SIGKILL when the parent dies.
+    /// The parent-death signal SIGKILL.
     pub parent_death: bool,
-    /// `no_new_privs`, which seccomp and Landlock also bring with them.
+    /// The `no_new_privs` flag, which seccomp and Landlock also set.
     pub no_new_privs: bool,
-    /// Resource limits (`setrlimit`).
+    /// The resource limits (`setrlimit`).
     pub limits: bool,
-    /// The Landlock domain.
+    /// The Landlock domain of the process.
     pub landlock: bool,
-    /// The seccomp filter.
+    /// The seccomp filter of the process.
     pub seccomp: bool,
 }
 
@@ -104,7 +106,7 @@ impl Layers {
         seccomp: true,
     };
 
-    /// No layer at all.
+    /// The value with all layers switched off.
     pub const NONE: Self = Self {
         identity: false,
         capabilities: false,
@@ -129,9 +131,9 @@ impl Layers {
         }
     }
 
-    /// Returns whether a layer is on that reaches only the calling thread.
+    /// Returns whether a layer is on that only applies to the calling thread.
     pub(crate) fn any_per_thread(self) -> bool {
-        // `no_new_privs` is left out: seccomp's thread synchronisation carries it.
+        // `no_new_privs` is excluded: seccomp's thread synchronisation sets it.
         self.identity || self.capabilities || self.landlock
     }
 }
@@ -142,45 +144,46 @@ impl Default for Layers {
     }
 }
 
-/// The ids that a process started by root continues with.
+/// The IDs to which a process started by root changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Real, effective and saved user id.
+    /// The real, effective and saved user ID.
     pub uid: u32,
-    /// Real, effective and saved group id.
+    /// The real, effective and saved group ID.
     pub gid: u32,
 }
 
-/// Resource limits. `None` leaves a limit as it was inherited; a limit is only
-/// ever lowered. Core dumps are always switched off.
+/// The resource limits. `None` keeps the inherited limit; a limit is only ever
+/// lowered. Core dumps are always disabled.
 ///
-/// What bounds what: see [`crate::limits`].
+/// See [`crate::limits`] for what each limit covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// `RLIMIT_NOFILE`: one more than the highest descriptor number.
     pub open_files: Option<u64>,
-    /// `RLIMIT_FSIZE`: bytes that a regular file, memory files included, may
-    /// grow to by this process's hand.
+    /// `RLIMIT_FSIZE`: the maximum size to which this process can grow a
+    /// regular file, including memory files.
     pub file_bytes: Option<u64>,
-    /// `RLIMIT_CPU` in seconds: SIGXCPU there, SIGKILL a second later.
+    /// `RLIMIT_CPU` in seconds, at which SIGXCPU is sent, and SIGKILL a second
+    /// later.
     pub cpu_seconds: Option<u64>,
     /// `RLIMIT_AS` in bytes of address space.
     pub address_space_bytes: Option<u64>,
 }
 
 impl Limits {
-    /// Returns the limits that processes of kind `profile` start from.
+    /// Returns the default limits of processes with this profile.
     pub fn of(profile: Profile) -> Self {
         let none = Self::default();
         match profile {
-            // Memory files arrive in messages, are mapped and closed again;
-            // what stays open are eventfds, KVM and back-ends.
+            // Memory files arrive in messages and are mapped and closed; only
+            // eventfds, KVM and back ends stay open.
             Profile::Worker => Self {
                 open_files: Some(1024),
                 ..none
             },
-            // The image, the file it goes to, the channel, three of stdio.
-            // The caller sets `file_bytes` to what it has reserved.
+            // These are the image, the output file, the channel and three of
+            // stdio. The caller sets `file_bytes` to what it has reserved.
             Profile::Unpacker => Self {
                 open_files: Some(16),
                 cpu_seconds: Some(60),
@@ -196,36 +199,36 @@ impl Limits {
     }
 }
 
-/// Everything that decides how a process is confined; [`enter`](Self::enter)
-/// applies it.
+/// All parameters of a confinement; [`enter`](Self::enter) applies it.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {
     /// The kind of process.
     pub profile: Profile,
-    /// The answer to refused system calls.
+    /// The response to forbidden system calls.
     pub mode: Mode,
     /// The layers that apply.
     pub layers: Layers,
-    /// The ids to continue with. Confined processes started by root need it;
-    /// others cannot change their ids and leave it `None`.
+    /// The IDs to change to. Confined processes started by root need it; others
+    /// cannot change their IDs and leave it `None`.
     pub identity: Option<Identity>,
-    /// The process whose end ends this one. `None` asks for no such thing.
+    /// The process with which this one dies. `None` requests no parent-death
+    /// signal.
     ///
-    /// The kernel means the *thread* that made this process: a keeper makes
-    /// its children on its main thread.
+    /// The kernel refers to the *thread* that started this process, so a keeper
+    /// starts its children on its main thread.
     pub parent: Option<Pid>,
-    /// Resource limits (`setrlimit`), which the process keeps.
+    /// The resource limits (`setrlimit`) of the process.
     pub limits: Limits,
     /// Leaves the process dumpable, so that gdb and perf of the same user can
-    /// look in. The Landlock domain stays: it restricts whom this process may
-    /// trace, never a debugger outside of it.
+    /// inspect it. The Landlock domain still applies: it restricts whom this
+    /// process may trace, never a debugger outside of it.
     pub debuggable: bool,
 }
 
 impl Confinement {
-    /// Returns the confinement of `profile` with all layers on, refused calls
-    /// answered by SIGSYS, the profile's own limits, no change of ids and no
-    /// parent to follow into death.
+    /// Returns the confinement of `profile` with all layers on, SIGSYS for
+    /// forbidden calls, the profile's default limits, no change of IDs and no
+    /// parent-death signal.
     pub fn new(profile: Profile) -> Self {
         Self {
             profile,

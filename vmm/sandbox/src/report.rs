@@ -1,4 +1,4 @@
-//! What a sandbox really came to.
+//! The actual result of applying a sandbox.
 
 use std::fmt;
 
@@ -7,21 +7,21 @@ use crate::profile::{Mode, Profile};
 /// A layer of the sandbox, in the order in which layers are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// Resource limits (`setrlimit`).
+    /// The resource limits (`setrlimit`).
     Limits,
     /// Supplementary groups, group and user ids.
     Identity,
-    /// The capability sets, all emptied.
+    /// The capability sets, which are emptied.
     Capabilities,
-    /// Whether processes of the same user may look in.
+    /// Whether processes of the same user may inspect this one.
     Dumpable,
-    /// SIGKILL when the parent dies.
+    /// The parent-death signal SIGKILL.
     ParentDeath,
-    /// No privileges by execve.
+    /// The flag that prevents execve from adding privileges.
     NoNewPrivs,
-    /// The Landlock domain.
+    /// The Landlock domain of the process.
     Landlock,
-    /// The seccomp filter.
+    /// The seccomp filter of the process.
     Seccomp,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Layer {
             Self::Identity => "identity",
             Self::Capabilities => "capabilities",
             Self::Dumpable => "dumpable",
-            Self::ParentDeath => "parent's death",
+            Self::ParentDeath => "parent-death signal",
             Self::NoNewPrivs => "no_new_privs",
             Self::Landlock => "Landlock",
             Self::Seccomp => "seccomp",
@@ -40,7 +40,7 @@ impl fmt::Display for Layer {
     }
 }
 
-/// What became of one layer.
+/// The result of applying one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -48,35 +48,35 @@ pub enum Outcome {
     Applied,
     /// The layer was switched off.
     SwitchedOff,
-    /// Processes of this kind do without this layer.
+    /// Processes of this kind do not have this layer.
     NotInProfile,
-    /// Only root can drop supplementary groups. They matter where a path is
-    /// opened, which a confined process cannot.
+    /// Supplementary groups remain, since only root can drop them. They matter
+    /// for opening paths, which a confined process cannot do.
     GroupsKept {
-        /// Number of groups kept.
+        /// The number of groups kept.
         count: usize,
     },
-    /// The bounding set needs CAP_SETPCAP to shrink. With `no_new_privs` it
-    /// bounds nothing that could be gained.
+    /// The bounding set is unchanged, since CAP_SETPCAP is missing. With
+    /// `no_new_privs` it has no effect anyway.
     BoundingSetKept,
-    /// No parent was named.
+    /// No parent was given.
     NoParentNamed,
     /// The kernel lacks parts of Landlock.
     LandlockPartial {
-        /// The kernel's Landlock version; 0 where there is none.
+        /// The kernel's Landlock version; 0 if it has none.
         abi: u32,
-        /// What is therefore not denied by this layer.
+        /// The actions that this layer therefore does not deny.
         missing: Vec<&'static str>,
     },
-    /// The filter logs and denies nothing.
+    /// The filter only logs and denies nothing.
     LogsOnly,
-    /// Processes of the same user may look in, by request.
+    /// Processes of the same user may inspect this one, by request.
     Debuggable,
 }
 
 impl Outcome {
-    /// Returns whether the layer is weaker than designed in a way that a user
-    /// must be told of, however little they ask.
+    /// Returns whether the layer is weaker than designed in a way that must be
+    /// reported to the user in any case.
     pub fn is_loud(&self) -> bool {
         matches!(
             self,
@@ -97,25 +97,25 @@ impl fmt::Display for Outcome {
             Self::BoundingSetKept => {
                 f.write_str("applied; bounding set kept (no CAP_SETPCAP), without effect")
             }
-            Self::NoParentNamed => f.write_str("no parent named"),
+            Self::NoParentNamed => f.write_str("no parent given"),
             Self::LandlockPartial { abi, missing } => {
                 write!(f, "PARTIAL (kernel has version {abi}), ")?;
                 write!(f, "not denied: {}", missing.join(", "))
             }
             Self::LogsOnly => f.write_str("LOGS ONLY, DOES NOT CONFINE"),
             Self::Debuggable => {
-                f.write_str("DEBUGGABLE: any unconfined process of this user can look in")
+                f.write_str("DEBUGGABLE: any unconfined process of this user can inspect it")
             }
         }
     }
 }
 
-/// What became of each layer. Printed, it is one line per layer.
+/// The results of all layers. It is printed as one line per layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The kind of process.
     pub profile: Profile,
-    /// The answer to refused system calls.
+    /// The response to forbidden system calls.
     pub mode: Mode,
     /// The layers, in the order in which they were applied.
     pub layers: Vec<(Layer, Outcome)>,
@@ -134,14 +134,14 @@ impl Report {
         self.layers.push((layer, outcome));
     }
 
-    /// Returns what became of `layer`, `None` where it was never reached.
+    /// Returns the result of `layer`; `None` if it was not reached.
     pub fn outcome(&self, layer: Layer) -> Option<&Outcome> {
         let found = self.layers.iter().find(|(each, _)| *each == layer);
         found.map(|(_, outcome)| outcome)
     }
 
-    /// Returns one line per layer that is weaker than designed. The caller
-    /// shows them wherever it shows anything.
+    /// Returns one line for each layer that is weaker than designed. The caller
+    /// must show them in any case.
     pub fn warnings(&self) -> Vec<String> {
         let loud = self.layers.iter().filter(|(_, outcome)| outcome.is_loud());
         loud.map(|(layer, outcome)| format!("sandbox of this {}: {layer}: {outcome}", self.profile))

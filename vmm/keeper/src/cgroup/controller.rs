@@ -1,22 +1,22 @@
-//! The controllers that guests are accounted and limited by.
+//! The cgroup controllers used for accounting and limiting guests.
 
 use std::fmt;
 
-/// A controller that accounts or limits what a guest uses.
+/// A controller that accounts for or limits a resource of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Controller {
-    /// CPU time limits; accounting as well under v2.
+    /// Limits CPU time; also accounts for it under v2.
     Cpu,
-    /// CPU time accounting of v1.
+    /// Accounts for CPU time under v1.
     CpuAcct,
-    /// Memory use, accounted and limited.
+    /// Accounts for memory and limits it.
     Memory,
-    /// Number of threads.
+    /// Limits the number of threads.
     Pids,
 }
 
 impl Controller {
-    /// All controllers that leaves are made for.
+    /// All controllers for which leaves are created.
     pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
 
     /// Returns the kernel's name of the controller.

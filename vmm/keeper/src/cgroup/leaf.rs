@@ -1,5 +1,5 @@
-//! One leaf per guest: made before its worker touches memory, removed after
-//! its last process is gone.
+//! One leaf cgroup per guest: created before its worker touches memory, removed
+//! after its last process is gone.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,57 +12,61 @@ use crate::cgroup::error::CgroupError;
 use crate::cgroup::locate::Cgroups;
 use crate::cgroup::usage::{self, CpuTime, Memory};
 
-/// The directory below a base that holds the leaves of all mkvmms.
+/// The directory below a base that contains the leaves of all mkvmm processes.
 pub(super) const HOUSE: &str = "mkvmm";
 
-/// How often a leaf is made anew whose parents another mkvmm has just removed.
+/// The number of attempts to create a leaf whose parents another mkvmm has just
+/// removed.
 const ATTEMPTS: usize = 4;
 
-/// Controllers that are asked of a v2 tree for its children.
+/// The controllers that are enabled for the children of a v2 cgroup.
 const V2_CONTROLLERS: [&str; 3] = ["+cpu", "+memory", "+pids"];
 
-/// Period of CPU limits, the kernel's own default.
+/// The period of CPU limits, which is the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// Limits of a guest's cgroup. `None` sets none.
+/// The limits of a guest's cgroup. `None` sets no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceLimits {
-    /// CPU time a second of all threads together, in thousandths of a CPU.
+    /// The CPU time per second of all threads together, in thousandths of a
+    /// CPU.
     pub cpu_milli: Option<u64>,
-    /// Bytes of memory, page tables and other kernel memory included.
+    /// The number of bytes of memory, including page tables and other kernel
+    /// memory.
     pub memory_bytes: Option<u64>,
-    /// Number of threads.
+    /// The number of threads.
     pub threads: Option<u64>,
 }
 
-/// The cgroup of one guest, `mkvmm/PID/NAME` below its base in every hierarchy
-/// that lets one be made. PID is this process's id.
+/// The cgroup of one guest: `mkvmm/PID/NAME` below its base, in every hierarchy
+/// in which it can be created. PID is the process ID of this process.
 #[derive(Debug)]
 pub struct Leaf {
     directories: Cgroups,
-    /// Why a leaf is missing in some hierarchy.
+    /// The reasons why the leaf is missing in some hierarchies.
     missed: Vec<CgroupError>,
 }
 
 impl Leaf {
-    /// Makes a leaf named `name` below `base`, with the controllers of v2 that
-    /// may be handed down to it.
+    /// Creates a leaf named `name` below `base`, with the v2 controllers that
+    /// can be enabled for it.
     ///
     /// # Errors
-    /// [`CgroupError::Name`], and [`CgroupError::Create`] where no hierarchy
-    /// lets a leaf be made. A hierarchy of several is no error; see
-    /// [`missed`](Self::missed).
+    /// Returns [`CgroupError::Name`], or [`CgroupError::Create`] if no
+    /// hierarchy permits a leaf. It is not an error if only some hierarchies
+    /// do; see [`missed`](Self::missed).
     pub fn create(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
         Self::make_all(base, name, &V2_CONTROLLERS)
     }
 
-    /// Makes a leaf named `name` below `base` for accounting alone, which
-    /// costs nobody anything: in v2 only, into which processes are born, and
-    /// without a controller, so that it changes neither how CPU time is shared
-    /// out nor what its parents allow.
+    /// Creates a leaf named `name` below `base` for accounting only, without
+    /// any cost: only in v2, where processes can be started in it directly, and
+    /// without controllers, so that neither the distribution of CPU time nor
+    /// the limits of its parents change.
     ///
     /// # Errors
-    /// As [`create`](Self::create); also [`CgroupError::NoHierarchy`].
+    /// Returns the errors of [`create`](Self::create), and
+    /// [`CgroupError::NoHierarchy`].
     pub fn account(base: &Cgroups, name: &str) -> Result<Self, CgroupError> {
         let v2 = base.v2.clone();
         let base = Cgroups { v2, v1: [].into() };
@@ -81,7 +85,7 @@ impl Leaf {
         }
         for (controller, parent) in &base.v1 {
             let path = parent.join(&below);
-            // Controllers may share a hierarchy.
+            // Several controllers may share a hierarchy.
             let made = leaf.directories.v1.values().any(|known| *known == path);
             let directory = match made {
                 true => Some(path),
@@ -97,13 +101,14 @@ impl Leaf {
         Ok(leaf)
     }
 
-    /// Makes one directory, remembering why it could not be made.
+    /// Creates one directory, recording the error if that fails.
     fn make(&mut self, parent: &Path, below: &Path, controllers: &[&str]) -> Option<PathBuf> {
         let path = parent.join(below);
         let mut made = make_below(parent, below, controllers);
         for _ in 1..ATTEMPTS {
             match &made {
-                // Another mkvmm has removed the parents because they were empty.
+                // Another mkvmm has removed the parents because they were
+                // empty.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     made = make_below(parent, below, controllers);
                 }
@@ -124,17 +129,18 @@ impl Leaf {
         &self.directories
     }
 
-    /// Returns why the leaf is missing in hierarchies that the base has.
+    /// Returns the reasons why the leaf is missing in some hierarchies of the
+    /// base.
     pub fn missed(&self) -> &[CgroupError] {
         &self.missed
     }
 
-    /// Opens the leaf for processes that are to be born in it; `None` where
-    /// it is in no v2 tree. They are to be [moved](Self::move_born) into the
-    /// other hierarchies.
+    /// Opens the leaf for processes to be started in it; `None` if it is not in
+    /// a v2 hierarchy. Such processes must then be [moved](Self::move_born)
+    /// into the other hierarchies.
     ///
     /// # Errors
-    /// [`CgroupError::Open`].
+    /// Returns [`CgroupError::Open`] if it cannot be opened.
     pub fn birthplace(&self) -> Result<Option<File>, CgroupError> {
         let Some(path) = &self.directories.v2 else {
             return Ok(None);
@@ -148,27 +154,28 @@ impl Leaf {
         }
     }
 
-    /// Whether a process that was born in the leaf still has to be moved.
+    /// Returns whether a process that was started in the leaf must still be
+    /// moved.
     pub fn is_to_be_moved(&self) -> bool {
         !self.directories.v1.is_empty()
     }
 
-    /// Moves a process into the leaf with all its threads. Pages that it has
-    /// touched stay charged where they were. Waits for the kernel's grace
-    /// periods.
+    /// Moves a process with all its threads into the leaf. Pages that it has
+    /// touched remain charged to the previous cgroup. Waits for the kernel's
+    /// grace periods.
     ///
     /// # Errors
-    /// [`CgroupError::Move`] for the first hierarchy that refuses; the process
-    /// may then be in the leaves of others.
+    /// Returns [`CgroupError::Move`] for the first hierarchy that refuses; the
+    /// process may then be in the leaves of others.
     pub fn admit(&self, pid: Pid) -> Result<(), CgroupError> {
         move_to(&self.directories.directories(), pid)
     }
 
-    /// Moves a process that was born in the [birthplace](Self::birthplace)
-    /// into the other hierarchies, as [`admit`](Self::admit).
+    /// Moves a process that was started in the [birthplace](Self::birthplace)
+    /// into the other hierarchies, like [`admit`](Self::admit).
     ///
     /// # Errors
-    /// As [`admit`](Self::admit).
+    /// Returns the errors of [`admit`](Self::admit).
     pub fn move_born(&self, pid: Pid) -> Result<(), CgroupError> {
         let others = Cgroups {
             v2: None,
@@ -180,9 +187,9 @@ impl Leaf {
     /// Sets the limits that are given.
     ///
     /// # Errors
-    /// [`CgroupError::NoController`] where no hierarchy of the leaf can set a
-    /// limit that is asked for, [`CgroupError::Limit`] where it is refused.
-    /// Limits set before stay.
+    /// Returns [`CgroupError::NoController`] if no hierarchy of the leaf
+    /// supports a requested limit, or [`CgroupError::Limit`] if it is refused.
+    /// Limits set before remain.
     pub fn limit(&self, limits: &ResourceLimits) -> Result<(), CgroupError> {
         if let Some(bytes) = limits.memory_bytes {
             let v1 = ["memory.limit_in_bytes"];
@@ -225,17 +232,17 @@ impl Leaf {
         write_limit(directory.join(v1), value)
     }
 
-    /// Returns the path of `file` in the v2 leaf, if its controller is there.
+    /// Returns the path of `file` in the v2 leaf, if its controller is enabled.
     fn v2_with(&self, file: &str) -> Option<PathBuf> {
         let file = self.directories.v2.as_ref()?.join(file);
         file.exists().then_some(file)
     }
 
-    /// Returns the CPU time used in the leaf so far, ended processes included;
-    /// where no cgroup tells, that of process `pid`.
+    /// Returns the CPU time used in the leaf so far, including ended processes;
+    /// if no cgroup provides it, that of process `pid`.
     ///
     /// # Errors
-    /// What the last resort said.
+    /// Returns the error of the last source that was tried.
     pub fn cpu_time(&self, pid: Pid) -> Result<CpuTime, CgroupError> {
         let v1 = self.directories.v1.get(&Controller::CpuAcct);
         let v2 = self.directories.v2.as_ref();
@@ -244,11 +251,11 @@ impl Leaf {
             .map_or_else(|| usage::process_cpu_time(pid), Ok)
     }
 
-    /// Returns the memory charged to the leaf; where no cgroup tells, that of
-    /// process `pid`.
+    /// Returns the memory charged to the leaf; if no cgroup provides it, that
+    /// of process `pid`.
     ///
     /// # Errors
-    /// What the last resort said.
+    /// Returns the error of the last source that was tried.
     pub fn memory(&self, pid: Pid) -> Result<Memory, CgroupError> {
         let v1 = self.directories.v1.get(&Controller::Memory);
         let v2 = self.directories.v2.as_ref();
@@ -257,11 +264,12 @@ impl Leaf {
             .map_or_else(|| usage::process_memory(pid), Ok)
     }
 
-    /// Removes the leaf, and the directories above it that this leaves empty.
+    /// Removes the leaf, and the directories above it that are empty then.
     ///
     /// # Errors
-    /// [`CgroupError::Remove`] for the first directory that stays, most likely
-    /// because a process is still in it. The others are removed nevertheless.
+    /// Returns [`CgroupError::Remove`] for the first directory that cannot be
+    /// removed, probably because a process is still in it. The others are
+    /// removed nevertheless.
     pub fn remove(mut self) -> Result<(), CgroupError> {
         self.remove_all()
     }
@@ -282,7 +290,8 @@ impl Leaf {
 }
 
 impl Drop for Leaf {
-    /// Removes what can be removed; [`Leaf::remove`] says what cannot.
+    /// Removes the leaf as far as possible; [`Leaf::remove`] also reports
+    /// errors.
     fn drop(&mut self) {
         let _kept = self.remove_all();
     }
@@ -301,9 +310,9 @@ fn move_to(directories: &[PathBuf], pid: Pid) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Makes a leaf that is new, so that it accounts for its own processes only,
-/// and hands `controllers` down to it where that is allowed. Where it is not,
-/// limits will find no file and say so.
+/// Creates a new leaf, so that it accounts for its own processes only, and
+/// enables `controllers` for it if that is permitted. If it is not, setting a
+/// limit fails later because the file is missing.
 fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<()> {
     let mut directory = parent.to_owned();
     for part in below {
@@ -313,7 +322,7 @@ fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<(
         directory.push(part);
         match fs::create_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            // One that a dead process of this number has left.
+            // A dead process with the same process ID left this leaf.
             Err(_there) if directory == parent.join(below) => {
                 fs::remove_dir(&directory)?;
                 fs::create_dir(&directory)?;
@@ -324,8 +333,8 @@ fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<(
     Ok(())
 }
 
-/// Removes `mkvmm/PID` and `mkvmm` above a leaf, if they are empty. Where
-/// others have a leaf there, rmdir refuses, and that is right.
+/// Removes `mkvmm/PID` and `mkvmm` above a leaf if they are empty. If others
+/// have leaves there, rmdir refuses, as it should.
 fn remove_empty_parents(leaf: &Path) {
     for parent in leaf.ancestors().skip(1).take(2) {
         if fs::remove_dir(parent).is_err() {
@@ -342,7 +351,7 @@ fn write_limit(path: PathBuf, value: String) -> Result<(), CgroupError> {
     })
 }
 
-/// Refuses names that would be another directory, or a file of the kernel.
+/// Refuses names that would denote another directory, or a file of the kernel.
 fn checked(name: &str) -> Result<&str, CgroupError> {
     let odd = name.is_empty() || name.starts_with('.') || name.contains(['/', '\n', '\0']);
     if odd || name.starts_with("cgroup.") || name.len() > 200 {

@@ -1,4 +1,5 @@
-//! Where a process lives: `/proc/PID/cgroup` joined with the mount table.
+//! Finds the cgroup of a process: joins `/proc/PID/cgroup` with the mount
+//! table.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,12 +9,13 @@ use rustix::process::Pid;
 use crate::cgroup::controller::Controller;
 use crate::cgroup::error::{CgroupError, read};
 
-/// Below which cgroup a guest's leaf is made.
+/// The cgroup below which a guest's leaf is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Base {
     /// The cgroup of the calling process.
     Own,
-    /// The cgroup of another process: `mine` of a client, whose job then pays.
+    /// The cgroup of another process: `mine` of a client, which is then
+    /// charged.
     Process(Pid),
     /// A path below the mount point of each hierarchy.
     Path(PathBuf),
@@ -22,9 +24,9 @@ pub enum Base {
 /// The directories of one cgroup in the hierarchies of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
-    /// The directory in the v2 tree, where that is mounted.
+    /// The directory in the v2 hierarchy, if it is mounted.
     pub v2: Option<PathBuf>,
-    /// The directories in hierarchies of v1, by controller.
+    /// The directories in v1 hierarchies, by controller.
     pub v1: BTreeMap<Controller, PathBuf>,
 }
 
@@ -32,8 +34,8 @@ impl Cgroups {
     /// Finds the cgroup that `base` names.
     ///
     /// # Errors
-    /// [`CgroupError::Read`] where `/proc` cannot be read (the process may
-    /// have ended), [`CgroupError::NoHierarchy`] and
+    /// Returns [`CgroupError::Read`] if `/proc` cannot be read (the process may
+    /// have ended), [`CgroupError::NoHierarchy`] or
     /// [`CgroupError::NoSuchCgroup`].
     pub fn find(base: &Base) -> Result<Self, CgroupError> {
         let (_, mounts) = read("/proc/self/mountinfo".into())?;
@@ -47,16 +49,17 @@ impl Cgroups {
     }
 
     /// Finds the cgroup of a process from the texts of its `/proc/PID/cgroup`
-    /// and of this process's `/proc/self/mountinfo`. Lines that make no sense
-    /// are passed over.
+    /// and of this process's `/proc/self/mountinfo`. Malformed lines are
+    /// ignored.
     ///
     /// # Errors
-    /// [`CgroupError::NoHierarchy`].
+    /// Returns [`CgroupError::NoHierarchy`] if there is none.
     pub fn locate(membership: &str, mountinfo: &str) -> Result<Self, CgroupError> {
         let mut found = Self::default();
         let mounts: Vec<_> = mountinfo.lines().filter_map(Mount::parse).collect();
         for line in membership.lines() {
-            // hierarchy-ID:controller-list:cgroup-path; the path may hold colons.
+            // hierarchy-ID:controller-list:cgroup-path; the path may contain
+            // colons.
             let mut fields = line.splitn(3, ':');
             let (Some(id), Some(controllers), Some(path)) =
                 (fields.next(), fields.next(), fields.next())
@@ -71,7 +74,8 @@ impl Cgroups {
         Ok(found)
     }
 
-    /// Returns every directory once: controllers of v1 may share a hierarchy.
+    /// Returns every directory once: several v1 controllers may share a
+    /// hierarchy.
     pub fn directories(&self) -> Vec<PathBuf> {
         let mut all: Vec<_> = self.v1.values().chain(&self.v2).cloned().collect();
         all.sort_unstable();
@@ -80,7 +84,7 @@ impl Cgroups {
     }
 
     /// Finds the cgroup of one path in all hierarchies that have it. A path
-    /// that climbs is none: it could name a directory of somebody's making.
+    /// with `..` is refused: it could name a directory outside.
     fn named(path: &Path, mountinfo: &str) -> Result<Self, CgroupError> {
         let mut found = Self::default();
         let relative = path.strip_prefix("/").unwrap_or(path);
@@ -97,8 +101,8 @@ impl Cgroups {
         Ok(found)
     }
 
-    /// Adds what `directory_in` finds in each mount; the first mount of a
-    /// hierarchy wins.
+    /// Adds the directory that `directory_in` finds in each mount; the first
+    /// mount of a hierarchy takes precedence.
     fn add(&mut self, mounts: &[Mount], directory_in: impl Fn(&Mount) -> Option<PathBuf>) {
         for mount in mounts {
             let Some(directory) = directory_in(mount) else {
@@ -117,20 +121,20 @@ impl Cgroups {
     }
 }
 
-/// A mounted hierarchy.
+/// A mounted hierarchy, as mountinfo describes it.
 #[derive(Debug)]
 struct Mount {
     v2: bool,
-    /// Which cgroup is at the mount point.
+    /// The cgroup that is visible at the mount point.
     root: PathBuf,
     point: PathBuf,
-    /// Options of the super block: for v1 the controllers are among them.
+    /// The options of the super block; for v1 they include the controllers.
     options: Vec<String>,
 }
 
 impl Mount {
-    /// Reads one line of mountinfo (proc_pid_mountinfo(5)); `None` where it
-    /// is of another file system, or makes no sense.
+    /// Parses one line of mountinfo (proc_pid_mountinfo(5)); `None` if it
+    /// describes another file system, or is malformed.
     fn parse(line: &str) -> Option<Self> {
         let (mount, super_block) = line.split_once(" - ")?;
         let mut super_block = super_block.split(' ');
@@ -152,8 +156,8 @@ impl Mount {
     }
 
     /// Returns the directory of cgroup `path` of the hierarchy described by
-    /// `id` and `controllers`, if this is a mount of that hierarchy which
-    /// shows the cgroup.
+    /// `id` and `controllers`, if this is a mount of that hierarchy which shows
+    /// the cgroup.
     fn directory(&self, id: &str, controllers: &str, path: &str) -> Option<PathBuf> {
         let same = match self.v2 {
             true => id == "0" && controllers.is_empty(),
@@ -163,18 +167,18 @@ impl Mount {
             }
         };
         // A path above the root of a cgroup namespace begins with /.. and is
-        // shown by no mount in it.
+        // not visible in any mount in it.
         let inside = Path::new(path).strip_prefix(&self.root).ok()?;
         (same && !climbs(inside)).then(|| self.point.join(inside))
     }
 }
 
-/// Returns whether a path has a part that leads upwards.
+/// Returns whether a path has a `..` component.
 fn climbs(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str() == "..")
 }
 
-/// Undoes the octal escapes of mountinfo: space, tab, newline, backslash.
+/// Decodes the octal escapes of mountinfo: space, tab, newline, backslash.
 fn unescape(field: &str) -> PathBuf {
     let escapes = [
         ("\\040", " "),

@@ -1,4 +1,4 @@
-//! Leaves that processes have left behind which were killed.
+//! Removes leaves left behind by processes that were killed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +9,8 @@ use rustix::process::{Pid, geteuid, getpid, test_kill_process};
 use crate::cgroup::leaf::HOUSE;
 use crate::cgroup::locate::Cgroups;
 
-/// Removes the leaves below `base` that mkvmms of this user have left which
-/// were killed. What has a process in it, or a live mkvmm, stays.
+/// Removes the leaves below `base` that killed mkvmm processes of this user
+/// have left behind. Leaves with a process in them, or of a live mkvmm, remain.
 pub fn remove_stale(base: &Cgroups) {
     for house in base.directories() {
         let house = house.join(HOUSE);
@@ -20,13 +20,14 @@ pub fn remove_stale(base: &Cgroups) {
             }
             remove_logged(&of_process);
         }
-        // Fails where others have leaves, and that is right.
+        // This fails if others have leaves here, as it should.
         let _others = fs::remove_dir(&house);
     }
 }
 
-/// Whether a directory is named after a process that is no more, or after this
-/// one, which has made none yet; and is this user's.
+/// Returns whether a directory belongs to this user and is named after a
+/// process that no longer exists, or after this process, which has not created
+/// one yet.
 fn is_stale(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     let pid = name.and_then(|name| name.parse().ok());
@@ -44,9 +45,9 @@ fn directories_in(path: &Path) -> impl Iterator<Item = PathBuf> {
     entries.filter(is_directory).map(|entry| entry.path())
 }
 
-/// Removes one directory that nobody is to miss.
+/// Removes one stale directory.
 fn remove_logged(path: &Path) {
     if let Err(error) = fs::remove_dir(path) {
-        log::debug!("the cgroup {} stays: {error}", path.display());
+        log::debug!("the cgroup {} remains: {error}", path.display());
     }
 }

@@ -118,7 +118,7 @@ fn memory_of_a_process_is_its_share() {
     assert_eq!(parse_number("max\n"), None);
 }
 
-/// A directory that stands in for a hierarchy, gone with the value.
+/// A temporary directory that stands in for a hierarchy.
 struct Tree(PathBuf);
 
 impl Tree {

@@ -1,4 +1,5 @@
-//! What a process or a cgroup used, from whichever file tells.
+//! Reads the resources that a process or a cgroup used, from whichever file
+//! provides them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,50 +8,51 @@ use rustix::process::Pid;
 
 use crate::cgroup::error::{CgroupError, read, unexpected};
 
-/// Where a CPU time was read.
+/// The source of a CPU time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuSource {
-    /// `usage_usec` of a v2 cgroup's `cpu.stat`.
+    /// The field `usage_usec` of a v2 cgroup's `cpu.stat`.
     V2,
-    /// `cpuacct.usage` of a v1 cgroup.
+    /// The file `cpuacct.usage` of a v1 cgroup.
     V1,
-    /// `/proc/PID/stat`: one process, in clock ticks.
+    /// The file `/proc/PID/stat`: one process, in clock ticks.
     Process,
 }
 
-/// CPU time used so far, by user code, guest and kernel together.
+/// The CPU time used so far, by user code, guest and kernel together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuTime {
-    /// The time used.
+    /// The CPU time that was used.
     pub used: Duration,
-    /// Where it was read.
+    /// The source of the number.
     pub source: CpuSource,
 }
 
-/// Where a memory figure was read.
+/// The source of a memory size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemorySource {
-    /// `memory.current` of a v2 cgroup.
+    /// The file `memory.current` of a v2 cgroup.
     V2,
-    /// `memory.usage_in_bytes` of a v1 cgroup.
+    /// The file `memory.usage_in_bytes` of a v1 cgroup.
     V1,
-    /// Proportional set size of one process.
+    /// The proportional set size of one process.
     Proportional,
-    /// Resident set size of one process: shared pages count in full.
+    /// The resident set size of one process, in which shared pages count in
+    /// full.
     Resident,
 }
 
-/// Memory in use.
+/// The memory in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes in use.
+    /// The number of bytes in use.
     pub bytes: u64,
-    /// Where they were read.
+    /// The source of the number.
     pub source: MemorySource,
 }
 
-/// Reads the CPU time of a v2 cgroup, of which even one without controllers
-/// keeps account.
+/// Reads the CPU time of a v2 cgroup, which is available even without
+/// controllers.
 pub(super) fn v2_cpu_time(directory: &Path) -> Result<CpuTime, CgroupError> {
     let used = parsed(directory.join("cpu.stat"), parse_cpu_stat)?;
     let source = CpuSource::V2;
@@ -66,7 +68,7 @@ pub(super) fn v1_cpu_time(directory: &Path) -> Result<CpuTime, CgroupError> {
     })
 }
 
-/// Reads the memory of a v2 cgroup; needs its memory controller.
+/// Reads the memory of a v2 cgroup, which needs the memory controller.
 pub(super) fn v2_memory(directory: &Path) -> Result<Memory, CgroupError> {
     let bytes = parsed(directory.join("memory.current"), parse_number)?;
     let source = MemorySource::V2;
@@ -80,10 +82,10 @@ pub(super) fn v1_memory(directory: &Path) -> Result<Memory, CgroupError> {
     Ok(Memory { bytes, source })
 }
 
-/// Reads the CPU time of one process and all its threads, ended ones included.
+/// Reads the CPU time of one process and all its threads, including ended ones.
 ///
 /// # Errors
-/// [`CgroupError::Read`], most likely because the process has ended, and
+/// Returns [`CgroupError::Read`], probably because the process has ended, or
 /// [`CgroupError::Content`].
 pub fn process_cpu_time(pid: Pid) -> Result<CpuTime, CgroupError> {
     let hertz = rustix::param::clock_ticks_per_second();
@@ -92,12 +94,12 @@ pub fn process_cpu_time(pid: Pid) -> Result<CpuTime, CgroupError> {
     Ok(CpuTime { used, source })
 }
 
-/// Reads the memory of one process: its proportional share where that may be
-/// read (a process that is not dumpable shows it to root only), else what is
-/// resident.
+/// Reads the memory of one process: its proportional set size if that is
+/// readable (for a process that is not dumpable only root may read it),
+/// otherwise its resident set size.
 ///
 /// # Errors
-/// [`CgroupError::Read`], most likely because the process has ended, and
+/// Returns [`CgroupError::Read`], probably because the process has ended, or
 /// [`CgroupError::Content`].
 pub fn process_memory(pid: Pid) -> Result<Memory, CgroupError> {
     if let Ok(bytes) = parsed(file_of(pid, "smaps_rollup"), parse_pss) {
@@ -112,12 +114,12 @@ pub fn process_memory(pid: Pid) -> Result<Memory, CgroupError> {
     })
 }
 
-/// Returns the bytes of memory that are one process's own: what is resident
-/// without what files hold. The kernel keeps both counts, so this is quick and
-/// any user may read it.
+/// Returns the number of bytes of one process's private memory: the resident
+/// set without pages of files. The kernel maintains both counts, so this is
+/// quick and any user may read it.
 ///
 /// # Errors
-/// [`CgroupError::Read`], most likely because the process has ended, and
+/// Returns [`CgroupError::Read`], probably because the process has ended, or
 /// [`CgroupError::Content`].
 pub fn private_memory(pid: Pid) -> Result<u64, CgroupError> {
     let pages = parsed(file_of(pid, "statm"), parse_private_pages)?;
@@ -137,22 +139,21 @@ fn parsed<T>(
     parse(&text).ok_or_else(|| unexpected(path, &text))
 }
 
-/// Reads a file that holds one number.
+/// Parses a file that contains one number.
 pub(super) fn parse_number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// Reads `usage_usec` out of a v2 `cpu.stat`.
+/// Parses `usage_usec` of a v2 `cpu.stat`.
 pub(super) fn parse_cpu_stat(text: &str) -> Option<Duration> {
     let mut lines = text.lines();
     let microseconds = lines.find_map(|line| line.strip_prefix("usage_usec "))?;
     parse_number(microseconds).map(Duration::from_micros)
 }
 
-/// Reads utime and stime, in ticks of `hertz` a second, out of
-/// `/proc/PID/stat`.
+/// Parses utime and stime, in ticks of `hertz` per second, of `/proc/PID/stat`.
 pub(super) fn parse_stat(text: &str, hertz: u64) -> Option<Duration> {
-    // The name is in parentheses and may hold any of them, and spaces.
+    // The name is in parentheses and may contain parentheses and spaces itself.
     let (_, fields) = text.rsplit_once(')')?;
     // utime and stime are fields 14 and 15 of proc_pid_stat(5); the name is 2.
     let mut fields = fields.split_ascii_whitespace().skip(11);
@@ -163,23 +164,23 @@ pub(super) fn parse_stat(text: &str, hertz: u64) -> Option<Duration> {
     u64::try_from(nanoseconds).ok().map(Duration::from_nanos)
 }
 
-/// Reads the proportional set size, in bytes, out of `smaps_rollup`.
+/// Parses the proportional set size, in bytes, of `smaps_rollup`.
 pub(super) fn parse_pss(text: &str) -> Option<u64> {
     let mut lines = text.lines();
     let pss = lines.find_map(|line| line.strip_prefix("Pss:"))?;
     parse_number(pss.strip_suffix("kB")?)?.checked_mul(1024)
 }
 
-/// Reads the number of resident pages that belong to no file out of `statm`.
+/// Parses the number of resident pages without those of files in `statm`.
 pub(super) fn parse_private_pages(text: &str) -> Option<u64> {
     let mut fields = text.split_ascii_whitespace().skip(1);
     let resident: u64 = fields.next()?.parse().ok()?;
     let of_files: u64 = fields.next()?.parse().ok()?;
-    // The two are not read at one moment.
+    // The two numbers are not read at the same moment.
     Some(resident.saturating_sub(of_files))
 }
 
-/// Reads the number of resident pages out of `statm`.
+/// Parses the number of resident pages in `statm`.
 pub(super) fn parse_resident_pages(text: &str) -> Option<u64> {
     text.split_ascii_whitespace().nth(1)?.parse().ok()
 }

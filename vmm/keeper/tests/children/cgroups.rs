@@ -1,4 +1,5 @@
-//! What children use, and the leaves they are in, on the host's own trees.
+//! Tests of children's resource usage and of their leaves, on the host's own
+//! cgroups.
 
 use std::fs;
 use std::path::Path;
@@ -16,15 +17,15 @@ use rustix::process::Pid;
 use crate::report::{Order, Report, descriptors};
 use crate::{Line, Outcome, assert_no_child, report, soon, start};
 
-/// The role of a child that uses CPU time and memory when it is asked to end.
+/// The role of a child that uses CPU time and memory on request.
 pub const BURNER: &str = "burner";
 
-/// What a burner uses at least.
+/// The minimum CPU time that such a child uses.
 const BURNED: Duration = Duration::from_millis(100);
 const TOUCHED: usize = 32 << 20;
 
-/// Returns the trials of this file. Those that need a cgroup where none can be
-/// made are ignored, with a message.
+/// Returns the tests of this file. Those that need a cgroup are ignored, with a
+/// message, if none can be created.
 pub fn trials() -> Vec<Trial> {
     let no_leaf = Cgroups::find(&Base::Own).and_then(|base| Leaf::create(&base, "probe"));
     if let Err(error) = &no_leaf {
@@ -51,8 +52,8 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// Uses CPU time and memory once it is asked to, and keeps the memory until
-/// its channel ends.
+/// Uses CPU time and memory on request, and keeps the memory until its channel
+/// is closed.
 pub fn burn() -> ExitCode {
     let channel = child::enter(BURNER, &[]).expect("it is a child");
     let mut channel: Channel<Report, Order> = Channel::open(channel).expect("a channel");
@@ -107,7 +108,7 @@ fn time_used_is_known() -> Outcome {
     assert!(busy.cpu_time()? >= live);
     assert_eq!(busy.cpu_time()?, busy.cpu_time()?, "it is final");
     assert_eq!((killer.cpu_time(), killer.memory()), (None, None));
-    // One that was killed, and has not been reaped yet.
+    // This one was killed, and has not been reaped yet.
     let killer = idle.killer();
     idle.kill()?;
     let end = soon().expect("a time");
@@ -119,8 +120,8 @@ fn time_used_is_known() -> Outcome {
     Ok(())
 }
 
-/// A process is moved into a leaf and works there; the leaf tells how much,
-/// takes limits where there are controllers, and is gone afterwards.
+/// A process is moved into a leaf and works there; the leaf accounts for it,
+/// accepts limits if there are controllers, and is removed afterwards.
 fn a_leaf_accounts() -> Outcome {
     let leaf = Leaf::create(&Cgroups::find(&Base::Own)?, "burner")?;
     let (mut child, mut line) = burner(None)?;
@@ -156,7 +157,7 @@ fn a_leaf_accounts() -> Outcome {
     Ok(())
 }
 
-/// A child is in its leaf from its first moment, and otherwise like any other.
+/// A child is in its leaf from the beginning, and otherwise like any other.
 fn a_child_is_born() -> Outcome {
     let leaf = Leaf::account(&Cgroups::find(&Base::Own)?, "burner")?;
     let directory = leaf.directories().v2.clone().expect("v2");
@@ -207,7 +208,7 @@ fn a_birth_fails() -> Outcome {
     Ok(())
 }
 
-/// Leaves of a process that is gone are removed, those of a live one stay.
+/// Leaves of a dead process are removed, those of a live one remain.
 fn stale_leaves_are_removed() -> Outcome {
     let base = Cgroups::find(&Base::Own)?;
     let (mut child, mut line) = start("worker", &[]);

@@ -1,4 +1,4 @@
-//! Children, made for real: this program starts itself again.
+//! Tests with real child processes: this program executes itself again.
 
 mod cgroups;
 mod report;
@@ -17,11 +17,11 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-/// The exit status of a child that could not begin.
+/// The exit status of a child that could not start its work.
 const REFUSED: u8 = 70;
-/// The role of a child that does not notice the end of its channel.
+/// The role of a child that does not notice when its channel is closed.
 const DEAF: &str = "deaf";
-/// The environment variable that names a descriptor to be kept.
+/// The environment variable that names a descriptor to keep open.
 const KEEP: &str = "KEEP";
 
 type Outcome = Result<(), Failed>;
@@ -38,7 +38,8 @@ fn main() -> ExitCode {
 
 fn test() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Descriptors and children are the whole process's: one test at a time.
+    // Descriptors and children belong to the whole process, so run one test at
+    // a time.
     arguments.test_threads = Some(1);
     let mut tests = vec![
         Trial::test("a_child_stands_alone", a_child_stands_alone),
@@ -70,7 +71,8 @@ fn test() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// A child as it should be: reports, then obeys until its channel ends.
+/// Acts as a normal child: reports, then follows orders until its channel is
+/// closed.
 fn be_child(role: &str) -> ExitCode {
     let keep: Vec<i32> = std::env::var(KEEP).iter().flat_map(|n| n.parse()).collect();
     let Ok(channel) = child::enter(role, &keep) else {
@@ -78,7 +80,7 @@ fn be_child(role: &str) -> ExitCode {
     };
     let mut channel: Channel<Report, Order> = Channel::open(channel).expect("it is a channel");
     if channel.send(&Report::new(), &[], None).is_err() {
-        return ExitCode::SUCCESS; // killed parents and hurried tests
+        return ExitCode::SUCCESS; // the parent was killed, or the test is over
     }
     if role == DEAF {
         std::thread::sleep(Duration::from_secs(600));
@@ -91,7 +93,8 @@ fn be_child(role: &str) -> ExitCode {
     }
 }
 
-/// A parent to be killed: starts a child, says which, and waits.
+/// Acts as a parent to be killed: starts a child, reports its process ID, and
+/// waits.
 fn be_parent() -> ExitCode {
     let (child, mut line) = start(DEAF, &[]);
     report(&mut line);
@@ -175,7 +178,7 @@ fn only_listed_descriptors_are_kept() -> Outcome {
     Ok(())
 }
 
-/// Signals that a shell or an init system left blocked or ignored.
+/// Tests signals that a shell or an init system left blocked or ignored.
 fn signals_have_their_defaults() -> Outcome {
     let (ours, theirs) = pair()?;
     let mut started = Command::new("env")
@@ -222,11 +225,11 @@ fn a_child_dies_with_its_parent() -> Outcome {
     Ok(())
 }
 
-/// A parent that died before its child could ask for the signal.
+/// Tests a parent that died before its child could request the signal.
 fn a_child_of_nobody_ends() -> Outcome {
     for parent in [Some("1"), Some("web"), None] {
         let (ours, theirs) = pair()?;
-        drop(ours); // so that it ends in any case, but not with this status
+        drop(ours); // ends it in any case, but with another status
         let mut command = Command::new(std::env::current_exe()?);
         command.env_clear().env(ROLE_VARIABLE, "worker");
         command.envs(parent.map(|pid| (PARENT_VARIABLE, pid)));
@@ -243,7 +246,7 @@ fn ends_are_told_apart() -> Outcome {
     assert_eq!(child.wait(Some(Instant::now()))?, None);
     line.send(&Order::Exit(3), &[], soon())?;
     assert_eq!(child.wait(soon())?, Some(Exit::Code(3)));
-    child.kill()?; // too late, and harmless
+    child.kill()?; // too late, without effect
     assert_eq!(child.wait(None)?, Some(Exit::Code(3)), "known from now on");
 
     let (mut child, line) = start("worker", &[]);
@@ -283,7 +286,7 @@ fn a_thousand_children_leave_nothing() -> Outcome {
     let before = descriptors();
     for round in 0..1000 {
         let (mut child, mut line) = start("worker", &[]);
-        // Killed at any moment of their youth, or when they are settled.
+        // Kill some of them early, and others when they are running.
         if round % 3 == 0 {
             report(&mut line);
         }
@@ -323,7 +326,7 @@ fn an_end_can_be_awaited() -> Outcome {
     builder.enable_all().build()?.block_on(async {
         let (mut child, mut line) = start("worker", &[]);
         report(&mut line);
-        // Dropped once before it ends, awaited again.
+        // The first wait is dropped before the end, then it is awaited again.
         let early = tokio::time::timeout(Duration::from_millis(20), child.ended()).await;
         assert!(early.is_err(), "it waits for orders");
         child.kill()?;

@@ -1,29 +1,30 @@
-//! What a child tells about itself.
+//! Reports of a child about itself.
 
 use std::fs;
 
 use mkvmm_wire::channel::Message;
 use serde::{Deserialize, Serialize};
 
-/// What a child finds itself to be.
+/// The state in which a child finds itself.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub pid: i32,
     pub session: i32,
-    /// Numbers and targets, as `/proc/self/fd` shows them.
+    /// The numbers and targets of its descriptors, as `/proc/self/fd` shows
+    /// them.
     pub descriptors: Vec<(i32, String)>,
     pub environment: Vec<String>,
     pub arguments: Vec<String>,
     /// The name of its main thread.
     pub name: String,
-    /// Masks of signals.
+    /// The mask of blocked signals.
     pub blocked: u64,
     pub ignored: u64,
 }
 
 impl Message for Report {}
 
-/// What a child is told to do.
+/// An order to a child.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Exit(u8),
@@ -32,7 +33,7 @@ pub enum Order {
 impl Message for Order {}
 
 impl Report {
-    /// Looks at this process.
+    /// Examines this process.
     pub fn new() -> Self {
         let status = fs::read_to_string("/proc/self/status").expect("there is procfs");
         let mask = |field: &str| {

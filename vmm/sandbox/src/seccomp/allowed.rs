@@ -1,10 +1,10 @@
-//! What confined processes may call, and who needs it.
+//! The system calls that confined processes may make, and their purposes.
 //!
-//! The lists were read off `strace -f` of a program that does what a worker
+//! The lists were derived from `strace -f` of a program that does what a worker
 //! does (`tests/doors/guest.rs`: VM, vCPU threads, event loop, channels,
-//! panics) with glibc, then completed by what glibc and std do rarely: a heap
-//! arena per thread, a guard page, a wait interrupted by SIGSTOP, an abort.
-//! What musl does instead was added from its source.
+//! panics) with glibc, then completed by rare calls of glibc and std: a heap
+//! arena per thread, a guard page, a wait interrupted by SIGSTOP, an abort. The
+//! calls of musl were added from its source.
 
 use rustix::process::getpid;
 
@@ -13,11 +13,11 @@ use crate::profile::Profile;
 use crate::seccomp::kvm;
 use crate::seccomp::rules::{Arg, Rules};
 
-/// Calls that every confined process may make with any arguments. `sendmsg` is
-/// absent with intent: descriptors in a message keep their files alive in the
-/// socket, cost the receiver their last close, and count against all of its
-/// user. None of
-/// them reaches beyond memory and descriptors that the process has.
+/// Calls that every confined process may make with any arguments. None of them
+/// reaches beyond the memory and descriptors that the process has. `sendmsg` is
+/// absent on purpose: descriptors in a message keep their files alive in the
+/// socket, make the receiver pay for the last close, and count against the
+/// limits of its user.
 const COMMON: [(i64, &str); 33] = [
     (libc::SYS_read, "channel, eventfd, timerfd, image"),
     (libc::SYS_readv, "vectored reads of std"),
@@ -50,14 +50,14 @@ const COMMON: [(i64, &str); 33] = [
     (libc::SYS_getpid, "raise, abort, kicks"),
     (libc::SYS_gettid, "raise, abort, names in messages"),
     (libc::SYS_getrandom, "keys of hash tables"),
-    (libc::SYS_clock_gettime, "where the vDSO has no clock"),
-    (libc::SYS_clock_getres, "as above"),
-    (libc::SYS_gettimeofday, "as above"),
+    (libc::SYS_clock_gettime, "if the vDSO has no clock"),
+    (libc::SYS_clock_getres, "if the vDSO has no clock"),
+    (libc::SYS_gettimeofday, "if the vDSO has no clock"),
     (libc::SYS_nanosleep, "pauses"),
     (libc::SYS_clock_nanosleep, "pauses"),
 ];
 
-/// Calls of a worker: threads and the event loop.
+/// Calls of a worker: for threads and the event loop.
 const WORKER: [(i64, &str); 12] = [
     (libc::SYS_exit, "the end of a thread"),
     (libc::SYS_set_robust_list, "thread start"),
@@ -76,10 +76,10 @@ const WORKER: [(i64, &str); 12] = [
     ),
 ];
 
-/// Calls of an unpacker: writing the unpacked file.
+/// Calls of an unpacker: for writing the unpacked file.
 const UNPACKER: [(i64, &str); 4] = [
     (libc::SYS_ftruncate, "size of the file written"),
-    (libc::SYS_fallocate, "room for the file written"),
+    (libc::SYS_fallocate, "space for the file written"),
     (
         libc::SYS_copy_file_range,
         "std::io::copy of an unpacked image",
@@ -87,10 +87,10 @@ const UNPACKER: [(i64, &str); 4] = [
     (libc::SYS_sendfile, "std::io::copy, its next choice"),
 ];
 
-/// Calls of a cleaner: making memory files zero, or populated.
+/// Calls of a cleaner: for zeroing or populating memory files.
 const CLEANER: [(i64, &str); 1] = [(libc::SYS_fallocate, "zeroing, punching, populating")];
 
-/// The flags with which pthread_create makes a thread by `clone`.
+/// The flags with which pthread_create calls `clone`.
 const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -104,8 +104,8 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
 /// A flag that musl adds and the kernel ignores.
 const DETACHED: u64 = libc::CLONE_DETACHED as u64;
 
-/// Operations of `fcntl` on one's own descriptors. Absent with intent:
-/// `F_SETOWN` and `F_SETSIG`, which send signals to any process.
+/// Operations of `fcntl` on one's own descriptors. `F_SETOWN` and `F_SETSIG`
+/// are absent on purpose, since they send signals to any process.
 const FCNTL: [(i32, &str); 6] = [
     (libc::F_GETFD, "std checks descriptors it closes"),
     (libc::F_SETFD, "close-on-exec"),
@@ -115,8 +115,8 @@ const FCNTL: [(i32, &str); 6] = [
     (libc::F_GET_SEALS, "checking that a received file is sealed"),
 ];
 
-/// Operations of `prctl`. Absent with intent: `PR_SET_DUMPABLE`,
-/// `PR_SET_PTRACER`, `PR_SET_PDEATHSIG`.
+/// Operations of `prctl`. `PR_SET_DUMPABLE`, `PR_SET_PTRACER` and
+/// `PR_SET_PDEATHSIG` are absent on purpose.
 const PRCTL: [(i32, &str); 2] = [
     (libc::PR_SET_NAME, "names of threads"),
     (libc::PR_SET_VMA, "names of mappings, newer glibc"),
@@ -125,7 +125,7 @@ const PRCTL: [(i32, &str); 2] = [
 /// Returns the rules of a confined `profile`.
 ///
 /// # Errors
-/// [`SandboxError::Rules`]: a mistake in this file.
+/// Returns [`SandboxError::Rules`], which is a bug in this file.
 pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
     let mut rules = Rules::default();
     rules.always(COMMON);
@@ -150,7 +150,7 @@ pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
     Ok(rules)
 }
 
-/// Mappings, never executable: no new code comes into being.
+/// Mappings, which are never executable, so that no new code can be created.
 fn memory(rules: &mut Rules) -> Result<(), SandboxError> {
     let not_executable = [Arg::Masked(2, bits(libc::PROT_EXEC), 0)];
     rules.when(
@@ -161,18 +161,18 @@ fn memory(rules: &mut Rules) -> Result<(), SandboxError> {
     rules.when(libc::SYS_mprotect, &not_executable, "heap, guard pages")
 }
 
-/// Calls that name a process: this one only.
+/// Calls that name a process, restricted to this one.
 fn own_process(rules: &mut Rules) -> Result<(), SandboxError> {
     let own = [int(0, getpid().as_raw_nonzero().get())];
     rules.when(libc::SYS_tgkill, &own, "kicks, abort")?;
     rules.when(libc::SYS_kill, &own, "raise of some C libraries")?;
     if cfg!(target_env = "musl") {
-        // A thread id says nothing of its process, so here the Landlock scope
-        // alone keeps signals inside.
+        // A thread ID does not reveal its process, so here only the Landlock
+        // scope keeps signals inside.
         rules.always([(libc::SYS_tkill, "kicks, abort")]);
     }
-    // Reading one's own limits. With a new limit, or for another process, the
-    // call would lower a neighbour's.
+    // Reading one's own limits is allowed. With a new limit, or for another
+    // process, the call could lower a neighbour's.
     let own_limits = [int(0, 0), Arg::IsLong(2, 0)];
     rules.when(libc::SYS_prlimit64, &own_limits, "stack sizes")
 }
@@ -181,7 +181,7 @@ fn worker(rules: &mut Rules) -> Result<(), SandboxError> {
     rules.always(WORKER);
     let thread = [Arg::Masked(0, !DETACHED, THREAD_FLAGS)];
     rules.when(libc::SYS_clone, &thread, "pthread_create")?;
-    // pthread_getattr_np names the new thread; reading harms nobody.
+    // pthread_getattr_np names the new thread; reading is harmless.
     rules.always([(libc::SYS_sched_getaffinity, "thread start")]);
     let self_only = [int(0, 0)];
     rules.when(libc::SYS_sched_setaffinity, &self_only, "pinned vCPUs")?;
@@ -191,10 +191,10 @@ fn worker(rules: &mut Rules) -> Result<(), SandboxError> {
     rules.when(libc::SYS_ioctl, &[Arg::Is(1, FIONBIO)], "set_nonblocking")
 }
 
-/// `libc::FIONBIO` in the 32 bits that the kernel takes.
+/// `libc::FIONBIO` in the 32 bits that the kernel uses.
 const FIONBIO: u32 = 0x5421;
 
-/// Compares argument `index`, which the kernel takes as an `int`.
+/// Compares argument `index`, which the kernel treats as an `int`.
 fn int(index: u8, value: i32) -> Arg {
     Arg::Is(index, value.cast_unsigned())
 }

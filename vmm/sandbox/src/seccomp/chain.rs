@@ -1,4 +1,4 @@
-//! A filter as one chain of comparisons, as seccompiler makes it.
+//! A filter as one chain of comparisons, as seccompiler generates it.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetA
 
 use crate::error::SandboxError;
 
-/// Compiles `rules` to one chain of comparisons.
+/// Compiles `rules` into one chain of comparisons.
 pub(crate) fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,

@@ -1,22 +1,22 @@
-//! What keeper and manager never call.
+//! The system calls that the keeper and the manager never need.
 //!
-//! Both are trusted, and must open, fork and execute. The list only makes a
-//! mistake in them worth less: no tracing, no kernel programs, no mounts, no
-//! rings that open files behind a filter. `clone3` is not on it, since a
-//! keeper makes its workers inside their cgroup by it; and what the keeper
-//! must do for its children, it may do.
+//! Both are trusted, and must open, fork and execute. The list only limits the
+//! effect of a bug in them: no tracing, no kernel programs, no mounts, no rings
+//! that bypass the filter. `clone3` is not on it, since a keeper uses it to
+//! start workers inside their cgroups; everything else that the keeper must do
+//! for its children is permitted as well.
 
 use crate::error::SandboxError;
 use crate::seccomp::rules::Rules;
 
-const TRACING: &str = "reads or steers other processes";
+const TRACING: &str = "reads or controls other processes";
 const KERNEL: &str = "changes the kernel or the machine";
 const MOUNTS: &str = "changes what paths mean";
 const RINGS: &str = "makes system calls that no filter sees";
 const KEYS: &str = "kernel keyrings";
-const MEMORY: &str = "changes what is mapped behind the owner's back";
+const MEMORY: &str = "changes mappings without the owner's knowledge";
 
-/// Calls that are refused whatever their arguments, and why.
+/// Calls that are refused with any arguments, and the reasons.
 pub(crate) const DENIED: [(i64, &str); 44] = [
     (libc::SYS_ptrace, TRACING),
     (libc::SYS_process_vm_readv, TRACING),
@@ -64,10 +64,10 @@ pub(crate) const DENIED: [(i64, &str); 44] = [
     (libc::SYS_personality, MEMORY),
 ];
 
-/// Returns the rules that match what is refused.
+/// Returns the rules that match the refused calls.
 ///
 /// # Errors
-/// None at present; the signature is that of the allow-lists.
+/// Never fails at present; the signature is that of the allow-lists.
 pub(crate) fn rules() -> Result<Rules, SandboxError> {
     let mut rules = Rules::default();
     rules.always(DENIED);

@@ -1,23 +1,23 @@
-//! The ioctls of KVM that a worker makes.
+//! The KVM ioctls that a worker uses.
 //!
-//! Numbers are those of `linux/kvm.h`, put together the way `asm-generic/ioctl.h`
-//! does it; the sizes come from the structures themselves. Absent with intent:
-//! `KVM_CREATE_DEVICE` (VFIO), encrypted guests, `KVM_CREATE_GUEST_MEMFD`,
-//! nested state, SMI, and everything that is not the x86 of this project.
+//! The numbers are those of `linux/kvm.h`, composed as in
+//! `asm-generic/ioctl.h`; the sizes come from the structures themselves. Absent
+//! on purpose: `KVM_CREATE_DEVICE` (VFIO), encrypted guests,
+//! `KVM_CREATE_GUEST_MEMFD`, nested state, SMI, and everything that is not x86.
 
 use std::mem::size_of;
 
 use kvm_bindings as kvm;
 
-/// The letter of KVM's ioctls.
+/// The type byte of KVM's ioctls.
 const KVMIO: u32 = 0xae;
 
-/// Directions of an ioctl's argument, seen from user space.
+/// The directions of an ioctl's argument, from the point of view of user space.
 const NONE: u32 = 0;
 const WRITE: u32 = 1;
 const READ: u32 = 2;
 
-/// Composes an ioctl number as `_IOC` does.
+/// Composes an ioctl number like `_IOC`.
 const fn ioc(direction: u32, number: u32, size: usize) -> u32 {
     assert!(size < 1 << 14, "the size field of an ioctl has 14 bits");
     #[expect(clippy::cast_possible_truncation, reason = "below 2^14, as asserted")]
@@ -41,16 +41,16 @@ const fn iowr<T>(number: u32) -> u32 {
     ioc(READ | WRITE, number, size_of::<T>())
 }
 
-const SETUP: &str = "making a VM";
+const SETUP: &str = "creating a VM";
 const SLOTS: &str = "memory slots";
 const INTERRUPTS: &str = "interrupt lines and messages of devices";
-const VCPU: &str = "first state of a vCPU";
+const VCPU: &str = "initial state of a vCPU";
 /// The offset of a vCPU's TSC, which a pause shifts.
 const CLOCKS: &str = "the clocks of a guest that was paused";
-const LAST_WORDS: &str = "registers for debug and for the last words";
+const LAST_WORDS: &str = "registers for debugging and after the end";
 
-/// Requests and who needs them; the one that is made all the time comes first,
-/// since a filter is read from the top.
+/// Requests and their purposes; the most frequent one comes first, since a
+/// filter is evaluated from the top.
 pub(crate) const IOCTLS: [(u32, &str); 46] = [
     (io(0x80), "KVM_RUN: the vCPU threads"),
     (iow::<kvm::kvm_irq_level>(0x61), INTERRUPTS),
@@ -86,8 +86,8 @@ pub(crate) const IOCTLS: [(u32, &str); 46] = [
     (iow::<kvm::kvm_cpuid2>(0x90), VCPU),
     (ior::<kvm::kvm_mp_state>(0x98), LAST_WORDS),
     (iow::<kvm::kvm_mp_state>(0x99), VCPU),
-    (io(0x9a), "KVM_NMI: a panic by request"),
-    (iow::<kvm::kvm_guest_debug>(0x9b), "single steps of debug"),
+    (io(0x9a), "KVM_NMI: a panic on request"),
+    (iow::<kvm::kvm_guest_debug>(0x9b), "single-stepping"),
     (ior::<kvm::kvm_vcpu_events>(0x9f), LAST_WORDS),
     (iow::<kvm::kvm_vcpu_events>(0xa0), VCPU),
     (io(0xa2), VCPU), // KVM_SET_TSC_KHZ
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_kernels_headers() {
-        // As printed by a C program with linux/kvm.h.
+        // The numbers were printed by a C program with linux/kvm.h.
         assert_eq!(io(0x80), 0xae80); // KVM_RUN
         assert_eq!(iow::<kvm::kvm_userspace_memory_region>(0x46), 0x4020_ae46);
         assert_eq!(iowr::<kvm::kvm_cpuid2>(0x05), 0xc008_ae05);

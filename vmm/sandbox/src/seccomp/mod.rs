@@ -1,17 +1,17 @@
-//! The seccomp filter: which system calls a process may still make.
+//! The seccomp filter: the system calls that a process may still make.
 //!
 //! Confined processes (worker, unpacker, cleaner) have an allow-list,
-//! [`allowed`]; keeper and manager, which must open, fork and execute, a list
-//! of what they never need, [`denied`].
+//! [`allowed`]; keeper and manager, which must open, fork and execute, have a
+//! list of calls that they never need, [`denied`].
 //!
-//! A confined process gets two programs. The kernel runs both and obeys the
-//! stricter answer, so calls that the C library tries and can do without are
-//! refused by a program of their own, with the error that makes it fall back
-//! ([`FALLBACKS`]), while the main program answers everything unknown as the
-//! mode wants it.
+//! A confined process gets two programs. The kernel runs both and applies the
+//! stricter result. So calls that the C library tries but can do without are
+//! refused by a separate program, with the error that triggers its fallback
+//! ([`FALLBACKS`]), while the main program handles all other calls according to
+//! the mode.
 //!
 //! Every program is installed for all threads (`SECCOMP_FILTER_FLAG_TSYNC`):
-//! threads share an address space, so the weakest filter is everybody's.
+//! threads share an address space, so the weakest filter would apply to all.
 
 use seccompiler::{BpfProgram, SeccompAction};
 
@@ -29,16 +29,16 @@ mod tree;
 use chain::compile;
 use rules::Rules;
 
-/// Calls that are answered with ENOSYS, in every mode, because libraries try
-/// them and have another way.
+/// Calls that return ENOSYS, in every mode, because libraries try them and have
+/// a fallback.
 pub(crate) const FALLBACKS: [(i64, &str); 4] = [
     (
         libc::SYS_clone3,
-        "its flags lie in memory, where no filter sees them; pthread_create falls back to clone",
+        "its flags are in memory, which filters cannot read; pthread_create falls back to clone",
     ),
     (
         libc::SYS_mremap,
-        "grows a shared mapping into the neighbour's bytes; realloc falls back to a copy",
+        "grows a shared mapping into a neighbour's bytes; realloc falls back to a copy",
     ),
     (
         libc::SYS_statx,
@@ -46,16 +46,16 @@ pub(crate) const FALLBACKS: [(i64, &str); 4] = [
     ),
     (
         libc::SYS_newfstatat,
-        "looks up any path; what fstat becomes in some versions of glibc",
+        "looks up any path; some versions of glibc use it for fstat",
     ),
 ];
 
 /// Installs the filter of `profile` for all threads.
 ///
 /// # Errors
-/// [`SandboxError::Rules`] or [`SandboxError::Seccomp`].
+/// Returns [`SandboxError::Rules`] or [`SandboxError::Seccomp`].
 pub(crate) fn install(profile: Profile, mode: Mode) -> Result<Outcome, SandboxError> {
-    // The main program last: it allows no further `seccomp`.
+    // Install the main program last: it does not allow further `seccomp` calls.
     for program in programs(profile, mode)? {
         seccompiler::apply_filter_all_threads(&program).map_err(SandboxError::Seccomp)?;
     }
@@ -65,7 +65,7 @@ pub(crate) fn install(profile: Profile, mode: Mode) -> Result<Outcome, SandboxEr
     })
 }
 
-/// Compiles the programs of `profile`, in the order in which to install them.
+/// Compiles the programs of `profile`, in the order of installation.
 pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, SandboxError> {
     let refusal = refusal(mode);
     if !profile.is_confined() {
@@ -76,7 +76,7 @@ pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, 
     fallbacks.always(FALLBACKS);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let mut allowed = allowed::rules(profile)?;
-    // The program of the fallbacks has the stricter answer.
+    // The program of the fallbacks has the stricter result.
     allowed.always(FALLBACKS);
     let (fallbacks, allowed) = (fallbacks.into_map(), allowed.into_map());
     Ok(vec![
@@ -85,7 +85,7 @@ pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, 
     ])
 }
 
-/// Returns the answer to what is refused in `mode`.
+/// Returns the result of the filter for forbidden calls in `mode`.
 fn refusal(mode: Mode) -> SeccompAction {
     match mode {
         Mode::Kill => SeccompAction::KillProcess,

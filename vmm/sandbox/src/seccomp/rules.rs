@@ -1,4 +1,4 @@
-//! Rules as this crate writes them: a call, and under which condition.
+//! The rules of this crate: a system call and its condition.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::error::SandboxError;
 /// A condition on one argument of a system call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Arg {
-    /// The lower 32 bits of argument `.0` equal `.1`: what the kernel itself
-    /// takes of an `int` or `unsigned int`.
+    /// The lower 32 bits of argument `.0` equal `.1`: the part that the kernel
+    /// uses of an `int` or `unsigned int`.
     Is(u8, u32),
     /// All 64 bits of argument `.0` equal `.1`.
     IsLong(u8, u64),
@@ -48,18 +48,18 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// Matches `calls` whatever their arguments. The text beside each call
-    /// says who needs it.
+    /// Matches `calls` with any arguments. The text beside each call states its
+    /// purpose.
     pub(crate) fn always(&mut self, calls: impl IntoIterator<Item = (i64, &'static str)>) {
         let calls = calls.into_iter().map(|(call, _)| (call, Vec::new()));
         self.map.extend(calls);
     }
 
-    /// Matches `call` where all of `args` hold; a second rule for the same
-    /// call is an alternative.
+    /// Matches `call` if all of `args` hold; a second rule for the same call is
+    /// an alternative.
     ///
     /// # Errors
-    /// [`SandboxError::Rules`] for an argument that no call has.
+    /// Returns [`SandboxError::Rules`] for an invalid argument index.
     pub(crate) fn when(
         &mut self,
         call: i64,
@@ -79,7 +79,7 @@ impl Rules {
         self.map.keys().copied()
     }
 
-    /// Returns the rules as the compiler takes them.
+    /// Returns the rules in the form that the compiler takes.
     pub(crate) fn into_map(self) -> BTreeMap<i64, Vec<SeccompRule>> {
         self.map
     }

@@ -1,14 +1,14 @@
-//! A filter as a tree: each leaf is a program of seccompiler's for a few
-//! system calls, and the way to it is by comparing the call's number.
+//! A filter as a search tree: each leaf is a program of seccompiler for a few
+//! system calls, selected by comparing the call's number.
 //!
-//! seccompiler compares a call with one number after another. Installing such
-//! a program costs more than all the rest of a sandbox, since the kernel runs
-//! it once for every call that exists, to find those that need no second look.
-//! Measured for a worker's list: 255 us as one chain, 148 us as a tree of four
-//! leaves, hardly less with more of them.
+//! seccompiler compares a call's number with one number after another.
+//! Installing such a program costs more than all the rest of a sandbox, since
+//! the kernel evaluates it once for every existing call, to find those that it
+//! can allow without evaluation. Measured for a worker's list: 255 us as one
+//! chain, 148 us as a tree of four leaves, hardly less with more leaves.
 //!
-//! Leaves are complete programs, with the check of the architecture and the
-//! answer to what they do not know. The tree adds nothing to what is allowed.
+//! Leaves are complete programs, including the check of the architecture and
+//! the result for unknown calls. The tree allows nothing in addition.
 
 use std::collections::BTreeMap;
 
@@ -17,21 +17,23 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompRule, sock_filter};
 use super::chain::compile;
 use crate::error::SandboxError;
 
-/// System calls that one leaf holds at most.
+/// The maximum number of system calls in one leaf.
 const LEAF: usize = 20;
 
-/// Loads the word at offset `k` of `struct seccomp_data`; 0 is the number.
+/// The instruction that loads the word at offset `k` of `struct seccomp_data`;
+/// offset 0 is the number.
 const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-/// Jumps by `jt` where the number is at least `k`, else by `jf`.
+/// The instruction that jumps by `jt` if the number is at least `k`, otherwise
+/// by `jf`.
 const JUMP_IF_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-/// Jumps by `k`.
+/// The instruction that jumps by `k`.
 const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 
-/// Compiles `rules` as [`compile`] does, to a program that finds its way
-/// through them in fewer steps.
+/// Compiles `rules` like [`compile`], into a program that needs fewer steps per
+/// call.
 ///
 /// # Errors
-/// [`SandboxError::Rules`] and [`SandboxError::TooLong`].
+/// Returns [`SandboxError::Rules`] or [`SandboxError::TooLong`].
 pub(crate) fn compile_tree(
     mut rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,
@@ -71,7 +73,7 @@ mod tests {
 
     const X86_64: u32 = 0xc000_003e;
 
-    /// Runs a program for a call with zeros for arguments, as the kernel does.
+    /// Evaluates a program for a call with zero arguments, as the kernel does.
     fn run(program: &[sock_filter], number: u32, architecture: u32) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {

@@ -1,5 +1,5 @@
-//! How each door is tried. What stands before `Ok(Box::new(…))` happens before
-//! the sandbox: a worker has descriptors and mappings of its own.
+//! The attempts at each door. Code before `Ok(Box::new(…))` runs before the
+//! sandbox is entered: a worker has descriptors and mappings of its own.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -24,7 +24,7 @@ const SHARED: usize = 1;
 const PRIVATE_ANONYMOUS: usize = 0x22;
 const NO_FD: usize = usize::MAX;
 
-/// Turns an attempt into what a door holds.
+/// Boxes the attempt at a door.
 fn attempt(run: impl FnOnce() -> io::Result<()> + 'static) -> io::Result<Attempt> {
     Ok(Box::new(run))
 }
@@ -38,7 +38,7 @@ fn done(result: io::Result<usize>) -> io::Result<()> {
     result.map(drop)
 }
 
-/// The door is open if the secret was read.
+/// Succeeds if the secret was read, which means that the door is open.
 fn read_secret(bytes: &[u8]) -> io::Result<()> {
     if bytes.starts_with(&SECRET) {
         return Ok(());
@@ -51,7 +51,7 @@ fn open(path: &CStr, flags: i32) -> io::Result<usize> {
     call(libc::SYS_openat, [at, address(path), arg(flags)])
 }
 
-/// Opens a file that belongs to the target in `/proc`.
+/// Opens a file in `/proc` that belongs to the target.
 fn open_of(target: &Target, name: &str, flags: i32) -> io::Result<usize> {
     let path = format!("/proc/{}/{name}\0", target.pid);
     let path = CStr::from_bytes_with_nul(path.as_bytes()).map_err(io::Error::other)?;
@@ -105,7 +105,7 @@ pub fn process_vm_writev(target: &Target) -> io::Result<Attempt> {
     attempt(move || process_vm(libc::SYS_process_vm_writev, &target, &mut [0xee; 16]))
 }
 
-/// Requests of ptrace: C libraries disagree on the type of theirs.
+/// The requests of ptrace, since C libraries disagree on their type.
 const PTRACE_ATTACH: usize = 16;
 const PTRACE_DETACH: usize = 17;
 const PTRACE_SEIZE: usize = 0x4206;
@@ -118,7 +118,7 @@ pub fn ptrace_attach(target: &Target) -> io::Result<Attempt> {
     let target = target.clone();
     attempt(move || {
         ptrace(PTRACE_ATTACH, &target)?;
-        // Let it go on, or the test would wait for its answer.
+        // Let it continue, or the test would wait for its answer.
         let all = 0x4000_0000; // __WALL
         call(libc::SYS_wait4, [target.pid, 0, all, 0])?;
         done(ptrace(PTRACE_DETACH, &target))
@@ -157,7 +157,7 @@ pub fn tgkill(target: &Target) -> io::Result<Attempt> {
 pub fn sigqueue(target: &Target) -> io::Result<Attempt> {
     let pid = target.pid;
     attempt(move || {
-        // signo, errno, code SI_QUEUE (-1), then zeros.
+        // The fields are signo, errno, code SI_QUEUE (-1), then zeroes.
         let mut info = [0_i32; 32];
         info[0] = libc::SIGTERM;
         info[2] = -1;
@@ -168,7 +168,7 @@ pub fn sigqueue(target: &Target) -> io::Result<Attempt> {
 
 pub fn pidfd_send_signal(target: &Target) -> io::Result<Attempt> {
     let pid = target.pid;
-    // A received pidfd: opening one is tried by `pidfd_getfd`.
+    // This is a received pidfd; opening one is tried by `pidfd_getfd`.
     let process = call(libc::SYS_pidfd_open, [pid, 0])?;
     attempt(move || {
         let args = [process, arg(libc::SIGTERM), 0, 0];
@@ -176,8 +176,9 @@ pub fn pidfd_send_signal(target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// Has the kernel send SIGIO to the victim when bytes arrive. Making it the
-/// owner succeeds without Landlock and with it; the victim's end tells.
+/// Makes the kernel send SIGIO to the victim when bytes arrive. Setting the
+/// owner succeeds with and without Landlock; whether the victim dies shows the
+/// result.
 pub fn signal_by_owner(target: &Target) -> io::Result<Attempt> {
     let pid = target.pid;
     let (mut sender, receiver) = UnixStream::pair()?;
@@ -223,8 +224,8 @@ pub fn readlink_path(_target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// A memory file of `pages` pages, the first of which belongs to the attacker
-/// and the next to a neighbour.
+/// Creates a memory file of `pages` pages, of which the first belongs to the
+/// attacker and the next to a neighbour.
 fn shared_file(pages: u64) -> io::Result<OwnedFd> {
     let file = memory_file(c"test", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)?;
     ftruncate(&file, pages * PAGE as u64)?;
@@ -232,7 +233,7 @@ fn shared_file(pages: u64) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// A descriptor to read only is opened anew to write.
+/// Reopens a read-only descriptor for writing.
 pub fn reopen_descriptor(_target: &Target) -> io::Result<Attempt> {
     let file = shared_file(1)?;
     let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
@@ -245,7 +246,7 @@ pub fn reopen_descriptor(_target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// Connects a socket that the worker has been given.
+/// Connects a socket that the worker was given.
 fn connect(to: SocketAddrUnix) -> io::Result<Attempt> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     attempt(move || Ok(rustix::net::connect(&socket, &to)?))
@@ -284,7 +285,7 @@ pub fn add_seal(_target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// Success replaces the process by one that says nothing.
+/// Executes a program; on success it replaces this process and prints nothing.
 pub fn execve(_target: &Target) -> io::Result<Attempt> {
     attempt(|| {
         let arguments = [address(c"/bin/true"), 0];
@@ -293,7 +294,7 @@ pub fn execve(_target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// Executes a program that the worker wrote into memory of its own.
+/// Executes a program that the worker wrote into its own memory.
 pub fn execveat_memfd(_target: &Target) -> io::Result<Attempt> {
     let file = memory_file(c"program", MemfdFlags::empty())?;
     File::from(file.try_clone()?).write_all(&tiny_program())?;
@@ -306,12 +307,12 @@ pub fn execveat_memfd(_target: &Target) -> io::Result<Attempt> {
     })
 }
 
-/// An ELF file that ends at once with status 0. It has no interpreter, whose
-/// opening Landlock would refuse.
+/// Returns an ELF file that exits at once with status 0. It has no interpreter,
+/// which Landlock would not allow to open.
 fn tiny_program() -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
     const CODE_AT: u64 = 64 + 56;
-    // mov eax, SYS_exit; xor edi, edi; syscall
+    // The code is: mov eax, SYS_exit; xor edi, edi; syscall.
     const CODE: [u8; 9] = [0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05];
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
@@ -330,8 +331,8 @@ fn tiny_program() -> Vec<u8> {
     elf
 }
 
-/// Maps the first page of a file whose second page is a neighbour's, and
-/// forgets the descriptor.
+/// Maps the first page of a file whose second page is a neighbour's, and closes
+/// the descriptor.
 fn map_own_page() -> io::Result<usize> {
     let file = shared_file(2)?;
     let fd = arg(file.as_raw_fd());
@@ -391,7 +392,7 @@ pub fn setuid_back(_target: &Target) -> io::Result<Attempt> {
     attempt(|| done(call(libc::SYS_setresuid, [0, 0, 0])))
 }
 
-/// Takes a neighbour's descriptors away, all but those it has.
+/// Lowers a neighbour's limit of descriptors to those that it has.
 pub fn prlimit_other(target: &Target) -> io::Result<Attempt> {
     let pid = target.pid;
     attempt(move || {
@@ -435,7 +436,7 @@ pub fn dumpable_back(_target: &Target) -> io::Result<Attempt> {
     attempt(|| done(call(libc::SYS_prctl, [arg(libc::PR_SET_DUMPABLE), 1])))
 }
 
-/// FIOASYNC stands for all requests that are not KVM's.
+/// Tries FIOASYNC, which stands for all ioctls that are not KVM's.
 pub fn ioctl_of_no_kvm(_target: &Target) -> io::Result<Attempt> {
     let (one, other) = UnixStream::pair()?;
     attempt(move || {

@@ -1,4 +1,4 @@
-//! Checks that say what they found, and whom a test starts.
+//! Checks that report what they found, and the users for whom tests run.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -8,7 +8,7 @@ use libtest_mimic::Failed;
 
 use crate::setup::{Setup, User};
 
-/// Returns the first user that this process can stand in for.
+/// Returns the first user as which this process can run tests.
 pub fn any_user() -> User {
     User::available()[0]
 }
@@ -27,7 +27,7 @@ pub fn expect<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(
     }
 }
 
-/// Runs one role to its end and returns its signal and what it said.
+/// Runs one role to its end and returns its signal and its output.
 pub fn outcome_of(setup: &Setup) -> io::Result<(Option<i32>, String)> {
     let output = setup.command().stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

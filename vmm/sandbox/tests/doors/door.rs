@@ -1,19 +1,19 @@
-//! The doors: everything by which a process could reach what is not its own.
+//! The doors: all ways in which a process could access what it does not own.
 //!
-//! Each door names the layers that hold it. The matrix shows that each of
-//! them holds it alone, and that with none of them it opens: a claim that
-//! only one layer holds a door is thus tested as well.
+//! Each door lists the layers that close it. The matrix shows that each of them
+//! closes it alone, and that it is open without any of them, so the claim that
+//! only one layer closes a door is tested as well.
 
 use std::io;
 
 use crate::attack;
 
-/// What can hold a door.
+/// A protection that can close a door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// The attacker's filter.
+    /// The seccomp filter of the attacker.
     Seccomp,
-    /// The attacker's domain.
+    /// The Landlock domain of the attacker.
     Landlock,
     /// The victim is not dumpable.
     Dumpable,
@@ -23,28 +23,30 @@ pub enum Holder {
 
 use Holder::{Dumpable, Landlock, Privileges, Seccomp};
 
-/// Where the victim is and what an attacker may know of it.
+/// The location of the victim and the information that an attacker has about
+/// it.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub pid: usize,
-    /// Address of [`crate::victim::SECRET`] in the victim's memory.
+    /// The address of [`crate::victim::SECRET`] in the victim's memory.
     pub secret: usize,
-    /// A number that names the victim's sockets.
+    /// A number that identifies the victim's sockets.
     pub socket: String,
 }
 
-/// An attempt, made inside the sandbox. `Ok` says that the door opened.
+/// An attempt, made inside the sandbox. `Ok` means that the door is open.
 pub type Attempt = Box<dyn FnOnce() -> io::Result<()>>;
 
-/// One door.
+/// A way out of the sandbox.
 pub struct Door {
     pub name: &'static str,
     pub holders: &'static [Holder],
-    /// Prepares, outside of the sandbox, what a worker would have or bring.
+    /// Prepares, outside of the sandbox, what a worker would have.
     pub prepare: fn(&Target) -> io::Result<Attempt>,
-    /// Refused with an error in every mode, since libraries try it.
+    /// True if the call fails with an error in every mode, since libraries try
+    /// it.
     pub falls_back: bool,
-    /// The error of a kernel that was built without this door.
+    /// The error of a kernel that was built without the feature.
     pub absent: Option<i32>,
 }
 
@@ -74,14 +76,14 @@ impl Door {
     }
 }
 
-/// What three layers hold: looking into another process.
+/// The three layers that prevent inspecting another process.
 pub const LOOKING_IN: &[Holder] = &[Seccomp, Landlock, Dumpable];
-/// What two layers hold: signals, files, abstract sockets, TCP.
+/// The two layers that deny signals, files, abstract sockets and TCP.
 const REACHING_OUT: &[Holder] = &[Seccomp, Landlock];
-/// What the filter holds alone.
+/// The doors that only the filter closes.
 const FILTER_ALONE: &[Holder] = &[Seccomp];
 
-/// All doors.
+/// The list of all doors.
 pub const DOORS: [Door; 41] = [
     door("proc_mem", LOOKING_IN, attack::proc_mem),
     door("proc_maps", LOOKING_IN, attack::proc_maps),

@@ -1,10 +1,11 @@
-//! A worker that does its work in its sandbox, as mkvmm's workers will: it has
-//! `/dev/kvm` and a memory file by descriptor, makes its VM inside, runs vCPUs
-//! on threads and an event loop, and survives what a process meets.
+//! A worker that does its work in its sandbox, like mkvmm's workers: it
+//! receives `/dev/kvm` and a memory file as descriptors, creates its VM inside,
+//! runs vCPUs on threads and an event loop, and survives events that processes
+//! encounter.
 //!
-//! Run under `strace -f`, it is what the allow-list was read off.
+//! The allow-list was derived from running it under `strace -f`.
 //!
-//! UNSAFETY: mapping guest memory and taking over a descriptor by number.
+//! UNSAFETY: maps guest memory and takes ownership of a descriptor by number.
 #![expect(unsafe_code, reason = "guest memory is mapped, /dev/kvm has a number")]
 
 use std::collections::HashMap;
@@ -32,14 +33,15 @@ use crate::setup::Role;
 const MEMORY_SIZE: usize = 2 << 20;
 const CODE_AT: usize = 0x1000;
 
-/// Real mode: prints a letter to port 0x3f8 and halts.
+/// Code in real mode that prints a letter to port 0x3f8 and halts.
 const SPEAKER: [u8; 7] = [0xba, 0xf8, 0x03, 0xb0, b'G', 0xee, 0xf4];
-/// Real mode: jumps to itself.
+/// Code in real mode that jumps to itself.
 const SPINNER: [u8; 2] = [0xeb, 0xfe];
 
 type Anything<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// What the worker's process does: everything inside the sandbox.
+/// The main function of the worker's process; everything runs inside the
+/// sandbox.
 pub fn run(role: &Role) -> Anything<()> {
     let memory = memfd_create(c"guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&memory, MEMORY_SIZE as u64)?;
@@ -63,20 +65,21 @@ pub fn run(role: &Role) -> Anything<()> {
     Ok(())
 }
 
-/// Writes a line without a buffer, as the process may be ended at any time.
+/// Writes a line without buffering, as the process may be killed at any time.
 fn say(line: &str) -> io::Result<()> {
     io::stdout().write_all(format!("{line}\n").as_bytes())
 }
 
-/// Guest memory: one shared mapping of a file whose descriptor is closed.
+/// The guest's memory: one shared mapping of a file whose descriptor is closed.
 struct Memory {
     address: *mut u8,
 }
 
-// SAFETY: the address is of a mapping that all threads share, and is written
-// by volatile stores before a vCPU runs.
+// SAFETY: the address is that of a mapping that all threads share, and is
+// written by volatile stores before a vCPU runs.
 unsafe impl Send for Memory {}
-// SAFETY: as above; no method hands out a reference into the mapping.
+// SAFETY: no method returns a reference into the mapping, and it is written as
+// described for `Send`.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -93,7 +96,7 @@ impl Memory {
                 0,
             )
         }?;
-        // What a worker has mapped needs no descriptor any more.
+        // A worker does not need the descriptors of files that it has mapped.
         drop(file);
         let address = address.cast();
         Ok(Self { address })
@@ -102,7 +105,7 @@ impl Memory {
     fn store(&self, at: usize, code: &[u8]) {
         for (offset, byte) in (at..).zip(code) {
             assert!(offset < MEMORY_SIZE);
-            // SAFETY: the offset is inside the mapping, as just checked.
+            // SAFETY: the offset is inside the mapping, as checked above.
             let target = unsafe { self.address.add(offset) };
             // SAFETY: the mapping is writable and lives as long as `self`.
             unsafe { target.write_volatile(*byte) };
@@ -112,8 +115,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` with this size, and every VM
-        // that it is a slot of is closed before: `guest` keeps an `Arc`.
+        // SAFETY: the mapping was created by `map` with this size, and every VM
+        // that has it as a slot is closed before: `guest` keeps an `Arc`.
         let unmapped = unsafe { munmap(self.address.cast(), MEMORY_SIZE) };
         unmapped.expect("the range was mapped by this type");
     }
@@ -121,7 +124,7 @@ impl Drop for Memory {
 
 /// A VM with one slot and one vCPU in real mode at `CODE_AT`.
 struct Guest {
-    // In the order in which they must go.
+    // The fields are in the order in which they must be dropped.
     vcpu: VcpuFd,
     _vm: VmFd,
     _memory: Arc<Memory>,
@@ -157,19 +160,19 @@ fn set_slot(vm: &VmFd, memory: &Memory) -> Anything<()> {
         memory_size: MEMORY_SIZE as u64,
         userspace_addr: memory.address.expose_provenance() as u64,
     };
-    // SAFETY: the range is mapped, and stays so as long as the VM: its owner
-    // keeps the memory behind an `Arc`.
+    // SAFETY: the range is mapped, and remains so as long as the VM exists: its
+    // owner keeps the memory in an `Arc`.
     unsafe { vm.set_user_memory_region(region) }?;
     Ok(())
 }
 
-/// What a vCPU thread tells the loop.
+/// A message of a vCPU thread to the event loop.
 enum News {
     Printed(Vec<u8>),
     Halted,
 }
 
-/// The loop's side: takes news when the eventfd says that there are some.
+/// The event loop's side: receives messages when the eventfd signals them.
 struct Console {
     wake_up: Arc<EventFd>,
     timer: TimerFd,
@@ -202,7 +205,7 @@ impl MutEventSubscriber for Console {
     }
 }
 
-/// A guest prints by a vCPU thread; the event loop hears of it.
+/// Runs a guest that prints from a vCPU thread; the event loop is notified.
 fn speak_and_halt(kvm: &Kvm, memory: &Arc<Memory>) -> Anything<()> {
     let wake_up = Arc::new(EventFd::new(EFD_NONBLOCK)?);
     let (sender, news) = channel();
@@ -257,12 +260,13 @@ fn join<T>(thread: JoinHandle<T>) -> Anything<T> {
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// A guest that never exits is stopped by a signal to its thread.
+/// Runs a guest that never exits, and stops it by a signal to its thread.
 fn spin_and_be_kicked(kvm: &Kvm, memory: &Arc<Memory>) -> Anything<()> {
     register_signal_handler(SIGRTMIN(), on_kick)?;
     let mut guest = guest(kvm, memory, &SPINNER)?;
     let vcpu = thread::spawn(move || guest.vcpu.run().map(|exit| format!("{exit:?}")));
-    // A kick before KVM_RUN is lost here, so kick until it has ended.
+    // A kick before KVM_RUN is lost here, so repeat it until the thread has
+    // ended.
     while !vcpu.is_finished() {
         vcpu.kill(SIGRTMIN())?;
         thread::sleep(Duration::from_millis(1));
@@ -273,7 +277,7 @@ fn spin_and_be_kicked(kvm: &Kvm, memory: &Arc<Memory>) -> Anything<()> {
     }
 }
 
-/// Makes what the real VMs have besides: interrupt chip, timer, irqfd.
+/// Creates what real VMs have in addition: interrupt controllers, timer, irqfd.
 fn make_what_devices_need(kvm: &Kvm, memory: &Arc<Memory>) -> Anything<()> {
     let vm = kvm.create_vm()?;
     set_slot(&vm, memory)?;
@@ -294,8 +298,8 @@ fn make_what_devices_need(kvm: &Kvm, memory: &Arc<Memory>) -> Anything<()> {
     Ok(say("devices made")?)
 }
 
-/// Threads with heaps of their own, locks, hash tables, and blocks that grow
-/// beyond what the heap keeps in place.
+/// Uses threads with their own heap arenas, locks, hash tables, and blocks that
+/// grow too large to be kept in place.
 fn use_threads_and_heap() -> Anything<()> {
     let met = Arc::new((Mutex::new(0), Condvar::new()));
     let threads: Vec<_> = (0..8)
@@ -328,10 +332,10 @@ fn use_threads_and_heap() -> Anything<()> {
     Ok(say("threads met")?)
 }
 
-/// A panic reaches its hook, and whoever joins the thread.
+/// Panics in a thread; the hook and the joining thread notice it.
 fn panic_and_go_on() -> Anything<()> {
-    // The default hook prints, but opens files where a backtrace is wanted: a
-    // worker has no such variable in its environment, or a hook of its own.
+    // The default hook prints, but opens files for a backtrace: a worker does
+    // not have this variable in its environment, or has its own hook.
     if std::env::var_os("RUST_BACKTRACE").is_none() {
         let caught = thread::spawn(|| panic!("by request, default hook")).join();
         assert!(caught.is_err());
@@ -345,7 +349,7 @@ fn panic_and_go_on() -> Anything<()> {
     }
 }
 
-/// A wait goes on after the process was stopped and continued.
+/// Waits; the wait continues after the process was stopped and continued.
 fn be_stopped() -> Anything<()> {
     say("sleeping")?;
     thread::sleep(Duration::from_millis(300));
@@ -358,7 +362,7 @@ fn be_stopped() -> Anything<()> {
     }
 }
 
-/// Ends in the way of a double panic or a failed allocation.
+/// Ends like a double panic or a failed allocation.
 pub fn abort(role: &Role) -> io::Result<()> {
     role.enter();
     say("aborting")?;

@@ -1,4 +1,4 @@
-//! Unpackers and cleaners at work, and what ends an unpacker that goes too far.
+//! Tests of unpackers and cleaners at work, and of the limits of an unpacker.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_sea
 use crate::check::{any_user, check, expect};
 use crate::setup::{Role, Setup};
 
-/// Returns the trials of this file.
+/// Returns the tests of this file.
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("unpacker::unpacks", unpacks),
@@ -61,10 +61,10 @@ fn unpacker_file_size() -> Result<(), Failed> {
     expect(unpacked.metadata()?.len(), 1 << 20)
 }
 
-/// Plays the unpacker.
+/// Runs as the unpacker.
 pub fn play_unpacker(role: &Role) -> io::Result<()> {
     let (what, fd): (String, i32) = (role.word(0), role.word(1));
-    // The descriptor was inherited; opened anew it is ours to own.
+    // The descriptor was inherited; a reopened one is owned by this process.
     let unpacked = File::options()
         .write(true)
         .open(format!("/proc/self/fd/{fd}"))?;
@@ -91,7 +91,7 @@ pub fn play_unpacker(role: &Role) -> io::Result<()> {
     }
 }
 
-/// Reads a whole image, writes it twice, the second time by `io::copy`.
+/// Reads a whole image and writes it twice, the second time by `io::copy`.
 fn unpack(mut unpacked: &File) -> io::Result<()> {
     let mut image = Vec::new();
     io::stdin().lock().read_to_end(&mut image)?;
@@ -116,7 +116,7 @@ fn cleans() -> Result<(), Failed> {
     expect(bytes == [0; 65_536], true)
 }
 
-/// Plays the cleaner.
+/// Runs as the cleaner.
 pub fn play_cleaner(role: &Role) -> io::Result<()> {
     role.enter();
     let memory = rustix::stdio::stdin();

@@ -2,9 +2,9 @@
 //! and to the host; and a worker, an unpacker and a cleaner do their work in
 //! the same sandboxes.
 //!
-//! The program starts itself anew for each process of a test and tells it its
-//! role in the environment. As root it plays everything twice: started by root
-//! and dropped by the sandbox, and as an ordinary user from the start.
+//! The program executes itself for each process of a test and passes the role
+//! in the environment. As root it runs everything twice: started by root and
+//! dropped by the sandbox, and as an ordinary user from the start.
 
 mod attack;
 mod check;
@@ -44,7 +44,7 @@ fn other(role: &Role) -> std::io::Result<()> {
     unreachable!("no test starts a process as {}", role.name)
 }
 
-/// Does what the starting test wants of this process.
+/// Runs the role that the starting test assigned to this process.
 fn play(role: &Role) -> ExitCode {
     let result = match role.name.as_str() {
         "victim" => victim::run(role),

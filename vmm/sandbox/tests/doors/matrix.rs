@@ -1,4 +1,4 @@
-//! Every door, tried under every combination of layers that a promise names.
+//! Tries every door under every combination of layers that a promise names.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,12 +16,12 @@ use crate::victim::Victim;
 
 use Holder::{Dumpable, Landlock, Privileges, Seccomp};
 
-/// The Landlock version that holds what doors claim of it.
+/// The Landlock version that closes all doors which it is claimed to close.
 const LANDLOCK_WANTED: usize = 6;
-/// The version from which on it holds connections to a path as well.
+/// The first version that also covers connections to a path.
 const LANDLOCK_OF_PATHS: usize = 9;
 
-/// Which layers are on, and how the filter answers.
+/// The layers that are on, and the mode of the filter.
 struct Case {
     name: &'static str,
     on: &'static [Holder],
@@ -47,12 +47,12 @@ const CASES: [Case; 11] = [
     case("seccomp_alone", &[Seccomp, Privileges]),
     case("landlock_alone", &[Landlock, Privileges]),
     case("dumpable_alone", &[Dumpable, Privileges]),
-    // The control: same user id, nothing else. What can open does open.
+    // The control case: same user ID, no layers. Doors that can open do open.
     case("control", &[Privileges]),
     case("control_as_root", &[]),
 ];
 
-/// Returns one trial per user, kind of victim and case.
+/// Returns one test per user, kind of victim and case.
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for &user in User::available() {
@@ -71,8 +71,8 @@ pub fn trials() -> Vec<Trial> {
 
 fn all_doors(user: User, victim: Profile, case: &Case) -> Result<(), Failed> {
     let mut wrong = Vec::new();
-    // To root everybody's door is another one; what it must be able to show
-    // is that giving up privileges matters.
+    // For root the doors for everybody are different ones; its cases only have
+    // to show that dropping privileges matters.
     let of_case = |door: &&Door| !case.on.is_empty() || door.holders.contains(&Privileges);
     for door in DOORS.iter().filter(of_case) {
         let seen = try_door(user, victim, case, door)?;
@@ -86,7 +86,7 @@ fn all_doors(user: User, victim: Profile, case: &Case) -> Result<(), Failed> {
     Err(wrong.join("\n").into())
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Debug)]
 enum Seen {
     Opened(String),
@@ -94,7 +94,7 @@ enum Seen {
     Killed,
 }
 
-/// Compares what was seen with what the layers promise.
+/// Compares the result with what the layers promise.
 fn judge(case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
     let by_filter = case.on.contains(&Seccomp);
     let held = holders(door).iter().any(|holder| case.on.contains(holder));
@@ -112,7 +112,7 @@ fn judge(case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
     }
 }
 
-/// Returns what holds a door on this kernel.
+/// Returns the layers that close a door on this kernel.
 fn holders(door: &Door) -> Vec<Holder> {
     let version = landlock_version();
     let mut holders = door.holders.to_vec();
@@ -125,14 +125,14 @@ fn holders(door: &Door) -> Vec<Holder> {
     holders
 }
 
-/// Returns the kernel's Landlock version, 0 where it has none.
+/// Returns the kernel's Landlock version; 0 if it has none.
 pub fn landlock_version() -> usize {
     let version_flag = 1;
     call(libc::SYS_landlock_create_ruleset, [0, 0, version_flag]).unwrap_or(0)
 }
 
-/// Returns whether the host itself keeps a door shut: its kernel has no such
-/// call, or its administrator closed it to everybody.
+/// Returns whether the host itself closes a door: its kernel lacks the system
+/// call, or its administrator disabled it for everybody.
 fn closed_by_host(door: &Door, errno: i32) -> bool {
     let set = |path: &str, open: &str| fs::read_to_string(path).is_ok_and(|is| is.trim() != open);
     let closed = door.absent == Some(errno)
@@ -145,7 +145,7 @@ fn closed_by_host(door: &Door, errno: i32) -> bool {
     closed
 }
 
-/// Starts a victim and an attacker, and sees what came of it.
+/// Starts a victim and an attacker, and returns the result of the attempt.
 fn try_door(user: User, victim: Profile, case: &Case, door: &Door) -> io::Result<Seen> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let mut setup = Setup::new("victim", victim, user);
@@ -186,7 +186,7 @@ fn interpret(status: ExitStatus, said: &str) -> io::Result<Seen> {
     match said.trim().split_once(' ') {
         Some(("refused", errno)) => Ok(Seen::Refused(errno.parse().map_err(io::Error::other)?)),
         Some(("opened", how)) => Ok(Seen::Opened(how.to_owned())),
-        // Another program was executed, which said nothing and succeeded.
+        // Another program was executed, which printed nothing and succeeded.
         None if said.is_empty() && status.success() => {
             Ok(Seen::Opened("another program ran".to_owned()))
         }
@@ -194,7 +194,7 @@ fn interpret(status: ExitStatus, said: &str) -> io::Result<Seen> {
     }
 }
 
-/// What the attacker's process does.
+/// The main function of the attacker's process.
 pub fn attack(role: &Role) -> io::Result<()> {
     let name: String = role.word(0);
     let target = crate::door::Target {

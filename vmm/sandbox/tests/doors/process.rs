@@ -1,5 +1,5 @@
-//! What a sandbox promises of the process itself: when it is refused, what it
-//! says, what its limits do, and that it ends with its parent.
+//! Promises of a sandbox about the process itself: when it is refused, its
+//! report, its limits, and that it dies with its parent.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ use crate::check::{any_user, check, expect, outcome_of};
 use crate::setup::{Role, Setup, User};
 use crate::syscall::call;
 
-/// Returns the trials of this file.
+/// Returns the tests of this file.
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         Trial::test("process::refuses_several_threads", refuses_several_threads),
@@ -43,7 +43,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// A child that does one thing after another, when told to.
+/// A child that performs one step after another, on request.
 struct Puppet {
     child: Child,
     input: Option<ChildStdin>,
@@ -72,7 +72,7 @@ impl Puppet {
         Ok(line.trim().to_owned())
     }
 
-    /// Lets the child go on by closing its input, and waits for its end.
+    /// Lets the child continue by closing its input, and waits for its end.
     fn end(mut self) -> io::Result<()> {
         drop(self.input.take());
         self.child.wait().map(drop)
@@ -81,13 +81,13 @@ impl Puppet {
 
 impl Drop for Puppet {
     fn drop(&mut self) {
-        // A test that failed half-way leaves no process behind.
+        // A test that failed must not leave a process behind.
         let _ended_before = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
 fn refuses_several_threads() -> Result<(), Failed> {
-    // This very process has several: one per trial under way.
+    // This process has several threads: one per running test.
     let found = Confinement::new(Profile::Worker).enter();
     check(
         matches!(found, Err(SandboxError::SeveralThreads { count }) if count > 1),
@@ -108,7 +108,7 @@ fn never_stays_root() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A thread that was there before is confined by the filter as well.
+/// Tests that the filter also confines a thread that was started before.
 fn filter_reaches_all_threads() -> Result<(), Failed> {
     let mut setup = Setup::new("early_thread", Profile::Worker, any_user());
     setup.layers = Layers {
@@ -141,7 +141,7 @@ fn log_mode_says_so() -> Result<(), Failed> {
     expect(signal, None)?;
     check(said.contains("warning: "), &said)?;
     check(said.contains("LOGS ONLY, DOES NOT CONFINE"), &said)?;
-    // The call that no worker may make came through to the kernel.
+    // The call that no worker may make reached the kernel.
     check(said.contains("socket: opened"), &said)
 }
 
@@ -171,7 +171,8 @@ fn status_is_as_reported() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Enters, says what came of it, and tries one call that needs the filter off.
+/// Enters the sandbox, prints the report, and tries one call that only works
+/// without the filter.
 fn report(role: &Role) -> io::Result<()> {
     let mut role = Role {
         name: role.name.clone(),
@@ -198,8 +199,8 @@ fn report(role: &Role) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens what only a process may open that could trace the worker: as the
-/// same user, outside of every domain.
+/// Opens a file that only a process with ptrace access to the worker can open:
+/// as the same user, outside of every domain.
 fn look_in(debuggable: bool) -> Result<bool, Failed> {
     let mut setup = Setup::new("report", Profile::Worker, User::Ordinary);
     setup.debuggable = debuggable;
@@ -235,7 +236,7 @@ fn look(role: &Role) -> io::Result<()> {
     Ok(())
 }
 
-/// The keeper of a worker is killed; the worker ends, whatever its ids were.
+/// Kills the keeper of a worker; the worker dies, whatever its IDs were.
 fn ends_with_its_parent(user: User) -> Result<(), Failed> {
     let mut keeper = Puppet::start(&Setup::new("parent", Profile::Keeper, user))?;
     let line = keeper.line()?;
@@ -268,7 +269,7 @@ fn parent(role: &Role) -> io::Result<()> {
 
 fn follower(role: &Role) -> io::Result<()> {
     let mut confinement = role.confinement;
-    // Whoever is not the parent is found out.
+    // A wrong parent is detected.
     confinement.parent = Pid::from_raw(1);
     confinement.layers = Layers {
         parent_death: true,
@@ -283,13 +284,13 @@ fn follower(role: &Role) -> io::Result<()> {
     if report.outcome(Layer::ParentDeath) == Some(&Outcome::Applied) {
         println!("following as {}", getpid().as_raw_nonzero());
     }
-    // Ends by itself where the test has failed.
+    // The process ends by itself if the test has failed.
     thread::sleep(Duration::from_secs(60));
     Ok(())
 }
 
-/// A keeper goes on executing programs; its children inherit only what they
-/// can do without.
+/// A keeper can still execute programs; its children inherit only what does not
+/// restrict them.
 fn keeper_still_executes() -> Result<(), Failed> {
     let keeper = Setup::new("executes", Profile::Keeper, any_user());
     let (signal, said) = outcome_of(&keeper)?;
@@ -298,8 +299,8 @@ fn keeper_still_executes() -> Result<(), Failed> {
     check(said.contains("the child ended with signal 31"), said)
 }
 
-/// A keeper that stays root keeps the capabilities to make workers that do
-/// not, bounding set and groups included.
+/// A keeper that remains root keeps the capabilities to start workers that do
+/// not, including bounding set and groups.
 fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
     let keeper = Setup::new("executes", Profile::Keeper, User::Dropped);
     let (signal, said) = outcome_of(&keeper.word("keep_root"))?;
@@ -313,7 +314,7 @@ fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
     check(said.contains("the child ended with signal 31"), said)
 }
 
-/// Executes a worker out of a keeper's sandbox.
+/// Executes a worker from a keeper's sandbox.
 fn executes(role: &Role) -> io::Result<()> {
     let stays_root = role.words.iter().any(|word| word == "keep_root");
     let mut keeper = role.confinement;
@@ -335,7 +336,7 @@ fn executes(role: &Role) -> io::Result<()> {
     Ok(())
 }
 
-/// Plays the roles of this file; `None` for those of others.
+/// Runs the roles of this file; returns `None` for other roles.
 pub fn play(role: &Role) -> Option<io::Result<()>> {
     Some(match role.name.as_str() {
         "early_thread" => early_thread(role),

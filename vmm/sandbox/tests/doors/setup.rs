@@ -1,4 +1,4 @@
-//! What a re-executed test process is told by the one that started it.
+//! The parameters of a test process, passed by the test that started it.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -9,20 +9,20 @@ use rustix::process::{geteuid, getpid};
 
 const VARIABLE: &str = "MKVMM_SANDBOX_TEST";
 
-/// A user id that nobody has, for processes started by root.
+/// A user ID that nobody has, for processes started by root.
 const TEST_UID: u32 = 64_321;
 
-/// Under whose id the processes of a test run.
+/// The user as which the processes of a test run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// Started by root, which then drops to `TEST_UID` by the sandbox.
+    /// Started by root, which the sandbox then drops to `TEST_UID`.
     Dropped,
     /// An ordinary user from the start.
     Ordinary,
 }
 
 impl User {
-    /// Returns the users that this test process can stand in for.
+    /// Returns the users as which this test process can run tests.
     pub fn available() -> &'static [Self] {
         if geteuid().is_root() {
             &[Self::Dropped, Self::Ordinary]
@@ -32,7 +32,7 @@ impl User {
     }
 }
 
-/// One process to be started: who, how confined, with which words for its role.
+/// A process to be started: its user, confinement, role and arguments.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub role: &'static str,
@@ -62,7 +62,7 @@ impl Setup {
         self
     }
 
-    /// Returns the command that starts this process out of this very program.
+    /// Returns the command that executes this program again as that process.
     pub fn command(&self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.env_clear().env(VARIABLE, self.encode());
@@ -94,7 +94,7 @@ impl Setup {
     }
 }
 
-/// A process that was started by a test, as it sees itself.
+/// A process that was started by a test, from its own point of view.
 #[derive(Debug)]
 pub struct Role {
     pub name: String,
@@ -103,7 +103,7 @@ pub struct Role {
 }
 
 impl Role {
-    /// Returns the role of this process, `None` where it is the test itself.
+    /// Returns the role of this process; `None` if it is the test itself.
     pub fn of_this_process() -> Option<Self> {
         let text = env::var(VARIABLE).ok()?;
         let mut words = text.split_whitespace().map(str::to_owned);
@@ -145,7 +145,7 @@ impl Role {
         parsed.expect("the test wrote this word itself")
     }
 
-    /// Enters the sandbox; a failure ends the process with a message.
+    /// Enters the sandbox; an error ends the process with a message.
     pub fn enter(&self) -> Report {
         self.confinement
             .enter()

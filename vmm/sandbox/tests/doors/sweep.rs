@@ -1,5 +1,5 @@
-//! System calls that no worker needs, each made once: they are refused
-//! whatever their arguments, before the kernel looks at them.
+//! Makes every system call that no worker needs once: they are refused with any
+//! arguments, before the kernel examines them.
 
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -67,7 +67,7 @@ const REFUSED: [(&str, i64); 49] = [
 
 const CONFINED: [Profile; 3] = [Profile::Worker, Profile::Unpacker, Profile::Cleaner];
 
-/// Returns one trial per confined profile and answer.
+/// Returns one test per confined profile and mode.
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for profile in CONFINED {
@@ -112,7 +112,7 @@ fn ended_by_sigsys(profile: Profile) -> Result<(), Failed> {
     Ok(())
 }
 
-/// What the process of a sweep does: makes the calls with zeros for arguments.
+/// The main function of a sweep's process: makes the calls with zero arguments.
 pub fn run(role: &Role) -> io::Result<()> {
     let (first, count): (usize, usize) = (role.word(0), role.word(1));
     role.enter();

@@ -1,4 +1,4 @@
-//! Opening a file through an io_uring: a system call that no filter sees.
+//! Opens a file through an io_uring: an operation that no filter sees.
 
 use std::ffi::CStr;
 use std::io;
@@ -11,16 +11,17 @@ const COMPLETION_RING: usize = 0x800_0000;
 const ENTRIES: usize = 0x1000_0000;
 const OPENAT: u64 = 18;
 
-/// struct io_uring_params as 32-bit words.
+/// The structure io_uring_params as 32-bit words.
 type Params = [u32; 30];
 
-/// Submission ring: offsets of `tail` and `array` among the parameters.
+/// The positions of the submission ring's offsets `tail` and `array` in the
+/// parameters.
 const SQ_TAIL: usize = 11;
 const SQ_ARRAY: usize = 16;
-/// Completion ring: offset of `cqes`.
+/// The position of the completion ring's offset `cqes` in the parameters.
 const CQ_CQES: usize = 25;
 
-/// Opens `path` read-only through a ring made for the purpose.
+/// Opens `path` read-only through a newly created ring.
 pub fn open(path: &CStr) -> io::Result<()> {
     let mut params: Params = [0; 30];
     let ring = call(libc::SYS_io_uring_setup, [4, address_mut(&mut params)])?;
@@ -35,7 +36,8 @@ pub fn open(path: &CStr) -> io::Result<()> {
     let completions = map(COMPLETION_RING)?;
     let entries = map(ENTRIES)?;
     let at = |base: usize, index: usize| base + usize::try_from(params[index]).unwrap_or(0);
-    // opcode, flags, ioprio and fd (AT_FDCWD); then offset; then the path.
+    // The fields are opcode, flags, ioprio and fd (AT_FDCWD); then the offset;
+    // then the path.
     poke(entries, OPENAT | 0xffff_ff9c << 32);
     poke(entries + 16, u64::try_from(address(path)).unwrap_or(0));
     poke(at(submissions, SQ_ARRAY), 0_u32);

@@ -1,5 +1,5 @@
-//! The process that is attacked: it has a secret in memory, a memory file at a
-//! known number, and two listening sockets.
+//! The process that is attacked: it has a secret in memory, a memory file with
+//! a known number, and two listening sockets.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -16,13 +16,13 @@ use crate::door::Target;
 use crate::setup::{Role, Setup};
 use crate::syscall::address;
 
-/// What no attacker may read or change.
+/// The data that no attacker may read or change.
 pub const SECRET: [u8; 16] = *b"a victim's words";
 
 /// The number of the victim's memory file.
 pub const MEMORY_FD: i32 = 100;
 
-/// How long a victim may take to answer before the test gives up on it.
+/// The time after which a test gives up on a victim that does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub fn socket_path(name: &str) -> PathBuf {
@@ -33,7 +33,7 @@ pub fn abstract_name(name: &str) -> String {
     format!("mkvmm-doors-{name}")
 }
 
-/// What the victim's process does: shows its secret whenever it is asked.
+/// The main function of the victim's process: prints its secret on request.
 pub fn run(role: &Role) -> io::Result<()> {
     let name: String = role.word(0);
     let secret = Box::new(SECRET);
@@ -42,7 +42,7 @@ pub fn run(role: &Role) -> io::Result<()> {
     let _path = UnixListener::bind(socket_path(&name))?;
     let address_of_name = SocketAddr::from_abstract_name(abstract_name(&name))?;
     let _abstract = UnixListener::bind_addr(&address_of_name)?;
-    // World-writable, as attackers may run under another id than the binder.
+    // World-writable, since attackers may run under another ID than the binder.
     std::fs::set_permissions(
         socket_path(&name),
         std::os::unix::fs::PermissionsExt::from_mode(0o777),
@@ -55,12 +55,12 @@ pub fn run(role: &Role) -> io::Result<()> {
         output.flush()?;
         let mut question = [0];
         input.read_exact(&mut question)?;
-        // Volatile in effect: another process may have written here.
+        // This is effectively volatile: another process may have written here.
         output.write_all(std::hint::black_box(&*secret))?;
     }
 }
 
-/// A victim that runs, ended with this value.
+/// A running victim, killed when this value is dropped.
 pub struct Victim {
     child: Child,
     channel: BufReader<UnixStream>,
@@ -70,7 +70,7 @@ pub struct Victim {
 }
 
 impl Victim {
-    /// Starts a victim; `number` tells its sockets from others.
+    /// Starts a victim; `number` distinguishes its sockets from others.
     pub fn start(setup: &Setup, number: u64) -> io::Result<Self> {
         let name = format!("{}-{number}", std::process::id());
         let (ours, theirs) = UnixStream::pair()?;
@@ -106,8 +106,8 @@ impl Victim {
         })
     }
 
-    /// Returns what happened to the victim, `None` if nothing did. A signal
-    /// that was sent before has taken effect before it can answer.
+    /// Returns the harm done to the victim, or `None`. A signal that was sent
+    /// before has taken effect before it can answer.
     pub fn harm(&mut self) -> io::Result<Option<String>> {
         if self.channel.get_mut().write_all(b"?").is_err() {
             return Ok(Some("is dead".to_owned()));
@@ -136,8 +136,8 @@ impl Drop for Victim {
     }
 }
 
-/// What anybody may see of a process that a neighbour could change: niceness,
-/// limit of descriptors.
+/// Returns the externally visible properties of a process that a neighbour
+/// could change: niceness and the limit of descriptors.
 fn outside(pid: usize) -> io::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit(')').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The worker of `guest.rs` in every mode.
+//! Runs the worker of `guest.rs` in every mode.
 
 use std::env;
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::setup::{Setup, User};
 
 const KVM: &str = "/dev/kvm";
 
-/// What a worker says from its start to its end.
+/// The output of a worker from its start to its end.
 const WORK: [&str; 9] = [
     "guest says G",
     "vCPU kicked",
@@ -27,8 +27,8 @@ const WORK: [&str; 9] = [
     "done",
 ];
 
-/// Returns the trials of this file. Those that need KVM and have none are
-/// ignored, with a message; `MKVMM_REQUIRE_KVM=1` makes them fail.
+/// Returns the tests of this file. Those that need KVM are ignored, with a
+/// message, if there is none; `MKVMM_REQUIRE_KVM=1` makes them fail.
 pub fn trials() -> Vec<Trial> {
     let no_kvm = File::options().read(true).write(true).open(KVM).err();
     let required = env::var_os("MKVMM_REQUIRE_KVM").is_some_and(|value| value == "1");
@@ -75,7 +75,7 @@ fn runs_a_guest(user: User, mode: Mode, backtrace: bool) -> Result<(), Failed> {
         lines.push(line);
     }
     let status = worker.wait()?;
-    // The first line says how many warnings there were.
+    // The first line contains the number of warnings.
     let worked = lines.iter().skip(1).eq(WORK.iter());
     if !status.success() || !worked {
         return Err(format!("the worker ended with {status} and said {lines:#?}").into());
