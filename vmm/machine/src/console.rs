@@ -1,29 +1,29 @@
-//! What a guest's serial port prints to and reads from.
+//! The interface between a guest's serial port and its console.
 
 use std::fmt::Debug;
 
 /// The other end of a guest's serial line.
 pub trait Console: Debug + Send + Sync {
-    /// Takes what the guest prints, on the thread of the vCPU that prints it.
-    /// An implementation may wait, and holds the guest back then; it gives up
-    /// once [`crate::vcpu::is_stopping`] says so.
+    /// Receives the guest's output, on the thread of the vCPU that prints it.
+    /// An implementation may wait, which blocks the vCPU; it must give up once
+    /// [`crate::vcpu::is_stopping`] returns true.
     fn print(&self, bytes: &[u8]);
 
-    /// Returns at most `most` bytes of what was typed to the guest, oldest
-    /// first, and forgets them. It does not wait.
+    /// Removes and returns at most `most` bytes of the input typed to the
+    /// guest, oldest first. It does not wait.
     fn take_input(&self, most: usize) -> Vec<u8>;
 }
 
 #[cfg(test)]
 pub mod tests {
-    //! A console for the tests of whatever prints.
+    //! A console for tests of code that prints.
 
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
     use super::*;
 
-    /// Keeps what is printed, and gives what was typed.
+    /// Records output, and provides typed input.
     #[derive(Debug, Default)]
     pub struct Recorder {
         printed: Mutex<Vec<u8>>,
@@ -31,12 +31,12 @@ pub mod tests {
     }
 
     impl Recorder {
-        /// Returns all that was printed.
+        /// Returns all output so far.
         pub fn printed(&self) -> Vec<u8> {
             self.printed.lock().unwrap().clone()
         }
 
-        /// Types `bytes`.
+        /// Appends `bytes` to the typed input.
         pub fn type_in(&self, bytes: &[u8]) {
             self.typed.lock().unwrap().extend(bytes);
         }

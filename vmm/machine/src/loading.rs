@@ -1,9 +1,8 @@
-//! Copies images out of sealed files to where they were told to go. Nothing
-//! is decided here.
+//! Copies images from sealed files to the addresses given by the plan. It makes
+//! no decisions.
 //!
-//! The contract about zeros: memory reads as zero when images are loaded into
-//! it. So BSS, the rest of a bzImage's `init_size` and the gaps between
-//! archives are not written.
+//! Memory must read as zero when images are loaded into it. So BSS, the rest of
+//! a bzImage's `init_size` and the gaps between archives are not written.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -15,31 +14,31 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestMemory, MemoryPart};
 
-/// Where the boot processor starts.
+/// The start state of the boot processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootEntry {
-    /// RIP: the kernel's 64-bit entry.
+    /// The value of RIP: the kernel's 64-bit entry point.
     pub rip: u64,
-    /// RSI: guest-physical address of boot_params.
+    /// The value of RSI: the guest-physical address of boot_params.
     pub boot_params: u64,
 }
 
-/// A part of an image file and where it belongs.
+/// A part of an image file and its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// The offset of its first byte in the file.
     pub offset: u64,
-    /// The guest-physical addresses that it fills.
+    /// The guest-physical addresses to fill.
     pub place: AddrRange,
 }
 
-/// Why loading failed.
+/// A reason why loading failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The guest has no memory there: an internal error.
+    /// The guest has no memory at these addresses: an internal error.
     #[error("writing {place:?} of guest memory failed")]
     Memory {
-        /// The guest-physical range.
+        /// The guest-physical range to be written.
         place: AddrRange,
         /// The underlying error.
         #[source]
@@ -50,7 +49,7 @@ pub enum LoadError {
     Read {
         /// The offset in the file.
         offset: u64,
-        /// Where the bytes belong.
+        /// The destination of the bytes.
         place: AddrRange,
         /// The underlying error.
         #[source]
@@ -58,12 +57,12 @@ pub enum LoadError {
     },
 }
 
-/// Copies one piece of `image` into the guest's memory: file to file where
-/// that can be done, which spares fresh memory a fault and a zeroed page for
-/// each page, and through the mapping elsewhere.
+/// Copies one piece of `image` into the guest's memory: from file to file if
+/// possible, which saves a page fault and a zeroed page for each page of fresh
+/// memory, and through the mapping otherwise.
 ///
 /// # Errors
-/// [`LoadError`]; part of it may have been copied.
+/// Returns a [`LoadError`]; part of the piece may have been copied.
 pub fn copy(
     memory: &GuestMemory,
     parts: &[MemoryPart],
@@ -86,7 +85,7 @@ pub fn copy(
     Ok(())
 }
 
-/// Returns how many bytes could be copied this way.
+/// Returns the number of bytes that could be copied in this way.
 fn between_files(image: &OwnedFd, from: u64, part: &MemoryPart, range: AddrRange) -> u64 {
     let mut read_at = from;
     let mut write_at = range.start() - part.range.start();
@@ -98,7 +97,7 @@ fn between_files(image: &OwnedFd, from: u64, part: &MemoryPart, range: AddrRange
             Ok(0) => break,
             Ok(copied) => done += copied as u64,
             Err(Errno::INTR) => {}
-            // Huge pages cannot be written this way, for instance.
+            // Huge pages, for example, cannot be written in this way.
             Err(_) => break,
         }
     }
@@ -118,8 +117,8 @@ fn through_mapping(
     };
     let file = image.as_fd().try_clone_to_owned().map_err(read_error)?;
     let mut file = File::from(file);
-    // The position is shared with everybody who has this description of the
-    // file: a worker has one of its own.
+    // The position is shared by all users of this file description: a worker
+    // has its own description.
     file.seek(SeekFrom::Start(from)).map_err(read_error)?;
     let len = usize::try_from(place.size()).unwrap_or(usize::MAX);
     memory
@@ -131,7 +130,7 @@ fn through_mapping(
 /// Copies `bytes` to guest-physical `addr`.
 ///
 /// # Errors
-/// [`LoadError::Memory`] when the guest has no memory there.
+/// Returns [`LoadError::Memory`] if the guest has no memory there.
 pub fn write(memory: &GuestMemory, addr: u64, bytes: &[u8]) -> Result<(), LoadError> {
     let Ok(place) = AddrRange::with_size(addr, bytes.len() as u64) else {
         return Ok(()); // nothing to write

@@ -1,7 +1,7 @@
-//! A machine: VM, devices and vCPUs of one guest. It can be made before there
-//! is an image ([`Machine::new`]), gets its boot data and vCPUs when there is
-//! one ([`Machine::boot`]), runs when it is told to, and can be paused, looked
-//! into and stopped.
+//! A machine: VM, devices and vCPUs of one guest. It can be created before
+//! there is an image ([`Machine::new`]), gets its boot data and vCPUs later
+//! ([`Machine::boot`]), runs on request, and can be paused, inspected and
+//! stopped.
 
 use std::sync::Arc;
 
@@ -27,62 +27,62 @@ use crate::progress::Progress;
 use crate::vcpu::cpu::{Vcpu, VcpuError, VcpuSetup};
 use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, VcpuCommand, VcpuHandle};
 
-/// What a machine boots.
+/// The configuration of a boot.
 #[derive(Debug)]
 pub struct BootConfig<'a> {
-    /// The name of the instance, for threads and for what is logged.
+    /// The name of the instance, for thread names and log messages.
     pub name: &'a InstanceName,
-    /// Host processors that the vCPUs may use; all when `None`.
+    /// The host processors that the vCPUs may use; all if `None`.
     pub affinity: Option<CpuSet>,
     /// The range of the whole pool.
     pub pool: AddrRange,
-    /// The address of the kernel's 64-bit entry.
+    /// The address of the kernel's 64-bit entry point.
     pub entry: u64,
-    /// What the kernel is told.
+    /// The boot data for the kernel.
     pub boot: BootData<'a>,
 }
 
-/// What a machine is connected to.
+/// The external connections of a machine.
 #[derive(Debug)]
 pub struct Connections {
     /// The other end of the serial line.
     pub console: Arc<dyn Console>,
-    /// Where news goes.
+    /// The receiver of notifications.
     pub news: Arc<dyn NewsSink>,
-    /// Where counters and last registers are left.
+    /// The board for counters and the last registers.
     pub board: BoardWriter,
 }
 
-/// Why a machine could not be made.
+/// A reason why a machine could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// KVM refused something.
+    /// An operation of KVM failed.
     #[error("KVM cannot set it up")]
     Vm(#[from] VmError),
-    /// A vCPU cannot be made.
-    #[error("a vCPU cannot be made")]
+    /// A vCPU cannot be created.
+    #[error("a vCPU cannot be created")]
     Vcpu(#[from] VcpuError),
-    /// A device cannot be made.
-    #[error("its devices cannot be made")]
+    /// A device cannot be created.
+    #[error("its devices cannot be created")]
     Board(#[from] BoardError),
     /// The boot data cannot be written.
     #[error(transparent)]
     BootData(#[from] BootDataError),
-    /// There are more vCPUs than the board has places for.
-    #[error("{cpus} vCPUs are more than there are places for")]
+    /// There are more vCPUs than slots on the board.
+    #[error("{cpus} vCPUs exceed the limit")]
     Cpus {
-        /// How many were asked for.
+        /// The number of vCPUs requested.
         cpus: u8,
     },
-    /// The host gives no thread.
-    #[error("the host gives no more threads")]
+    /// The host has run out of threads.
+    #[error("the host has no more threads")]
     Thread(#[from] std::io::Error),
 }
 
-/// VM, devices and vCPUs of a guest that may run.
+/// The VM, devices and vCPUs of a guest.
 #[derive(Debug)]
 pub struct Machine {
-    // In the order in which they must go.
+    // The fields are in the order in which they must be dropped.
     vcpus: Vec<VcpuHandle>,
     board: Board,
     vm: Vm,
@@ -93,12 +93,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes a bare VM a machine with memory and devices; what is in the memory
-    /// does not matter yet. `violation` is what follows when the guest accesses memory that it does
+    /// Adds memory and devices to a bare VM; the contents of the memory do not
+    /// matter yet. `violation` is the response when the guest accesses memory it does
     /// not own.
     ///
     /// # Errors
-    /// [`MachineError`]; nothing is left of it then.
+    /// Returns a [`MachineError`]; nothing is left then.
     pub fn new(
         host: &Host,
         vm: BareVm,
@@ -130,11 +130,11 @@ impl Machine {
         })
     }
 
-    /// Writes the boot data of the images that are in memory now, and adds the
-    /// vCPUs, each in its thread, where it waits. To be called once.
+    /// Writes the boot data of the images that are in memory now, and creates
+    /// the vCPUs, each waiting in its own thread. To be called once.
     ///
     /// # Errors
-    /// [`MachineError`]; the machine is to be dropped then.
+    /// Returns a [`MachineError`]; the machine must be dropped then.
     pub fn boot(&mut self, host: &Host, config: &BootConfig<'_>) -> Result<(), MachineError> {
         writer::write(self.vm.memory(), &config.boot)?;
         let cpus = config.boot.cpus;
@@ -148,7 +148,7 @@ impl Machine {
                 pool_start: config.pool.start(),
                 pool_size: config.pool.size(),
                 manifest_addr: layout::MANIFEST_START,
-                // An FDT's own size field has 32 bits.
+                // The size field of an FDT has 32 bits as well.
                 manifest_size: u32::try_from(config.boot.manifest.len()).unwrap_or(u32::MAX),
                 manifest_version: layout::MANIFEST_VERSION,
             },
@@ -167,17 +167,17 @@ impl Machine {
         Ok(())
     }
 
-    /// Returns the ranges of the memory slots, ascending.
+    /// Returns the ranges of the memory slots, in ascending order.
     pub fn slots(&self) -> Vec<AddrRange> {
         self.vm.memory().ranges().collect()
     }
 
-    /// Returns what an event loop is to watch for the devices.
+    /// Returns the subscribers that the event loop must watch for the devices.
     pub fn subscribers(&self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
         self.board.bus().subscribers()
     }
 
-    /// Lets the vCPUs go, or go on after a pause.
+    /// Starts the vCPUs, or resumes them after a pause.
     pub fn run(&mut self) {
         match self.paused.take() {
             Some(paused) => paused.resume(&self.vm, &self.vcpus),
@@ -185,8 +185,8 @@ impl Machine {
         }
     }
 
-    /// Has the vCPUs leave the guest until [`Self::run`]; waits until they
-    /// have.
+    /// Makes the vCPUs leave the guest until [`Self::run`], and waits until
+    /// they have left.
     pub fn pause(&mut self) {
         if self.paused.is_some() {
             return;
@@ -198,7 +198,7 @@ impl Machine {
         self.paused = Some(paused);
     }
 
-    /// Whether it is paused.
+    /// Returns whether the machine is paused.
     pub fn is_paused(&self) -> bool {
         self.paused.is_some()
     }
@@ -208,12 +208,12 @@ impl Machine {
         self.board.press_power_button();
     }
 
-    /// Gives the guest what is typed on its console, as far as it takes it.
+    /// Passes input typed on the console to the guest, as far as it accepts it.
     pub fn feed_console(&self) {
         self.board.feed_console();
     }
 
-    /// Has the vCPUs, or one of them, tell what their registers hold.
+    /// Requests the registers of all vCPUs, or of one.
     pub fn read_registers(&self, cpu: Option<u8>, request: ReadRequest) {
         for (index, vcpu) in (0_u8..).zip(&self.vcpus) {
             if cpu.is_none_or(|cpu| cpu == index) {
@@ -222,13 +222,13 @@ impl Machine {
         }
     }
 
-    /// Whether all vCPUs have halted permanently. To be asked once a second
-    /// while the guest runs.
+    /// Returns whether all vCPUs have halted permanently. To be called once a
+    /// second while the guest runs.
     pub fn is_halted(&mut self) -> bool {
         self.paused.is_none() && self.halt.check(&mut self.vcpus)
     }
 
-    /// Ends all vCPUs. Their registers are on the board afterwards.
+    /// Stops all vCPUs. Their registers are on the board afterwards.
     pub fn stop(mut self) {
         self.tell(&VcpuCommand::Stop);
         for vcpu in std::mem::take(&mut self.vcpus) {
@@ -245,7 +245,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // All of them before the first is joined: one may wait for another.
+        // Tell all of them before the first is joined: one may wait for
+        // another.
         self.tell(&VcpuCommand::Stop);
     }
 }

@@ -1,4 +1,4 @@
-//! What a machine has to tell whoever runs it.
+//! Notifications of a machine to the code that runs it.
 
 use std::fmt;
 
@@ -7,75 +7,76 @@ use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::violation::Violation;
 
-/// One thing that happened to a guest.
+/// A notification about a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
     /// A vCPU has left its guest permanently.
     Ended {
-        /// Why it left.
+        /// The reason why it left.
         reason: EndReason,
     },
     /// The guest accessed memory it does not own.
     Violation {
         /// The access that the guest made.
         violation: Violation,
-        /// Whether later violations of this guest are only counted.
+        /// True if later violations of this guest are only counted.
         last_reported: bool,
     },
-    /// The guest's boot reached a stage; told once per run.
+    /// The guest's boot reached a stage; reported once per run.
     Reached {
         /// The stage that was reached.
         stage: Stage,
-        /// Nanoseconds of CLOCK_MONOTONIC.
+        /// The time in nanoseconds of CLOCK_MONOTONIC.
         at: u64,
     },
-    /// The guest left a mark at a debug port.
+    /// The guest wrote a mark to a debug port.
     Mark {
-        /// Nanoseconds of CLOCK_MONOTONIC.
+        /// The time in nanoseconds of CLOCK_MONOTONIC.
         at: u64,
         /// A POST code in hex, or a line of text.
         text: String,
     },
     /// A vCPU answers [`crate::vcpu::ReadRequest`].
     Registers {
-        /// The request's ticket.
+        /// The ticket of the request.
         ticket: u64,
-        /// Which vCPU, from 0.
+        /// The index of the vCPU, from 0.
         cpu: u8,
         /// The registers of the stopped vCPU.
         registers: Box<Registers>,
-        /// What [`crate::kvm::snapshot::translate`] found; `None` also where
-        /// no translation was asked for.
+        /// The result of [`crate::kvm::snapshot::translate`]; also `None` if no
+        /// translation was requested.
         translated: Option<Option<u64>>,
     },
 }
 
-/// Receives news, from any of the machine's threads. It must not wait.
+/// A receiver of notifications, from any of the machine's threads. It must not
+/// block.
 pub trait NewsSink: fmt::Debug + Send + Sync {
-    /// Takes one piece of news.
+    /// Receives a notification.
     fn tell(&self, news: News);
 }
 
 #[cfg(test)]
 pub mod tests {
-    //! A listener for the tests of whoever tells news.
+    //! A receiver for tests of code that sends notifications.
 
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
     use super::*;
 
-    /// Keeps what it is told.
+    /// Records the notifications that it receives.
     #[derive(Debug, Default)]
     pub struct Heard(Mutex<VecDeque<News>>);
 
     impl Heard {
-        /// Takes the oldest piece of news that was not taken yet.
+        /// Returns the oldest notification that was not returned yet.
         pub fn next(&self) -> Option<News> {
             self.0.lock().unwrap().pop_front()
         }
 
-        /// Takes all news there are, and returns the texts of the marks.
+        /// Removes all notifications, and returns the texts of the marks.
         pub fn marks(&self) -> Vec<String> {
             let text = |news| match news {
                 News::Mark { text, .. } => Some(text),

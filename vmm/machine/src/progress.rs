@@ -1,9 +1,9 @@
-//! How far a guest's boot has come, told once per step.
+//! The progress of a guest's boot, reported once per step.
 //!
-//! A stage is told by whichever vCPU gets there first. Afterwards reaching it
-//! costs one load, since `first exit` is on the path of every exit. Marks are
-//! what a guest leaves at its debug ports; they are bounded, for a guest must
-//! not fill its listener's memory.
+//! The first vCPU that reaches a stage reports it. After that, reaching it
+//! again costs one load, which matters since `first exit` is on the path of
+//! every exit. Marks are what a guest writes to its debug ports; they are
+//! limited, so that a guest cannot fill the receiver's memory.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,10 @@ use mkvmm_base::timeline::{Stage, monotonic};
 
 use crate::news::{News, NewsSink};
 
-/// Marks of one run that are told: what comes later is not its boot.
+/// The maximum number of marks reported per run; later ones are not part of the
+/// boot.
 const MARKS_MAX: usize = 64;
-/// Longest text of a mark in bytes; a longer line becomes several marks.
+/// The maximum length of a mark in bytes; a longer line becomes several marks.
 const MARK_TEXT_MAX: usize = 80;
 
 #[derive(Debug, Default)]
@@ -27,14 +28,14 @@ struct Marks {
 /// The progress of one run of a guest.
 #[derive(Debug)]
 pub struct Progress {
-    /// A bit for each stage that was told.
+    /// One bit for each stage that was reported.
     reached: AtomicU8,
     marks: Mutex<Marks>,
     news: Arc<dyn NewsSink>,
 }
 
 impl Progress {
-    /// Creates the progress of a run that has not begun, told to `news`.
+    /// Creates the progress of a run that has not begun, reported to `news`.
     pub fn new(news: Arc<dyn NewsSink>) -> Self {
         Self {
             reached: AtomicU8::new(0),
@@ -43,7 +44,7 @@ impl Progress {
         }
     }
 
-    /// Tells that `stage` is reached, unless that was told before.
+    /// Reports that `stage` is reached, unless it was reported before.
     pub fn reach(&self, stage: Stage) {
         let bit = 1 << stage as u8;
         if self.reached.load(Ordering::Relaxed) & bit == 0
@@ -54,8 +55,8 @@ impl Progress {
         }
     }
 
-    /// Takes a POST code. Linux writes to that port just to wait, so a code is
-    /// a mark only when it differs from the one before.
+    /// Handles a POST code. Linux also writes to that port as a delay, so a
+    /// code is a mark only if it differs from the previous one.
     pub fn post(&self, code: u8) {
         let mut marks = self.lock();
         if marks.last_post != Some(code) {
@@ -64,7 +65,7 @@ impl Progress {
         }
     }
 
-    /// Takes a byte of a line of text, which its newline makes a mark.
+    /// Handles a byte of a line of text, which becomes a mark at its newline.
     pub fn text(&self, byte: u8) {
         let mut marks = self.lock();
         if byte == b'\n' || marks.line.len() >= MARK_TEXT_MAX {
@@ -76,7 +77,7 @@ impl Progress {
         }
     }
 
-    /// Takes a mark that a device makes of what the guest did there.
+    /// Reports a mark that a device derives from the guest's actions.
     pub fn note(&self, text: &str) {
         self.mark(&mut self.lock(), text.to_owned());
     }
@@ -90,7 +91,7 @@ impl Progress {
     }
 
     fn lock(&self) -> MutexGuard<'_, Marks> {
-        // Marks are complete at every moment, whatever panicked.
+        // The marks are valid even if the lock is poisoned.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

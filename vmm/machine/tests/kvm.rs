@@ -1,5 +1,5 @@
-//! vCPUs with guests of a few instructions, on the host's KVM. Where there is
-//! none the tests say so and pass, unless `MKVMM_REQUIRE_KVM=1`.
+//! Tests of vCPUs with guests of a few instructions, on the host's KVM. Without
+//! KVM the tests report that and pass, unless `MKVMM_REQUIRE_KVM=1`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::env;
@@ -30,21 +30,22 @@ use mkvmm_memory::reservation::ReservationConfig;
 use mkvmm_wire::shared::board::Board;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Where a guest's code lies, in the low window.
+/// The address of a guest's code, in the low window.
 const CODE: u64 = 0x5_0000;
-/// Where an application processor begins: page 0x51.
+/// The start address of an application processor: page 0x51.
 const AP_CODE: u64 = 0x5_1000;
-/// Where guests leave what they saw.
+/// The address at which guests store their results.
 const DATA: u64 = 0x6_0000;
-/// How long a guest may take for what takes microseconds.
+/// The time limit for operations that take a guest microseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `cli; hlt`, for ever.
+/// Code that executes `cli; hlt` forever.
 const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
-/// `sti; hlt`, for ever: sleep until an interrupt comes.
+/// Code that executes `sti; hlt` forever: sleeps until an interrupt arrives.
 const SLEEP: &[u8] = &[0xfb, 0xf4, 0xeb, 0xfc];
 
-/// Port accesses as they come, answered with their number; 0x505 ends.
+/// Records port accesses, answered with their number; port 0x505 ends the
+/// guest.
 #[derive(Debug, Default)]
 struct Ports(Mutex<Vec<(u16, Vec<u8>)>>);
 
@@ -76,12 +77,12 @@ struct Told(Mutex<Sender<News>>);
 
 impl NewsSink for Told {
     fn tell(&self, news: News) {
-        // A test that has seen enough listens no more.
+        // A test that is done does not listen any more.
         let _ = self.0.lock().unwrap().send(news);
     }
 }
 
-/// A guest of one of the tests. The vCPUs go before the VM and its memory.
+/// The guest of a test. The vCPUs are dropped before the VM and its memory.
 struct Guest {
     vcpus: Vec<VcpuHandle>,
     vm: Vm,
@@ -90,7 +91,7 @@ struct Guest {
     news: Receiver<News>,
 }
 
-/// The host's KVM, unless there is none.
+/// Returns the host's KVM, if there is one.
 fn host() -> Option<Host> {
     match Host::open() {
         Ok(host) => Some(host),
@@ -103,11 +104,11 @@ fn host() -> Option<Host> {
     }
 }
 
-/// Says something past libtest, which keeps what passing tests print.
+/// Prints a message even if libtest captures the output of passing tests.
 fn announce(what: &str) {
     let thread = thread::current();
     let test = thread.name().unwrap_or("a test");
-    // A message that cannot be written changes nothing.
+    // An error of writing the message is ignored.
     let _ = writeln!(io::stderr(), "{test}: {what}");
 }
 
@@ -115,7 +116,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Makes memory of `range` with the low window at its beginning.
+/// Creates memory of `range` with the low window at its beginning.
 fn memory(range: AddrRange) -> GuestMemory {
     let file = MemoryFile::make(range, &ReservationConfig::default()).unwrap();
     let file = file.as_fd().try_clone_to_owned().unwrap();
@@ -126,7 +127,7 @@ fn memory(range: AddrRange) -> GuestMemory {
 }
 
 impl Guest {
-    /// A guest with `cpus` vCPUs whose first one runs `code`.
+    /// Starts a guest with `cpus` vCPUs whose first one runs `code`.
     fn start(host: &Host, cpus: u8, code: &[u8]) -> Self {
         let range = AddrRange::with_size(1 << 32, 4 << 20).unwrap();
         let memory = memory(range);
@@ -164,7 +165,7 @@ impl Guest {
         let ports = Arc::new(Ports::default());
         let board = Board::create().unwrap().0.writer();
         let name = "a".parse().unwrap();
-        // All of them before the first runs, as a machine has it.
+        // Create all of them before the first runs, as a machine does.
         let made: Vec<Vcpu> = (0..cpus)
             .map(|index| Vcpu::new(host, &vm, index, &setup).unwrap())
             .collect();
@@ -191,7 +192,7 @@ impl Guest {
         }
     }
 
-    /// The first 64-bit word of the data.
+    /// Returns the first 64-bit word of the data.
     fn word(&self) -> u64 {
         let mut bytes = [0; 8];
         let data = self.memory.guest();
@@ -199,7 +200,7 @@ impl Guest {
         u64::from_le_bytes(bytes)
     }
 
-    /// Waits until the first word is none of `old`.
+    /// Waits until the first word is different from `old`.
     fn word_after(&self, old: u64) -> u64 {
         let start = Instant::now();
         loop {
@@ -210,7 +211,8 @@ impl Guest {
         }
     }
 
-    /// Whether vCPU `cpu` is halted with interrupts on, as it says itself.
+    /// Returns whether vCPU `cpu` is halted with interrupts on, according to
+    /// its registers.
     fn sleeps(&self, cpu: usize) -> bool {
         let request = ReadRequest {
             ticket: 7,
@@ -224,7 +226,7 @@ impl Guest {
             } = news
             {
                 assert_eq!(ticket, 7);
-                // KVM_MP_STATE_HALTED, and RFLAGS.IF.
+                // These are KVM_MP_STATE_HALTED and RFLAGS.IF.
                 return registers.mp_state == Some(3) && registers.regs.rflags & 1 << 9 != 0;
             }
         }
@@ -266,7 +268,7 @@ fn port_accesses_arrive_one_by_one_and_with_their_width() {
     assert_eq!(*guest.ports.0.lock().unwrap(), want);
 }
 
-/// Stores its TSC again and again.
+/// Code that stores its TSC repeatedly.
 const STORE_TSC: &[u8] = &[
     0xbf, 0x00, 0x00, 0x06, 0x00, // mov edi, DATA
     0x0f, 0x31, // again: rdtsc
@@ -284,7 +286,7 @@ fn the_clocks_stand_still_while_a_guest_is_paused() {
     let (first, start) = (guest.word_after(0), Instant::now());
     while start.elapsed() < Duration::from_millis(200) {}
     let ticks_per_ns = (guest.word() - first) as f64 / 2e8;
-    // A TSC of the guest's own began at zero when its vCPU was made.
+    // A TSC of the guest's own began at zero when its vCPU was created.
     let is_own = (first as f64) < made.elapsed().as_nanos() as f64 * ticks_per_ns * 2.0;
 
     let clock = || StoppedClock::read(&guest.vm).unwrap().guest_ns();
@@ -300,8 +302,8 @@ fn the_clocks_stand_still_while_a_guest_is_paused() {
     let (tsc_after, clock_after) = (guest.word_after(tsc_before), clock());
     ran += asked.elapsed();
 
-    // The guest ran no longer than the host saw it run; half of the pause is
-    // room for whatever this measurement missed.
+    // The guest ran no longer than the host observed; half of the pause is a
+    // margin for measurement errors.
     let most = (ran + pause / 2).as_nanos() as f64;
     let ns = clock_after - clock_before;
     assert!((ns as f64) < most, "kvm-clock: {ns} ns, at most {most}");
@@ -333,7 +335,7 @@ fn a_started_processor_that_sleeps_is_not_halted() {
         2,
         &[
             0xbb, 0x00, 0x00, 0xe0, 0xfe, // mov ebx, LAPIC
-            // Enable the APIC; INIT and SIPI (page 0x51) to APIC 1.
+            // Enable the APIC; send INIT and SIPI (page 0x51) to APIC 1.
             0xc7, 0x83, 0xf0, 0x00, 0x00, 0x00, 0xff, 0x01, 0x00, 0x00, //
             0xc7, 0x83, 0x10, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, //
             0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x00, 0x45, 0x00, 0x00, //

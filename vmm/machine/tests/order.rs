@@ -1,4 +1,4 @@
-//! The crate's files import in one order, the one of the table in `lib.rs`.
+//! Tests that the crate's files import in the order of the table in `lib.rs`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -8,7 +8,7 @@ use std::path::Path;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 
-/// All modules with a file, and what the file imports, tests left out.
+/// Finds all modules with a file, and their source text without tests.
 fn modules(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -32,7 +32,7 @@ fn without_tests_and_comments(text: &str) -> String {
     lines.filter(|line| !line.starts_with("//")).collect()
 }
 
-/// Every path behind `crate::` in `code`, its groups written out.
+/// Returns every path after `crate::` in `code`, with groups expanded.
 fn paths(code: &str) -> Vec<String> {
     code.split("crate::")
         .skip(1)
@@ -40,7 +40,7 @@ fn paths(code: &str) -> Vec<String> {
         .collect()
 }
 
-/// The paths that a text begins with, and how much of it they take.
+/// Returns the paths at the beginning of a text, and the length they occupy.
 fn expand(text: &str) -> (Vec<String>, usize) {
     let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let end = text.find(|c| !is_path(c)).unwrap_or(text.len());
@@ -57,7 +57,7 @@ fn expand(text: &str) -> (Vec<String>, usize) {
     (all, at + 1)
 }
 
-/// The module that a path leads to: the longest of its heads that is one.
+/// Returns the module that a path leads to: its longest prefix that is one.
 fn target<'a>(path: &str, order: &'a [String]) -> Option<&'a String> {
     let is_head = |module: &&String| {
         let rest = path.strip_prefix(module.as_str());

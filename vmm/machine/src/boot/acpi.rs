@@ -1,27 +1,28 @@
-//! ACPI tables, built with `acpi_tables` and laid into the low window.
+//! ACPI tables, built with `acpi_tables` and placed in the low window.
 //!
-//! What they say: the vCPUs and the IOAPIC (MADT), the fixed hardware and the
-//! reset register (FADT), the serial port, the panic device and soft-off
-//! (DSDT). Debian's cloud kernels know no MP table, so SMP needs these.
+//! They describe the vCPUs and the IOAPIC (MADT), the fixed hardware and the
+//! reset register (FADT), and the serial port, the panic device and soft-off
+//! (DSDT). Debian's cloud kernels do not support MP tables, so SMP requires
+//! these.
 //!
 //! # There is no CMOS clock
 //!
-//! The FADT says so (IAPC_BOOT_ARCH, bit 5), and ports 0x70 and 0x71 belong to
-//! nobody. A clock that can be read, but acknowledges alarms, interrupts and
-//! the setting of the time without doing anything, makes `hwclock` and
-//! `rtcwake` wait for what never comes. One that does all of it would keep a
-//! second wall clock per guest that has to survive reboots and pauses, for
-//! guests that have a better one: KVM's. Linux takes the time at boot from
-//! `MSR_KVM_WALL_CLOCK` (`kvm_get_wallclock` replaces `x86_platform.get_wallclock`
-//! before the clock is first asked for) and the host's time at any later
-//! moment from `/dev/ptp_kvm`.
+//! The FADT declares that there is none (IAPC_BOOT_ARCH, bit 5), and no device
+//! claims ports 0x70 and 0x71. A clock that can be read, but accepts alarms,
+//! interrupts and time settings without any effect, makes `hwclock` and
+//! `rtcwake` wait forever. A complete one would be a second wall clock per
+//! guest that has to survive reboots and pauses, for guests that have a better
+//! one: KVM's. Linux takes the time at boot from `MSR_KVM_WALL_CLOCK`
+//! (`kvm_get_wallclock` replaces `x86_platform.get_wallclock` before the clock
+//! is first read) and the host's time later from `/dev/ptp_kvm`.
 //!
-//! Linux honours the bit, Debian's 6.1 and 6.12 included: `acpi_parse_fadt`
+//! Linux honours the bit, including Debian's 6.1 and 6.12: `acpi_parse_fadt`
 //! (`arch/x86/kernel/acpi/boot.c`) clears `x86_platform.legacy.rtc`, without
 //! which `add_rtc_cmos` (`arch/x86/kernel/rtc.c`) registers no `rtc_cmos`
-//! device, since the DSDT names none (PNP0B00) either. `hwclock` then says at once that there is no
-//! clock. A wake-up alarm in the fixed hardware is ruled out by FIX_RTC. A
-//! kernel that was told not to use kvm-clock starts without the time of day.
+//! device, since the DSDT lists none (PNP0B00) either. `hwclock` then reports
+//! at once that there is no clock. FIX_RTC rules out a wake-up alarm in the
+//! fixed hardware. A kernel booted without kvm-clock starts without the time of
+//! day.
 //!
 //! Source: ACPI 6.5, sections 5.2 and 19.
 
@@ -41,31 +42,31 @@ use mkvmm_base::layout::{
 };
 use mkvmm_base::{Class, Diagnose};
 
-/// SLP_TYP that `\_S5` names: soft-off.
+/// The SLP_TYP of `\_S5`: soft-off.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// What the reset register takes: full reset, now (the PIIX3's RCR).
+/// The value for the reset register: full reset, immediately (the PIIX3's RCR).
 pub const RESET_VALUE: u8 = 0x06;
 
 const OEM_ID: [u8; 6] = *b"MKVMM ";
 const OEM_TABLE_ID: [u8; 8] = *b"MKVMM   ";
 const OEM_REVISION: u32 = 1;
-/// Bytes of a table's header (ACPI 6.5, table 5.4).
+/// The size of a table's header in bytes (ACPI 6.5, table 5.4).
 const HEADER: u32 = 36;
-/// MADT, multiple APIC flags: there are two 8259s as well.
+/// The MADT's multiple APIC flags: there are two 8259s as well.
 const PCAT_COMPAT: u32 = 1;
-/// FADT, IA-PC boot architecture: no VGA (bit 2), no CMOS clock (bit 5); and
-/// no i8042 (bit 1 clear): its reset line works all the same.
+/// The FADT's IA-PC boot architecture flags: no VGA (bit 2), no CMOS clock (bit
+/// 5), and no i8042 (bit 1 clear), although its reset line works.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 
-/// The reason why the tables could not be built.
+/// A reason why the tables could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcpiError {
-    /// More processors than there is room for.
-    #[error("the ACPI tables need {needed} bytes, there is room for {room}")]
+    /// There is no room for the entries of so many processors.
+    #[error("the ACPI tables need {needed} bytes (limit: {room})")]
     NoRoom {
-        /// Number of bytes needed.
+        /// The number of bytes needed.
         needed: u64,
-        /// Bytes from `ACPI_START` to `ACPI_END`.
+        /// The number of bytes from `ACPI_START` to `ACPI_END`.
         room: u64,
     },
 }
@@ -76,13 +77,13 @@ impl Diagnose for AcpiError {
     }
 }
 
-/// Returns the tables as they lie at [`ACPI_START`], the RSDP first.
+/// Returns the tables as they are placed at [`ACPI_START`], the RSDP first.
 ///
 /// # Errors
-/// [`AcpiError::NoRoom`] with the numbers.
+/// Returns [`AcpiError::NoRoom`] with the numbers.
 pub fn build(cpus: u8) -> Result<Vec<u8>, AcpiError> {
     let mut area = Area::default();
-    // The RSDP comes first and names the XSDT, which is only known last.
+    // The RSDP comes first and refers to the XSDT, whose address is known last.
     let rsdp_size = Rsdp::len();
     area.bytes.resize(rsdp_size, 0);
     let dsdt = area.put(&dsdt());
@@ -101,7 +102,7 @@ pub fn build(cpus: u8) -> Result<Vec<u8>, AcpiError> {
     Ok(area.bytes)
 }
 
-/// Tables behind each other, each at a multiple of 64 bytes (the FACS asks).
+/// A sequence of tables, each at a multiple of 64 bytes (required by the FACS).
 #[derive(Default)]
 struct Area {
     bytes: Vec<u8>,
@@ -123,13 +124,13 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// A register in I/O space.
+/// Describes a register in I/O space.
 fn io_register(port: u16, bits: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into())
 }
 
-/// Fixed hardware, power button included (its flag says "not a control method
-/// button" when clear), and the reset register.
+/// Describes the fixed hardware, including the power button (whose flag, when
+/// clear, means "not a control method button"), and the reset register.
 fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
@@ -153,13 +154,13 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
     fadt.reset_value = RESET_VALUE;
-    // No C2 or C3 state: latencies beyond the limits say so.
+    // Latencies beyond the limits mean that there is no C2 or C3 state.
     fadt.p_lvl2_lat = 0xfff.into();
     fadt.p_lvl3_lat = 0xfff.into();
     bytes(&fadt.finalize())
 }
 
-/// One enabled local APIC per vCPU, the IOAPIC, and how the SCI arrives.
+/// Describes one enabled local APIC per vCPU, the IOAPIC, and the SCI.
 fn madt(cpus: u8) -> Vec<u8> {
     let mut madt = Sdt::new(*b"APIC", HEADER + 8, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let lapic = u32::try_from(LAPIC_START).unwrap_or(0);
@@ -171,8 +172,8 @@ fn madt(cpus: u8) -> Vec<u8> {
         madt.append_slice(&bytes(&entry));
     }
     madt.append_slice(&bytes(&IoApic::new(0, ioapic, 0)));
-    // Interrupt source override: the SCI is edge-triggered, active high, as
-    // an irqfd delivers it.
+    // Interrupt source override: the SCI is edge-triggered, active high, as an
+    // irqfd delivers it.
     let sci = SCI_IRQ.to_le_bytes();
     madt.append_slice(&[2, 10, 0, sci[0], sci[0], sci[1], sci[2], sci[3], 0x05, 0]);
     // Local APIC NMI: LINT1 of every processor.
@@ -180,7 +181,7 @@ fn madt(cpus: u8) -> Vec<u8> {
     madt.as_slice().to_vec()
 }
 
-/// The serial port, the panic device, and the sleep type of soft-off.
+/// Describes the serial port, the panic device, and the sleep type of soft-off.
 fn dsdt() -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let s5 = aml::Name::new(
@@ -199,7 +200,7 @@ fn dsdt() -> Vec<u8> {
     dsdt.as_slice().to_vec()
 }
 
-/// A device below `\_SB` with an id and resources.
+/// Describes a device below `\_SB` with an ID and resources.
 fn device(name: &str, hid: &dyn Aml, crs: &dyn Aml) -> Vec<u8> {
     let hid = aml::Name::new("_HID".into(), hid);
     let uid = aml::Name::new("_UID".into(), &0_u8);
@@ -217,7 +218,7 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// The table at a guest-physical address, checked by its checksum.
+    /// Returns the table at a guest-physical address and verifies its checksum.
     fn table(area: &[u8], addr: u64) -> &[u8] {
         let at = usize::try_from(addr - ACPI_START).unwrap();
         let len = u32::from_le_bytes(area[at + 4..at + 8].try_into().unwrap());
@@ -242,7 +243,8 @@ mod tests {
         assert_eq!(&fadt[..4], b"FACP");
         let madt = table(&area, u64_at(xsdt, 44));
         assert_eq!(&madt[..4], b"APIC");
-        // Header and flags, 4 local APICs, IOAPIC, override, NMI.
+        // The table has a header and flags, 4 local APICs, an IOAPIC, an
+        // override and an NMI.
         assert_eq!(madt.len(), 44 + 4 * 8 + 12 + 10 + 6);
         assert_eq!(&table(&area, u64_at(fadt, 140))[..4], b"DSDT");
         assert_eq!(&table(&area, u64_at(fadt, 132))[..4], b"FACS");
@@ -251,7 +253,8 @@ mod tests {
     #[test]
     fn the_fadt_says_that_there_is_no_clock() {
         let fadt = fadt(0, 0);
-        // CENTURY, IAPC_BOOT_ARCH, and FIX_RTC among the flags (table 5.9).
+        // Check CENTURY, IAPC_BOOT_ARCH, and FIX_RTC among the flags (table
+        // 5.9).
         assert_eq!(fadt[108], 0);
         assert_ne!(u16::from_le_bytes([fadt[109], fadt[110]]) & 1 << 5, 0);
         assert_ne!(fadt[112] & 1 << 6, 0);

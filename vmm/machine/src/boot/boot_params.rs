@@ -1,8 +1,8 @@
-//! boot_params, the "zero page", and the `setup_data` list behind it.
+//! boot_params, the "zero page", and the `setup_data` list that follows it.
 //!
 //! Source: Documentation/arch/x86/boot.rst and zero-page.rst; the offsets are
 //! those of linux-loader's `boot_params`. The page is composed as bytes,
-//! because a bzImage's setup header is to be copied into it byte for byte.
+//! because a bzImage's setup header is copied into it byte for byte.
 
 use std::mem::offset_of;
 
@@ -19,31 +19,31 @@ use mkvmm_base::setup_header::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET};
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_memory::e820::E820Entry;
 
-/// Boot protocol 2.15, the version our own headers claim.
+/// The boot protocol version in the header of ELF kernels: 2.15.
 const PROTOCOL_VERSION: u16 = 0x020f;
-/// `type_of_loader`: 0xff, a boot loader without an assigned number.
+/// The `type_of_loader` of a boot loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// Bytes of a packed e820 row in the tables: address, size, type.
+/// The size of a packed e820 row in bytes: address, size, type.
 const E820_ROW: usize = size_of::<boot_e820_entry>();
-/// Bytes of a setup_data node's head: next (8), type (4), length (4).
+/// The size of a setup_data node's header: next (8), type (4), length (4).
 const SETUP_DATA_HEAD: usize = 16;
 
 const _: () = assert!(size_of::<boot_params>() as u64 == PAGE_SIZE);
 
-/// Why boot_params cannot be written.
+/// A reason why boot_params could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BootParamsError {
-    /// More setup_data than the low window has room for.
+    /// The setup_data does not fit into the low window.
     #[error(
         "setup_data needs {needed} bytes with the {entries} rows of the e820 map, \
          there is room for {room}"
     )]
     SetupDataFull {
-        /// Rows of the e820 map.
+        /// The number of rows of the e820 map.
         entries: usize,
-        /// Bytes that the entries need.
+        /// The number of bytes that the entries need.
         needed: u64,
-        /// Bytes between `SETUP_DATA_START` and `SETUP_DATA_END`.
+        /// The number of bytes between `SETUP_DATA_START` and `SETUP_DATA_END`.
         room: u64,
     },
 }
@@ -54,52 +54,56 @@ impl Diagnose for BootParamsError {
     }
 }
 
-/// What goes into the page.
+/// The contents of the page.
 #[derive(Debug, Clone, Copy)]
 pub struct BootParamsFacts<'a> {
     /// A bzImage's setup header, from byte 0x1f1 on; `None` for an ELF kernel,
-    /// which gets a header of our making.
+    /// for which a header is generated.
     pub setup_header: Option<&'a [u8]>,
-    /// The whole map.
+    /// The whole memory map.
     pub e820: &'a [E820Entry],
-    /// Length of the command line without its NUL, bytes.
+    /// The length of the command line in bytes, without its NUL.
     pub cmdline_len: usize,
-    /// Address and exact size of the initramfs; the size need not be whole pages.
+    /// The address and exact size of the initramfs, which need not be whole
+    /// pages.
     pub initramfs: Option<AddrRange>,
-    /// Guest-physical address of the RSDP.
+    /// The guest-physical address of the RSDP.
     pub rsdp: u64,
-    /// Nodes for the `setup_data` list, in this order; the first one's data
-    /// will lie at [`FIRST_SETUP_DATA`].
+    /// The nodes of the `setup_data` list, in this order; the data of the first
+    /// is placed at [`FIRST_SETUP_DATA`].
     pub setup_data: &'a [SetupData],
 }
 
 /// A node of the `setup_data` list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetupData {
-    /// Its type: `SETUP_…` of the kernel, or a number out of its range.
+    /// The type of the node: `SETUP_…` of the kernel, or a number outside its
+    /// range.
     pub kind: u32,
-    /// The bytes behind its header.
+    /// The bytes after the header.
     pub data: Vec<u8>,
 }
 
-/// Guest-physical address of the first node's data.
+/// The guest-physical address of the first node's data.
 pub const FIRST_SETUP_DATA: u64 = SETUP_DATA_START + SETUP_DATA_HEAD as u64;
 
 const _: () = assert!(FIRST_SETUP_DATA == mkvmm_base::layout::MANIFEST_START);
 
-/// boot_params and what it points to, ready to be copied into the guest.
+/// The page and its `setup_data` list, ready to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootParams {
-    /// The page, for [`mkvmm_base::layout::BOOT_PARAMS_START`].
+    /// The page, to be placed at [`mkvmm_base::layout::BOOT_PARAMS_START`].
     pub page: Vec<u8>,
-    /// The setup_data nodes, for [`SETUP_DATA_START`]; may be empty.
+    /// The setup_data nodes, to be placed at [`SETUP_DATA_START`]; may be
+    /// empty.
     pub setup_data: Vec<u8>,
 }
 
 /// Composes the page and the setup_data list.
 ///
 /// # Errors
-/// [`BootParamsError::SetupDataFull`] with the numbers: never truncated.
+/// Returns [`BootParamsError::SetupDataFull`] with the numbers; nothing is ever
+/// truncated.
 pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError> {
     let mut page = vec![0_u8; size_of::<boot_params>()];
     match facts.setup_header {
@@ -159,8 +163,8 @@ pub fn build(facts: &BootParamsFacts<'_>) -> Result<BootParams, BootParamsError>
     Ok(BootParams { page, setup_data })
 }
 
-/// The header an ELF kernel gets, as it brings none: enough for Linux to
-/// trust the page, and the limits we keep.
+/// Writes a header for an ELF kernel, which has none: enough for Linux to trust
+/// the page, and the limits that we keep.
 fn own_header(page: &mut [u8]) {
     let alignment = u32::try_from(KERNEL_ALIGN).unwrap_or(u32::MAX);
     put_hdr(
@@ -193,9 +197,8 @@ fn own_header(page: &mut [u8]) {
     );
 }
 
-/// Fills the table of the page; rows beyond its 128 go into a
-/// `SETUP_E820_EXT` node, which is returned. The count is that of the rows
-/// really written.
+/// Fills the table of the page; rows beyond its 128 go into a `SETUP_E820_EXT`
+/// node, which is returned. The count is that of the rows actually written.
 fn put_e820(page: &mut [u8], entries: &[E820Entry]) -> Option<SetupData> {
     let (first, rest) = entries.split_at(entries.len().min(E820_MAX_ENTRIES_ZEROPAGE));
     let mut count: u8 = 0;
@@ -211,7 +214,7 @@ fn put_e820(page: &mut [u8], entries: &[E820Entry]) -> Option<SetupData> {
     })
 }
 
-/// Lays nodes behind each other from [`SETUP_DATA_START`] on, each at a
+/// Places nodes one after the other from [`SETUP_DATA_START`] on, each at a
 /// multiple of 8 bytes and pointing to the next.
 fn link(nodes: &[SetupData], entries: usize) -> Result<Vec<u8>, BootParamsError> {
     let mut list = Vec::new();
@@ -222,7 +225,7 @@ fn link(nodes: &[SetupData], entries: usize) -> Result<Vec<u8>, BootParamsError>
         } else {
             SETUP_DATA_START + end as u64
         };
-        // Beyond 4 GiB it does not fit the room either.
+        // A length beyond 4 GiB does not fit the space either.
         let length = u32::try_from(node.data.len()).unwrap_or(u32::MAX);
         list.extend_from_slice(&next.to_le_bytes());
         list.extend_from_slice(&node.kind.to_le_bytes());
@@ -249,8 +252,8 @@ fn e820_row(entry: &E820Entry) -> [u8; E820_ROW] {
     row
 }
 
-/// Writes a 64-bit value as the protocol does: the low half in the setup
-/// header, the high half in boot_params.
+/// Writes a 64-bit value in two halves, as the protocol defines: the low half
+/// in the setup header, the high half in boot_params.
 fn put_split(page: &mut [u8], value: u64, low_in_header: usize, high: usize) {
     let bytes = value.to_le_bytes();
     put_hdr(page, low_in_header, &bytes[..4]);

@@ -6,19 +6,19 @@
 
 use kvm_bindings::kvm_segment;
 
-/// Selector of the code segment, `__BOOT_CS`.
+/// The selector of the code segment, `__BOOT_CS`.
 pub const BOOT_CS: u16 = 0x10;
-/// Selector of the data segments, `__BOOT_DS`.
+/// The selector of the data segments, `__BOOT_DS`.
 pub const BOOT_DS: u16 = 0x18;
 
-/// Type field: code, execute/read, accessed.
+/// The type field of a code segment: execute/read, accessed.
 const TYPE_CODE: u8 = 0xb;
-/// Type field: data, read/write, accessed.
+/// The type field of a data segment: read/write, accessed.
 const TYPE_DATA: u8 = 0x3;
-/// Type field: busy 64-bit TSS, which VM entry demands in TR.
+/// The type field of a busy 64-bit TSS, which VM entry requires in TR.
 const TYPE_TSS: u8 = 0xb;
 
-/// The table as it lies in guest memory: null, unused, code, data.
+/// Returns the table as stored in guest memory: null, unused, code, data.
 pub fn table() -> [u64; 4] {
     [
         0,
@@ -28,7 +28,7 @@ pub fn table() -> [u64; 4] {
     ]
 }
 
-/// CS at entry: 64-bit, base 0, 4 GiB limit, ring 0.
+/// Returns CS at entry: 64-bit, base 0, 4 GiB limit, ring 0.
 pub fn code_segment() -> kvm_segment {
     kvm_segment {
         base: 0,
@@ -45,7 +45,7 @@ pub fn code_segment() -> kvm_segment {
     }
 }
 
-/// DS, ES, FS, GS and SS at entry: flat, read and write.
+/// Returns DS, ES, FS, GS and SS at entry: flat, read and write.
 pub fn data_segment() -> kvm_segment {
     kvm_segment {
         limit: 0xffff_ffff,
@@ -59,7 +59,8 @@ pub fn data_segment() -> kvm_segment {
     }
 }
 
-/// TR at entry: an empty TSS; long mode wants one, nothing uses it.
+/// Returns TR at entry: an empty TSS, which long mode requires but nothing
+/// uses.
 pub fn task_segment() -> kvm_segment {
     kvm_segment {
         limit: 0x67,
@@ -70,7 +71,7 @@ pub fn task_segment() -> kvm_segment {
     }
 }
 
-/// Packs a segment as the processor reads it from the table.
+/// Packs a segment into a descriptor as the processor reads it.
 fn descriptor(segment: &kvm_segment) -> u64 {
     let limit = u64::from(if segment.g == 1 {
         segment.limit >> 12
@@ -98,8 +99,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_those_of_the_boot_protocol() {
-        // 4 GiB flat code with L, and 4 GiB flat data, as in every 64-bit
-        // Linux boot loader.
+        // Flat 4 GiB code with L, and flat 4 GiB data, as in every 64-bit Linux
+        // boot loader.
         assert_eq!(
             table(),
             [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]

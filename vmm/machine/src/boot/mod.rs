@@ -1,5 +1,5 @@
-//! ⑤ What a kernel finds when it starts: memory map, boot_params, page
-//! tables and descriptor tables, all of it in the guest's low window.
+//! ⑤ The initial contents of the guest's low window for a kernel: memory map,
+//! boot_params, page tables and descriptor tables.
 
 pub mod acpi;
 pub mod boot_params;

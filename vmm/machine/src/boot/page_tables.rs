@@ -1,9 +1,9 @@
-//! The identity map that a 64-bit kernel starts on.
+//! The identity map on which a 64-bit kernel starts.
 //!
-//! The 64-bit boot protocol wants the kernel, boot_params and the command
-//! line identity-mapped. Only what is named is mapped, in 2 MiB pages (every
-//! processor has them, unlike 1 GiB pages): a kernel that strays beyond finds
-//! out at once.
+//! The 64-bit boot protocol requires the kernel, boot_params and the command
+//! line to be identity-mapped. Only the given ranges are mapped, in 2 MiB pages
+//! (which every processor supports, unlike 1 GiB pages), so a kernel that
+//! accesses anything else faults at once.
 //!
 //! Source: Intel SDM volume 3A, section 4.5 (4-level paging).
 
@@ -14,35 +14,35 @@ use mkpool::AddrRange;
 use mkvmm_base::layout::{PAGE_SIZE, PAGE_TABLES_END, PAGE_TABLES_START};
 use mkvmm_base::{Class, Diagnose};
 
-/// Page-table entry: present, writable.
+/// The page-table entry flags present and writable.
 const PRESENT_WRITABLE: u64 = 0x3;
-/// Page-directory entry: this one maps a 2 MiB page.
+/// The page-directory entry flag of a 2 MiB page.
 const LARGE_PAGE: u64 = 0x80;
-/// log2 of what one entry covers, PML4 to page directory.
+/// The base-2 logarithm of the size that one entry covers, for PML4, PDPT and
+/// page directory.
 const PML4_SHIFT: u32 = 39;
 const PDPT_SHIFT: u32 = 30;
 const PD_SHIFT: u32 = 21;
-/// Highest address (exclusive) that 4-level tables can map to themselves: the
+/// The highest address (exclusive) that 4-level tables can identity-map: the
 /// lower half of the canonical address space.
 const IDENTITY_LIMIT: u64 = 1 << 47;
 
-/// Why no identity map could be built.
+/// A reason why no identity map could be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PageTableError {
-    /// The ranges are spread over more gigabytes than there is room for tables.
-    #[error(
-        "the identity map of the boot images needs {needed} page tables, there is room for {room}"
-    )]
+    /// The ranges need more page tables than there is space for.
+    #[error("the identity map of the boot images needs {needed} page tables (limit: {room})")]
     NoRoom {
-        /// Pages that the tables need.
+        /// The number of pages that the tables need.
         needed: u64,
-        /// Pages between `PAGE_TABLES_START` and `PAGE_TABLES_END`.
+        /// The number of pages between `PAGE_TABLES_START` and
+        /// `PAGE_TABLES_END`.
         room: u64,
     },
-    /// Beyond what 4-level paging can map to itself.
+    /// A range lies above the addresses that 4-level paging can identity-map.
     #[error("{range:?} lies above the {IDENTITY_LIMIT:#x} that 4-level paging can identity-map")]
     TooHigh {
-        /// The offending range.
+        /// The range that lies too high.
         range: AddrRange,
     },
 }
@@ -57,7 +57,7 @@ impl Diagnose for PageTableError {
 /// [`PAGE_TABLES_START`].
 ///
 /// # Errors
-/// [`PageTableError`] with the numbers.
+/// Returns a [`PageTableError`] with the numbers.
 pub fn build(ranges: &[AddrRange]) -> Result<Vec<[u64; 512]>, PageTableError> {
     let mut tables = Tables::new();
     for &range in ranges {
@@ -77,7 +77,8 @@ pub fn build(ranges: &[AddrRange]) -> Result<Vec<[u64; 512]>, PageTableError> {
 /// The tables under construction.
 struct Tables {
     pages: Vec<[u64; 512]>,
-    /// (level shift, address >> shift) of a table's parent entry → its page.
+    /// Maps (level shift, address >> shift) of a table's parent entry to its
+    /// page.
     index: BTreeMap<(u32, u64), usize>,
 }
 
@@ -98,7 +99,8 @@ impl Tables {
         }
     }
 
-    /// The table below `table`'s entry for `address`, made if it is not there.
+    /// Returns the table below `table`'s entry for `address`, creating it if
+    /// necessary.
     fn child(&mut self, table: usize, shift: u32, address: u64) -> usize {
         if let Some(&page) = self.index.get(&(shift, address >> shift)) {
             return page;
@@ -112,9 +114,9 @@ impl Tables {
     }
 }
 
-/// Index into a table of the level that `shift` stands for: 9 bits.
+/// Returns the index into a table of the level with this `shift`: 9 bits.
 fn entry(shift: u32, address: u64) -> usize {
-    // 0x1ff fits every usize.
+    // The value 0x1ff fits every usize.
     usize::try_from(address >> shift & 0x1ff).unwrap_or(0)
 }
 
@@ -122,7 +124,7 @@ fn entry(shift: u32, address: u64) -> usize {
 mod tests {
     use super::*;
 
-    /// Walks the tables as the processor would.
+    /// Translates an address by walking the tables, as the processor does.
     fn translate(tables: &[[u64; 512]], address: u64) -> Option<u64> {
         let mut table = 0;
         for shift in [PML4_SHIFT, PDPT_SHIFT] {

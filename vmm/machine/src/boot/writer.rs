@@ -1,4 +1,4 @@
-//! Writes into the low window what a kernel reads at entry.
+//! Writes the data that a kernel reads at entry into the low window.
 
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
@@ -15,21 +15,21 @@ use crate::memory::GuestMemory;
 /// The type of a `setup_data` node with random bytes for the kernel's entropy
 /// pool (`SETUP_RNG_SEED`, Linux 6.0 and later).
 const SETUP_RNG_SEED: u32 = 9;
-/// The size of the seed in bytes: what Linux's own boot loaders pass on.
+/// The size of the seed in bytes, as in Linux's own boot loaders.
 const RNG_SEED_SIZE: usize = 32;
 
-/// What a kernel is told at entry.
+/// The data that a kernel gets at entry.
 #[derive(Debug, Clone)]
 pub struct BootData<'a> {
     /// The number of vCPUs.
     pub cpus: u8,
-    /// The kernel's place.
+    /// The range of the kernel.
     pub kernel: AddrRange,
-    /// The initramfs with its exact size.
+    /// The range of the initramfs with its exact size.
     pub initramfs: Option<AddrRange>,
     /// The setup header of a bzImage.
     pub setup_header: Option<&'a [u8]>,
-    /// The memory map.
+    /// The memory map of the guest.
     pub e820: &'a [E820Entry],
     /// The manifest that the guest finds as `setup_data`.
     pub manifest: &'a [u8],
@@ -37,40 +37,40 @@ pub struct BootData<'a> {
     pub cmdline: &'a [u8],
 }
 
-/// Why boot data could not be written.
+/// A reason why boot data could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum BootDataError {
-    /// No identity map covers the images.
+    /// No identity map can cover the images.
     #[error(transparent)]
     PageTables(#[from] PageTableError),
-    /// The memory map is too long.
+    /// The memory map has too many rows.
     #[error(transparent)]
     BootParams(#[from] BootParamsError),
-    /// The ACPI tables are too long.
+    /// The ACPI tables are too large.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
-    /// The low window is not there.
+    /// The low window has no memory.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A range is none: an internal error.
+    /// A range is invalid: an internal error.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// The host gives no random bytes.
-    #[error("the host gives no random bytes")]
+    /// The host provides no random bytes.
+    #[error("the host provides no random bytes")]
     Random(#[source] rustix::io::Errno),
 }
 
 impl BootDataError {
-    /// Whether a smaller map or another place would help.
+    /// Returns whether a smaller memory map or another placement would help.
     pub fn is_room(&self) -> bool {
         matches!(self, Self::PageTables(_) | Self::BootParams(_))
     }
 }
 
-/// Writes all of it.
+/// Writes all boot data.
 ///
 /// # Errors
-/// [`BootDataError`]; part of it may have been written.
+/// Returns a [`BootDataError`]; some of the data may have been written.
 pub fn write(memory: &GuestMemory, data: &BootData<'_>) -> Result<(), BootDataError> {
     let mut seed = vec![0; RNG_SEED_SIZE];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
@@ -82,7 +82,7 @@ pub fn write(memory: &GuestMemory, data: &BootData<'_>) -> Result<(), BootDataEr
         cmdline_len: data.cmdline.len(),
         initramfs: data.initramfs,
         rsdp: layout::ACPI_START,
-        // The manifest first: CPUID says where it lies.
+        // The manifest must come first: CPUID contains its address.
         setup_data: &[
             node(layout::MANIFEST_TYPE, data.manifest.to_vec()),
             node(SETUP_RNG_SEED, seed),
@@ -110,7 +110,7 @@ pub fn write(memory: &GuestMemory, data: &BootData<'_>) -> Result<(), BootDataEr
     Ok(())
 }
 
-/// 64-bit words as they lie in the guest's memory.
+/// Converts 64-bit words to bytes as stored in the guest's memory.
 fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }

@@ -1,4 +1,4 @@
-//! The devices that every guest has, put together.
+//! Creates the devices that every guest has.
 
 use std::io;
 use std::sync::Arc;
@@ -17,18 +17,19 @@ use crate::devices::violation::ViolationCounter;
 use crate::progress::Progress;
 use mkvmm_base::layout::{COM1_IRQ, SCI_IRQ};
 
-/// Why a guest's devices could not be made.
+/// A reason why a guest's devices could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum BoardError {
-    /// The host has no descriptor left.
-    #[error("a device gets no descriptor for its interrupt")]
+    /// The host has run out of file descriptors.
+    #[error("no file descriptor is left for a device's interrupt")]
     Io(#[from] io::Error),
-    /// Two devices are at the same place.
+    /// Two devices claim the same addresses.
     #[error("internal layout error, please report it")]
     Bus(#[from] BusError),
 }
 
-/// A guest's bus with its devices, and those that somebody has to call.
+/// A guest's bus with its devices, and those devices that other code calls
+/// directly.
 #[derive(Debug)]
 pub struct Board {
     bus: Arc<Bus>,
@@ -37,10 +38,11 @@ pub struct Board {
 }
 
 impl Board {
-    /// Makes the devices of a guest whose serial port is `console`.
+    /// Creates the devices of a guest whose serial port is connected to
+    /// `console`.
     ///
     /// # Errors
-    /// [`BoardError`].
+    /// Returns a [`BoardError`] if a device cannot be created.
     pub fn new(
         console: Arc<dyn Console>,
         progress: &Arc<Progress>,
@@ -66,7 +68,7 @@ impl Board {
         Ok(Self { bus, serial, pm })
     }
 
-    /// Returns the bus, for vCPUs.
+    /// Returns the bus, for use by vCPUs.
     pub fn bus(&self) -> &Arc<Bus> {
         &self.bus
     }
@@ -76,7 +78,7 @@ impl Board {
         self.pm.press_power_button();
     }
 
-    /// Gives the serial port what is typed, as far as it takes it. To be
+    /// Passes typed input to the serial port, as far as it accepts it. To be
     /// called when something was typed.
     pub fn feed_console(&self) {
         self.serial.feed();

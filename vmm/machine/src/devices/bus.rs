@@ -1,28 +1,29 @@
-//! A guest's bus: port and memory ranges with devices behind them, and holes.
+//! A guest's bus: dispatches accesses to the devices that claim the ports or
+//! memory.
 //!
-//! # How an access becomes pieces
+//! # How an access is split into pieces
 //!
-//! KVM tells width and count of every port access, and [`crate::vcpu::exit`]
-//! makes one access of the exact width out of each repetition of a string
-//! instruction: `rep insw` from a port reads that port anew for each word.
-//! The bus then does what the bridges of a PC do:
+//! KVM reports the width and count of every port access, and
+//! [`crate::vcpu::exit`] converts each repetition of a string instruction into
+//! one access of the exact width: `rep insw` from a port reads that port again
+//! for each word. The bus then does what the bridges of a PC do:
 //!
 //! 1. An access of *n* bytes at address *a* covers *a* to *a + n - 1*, the
 //!    lowest byte of the value at *a*.
-//! 2. It is split where one claim ends or another begins. Each device sees
-//!    only bytes at its own addresses, in ascending order.
-//! 3. A device that takes less than that at once gets it in pieces of its
-//!    width. Registers one byte wide (COM1, i8042, POST, debug, pvpanic) see
-//!    an `outw` as two `outb`, to the register and the one after it; ACPI's
-//!    and PCI's registers take up to four bytes whole.
-//! 4. A port that nobody claims reads as all ones and swallows writes. Memory
-//!    that nobody claims does so as well, and that is a violation: one for
-//!    each run of bytes that are nobody's.
-//! 5. If a piece ends the guest, the pieces after it do not happen.
+//! 2. It is split where claims begin or end. Each device sees only bytes at its
+//!    own addresses, in ascending order.
+//! 3. If a device accepts only narrower accesses, the access is split into
+//!    pieces of its width. Registers one byte wide (COM1, i8042, POST, debug,
+//!    pvpanic) see an `outw` as two `outb`, to the register and the next one;
+//!    the registers of ACPI and PCI accept up to four bytes at once.
+//! 4. An unclaimed port reads as all ones and ignores writes. Unclaimed memory
+//!    does the same, and the access is a violation: one for each run of
+//!    unclaimed bytes.
+//! 5. If a piece ends the guest, the following pieces are not performed.
 //!
-//! Ports that KVM answers itself (the interrupt controllers, the timer and
-//! port 0x61) are seen here only as part of a wider access, which KVM does not
-//! answer; they are nobody's then.
+//! Ports that KVM handles itself (the interrupt controllers, the timer and port
+//! 0x61) are only seen here as part of a wider access, which KVM does not
+//! handle; they are unclaimed then.
 
 use std::sync::Arc;
 
@@ -37,13 +38,15 @@ use crate::vcpu::exit::{ExitBus, ExitOutcome};
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::violation::{Access, Violation};
 
-/// The highest port.
+/// The number of the highest port.
 const LAST_PORT: u64 = 0xffff;
 
-/// Why a device cannot be added to a bus: a mistake in the machine's layout.
+/// A reason why a device cannot be added to a bus: a bug in the machine's
+/// layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
-    /// It has no addresses, or some beyond the end of the address space.
+    /// The device claims no addresses, or some beyond the end of the address
+    /// space.
     #[error(
         "{device} claims {len:#x} addresses from {start:#x} on in {space:?}, which has no such range"
     )]
@@ -52,28 +55,29 @@ pub enum BusError {
         device: &'static str,
         /// The space in which it claims addresses.
         space: Space,
-        /// The first address.
+        /// The first address of the claim.
         start: u64,
-        /// The number of addresses.
+        /// The number of addresses that it claims.
         len: u64,
     },
-    /// Another device, or the device itself, has claimed some of it already.
+    /// Some of the addresses are already claimed, possibly by the device
+    /// itself.
     #[error("{device} claims {start:#x}-{last:#x} in {space:?}, where {holder} is")]
     Overlap {
         /// The name of the device that was refused.
         device: &'static str,
-        /// The device that is there.
+        /// The name of the device that has claimed them.
         holder: &'static str,
         /// The space in which both claim addresses.
         space: Space,
-        /// The first address.
+        /// The first address of the claim.
         start: u64,
-        /// The last address.
+        /// The last address of the claim.
         last: u64,
     },
 }
 
-/// The devices of one guest.
+/// The devices of one guest, by address.
 #[derive(Debug)]
 pub struct Bus {
     ports: RangeMap,
@@ -98,8 +102,8 @@ impl Bus {
     /// Adds a device at all the ranges that it claims.
     ///
     /// # Errors
-    /// [`BusError`]; the bus must not be used then, since some of the ranges
-    /// may have been added.
+    /// Returns a [`BusError`]; the bus must not be used then, since some of the
+    /// ranges may have been added.
     pub fn add(&mut self, device: Arc<dyn Device>) -> Result<(), BusError> {
         for (index, claim) in device.claims().iter().enumerate() {
             self.claim(claim, index, &device)?;
@@ -152,7 +156,7 @@ impl Bus {
             .collect()
     }
 
-    /// Returns what the machine's event loop is to watch for its devices.
+    /// Returns the subscribers that the machine's event loop must watch.
     pub fn subscribers(&self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
         let devices = self.devices.iter().cloned();
         devices.filter_map(Device::subscriber).collect()

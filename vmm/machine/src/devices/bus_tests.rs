@@ -1,4 +1,4 @@
-//! The bus with made-up devices, and with the real ones.
+//! Tests of the bus with fake devices, and with the real ones.
 
 use super::*;
 use std::sync::Mutex;
@@ -19,8 +19,8 @@ use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_wire::shared::board::Board as StatusBoard;
 
-/// Answers each byte with its offset, keeps what is written, and counts how
-/// often its descriptor was ready.
+/// A device that answers each byte with its offset, records writes, and counts
+/// how often its descriptor was ready.
 #[derive(Debug)]
 struct Probe {
     claims: Vec<Claim>,
@@ -201,7 +201,7 @@ fn a_device_where_another_is_or_nothing_can_be_is_refused() {
         bus.add(Probe::new(&twice)),
         Err(BusError::Overlap { start: 0x301, .. })
     ));
-    // The same numbers in the other space are free, and so are neighbours.
+    // The same numbers in the other space are free, and so are adjacent ones.
     bus.add(Probe::new(&[Claim::memory(0x100, 8)])).unwrap();
     bus.add(Probe::new(&[Claim::ports(0xfe, 2), Claim::ports(0x108, 1)]))
         .unwrap();
@@ -243,7 +243,7 @@ fn every_way_to_end_has_its_reason_and_nothing_else_ends() {
 fn empty_ports_and_foreign_memory_read_as_all_ones() {
     let (board, events) = board();
     let bus = board.bus();
-    // COM2, and the clock that the FADT says is absent.
+    // COM2, and the clock whose absence the FADT declares.
     for port in [0x2f8, 0x70] {
         let mut data = [0; 4];
         bus.pio_read(port, &mut data);
@@ -283,7 +283,7 @@ fn marks_and_stages_are_told() {
     assert_eq!(bus.pio_write(PVPANIC_PORT, &[2]), None);
     assert_eq!(
         heard.marks(),
-        ["0x42", "init", "panic, a crash kernel takes over"]
+        ["0x42", "init", "panic; a crash kernel takes over"]
     );
     bus.first_exit();
     bus.pio_write(COM1_BASE, b"x");

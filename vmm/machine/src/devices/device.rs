@@ -1,4 +1,4 @@
-//! What every device has: ranges, answers, interrupts, descriptors.
+//! The interface of devices: ranges, accesses, interrupts and descriptors.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,18 +22,18 @@ pub enum Space {
 pub struct Claim {
     /// The space it lies in.
     pub space: Space,
-    /// The first address.
+    /// The first address of the range.
     pub start: u64,
     /// The number of addresses, at least one.
     pub len: u64,
-    /// The most bytes that the device takes in one piece. A wider access
-    /// comes as several pieces.
+    /// The maximum number of bytes that the device accepts in one access. A
+    /// wider access is split.
     pub widest: usize,
 }
 
 impl Claim {
-    /// Returns a claim to `len` ports from `start` on, each a register one
-    /// byte wide.
+    /// Creates a claim to `len` ports from `start` on, each a register one byte
+    /// wide.
     pub fn ports(start: u16, len: u16) -> Self {
         Self {
             space: Space::Ports,
@@ -43,7 +43,7 @@ impl Claim {
         }
     }
 
-    /// Returns a claim to `len` bytes of memory from `start` on, accessed in
+    /// Creates a claim to `len` bytes of memory from `start` on, accessed in
     /// pieces of up to 8 bytes.
     pub fn memory(start: u64, len: u64) -> Self {
         Self {
@@ -54,25 +54,24 @@ impl Claim {
         }
     }
 
-    /// Returns the same claim of a device that takes `widest` bytes at once.
+    /// Returns the same claim for a device that accepts `widest` bytes at once.
     pub fn wide(self, widest: usize) -> Self {
         Self { widest, ..self }
     }
 }
 
-/// Where in a device an access begins.
+/// The position in a device at which an access begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Which of the device's claims it is, counted as [`Device::claims`] lists
-    /// them.
+    /// The index of the claim, in the order of [`Device::claims`].
     pub claim: usize,
-    /// Bytes from the claim's start.
+    /// The offset from the claim's start in bytes.
     pub offset: u64,
 }
 
 impl Place {
-    /// Returns the offset for a device whose registers are a byte wide. Beyond
-    /// the 255th there is none.
+    /// Returns the offset for a device whose registers are a byte wide; offsets
+    /// above 255 are impossible.
     pub fn register(self) -> u8 {
         u8::try_from(self.offset).unwrap_or(u8::MAX)
     }
@@ -80,42 +79,41 @@ impl Place {
 
 /// A device on a guest's bus.
 ///
-/// Several vCPUs may call it at once. A device with state keeps it behind a
-/// lock of its own, so that vCPUs wait for each other only at the same device.
-/// An access never reaches beyond the claim in which it begins, and is never
-/// wider than that claim says.
+/// Several vCPUs may call it at once. A device protects its state by its own
+/// lock, so that vCPUs wait for each other only at the same device. An access
+/// never crosses the end of the claim in which it begins, and is never wider
+/// than the claim states.
 pub trait Device: Debug + Send + Sync {
-    /// Returns the name under which errors and logs speak of it.
+    /// Returns the name of the device for errors and logs.
     fn name(&self) -> &'static str;
 
-    /// Returns the ranges in which it answers. They never change: the bus asks
-    /// once, when the device is added. What moves while the guest runs, such
-    /// as a PCI function's BAR, lies inside a range of its bridge, which finds
-    /// the function itself.
+    /// Returns the ranges in which it answers. They never change: the bus
+    /// queries them once, when the device is added. Ranges that move while the
+    /// guest runs, such as a PCI function's BAR, lie inside a range of its
+    /// bridge, which dispatches to the function itself.
     fn claims(&self) -> Vec<Claim>;
 
-    /// Answers a read of `data.len()` bytes at `at`; fills all of `data`.
+    /// Handles a read of `data.len()` bytes at `at`; fills all of `data`.
     fn read(&self, at: Place, data: &mut [u8]);
 
-    /// Takes a write of `data` at `at`. `Some` ends the guest.
+    /// Handles a write of `data` at `at`. `Some` ends the guest.
     fn write(&self, at: Place, data: &[u8]) -> ExitOutcome;
 
-    /// Returns its interrupt lines, to be connected to the interrupt
-    /// controllers before the guest runs.
+    /// Returns the device's interrupt lines, which are connected to the
+    /// interrupt controllers before the guest runs.
     fn lines(&self) -> Vec<IrqLine> {
         Vec::new()
     }
 
-    /// Returns what is to be added to the machine's event loop, for a device
-    /// that waits for descriptors. The loop's one thread calls it, beside the
-    /// vCPUs' threads.
+    /// Returns the subscriber to add to the machine's event loop, for a device
+    /// that waits for descriptors. The loop's thread calls it, concurrently
+    /// with the vCPUs' threads.
     fn subscriber(self: Arc<Self>) -> Option<Arc<dyn EventSubscriber + Send + Sync>> {
         None
     }
 }
 
-/// Locks a device's state, which is consistent between two of its calls
-/// whatever panicked.
+/// Locks a device's state, which is valid even if the lock is poisoned.
 pub fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Interrupts of devices: an eventfd that KVM turns into one.
+//! Interrupts of devices: eventfds that KVM converts into interrupts.
 //!
-//! Today's devices have lines of the interrupt controllers ([`IrqLine`]). A
-//! PCI function with MSI-X is signalled through an eventfd per vector in the
-//! same way, with a message as its route instead of a line.
+//! All present devices use lines of the interrupt controllers ([`IrqLine`]). A
+//! PCI function with MSI-X would be signalled in the same way, through one
+//! eventfd per vector with a message as its route instead of a line.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// An edge-triggered interrupt line. Clones raise the same one.
+/// An edge-triggered interrupt line. Clones raise the same line.
 #[derive(Debug, Clone)]
 pub struct IrqLine {
     gsi: u32,
@@ -18,17 +18,17 @@ pub struct IrqLine {
 }
 
 impl IrqLine {
-    /// Creates line `gsi` with an eventfd of its own, which is connected to
-    /// the interrupt controllers when the machine is put together.
+    /// Creates line `gsi` with its own eventfd, which is connected to the
+    /// interrupt controllers when the machine is assembled.
     ///
     /// # Errors
-    /// When the host has no descriptor left.
+    /// Fails if the host has run out of file descriptors.
     pub fn new(gsi: u32) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         Ok(Self { gsi, event })
     }
 
-    /// Returns the line's number at the interrupt controllers.
+    /// Returns the number of the line at the interrupt controllers.
     pub fn gsi(&self) -> u32 {
         self.gsi
     }
@@ -44,7 +44,7 @@ impl Trigger for IrqLine {
 
     fn trigger(&self) -> io::Result<()> {
         match self.event.write(1) {
-            // A counter that is full means that KVM has not looked yet: the
+            // A full counter means that KVM has not read it yet, so the
             // interrupt is pending anyway.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,

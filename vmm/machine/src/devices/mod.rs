@@ -1,4 +1,5 @@
-//! ⑦ What a guest finds at its ports, and what it does not find in memory.
+//! ⑦ The devices at a guest's ports, and the detection of accesses to missing
+//! memory.
 //!
 //! ```text
 //!   vCPU ── exit ──► Bus ── piece of the access ──► Device ──► an end, or on
@@ -6,9 +7,9 @@
 //!                     └ nobody's: ones, violations     └ IrqLine ──► KVM
 //! ```
 //!
-//! A device is one file with a type that implements [`device::Device`], and
-//! one line in [`board::Board::new`]. How accesses become pieces is said in
-//! [`bus`]; what each port does, in `docs/memory-map.md` and in the modules.
+//! A device is one file with a type that implements [`device::Device`], and one
+//! line in [`board::Board::new`]. [`bus`] describes how accesses are split;
+//! `docs/memory-map.md` and the modules describe the ports.
 
 pub mod board;
 pub mod bus;

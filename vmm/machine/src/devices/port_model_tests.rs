@@ -1,6 +1,6 @@
-//! Wide accesses to every port, checked against the model that [`super::bus`]
-//! writes down: a wide access is what the narrow ones would be, byte by byte
-//! and in ascending order, except at the registers that take it whole.
+//! Wide accesses to every port, checked against the rules that [`super::bus`]
+//! states: a wide access equals a sequence of byte accesses in ascending order,
+//! except at the registers that accept it at once.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use mkvmm_base::layout::{COM1_BASE, PCI_BASE, PCI_PORTS, PM_BASE, PM_PORTS, PM_T
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_wire::shared::board::Board as StatusBoard;
 
-/// A guest's devices in their first state, and what they print.
+/// A guest's devices in their initial state, and their output.
 struct Guest {
     board: Board,
     console: Arc<Recorder>,
@@ -51,8 +51,8 @@ impl Guest {
         }
     }
 
-    /// What can be seen of the devices' state from outside, but for the
-    /// timer, which moves by itself.
+    /// Returns the externally visible state of the devices, except for the
+    /// timer, which changes by itself.
     fn state(&self) -> (Vec<u8>, Vec<u8>, Vec<String>) {
         let is_timer = |port: u32| (PM_TIMER.into()..u32::from(PM_TIMER) + 4).contains(&port);
         let ports = (0..=0xffff_u32).filter(|port| !is_timer(*port));
@@ -61,7 +61,8 @@ impl Guest {
     }
 }
 
-/// Whether `width` bytes at `port` touch registers that take more than a byte.
+/// Returns whether `width` bytes at `port` include registers that accept more
+/// than a byte.
 fn is_whole(port: u16, width: u16) -> bool {
     let (first, last) = (u32::from(port), u32::from(port) + u32::from(width) - 1);
     [(PM_BASE, PM_PORTS), (PCI_BASE, PCI_PORTS)]
@@ -71,7 +72,7 @@ fn is_whole(port: u16, width: u16) -> bool {
 
 #[test]
 fn a_wide_read_of_any_port_is_made_of_narrow_ones() {
-    // Two guests, since reading some registers changes them.
+    // Use two guests, since reading some registers changes them.
     for width in [2, 4] {
         let (wide, narrow) = (Guest::new(), Guest::new());
         for port in (0..=0xffff_u16).filter(|port| !is_whole(*port, width)) {
@@ -121,7 +122,7 @@ fn the_timer_is_read_whole_and_anew() {
         (low.as_slice(), high.as_slice()),
         (&[0xff; 2][..], &[0xff; 2][..])
     );
-    // Past the end of the block there is nobody.
+    // No device claims the ports after the block.
     assert_eq!(guest.read(PM_TIMER + 3, 4)[1..], [0xff; 3]);
 }
 
@@ -135,11 +136,11 @@ fn the_configuration_address_is_written_whole_or_not_at_all() {
     assert_eq!(guest.read(PCI_BASE, 4), [0; 4]);
     assert_eq!(bus.pio_write(PCI_BASE, &address), None);
     assert_eq!(guest.read(PCI_BASE, 4), address);
-    // Class 06, in part, whole, and beyond the data register.
+    // Read class 06 partly, completely, and beyond the data register.
     assert_eq!(guest.read(PCI_BASE + 4, 4), [0, 0, 0, 6]);
     assert_eq!(guest.read(PCI_BASE + 7, 1), [6]);
     assert_eq!(guest.read(PCI_BASE + 6, 4), [0, 6, 0xff, 0xff]);
-    // A word at the reset register is no reset, and no address.
+    // A word access at the reset register neither resets nor sets the address.
     assert_eq!(bus.pio_write(PCI_BASE + 1, &[6, 6]), None);
     assert_eq!(guest.read(PCI_BASE, 4), address);
 }

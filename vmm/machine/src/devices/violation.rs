@@ -1,4 +1,4 @@
-//! Accesses to memory that a guest does not own: the count, and who hears of it.
+//! Accesses to memory that a guest does not own: counted and reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +10,11 @@ use mkvmm_wire::shared::board::BoardWriter;
 
 use crate::news::{News, NewsSink};
 
-/// Violations of one instance that are reported one by one; the rest is only
-/// counted. A guest must not fill the host's log.
+/// The number of violations of one instance that are reported individually; the
+/// rest is only counted, so that a guest cannot fill the host's log.
 const REPORTED: u64 = 8;
 
-/// Counts an instance's violations, by all of its vCPUs.
+/// Counts an instance's violations, across all of its vCPUs.
 #[derive(Debug)]
 pub struct ViolationCounter {
     policy: ViolationPolicy,
@@ -24,7 +24,7 @@ pub struct ViolationCounter {
 }
 
 impl ViolationCounter {
-    /// Makes a counter that counts on `board`.
+    /// Creates a counter that publishes its count on `board`.
     pub fn new(policy: ViolationPolicy, board: BoardWriter, news: Arc<dyn NewsSink>) -> Self {
         Self {
             policy,
@@ -34,11 +34,11 @@ impl ViolationCounter {
         }
     }
 
-    /// Counts `violation`, and reports it if it is one of the first. Returns the
-    /// reason if the guest is to end.
+    /// Counts `violation`, and reports it if it is one of the first. Returns
+    /// the reason if the guest must end.
     pub fn record(&self, violation: Violation) -> Option<EndReason> {
         self.board.count_violation();
-        // What everybody may read is not what this decides by.
+        // The decision uses a private counter, not the one in shared memory.
         let before = self.reported.load(Ordering::Relaxed);
         if before < REPORTED && self.reported.fetch_add(1, Ordering::Relaxed) < REPORTED {
             self.news.tell(News::Violation {

@@ -2,11 +2,11 @@
 //!
 //! Source: Documentation/virt/kvm/api.rst, 4.29 (KVM_GET_CLOCK), 4.30
 //! (KVM_SET_CLOCK) and 4.76 (KVM_KVMCLOCK_CTRL); devices/vcpu.rst, 4.1
-//! (KVM_VCPU_TSC_OFFSET), whose recipe for another host is followed here on
-//! the same one.
+//! (KVM_VCPU_TSC_OFFSET), whose procedure for migration is used here on the
+//! same host.
 //!
 //! UNSAFETY: the attribute is read and written through a pointer, and
-//! kvm-ioctls has no call for those of a vCPU on x86.
+//! kvm-ioctls has no wrapper for vCPU attributes on x86.
 #![expect(unsafe_code, reason = "KVM reads and writes the attribute by pointer")]
 
 use std::ptr;
@@ -30,27 +30,27 @@ mod request {
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
 
-/// Marks `vcpu` as paused by its host, before it goes on.
+/// Marks `vcpu` as paused by its host, before it continues.
 pub fn tell_pause(vcpu: &VcpuFd) {
     match vcpu.kvmclock_ctrl() {
-        // The guest does not use kvm-clock: nobody there would look.
+        // The guest does not use kvm-clock, so the mark is not needed.
         Err(error) if error.errno() == libc::EINVAL => {}
         Err(error) => log::debug!("KVM_KVMCLOCK_CTRL failed: {error}"),
         Ok(()) => {}
     }
 }
 
-/// What a guest's clocks showed when its vCPUs had left it.
+/// The values of a guest's clocks when its vCPUs had left it.
 #[derive(Debug, Clone, Copy)]
 pub struct StoppedClock {
     guest_ns: u64,
-    /// The host's TSC at that moment; `None` where KVM cannot tell, which
-    /// means that it does not derive kvm-clock from it.
+    /// The host's TSC at that moment; `None` if KVM does not report it, which
+    /// means that kvm-clock is not derived from it.
     host_tsc: Option<u64>,
 }
 
 impl StoppedClock {
-    /// Reads the clocks of `vm`; `None` where KVM does not tell them.
+    /// Reads the clocks of `vm`; `None` if KVM does not support it.
     pub fn read(vm: &Vm) -> Option<Self> {
         match vm.fd().get_clock() {
             Ok(clock) => Some(Self {
@@ -64,13 +64,13 @@ impl StoppedClock {
         }
     }
 
-    /// Returns what kvm-clock showed, in nanoseconds since the VM was made.
+    /// Returns the value of kvm-clock, in nanoseconds since the VM was created.
     pub fn guest_ns(self) -> u64 {
         self.guest_ns
     }
 
-    /// Sets kvm-clock to what it showed, and returns how far the TSC of each
-    /// vCPU is to be shifted; `None` where it cannot be.
+    /// Sets kvm-clock back to that value, and returns by how much to shift the
+    /// TSC of each vCPU; `None` if that is unknown.
     pub fn restart(self, vm: &Vm) -> Option<TscShift> {
         let clock = kvm_clock_data {
             clock: self.guest_ns,
@@ -82,34 +82,35 @@ impl StoppedClock {
         }
         let now = Self::read(vm)?;
         Some(TscShift {
-            // Both are unsigned counters that may wrap.
+            // Both are unsigned counters that may wrap around.
             host_ticks: now.host_tsc?.wrapping_sub(self.host_tsc?),
             guest_ns: now.guest_ns.saturating_sub(self.guest_ns),
         })
     }
 }
 
-/// How far apart a guest's TSC and its kvm-clock have come while it was paused.
+/// The difference between the advances of a guest's TSC and its kvm-clock
+/// during a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TscShift {
-    /// How far the host's TSC, and so the guest's, went on.
+    /// The advance of the host's TSC, and so of the guest's, in ticks.
     host_ticks: u64,
-    /// How far kvm-clock went on since it was set.
+    /// The advance of kvm-clock since it was set, in nanoseconds.
     guest_ns: u64,
 }
 
 impl TscShift {
-    /// Shifts the TSC of `vcpu`, so that it shows what it showed at the pause,
-    /// and what kvm-clock has counted since. Where KVM has no offset to set
-    /// (before Linux 5.16), the TSC has gone on.
+    /// Shifts the TSC of `vcpu` back to its value at the pause, plus the time
+    /// that kvm-clock has advanced since it was set. If KVM does not support
+    /// setting the offset (before Linux 5.16), the TSC keeps its advance.
     pub fn apply(self, vcpu: &VcpuFd) {
         let Ok(khz) = vcpu.get_tsc_khz() else {
             return;
         };
         let mut offset = 0;
-        // A guest whose TSC is exactly the host's has no TSC of its own: there
-        // are KVMs without hardware support that accept an offset, derive
-        // kvm-clock from it, and cannot make the guest see it.
+        // A guest whose TSC equals the host's has no TSC offset: some KVMs
+        // without hardware support accept an offset and derive kvm-clock from
+        // it, but cannot make it visible to the guest.
         if !tsc_offset(vcpu, request::KVM_GET_DEVICE_ATTR(), &mut offset) || offset == 0 {
             return;
         }
@@ -119,17 +120,17 @@ impl TscShift {
         }
     }
 
-    /// Returns the offset that follows `offset` on a TSC of `khz`.
+    /// Returns the offset that follows `offset` for a TSC of `khz`.
     fn offset(self, offset: u64, khz: u32) -> u64 {
         let counted = u128::from(self.guest_ns) * u128::from(khz) / 1_000_000;
-        // A TSC of 64 bits wraps, and so does its offset.
+        // A 64-bit TSC wraps around, and so does its offset.
         let counted = u64::try_from(counted & u128::from(u64::MAX)).unwrap_or(0);
         offset.wrapping_sub(self.host_ticks).wrapping_add(counted)
     }
 }
 
 /// Reads or writes the offset of the guest's TSC from the host's; returns
-/// whether KVM did it.
+/// whether KVM supports it.
 fn tsc_offset(vcpu: &VcpuFd, request: c_ulong, offset: &mut u64) -> bool {
     let attr = kvm_device_attr {
         group: KVM_VCPU_TSC_CTRL,
@@ -139,7 +140,8 @@ fn tsc_offset(vcpu: &VcpuFd, request: c_ulong, offset: &mut u64) -> bool {
     };
     // SAFETY: both ioctls that this is called with take a kvm_device_attr,
     // which `attr` is. For this attribute KVM reads or writes one u64 at
-    // `addr`: that is `offset`, borrowed for ourselves alone until they return.
+    // `addr`: that is `offset`, which is exclusively borrowed until they
+    // return.
     let result = unsafe { ioctl_with_ref(vcpu, request, &attr) };
     result == 0
 }
@@ -150,14 +152,15 @@ mod tests {
 
     #[test]
     fn the_tsc_goes_on_from_where_it_was_when_kvm_clock_does() {
-        // 60 s at 2 GHz, and 5 us since kvm-clock was set.
+        // The pause took 60 s at 2 GHz, and 5 us have passed since kvm-clock
+        // was set.
         let shift = TscShift {
             host_ticks: 120_000_000_000,
             guest_ns: 5_000,
         };
         let before = 120_000_000_000_u64;
         assert_eq!(shift.offset(before, 2_000_000), 10_000);
-        // An offset below zero, as a guest has whose TSC began at zero.
+        // The offset is negative, as in a guest whose TSC began at zero.
         let offset = shift.offset(0_u64.wrapping_sub(7), 2_000_000);
         assert_eq!(offset, 0_u64.wrapping_sub(120_000_000_007 - 10_000));
     }

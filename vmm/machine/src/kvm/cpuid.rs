@@ -1,4 +1,4 @@
-//! The CPUID that a vCPU shows: KVM's supported set, made this vCPU's own.
+//! The CPUID of a vCPU: KVM's supported set, adapted to this vCPU.
 //!
 //! Sources: Intel SDM volume 2A, CPUID; Documentation/virt/kvm/x86/cpuid.rst.
 
@@ -9,62 +9,62 @@ use crate::kvm::host::{Host, HostError};
 
 /// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer.
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1, ECX: there is a hypervisor. Without it Linux does not look for
+/// Leaf 1, ECX: a hypervisor is present. Without it Linux does not look for
 /// kvm-clock and cannot calibrate its TSC.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: more than one logical processor per package (EBX 23:16).
 const HTT: u32 = 1 << 28;
-/// "AuthenticAMD" and "HygonGenuine", the first four letters.
+/// The first four letters of "AuthenticAMD" and "HygonGenuine".
 const AMD: [u32; 2] = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
-/// Leaf 0x8000_0001, ECX, AMD: the same, as cores.
+/// Leaf 0x8000_0001, ECX, AMD: more than one core per package.
 const CMP_LEGACY: u32 = 1 << 1;
-/// Extended topology, first and second version.
+/// The leaves of extended topology, first and second version.
 const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
-/// Their ECX 15:8: what a level is.
+/// The level type in ECX 15:8 of those leaves.
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
 
-/// First leaf of mkvmm's own range: hypervisors stand 0x100 leaves apart,
-/// KVM is at 0x4000_0000.
+/// The first leaf of mkvmm's own range: hypervisors use leaves 0x100 apart,
+/// KVM's are at 0x4000_0000.
 pub const MKVMM_LEAF: u32 = 0x4000_0100;
-/// EBX, ECX, EDX of that leaf.
+/// The EBX, ECX and EDX of that leaf.
 pub const MKVMM_SIGNATURE: [u8; 12] = *b"mkvmmkvmmkvm";
 
-/// Holds what the guest is told about itself in mkvmm's leaves.
+/// The contents of mkvmm's leaves, which describe the guest's environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MkvmmLeaves {
     /// The pool's first address.
     pub pool_start: u64,
     /// The pool's size in bytes.
     pub pool_size: u64,
-    /// Guest-physical address of the manifest (an FDT).
+    /// The guest-physical address of the manifest (an FDT).
     pub manifest_addr: u64,
-    /// Size of the manifest in bytes.
+    /// The size of the manifest in bytes.
     pub manifest_size: u32,
-    /// Version of the manifest's format.
+    /// The version of the manifest's format.
     pub manifest_version: u32,
 }
 
-/// The topology of one vCPU: `cpus` cores in one package, one thread each,
-/// APIC ids counting from 0.
+/// The topology of one vCPU: `cpus` cores in one package, one thread each, with
+/// APIC IDs from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// Number of this vCPU, from 0.
+    /// The index of this vCPU, from 0.
     pub index: u8,
-    /// Number of all vCPUs.
+    /// The total number of vCPUs.
     pub cpus: u8,
 }
 
-/// The reason why no CPUID could be made.
+/// The reason why no CPUID could be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuidError {
-    /// KVM already fills its own limit.
-    #[error("a CPUID of {entries} entries is more than KVM takes")]
+    /// KVM's own entries already reach its limit.
+    #[error("a CPUID of {entries} entries exceeds KVM's limit")]
     TooMany {
-        /// Number of KVM's entries and ours together.
+        /// The number of KVM's entries and ours together.
         entries: usize,
     },
-    /// KVM does not say what it supports.
+    /// KVM does not report the CPUID leaves that it supports.
     #[error(transparent)]
     Host(#[from] HostError),
 }
@@ -72,12 +72,12 @@ pub enum CpuidError {
 /// Returns the CPUID set for one vCPU.
 ///
 /// # Errors
-/// [`CpuidError`].
+/// Returns a [`CpuidError`].
 pub fn for_vcpu(host: &Host, topology: Topology, leaves: MkvmmLeaves) -> Result<CpuId, CpuidError> {
     let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
     let mut entries = entries(host.supported_cpuid()?.as_slice(), topology, deadline);
     entries.extend(leaves.entries());
-    // The one thing that can be wrong is the number of entries.
+    // The only possible error is the number of entries.
     let refused = CpuidError::TooMany {
         entries: entries.len(),
     };
@@ -116,13 +116,13 @@ impl MkvmmLeaves {
     }
 }
 
-/// Returns KVM's supported set as this vCPU's own.
+/// Returns KVM's supported set, adapted to this vCPU.
 fn entries(
     supported: &[kvm_cpuid_entry2],
     topology: Topology,
     deadline: bool,
 ) -> Vec<kvm_cpuid_entry2> {
-    // Leaf 0, EBX: the first four letters of the vendor.
+    // Leaf 0, EBX contains the first four letters of the vendor.
     let vendor = supported.iter().find(|e| e.function == 0).map(|e| e.ebx);
     let is_amd = AMD.map(Some).contains(&vendor);
     let mut entries = Vec::new();
@@ -135,15 +135,15 @@ fn entries(
             }
             entries.push(entry);
         } else if entry.index == 0 {
-            // Since Linux 6.2, KVM leaves the levels to us.
+            // Since Linux 6.2, KVM leaves the levels to user space.
             entries.extend(levels(entry.function, topology));
         }
     }
     entries
 }
 
-/// The levels of extended topology: threads, cores, and the end. EDX is the
-/// x2APIC id on every one.
+/// Returns the levels of extended topology: threads, cores, and the end. EDX is
+/// the x2APIC ID on every level.
 fn levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
     let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
     let level = |index, eax, ebx, kind| kvm_cpuid_entry2 {
@@ -163,7 +163,7 @@ fn levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
     ]
 }
 
-/// Returns the number of bits of an APIC id that tell the cores of a package apart.
+/// Returns the number of APIC ID bits that distinguish the cores of a package.
 fn core_bits(cpus: u32) -> u32 {
     cpus.next_power_of_two().trailing_zeros()
 }
@@ -182,8 +182,8 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
     let core_bits = core_bits(cpus);
     match entry.function {
         1 => {
-            // EBX: initial APIC id (31:24), logical processors (23:16), and
-            // below them the CLFLUSH size, which stays.
+            // EBX: initial APIC ID (31:24), logical processors (23:16), and
+            // below them the CLFLUSH size, which is kept.
             entry.ebx = (entry.ebx & 0xffff) | cpus << 16 | apic_id << 24;
             entry.ecx |= HYPERVISOR;
             entry.edx = if cpus > 1 {
@@ -195,9 +195,9 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
                 entry.ecx |= TSC_DEADLINE;
             }
         }
-        // Deterministic cache parameters: up to level 2 a core's own, beyond
-        // it the package's. EAX: cores in the package (31:26), processors
-        // that share this cache (25:14), level (7:5).
+        // Deterministic cache parameters: up to level 2 the caches belong to a
+        // core, above it to the package. EAX: cores in the package (31:26),
+        // processors that share this cache (25:14), level (7:5).
         4 if entry.eax & 0x1f != 0 => {
             let shared = if entry.eax >> 5 & 7 > 2 {
                 (1 << core_bits) - 1
@@ -211,26 +211,28 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, deadline: bool) {
     }
 }
 
-/// Leaves that AMD's processors (and Hygon's) have; elsewhere they are reserved.
+/// Adapts leaves of AMD's processors (and Hygon's), which are reserved
+/// elsewhere.
 fn patch_amd(entry: &mut kvm_cpuid_entry2, topology: Topology) {
     let (apic_id, cpus) = (u32::from(topology.index), u32::from(topology.cpus));
     let core_bits = cpus.next_power_of_two().trailing_zeros();
     match entry.function {
         0x8000_0001 if cpus > 1 => entry.ecx |= CMP_LEGACY,
-        // AMD: cores (7:0 counts from 0), bits of the APIC id (15:12).
+        // AMD: number of cores minus one (7:0), bits of the APIC ID (15:12).
         0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | core_bits << 12 | (cpus - 1),
         // AMD cache topology: EAX 25:14 as in leaf 4.
         0x8000_001d => {
             let shared = if entry.eax >> 5 & 7 > 2 { cpus - 1 } else { 0 };
             entry.eax = (entry.eax & !(0xfff << 14)) | shared << 14;
         }
-        // AMD: extended APIC id, core id with one thread, node 0 of 1.
+        // AMD: extended APIC ID, core ID with one thread, node 0 of 1.
         0x8000_001e => {
             entry.eax = apic_id;
             entry.ebx = apic_id;
             entry.ecx = 0;
         }
-        // AMD's extended topology would tell of the host's: leaf 0xb has it.
+        // AMD's extended topology would describe the host's; leaf 0xb has the
+        // guest's.
         0x8000_0026 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }

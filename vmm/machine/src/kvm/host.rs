@@ -1,4 +1,4 @@
-//! The host's KVM: opened once, asked once.
+//! The host's KVM: opened and queried once.
 
 use std::cell::OnceCell;
 use std::os::fd::OwnedFd;
@@ -10,10 +10,11 @@ use mkvmm_wire::messages::CpuidLeaf;
 
 use crate::kvm::device::from_device;
 
-/// The one version of the API there is (Documentation/virt/kvm/api.rst, 4.1).
+/// The only version of the API (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
 
-/// Everything the VMM builds on; all of it is in every x86 KVM of this decade.
+/// The capabilities that the VMM requires, which every x86 KVM of this decade
+/// has.
 const REQUIRED: [(Cap, &str); 7] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -24,34 +25,34 @@ const REQUIRED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// The least bits that the physical addresses of any 64-bit processor have.
+/// The minimum number of physical address bits of any 64-bit processor.
 pub const ADDRESS_BITS_MIN: u32 = 36;
 
-/// The reason why this host's KVM cannot be used.
+/// A reason why this host's KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// `/dev/kvm` cannot be opened.
     #[error("/dev/kvm cannot be opened")]
     Open(#[source] kvm_ioctls::Error),
-    /// KVM speaks another version of the API.
-    #[error("KVM speaks API version {found}, mkvmm needs {API_VERSION}")]
+    /// KVM has another version of the API.
+    #[error("KVM has API version {found}, mkvmm needs {API_VERSION}")]
     ApiVersion {
-        /// The version found.
+        /// The version of KVM's API.
         found: i32,
     },
     /// KVM lacks a capability.
     #[error("this KVM lacks {name}")]
     Missing {
-        /// Name of the capability.
+        /// The name of the capability.
         name: &'static str,
     },
-    /// More leaves were handed on than KVM takes.
-    #[error("{count} CPUID leaves are more than KVM takes")]
+    /// Another process passed on more leaves than KVM's limit.
+    #[error("{count} CPUID leaves exceed KVM's limit")]
     Leaves {
         /// The number of leaves.
         count: usize,
     },
-    /// KVM does not say which CPUID leaves it supports.
+    /// KVM does not report the CPUID leaves that it supports.
     #[error("KVM_GET_SUPPORTED_CPUID failed")]
     Cpuid(#[source] kvm_ioctls::Error),
 }
@@ -76,20 +77,21 @@ impl Diagnose for HostError {
     }
 }
 
-/// An open `/dev/kvm` and what it answered.
+/// An open `/dev/kvm` with its properties.
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
-    /// It is asked for when it is needed, and once for all processes: no call
-    /// takes longer, since the processor leaves CPUID to the host's own host.
+    /// The supported CPUID. It is queried when it is needed, and once for all
+    /// processes, since it is the most expensive ioctl: in a virtual machine,
+    /// each CPUID instruction exits to its host.
     supported_cpuid: OnceCell<CpuId>,
 }
 
 impl Host {
-    /// Opens `/dev/kvm` and checks that everything needed is there.
+    /// Opens `/dev/kvm` and checks that it has all required capabilities.
     ///
     /// # Errors
-    /// [`HostError`].
+    /// Returns a [`HostError`] if it cannot be used.
     pub fn open() -> Result<Self, HostError> {
         let kvm = Kvm::new().map_err(HostError::Open)?;
         check_version(&kvm)?;
@@ -127,16 +129,16 @@ impl Host {
         })
     }
 
-    /// Returns the open device.
+    /// Returns the open `/dev/kvm` device.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// Returns the CPUID that KVM can show to guests. The first call takes most
-    /// of a millisecond.
+    /// Returns the CPUID that KVM supports for guests. The first call takes
+    /// almost a millisecond.
     ///
     /// # Errors
-    /// [`HostError::Cpuid`].
+    /// Returns [`HostError::Cpuid`].
     pub fn supported_cpuid(&self) -> Result<&CpuId, HostError> {
         if let Some(cpuid) = self.supported_cpuid.get() {
             return Ok(cpuid);
@@ -146,23 +148,25 @@ impl Host {
         Ok(self.supported_cpuid.get_or_init(|| cpuid))
     }
 
-    /// Returns the same for [`Self::examined`] in another process.
+    /// Returns the supported CPUID as the leaves that [`Self::examined`] takes
+    /// in another process.
     ///
     /// # Errors
-    /// As [`Self::supported_cpuid`].
+    /// Returns the errors of [`Self::supported_cpuid`].
     pub fn cpuid_leaves(&self) -> Result<Vec<CpuidLeaf>, HostError> {
         let cpuid = self.supported_cpuid()?;
         Ok(cpuid.as_slice().iter().map(leaf).collect())
     }
 
-    /// Returns the bits of a guest-physical address (CPUID 0x8000_0008, EAX 7:0);
-    /// [`ADDRESS_BITS_MIN`] where KVM does not say.
+    /// Returns the number of bits of a guest-physical address (CPUID
+    /// 0x8000_0008, EAX 7:0); [`ADDRESS_BITS_MIN`] if KVM does not report it.
     pub fn address_bits(&self) -> u32 {
         let entry = self.entry(0x8000_0008);
         entry.map_or(ADDRESS_BITS_MIN, |entry| entry.eax & 0xff)
     }
 
-    /// Returns whether guests have 1 GiB pages (CPUID 0x8000_0001, EDX bit 26).
+    /// Returns whether guests support 1 GiB pages (CPUID 0x8000_0001, EDX bit
+    /// 26).
     pub fn has_huge_pages(&self) -> bool {
         let entry = self.entry(0x8000_0001);
         entry.is_some_and(|entry| entry.edx & (1 << 26) != 0)
@@ -173,7 +177,7 @@ impl Host {
         entries.find(|entry| entry.function == function)
     }
 
-    /// Returns the number of memory slots that a VM may have.
+    /// Returns the maximum number of memory slots of a VM.
     pub fn memory_slots(&self) -> usize {
         self.kvm.get_nr_memslots()
     }

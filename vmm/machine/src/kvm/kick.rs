@@ -1,13 +1,13 @@
-//! Getting a vCPU thread out of KVM_RUN without a race.
+//! Kicking a vCPU thread out of KVM_RUN, without a race.
 //!
-//! A signal alone is lost when it arrives just before KVM_RUN. So the signal
+//! A signal alone is lost if it arrives just before KVM_RUN. So the signal
 //! handler sets `immediate_exit` in the thread's own `kvm_run`: a KVM_RUN
 //! entered after that returns EINTR at once (Documentation/virt/kvm/api.rst,
-//! `immediate_exit`). The thread clears the flag before it looks at its
-//! commands, never after.
+//! `immediate_exit`). The thread clears the flag before it reads its commands,
+//! never after.
 //!
 //! UNSAFETY: the handler writes through a raw pointer, since a signal handler
-//! can borrow nothing.
+//! cannot borrow anything.
 #![expect(unsafe_code, reason = "a signal handler reaches kvm_run by pointer")]
 
 use std::cell::Cell;
@@ -24,27 +24,29 @@ use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 thread_local! {
-    /// `immediate_exit` of the vCPU that this thread runs; null where there
-    /// is none. A plain cell without a destructor: safe to read in a handler.
+    /// The `immediate_exit` of the vCPU that this thread runs; null if there is
+    /// none. A plain cell without a destructor, so that it is safe to read in a
+    /// handler.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Returns the signal used: the first real-time signal the C library leaves free.
+/// Returns the signal to use: the first real-time signal not used by the C
+/// library.
 fn kick_signal() -> c_int {
     SIGRTMIN()
 }
 
-/// Installs the handler, if it is not there: before a vCPU thread starts.
+/// Installs the handler if necessary. To be called before a vCPU thread starts.
 ///
 /// # Errors
-/// The underlying error of sigaction.
+/// Returns the error of sigaction.
 pub fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), errno::Error>> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| register_signal_handler(kick_signal(), on_kick));
     installed.map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Kicks the vCPU thread behind `thread`. One that has ended is left alone.
+/// Kicks the vCPU thread behind `thread`. Has no effect if it has ended.
 pub fn kick<T>(thread: &JoinHandle<T>) {
     if let Err(error) = thread.kill(kick_signal()) {
         log::warn!("a vCPU thread cannot be signalled: {error}");
@@ -56,22 +58,22 @@ extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_vo
     if !flag.is_null() {
         // SAFETY: a non-null pointer was stored by `KickTarget::new` on this
         // very thread and is the address of a byte of a live kvm_run mapping:
-        // `KickTarget` clears it before the vCPU can go. The byte is shared
-        // with the kernel, hence the atomic store.
+        // `KickTarget` clears it before the vCPU can be dropped. The byte is
+        // shared with the kernel, hence the atomic store.
         unsafe { AtomicU8::from_ptr(flag) }.store(1, Ordering::Relaxed);
     }
 }
 
-/// A vCPU that the current thread runs and that can be kicked meanwhile.
+/// A vCPU that the current thread runs and that can be kicked.
 #[derive(Debug)]
 pub struct KickTarget {
     vcpu: VcpuFd,
-    // Not Send: the handler finds the vCPU through this thread only.
+    // Not Send: the handler finds the vCPU only through this thread.
     _thread: PhantomData<*mut ()>,
 }
 
 impl KickTarget {
-    /// Ties `vcpu` to the current thread.
+    /// Associates `vcpu` with the current thread.
     pub fn new(mut vcpu: VcpuFd) -> Self {
         let flag = ptr::addr_of_mut!(vcpu.get_kvm_run().immediate_exit);
         IMMEDIATE_EXIT.set(flag);
@@ -81,14 +83,14 @@ impl KickTarget {
         }
     }
 
-    /// Returns the vCPU.
+    /// Returns the vCPU of this thread.
     pub fn vcpu(&mut self) -> &mut VcpuFd {
         &mut self.vcpu
     }
 
-    /// Returns whether `error` of KVM_RUN means that a kick (or another signal) came;
-    /// clears the flag then, so that whoever looks for commands now sees all
-    /// that were sent before the kick.
+    /// Returns whether `error` of KVM_RUN means that a kick (or another signal)
+    /// arrived. Clears the flag in that case, so that all commands sent before
+    /// the kick are visible from now on.
     pub fn was_kicked(&mut self, error: &kvm_ioctls::Error) -> bool {
         let kicked =
             io::Error::from_raw_os_error(error.errno()).kind() == io::ErrorKind::Interrupted;

@@ -1,4 +1,4 @@
-//! ⑥ The typed edge over kvm-ioctls: the host's KVM, VMs and vCPU state.
+//! ⑥ A typed layer over kvm-ioctls: the host's KVM, VMs and vCPU state.
 
 pub mod clock;
 pub mod cpuid;

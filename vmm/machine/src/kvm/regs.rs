@@ -1,4 +1,5 @@
-//! The state a boot processor starts in: the 64-bit boot protocol.
+//! The initial state of the boot processor, defined by the 64-bit boot
+//! protocol.
 //!
 //! Source: Documentation/arch/x86/boot.rst, "64-bit boot protocol": paging
 //! on, flat segments, RSI = boot_params, interrupts off. Intel SDM volume 3A,
@@ -12,30 +13,31 @@ use crate::kvm::vm::{VmError, ioctl};
 use crate::loading::BootEntry;
 use mkvmm_base::layout::{BOOT_STACK_TOP, GDT_START, IDT_START, PAGE_TABLES_START};
 
-/// RFLAGS: bit 1 is always set; IF is clear.
+/// The bit 1 of RFLAGS, which is always set; IF is clear.
 const RFLAGS_RESERVED: u64 = 1 << 1;
-/// CR0: protection enable, monitor coprocessor, extension type, native FPU
-/// errors, write protect, alignment mask, paging: what Linux itself sets.
+/// The value of CR0: protection enable, monitor coprocessor, extension type,
+/// native FPU errors, write protect, alignment mask and paging, as Linux itself
+/// sets them.
 const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
-/// CR4: physical address extension, which long mode needs.
+/// The CR4 bit for physical address extension, which long mode requires.
 const CR4_PAE: u64 = 1 << 5;
-/// EFER: long mode enabled and active.
+/// The EFER bits for long mode enabled and active.
 const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
-/// x87 control word and MXCSR after reset by FNINIT and power-up.
+/// The x87 control word and MXCSR after FNINIT and power-up.
 const FCW_DEFAULT: u16 = 0x37f;
 const MXCSR_DEFAULT: u32 = 0x1f80;
 
-/// Local vector table entries of the local APIC page.
+/// Offsets of local vector table entries in the local APIC page.
 const APIC_LVT0: usize = 0x350;
 const APIC_LVT1: usize = 0x360;
-/// Delivery modes, bits 10:8 of such an entry.
+/// Delivery modes, in bits 10:8 of such an entry.
 const DELIVERY_NMI: u32 = 4 << 8;
 const DELIVERY_EXTINT: u32 = 7 << 8;
 
-/// Sets general, special and FPU registers of the boot processor.
+/// Sets the general, special and FPU registers of the boot processor.
 ///
 /// # Errors
-/// [`VmError`] names the ioctl.
+/// Returns a [`VmError`] that names the ioctl.
 pub fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), VmError> {
     vcpu.set_fpu(&kvm_fpu {
         fcw: FCW_DEFAULT,
@@ -72,11 +74,11 @@ fn set_special(vcpu: &VcpuFd) -> Result<(), VmError> {
     vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))
 }
 
-/// Sets up the local APIC: LINT0 = ExtINT (the PIC's interrupts come
+/// Sets up the local APIC: LINT0 = ExtINT (passes the PIC's interrupts
 /// through), LINT1 = NMI.
 ///
 /// # Errors
-/// [`VmError`] names the ioctl.
+/// Returns a [`VmError`] that names the ioctl.
 pub fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmError> {
     let mut lapic = vcpu.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
     set_lvt(&mut lapic, APIC_LVT0, DELIVERY_EXTINT);

@@ -1,7 +1,7 @@
-//! What a vCPU's registers hold, for whoever debugs its guest.
+//! Reads the registers of a vCPU, for debugging its guest.
 //!
-//! Read in the vCPU's own thread, while it is out of KVM_RUN: only then is
-//! what KVM answers the whole truth.
+//! To be called in the vCPU's own thread, while it is out of KVM_RUN: only then
+//! is KVM's answer complete.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -9,10 +9,10 @@ use mkvmm_base::registers::{General, Registers, Segment, Special, Table};
 
 use crate::kvm::vm::{VmError, ioctl};
 
-/// Reads the registers; the vCPU is as it was.
+/// Reads the registers without changing the vCPU.
 ///
 /// # Errors
-/// [`VmError`] names the ioctl.
+/// Returns a [`VmError`] that names the ioctl.
 pub fn read(vcpu: &VcpuFd) -> Result<Registers, VmError> {
     Ok(Registers {
         regs: general(&vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?),
@@ -110,8 +110,9 @@ fn table(table: &kvm_dtable) -> Table {
     }
 }
 
-/// Returns what KVM itself makes of a guest-virtual address: the guest-physical one,
-/// or `None` where nothing is mapped. The outer `None`: this KVM does not say.
+/// Returns KVM's translation of a guest-virtual address: the guest-physical
+/// address, or `None` if it is not mapped. The outer `None` means that this KVM
+/// does not support it.
 pub fn translate(vcpu: &VcpuFd, addr: u64) -> Option<Option<u64>> {
     let found = vcpu.translate_gva(addr).ok()?;
     Some((found.valid != 0).then_some(found.physical_address))

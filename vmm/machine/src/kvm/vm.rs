@@ -1,8 +1,8 @@
-//! One KVM VM: memory slots, irqchip, PIT, in the order that is cheap.
+//! One KVM VM: memory slots, irqchip and PIT, created in the cheapest order.
 //!
-//! Memory slots come before the irqchip and the vCPUs: once those exist,
-//! every slot waits for a grace period of the host's (measured on a 6.18
-//! host: 0.13 against 4.8 ms for one slot).
+//! Memory slots come before the irqchip and the vCPUs: once those exist, every
+//! slot waits for a grace period of the host (measured on a 6.18 host: 0.13
+//! against 4.8 ms for one slot).
 //!
 //! UNSAFETY: `KVM_SET_USER_MEMORY_REGION` takes a raw host address.
 #![expect(unsafe_code, reason = "hands host addresses to KVM")]
@@ -19,13 +19,13 @@ use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_base::{Class, Diagnose};
 
-/// The reason why KVM did not make a VM, with the ioctl that failed.
+/// A reason why KVM could not create a VM, with the ioctl that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// An ioctl failed.
     #[error("{ioctl} failed")]
     Ioctl {
-        /// Name of the ioctl.
+        /// The name of the ioctl.
         ioctl: &'static str,
         /// The underlying error.
         #[source]
@@ -34,9 +34,9 @@ pub enum VmError {
     /// The sub-pool has more regions than KVM has slots.
     #[error("the instance needs {needed} memory slots, KVM has {limit}")]
     TooManySlots {
-        /// Number of regions, low window included.
+        /// The number of regions, including the low window.
         needed: usize,
-        /// What KVM_CAP_NR_MEMSLOTS says.
+        /// The value of KVM_CAP_NR_MEMSLOTS.
         limit: usize,
     },
 }
@@ -47,7 +47,7 @@ impl Diagnose for VmError {
     }
 }
 
-/// Names the ioctl in front of an errno.
+/// Returns a function that adds the ioctl's name to its error.
 pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
     move |source| VmError::Ioctl {
         ioctl: name,
@@ -59,12 +59,12 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
-    // Behind `fd`: the slots are gone before the memory is.
+    // After `fd`, so that the slots are removed before the memory.
     memory: Arc<GuestMemory>,
 }
 
-/// A VM that has nothing yet. Creating one takes a third of what a whole
-/// machine does, so a worker does that before it is told what its guest is.
+/// A VM without memory and devices. Creating it takes a third of the time of a
+/// whole machine, so a worker creates it before it receives its order.
 #[derive(Debug)]
 pub struct BareVm(VmFd);
 
@@ -82,7 +82,7 @@ impl Vm {
     /// Adds the memory slots, and then interrupt controllers and timer.
     ///
     /// # Errors
-    /// [`VmError`] names what failed; the VM is gone then.
+    /// Returns a [`VmError`] that names what failed; nothing is left then.
     pub fn new(host: &Host, bare: BareVm, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
         let needed = memory.ranges().count();
         let limit = host.memory_slots();
@@ -102,7 +102,7 @@ impl Vm {
             .create_irq_chip()
             .map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config {
-            // The speaker's port is answered in the kernel, not by an exit.
+            // The speaker's port is handled in the kernel, not by an exit.
             flags: KVM_PIT_SPEAKER_DUMMY,
             ..kvm_pit_config::default()
         };
@@ -122,8 +122,8 @@ impl Vm {
             };
             // SAFETY: userspace_addr is the start of memory_size bytes of the
             // guest's mapping, which `self.memory` keeps alive for longer than
-            // the VM's descriptor; the mapping is shared memory that Rust
-            // code reads and writes only through volatile accessors.
+            // the VM's descriptor; the mapping is shared memory that Rust code
+            // accesses only through volatile accessors.
             unsafe { self.fd.set_user_memory_region(slot) }
                 .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
@@ -133,17 +133,17 @@ impl Vm {
     /// Creates vCPU `index`.
     ///
     /// # Errors
-    /// [`VmError`].
+    /// Returns a [`VmError`] that names the ioctl.
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
         self.fd
             .create_vcpu(index.into())
             .map_err(ioctl("KVM_CREATE_VCPU"))
     }
 
-    /// Lets writes to `event` raise interrupt line `gsi`.
+    /// Makes writes to `event` raise interrupt line `gsi`.
     ///
     /// # Errors
-    /// [`VmError`].
+    /// Returns a [`VmError`] that names the ioctl.
     pub fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
         self.fd
             .register_irqfd(event, gsi)
@@ -155,13 +155,13 @@ impl Vm {
         &self.fd
     }
 
-    /// Returns the memory that its slots show.
+    /// Returns the memory that its slots expose.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 }
 
-/// Calls KVM_CREATE_VM again whenever a signal interrupts it.
+/// Repeats KVM_CREATE_VM whenever a signal interrupts it.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
     loop {
         match kvm.create_vm() {

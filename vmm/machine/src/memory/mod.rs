@@ -1,10 +1,10 @@
-//! A guest's memory: its own chunks of the pool, and nothing else.
+//! A guest's memory, which consists of its own chunks of the pool only.
 //!
-//! Two kinds of region make up the guest-physical address space of an
-//! instance: every merged region of its sub-pool at its pool address, and the
-//! low window at address 0, which shows 1 MiB of the sub-pool a second time.
-//! KVM's memory slots are made from this list and from nothing else. The
-//! memory itself is in the files that the process was given.
+//! The guest-physical address space of an instance consists of two kinds of
+//! region: every merged region of its sub-pool at its pool address, and the low
+//! window at address 0, which exposes 1 MiB of the sub-pool a second time.
+//! KVM's memory slots are created from this list and from nothing else. The
+//! memory itself is in the files that the process received.
 
 mod window;
 
@@ -21,17 +21,17 @@ use vm_memory::{
 
 use crate::memory::window::Window;
 
-/// A file and the pool addresses that it is the memory of, from its first
-/// byte to its last.
+/// A file and the pool addresses that it backs, from its first byte to its
+/// last.
 #[derive(Debug)]
 pub struct MemoryPart {
-    /// The pool addresses.
+    /// The pool addresses of the part.
     pub range: AddrRange,
     /// The memory file that holds exactly these bytes.
     pub file: OwnedFd,
 }
 
-/// Why a guest's memory could not be set up.
+/// A reason why a guest's memory could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// There is not enough address space, or the limit of mappings is reached.
@@ -43,16 +43,16 @@ pub enum MemoryError {
         #[source]
         source: Errno,
     },
-    /// A range does not fit this host's or the guest's address space.
-    #[error("{range:?} does not fit the address space")]
+    /// A range exceeds this host's or the guest's address space.
+    #[error("{range:?} exceeds the address space")]
     Address {
-        /// The addresses that do not fit.
+        /// The addresses of the range.
         range: AddrRange,
     },
     /// The low window is not part of the memory.
     #[error("the low window {range:?} is not in the guest's memory")]
     LowWindow {
-        /// The low window.
+        /// The pool addresses of the low window.
         range: AddrRange,
     },
     /// vm-memory refused a region.
@@ -65,22 +65,22 @@ pub enum MemoryError {
         source: MmapRegionError,
     },
     /// vm-memory refused the set of regions.
-    #[error("the regions of the sub-pool do not make an address space")]
+    #[error("the regions of the sub-pool do not form an address space")]
     Regions(#[from] GuestRegionCollectionError),
 }
 
-/// The memory of an instance, mapped, each merged region in one piece.
+/// The memory of an instance, with each merged region mapped contiguously.
 #[derive(Debug)]
 pub struct PoolMapping {
     windows: Vec<(AddrRange, Window)>,
 }
 
-/// The guest-physical address space of one instance. Keeps the mappings for
-/// as long as anything may look into it.
+/// The guest-physical address space of one instance. It keeps the mappings
+/// alive for as long as anything may access it.
 #[derive(Debug)]
 pub struct GuestMemory {
     guest: GuestMemoryMmap,
-    // After `guest`, so that it goes last: the regions point into it.
+    // After `guest`, so that it is dropped last: the regions point into it.
     _mapping: std::sync::Arc<PoolMapping>,
 }
 
@@ -89,10 +89,11 @@ fn len(range: AddrRange) -> Result<usize, MemoryError> {
 }
 
 impl PoolMapping {
-    /// Maps `parts`, which may come in any order, of pages of `page` bytes.
+    /// Maps `parts`, which may be in any order, with a page size of `page`
+    /// bytes.
     ///
     /// # Errors
-    /// [`MemoryError`]; nothing is mapped then.
+    /// Returns a [`MemoryError`]; nothing is mapped then.
     pub fn new(
         parts: &[MemoryPart],
         page: usize,
@@ -117,7 +118,7 @@ impl PoolMapping {
         Ok(Self { windows })
     }
 
-    /// Describes `range`, which must be in one region, to vm-memory.
+    /// Describes `range`, which must be within one region, to vm-memory.
     fn region(&self, range: AddrRange, guest: u64) -> Result<GuestRegionMmap, MemoryError> {
         let mut windows = self.windows.iter();
         let home = windows.find(|(whole, _)| whole.contains_range(&range));
@@ -132,11 +133,11 @@ impl PoolMapping {
 }
 
 impl GuestMemory {
-    /// Shows every region at its own address, and `low_window` at address 0
-    /// once there is one: an instance without images has none.
+    /// Exposes every region at its own address, and `low_window`, if there is
+    /// one, at address 0: an instance without images has none.
     ///
     /// # Errors
-    /// [`MemoryError`].
+    /// Returns a [`MemoryError`] if that is impossible.
     pub fn new(
         mapping: &std::sync::Arc<PoolMapping>,
         low_window: Option<AddrRange>,
@@ -152,13 +153,13 @@ impl GuestMemory {
         })
     }
 
-    /// Returns bounds-checked access to the guest's memory. Whoever clones it
-    /// must keep `self` as well.
+    /// Returns bounds-checked access to the guest's memory. A caller that
+    /// clones it must keep `self` as well.
     pub fn guest(&self) -> &GuestMemoryMmap {
         &self.guest
     }
 
-    /// Returns the guest-physical ranges, ascending.
+    /// Returns the guest-physical ranges, in ascending order.
     pub fn ranges(&self) -> impl Iterator<Item = AddrRange> {
         let range = |r: &GuestRegionMmap| AddrRange::with_size(r.start_addr().0, r.len()).ok();
         self.guest.iter().filter_map(range)
@@ -195,7 +196,7 @@ mod tests {
         let ranges: Vec<(u64, u64)> = memory.ranges().map(|r| (r.start(), r.size())).collect();
         assert_eq!(ranges, [(0, 1 << 20), (0x4040_0000, 6 << 20)]);
         let guest = memory.guest();
-        // Across the border of two files, and through the low window.
+        // Write across the boundary of two files, and through the low window.
         guest
             .write_obj(0x1234_5678_9abc_u64, GuestAddress(0x404f_fffc))
             .unwrap();

@@ -1,6 +1,6 @@
-//! One contiguous span of host addresses over several files.
+//! One contiguous span of host addresses, backed by several files.
 //!
-//! UNSAFETY: mmap, munmap and madvise take raw addresses, and vm-memory takes
+//! UNSAFETY: mmap, munmap and madvise take raw addresses, and vm-memory accepts
 //! a foreign mapping only as a raw pointer.
 #![expect(unsafe_code, reason = "owns the mappings of guest memory")]
 
@@ -12,15 +12,15 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::MmapRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 
-/// Host and guest addresses agree modulo this at least, so that KVM can map
-/// 2 MiB pages where the files have them.
+/// Host and guest addresses are equal modulo at least this number, so that KVM
+/// can map 2 MiB pages if the files have them.
 const HUGE_ALIGN: usize = 2 << 20;
 
 /// A span of host addresses, backed by files piece by piece, unmapped when it
-/// is dropped. What is not mapped yet is inaccessible.
+/// is dropped. Parts that are not mapped yet are inaccessible.
 #[derive(Debug)]
 pub struct Window {
-    /// The span with what aligns it.
+    /// The span including the padding that aligns it.
     span: NonNull<u8>,
     span_len: usize,
     base: NonNull<u8>,
@@ -28,18 +28,19 @@ pub struct Window {
 }
 
 // SAFETY: the window is plain shared memory. This type never reads or writes
-// it; whoever does goes through vm-memory's volatile accessors, which are made
-// for memory that others change at any time.
+// it; users access it through vm-memory's volatile accessors, which are
+// designed for memory that others change at any time.
 unsafe impl Send for Window {}
-// SAFETY: as above; `&Window` gives out nothing but addresses.
+// SAFETY: `&Window` exposes nothing but addresses, and the memory is accessed as
+// described for `Send`.
 unsafe impl Sync for Window {}
 
 impl Window {
     /// Reserves `len` bytes of address space for guest addresses from `guest`
-    /// on, with files of pages of `page` bytes.
+    /// on, for files with a page size of `page` bytes.
     ///
     /// # Errors
-    /// The underlying error of mmap.
+    /// Returns the error of mmap.
     pub fn reserve(guest: u64, len: usize, page: usize) -> Result<Self, Errno> {
         let align = page.max(HUGE_ALIGN);
         let span_len = len.checked_add(align).ok_or(Errno::NOMEM)?;
@@ -70,7 +71,8 @@ impl Window {
     /// window.
     ///
     /// # Errors
-    /// EINVAL for what is not wholly in the window, or the error of mmap.
+    /// Returns EINVAL for a range not entirely in the window, or the error of
+    /// mmap.
     pub fn map(
         &self,
         offset: usize,
@@ -84,8 +86,8 @@ impl Window {
         // SAFETY: offset was just checked to lie in the window.
         let at = unsafe { self.base.add(offset) }.as_ptr().cast();
         // SAFETY: MAP_FIXED replaces only pages of the window, checked above,
-        // of which nobody has a pointer yet: `region` needs the whole window
-        // to be described, and its caller maps before.
+        // to which no pointer exists yet: `region` requires the whole window to
+        // be described, and its caller maps before.
         unsafe {
             rustix::mm::mmap(
                 at,
@@ -96,23 +98,24 @@ impl Window {
                 0,
             )
         }?;
-        // Guest memory has no place in a core dump; a kernel that does not
-        // know the advice loses nothing.
-        // SAFETY: these pages were just mapped; the advice changes no content.
+        // Guest memory should not be part of a core dump; it is not an error if
+        // the kernel does not support the advice. SAFETY: these pages were just
+        // mapped; the advice changes no content.
         unsafe { rustix::mm::madvise(at, len, Advice::LinuxDontDump) }.ok();
         if use_huge_pages {
-            // SAFETY: as above.
+            // SAFETY: these pages were just mapped; the advice changes no content.
             unsafe { rustix::mm::madvise(at, len, Advice::LinuxHugepage) }?;
         }
         Ok(())
     }
 
     /// Describes `[offset, offset + len)` of the window to vm-memory. The
-    /// region does not own the memory: keep the window beside it, as
-    /// [`super::GuestMemory`] does.
+    /// region does not own the memory: the caller must keep the window alive,
+    /// as [`super::GuestMemory`] does.
     ///
     /// # Errors
-    /// What vm-memory refuses, among it anything that is not in the window.
+    /// Returns the error of vm-memory, in particular for a range not in the
+    /// window.
     pub fn region(&self, offset: usize, len: usize) -> Result<MmapRegion, MmapRegionError> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(MmapRegionError::InvalidPointer);
@@ -123,8 +126,8 @@ impl Window {
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
         // SAFETY: the pointer is the start of `len` bytes of the window, mapped
-        // with the protection and flags just named; the window lives as long
-        // as the `GuestMemory` that every user of the region keeps.
+        // with the protection and flags just named; the window lives as long as
+        // the `GuestMemory` that every user of the region keeps.
         let builder = unsafe { builder.with_raw_mmap_pointer(pointer) };
         builder.build()
     }
@@ -132,7 +135,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the span was mapped by `reserve` and is known to nobody else;
+        // SAFETY: the span was mapped by `reserve` and is not known elsewhere;
         // regions described from it are gone, as each of their users keeps the
         // `GuestMemory` that owns the window. munmap of a span that was mapped
         // cannot fail.

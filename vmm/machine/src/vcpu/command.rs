@@ -1,4 +1,4 @@
-//! What a vCPU thread can be told.
+//! The commands to a vCPU thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -6,28 +6,29 @@ use std::sync::mpsc::Sender;
 use crate::kvm::clock::TscShift;
 use crate::vcpu::round::Round;
 
-/// What a vCPU is asked about itself. It answers with
+/// A request for a vCPU's state. It is answered by
 /// [`crate::news::News::Registers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadRequest {
-    /// Comes back with the answer.
+    /// An identifier that is returned with the answer.
     pub ticket: u64,
-    /// A guest-virtual address that KVM is to translate as well.
+    /// A guest-virtual address that KVM should translate as well.
     pub translate: Option<u64>,
 }
 
-/// What a vCPU thread can be told.
+/// A command to a vCPU thread.
 #[derive(Debug, Clone)]
 pub enum VcpuCommand {
-    /// Enter the guest, or go on.
+    /// Enter the guest, or resume it.
     Run,
-    /// Leave the guest until `Run`; the sender is dropped once it is left.
+    /// Leave the guest until `Run`; the sender is dropped once it has left.
     Pause(Sender<()>),
     /// Shift the guest's TSC while paused; the sender is dropped afterwards.
     Shift(TscShift, Sender<()>),
-    /// Take part in a round of looking whether all vCPUs halted permanently.
+    /// Participate in a round that checks whether all vCPUs have halted
+    /// permanently.
     Look(Arc<Round>),
-    /// Tell what the registers hold, and go on as before.
+    /// Report the registers, and continue as before.
     Read(ReadRequest),
     /// Leave the guest permanently.
     Stop,

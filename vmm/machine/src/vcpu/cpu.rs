@@ -1,4 +1,4 @@
-//! A vCPU before it runs: made, configured, and moved into its thread.
+//! A vCPU before it runs: created, configured, and moved into its thread.
 
 use std::io;
 use std::sync::Arc;
@@ -22,25 +22,25 @@ use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
 use mkvmm_wire::shared::board::VcpuWriter;
 
-/// The reason why a vCPU was not made.
+/// A reason why a vCPU was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// KVM refused something.
+    /// An operation of KVM failed.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// The vCPU's CPUID is too long.
+    /// The vCPU's CPUID has too many entries.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
 }
 
-/// Holds what all vCPUs of a guest have in common.
+/// The parameters that all vCPUs of a guest have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct VcpuSetup {
-    /// Number of vCPUs.
+    /// The number of vCPUs.
     pub cpus: u8,
-    /// Where the first vCPU starts.
+    /// The start state of the first vCPU.
     pub entry: BootEntry,
-    /// What the guest is told about itself by CPUID.
+    /// The contents of mkvmm's CPUID leaves.
     pub leaves: MkvmmLeaves,
 }
 
@@ -52,19 +52,19 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Creates vCPU `index` of `vm`. The first one is in the state of the
-    /// 64-bit boot protocol; the others wait in the kernel's local APIC for
-    /// the first one to start them (INIT, SIPI).
+    /// Creates vCPU `index` of `vm`. The first one has the state of the 64-bit
+    /// boot protocol; the others wait in the kernel's local APIC until the
+    /// first one starts them (INIT, SIPI).
     ///
     /// # Errors
-    /// [`VcpuError`] names the ioctl.
+    /// Returns a [`VcpuError`] that names the ioctl.
     pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index)?;
         let topology = Topology {
             index,
             cpus: setup.cpus,
         };
-        // CPUID first: hosts from 6.13 on judge MSRs by it.
+        // Set CPUID first: hosts from 6.13 on check MSRs against it.
         fd.set_cpuid2(&cpuid::for_vcpu(host, topology, setup.leaves)?)
             .map_err(ioctl("KVM_SET_CPUID2"))?;
         msrs::set(&fd)?;
@@ -75,10 +75,10 @@ impl Vcpu {
         Ok(Self { fd, index })
     }
 
-    /// Moves the vCPU into a thread of its own, which waits for a command.
+    /// Moves the vCPU into its own thread, which waits for a command.
     ///
     /// # Errors
-    /// When the host gives no thread.
+    /// Fails if the host has run out of threads.
     pub fn start(
         self,
         name: &InstanceName,

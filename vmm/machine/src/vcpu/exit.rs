@@ -1,5 +1,5 @@
-//! What becomes of a VM exit: the guest's accesses go to a bus, everything
-//! else is an end.
+//! Handles VM exits: the guest's accesses are passed to a bus, all other exits
+//! end the guest.
 
 use std::fmt::Debug;
 
@@ -9,22 +9,22 @@ use crate::kvm::run::Exit;
 use mkvmm_base::state::EndReason;
 use mkvmm_base::{ExitKind, InstanceName};
 
-/// What an access led to: `Some` when it ended the guest.
+/// The result of an access: `Some` if it ended the guest.
 pub type ExitOutcome = Option<EndReason>;
 
-/// What the vCPUs of an instance see of its devices. Every method may be
-/// called by several vCPUs at once, and stands for one access of exactly
+/// The interface of an instance's devices to its vCPUs. Every method may be
+/// called by several vCPUs at once, and handles one access of exactly
 /// `data.len()` bytes.
 pub trait ExitBus: Debug + Send + Sync {
-    /// Answers an `in` from `port`; unclaimed ports read as all ones.
+    /// Handles an `in` from `port`; unclaimed ports read as all ones.
     fn pio_read(&self, port: u16, data: &mut [u8]);
-    /// Takes an `out` to `port`; `Some` when that ends the guest.
+    /// Handles an `out` to `port`; `Some` if that ends the guest.
     fn pio_write(&self, port: u16, data: &[u8]) -> ExitOutcome;
-    /// Answers a read of memory that is not in a slot.
+    /// Handles a read of memory that is not in a slot.
     fn mmio_read(&self, addr: u64, data: &mut [u8]) -> ExitOutcome;
-    /// Takes a write to memory that is not in a slot.
+    /// Handles a write to memory that is not in a slot.
     fn mmio_write(&self, addr: u64, data: &[u8]) -> ExitOutcome;
-    /// Hears that a vCPU came out of its guest for the first time.
+    /// Is notified when a vCPU leaves its guest for the first time.
     fn first_exit(&self);
 }
 
@@ -43,10 +43,10 @@ pub fn kind(exit: &Exit<'_>) -> ExitKind {
     }
 }
 
-/// Handles one exit of guest `name`; `Some` when it was the guest's last.
+/// Handles one exit of guest `name`; `Some` if it was the guest's last.
 pub fn handle(exit: Exit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> ExitOutcome {
     match exit {
-        // Each access of a string instruction is one of its own.
+        // Each access of a string instruction is handled separately.
         Exit::PortRead { port, width, data } => {
             for one in data.chunks_exact_mut(width) {
                 bus.pio_read(port, one);
@@ -58,8 +58,8 @@ pub fn handle(exit: Exit<'_>, bus: &dyn ExitBus, name: &InstanceName) -> ExitOut
             .find_map(|one| bus.pio_write(port, one)),
         Exit::Other(VcpuExit::MmioRead(addr, data)) => bus.mmio_read(addr, data),
         Exit::Other(VcpuExit::MmioWrite(addr, data)) => bus.mmio_write(addr, data),
-        // With an in-kernel irqchip HLT stays in the kernel; these two are
-        // wake-ups without consequence.
+        // With an in-kernel irqchip, HLT is handled in the kernel; these two
+        // are wake-ups without consequences.
         Exit::Other(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => None,
         Exit::Other(VcpuExit::Shutdown) => Some(EndReason::TripleFault),
         Exit::Other(other) => {
@@ -74,7 +74,8 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// Answers each read with the number of the access, and ends at 0xff.
+    /// Answers each read with the number of the access, and ends the guest at
+    /// 0xff.
     #[derive(Debug, Default)]
     struct Counting(Mutex<Vec<Vec<u8>>>);
 

@@ -1,16 +1,16 @@
-//! Noticing a guest that halted permanently.
+//! Detects a guest that halted permanently.
 //!
-//! With an in-kernel irqchip `hlt` never leaves the kernel: a guest whose
-//! every vCPU executed `cli; hlt` looks like one that waits for work. So once
-//! a second, when no vCPU thread used processor time since the last look, all
-//! of them are kicked out of KVM_RUN to look at themselves.
+//! With an in-kernel irqchip, `hlt` is handled in the kernel: a guest in which
+//! every vCPU executed `cli; hlt` looks like an idle one. So once a second, if
+//! no vCPU thread has used processor time since the last check, all of them are
+//! kicked out of KVM_RUN to examine themselves.
 //!
-//! The judgement is about all vCPUs at one moment, and made of answers of one
-//! [`Round`] only: an answer of an earlier round says nothing, since an
-//! application processor that was never started then may have been started
-//! since. In a round the vCPUs first meet outside the guest, and look once all
-//! of them are there. While they look, none executes an instruction that could
-//! start or wake another, so what they find is true of the same moment.
+//! The verdict concerns all vCPUs at the same moment, and uses the answers of
+//! one [`Round`] only: an answer of an earlier round is stale, since an
+//! application processor that was not started then may have been started since.
+//! In a round the vCPUs first meet outside the guest, and examine themselves
+//! once all of them have arrived. Meanwhile none executes an instruction that
+//! could start or wake another, so their findings are valid at the same moment.
 //!
 //! ```text
 //!   HaltCheck::check   Look(round) to all vCPUs
@@ -19,8 +19,8 @@
 //!   a second later     every vCPU has voted "halted"? then it is final
 //! ```
 //!
-//! Only a vCPU that is halted waits for the others; one that is not goes on
-//! at once.
+//! Only a halted vCPU waits for the others; one that is not halted continues at
+//! once.
 
 use std::sync::Arc;
 
@@ -28,26 +28,26 @@ use crate::vcpu::command::VcpuCommand;
 use crate::vcpu::handle::VcpuHandle;
 use crate::vcpu::round::Round;
 
-/// The watch over one guest's vCPUs.
+/// Monitors one guest's vCPUs.
 #[derive(Debug, Default)]
 pub struct HaltCheck {
     round: Option<Arc<Round>>,
 }
 
 impl HaltCheck {
-    /// Returns whether the round that the last call began found every vCPU
+    /// Returns whether the round that the previous call began found every vCPU
     /// halted permanently, and begins the next one if all of them were idle
-    /// since. To be called once a second while the guest runs; it does not
-    /// wait for the vCPUs.
+    /// since. To be called once a second while the guest runs; it does not wait
+    /// for the vCPUs.
     pub fn check(&mut self, vcpus: &mut [VcpuHandle]) -> bool {
         if let Some(round) = self.round.take() {
             if round.is_unanimous() {
                 return true;
             }
-            // Who comes late must not wait for those that have left.
+            // A late vCPU must not wait for those that have left.
             round.abandon();
         }
-        // Each one is measured, whatever the others are.
+        // Measure every vCPU, whatever the results of the others are.
         let idle = vcpus.iter_mut().map(VcpuHandle::was_idle);
         if idle.fold(true, |all, one| all & one) && !vcpus.is_empty() {
             let round = Arc::new(Round::new(vcpus.len()));

@@ -1,4 +1,4 @@
-//! The outside of a vCPU thread.
+//! The handle of a vCPU thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -9,8 +9,8 @@ use crate::vcpu::command::VcpuCommand;
 use crate::vcpu::sleep::{IdleMeter, ThreadTime};
 use crate::vcpu::stop::StopFlag;
 
-/// The outside of a vCPU thread. Dropping it stops and joins the thread, so
-/// that no vCPU outlives the memory it runs in.
+/// The handle of a vCPU thread. Dropping it stops and joins the thread, so that
+/// no vCPU outlives the memory it runs in.
 #[derive(Debug)]
 pub struct VcpuHandle {
     commands: Sender<VcpuCommand>,
@@ -21,7 +21,7 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Returns the handle of `thread`, which listens to the other end of
+    /// Creates the handle of `thread`, which listens to the other end of
     /// `commands` and has the same `thread_time` and `stop`.
     pub(super) fn new(
         commands: Sender<VcpuCommand>,
@@ -38,8 +38,8 @@ impl VcpuHandle {
         }
     }
 
-    /// Sends a command and kicks the vCPU out of the guest to hear it. A
-    /// thread that has ended does not care.
+    /// Sends a command and kicks the vCPU out of the guest to handle it. Has no
+    /// effect on a thread that has ended.
     pub fn send(&self, command: VcpuCommand) {
         if matches!(command, VcpuCommand::Stop) {
             self.stop.set();

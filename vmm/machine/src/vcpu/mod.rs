@@ -1,4 +1,4 @@
-//! ⑥ vCPU threads: one per vCPU, driven by typed commands.
+//! ⑥ vCPU threads: one per vCPU, controlled by typed commands.
 //!
 //! ```text
 //!            Run                        guest ends
@@ -9,13 +9,13 @@
 //!      └──── Stop ────────┴─────────────────────────► ended: Killed
 //! ```
 //!
-//! A [`Vcpu`] is configured and does not run; [`Vcpu::start`] moves it into
-//! its thread, which waits for [`VcpuCommand::Run`], and yields the handle.
-//! So all guests of a launch can be complete before the first one runs.
+//! A [`Vcpu`] is configured but does not run; [`Vcpu::start`] moves it into its
+//! thread, which waits for [`VcpuCommand::Run`], and returns the handle. So all
+//! guests of a launch can be complete before the first one runs.
 //!
-//! A thread answers [`VcpuCommand::Read`] wherever it is, and stays there: the
-//! kick that brings the command also brings it out of `hlt`, and a vCPU that
-//! was never started out of its wait for another.
+//! A thread answers [`VcpuCommand::Read`] in any state, and stays in that
+//! state: the kick that accompanies the command also interrupts `hlt`, and the
+//! wait of a vCPU that was never started.
 
 pub mod command;
 pub mod cpu;

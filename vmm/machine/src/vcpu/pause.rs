@@ -1,16 +1,17 @@
-//! Pausing a guest so that it does not notice more than it must.
+//! Pauses a guest such that it notices as little as possible.
 //!
-//! A paused guest's clocks stand still: its TSC and its kvm-clock go on at
+//! The clocks of a paused guest stop: its TSC and its kvm-clock continue at
 //! resume from where they were, so that CLOCK_MONOTONIC does not jump, timers
-//! do not fire all at once, and no watchdog sees a CPU that was away for
-//! minutes. In addition each vCPU is marked as paused by its host
-//! (`KVM_KVMCLOCK_CTRL`), which Linux's watchdogs ask about before they report
-//! a stall, for hosts whose KVM cannot shift the TSC.
+//! do not all fire at once, and no watchdog sees a CPU that was unresponsive
+//! for minutes. In addition, for hosts whose KVM cannot shift the TSC, each
+//! vCPU is marked as paused by its host (`KVM_KVMCLOCK_CTRL`), which Linux's
+//! watchdogs check before they report a stall.
 //!
-//! The wall clock that KVM tells a guest (`MSR_KVM_WALL_CLOCK`, the hypercall
-//! behind `/dev/ptp_kvm`) is the host's at every moment. What Linux has made
-//! of it at boot lags by the time paused, as after any pause of a machine that
-//! was not told to suspend; NTP, or chrony on `/dev/ptp_kvm`, sets it right.
+//! The wall clock that KVM provides to a guest (`MSR_KVM_WALL_CLOCK`, the
+//! hypercall behind `/dev/ptp_kvm`) is always the host's. The time that Linux
+//! derived from it at boot lags by the duration of the pause, as after any
+//! pause of a machine that was not suspended; NTP, or chrony on `/dev/ptp_kvm`,
+//! corrects it.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::kvm::vm::Vm;
 use crate::vcpu::command::VcpuCommand;
 use crate::vcpu::handle::VcpuHandle;
 
-/// How long vCPUs may take to carry out a command. Only one that waits in a
-/// device for longer than anything there takes would need more.
+/// The time limit for vCPUs to carry out a command. Only a vCPU that waits in a
+/// device could take longer, and no device waits that long.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A guest whose vCPUs have left it until [`Paused::resume`].
@@ -32,8 +33,8 @@ pub struct Paused {
     late: bool,
 }
 
-/// Has all vCPUs leave their guest, waits until they have, and notes what its
-/// clocks show.
+/// Makes all vCPUs leave their guest, waits until they have left, and records
+/// its clocks.
 pub fn pause(vm: &Vm, vcpus: &[VcpuHandle]) -> Paused {
     let late = !tell(vcpus, VcpuCommand::Pause);
     let clock = StoppedClock::read(vm);
@@ -41,15 +42,15 @@ pub fn pause(vm: &Vm, vcpus: &[VcpuHandle]) -> Paused {
 }
 
 impl Paused {
-    /// Returns whether a vCPU had not left the guest in time.
+    /// Returns whether a vCPU did not leave the guest in time.
     pub fn is_late(&self) -> bool {
         self.late
     }
 
-    /// Lets the vCPUs go on, with clocks that go on from where they were.
+    /// Resumes the vCPUs, with clocks that continue from where they were.
     pub fn resume(self, vm: &Vm, vcpus: &[VcpuHandle]) {
-        // All of them before the first enters: KVM derives kvm-clock from the
-        // TSC only while the vCPUs agree about it.
+        // Shift all of them before the first enters: KVM derives kvm-clock from
+        // the TSC only while the vCPUs' TSCs agree.
         if let Some(shift) = self.clock.and_then(|clock| clock.restart(vm)) {
             tell(vcpus, |done| VcpuCommand::Shift(shift, done));
         }
@@ -59,8 +60,8 @@ impl Paused {
     }
 }
 
-/// Tells all vCPUs something, and waits until each has dropped its sender;
-/// returns whether they did in time.
+/// Sends a command to all vCPUs, and waits until each has dropped its sender;
+/// returns whether they all did in time.
 fn tell(vcpus: &[VcpuHandle], command: impl Fn(mpsc::Sender<()>) -> VcpuCommand) -> bool {
     let (sender, done) = mpsc::channel();
     for vcpu in vcpus {

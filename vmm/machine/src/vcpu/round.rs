@@ -1,5 +1,5 @@
-//! One look at all vCPUs of a guest at the same moment; see
-//! `vcpu::halt` for what it is good for.
+//! One examination of all vCPUs of a guest at the same moment; `vcpu::halt`
+//! explains its purpose.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,21 +7,21 @@ use std::time::Duration;
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::VcpuFd;
 
-/// RFLAGS: interrupts are on.
+/// The interrupt flag of RFLAGS.
 const RFLAGS_IF: u64 = 1 << 9;
-/// How long a halted vCPU waits for the others. They are kicked at the same
-/// time; only one that waits in a device comes later, and then the guest is
-/// not idle.
+/// The time that a halted vCPU waits for the others. They are kicked at the
+/// same time; only one that waits in a device arrives later, and then the guest
+/// is not idle.
 const MEETING_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Returns whether nothing but another vCPU can make this one go on. It must
-/// be out of KVM_RUN.
+/// Returns whether only another vCPU can wake this one. It must be out of
+/// KVM_RUN.
 pub(super) fn is_halted(vcpu: &VcpuFd) -> bool {
     match vcpu.get_mp_state().map(|state| state.mp_state) {
         Ok(KVM_MP_STATE_HALTED) => vcpu
             .get_regs()
             .is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0),
-        // Never started: only another vCPU could.
+        // It was never started, and only another vCPU can start it.
         Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
         _ => false,
     }
@@ -34,7 +34,7 @@ struct Votes {
     abandoned: bool,
 }
 
-/// One look at all vCPUs of a guest.
+/// One examination of all vCPUs of a guest.
 #[derive(Debug)]
 pub struct Round {
     cpus: usize,
@@ -43,7 +43,7 @@ pub struct Round {
 }
 
 impl Round {
-    /// Creates a round of `cpus` vCPUs, none of which has come yet.
+    /// Creates a round of `cpus` vCPUs, none of which has arrived yet.
     pub(super) fn new(cpus: usize) -> Self {
         Self {
             cpus,
@@ -52,15 +52,15 @@ impl Round {
         }
     }
 
-    /// Ends the round without a verdict, and lets those go that wait.
+    /// Ends the round without a verdict, and releases waiting vCPUs.
     pub(super) fn abandon(&self) {
         self.lock().abandoned = true;
         self.changed.notify_all();
     }
 
-    /// Takes part as one vCPU, which `is_halted` looks at. It looks twice:
-    /// before the meeting, so that a vCPU with work to do waits for nobody,
-    /// and at it, when none of them runs.
+    /// Participates as one vCPU, which `is_halted` examines. It is examined
+    /// twice: before the meeting, so that a vCPU with work to do does not wait,
+    /// and during it, when none of them runs.
     pub(super) fn attend(&self, mut is_halted: impl FnMut() -> bool) {
         if is_halted() && self.meet() && is_halted() {
             self.lock().halted += 1;
@@ -69,7 +69,7 @@ impl Round {
         }
     }
 
-    /// Waits until all vCPUs are there; returns whether they are.
+    /// Waits until all vCPUs have arrived; returns whether they have.
     fn meet(&self) -> bool {
         let mut votes = self.lock();
         votes.present += 1;
@@ -89,7 +89,7 @@ impl Round {
     }
 
     fn lock(&self) -> MutexGuard<'_, Votes> {
-        // Two counters and a flag: consistent whatever panicked.
+        // Two counters and a flag are valid even if the lock is poisoned.
         self.votes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,7 +144,7 @@ mod tests {
         let round = Round::new(2);
         round.attend(|| true);
         assert!(!round.is_unanimous());
-        // And it was over when the first one stopped waiting.
+        // The round was over when the first one stopped waiting.
         round.attend(|| true);
         assert!(!round.is_unanimous());
     }

@@ -1,4 +1,4 @@
-//! The body of a vCPU thread.
+//! The main loop of a vCPU thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -19,27 +19,27 @@ use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{ExitKind, InstanceName};
 use mkvmm_wire::shared::board::{REGISTER_WORDS, VcpuWriter};
 
-/// What a vCPU thread needs of others.
+/// The parameters of a vCPU thread.
 pub struct Body {
-    /// Which vCPU this is, from 0.
+    /// The index of this vCPU, from 0.
     pub index: u8,
-    /// The instance's name, for what the log says.
+    /// The instance's name, for log messages.
     pub name: InstanceName,
-    /// Commands from the handle.
+    /// The receiver of commands from the handle.
     pub commands: Receiver<VcpuCommand>,
-    /// The instance's devices.
+    /// The devices of the instance.
     pub bus: Arc<dyn ExitBus>,
-    /// The vCPU's place on the board: counters, and registers at the end.
+    /// The vCPU's slot on the board, for counters and the last registers.
     pub slot: VcpuWriter,
-    /// For the handle.
+    /// The thread's processor time, for the handle.
     pub thread_time: Arc<ThreadTime>,
-    /// Set by the handle, for devices that wait.
+    /// The stop flag set by the handle, for devices that wait.
     pub stop: StopFlag,
-    /// Hears of the end, and of answers.
+    /// The receiver of the end and of answers.
     pub news: Arc<dyn NewsSink>,
 }
 
-/// Sends the end of a vCPU when it goes, even if its thread panics.
+/// Reports the end of a vCPU when dropped, even if its thread panics.
 struct Report {
     reason: EndReason,
     news: Arc<dyn NewsSink>,
@@ -58,7 +58,7 @@ impl Body {
     pub fn run(mut self, fd: VcpuFd) {
         self.thread_time.begin();
         self.stop.clone().enter();
-        // Whatever happens here, the event loop hears of an end.
+        // Whatever happens here, the event loop is notified of an end.
         let mut report = Report {
             reason: EndReason::KvmError,
             news: Arc::clone(&self.news),
@@ -67,21 +67,22 @@ impl Body {
         report.reason = loop {
             match self.commands.recv() {
                 Ok(VcpuCommand::Run) => break self.run_guest(&mut target),
-                // Not in the guest yet: dropping the sender says so.
+                // It is not in the guest yet: dropping the sender reports that.
                 Ok(VcpuCommand::Pause(_) | VcpuCommand::Shift(..)) => {}
                 Ok(VcpuCommand::Look(round)) => round.abandon(),
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
-                // A handle dropped before the start stops, too.
+                // A handle that is dropped before the start also stops the
+                // thread.
                 Ok(VcpuCommand::Stop) | Err(_) => break EndReason::Killed,
             }
         };
         self.leave_registers(target.vcpu(), report.reason);
-        // The vCPU goes before anybody hears of its end.
+        // The vCPU must be dropped before its end is reported.
         drop(target);
     }
 
     fn run_guest(&mut self, target: &mut KickTarget) -> EndReason {
-        // Turns true when a kick came: then, and only then, there may be commands.
+        // True after a kick: only then may there be commands.
         let mut kicked = true;
         let mut first = true;
         loop {
@@ -105,7 +106,8 @@ impl Body {
                     self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
                 }
-                // No entry this time (a SIPI arrived): documented as such.
+                // The guest was not entered this time (a SIPI arrived), as
+                // documented.
                 Err(error) if error.errno() == libc::EAGAIN => {
                     self.slot.count_exit(ExitKind::Interrupted as usize);
                     None
@@ -121,8 +123,8 @@ impl Body {
         }
     }
 
-    /// Carries out all commands that are there, and waits while they say
-    /// pause. Returns whether one says stop.
+    /// Carries out all pending commands, and waits while paused. Returns
+    /// whether one of them is `Stop`.
     fn obey(&self, target: &mut KickTarget) -> bool {
         let mut parked = false;
         loop {
@@ -146,7 +148,8 @@ impl Body {
                     shift.apply(target.vcpu());
                     drop(done);
                 }
-                // Who is paused may be anything afterwards.
+                // A paused vCPU may change afterwards, so its state proves
+                // nothing.
                 Ok(VcpuCommand::Look(round)) if parked => round.abandon(),
                 Ok(VcpuCommand::Look(round)) => {
                     round.attend(|| round::is_halted(target.vcpu()));
@@ -172,8 +175,8 @@ impl Body {
         }
     }
 
-    /// Leaves on the board where a guest stood when it ended, for whoever
-    /// debugs it; logs it at once when it ended badly.
+    /// Leaves the guest's last registers on the board, for debugging; also logs
+    /// them if it ended badly.
     fn leave_registers(&mut self, vcpu: &VcpuFd, reason: EndReason) {
         let Ok(last) = snapshot::read(vcpu) else {
             return;

@@ -1,5 +1,5 @@
-//! Telling a vCPU thread to stop where it does not hear commands: while a
-//! device makes it wait.
+//! Stops a vCPU thread while a device makes it wait, when it does not read
+//! commands.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ thread_local! {
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Asks the thread to stop.
+    /// Requests the thread to stop.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Makes the flag the current thread's.
+    /// Makes this the current thread's flag.
     pub fn enter(self) {
         CURRENT.set(Some(self));
     }
 }
 
-/// Returns whether the vCPU that this thread runs was asked to stop. A device that
-/// waits on a vCPU's thread gives up then.
+/// Returns whether the vCPU that this thread runs was requested to stop. A
+/// device that waits on a vCPU's thread must give up then.
 pub fn is_stopping() -> bool {
     CURRENT.with_borrow(|flag| flag.as_ref().is_some_and(|f| f.0.load(Ordering::Relaxed)))
 }

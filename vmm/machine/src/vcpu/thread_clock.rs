@@ -1,23 +1,24 @@
-//! The processor time of a thread, for others to read. A confined process
-//! opens no files, so `/proc` does not serve.
+//! The processor time of a thread, readable by other threads. A confined
+//! process opens no files, so `/proc` cannot be used.
 //!
 //! UNSAFETY: pthread_getcpuclockid and clock_gettime write through pointers.
 #![expect(unsafe_code, reason = "calls libc where rustix has nothing")]
 
 use std::mem::MaybeUninit;
 
-/// The clock of one thread. It fails once the thread has ended.
+/// The clock of one thread. Reading it fails once the thread has ended.
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadClock(libc::clockid_t);
 
 impl ThreadClock {
-    /// Returns the clock of the calling thread; `None` where there is none.
+    /// Returns the clock of the calling thread, if it has one.
     pub fn of_this_thread() -> Option<Self> {
-        // SAFETY: takes nothing, and returns the handle of a thread that lives.
+        // SAFETY: takes no arguments, and returns the handle of a running
+        // thread.
         let this = unsafe { libc::pthread_self() };
         let mut clock = MaybeUninit::uninit();
-        // SAFETY: `this` is a thread that lives; the pointer is to a place of
-        // the clock's size.
+        // SAFETY: `this` is a running thread; the pointer is to writable memory
+        // of the clock's size.
         let result = unsafe { libc::pthread_getcpuclockid(this, clock.as_mut_ptr()) };
         // SAFETY: on success the function has written the clock.
         (result == 0).then(|| Self(unsafe { clock.assume_init() }))
@@ -27,8 +28,8 @@ impl ThreadClock {
     /// it has ended.
     pub fn read(self) -> Option<u64> {
         let mut time = MaybeUninit::<libc::timespec>::uninit();
-        // SAFETY: the pointer is to a place of its size; a clock whose thread
-        // has ended is an error.
+        // SAFETY: the pointer is to writable memory of its size; for a clock
+        // whose thread has ended the call returns an error.
         let result = unsafe { libc::clock_gettime(self.0, time.as_mut_ptr()) };
         if result != 0 {
             return None;

@@ -7,7 +7,7 @@ use mkvmm_wire::shared::console::{Input, Printer};
 use crate::console::Console;
 use crate::vcpu;
 
-/// A console in memory that the manager looks into.
+/// A console in memory shared with the manager.
 #[derive(Debug)]
 pub struct SharedConsole {
     printer: Mutex<Printer>,
@@ -20,7 +20,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SharedConsole {
-    /// Makes a console of its two rings.
+    /// Creates a console from its two rings.
     pub fn new(printer: Printer, input: Input) -> Self {
         Self {
             printer: Mutex::new(printer),
@@ -28,8 +28,8 @@ impl SharedConsole {
         }
     }
 
-    /// Asks for a ring of the bell at the next typed byte. Returns whether
-    /// something is there already.
+    /// Requests a ring of the doorbell at the next typed byte. Returns whether
+    /// there is input already.
     pub fn await_input(&self) -> bool {
         !lock(&self.input).will_wait()
     }

@@ -9,9 +9,8 @@
 //!    reports ◄── news, straight into the channel ───────────┘
 //! ```
 //!
-//! It ends when its guest does, when its channel is closed, or when it is
-//! killed. Nothing that takes time keeps anybody else waiting: it has one
-//! guest.
+//! It exits when its guest has ended, when its channel is closed, or when it is
+//! killed. Slow operations delay nobody else, since it has only one guest.
 
 mod console;
 mod news;
@@ -36,40 +35,41 @@ use crate::worker::orders::Guest;
 
 pub use orders::{EarlyVm, OrderError};
 
-/// Why a worker could not go on.
+/// A reason why a worker could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The channel failed, or the manager broke the protocol.
+    /// The channel failed, or the manager violated the protocol.
     #[error("the channel to the manager failed")]
     Wire(#[from] WireError),
     /// The event loop failed.
     #[error("the event loop failed")]
     Loop(#[from] event_manager::Error),
-    /// The host gives no descriptor.
-    #[error("the host gives no descriptor")]
+    /// The host has run out of file descriptors.
+    #[error("the host has no more file descriptors")]
     Io(#[from] io::Error),
-    /// The timer cannot be made.
-    #[error("the host gives no timer")]
+    /// The timer cannot be created.
+    #[error("the timer cannot be created")]
     Timer(#[from] vmm_sys_util::errno::Error),
-    /// An order could not be carried out that has no answer.
+    /// An order that has no answer could not be carried out.
     #[error("an order cannot be carried out")]
     Order(#[from] OrderError),
 }
 
-/// How often a running guest is looked at for having halted permanently.
+/// The interval at which a running guest is checked for having halted
+/// permanently.
 const LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Tokens of what is watched.
+/// Tokens of the watched descriptors.
 const CHANNEL: u32 = 0;
 const BELL: u32 = 1;
 const TIMER: u32 = 2;
 const ENDED: u32 = 3;
 
 /// Serves `channel` until the guest has ended or the manager is gone. `early` is
-/// the VM that it has made already, if it has.
+/// the VM that the worker has already created, if any.
 ///
 /// # Errors
-/// [`WorkerError`]; the process is to end then.
+/// Returns a [`WorkerError`]; the process must exit then.
 pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<(), WorkerError> {
     let (sender, receiver) = channel.split();
     let ended = EventFd::new(EFD_NONBLOCK)?;
@@ -99,9 +99,9 @@ pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<
     }
 }
 
-/// What the loop calls.
+/// A subscriber of the event loop.
 enum Subscriber {
-    /// The worker itself.
+    /// The worker itself, which handles orders and timers.
     Worker(Box<Worker>),
     /// A device of its guest.
     Device(Arc<dyn EventSubscriber + Send + Sync>),
@@ -127,12 +127,12 @@ struct Worker {
     receiver: Receiver<Order>,
     guest: Guest,
     timer: TimerFd,
-    /// Whether the timer was set.
+    /// True if the timer was armed.
     is_looking: bool,
     ended: EventFd,
-    /// Whether the bell is watched.
+    /// True if the doorbell is watched.
     has_bell: bool,
-    /// Set when the worker is to end.
+    /// Set when the worker is to exit.
     outcome: Option<Result<(), WorkerError>>,
 }
 
@@ -141,7 +141,7 @@ impl Worker {
         loop {
             let received = match self.receiver.try_recv() {
                 Ok(Some(received)) => received,
-                // The manager is gone, and so is the guest.
+                // The manager is gone, so the guest must end.
                 Ok(None) => {
                     self.outcome = Some(Ok(()));
                     return Ok(());
@@ -182,8 +182,8 @@ impl Worker {
         Ok(())
     }
 
-    /// The guest has ended: its vCPUs leave their registers, and the manager
-    /// is told.
+    /// Handles the end of the guest: its vCPUs leave their registers, and the
+    /// manager is notified.
     fn end(&mut self, reason: EndReason) {
         self.guest.stop();
         self.guest.reporter().report_end(reason);

@@ -1,4 +1,4 @@
-//! What a worker tells its manager, from any of its threads.
+//! Reports of a worker to its manager, from any of its threads.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,23 +15,23 @@ use crate::news::{News, NewsSink};
 #[derive(Debug)]
 struct Inner {
     sender: Mutex<Sender<Report>>,
-    /// The first end that a vCPU told, until the loop takes it.
+    /// The first end that a vCPU reported, until the loop takes it.
     end: Mutex<Option<EndReason>>,
     ended: EventFd,
 }
 
-/// The sending end of the channel. Clones are the same end.
+/// The sending end of the channel. Clones share the same end.
 #[derive(Debug, Clone)]
 pub struct Reporter(Arc<Inner>);
 
-/// A counter and a buffer: valid even if the lock is poisoned.
+/// A counter and a buffer are valid even if the lock is poisoned.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reporter {
-    /// Makes a reporter that sends by `sender` and pokes `ended` when a vCPU
-    /// has left its guest.
+    /// Creates a reporter that sends through `sender` and signals `ended` when
+    /// a vCPU has left its guest permanently.
     pub fn new(sender: Sender<Report>, ended: EventFd) -> Self {
         Self(Arc::new(Inner {
             sender: Mutex::new(sender),
@@ -42,36 +42,37 @@ impl Reporter {
 
     /// Sends this process's log lines to the manager.
     pub fn log_here(&self) {
-        // Only fails when there is a logger already.
+        // This fails only if there is a logger already.
         if log::set_boxed_logger(Box::new(self.clone())).is_ok() {
             log::set_max_level(LevelFilter::Info);
         }
     }
 
-    /// Answers an order. Waits for room: the manager reads.
+    /// Answers an order. Waits for room, which the manager makes by reading.
     ///
     /// # Errors
-    /// [`WireError`] when nobody is there.
+    /// Returns a [`WireError`] if the manager is gone.
     pub fn answer(&self, answer: Result<Done, Refusal>) -> Result<(), WireError> {
         lock(&self.0.sender).send(&Report::Done(answer), &[], None)
     }
 
-    /// Says that the guest has ended. The manager hears it from the process's
-    /// end if it takes no more.
+    /// Reports that the guest has ended. If the channel is full, the manager
+    /// learns it from the end of the process.
     pub fn report_end(&self, reason: EndReason) {
         self.news(&Report::Ended(reason));
     }
 
-    /// Returns the first end that a vCPU told.
+    /// Returns the first end that a vCPU reported.
     pub fn first_end(&self) -> Option<EndReason> {
-        // What is read is that somebody wrote, which is known.
+        // Reading only clears the eventfd; the fact that it was signalled is
+        // known.
         let _ = self.0.ended.read();
         lock(&self.0.end).take()
     }
 
-    /// Tells what may be lost.
+    /// Sends a report that may be lost.
     fn news(&self, report: &Report) {
-        // A manager that is gone needs no news.
+        // If the manager is gone, the report is not needed.
         let _ = lock(&self.0.sender).send_news(report);
     }
 }
@@ -81,16 +82,17 @@ impl NewsSink for Reporter {
         match news {
             News::Ended { reason } => {
                 let mut end = lock(&self.0.end);
-                // The vCPUs that are stopped after the first have their ends, too.
+                // The vCPUs that are stopped after the first also report their
+                // ends.
                 let is_first = end.is_none();
                 end.get_or_insert(reason);
                 drop(end);
                 if is_first {
-                    // Now, not when the machine is taken down.
+                    // Record the time now, not when the machine is torn down.
                     let (stage, at) = (Stage::Ended, monotonic());
                     self.news(&Report::Reached { stage, at });
                 }
-                // A counter that is full has been written before.
+                // A full counter has been signalled before.
                 let _ = self.0.ended.write(1);
             }
             News::Violation {

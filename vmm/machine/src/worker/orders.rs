@@ -1,4 +1,4 @@
-//! What a worker does when it is told to.
+//! Carries out the orders of the manager.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -30,24 +30,24 @@ use crate::vcpu::ReadRequest;
 use crate::worker::console::SharedConsole;
 use crate::worker::news::Reporter;
 
-/// Why an order was not carried out.
+/// A reason why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    /// An order came before one that has to come first.
+    /// An order came before another one that must come first.
     #[error("internal error: {order} came before {missing}")]
     TooEarly {
         /// The name of the order.
         order: &'static str,
-        /// What was not there.
+        /// The precondition that is missing.
         missing: &'static str,
     },
-    /// The descriptors are not those that belong to the order.
+    /// The number of descriptors does not match the order.
     #[error("internal error: {order} came without its descriptors")]
     Descriptors {
         /// The name of the order.
         order: &'static str,
     },
-    /// The name is none.
+    /// The name of the instance is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
     /// The shared memory cannot be opened.
@@ -56,10 +56,10 @@ pub enum OrderError {
     /// KVM cannot be used.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A range is none.
+    /// A range is invalid.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// The list of processors is none.
+    /// The list of processors is invalid.
     #[error(transparent)]
     Affinity(#[from] CpuSetError),
     /// The memory cannot be mapped.
@@ -68,7 +68,7 @@ pub enum OrderError {
     /// An image cannot be copied.
     #[error("loading failed")]
     Load(#[from] LoadError),
-    /// The machine cannot be made.
+    /// The machine cannot be created.
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// The answer cannot be sent.
@@ -89,7 +89,7 @@ impl OrderError {
     }
 }
 
-/// Who the worker is, once it was told.
+/// The identity of the worker, once it was received.
 #[derive(Debug)]
 struct Me {
     name: InstanceName,
@@ -100,30 +100,30 @@ struct Me {
     huge_pages: bool,
 }
 
-/// An empty VM, made by a worker before it was told anything.
+/// An empty VM, created by a worker before it received any order.
 #[derive(Debug)]
 pub struct EarlyVm(BareVm);
 
 impl EarlyVm {
-    /// Opens `/dev/kvm` and makes a VM; `None` where that fails, which will be
-    /// said when the VM is needed.
+    /// Opens `/dev/kvm` and creates a VM; `None` if that fails, which is
+    /// reported when the VM is needed.
     pub fn new() -> Option<Self> {
         let kvm = Kvm::new().ok()?;
         BareVm::new(&kvm).ok().map(Self)
     }
 }
 
-/// The guest of this worker, as far as it has come.
+/// The state of this worker's guest.
 pub struct Guest {
     // First, so that no vCPU outlives the memory.
     machine: Option<Machine>,
     reporter: Reporter,
     host: Option<Host>,
-    /// The VM that was made in advance, until the machine is; an error is
-    /// answered to the order that needs the VM.
+    /// The VM that was created in advance, until the machine exists; an error is
+    /// the answer to the order that needs the VM.
     vm: Option<Result<BareVm, VmError>>,
     me: Option<Me>,
-    /// The files, until the machine is made.
+    /// The memory files, until the machine is created.
     parts: Vec<MemoryPart>,
     mapping: Option<Arc<PoolMapping>>,
     is_running: bool,
@@ -131,7 +131,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Makes a worker that was told nothing yet.
+    /// Creates the state before any order.
     pub fn new(reporter: Reporter, early: Option<EarlyVm>) -> Self {
         Self {
             machine: None,
@@ -146,45 +146,45 @@ impl Guest {
         }
     }
 
-    /// Returns what reports to the manager.
+    /// Returns the reporter to the manager.
     pub fn reporter(&self) -> &Reporter {
         &self.reporter
     }
 
-    /// Returns the bell that says that something was typed.
+    /// Returns the doorbell that signals typed input.
     pub fn bell(&self) -> Option<Bell> {
         self.me.as_ref().map(|me| me.bell.clone())
     }
 
-    /// Whether the guest's vCPUs were let go and not paused.
+    /// Returns whether the guest's vCPUs were started and not paused.
     pub fn is_running(&self) -> bool {
         self.is_running
     }
 
-    /// Takes the devices that the loop is to watch from now on.
+    /// Returns the devices that the loop must watch from now on, once.
     pub fn take_subscribers(&mut self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
         std::mem::take(&mut self.subscribers)
     }
 
-    /// Something was typed.
+    /// Handles the doorbell of typed input.
     pub fn on_typed(&self) {
         let Some(me) = &self.me else {
             return;
         };
         me.bell.answer();
-        // Announced again before it is looked at: what comes then rings.
+        // Announce before checking, so that input arriving later rings again.
         me.console.await_input();
         if let Some(machine) = &self.machine {
             machine.feed_console();
         }
     }
 
-    /// Whether all vCPUs have halted permanently.
+    /// Returns whether all vCPUs have halted permanently.
     pub fn is_halted(&mut self) -> bool {
         self.is_running && self.machine.as_mut().is_some_and(Machine::is_halted)
     }
 
-    /// Ends the vCPUs.
+    /// Stops the vCPUs.
     pub fn stop(&mut self) {
         self.is_running = false;
         if let Some(machine) = self.machine.take() {
@@ -192,11 +192,11 @@ impl Guest {
         }
     }
 
-    /// Carries out an order, and answers it if it is one that is answered.
+    /// Carries out an order, and answers it if it is one that has an answer.
     ///
     /// # Errors
-    /// [`OrderError`] for an order that has no answer, and when the manager
-    /// cannot be answered.
+    /// Returns an [`OrderError`] for an order that has no answer, and if the
+    /// manager cannot be answered.
     pub fn carry_out(&mut self, order: Order, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         match order {
             Order::Kvm(leaves) => {
@@ -274,7 +274,7 @@ impl Guest {
             console,
             bell,
             board: Board::open(board)?.writer(),
-            // No page is larger than an address.
+            // No page is larger than the address space.
             page: usize::try_from(identity.page).unwrap_or(usize::MAX),
             huge_pages: identity.huge_pages,
         });
@@ -374,7 +374,7 @@ impl Guest {
         let slots = slots.collect();
         self.subscribers = machine.subscribers();
         self.machine = Some(machine);
-        // It is mapped; nobody needs the files any more.
+        // The files are mapped, so they are not needed any more.
         self.parts = Vec::new();
         Ok(slots)
     }

@@ -1,18 +1,18 @@
 //! The PCI host bridge: configuration mechanism 1, and the reset register.
 //!
-//! There are no PCI devices yet but the bridge itself. It is there because
-//! Linux enters the reserved ranges of its e820 map into `/proc/iomem` only on
-//! a machine that answers PCI configuration accesses
-//! (`pcibios_resource_survey`), and the rest of the pool is to be seen there.
+//! The bridge is the only PCI device so far. It exists because Linux adds the
+//! reserved ranges of its e820 map to `/proc/iomem` only on a machine that
+//! answers PCI configuration accesses (`pcibios_resource_survey`), and the rest
+//! of the pool should be visible there.
 //!
-//! [`ConfigAddress`] says what the address register points to, and
-//! `HostBridge::function` who answers there: that is where functions are
-//! added. The configuration space of the bridge is read-only, and says so: its
-//! command register stays zero. Its BARs are absent.
+//! [`ConfigAddress`] decodes the address register, and `HostBridge::function`
+//! finds the function that answers: functions are added there. The
+//! configuration space of the bridge is read-only, consistently: its command
+//! register stays zero. It has no BARs.
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2. The reset
-//! register is the PIIX3's RCR, to be accessed as a byte; its other bits than
-//! "reset the processor" have no effect, and it reads as part of the address.
+//! register is the PIIX3's RCR, accessed as a byte; its bits other than "reset
+//! the processor" have no effect, and it reads as part of the address.
 
 use std::sync::Mutex;
 
@@ -21,22 +21,22 @@ use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::{PCI_BASE, PCI_PORTS, RESET_PORT};
 use mkvmm_base::state::EndReason;
 
-/// Address register: enable bit.
+/// The address register's enable bit.
 const ENABLE: u32 = 1 << 31;
-/// Offset of the reset control register, inside the address register.
+/// The offset of the reset control register, inside the address register.
 const RESET_OFFSET: u64 = (RESET_PORT - PCI_BASE) as u64;
 /// The reset control register's bit that resets the processor.
 const RESET_CPU: u8 = 1 << 2;
-/// Offset of the data register.
+/// The offset of the data register.
 const DATA_OFFSET: u64 = 4;
 
 /// Vendor 0x8086, device 0x1237: the host bridge of the 440FX, which every
-/// hypervisor shows and no driver wants.
+/// hypervisor emulates and no driver binds to.
 const ID: u32 = 0x1237_8086;
-/// Class 06 (bridge), subclass 00 (host), revision 0.
+/// The class code: 06 (bridge), subclass 00 (host), revision 0.
 const CLASS: u32 = 0x0600_0000;
 
-/// What the address register holds.
+/// The contents of the address register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConfigAddress(u32);
 
@@ -59,14 +59,14 @@ impl ConfigAddress {
         dword & !3
     }
 
-    /// Returns whether one of the bits is set that must be zero: 30:24 and
-    /// 1:0. Nothing answers there.
+    /// Returns whether one of the bits is set that must be zero: 30:24 and 1:0.
+    /// No function answers then.
     fn has_reserved(self) -> bool {
         self.0 & 0x7f00_0003 != 0
     }
 }
 
-/// A function's configuration space.
+/// The configuration space of a function.
 trait ConfigSpace {
     /// Returns the dword at `offset`, a multiple of 4.
     fn read(&self, offset: u8) -> u32;
@@ -94,7 +94,7 @@ pub struct HostBridge {
 }
 
 impl HostBridge {
-    /// Returns the configuration space that `address` points to, if there is
+    /// Returns the configuration space that `address` refers to, if there is
     /// one.
     fn function(&self, address: ConfigAddress) -> Option<&dyn ConfigSpace> {
         if !address.is_enabled() || address.has_reserved() {
@@ -106,7 +106,7 @@ impl HostBridge {
         }
     }
 
-    /// Returns the configuration dword that `address` points to.
+    /// Returns the configuration dword that `address` refers to.
     fn config(&self, address: ConfigAddress) -> u32 {
         let function = self.function(address);
         function.map_or(u32::MAX, |function| function.read(address.dword()))
@@ -122,7 +122,7 @@ impl Device for HostBridge {
         vec![Claim::ports(PCI_BASE, PCI_PORTS).wide(4)]
     }
 
-    /// Reads a register, in part or whole; bytes beyond it are ones.
+    /// Reads a register, partly or completely; bytes beyond it are ones.
     fn read(&self, at: Place, data: &mut [u8]) {
         let address = *lock(&self.address);
         let (register, offset) = match at.offset {
@@ -134,8 +134,8 @@ impl Device for HostBridge {
         data.fill_with(|| *rest.next().unwrap_or(&0xff));
     }
 
-    /// Writes the address register, which takes 32-bit accesses only, or
-    /// resets the guest, which takes a byte.
+    /// Writes the address register, which accepts 32-bit accesses only, or
+    /// resets the guest with a byte access.
     fn write(&self, at: Place, data: &[u8]) -> ExitOutcome {
         match (at.offset, data) {
             (RESET_OFFSET, &[value]) => {

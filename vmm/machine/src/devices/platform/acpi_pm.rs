@@ -1,18 +1,18 @@
-//! ACPI fixed hardware: power button, soft-off, the power-management timer.
+//! ACPI fixed hardware: power button, soft-off, and the power-management timer.
 //!
-//! What it acknowledges, it does:
+//! The register bits that can be set, and their effects:
 //!
-//! | register | bits that can be set | what they do |
+//! | register | bits that can be set | effect |
 //! |---|---|---|
 //! | PM1 status | power button (8) | set when the button is pressed; a one written clears it |
 //! | PM1 enable | power button (8) | the SCI is raised while status and enable are set |
-//! | | global lock (5) | no firmware ever takes the lock, so none releases it |
+//! | | global lock (5) | no firmware ever takes the lock, so it is never released |
 //! | PM1 control | none; SCI_EN (0) reads as one | SLP_EN with SLP_TYP 5 turns the guest off |
 //! | timer | none | counts at 3.579545 MHz in 32 bits |
 //!
-//! The other enable bits stay zero, which tells a guest that the event is not
-//! there: the timer's carry, sleep button and clock. ACPICA reports an error
-//! at boot where the global lock's bit does not stay set; hence that one.
+//! The other enable bits stay zero, which tells a guest that the events do not
+//! exist: the timer's carry, the sleep button and the clock. The global lock's
+//! bit can be set because ACPICA reports an error at boot otherwise.
 //!
 //! Source: ACPI 6.5, section 4.8 (fixed hardware registers). The machine is
 //! always in ACPI mode (no SMI command port), so SCI_EN reads as set.
@@ -29,19 +29,19 @@ use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::{PM_BASE, PM_PORTS};
 use mkvmm_base::state::EndReason;
 
-/// Status and enable registers: the power button.
+/// The power button's bit in the status and enable registers.
 const POWER_BUTTON: u16 = 1 << 8;
-/// Enable register: the release of the global lock.
+/// The bit of the global lock's release in the enable register.
 const GLOBAL_LOCK: u16 = 1 << 5;
-/// Control register: SCIs, not SMIs, and always so.
+/// The control register's bit for SCIs instead of SMIs, which is always set.
 const SCI_EN: u16 = 1;
-/// Control register: SLP_TYP (12:10) and SLP_EN.
+/// The position of SLP_TYP (12:10) in the control register; SLP_EN follows it.
 const SLEEP_TYPE_SHIFT: u16 = 10;
 const SLEEP_ENABLE: u16 = 1 << 13;
 /// The timer's frequency in Hz.
 const TIMER_HZ: u128 = 3_579_545;
 
-/// The fixed hardware of one instance.
+/// The ACPI fixed hardware of one instance.
 #[derive(Debug)]
 pub struct AcpiPm {
     registers: Mutex<Registers>,
@@ -56,18 +56,18 @@ struct Registers {
 }
 
 impl Registers {
-    /// Writes a byte; `Some` when the guest turned itself off.
+    /// Writes a byte; `Some` if the guest turned itself off.
     fn write(&mut self, offset: u64, byte: u8) -> ExitOutcome {
         let (shift, register) = (8 * (offset % 2), offset & !1);
         let value = u16::from(byte) << shift;
         match register {
-            // Status bits are cleared by writing ones.
+            // Writing ones clears status bits.
             0 => self.status &= !value,
             2 => {
                 let kept = self.enable & !(0xff << shift);
                 self.enable = kept | (value & (POWER_BUTTON | GLOBAL_LOCK));
             }
-            // Type and enable bit of a sleep are both in the high byte.
+            // The sleep type and its enable bit are both in the high byte.
             4 if shift > 0 => {
                 let kind = value >> SLEEP_TYPE_SHIFT & 7;
                 let off = value & SLEEP_ENABLE != 0 && kind == u16::from(SLEEP_TYPE_S5);
@@ -84,7 +84,7 @@ impl Registers {
 }
 
 impl AcpiPm {
-    /// Creates fixed hardware whose SCI is raised through `sci`.
+    /// Creates fixed hardware that raises its SCI through `sci`.
     pub fn new(sci: IrqLine) -> Self {
         Self {
             registers: Mutex::default(),
@@ -93,13 +93,13 @@ impl AcpiPm {
         }
     }
 
-    /// Presses the power button: a request to the guest to end.
+    /// Presses the power button, which requests the guest to shut down.
     pub fn press_power_button(&self) {
         self.change(|registers| registers.status |= POWER_BUTTON);
     }
 
-    /// Makes a change, and raises the SCI if it became raised by that: it is
-    /// edge-triggered.
+    /// Changes the registers, and raises the SCI if the change made it pending,
+    /// since it is edge-triggered.
     fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
         let mut registers = lock(&self.registers);
         let before = registers.is_raised();
@@ -113,7 +113,7 @@ impl AcpiPm {
         result
     }
 
-    /// Returns the 32-bit timer, which wraps, as it must.
+    /// Returns the 32-bit timer, which wraps around as specified.
     fn timer(&self) -> u32 {
         let ticks = self.started.elapsed().as_nanos() * TIMER_HZ / 1_000_000_000;
         u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or(0)
@@ -141,7 +141,8 @@ impl Device for AcpiPm {
     }
 
     fn write(&self, at: Place, data: &[u8]) -> ExitOutcome {
-        // Byte by byte: registers may be written whole, in part, or together.
+        // Handle byte by byte: registers may be written completely, partly, or
+        // together.
         let bytes = (at.offset..).zip(data);
         self.change(|registers| {
             bytes.fold(None, |off, (offset, &byte)| {

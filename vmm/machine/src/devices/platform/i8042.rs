@@ -1,9 +1,9 @@
 //! The i8042's reset line, without keyboard or mouse.
 //!
-//! The FADT says that there is no i8042 and no driver attaches to it. Linux
-//! still pulses the reset line through it when it reboots in that way. The
-//! controller is vm-superio's, which answers what Linux's driver asks when it
-//! looks for one; no command but the reset has an effect.
+//! The FADT declares that there is no i8042, so no driver attaches to it. Linux
+//! still pulses the reset line through it as one of its ways to reboot. The
+//! controller is vm-superio's, which answers the queries of Linux's driver; no
+//! command except the reset has an effect.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,10 @@ use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::I8042_BASE;
 use mkvmm_base::state::EndReason;
 
-/// Offset of the command port, where 0xfe pulses the reset line.
+/// The offset of the command port, where 0xfe pulses the reset line.
 const COMMAND: u8 = 4;
 
-/// The reset line: latched until the device looks at it.
+/// The state of the reset line, latched until the device reads it.
 #[derive(Debug, Clone, Default)]
 struct ResetLatch(Arc<AtomicBool>);
 
@@ -32,7 +32,7 @@ impl Trigger for ResetLatch {
     }
 }
 
-/// The controller of one guest.
+/// The i8042 controller of one guest.
 #[derive(Debug)]
 pub struct I8042 {
     controller: Mutex<I8042Device<ResetLatch>>,
@@ -49,7 +49,8 @@ impl Default for I8042 {
     }
 }
 
-/// The data port is the first claim, the command port the second.
+/// Returns the register; the first claim is the data port, the second the
+/// command port.
 fn register(at: Place) -> u8 {
     if at.claim == 0 { 0 } else { COMMAND }
 }

@@ -1,4 +1,4 @@
-//! Two ports at which a guest leaves marks of its progress.
+//! Two ports to which a guest writes marks of its progress.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use crate::progress::Progress;
 use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::{DEBUG_PORT, POST_PORT};
 
-/// What a read of Bochs's debug port answers, by which a guest finds it.
+/// The value read from Bochs's debug port, by which a guest detects it.
 const DEBUG_PRESENT: u8 = 0xe9;
 
-/// The port for POST codes. It cannot be read.
+/// The write-only port for POST codes.
 #[derive(Debug)]
 pub struct PostPort {
     progress: Arc<Progress>,
 }
 
 impl PostPort {
-    /// Creates a port whose codes go to `progress`.
+    /// Creates a port that reports codes to `progress`.
     pub fn new(progress: Arc<Progress>) -> Self {
         Self { progress }
     }
@@ -42,14 +42,14 @@ impl Device for PostPort {
     }
 }
 
-/// The port for lines of text, as Bochs has it.
+/// The port for lines of debug text, as in Bochs.
 #[derive(Debug)]
 pub struct DebugPort {
     progress: Arc<Progress>,
 }
 
 impl DebugPort {
-    /// Creates a port whose lines go to `progress`.
+    /// Creates a port that reports lines to `progress`.
     pub fn new(progress: Arc<Progress>) -> Self {
         Self { progress }
     }

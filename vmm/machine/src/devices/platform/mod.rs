@@ -1,6 +1,7 @@
-//! Devices at the fixed places where a PC has them.
+//! Devices at the fixed addresses of a PC.
 //!
-//! There is no CMOS clock; `boot::acpi` says why, and says so to the guest.
+//! There is no CMOS clock; `boot::acpi` explains why, and declares it to the
+//! guest.
 
 pub mod acpi_pm;
 pub mod i8042;

@@ -1,4 +1,4 @@
-//! pvpanic: a port through which a guest says that it panics.
+//! pvpanic: a port through which a guest reports a panic.
 //!
 //! Source: QEMU's docs/specs/pvpanic.rst; Linux's `drivers/misc/pvpanic`.
 
@@ -10,21 +10,22 @@ use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::PVPANIC_PORT;
 use mkvmm_base::state::EndReason;
 
-/// A panic has happened (bit 0), and the kernel ends after it.
+/// The event bit 0: a panic has happened, and the kernel stops.
 const PANICKED: u8 = 1;
-/// A crash kernel is loaded and takes over (bit 1): not the end, but a mark.
+/// The event bit 1: a crash kernel is loaded and takes over, so the guest
+/// continues.
 const CRASH_LOADED: u8 = 2;
-/// What a read answers: the events that can be told.
+/// The value of a read: the supported events.
 const CAPABILITIES: u8 = PANICKED | CRASH_LOADED;
 
-/// The panic device of one guest. Bits that it does not announce do nothing.
+/// The panic device of one guest. Unsupported bits have no effect.
 #[derive(Debug)]
 pub struct Pvpanic {
     progress: Arc<Progress>,
 }
 
 impl Pvpanic {
-    /// Creates a device that tells `progress` of a crash kernel.
+    /// Creates a device that reports a crash kernel to `progress`.
     pub fn new(progress: Arc<Progress>) -> Self {
         Self { progress }
     }
@@ -49,7 +50,7 @@ impl Device for Pvpanic {
             return Some(EndReason::Panic);
         }
         if events & CRASH_LOADED != 0 {
-            self.progress.note("panic, a crash kernel takes over");
+            self.progress.note("panic; a crash kernel takes over");
         }
         None
     }

@@ -1,17 +1,18 @@
-//! The serial port, COM1: vm-superio's 16550 between a bus and a console.
+//! The serial port COM1: vm-superio's 16550 between a bus and a console.
 //!
-//! Typed bytes wait in the console and move into the port's FIFO of 64 bytes
-//! as the guest reads: with every read of the data register, when the receive
-//! interrupt is enabled, and when a guest polls for input. Not before: what
-//! lies in the FIFO when a driver sets the port up is thrown away.
+//! Typed bytes wait in the console and move into the port's FIFO of 64 bytes as
+//! the guest reads: with every read of the data register, when the receive
+//! interrupt is enabled, and when a guest polls for input. They do not move
+//! earlier, because a driver discards the contents of the FIFO when it sets up
+//! the port.
 //!
-//! It is a line without a speed and with a peer that is always there: divisor,
-//! word length, parity and the modem outputs can be set and read back, as on a
-//! chip, and the other end does not care. Carrier, CTS and DSR are on and never
-//! change, so there is no modem interrupt to raise. In loopback mode the modem
-//! outputs and the data come back. The FIFOs are always on; what is written to
-//! their control register, which cannot be read, is ignored, so that a driver
-//! which clears them at its start loses nothing that was typed.
+//! The line has no speed, and its peer is always present: divisor, word length,
+//! parity and the modem outputs can be set and read back, as on a chip, without
+//! any effect on the peer. Carrier, CTS and DSR are on and never change, so
+//! there is never a modem interrupt. In loopback mode the modem outputs and the
+//! data are looped back. The FIFOs are always on; writes to their control
+//! register, which cannot be read, are ignored, so a driver that clears them at
+//! its start loses no typed input.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -31,15 +32,16 @@ const DATA: u8 = 0;
 const IER: u8 = 1;
 const LCR: u8 = 3;
 const LSR: u8 = 5;
-/// IER: interrupt when data was received.
+/// The IER bit that enables the interrupt for received data.
 const IER_RECEIVED: u8 = 1;
-/// LCR: registers 0 and 1 are the divisor.
+/// The LCR bit that maps the divisor to registers 0 and 1.
 const LCR_DLAB: u8 = 1 << 7;
-/// So many reads of the line status in a row, with nothing sent between them,
-/// are a guest that polls for input: one that sends looks once or twice.
+/// The number of consecutive reads of the line status, without any
+/// transmission, that indicates polling for input; a guest that transmits reads
+/// it once or twice.
 const POLLS: u8 = 16;
 
-/// The line to the console, as the UART writes to it.
+/// The connection to the console, to which the UART writes.
 #[derive(Debug)]
 struct Line {
     console: Arc<dyn Console>,
@@ -66,7 +68,7 @@ struct Port {
     polls: u8,
 }
 
-/// COM1 of an instance.
+/// The serial port COM1 of an instance.
 #[derive(Debug)]
 pub struct SerialPort {
     port: Mutex<Port>,
@@ -76,7 +78,7 @@ pub struct SerialPort {
 
 impl SerialPort {
     /// Creates a port that interrupts through `line`, prints to `console`, and
-    /// reads what is typed there.
+    /// reads the input typed there.
     pub fn new(line: IrqLine, console: Arc<dyn Console>, progress: Arc<Progress>) -> Self {
         let out = Line {
             console: Arc::clone(&console),
@@ -95,7 +97,7 @@ impl SerialPort {
         }
     }
 
-    /// Moves what is typed into the FIFO, if the guest listens.
+    /// Moves typed input into the FIFO, if the guest listens.
     pub fn feed(&self) {
         lock(&self.port).feed(&*self.console);
     }
@@ -196,7 +198,7 @@ mod tests {
         assert_eq!(port.write(at(register), &[value]), None);
     }
 
-    /// What a guest that polls reads, until there is nothing more.
+    /// Returns the input that a polling guest reads, until there is none left.
     fn poll(port: &SerialPort) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..2 * POLLS {
