@@ -1,9 +1,8 @@
-//! Asking vCPUs what their registers hold.
+//! Requests for the registers of vCPUs.
 //!
-//! A vCPU's registers are read by its own thread, in its worker. The question
-//! goes out with a ticket, answers come back as reports with that ticket.
-//! Nobody waits for them here: whoever asked has a receiver and a limit of
-//! their own.
+//! A vCPU's registers are read by its own thread, in its worker. The request
+//! carries a ticket, and answers arrive as reports with that ticket. Nothing
+//! waits for them here: the requester has a receiver and a timeout of its own.
 
 use std::rc::Rc;
 
@@ -17,12 +16,12 @@ use crate::manager::Manager;
 use crate::questions::{Question, QuestionError, Reading, Readings};
 
 impl Manager {
-    /// Asks the vCPUs of an instance, or one of them, for their registers, and
-    /// where `translate` leads. An instance that has ended answers with what
-    /// they held then.
+    /// Requests the registers of an instance's vCPUs, or of one of them, and
+    /// the translation of `translate`. For an instance that has ended, the
+    /// answer is its last registers.
     ///
     /// # Errors
-    /// [`QuestionError`].
+    /// Returns a [`QuestionError`] if there are none.
     pub fn ask_registers(
         self: &Rc<Self>,
         id: InstanceId,
@@ -59,7 +58,7 @@ impl Manager {
         }))
     }
 
-    /// A worker has answered.
+    /// Handles the answer of a worker.
     pub(crate) fn on_registers(&self, run: RunId, ticket: u64, reading: Reading) {
         let mut questions = self.questions.borrow_mut();
         let question = questions.get_mut(&ticket).filter(|q| q.run() == run);
@@ -68,13 +67,13 @@ impl Manager {
         }
     }
 
-    /// There will be no more answers of a run.
+    /// Closes the requests to a run that will send no more answers.
     pub(crate) fn forget_questions(&self, run: RunId) {
         self.questions.borrow_mut().retain(|_, q| q.run() != run);
     }
 }
 
-/// The vCPUs to ask.
+/// Returns the vCPUs to query.
 fn asked(guest: &Guest, cpu: Option<u8>) -> Result<Vec<u8>, QuestionError> {
     let cpus = guest.config().cpus();
     match cpu {
@@ -88,7 +87,7 @@ fn asked(guest: &Guest, cpu: Option<u8>) -> Result<Vec<u8>, QuestionError> {
     }
 }
 
-/// What an ended guest's vCPUs held at its end.
+/// Answers with the last registers of a guest that has ended.
 fn answer_from_status(
     guest: &Guest,
     asked: &[u8],
@@ -106,7 +105,7 @@ fn answer_from_status(
     let mut count = 0;
     for reading in last {
         count += 1;
-        // The receiver is still ours.
+        // The receiver is held by the caller.
         let _ = answers.send(reading);
     }
     if count == 0 {

@@ -1,10 +1,9 @@
-//! The audit: from live facts alone, that the books are right.
+//! The audit: checks the ledger's consistency from live facts.
 //!
-//! The allocators, the resource tree, the KVM memory slots and the memory
-//! maps are four accounts of the same memory. Nothing is taken from a
-//! snapshot: each is asked now, and computed again from the others. `serve`
-//! shows it to whoever asks; `run` holds it for itself, before and after its
-//! guests.
+//! The allocators, the resource tree, the KVM memory slots and the memory maps
+//! are four accounts of the same memory. Nothing is taken from a snapshot: each
+//! is queried now, and computed again from the others. `serve` runs it on
+//! request; `run` runs it for itself, before and after its guests.
 
 use mkpool::AddrRange;
 use mkpool::range::merge_adjacent;
@@ -15,12 +14,12 @@ use mkvmm_memory::e820::{E820Entry, E820Type};
 use crate::guest::Guest;
 use crate::registry::Registry;
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What was compared with what, so far.
+    /// The number of comparisons so far.
     pub checks: u64,
-    /// What does not agree, a line each.
+    /// The inconsistencies found, one per line.
     pub problems: Vec<String>,
 }
 
@@ -33,7 +32,7 @@ impl Findings {
     }
 }
 
-/// Compares everything with everything.
+/// Compares all accounts with each other.
 pub fn audit(registry: &Registry) -> Findings {
     let mut findings = Findings::default();
     check_pool(registry, &mut findings);
@@ -48,13 +47,14 @@ fn sum(ranges: &[AddrRange]) -> u64 {
     ranges.iter().map(AddrRange::size).sum()
 }
 
-/// Returns `ranges` ascending by their first address.
+/// Returns `ranges` in ascending order of their first address.
 fn sorted(mut ranges: Vec<AddrRange>) -> Vec<AddrRange> {
     ranges.sort_by_key(AddrRange::start);
     ranges
 }
 
-/// The first two of ascending ranges that overlap.
+/// Returns the first two ranges that overlap; `ranges` must be in ascending
+/// order.
 fn overlap(ranges: &[AddrRange]) -> Option<(AddrRange, AddrRange)> {
     let two = ranges.windows(2).find(|two| two[0].overlaps(&two[1]))?;
     Some((two[0], two[1]))
@@ -67,7 +67,7 @@ fn check_pool(registry: &Registry, findings: &mut Findings) {
     findings.check(sum(&free) == pool.avail(), || {
         let free = sum(&free);
         format!(
-            "the free extents hold {free} bytes, avail says {}",
+            "the free extents have {free} bytes, but avail is {}",
             pool.avail()
         )
     });
@@ -86,12 +86,12 @@ fn check_pool(registry: &Registry, findings: &mut Findings) {
     });
     findings.check(
         merge_adjacent(owned.iter().copied()) == merge_adjacent(used.clone()),
-        || format!("the owners hold {owned:?}, the allocator gave {used:?}"),
+        || format!("the owners have {owned:?}, but the allocator has allocated {used:?}"),
     );
     let entries = pool.tree().iter().filter(|(depth, _)| *depth == 1);
     let entries: Vec<AddrRange> = entries.map(|(_, resource)| resource.range()).collect();
     findings.check(entries == owned, || {
-        format!("the tree names {entries:?}, the owners hold {owned:?}")
+        format!("the tree lists {entries:?}, but the owners have {owned:?}")
     });
 }
 
@@ -128,17 +128,17 @@ fn check_instance(registry: &Registry, guest: &Guest, findings: &mut Findings) {
             .into_iter()
             .find(|r| r.range() == *region && r.parent().is_some());
         findings.check(entry.is_some(), || {
-            format!("{name}: the tree does not name {region:?}")
+            format!("{name}: the tree does not list {region:?}")
         });
         let children = entry.into_iter().flat_map(|e| e.children());
         named.extend(children.filter_map(|id| Some(registry.pool().tree().get(id)?.range())));
     }
     findings.check(sorted(named.clone()) == taken, || {
-        format!("{name}: the tree names {named:?}, its pieces are {taken:?}")
+        format!("{name}: the tree lists {named:?}, but its pieces are {taken:?}")
     });
 }
 
-/// The memory map against the ledger, and the slots against both.
+/// Checks the memory map against the ledger, and the slots against both.
 fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
     let (name, pool) = (guest.name(), registry.pool().range());
     let map = match guest.e820(registry.pool()) {
@@ -149,7 +149,7 @@ fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
         }
     };
     findings.check(covers(&map, pool), || {
-        format!("{name}: its memory map leaves part of the pool out")
+        format!("{name}: its memory map omits part of the pool")
     });
     let mut reserved: Vec<AddrRange> = guest.sub_pool().withheld().collect();
     if let Some(images) = guest.loaded() {
@@ -165,7 +165,7 @@ fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
     });
     let own = |range: &AddrRange| guest.regions().iter().any(|r| r.contains_range(range));
     findings.check(usable.iter().all(own), || {
-        format!("{name}: its map gives it what is not its own: {usable:?}")
+        format!("{name}: its map makes memory usable that it does not own: {usable:?}")
     });
     let Some((given, slots)) = guest.machine_facts() else {
         return;
@@ -179,7 +179,7 @@ fn check_map(registry: &Registry, guest: &Guest, findings: &mut Findings) {
     });
 }
 
-/// Whether the rows of `map` cover all of `range` without a gap.
+/// Returns whether the rows of `map` cover all of `range` without a gap.
 fn covers(map: &[E820Entry], range: AddrRange) -> bool {
     let rows = map.iter().filter_map(|row| row.range.intersection(&range));
     merge_adjacent(rows) == [range]

@@ -1,4 +1,4 @@
-//! How long boots took, from stage to stage, over all instances of a VMM.
+//! The durations between stages of boots, over all instances of a VMM.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use mkvmm_base::timeline::{Spans, Stage};
 
-/// What is measured: from one stage to another.
+/// The measured spans, each from one stage to another.
 const SPANS: [(Stage, Stage); 6] = [
     (Stage::Created, Stage::Loaded),
     (Stage::Placed, Stage::Loaded),
@@ -17,10 +17,10 @@ const SPANS: [(Stage, Stage); 6] = [
     (Stage::Exec, Stage::Ended),
 ];
 
-/// `from` and `to`, with the names of the stages.
+/// The labels `from` and `to`, with the names of the stages.
 type Labels = [(&'static str, &'static str); 2];
 
-/// A histogram for each span, by `from` and `to`.
+/// A histogram for each span, labelled by `from` and `to`.
 pub type SpanFamily = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// The histograms of one VMM. Clones share them.
@@ -31,8 +31,8 @@ fn labels(from: Stage, to: Stage) -> Labels {
     [("from", from.name()), ("to", to.name())]
 }
 
-/// Upper bounds: from 4 µs, each four times the one before, to 4 s; then 10 s,
-/// a minute, ten, an hour.
+/// Creates a histogram with upper bounds from 4 µs to 4 s, each four times the
+/// previous one, then 10 s, a minute, ten minutes and an hour.
 fn histogram() -> Histogram {
     let short = exponential_buckets(4e-6, 4.0, 11);
     Histogram::new(short.chain([10.0, 60.0, 600.0, 3600.0]))
@@ -42,7 +42,7 @@ impl Default for BootSpans {
     fn default() -> Self {
         let family = SpanFamily::new_with_constructor(histogram);
         for (from, to) in SPANS {
-            // There from the beginning, with nothing in them.
+            // Create it now, so that it is exported even while empty.
             drop(family.get_or_create(&labels(from, to)));
         }
         Self(family)

@@ -1,10 +1,10 @@
-//! What instances may take of the things that a host has few of, booked before
-//! anything is made.
+//! The budget of scarce host resources that instances may use, reserved in
+//! advance.
 //!
-//! An instance books all that it will ever need when it is created: its
-//! console, its memory's files, its images, the process that it runs in. So
-//! whoever comes too late is refused with numbers, and one that runs can
-//! always be booted again.
+//! When an instance is created, it reserves everything it will ever need: its
+//! console, the files of its memory, its images, the process that it runs in.
+//! So a creation that exceeds the budget is refused with numbers, and a running
+//! instance can always be booted again.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,22 +12,22 @@ use std::rc::Rc;
 
 use mkvmm_base::{Class, Diagnose};
 
-/// Descriptors of the manager that an instance needs beside its files and
-/// images: a console and two bells, a channel, a process, a board, a log and
-/// the log's thread.
+/// The manager's descriptors per instance, apart from memory files and images:
+/// a console and two doorbells, a channel, a process, a board, a log and the
+/// log's thread.
 const OWN_DESCRIPTORS: u64 = 8;
-/// Threads of a worker beside its vCPUs: its own, and KVM's.
+/// The threads of a worker apart from its vCPUs: its main thread, and KVM's.
 const OWN_TASKS: u64 = 3;
-/// Mappings of the manager for an instance: its console's ring, and its board
-/// beside that of the boot before.
+/// The manager's mappings per instance: its console's ring, and its board
+/// beside that of the previous boot.
 const OWN_MAPPINGS: u64 = 4;
 
-/// One of the things that a host has few of.
+/// A scarce resource of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
     /// Open files of the manager.
     Descriptors,
-    /// Processes and threads.
+    /// The processes and threads of all instances.
     Tasks,
     /// Memory mappings of the manager.
     Mappings,
@@ -59,28 +59,28 @@ impl fmt::Display for Resource {
     }
 }
 
-/// Numbers of each resource.
+/// An amount of each resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amounts {
     /// Open files of the manager.
     pub descriptors: u64,
-    /// Processes and threads.
+    /// The number of processes and threads.
     pub tasks: u64,
     /// Memory mappings of the manager.
     pub mappings: u64,
 }
 
 impl Amounts {
-    /// As much as there is: no limit.
+    /// An amount that sets no limit.
     pub const MAX: Self = Self {
         descriptors: u64::MAX,
         tasks: u64::MAX,
         mappings: u64::MAX,
     };
 
-    /// Returns what an instance needs that has `cpus` vCPUs, `files` files of
-    /// memory and `images` images. Files count twice: fresh ones are made
-    /// before those of the boot before are closed.
+    /// Returns the needs of an instance with `cpus` vCPUs, `files` files of
+    /// memory and `images` images. Files count twice: new ones are created
+    /// before those of the previous boot are closed.
     pub fn of_instance(cpus: u8, files: usize, images: usize) -> Self {
         let (files, images) = (files as u64, images as u64);
         Self {
@@ -107,17 +107,17 @@ impl Amounts {
     }
 }
 
-/// A resource that does not suffice.
+/// A resource that is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it needs {needed} {resource}, and {booked} of {limit} are taken")]
+#[error("it needs {needed} {resource}, and {booked} of {limit} are in use")]
 pub struct Shortage {
-    /// What is short.
+    /// The resource that is exhausted.
     pub resource: Resource,
-    /// How many are needed.
+    /// The amount that is needed.
     pub needed: u64,
-    /// How many are booked.
+    /// The amount that is reserved.
     pub booked: u64,
-    /// How many may be booked.
+    /// The amount that may be reserved.
     pub limit: u64,
 }
 
@@ -131,7 +131,7 @@ impl Diagnose for Shortage {
     }
 }
 
-/// What all instances together may take.
+/// The resources that all instances together may use.
 #[derive(Debug)]
 pub struct Budget {
     limit: Amounts,
@@ -139,7 +139,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Makes a budget of which nothing is booked.
+    /// Creates a budget of which nothing is reserved.
     pub fn new(limit: Amounts) -> Rc<Self> {
         Rc::new(Self {
             limit,
@@ -147,20 +147,20 @@ impl Budget {
         })
     }
 
-    /// Returns what may be booked.
+    /// Returns the total budget.
     pub fn limit(&self) -> Amounts {
         self.limit
     }
 
-    /// Returns what is booked.
+    /// Returns the reserved part of the budget.
     pub fn booked(&self) -> Amounts {
         self.booked.get()
     }
 
-    /// Books `needed` until the booking is dropped.
+    /// Reserves `needed` until the booking is dropped.
     ///
     /// # Errors
-    /// [`Shortage`] names the first resource that does not suffice.
+    /// Returns a [`Shortage`] that names the first exhausted resource.
     pub fn book(self: &Rc<Self>, needed: Amounts) -> Result<Booking, Shortage> {
         let mut booking = Booking {
             budget: Rc::clone(self),
@@ -171,7 +171,7 @@ impl Budget {
     }
 }
 
-/// What one instance has booked.
+/// The resources that one instance has reserved.
 #[derive(Debug)]
 pub struct Booking {
     budget: Rc<Budget>,
@@ -179,11 +179,11 @@ pub struct Booking {
 }
 
 impl Booking {
-    /// Books `needed` in place of what is booked.
+    /// Replaces the reserved amounts by `needed`.
     ///
     /// # Errors
-    /// [`Shortage`]; then the booking is as it was. Less of a resource than
-    /// before is never refused.
+    /// Returns a [`Shortage`]; the booking is unchanged then. Reducing the
+    /// amount of a resource is never refused.
     pub fn change(&mut self, needed: Amounts) -> Result<(), Shortage> {
         let others = self.others();
         for resource in [Resource::Descriptors, Resource::Tasks, Resource::Mappings] {

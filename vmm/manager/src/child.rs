@@ -1,4 +1,4 @@
-//! Children of the manager: how they are made and asked.
+//! Starts the manager's child processes and communicates with them.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,30 +12,30 @@ use mkvmm_wire::channel::{self, Message};
 use crate::leaves::Leaves;
 use crate::worker::WorkerError;
 
-/// What every child is told besides what the host says. The C library's
-/// allocator would count the processors by a file, which a confined process
-/// may not open, to find out how many heaps a process may have; and each heap
-/// of a thread takes 64 MiB of addresses.
+/// The environment variables of every child, in addition to the host's. The C
+/// library's allocator would otherwise read the number of processors from a
+/// file, which a confined process may not open, to limit the number of its heap
+/// arenas; and each thread's arena takes 64 MiB of address space.
 const ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
-/// How long a child that has answered has to be gone by itself.
+/// The time within which a child that has answered must exit by itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
 
-/// What a child is for.
+/// The role of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Runs one guest.
+    /// A process that runs one guest.
     Worker,
-    /// Reads and unpacks one image.
+    /// A process that reads and unpacks one image.
     Unpacker,
-    /// Makes memory read as zero.
+    /// A process that makes memory read as zero.
     Cleaner,
 }
 
 impl Role {
-    /// Every role that there is.
+    /// The list of all roles.
     pub const ALL: [Self; 3] = [Self::Worker, Self::Unpacker, Self::Cleaner];
 
-    /// Returns the word that `ps` shows and that the child finds.
+    /// Returns the name of the role, which `ps` shows and the child receives.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Worker => "worker",
@@ -45,25 +45,25 @@ impl Role {
     }
 }
 
-/// How children are made.
+/// The parameters for starting children.
 #[derive(Debug, Clone)]
 pub struct Children {
-    /// The program that children run; this one when `None`.
+    /// The program that children execute; this one if `None`.
     pub program: Option<PathBuf>,
     /// The environment of children.
     pub environment: Vec<(String, String)>,
-    /// Where the output of children goes.
+    /// The destination of the children's output.
     pub output: Output,
-    /// Where guests have cgroups of their own.
+    /// The cgroups that guests get.
     pub leaves: Leaves,
 }
 
 impl Children {
-    /// Begins to start a child of `role` for `label`, and returns this end of
-    /// the socket to it; in a v2 cgroup whose directory is open, if one is given.
+    /// Begins to start a child of `role` for `label`, in the v2 cgroup whose
+    /// open directory is given, if any. Returns this end of the socket to it.
     ///
     /// # Errors
-    /// [`WorkerError`]; no process is left then.
+    /// Returns a [`WorkerError`]; no process is left then.
     pub(crate) fn start(
         &self,
         role: Role,
@@ -88,11 +88,11 @@ impl Children {
     }
 }
 
-/// Starts a child for one question, and returns its answer once the child is
-/// gone. Dropped, it ends the child.
+/// Starts a child for one request, and returns its answer once the child is
+/// gone. If the future is dropped, the child is killed.
 ///
 /// # Errors
-/// [`WorkerError`] when the child ended without an answer.
+/// Returns a [`WorkerError`] if the child exited without an answer.
 pub(crate) async fn ask<Out: Message, In: Message>(
     children: &Children,
     role: Role,
@@ -113,8 +113,8 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     }
 }
 
-/// Waits until a child that has nothing more to say is gone. One that stays is
-/// ended: nothing may still have what it was given.
+/// Waits until a child that has answered is gone, and kills it if it does not
+/// exit: nothing may still have access to the files it was given.
 async fn ended(child: &mut Child) -> Result<Exit, ProcessError> {
     match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
         Ok(exit) => exit,

@@ -1,4 +1,4 @@
-//! A checked description of an instance.
+//! The validated configuration of an instance.
 
 use std::sync::Arc;
 
@@ -8,19 +8,20 @@ use mkvmm_base::InstanceName;
 
 use crate::console_log::LogFile;
 
-/// An instance without its images: what `create` takes.
+/// An instance without its images: the parameters of `create`.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
-    /// The name by which its users know it.
+    /// The name of the instance.
     pub name: InstanceName,
-    /// What its user wrote, checked.
+    /// The specification as its user wrote it, validated.
     pub spec: InstanceSpec,
-    /// A file that keeps what it prints, opened.
+    /// The opened file for its console output.
     pub console_log: Option<Arc<LogFile>>,
 }
 
 impl InstanceConfig {
-    /// Returns an instance of one vCPU and nothing out of the ordinary.
+    /// Returns the configuration of an instance with one vCPU and defaults
+    /// otherwise.
     pub fn new(name: InstanceName, memory: Size) -> Self {
         Self {
             spec: InstanceSpec {
@@ -33,11 +34,11 @@ impl InstanceConfig {
         }
     }
 
-    /// Returns what to create out of `spec`; its console log is still to be
-    /// opened.
+    /// Validates `spec`; its console log must still be opened.
     ///
     /// # Errors
-    /// [`SpecError`] where it has no name, or [`InstanceSpec::check`] refuses it.
+    /// Returns a [`SpecError`] if there is no name, or if
+    /// [`InstanceSpec::check`] fails.
     pub fn of(spec: InstanceSpec) -> Result<Self, SpecError> {
         spec.check()?;
         let name = spec.name.clone();
@@ -53,7 +54,7 @@ impl InstanceConfig {
         self.spec.memory.bytes()
     }
 
-    /// Returns the log2 of its granule.
+    /// Returns the base-2 logarithm of its granule.
     pub fn order(&self) -> u32 {
         self.spec.order.unwrap_or(PAGE_ORDER)
     }

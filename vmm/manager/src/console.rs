@@ -1,10 +1,10 @@
-//! One guest's console: what it printed, and what is typed to it.
+//! One guest's console: its output and its input.
 //!
 //! Output is in memory that the guest's worker writes and this process reads,
 //! so it survives the worker. Viewers read at their own pace by position: a
-//! slow one loses old bytes rather than holding up the guest, unless the
-//! console is lossless. Input waits in a bounded queue until the serial port
-//! has room; who types waits for the queue instead of losing bytes.
+//! slow one loses old bytes instead of delaying the guest, unless the console
+//! is lossless. Input waits in a bounded queue until the serial port has room;
+//! senders wait for room in the queue instead of losing bytes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,33 +15,33 @@ use mkvmm_wire::shared::bell::Bell;
 use mkvmm_wire::shared::console::{Console, Typist, Viewer};
 use tokio::sync::{Notify, watch};
 
-/// How long output gathers before viewers are told: a guest prints byte by
-/// byte, and a hostile worker rings as fast as it can.
+/// The time for which output is collected before viewers are notified: a guest
+/// prints byte by byte, and a hostile worker rings as fast as it can.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// The console of one guest. Its workers come and go; it stays.
+/// The console of one guest. It outlives the guest's workers.
 #[derive(Debug)]
 pub struct GuestConsole {
     viewer: Viewer,
     typist: Mutex<Typist>,
-    /// Tells viewers the position after the newest byte.
+    /// Notifies viewers of the position after the newest byte.
     printed: watch::Sender<u64>,
-    /// Becomes true when there will never be more: the instance is deleted.
+    /// True once the instance is deleted, and there will be no more output.
     over: watch::Sender<bool>,
-    /// Tells typists that there may be room.
+    /// Notifies senders of input that there may be room.
     room: Notify,
-    /// What a worker gets.
+    /// The shared memory file, for workers.
     file: OwnedFd,
     workers_bell: Bell,
     bell: Bell,
 }
 
 impl GuestConsole {
-    /// Makes a console that keeps the last `capacity` bytes of output, rounded
-    /// up to a power of two.
+    /// Creates a console that keeps the last `capacity` bytes of output,
+    /// rounded up to a power of two.
     ///
     /// # Errors
-    /// [`SharedError`] when the host has no memory or descriptors left.
+    /// Returns a [`SharedError`] if the host has no memory or descriptors left.
     pub fn new(capacity: usize) -> Result<Arc<Self>, SharedError> {
         let (console, file) = Console::create(capacity.next_power_of_two())?;
         let (bell, workers_bell) = Bell::pair()?;
@@ -57,13 +57,14 @@ impl GuestConsole {
         }))
     }
 
-    /// Returns the descriptors that a worker needs: the console and its bell.
+    /// Returns the descriptors that a worker needs: the console and its
+    /// doorbell.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.file.as_fd(), self.workers_bell.as_fd()]
     }
 
-    /// Returns the bell that workers ring, for whoever attends to it instead
-    /// of [`Self::attend`].
+    /// Returns the doorbell that workers ring, for callers that handle it
+    /// instead of [`Self::attend`].
     pub(crate) fn bell(&self) -> &Bell {
         &self.bell
     }
@@ -78,34 +79,36 @@ impl GuestConsole {
         self.viewer.since(0).0
     }
 
-    /// Returns the number of bytes ever printed.
+    /// Returns the total number of bytes printed.
     pub fn printed(&self) -> u64 {
         self.viewer.printed()
     }
 
-    /// Returns the bytes from position `from` on, or from the oldest that is
-    /// kept, and the position after them.
+    /// Returns the bytes from position `from` on, or from the oldest one kept,
+    /// and the position after them.
     pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
         self.viewer.since(from)
     }
 
-    /// Returns what changes whenever something was printed, for viewers.
+    /// Returns a value that changes whenever something was printed, for
+    /// viewers.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.printed.subscribe()
     }
 
-    /// Ends all viewers: the instance is deleted.
+    /// Disconnects all viewers, because the instance is deleted.
     pub fn close(&self) {
         self.over.send_replace(true);
     }
 
     /// Waits until the instance is deleted.
     pub async fn closed(&self) {
-        // The sender is in `self`.
+        // The sender is in `self`, so this cannot fail.
         let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
-    /// Types as much of `bytes` as there is room for; returns how much.
+    /// Writes as much of `bytes` to the input as there is room for; returns how
+    /// much.
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         self.typist().type_in(bytes)
     }
@@ -118,13 +121,14 @@ impl GuestConsole {
         }
     }
 
-    /// Forgets what was typed and not yet read: its guest has ended.
+    /// Discards input that was not read yet, because its guest has ended.
     pub fn clear_input(&self) {
         self.typist().clear();
         self.room.notify_waiters();
     }
 
-    /// Tells viewers what is there now: after the worker's end nobody rings.
+    /// Notifies viewers of the current position: after the worker's end nobody
+    /// rings.
     pub fn refresh(&self) {
         let end = self.viewer.printed();
         self.printed.send_if_modified(|known| {
@@ -135,11 +139,11 @@ impl GuestConsole {
         self.room.notify_waiters();
     }
 
-    /// Passes the worker's rings on to viewers and typists until the console
-    /// goes. Runs as a task of the manager's.
+    /// Passes the worker's rings on to viewers and senders of input until the
+    /// console is dropped. Runs as a task of the manager.
     ///
     /// # Errors
-    /// When the runtime cannot register the bell.
+    /// Fails if the runtime cannot register the doorbell.
     pub(crate) async fn attend(console: std::sync::Weak<Self>) -> std::io::Result<()> {
         let Some(bell) = console.upgrade().map(|console| console.bell.clone()) else {
             return Ok(());
@@ -150,7 +154,7 @@ impl GuestConsole {
                 Some(console) => *console.printed.borrow(),
                 None => return Ok(()),
             };
-            // Announced first, then looked at: see the ring.
+            // Announce first, then check, so that no ring is lost.
             let is_there = console
                 .upgrade()
                 .is_some_and(|console| !console.viewer.will_wait(known));
@@ -164,7 +168,7 @@ impl GuestConsole {
         }
     }
 
-    /// Returns what a worker would print with.
+    /// Returns a printer like that of a worker.
     #[cfg(test)]
     pub(crate) fn printer(&self) -> mkvmm_wire::shared::console::Printer {
         let console = Console::open(&self.file).unwrap();

@@ -1,15 +1,15 @@
-//! A file that keeps all that a guest prints.
+//! A file that receives all output of a guest.
 //!
 //! ```text
 //!   vCPU ─► GuestConsole ─► viewers
 //!               └────────► conlog:name (a thread) ─► file
 //! ```
 //!
-//! The thread follows the ring as a viewer does: a slow disk holds nobody up.
-//! One that is slower than its guest for a whole ring costs output, and the
-//! file says so. The file is opened when the instance is made and emptied
-//! when it boots first; from then on it is only added to, so that a second
-//! boot does not cost the first one's output.
+//! The thread follows the ring like a viewer, so a slow disk delays nobody. If
+//! it falls behind by a whole ring, output is lost, and the file says so. The
+//! file is opened when the instance is created and truncated when it boots
+//! first; from then on it is only appended to, so that a second boot does not
+//! erase the first one's output.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
@@ -28,21 +28,22 @@ use mkvmm_base::{Class, Diagnose, InstanceName};
 
 use crate::console::GuestConsole;
 
-/// How long output gathers before it is written: a guest prints byte by byte.
+/// The time for which output is collected before it is written: a guest prints
+/// byte by byte.
 const GATHER: Duration = Duration::from_millis(10);
-/// How long a log that another instance has is waited for.
+/// The time to wait for a log that another instance holds.
 const TAKEN: Duration = Duration::from_millis(300);
 
-/// Why a file cannot be a log.
+/// A reason why a file cannot be a log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// It lies where no log may.
-    #[error("{} lies below no --log-dir", .path.display())]
+    /// The path is outside the allowed directories.
+    #[error("{} is not below any --log-dir", .path.display())]
     Directory {
         /// The path of the log.
         path: PathBuf,
     },
-    /// It cannot be opened.
+    /// The file cannot be opened.
     #[error("{} cannot be opened as a log", .path.display())]
     Open {
         /// The path of the log.
@@ -51,13 +52,13 @@ pub enum LogError {
         #[source]
         source: io::Error,
     },
-    /// It is a device, a pipe, a directory.
+    /// The path is a device, a pipe or a directory.
     #[error("{} is not a regular file", .path.display())]
     Kind {
         /// The path of the log.
         path: PathBuf,
     },
-    /// Another instance logs there.
+    /// The file is already the log of another instance.
     #[error("{} is the log of another instance", .path.display())]
     Taken {
         /// The path of the log.
@@ -74,17 +75,17 @@ impl Diagnose for LogError {
     }
 }
 
-/// Says where the log at `path` would lie, by its directory's real name.
+/// Returns the path of the log at `path`, with its directory's canonical name.
 ///
 /// # Errors
-/// [`LogError::Directory`] unless that is below one of `dirs`, where there are
-/// some; [`LogError::Open`] when there is no such directory.
+/// Returns [`LogError::Directory`] unless that is below one of `dirs`, if there
+/// are any, or [`LogError::Open`] if its directory does not exist.
 pub fn check_path(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, LogError> {
     let open = |source| LogError::Open {
         path: path.to_owned(),
         source,
     };
-    // Ends with `/` or `..`, or is empty.
+    // The path ends with `/` or `..`, or is empty.
     let Some(name) = path.file_name() else {
         return Err(open(Errno::ISDIR.into()));
     };
@@ -100,24 +101,24 @@ pub fn check_path(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, LogError> {
     Ok(parent.join(name))
 }
 
-/// A file that is open to be a log, and locked.
+/// A locked file that is open as a log.
 #[derive(Debug)]
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    /// We made it, and nothing is in it yet.
+    /// True if this process created the file, and it is still empty.
     is_new: AtomicBool,
 }
 
 impl LogFile {
-    /// Opens or makes the file, below one of `dirs` where there are some. What
-    /// is in it stays until something is logged.
+    /// Opens or creates the file, below one of `dirs` if there are any. Its
+    /// content remains until something is logged.
     ///
     /// # Errors
-    /// [`LogError`]; no file was made then.
+    /// Returns a [`LogError`]; no file was created then.
     pub fn open(path: &Path, dirs: &[PathBuf]) -> Result<Self, LogError> {
         let real = check_path(path, dirs)?;
-        // The log of an instance deleted just now may still be being written.
+        // The log of an instance that was just deleted may still be written.
         let end = Instant::now() + TAKEN;
         let mut made = None;
         loop {
@@ -132,17 +133,18 @@ impl LogFile {
         }
     }
 
-    /// The same without waiting: nothing while another instance has the file,
-    /// or has just removed it. Opened anew each time: behind a lock that was
-    /// waited for there may be a file that has no name any more. `made` is the
-    /// file that an earlier attempt made, if another was faster to lock it.
+    /// Tries to open the file without waiting: returns nothing while another
+    /// instance holds the file, or has just removed it. Each attempt opens it
+    /// again, since a file that was waited for may have been removed meanwhile.
+    /// `made` is the file that an earlier attempt created, if another process
+    /// was faster to lock it.
     fn try_open(
         path: &Path,
         real: &Path,
         made: &mut Option<File>,
     ) -> Result<Option<Self>, LogError> {
         let failed = |errno: Errno| match errno {
-            // A pipe that nobody reads says NXIO.
+            // Opening a pipe without a reader fails with NXIO.
             Errno::NXIO | Errno::ISDIR => LogError::Kind {
                 path: path.to_owned(),
             },
@@ -167,7 +169,8 @@ impl LogFile {
         }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if is_at(&file, real) => {}
-            // Who has the lock has the file, even if it was we who made it.
+            // The owner of the lock owns the file, even if this process created
+            // it.
             Ok(()) | Err(Errno::WOULDBLOCK) => {
                 if is_new {
                     *made = Some(file);
@@ -185,7 +188,7 @@ impl LogFile {
         }))
     }
 
-    /// Where it is.
+    /// Returns the path of the log.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -193,22 +196,22 @@ impl LogFile {
 
 impl Drop for LogFile {
     fn drop(&mut self) {
-        // Whatever it was opened for did not happen: it leaves no trace.
+        // The operation for which it was opened did not happen, so remove it.
         if *self.is_new.get_mut() && is_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether `file` is what `path` names.
+/// Returns whether `path` refers to `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
     let (open, named) = (file.metadata(), fs::symlink_metadata(path));
     open.map(identity).ok() == named.map(identity).ok()
 }
 
-/// Opens `path`, which has no symbolic link in it: one that is put there
-/// meanwhile is refused. NONBLOCK so that a pipe makes nobody wait.
+/// Opens `path`, which contains no symbolic link: one that is created meanwhile
+/// is refused. NONBLOCK prevents waiting for a pipe.
 fn open(path: &Path, extra: OFlags) -> Result<File, Errno> {
     let flags = OFlags::WRONLY
         | OFlags::APPEND
@@ -217,7 +220,7 @@ fn open(path: &Path, extra: OFlags) -> Result<File, Errno> {
         | OFlags::NONBLOCK
         | OFlags::CLOEXEC
         | extra;
-    // A mode without CREATE is an error of openat2's.
+    // openat2 refuses a mode without CREATE.
     let mode = if extra.contains(OFlags::CREATE) {
         Mode::RUSR | Mode::WUSR
     } else {
@@ -233,21 +236,22 @@ fn open(path: &Path, extra: OFlags) -> Result<File, Errno> {
     Ok(file.into())
 }
 
-/// The thread that writes a log. When this goes, the thread writes what there
-/// is and ends; [`ConsoleLog::close`] says when it has.
+/// The thread that writes a log. When this is dropped, the thread writes the
+/// remaining output and ends; [`ConsoleLog::close`] allows waiting for that.
 #[derive(Debug)]
 pub struct ConsoleLog {
-    /// Turns true when nothing will be printed any more.
+    /// True once nothing will be printed any more.
     ended: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ConsoleLog {
-    /// Empties `file` and writes to it all that `ring` gets from now on.
-    /// `on_error` hears of a write that failed; nothing is logged after that.
+    /// Truncates `file` and writes all output of `ring` to it from now on.
+    /// `on_error` receives the error of a failed write; nothing is logged after
+    /// that.
     ///
     /// # Errors
-    /// When the host gives no thread.
+    /// Fails if the host has run out of threads.
     pub fn start(
         file: Arc<LogFile>,
         ring: Arc<GuestConsole>,
@@ -255,7 +259,7 @@ impl ConsoleLog {
         on_error: impl FnOnce(io::Error) + Send + 'static,
     ) -> io::Result<Self> {
         let (ended, has_ended) = watch::channel(false);
-        // It waits for two channels and needs no descriptor for that.
+        // It only waits for two channels, and needs no descriptor for that.
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let position = ring.printed();
         // The kernel keeps 15 bytes of a thread's name.
@@ -276,7 +280,7 @@ impl ConsoleLog {
         })
     }
 
-    /// Has the thread end when it has written what there is.
+    /// Makes the thread end when it has written the remaining output.
     pub fn close(mut self) -> Closing {
         self.ended.send_replace(true);
         Closing(self.thread.take())
@@ -289,17 +293,17 @@ impl Drop for ConsoleLog {
     }
 }
 
-/// A log that is being written to its end.
+/// A log whose remaining output is being written.
 #[derive(Debug)]
 pub struct Closing(Option<JoinHandle<()>>);
 
 impl Closing {
-    /// Whether all is written.
+    /// Returns whether everything is written.
     pub fn is_done(&self) -> bool {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits for that, but not beyond `deadline`: a disk may hang.
+    /// Waits for that, but not beyond `deadline`, since a disk may hang.
     pub fn wait(&self, deadline: Instant) {
         while !self.is_done() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
@@ -307,7 +311,8 @@ impl Closing {
     }
 }
 
-/// Writes what `ring` gets, from `position` on, until there will be no more.
+/// Writes the output of `ring`, from `position` on, until there will be no
+/// more.
 async fn follow(
     ring: &GuestConsole,
     mut position: u64,
@@ -316,7 +321,7 @@ async fn follow(
 ) -> io::Result<()> {
     let mut printed = ring.watch();
     loop {
-        // Looked at before the ring: what comes later is not lost.
+        // Check this before the ring, so that later output is not lost.
         let is_last = *ended.borrow_and_update();
         printed.mark_unchanged();
         let (bytes, end) = ring.since(position);
@@ -331,7 +336,7 @@ async fn follow(
         }
         tokio::select! {
             _ = printed.changed() => thread::sleep(GATHER),
-            // Its sender is gone: as good as said.
+            // A dropped sender also means the end.
             changed = ended.changed() => if changed.is_err() {
                 return Ok(());
             },
@@ -339,10 +344,11 @@ async fn follow(
     }
 }
 
-/// How long the last lines may take to reach their files when the VMM ends.
+/// The time within which the last lines must reach their files when the VMM
+/// exits.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Logs of instances that are gone, on their way to their files.
+/// Logs of deleted instances whose remaining output is being written.
 #[derive(Debug, Default)]
 pub struct ClosingLogs(Vec<Closing>);
 
@@ -368,7 +374,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// A directory of a test's own.
+    /// Returns a directory for one test.
     fn scratch(test: &str) -> PathBuf {
         let name = format!("mkvmm-conlog-{test}-{}", std::process::id());
         let dir = std::env::temp_dir().join(name);
@@ -418,7 +424,7 @@ mod tests {
             let path = path.clone();
             move || LogFile::open(&path, &[]).unwrap()
         });
-        // It finds the first one's file; which goes with the first one.
+        // It finds the first one's file, which is removed with the first one.
         thread::sleep(TAKEN / 4);
         drop(first);
         let second = waiting.join().unwrap();
@@ -473,7 +479,8 @@ mod tests {
     fn a_failed_write_is_told_once_and_ends_the_log() {
         let ring = GuestConsole::new(1 << 16).unwrap();
         let name = "a".parse().unwrap();
-        // What no regular file says reliably, this device says always.
+        // Regular files do not reliably cause this error; this device always
+        // does.
         let file = LogFile {
             file: File::options().write(true).open("/dev/full").unwrap(),
             path: "/dev/full".into(),
@@ -486,7 +493,8 @@ mod tests {
         printer.print(b"x", &|| false);
         ring.refresh();
         let kind = hear.recv_timeout(Duration::from_secs(20)).unwrap();
-        // Devices cannot be emptied; where they can, they are full.
+        // Some kernels refuse to truncate devices; otherwise writing to this
+        // one fails.
         assert!(matches!(
             kind,
             io::ErrorKind::StorageFull | io::ErrorKind::InvalidInput
@@ -506,7 +514,7 @@ mod tests {
         let file = LogFile::open(&inside.join("new"), &dirs).unwrap();
         let mode = fs::metadata(inside.join("new")).unwrap().permissions();
         assert_eq!(mode.mode() & 0o777, 0o600);
-        // Nothing was logged: it leaves no trace.
+        // Nothing was logged, so the file is removed.
         drop(file);
         assert!(!inside.join("new").exists());
 

@@ -1,8 +1,8 @@
-//! What happened, numbered: the last few thousand events of this VMM.
+//! The numbered log of this VMM's last few thousand events.
 //!
-//! The event loop's thread appends, any thread reads. Sequence numbers begin
-//! at 1 and have no gaps; whoever comes too late for old events sees it by
-//! the number of the first one he gets.
+//! The event loop's thread appends, any thread reads. Sequence numbers begin at
+//! 1 and have no gaps; a reader that has missed old events notices it by the
+//! number of the first one it gets.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ pub use mkvmm_api::events::{Event, EventKind};
 use mkvmm_base::timeline;
 use tokio::sync::watch;
 
-/// Events that are kept.
+/// The number of events that are kept.
 const KEPT: usize = 4096;
 
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct Kept {
     next: u64,
 }
 
-/// The bounded log.
+/// The bounded log of events.
 #[derive(Debug)]
 pub struct EventLog {
     kept: Mutex<Kept>,
@@ -58,20 +58,20 @@ impl EventLog {
         self.newest.send_replace(seq);
     }
 
-    /// The events that are kept with numbers above `seq`.
+    /// Returns the events with numbers above `seq` that are kept.
     pub fn since(&self, seq: u64) -> Vec<Event> {
         let kept = self.lock();
         let newer = kept.events.iter().filter(|event| event.seq > seq);
         newer.cloned().collect()
     }
 
-    /// Changes with every event; its value is the newest number.
+    /// Returns a value that changes with every event: the newest number.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        // A list and a number: consistent whatever panicked.
+        // A list and a number are valid even if the lock is poisoned.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

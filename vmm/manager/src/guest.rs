@@ -1,8 +1,8 @@
-//! What the manager knows of one instance.
+//! The manager's record of one instance.
 //!
-//! The guest itself runs in a worker process; here is its record: what it was
-//! made of, what the ledger gave it, where its life stands. Records change in
-//! [`crate::life`] and nowhere else.
+//! The guest itself runs in a worker process; this is its record: its
+//! configuration, its memory in the ledger, its state. Records are only
+//! modified in [`crate::life`].
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -30,65 +30,65 @@ use crate::status::Status;
 use crate::usage::{Footprint, Meter};
 use crate::worker::Worker;
 
-/// Images that have their places in an instance's memory.
+/// Images that are placed in an instance's memory.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What they are.
+    /// The images that are placed.
     pub images: Images,
-    /// Where the pieces lie.
+    /// The places of the pieces.
     pub plan: PlacementPlan,
-    /// The command line as the kernel will read it.
+    /// The command line that the kernel reads.
     pub cmdline: String,
-    /// The map that the running guest was given; empty before the first start.
+    /// The memory map of the running guest; empty before the first start.
     pub e820: Vec<E820Entry>,
-    /// The memory slots of the running guest, by its worker's word.
+    /// The memory slots of the running guest, as reported by its worker.
     pub slots: Vec<AddrRange>,
 }
 
 impl Loaded {
-    /// Returns the guest-physical address of the kernel's 64-bit entry.
+    /// Returns the guest-physical address of the kernel's 64-bit entry point.
     pub fn entry(&self) -> u64 {
         self.plan.kernel.start() + self.images.facts().entry_offset
     }
 
-    /// Returns the initramfs with its exact size: the kernel unpacks what it
-    /// is told.
+    /// Returns the range of the initramfs with its exact size, since the kernel
+    /// unpacks as many bytes as it is told.
     pub fn initramfs(&self) -> Option<AddrRange> {
         let place = self.plan.initramfs?;
         AddrRange::with_size(place.start(), self.images.initramfs_size()?).ok()
     }
 }
 
-/// An instance, with its images or without, running or not.
+/// The record of an instance in any state.
 #[derive(Debug)]
 pub struct Guest {
     pub(crate) id: InstanceId,
-    /// Counts its boots.
+    /// The number of its boots.
     pub(crate) epoch: u32,
     pub(crate) config: InstanceConfig,
     pub(crate) sub_pool: SubPool,
-    /// What it may take of the host.
+    /// The host resources that are reserved for it.
     pub(crate) booking: Booking,
-    /// The memory, as the files that its worker gets.
+    /// Its memory, as the files that its worker gets.
     pub(crate) files: Vec<MemoryFile>,
-    /// Whether the memory reads as zero, but for what was allocated in it.
+    /// True if the memory reads as zero, except for allocations in it.
     pub(crate) is_clean: bool,
     pub(crate) state: State,
     pub(crate) reason: Option<EndReason>,
     pub(crate) loaded: Option<Loaded>,
-    /// The process that has the memory, if one has.
+    /// The process that has the memory, if there is one.
     pub(crate) worker: Option<Rc<Worker>>,
     /// Its cgroup, if it has one, from its first worker on.
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The CPU time of all its workers.
     pub(crate) meter: Arc<Meter>,
-    /// The verb that is being carried out and takes its time.
+    /// The verb in progress, if there is one.
     pub(crate) busy: Option<Verb>,
-    /// Whether somebody wants it dead; only an explicit start clears it.
+    /// True if it was killed; only an explicit start or load clears it.
     pub(crate) is_doomed: bool,
-    /// Whether it waits to be booted again, by its policy.
+    /// True while it waits for a restart that its policy demands.
     pub(crate) is_restarting: bool,
-    /// Boots in a row that ended soon.
+    /// The number of consecutive boots that ended soon.
     pub(crate) short_lives: u32,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) console: Arc<GuestConsole>,
@@ -97,12 +97,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Returns its number.
+    /// Returns the number of the instance.
     pub fn id(&self) -> InstanceId {
         self.id
     }
 
-    /// Returns which run of the instance this is.
+    /// Returns the current run of the instance.
     pub fn run_id(&self) -> RunId {
         RunId {
             id: self.id,
@@ -110,56 +110,58 @@ impl Guest {
         }
     }
 
-    /// Returns its name.
+    /// Returns the name of the instance.
     pub fn name(&self) -> &InstanceName {
         &self.config.name
     }
 
-    /// Returns where its life stands.
+    /// Returns the state of the instance.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Returns why it ended, in `stopped` and `failed`.
+    /// Returns the reason of its end, in `stopped` and `failed`.
     pub fn reason(&self) -> Option<EndReason> {
         self.reason
     }
 
-    /// Returns what it was made of.
+    /// Returns the configuration of the instance.
     pub fn config(&self) -> &InstanceConfig {
         &self.config
     }
 
-    /// Returns the number of the process that it runs in, if there is one.
+    /// Returns the process ID of its worker, if there is one.
     pub fn pid(&self) -> Option<i32> {
         self.worker.as_ref().map(|worker| worker.pid())
     }
 
-    /// Returns where to read what it uses; its memory is made as `config` says.
+    /// Returns the sources of its resource usage; its memory is allocated
+    /// according to `config`.
     pub fn footprint(&self, config: &ReservationConfig) -> Footprint {
         let process = self.worker.as_ref().map(|worker| worker.killer().clone());
         Footprint::new(Arc::clone(&self.meter), process, &self.files, config)
     }
 
-    /// Returns a directory of its cgroup, if it has one: that in the v2 tree
-    /// where it is in that.
+    /// Returns a directory of its cgroup, if it has one, preferably in the v2
+    /// hierarchy.
     pub fn cgroup(&self) -> Option<&Path> {
         let directories = self.leaf.as_ref()?.directories();
         let mut all = directories.v2.iter().chain(directories.v1.values());
         all.next().map(PathBuf::as_path)
     }
 
-    /// Whether it ended and waits to be booted again by its policy.
+    /// Returns whether it has ended and waits for a restart that its policy
+    /// demands.
     pub fn is_restarting(&self) -> bool {
         self.is_restarting
     }
 
-    /// Returns its memory and what that is used for.
+    /// Returns its sub-pool with the pieces in it.
     pub fn sub_pool(&self) -> &SubPool {
         &self.sub_pool
     }
 
-    /// Returns its memory: ascending, adjacent chunks merged.
+    /// Returns its memory, in ascending order, with adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         self.sub_pool.regions()
     }
@@ -169,17 +171,17 @@ impl Guest {
         &self.files
     }
 
-    /// Returns its images, where it has some.
+    /// Returns its images, if it has any.
     pub fn loaded(&self) -> Option<&Loaded> {
         self.loaded.as_ref()
     }
 
-    /// Returns when it reached which stage.
+    /// Returns the times at which it reached its stages.
     pub fn timeline(&self) -> &Arc<Timeline> {
         &self.timeline
     }
 
-    /// Returns what its worker has left in shared memory.
+    /// Returns the status that its workers have left in shared memory.
     pub fn status(&self) -> &Status {
         &self.status
     }
@@ -189,7 +191,7 @@ impl Guest {
         &self.console
     }
 
-    /// Returns what its policy says about an end.
+    /// Returns its policy for an end with this reason.
     pub fn on_end(&self, reason: EndReason) -> OnEnd {
         match reason {
             EndReason::Reboot => self.config.spec.on_reboot,
@@ -198,15 +200,15 @@ impl Guest {
         }
     }
 
-    /// Returns its memory map, from the ledger as it stands.
+    /// Returns its memory map, computed from the current ledger.
     ///
     /// # Errors
-    /// See [`e820::build`].
+    /// Returns the errors of [`e820::build`].
     pub fn e820(&self, pool: &HostPool) -> Result<Vec<E820Entry>, RangeError> {
         e820(pool, &self.sub_pool, self.loaded.as_ref())
     }
 
-    /// Returns the memory slots that its machine has to have: the low window,
+    /// Returns the memory slots that its machine must have: the low window,
     /// then its memory.
     pub fn due_slots(&self) -> Vec<AddrRange> {
         let low = AddrRange::with_size(0, LOW_WINDOW_SIZE).ok();
@@ -215,18 +217,18 @@ impl Guest {
             .collect()
     }
 
-    /// Returns the map that the guest was given at its start, and the ranges
-    /// of its memory slots by its worker's word; `None` unless it is live.
+    /// Returns the memory map of the running guest, and its memory slots as
+    /// reported by its worker; `None` unless it is live.
     pub fn machine_facts(&self) -> Option<(&[E820Entry], &[AddrRange])> {
         let loaded = self.loaded.as_ref().filter(|_| self.state.is_live())?;
         Some((&loaded.e820, &loaded.slots))
     }
 }
 
-/// Returns the memory map of an instance, from the ledger as it stands.
+/// Returns the memory map of an instance, computed from the current ledger.
 ///
 /// # Errors
-/// See [`e820::build`].
+/// Returns the errors of [`e820::build`].
 pub fn e820(
     pool: &HostPool,
     sub_pool: &SubPool,

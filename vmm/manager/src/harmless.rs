@@ -1,9 +1,9 @@
-//! Text that a worker says, fit for people's terminals and logs.
+//! Makes text from workers safe for terminals and logs.
 
-/// Longest line of a worker's that is passed on, bytes.
+/// The maximum length in bytes of a worker's line that is passed on.
 const LINE_MAX: usize = 1024;
 
-/// Returns the text without control characters, and not longer than a line.
+/// Returns the text without control characters, truncated to one line.
 pub(crate) fn harmless(text: &str) -> String {
     let end = text.floor_char_boundary(LINE_MAX);
     let text = text.get(..end).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a manager needs of its host.
+//! The resources and properties of the host that a manager needs.
 
 use std::cell::LazyCell;
 use std::fmt;
@@ -8,35 +8,35 @@ use mkvmm_wire::messages::CpuidLeaf;
 
 use crate::child::Children;
 
-/// What a manager needs of its host, opened and checked by its caller.
+/// The resources and properties of the host, opened and checked by the caller.
 #[derive(Debug)]
 pub struct Host {
-    /// `/dev/kvm`, open. Only handed on to workers.
+    /// The open `/dev/kvm`, which is only passed on to workers.
     pub kvm: OwnedFd,
-    /// What KVM says when it is asked.
+    /// The properties that KVM reports.
     pub facts: Facts,
-    /// How children are made.
+    /// The parameters for starting children.
     pub children: Children,
 }
 
-/// What KVM says of the processor that guests see.
+/// The properties of the guests' processor that KVM reports.
 #[derive(Debug, Default)]
 pub struct KvmFacts {
-    /// The CPUID that it supports, which is only handed on to workers; empty
-    /// where each of them is to ask.
+    /// The supported CPUID, which is only passed on to workers; empty if each
+    /// of them has to query it.
     pub cpuid: Vec<CpuidLeaf>,
-    /// Bits of a guest-physical address.
+    /// The number of bits of a guest-physical address.
     pub address_bits: u32,
-    /// Whether guests have 1 GiB pages.
+    /// True if guests support 1 GiB pages.
     pub has_huge_pages: bool,
 }
 
-/// The facts, asked for when they are first needed: KVM takes most of a
-/// millisecond to answer.
+/// The properties that KVM reports, queried when they are first needed, since
+/// that takes almost a millisecond.
 pub struct Facts(LazyCell<KvmFacts, Box<dyn FnOnce() -> KvmFacts>>);
 
 impl Facts {
-    /// Makes the facts that `ask` will return.
+    /// Creates the facts that `ask` will return.
     pub fn new(ask: impl FnOnce() -> KvmFacts + 'static) -> Self {
         Self(LazyCell::new(Box::new(ask)))
     }

@@ -1,5 +1,4 @@
-//! What is loaded into an instance: images that have been unpacked, and a
-//! command line.
+//! The contents loaded into an instance: unpacked images and a command line.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,20 +20,20 @@ use crate::child::{self, Role};
 use crate::host::Host;
 use crate::worker::WorkerError;
 
-/// What is loaded into an instance: what `load` takes.
+/// The contents loaded into an instance: the parameters of `load`.
 #[derive(Debug, Clone)]
 pub struct Images {
     kernel: Arc<StoredImage>,
-    /// What is known of the kernel, checked against its file.
+    /// The facts about the kernel, checked against its file.
     facts: KernelFacts,
-    /// Whether the kernel is the built-in probe, which is told about its
-    /// instance on its command line.
+    /// True if the kernel is the built-in probe, whose command line describes
+    /// its instance.
     is_probe: bool,
     initramfs: Option<Initramfs>,
-    /// What there is to say about the files, the kernel's first.
+    /// The descriptions of the files, the kernel's first.
     infos: Vec<ImageInfo>,
     cmdline: String,
-    /// What the user wrote.
+    /// The specification as the user wrote it.
     spec: ImagesSpec,
 }
 
@@ -44,34 +43,34 @@ impl Images {
         &self.kernel
     }
 
-    /// Returns what is known of the kernel.
+    /// Returns the facts about the kernel.
     pub fn facts(&self) -> &KernelFacts {
         &self.facts
     }
 
-    /// Returns the archives of the initramfs, each with its distance from the
+    /// Returns the archives of the initramfs, each with its offset from the
     /// start.
     pub fn archives(&self) -> impl Iterator<Item = (u64, &Arc<StoredImage>)> {
         self.initramfs.iter().flat_map(Initramfs::parts)
     }
 
-    /// Returns the bytes of the whole initramfs.
+    /// Returns the size of the whole initramfs in bytes.
     pub fn initramfs_size(&self) -> Option<u64> {
         self.initramfs.as_ref().map(Initramfs::size)
     }
 
-    /// Returns what there is to say about the kernel's file and the archives'.
+    /// Returns the descriptions of the kernel's file and of the archives.
     pub fn infos(&self) -> &[ImageInfo] {
         &self.infos
     }
 
-    /// Returns what the user wrote.
+    /// Returns the specification as the user wrote it.
     pub fn spec(&self) -> &ImagesSpec {
         &self.spec
     }
 
-    /// Returns what the kernel gets to read: for the probe, first what it is
-    /// to check.
+    /// Returns the command line that the kernel reads; for the probe it begins
+    /// with what to check.
     pub fn full_cmdline(
         &self,
         name: &InstanceName,
@@ -99,7 +98,7 @@ impl Images {
     }
 }
 
-/// Why an image was refused.
+/// A reason why an image was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {path}")]
 pub struct ImageError {
@@ -107,7 +106,7 @@ pub struct ImageError {
     pub what: &'static str,
     /// The path as given.
     pub path: String,
-    /// What is wrong with it.
+    /// The underlying error.
     #[source]
     pub source: StoreError,
 }
@@ -137,7 +136,7 @@ impl Diagnose for ImageError {
 /// Reads the files of `spec` for an instance of `memory` bytes.
 ///
 /// # Errors
-/// [`ImageError`] for the first that cannot be used.
+/// Returns an [`ImageError`] for the first image that cannot be used.
 pub async fn read(
     spec: ImagesSpec,
     memory: u64,
@@ -191,17 +190,17 @@ fn image_error(what: &'static str, path: &impl ToString) -> impl FnOnce(StoreErr
     move |source| ImageError { what, path, source }
 }
 
-/// Unpackers as children of this process, one for each image.
+/// Runs unpackers as children of this process, one for each image.
 #[derive(Debug, Clone)]
 pub struct UnpackerChildren {
     host: Rc<Host>,
-    /// Bounds those that run.
+    /// Limits the number of running unpackers.
     room: Rc<Semaphore>,
     limit: usize,
 }
 
 impl UnpackerChildren {
-    /// Makes children of `host`, of which at most `limit` run at once.
+    /// Creates unpackers on `host`, of which at most `limit` run at once.
     pub fn new(host: Rc<Host>, limit: usize) -> Self {
         Self {
             host,
@@ -219,7 +218,7 @@ impl Unpackers for UnpackerChildren {
         output: std::os::fd::OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
         use std::os::fd::AsFd;
-        // Nobody waits here: one image may take as long as its limits allow.
+        // There is no timeout: one image may take as long as its limits allow.
         let limit = self.limit;
         let crowded = |_no_room| UnpackersError::Crowded { limit };
         let _place = self.room.try_acquire().map_err(crowded)?;

@@ -1,37 +1,38 @@
-//! Guests' own cgroups: a leaf for each, from its first worker to its
-//! deletion.
+//! Guests' cgroups: one leaf for each, from its first worker to its deletion.
 //!
-//! Making and removing one is quick by itself, but waits while anybody on the
-//! host moves a process between cgroups, so it happens on a thread that may.
+//! Creating and removing one is quick by itself, but waits while anybody on the
+//! host moves a process between cgroups, so it happens on a thread that may
+//! block.
 
 use std::sync::{Arc, OnceLock};
 
 use mkvmm_base::{InstanceId, InstanceName, chain};
 use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, remove_stale};
 
-/// Where guests have cgroups.
+/// The cgroups that guests get.
 #[derive(Debug, Clone, Default)]
 pub enum Leaves {
     /// Guests have no cgroups of their own.
     #[default]
     Off,
-    /// Below that of this process, for accounting, where that costs nothing and
-    /// may be. It is looked for when the first is to be made.
+    /// Guests have cgroups below that of this process for accounting, if that
+    /// is free of cost and permitted. It is searched for when the first one is
+    /// created.
     Offered(Arc<OnceLock<Option<Cgroups>>>),
-    /// Below this one; a guest that can have none there does not run.
+    /// Guests have cgroups below this one; a guest without one does not run.
     Required(Cgroups),
 }
 
 impl Leaves {
-    /// Returns leaves below the cgroup of this process, where there can be any.
+    /// Returns leaves below the cgroup of this process, if any can be created.
     pub fn offered() -> Self {
         Self::Offered(Arc::default())
     }
 
-    /// Returns leaves below `base`. Removes those that others have left behind.
+    /// Returns leaves below `base`. Removes stale leaves.
     ///
     /// # Errors
-    /// [`CgroupError`] where none can be made.
+    /// Returns a [`CgroupError`] if none can be created.
     pub fn required(base: &Base) -> Result<Self, CgroupError> {
         let base = Cgroups::find(base)?;
         remove_stale(&base);
@@ -43,8 +44,8 @@ impl Leaves {
         Ok(Self::Required(base))
     }
 
-    /// Makes a leaf, where guests have some. To be called where waiting does
-    /// no harm.
+    /// Creates a leaf, if guests get any. Must be called where blocking is
+    /// allowed.
     pub(crate) fn make(&self, name: &str) -> Result<Option<Leaf>, CgroupError> {
         match self {
             Self::Off => Ok(None),
@@ -62,8 +63,7 @@ impl Leaves {
     }
 }
 
-/// Finds the cgroup of this process, and removes leaves that others have left
-/// behind there.
+/// Finds the cgroup of this process, and removes stale leaves there.
 fn find_own() -> Option<Cgroups> {
     let base = logged(Cgroups::find(&Base::Own))?;
     remove_stale(&base);
@@ -75,14 +75,14 @@ fn logged<T>(result: Result<T, CgroupError>) -> Option<T> {
     result.inspect_err(log).ok()
 }
 
-/// Returns the name of an instance's leaf: never the kernel's name of a file,
-/// and never given twice.
+/// Returns the name of an instance's leaf, which never is the kernel's name of a
+/// file, and is never reused.
 pub(crate) fn leaf_name(id: InstanceId, name: &InstanceName) -> String {
     format!("{id}-{name}")
 }
 
 /// Removes a leaf whose processes are gone.
 pub(crate) async fn remove(leaf: Arc<Leaf>) {
-    // A leaf that stays is said so by the next start.
+    // A leaf that cannot be removed is reported by the next start.
     let _ = tokio::task::spawn_blocking(move || drop(leaf)).await;
 }

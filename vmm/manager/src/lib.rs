@@ -1,24 +1,24 @@
 //! All guests of one host: their states, their processes, the ledger of their
-//! memory, and how they are controlled.
+//! memory, and the control socket.
 //!
-//! Nothing here knows KVM: guests live in worker processes, one each, that are
-//! told what to do over `mkvmm-wire`. One thread owns the [`Manager`], in a
-//! tokio runtime; nothing that takes time runs on it.
+//! This crate does not use KVM: guests live in worker processes, one each,
+//! which receive orders over `mkvmm-wire`. One thread owns the [`Manager`], in
+//! a tokio runtime; nothing that takes time runs on it.
 //!
-//! | files | what they know |
+//! | files | contents |
 //! |---|---|
-//! | `config`, `images` | what an instance is made of |
-//! | `limits`, `budget` | how much there may be at once |
-//! | `console`, `status` | what its workers leave in shared memory |
-//! | `host`, `child`, `begun`, `worker` | processes, and what is said to them |
+//! | `config`, `images` | the configuration and the contents of an instance |
+//! | `limits`, `budget` | limits of simultaneous use |
+//! | `console`, `status` | the data of workers in shared memory |
+//! | `host`, `child`, `begun`, `worker` | child processes, and the communication with them |
 //! | `memory` | the files of its memory |
-//! | `usage`, `leaves` | what it costs the host, and its cgroup |
-//! | `guest`, `registry` | the record of one instance, and of all |
-//! | `manager` | the owner |
-//! | `questions`, `asking`, `news` | what workers are asked, answer and report |
-//! | `harmless`, `pace` | what of it is passed on, and how fast |
+//! | `usage`, `leaves` | resource usage, and cgroups |
+//! | `guest`, `registry` | the records of instances |
+//! | `manager` | the owner of all instances |
+//! | `questions`, `asking`, `news` | requests to workers, their answers and reports |
+//! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
-//! | `audit` | the proof that ledger, slots and maps agree |
+//! | `audit` | checks that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
 
 mod asking;

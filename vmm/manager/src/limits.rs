@@ -1,4 +1,4 @@
-//! How much is allowed at once, out of what the host allows this process.
+//! Limits of simultaneous use, derived from the host's limits for this process.
 
 use std::fs;
 
@@ -6,63 +6,66 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::budget::Amounts;
 
-/// Clients that may be connected at once when nobody says.
+/// The default number of clients that may be connected at once.
 const CONNECTIONS: u64 = 128;
-/// Unpackers that may run at once.
+/// The maximum number of simultaneous unpackers.
 const UNPACKERS: u64 = 16;
-/// Boots by policy that may be under way at once.
+/// The maximum number of restarts in progress.
 const RESTARTS: usize = 4;
-/// Images that are kept though no instance has them.
+/// The number of images that are cached without an instance using them.
 const KEPT_IMAGES: u64 = 256;
-/// Descriptors of a connection: its own, and a console's watch over it.
+/// The descriptors of a connection: its own, and one to watch it for hang-ups.
 const PER_CONNECTION: u64 = 2;
-/// Descriptors of an unpacker: image, output, both once more, channel, process.
+/// The descriptors of an unpacker: image, output, a duplicate of both, channel,
+/// process.
 const PER_UNPACKER: u64 = 8;
-/// Descriptors that are nobody's: files being opened, processes being made.
+/// Descriptors for other purposes: files being opened, processes being started.
 const SPARE_DESCRIPTORS: u64 = 32;
-/// Threads and processes that are no guest's.
+/// Threads and processes that belong to no guest.
 const SPARE_TASKS: u64 = 128;
 /// Mappings of the program itself, its libraries and its heap.
 const SPARE_MAPPINGS: u64 = 2048;
 
-/// How much is allowed at once.
+/// The limits of simultaneous use.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Clients that may be connected.
+    /// The maximum number of connected clients.
     pub connections: usize,
-    /// Unpackers that may run.
+    /// The maximum number of running unpackers.
     pub unpackers: usize,
-    /// Boots by policy that may be under way.
+    /// The maximum number of restarts in progress.
     pub restarts: usize,
-    /// Images that are kept though no instance has them.
+    /// The number of images that are cached without an instance using them.
     pub kept_images: usize,
-    /// What all instances together may take.
+    /// The resources that all instances together may use.
     pub instances: Amounts,
 }
 
-/// More clients were to be allowed than there are descriptors for.
+/// More connections were requested than there are descriptors for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{connections} connections need more descriptors than the limit of {limit} open files has")]
+#[error(
+    "{connections} connections need more descriptors than the limit of {limit} open files allows"
+)]
 pub struct TooManyConnections {
-    /// Clients that were to be allowed.
+    /// The number of connections requested.
     pub connections: usize,
     /// The limit of open files.
     pub limit: u64,
 }
 
 impl Limits {
-    /// Derives limits from what this process may have, and has already.
-    /// Without a wish for `connections` they are as many as leave most of the
+    /// Derives limits from the resources that this process may use, and already
+    /// uses. If `connections` is `None`, their number leaves most of the
     /// descriptors to instances.
     ///
     /// # Errors
-    /// [`TooManyConnections`].
+    /// Returns [`TooManyConnections`] if there are not enough descriptors.
     pub fn of_host(connections: Option<usize>) -> Result<Self, TooManyConnections> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self::of(limit, open_files(), connections)
     }
 
-    /// The same for a limit of open files, of which `open` are.
+    /// Derives limits from a limit of open files, of which `open` are open.
     fn of(limit: u64, open: u64, wish: Option<usize>) -> Result<Self, TooManyConnections> {
         let connections = wish.map_or(CONNECTIONS.min(limit / 8), |wish| wish as u64);
         let unpackers = UNPACKERS.min(limit / 64).max(1);
@@ -92,25 +95,25 @@ fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Descriptors that are open now.
+/// Returns the number of descriptors that are open now.
 fn open_files() -> u64 {
     fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64)
 }
 
-/// Threads that this process and its children may have; what others of the
-/// same user or host have nobody can know beforehand.
+/// Returns the number of threads that this process and its children may have;
+/// the use by other processes of the same user or host cannot be predicted.
 fn tasks() -> u64 {
     let of_user = getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX);
     let of_host = number("/proc/sys/kernel/threads-max").unwrap_or(u64::MAX);
     of_user.min(of_host).min(tasks_of_cgroup())
 }
 
-/// The limit of the cgroup that this process is in, under cgroup v2.
+/// Returns the limit of the cgroup that this process is in, under cgroup v2.
 fn tasks_of_cgroup() -> u64 {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"));
     let file = path.map(|path| format!("/sys/fs/cgroup{path}/pids.max"));
-    // `max` is no number.
+    // The value `max` is not a number.
     file.and_then(|file| number(&file)).unwrap_or(u64::MAX)
 }
 

@@ -1,10 +1,11 @@
-//! The owner of all instances: every verb, exactly as the states allow.
+//! The owner of all instances, which carries out the verbs.
 //!
-//! One thread has it, in a tokio runtime of its own; verbs are asynchronous
-//! methods on it (`life/`). Between two awaits a verb has everything to
-//! itself. Over an await it holds no borrow, and what it finds afterwards may
-//! have changed: an instance that takes its time is marked busy, which refuses
-//! every other verb but a kill, and a kill is looked for after every await.
+//! It belongs to one thread, in a tokio runtime of its own; verbs are
+//! asynchronous methods on it (`life/`). Between two awaits a verb has
+//! exclusive access to everything. Across an await it holds no borrow, and the
+//! state may have changed afterwards: an instance with a verb in progress is
+//! marked busy, which refuses every other verb except a kill, and verbs check
+//! for a kill after every await.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::BTreeMap;
@@ -29,36 +30,36 @@ use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
 
-/// How a manager treats its guests.
+/// The options of a manager.
 #[derive(Debug)]
 pub struct Options {
-    /// How their consoles are kept.
+    /// The options of consoles.
     pub console: ConsoleOptions,
-    /// What images may use.
+    /// The resources that images may use.
     pub images: ImageBudget,
-    /// What those who name images may name.
+    /// The images that requesters may name.
     pub access: Access,
-    /// The kernel that needs no file.
+    /// The kernel that is built in.
     pub probe: BuiltIn,
-    /// How much there may be at once.
+    /// The limits of simultaneous use.
     pub limits: Limits,
-    /// What follows when the process of a guest stands still.
+    /// The response to a guest's process that does not make progress.
     pub on_stall: OnStall,
     /// The worker of the first instance, if it was started already.
     pub early: Option<Begun>,
 }
 
-/// How consoles are kept.
+/// The options of consoles.
 #[derive(Debug, Clone, Copy)]
 pub struct ConsoleOptions {
-    /// Bytes of output that each guest's console keeps.
+    /// The number of bytes of output that each guest's console keeps.
     pub ring: usize,
-    /// Whether guests wait until what they print was handed on, instead of
-    /// losing what nobody has read.
+    /// True if guests wait until their output was passed on, instead of losing
+    /// what was not read.
     pub lossless: bool,
 }
 
-/// All instances, their pool and their processes.
+/// All instances with their pool and their processes.
 #[derive(Debug)]
 pub struct Manager {
     registry: RefCell<Registry>,
@@ -66,27 +67,27 @@ pub struct Manager {
     pub(crate) host: Rc<Host>,
     /// Images by the files that they come from.
     pub(crate) images: ImageStore<UnpackerChildren>,
-    /// What those who name images may name.
+    /// The images that requesters may name.
     pub(crate) access: Arc<Access>,
     pub(crate) console: ConsoleOptions,
-    /// Told whenever an instance has changed its state.
+    /// Notified whenever an instance has changed its state.
     pub(crate) changed: Notify,
-    /// What instances have booked.
+    /// The resources that instances have reserved.
     pub(crate) budget: Rc<Budget>,
-    /// Bounds the boots by policy that are under way.
+    /// Limits the number of restarts in progress.
     pub(crate) restarts: Semaphore,
     pub(crate) on_stall: OnStall,
     early: RefCell<Option<Begun>>,
     connections: usize,
     is_ending: Cell<bool>,
-    /// Who waits for registers, by ticket.
+    /// The pending requests for registers, by ticket.
     pub(crate) questions: RefCell<BTreeMap<u64, Question>>,
     tickets: Cell<u64>,
     pub(crate) closing: RefCell<ClosingLogs>,
 }
 
 impl Manager {
-    /// Makes an owner of nothing yet but `pool`.
+    /// Creates a manager without instances, with `pool`.
     pub fn new(host: Host, pool: HostPool, memory: PoolMemory, options: Options) -> Rc<Self> {
         let Options {
             console,
@@ -120,35 +121,36 @@ impl Manager {
         })
     }
 
-    /// Returns the instances and the ledger, to look at. Must not be held over
-    /// an await.
+    /// Returns the instances and the ledger, for reading. Must not be held
+    /// across an await.
     pub fn registry(&self) -> Ref<'_, Registry> {
         self.registry.borrow()
     }
 
-    /// Returns the instances and the ledger, to change them. Must not be held
-    /// over an await.
+    /// Returns the instances and the ledger, for changes. Must not be held
+    /// across an await.
     pub fn registry_mut(&self) -> RefMut<'_, Registry> {
         self.registry.borrow_mut()
     }
 
-    /// Returns what completes when some instance has changed its state after
+    /// Returns a future that completes when an instance changes its state after
     /// the call.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    /// Returns the number of clients that may be connected at once.
+    /// Returns the maximum number of connected clients.
     pub fn connections(&self) -> usize {
         self.connections
     }
 
-    /// Whether the manager is ending and starts nothing any more.
+    /// Returns whether the manager is shutting down and starts nothing any
+    /// more.
     pub fn is_ending(&self) -> bool {
         self.is_ending.get()
     }
 
-    /// Starts nothing from now on.
+    /// Prevents all starts from now on.
     pub(crate) fn begin_ending(&self) {
         self.is_ending.set(true);
     }
@@ -158,7 +160,7 @@ impl Manager {
         self.early.borrow_mut().take_if(|early| early.name == *name)
     }
 
-    /// Returns a number that no question has had.
+    /// Returns a ticket that was not used before.
     pub(crate) fn next_ticket(&self) -> u64 {
         let ticket = self.tickets.get();
         self.tickets.set(ticket + 1);
@@ -168,7 +170,7 @@ impl Manager {
     /// Marks an instance busy with `verb`, if that is legal now.
     ///
     /// # Errors
-    /// [`RegistryError`] with what stands in the way.
+    /// Returns a [`RegistryError`] with the reason.
     pub(crate) fn begin(
         self: &Rc<Self>,
         name: &InstanceName,
@@ -185,8 +187,8 @@ impl Manager {
         })
     }
 
-    /// Puts the state of an instance into the event log, and tells whoever
-    /// waits for a change.
+    /// Adds the state of an instance to the event log, and notifies waiting
+    /// tasks.
     pub(crate) fn announce(&self, id: InstanceId) {
         let registry = self.registry();
         if let Some(guest) = registry.guest(id) {
@@ -196,11 +198,11 @@ impl Manager {
     }
 }
 
-/// An instance that a verb has to itself until this is dropped.
+/// Exclusive use of an instance by a verb, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Busy {
     manager: Rc<Manager>,
-    /// The instance that is busy.
+    /// The number of the instance.
     pub id: InstanceId,
 }
 

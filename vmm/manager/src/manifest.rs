@@ -1,10 +1,10 @@
-//! The manifest: what an instance is told about itself, as a flattened
-//! device tree.
+//! The manifest: describes an instance to its guest, as a flattened device
+//! tree.
 //!
-//! It travels as a `setup_data` node, so that Linux shows it below
-//! `/sys/kernel/boot_params/setup_data/` without any driver; CPUID leaf
-//! 0x4000_0100 finds it without Linux. The format is
-//! described in `docs/manifest.md`; [`MANIFEST_VERSION`] counts its changes.
+//! It is passed as a `setup_data` node, so that Linux shows it below
+//! `/sys/kernel/boot_params/setup_data/` without any driver; other guests find
+//! it through CPUID leaf 0x4000_0100. The format is described in
+//! `docs/manifest.md`; [`MANIFEST_VERSION`] counts its changes.
 
 use mkpool::AddrRange;
 use mkvmm_base::layout::MANIFEST_VERSION;
@@ -12,41 +12,41 @@ use vm_fdt::FdtWriter;
 
 use mkvmm_memory::placement::PlacementPlan;
 
-/// What the manifest states.
+/// The contents of the manifest.
 #[derive(Debug, Clone, Copy)]
 pub struct ManifestFacts<'a> {
-    /// Guest-physical address at which the manifest itself will lie.
+    /// The guest-physical address of the manifest itself.
     pub addr: u64,
-    /// The whole pool.
+    /// The range of the whole pool.
     pub pool: AddrRange,
-    /// The instance's number.
+    /// The number of the instance.
     pub id: u32,
-    /// The instance's name.
+    /// The name of the instance.
     pub name: &'a str,
-    /// Its chunks, ascending, adjacent ones merged.
+    /// Its chunks, in ascending order, with adjacent ones merged.
     pub chunks: &'a [AddrRange],
-    /// Where its pieces lie.
+    /// The places of its pieces.
     pub plan: &'a PlacementPlan,
-    /// What was allocated outside the control block before the start,
-    /// ascending: not the guest's RAM.
+    /// Allocations outside the control block from before the start, in
+    /// ascending order; they are not the guest's RAM.
     pub allocations: &'a [AddrRange],
-    /// Exact size of the initramfs in bytes.
+    /// The exact size of the initramfs in bytes.
     pub initramfs_size: u64,
-    /// The 64-bit entry.
+    /// The address of the kernel's 64-bit entry point.
     pub entry: u64,
-    /// Number of vCPUs.
+    /// The number of vCPUs.
     pub cpus: u8,
     /// The command line, without its NUL.
     pub cmdline: &'a str,
-    /// Address of the command line.
+    /// The address of the command line.
     pub cmdline_addr: u64,
 }
 
 /// Writes the manifest.
 ///
 /// # Errors
-/// What the writer refuses; names and command lines have been checked, so
-/// this is a bug.
+/// Returns the error of the writer; names and command lines have been
+/// validated, so this would be a bug.
 pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
@@ -62,7 +62,7 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
 
     let instance = fdt.begin_node("instance")?;
     fdt.property_u32("id", facts.id)?;
-    // A property `name` would have to be the node's own name, or dtc refuses it.
+    // dtc refuses a property `name` unless it is the node's own name.
     fdt.property_string("label", facts.name)?;
     fdt.property_u32("cpus", facts.cpus.into())?;
     fdt.property_array_u64("reg", &reg(facts.chunks))?;
@@ -93,7 +93,7 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
     fdt.finish()
 }
 
-/// Start and size of each range, as `reg` has them.
+/// Returns start and size of each range, in the format of `reg`.
 fn reg(ranges: &[AddrRange]) -> Vec<u64> {
     ranges.iter().flat_map(|r| [r.start(), r.size()]).collect()
 }

@@ -1,5 +1,5 @@
-//! The files of instances' memory: taken, cleaned and returned without holding
-//! anybody else up.
+//! The files of instances' memory: taken, scrubbed and returned without
+//! delaying others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,31 +10,31 @@ use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 use mkvmm_wire::messages::{CleanOrder, Extent, FilePart};
 
-/// The memory of the pool, shared with threads that do what takes time.
+/// The memory of the pool, shared with threads for slow operations.
 #[derive(Debug, Clone)]
 pub struct Files(Arc<Mutex<PoolMemory>>);
 
 impl Files {
-    /// Takes over the memory of a pool.
+    /// Takes ownership of the memory of a pool.
     pub fn new(memory: PoolMemory) -> Self {
         Self(Arc::new(Mutex::new(memory)))
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolMemory> {
-        // What is lent to whom is valid even if the lock is poisoned.
+        // The loans are valid even if the lock is poisoned.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what the memory is made of.
+    /// Returns the configuration of the memory.
     pub fn config(&self) -> ReservationConfig {
         *self.lock().config()
     }
 
-    /// Takes the memory of `regions`: at once where it comes lazily, in a
-    /// thread of its own where pages have to be populated.
+    /// Takes the memory of `regions`: at once if it is allocated lazily, in a
+    /// separate thread if pages have to be populated.
     ///
     /// # Errors
-    /// [`ReservationError`]; nothing was taken then.
+    /// Returns a [`ReservationError`]; nothing was taken then.
     pub async fn take(&self, regions: Vec<AddrRange>) -> Result<Vec<MemoryFile>, ReservationError> {
         if self.lock().is_quick() {
             return self.lock().take(&regions);
@@ -44,9 +44,9 @@ impl Files {
         taken.await.unwrap_or(Err(ReservationError::Stopped))
     }
 
-    /// Returns files that are clean, or that will not be used again. Closing
-    /// the last descriptor of a large file takes its time, so this happens in
-    /// a thread of its own as well.
+    /// Returns files that are scrubbed, or will not be used again. Closing the
+    /// last descriptor of a large file takes time, so this also happens in a
+    /// separate thread.
     pub async fn put_back(&self, returned: Vec<MemoryFile>) {
         let files = self.clone();
         let put = move || {
@@ -63,7 +63,8 @@ impl Files {
     }
 }
 
-/// What a cleaner has to do so that `files` read as zero but for `kept`.
+/// Returns the order to a cleaner to make `files` read as zero except for
+/// `kept`.
 pub(crate) fn clean_order(
     files: &[MemoryFile],
     kept: impl Iterator<Item = AddrRange>,
@@ -76,7 +77,7 @@ pub(crate) fn clean_order(
     for kept in kept {
         map.overwrite(kept, None);
     }
-    // Each number is a kind of its own, so no row spans two files.
+    // Each file has its own kind, so no row spans two files.
     let parts = map.iter().filter_map(|(range, of)| {
         let (file, start) = of?;
         let extent = Extent {

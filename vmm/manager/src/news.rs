@@ -1,4 +1,4 @@
-//! What workers report about their guests, to the event log and on stderr.
+//! Passes reports of workers about their guests to the event log and to stderr.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::questions::Reading;
 use crate::registry::Registry;
 
 impl Manager {
-    /// Takes a report of a run that is not over.
+    /// Handles a report of a run that is not over.
     pub(crate) fn on_news(&self, run: RunId, report: Report) {
         let registry = self.registry();
         let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
@@ -28,7 +28,7 @@ impl Manager {
                 violation,
                 last_reported,
             } => on_violation(&registry, guest, violation, last_reported),
-            // By its own word, but not in the future.
+            // Use the worker's time, unless it is in the future.
             Report::Reached { stage, at } => {
                 let at = since_start(at).min(timeline::now());
                 guest.timeline.reach_at(stage, at);
@@ -52,12 +52,13 @@ impl Manager {
                 };
                 self.on_registers(run, ticket, reading);
             }
-            // Taken by whoever listens to the worker.
+            // These are handled by the worker's listener.
             Report::Done(_) | Report::Ended(_) => {}
         }
     }
 
-    /// A guest's console log cannot be written any more.
+    /// Handles the error of a guest's console log that cannot be written any
+    /// more.
     pub(crate) fn on_log_failed(&self, name: &InstanceName, path: &Path, error: &io::Error) {
         let path = path.display().to_string();
         log::error!("{name}: nothing more is logged to {path}: {error}");
@@ -92,7 +93,7 @@ fn on_violation(registry: &Registry, guest: &Guest, violation: Violation, last: 
     registry.log().push(Some(name.to_string()), kind);
 }
 
-/// Passes on a line of a worker's log, which may say anything.
+/// Passes on a line of a worker's log, which is untrusted.
 fn pass_on(name: &InstanceName, level: LogLevel, text: &str) {
     let level = match level {
         LogLevel::Error => log::Level::Error,

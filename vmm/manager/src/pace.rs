@@ -1,20 +1,21 @@
-//! How much of something is let through, and how fast.
+//! A rate limiter for events.
 
 use std::time::{Duration, Instant};
 
-/// Lets a burst through at once, and after it so much per second.
+/// A rate limiter that allows a burst, and then a constant rate.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// The time that one costs.
+    /// The time that one event costs.
     each: Duration,
-    /// The time that may be owed.
+    /// The maximum debt, as a time.
     credit: Duration,
-    /// When everything will be paid that was let through.
+    /// The time at which the debt of all past events is paid off.
     paid: Option<Instant>,
 }
 
 impl Pace {
-    /// Makes a pace of `burst` at once and `per_second` from then on.
+    /// Creates a limiter that allows `burst` at once and `per_second` from then
+    /// on.
     pub fn new(burst: u32, per_second: u32) -> Self {
         let each = Duration::from_secs(1) / per_second.max(1);
         Self {
@@ -24,8 +25,8 @@ impl Pace {
         }
     }
 
-    /// Counts what has come, which costs as much as `count` single ones.
-    /// Returns how long to wait before more is taken.
+    /// Charges for an event that costs as much as `count` single ones. Returns
+    /// how long to wait before the next.
     pub fn charge(&mut self, count: u32, now: Instant) -> Duration {
         let paid = self.paid_at(now) + self.each * count;
         self.paid = Some(paid);
@@ -33,7 +34,7 @@ impl Pace {
             .saturating_sub(self.credit)
     }
 
-    /// Whether one more may pass now; it is counted only then.
+    /// Returns whether one more event is allowed now; it is charged only then.
     pub fn allows(&mut self, now: Instant) -> bool {
         let paid = self.paid_at(now) + self.each;
         let is_allowed = paid.saturating_duration_since(now) <= self.credit;
@@ -59,12 +60,12 @@ mod tests {
         let (mut pace, start) = (Pace::new(10, 100), Instant::now());
         let passed = (0..1000).filter(|_| pace.allows(start)).count();
         assert_eq!(passed, 10);
-        // Ten milliseconds each.
+        // Each event costs ten milliseconds.
         let later = |ms| start + MS * ms;
         assert!(!pace.allows(later(9)));
         assert!(pace.allows(later(10)));
         assert!(!pace.allows(later(10)));
-        // However long nothing came, a burst is a burst.
+        // However long nothing happened, the burst is limited.
         let passed = (0..1000).filter(|_| pace.allows(later(60_000))).count();
         assert_eq!(passed, 10);
     }

@@ -1,60 +1,61 @@
-//! Questions about registers that are under way.
+//! Pending requests for registers.
 
 use mkvmm_base::registers::Registers;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{InstanceName, RunId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-/// What a vCPU says about itself.
+/// The answer of one vCPU.
 #[derive(Debug, Clone)]
 pub struct Reading {
-    /// Which vCPU, from 0.
+    /// The index of the vCPU, from 0.
     pub cpu: u8,
-    /// What they hold.
+    /// The contents of its registers.
     pub registers: Registers,
-    /// Where KVM says that an address leads, if that was asked.
+    /// KVM's translation of an address, if it was requested.
     pub translated: Option<Option<u64>>,
 }
 
-/// Registers on their way.
+/// The answers to a request for registers.
 #[derive(Debug)]
 pub struct Readings {
-    /// The instance that was asked.
+    /// The instance that was queried.
     pub name: InstanceName,
-    /// The state it is in.
+    /// The state of the instance.
     pub state: State,
-    /// Why it ended, if it did.
+    /// The reason of its end, if it has ended.
     pub reason: Option<EndReason>,
-    /// The vCPUs that were asked, ascending.
+    /// The vCPUs that were queried, in ascending order.
     pub asked: Vec<u8>,
-    /// A reading of each, in any order; closed when there will be no more.
+    /// The answers in any order; the channel is closed when there will be no
+    /// more.
     pub answers: UnboundedReceiver<Reading>,
 }
 
-/// Why there are no registers.
+/// A reason why there are no registers.
 #[derive(Debug, thiserror::Error)]
 pub enum QuestionError {
-    /// There is no vCPU, nor was there one since the images were loaded.
+    /// There is no vCPU, and there was none since the images were loaded.
     #[error("{name} is {state}, which has no registers")]
     NoRegisters {
-        /// The instance that was asked.
+        /// The instance that was queried.
         name: InstanceName,
-        /// The state it is in.
+        /// The state of the instance.
         state: State,
     },
-    /// It has fewer vCPUs.
+    /// The instance has fewer vCPUs.
     #[error("{name} has no vCPU {cpu}")]
     NoCpu {
-        /// The instance that was asked.
+        /// The instance that was queried.
         name: InstanceName,
-        /// The vCPU asked for.
+        /// The vCPU that was requested.
         cpu: u8,
         /// The number of its vCPUs.
         cpus: u8,
     },
 }
 
-/// A question that was not answered in full yet.
+/// A request that was not answered completely yet.
 #[derive(Debug)]
 pub(crate) struct Question {
     run: RunId,
@@ -64,27 +65,27 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// Makes a question to the vCPUs `left` of `run`.
+    /// Creates a request to the vCPUs `left` of `run`.
     pub fn new(run: RunId, left: Vec<u8>, answers: UnboundedSender<Reading>) -> Self {
         Self { run, left, answers }
     }
 
-    /// Returns the run that was asked.
+    /// Returns the run that was queried.
     pub fn run(&self) -> RunId {
         self.run
     }
 
-    /// Whether nobody waits for answers any more.
+    /// Returns whether the receiver of the answers is gone.
     pub fn is_abandoned(&self) -> bool {
         self.answers.is_closed()
     }
 
-    /// Takes an answer; one of a vCPU that was not asked, or has answered, is
-    /// dropped. Returns whether it was the last.
+    /// Handles an answer; one from a vCPU that was not queried, or has
+    /// answered, is dropped. Returns whether it was the last.
     pub fn take(&mut self, reading: Reading) -> bool {
         if let Some(at) = self.left.iter().position(|cpu| *cpu == reading.cpu) {
             self.left.remove(at);
-            // Whoever asked may have stopped waiting.
+            // The requester may have stopped waiting.
             let _ = self.answers.send(reading);
         }
         self.left.is_empty()

@@ -1,4 +1,4 @@
-//! All instances and the ledger of their pool.
+//! The records of all instances, and the ledger of their pool.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,42 +13,42 @@ use crate::boot_spans::BootSpans;
 use crate::event_log::{EventKind, EventLog};
 use crate::guest::Guest;
 
-/// Why a verb is not legal now.
+/// A reason why a verb is illegal now.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// There is no instance of that name.
     #[error("there is no instance {name}")]
     Unknown {
-        /// The name that was asked for.
+        /// The name that was requested.
         name: InstanceName,
     },
-    /// There is an instance of that name.
+    /// The name is used by another instance.
     #[error("there is an instance {name} already")]
     Exists {
-        /// The name that is taken.
+        /// The name that is in use.
         name: InstanceName,
     },
-    /// Its state does not allow the verb.
+    /// The state does not allow the verb.
     #[error("{name} is {state}, which does not allow {verb}")]
     State {
         /// The name of the instance.
         name: InstanceName,
-        /// The state it is in.
+        /// The state of the instance.
         state: State,
-        /// What was asked for.
+        /// The verb that was requested.
         verb: Verb,
     },
-    /// Another verb is being carried out on it.
+    /// Another verb is in progress.
     #[error("{name} is busy with {busy}, which does not allow {verb}")]
     Busy {
         /// The name of the instance.
         name: InstanceName,
-        /// What is being carried out.
+        /// The verb in progress.
         busy: Verb,
-        /// What was asked for.
+        /// The verb that was requested.
         verb: Verb,
     },
-    /// The ledger refused.
+    /// The ledger refused the operation.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
 }
@@ -71,7 +71,7 @@ impl Diagnose for RegistryError {
                 let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
                 Some(format!("legal now: {}", legal.join(", ")))
             }
-            Self::Busy { .. } => Some("wait until that is done, or kill it".to_owned()),
+            Self::Busy { .. } => Some("wait until that is finished, or kill it".to_owned()),
             Self::Pool(error) => error.hint(),
             Self::Unknown { .. } => None,
         }
@@ -92,7 +92,7 @@ impl Diagnose for RegistryError {
     }
 }
 
-/// The instances by number and by name, the ledger, and what happened.
+/// The instances by number and by name, the ledger, and the event log.
 #[derive(Debug)]
 pub struct Registry {
     guests: BTreeMap<InstanceId, Guest>,
@@ -104,7 +104,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Makes a registry of nothing but `pool`, which is made of `memory`.
+    /// Creates a registry without instances for `pool`, whose memory is
+    /// configured by `memory`.
     pub fn new(pool: HostPool, memory: ReservationConfig) -> Self {
         Self {
             guests: BTreeMap::new(),
@@ -121,27 +122,27 @@ impl Registry {
         &self.pool
     }
 
-    /// Returns the ledger, to allocate in.
+    /// Returns the ledger, for allocations.
     pub fn pool_mut(&mut self) -> &mut HostPool {
         &mut self.pool
     }
 
-    /// Returns what the pool is made of.
+    /// Returns the configuration of the pool's memory.
     pub fn memory(&self) -> &ReservationConfig {
         &self.memory
     }
 
-    /// Returns what happened.
+    /// Returns the event log.
     pub fn log(&self) -> &Arc<EventLog> {
         &self.log
     }
 
-    /// Returns how long boots took.
+    /// Returns the durations of boots.
     pub fn boots(&self) -> &BootSpans {
         &self.boots
     }
 
-    /// Returns all instances by number.
+    /// Returns all instances, ordered by number.
     pub fn guests(&self) -> impl Iterator<Item = &Guest> {
         self.guests.values()
     }
@@ -151,30 +152,30 @@ impl Registry {
         self.guests.len()
     }
 
-    /// Whether there is no instance.
+    /// Returns whether there is no instance.
     pub fn is_empty(&self) -> bool {
         self.guests.is_empty()
     }
 
-    /// Returns the instance of a number.
+    /// Returns the instance with this number.
     pub fn guest(&self, id: InstanceId) -> Option<&Guest> {
         self.guests.get(&id)
     }
 
-    /// Returns the record of an instance, to change it.
+    /// Returns the record of an instance, for changes.
     pub(crate) fn guest_mut(&mut self, id: InstanceId) -> Option<&mut Guest> {
         self.guests.get_mut(&id)
     }
 
-    /// Returns the record of an instance with the ledger it stands in.
+    /// Returns the record of an instance together with the ledger.
     pub(crate) fn with_pool(&mut self, id: InstanceId) -> Option<(&mut Guest, &mut HostPool)> {
         Some((self.guests.get_mut(&id)?, &mut self.pool))
     }
 
-    /// Returns the instance of a name.
+    /// Returns the instance with this name.
     ///
     /// # Errors
-    /// [`RegistryError::Unknown`].
+    /// Returns [`RegistryError::Unknown`] if there is none.
     pub fn find(&self, name: &InstanceName) -> Result<&Guest, RegistryError> {
         let guest = self.names.get(name).and_then(|id| self.guests.get(id));
         guest.ok_or_else(|| RegistryError::Unknown { name: name.clone() })
@@ -183,7 +184,7 @@ impl Registry {
     /// Checks that a name is free.
     ///
     /// # Errors
-    /// [`RegistryError::Exists`].
+    /// Returns [`RegistryError::Exists`] if it is used.
     pub fn check_free(&self, name: &InstanceName) -> Result<(), RegistryError> {
         match self.names.contains_key(name) {
             true => Err(RegistryError::Exists { name: name.clone() }),
@@ -192,10 +193,10 @@ impl Registry {
     }
 
     /// Checks that `verb` is legal for `name` now, and returns its number. A
-    /// kill is legal whatever is being carried out.
+    /// kill is legal even if another verb is in progress.
     ///
     /// # Errors
-    /// [`RegistryError`] with what stands in the way.
+    /// Returns a [`RegistryError`] with the reason.
     pub fn check(&self, name: &InstanceName, verb: Verb) -> Result<InstanceId, RegistryError> {
         let guest = self.find(name)?;
         let state = guest.state();
@@ -215,11 +216,11 @@ impl Registry {
         Ok(guest.id())
     }
 
-    /// Allocates memory in an instance, or in the main pool. A rehearsal gives
-    /// it back at once.
+    /// Allocates memory in an instance, or in the main pool. A dry run frees it
+    /// again at once.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// Returns a [`RegistryError`] if that is impossible.
     pub fn alloc(
         &mut self,
         instance: Option<&InstanceName>,
@@ -258,11 +259,11 @@ impl Registry {
         }
     }
 
-    /// Frees what [`Self::alloc`] gave at `addr`; a rehearsal only says what
-    /// that is.
+    /// Frees the allocation of [`Self::alloc`] at `addr`; a dry run only
+    /// returns its range.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// Returns a [`RegistryError`] if that is impossible.
     pub fn free(
         &mut self,
         instance: Option<&InstanceName>,
@@ -293,8 +294,8 @@ impl Registry {
         }
     }
 
-    /// The instance to allocate in, and whether its guest owns its RAM: from
-    /// the moment that its map is computed.
+    /// Returns the instance to allocate in, and whether its guest owns its RAM,
+    /// which it does once its memory map is computed.
     fn for_allocation(&self, name: &InstanceName) -> Result<(InstanceId, bool), RegistryError> {
         let guest = self.find(name)?;
         let is_live = guest.state().is_live() || guest.busy == Some(Verb::Start);
@@ -314,7 +315,7 @@ impl Registry {
         Some(guest)
     }
 
-    /// Puts the state of an instance into the event log.
+    /// Adds the state of an instance to the event log.
     pub(crate) fn tell(&self, guest: &Guest) {
         let kind = EventKind::State {
             state: guest.state(),

@@ -1,5 +1,5 @@
-//! From what users write to what is built: files are read, names given and
-//! compared, console logs opened.
+//! Resolves specifications: reads files, assigns and checks names, opens
+//! console logs.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -15,27 +15,27 @@ use crate::images::{self, ImageError, Images, UnpackerChildren};
 use crate::manager::Manager;
 use crate::run::GuestConfig;
 
-/// Why guests could not be resolved.
+/// A reason why guests could not be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The description is wrong.
+    /// The specification is invalid.
     #[error("--guest")]
     Spec(#[from] SpecError),
-    /// An image is wrong.
+    /// An image cannot be used.
     #[error("guest {name}")]
     Image {
         /// The name of the guest.
         name: InstanceName,
-        /// Which image, and why.
+        /// The error of the image.
         #[source]
         source: ImageError,
     },
-    /// A file cannot be a console log.
+    /// A file cannot be used as a console log.
     #[error("guest {name}")]
     Log {
         /// The name of the guest.
         name: InstanceName,
-        /// Which file, and why.
+        /// The error of the log.
         #[source]
         source: LogError,
     },
@@ -69,7 +69,7 @@ impl Manager {
     /// Reads the images of instance `name`, which has `memory` bytes.
     ///
     /// # Errors
-    /// [`ResolveError`].
+    /// Returns a [`ResolveError`] for the first image that cannot be used.
     pub async fn read_images(
         self: &Rc<Self>,
         name: &InstanceName,
@@ -98,7 +98,7 @@ impl Manager {
     /// logs.
     ///
     /// # Errors
-    /// [`ResolveError`]; no log was begun then.
+    /// Returns a [`ResolveError`]; no log was started then.
     pub async fn resolve(
         self: &Rc<Self>,
         configs: Vec<(InstanceConfig, ImagesSpec)>,
@@ -110,7 +110,8 @@ impl Manager {
             let images = self.read_from(&name, spec, memory, &mut batch).await?;
             resolved.push(GuestConfig { instance, images });
         }
-        // Last, since they are written: nothing else can be wrong by now.
+        // Open the logs last, since that modifies files: nothing else can fail
+        // by now.
         for config in &mut resolved {
             let instance = &mut config.instance;
             if let Some(path) = &instance.spec.console_log {
@@ -125,11 +126,11 @@ impl Manager {
     }
 }
 
-/// Checks what guests of a launch have in common. Those without a name are
-/// called `guest1`, `guest2`, … by their place.
+/// Checks the guests of a launch. Those without a name are called `guest1`,
+/// `guest2`, … by their position.
 ///
 /// # Errors
-/// [`SpecError`] for the first that is wrong.
+/// Returns a [`ResolveError`] for the first invalid guest.
 pub fn check(specs: Vec<InstanceSpec>) -> Result<Vec<(InstanceConfig, ImagesSpec)>, ResolveError> {
     let mut names = BTreeSet::new();
     let mut checked = Vec::new();

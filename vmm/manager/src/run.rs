@@ -1,5 +1,5 @@
-//! Guests launched together out of one pool: all of them or none, each gone
-//! when it has ended. What `mkvmm run` makes of a [`Manager`].
+//! Guests launched together from one pool: all of them or none, each deleted
+//! when it has ended. This is how `mkvmm run` uses a [`Manager`].
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,29 +18,29 @@ use crate::life::LifeError;
 use crate::manager::Manager;
 use crate::stream::Stream;
 
-/// A guest that can be launched: every value checked, every file read.
+/// A guest that can be launched: every value validated, every file read.
 #[derive(Debug, Clone)]
 pub struct GuestConfig {
-    /// What the instance is made of.
+    /// The configuration of the instance.
     pub instance: InstanceConfig,
-    /// What is loaded into it.
+    /// The images to load.
     pub images: Images,
 }
 
-/// How a guest ended.
+/// The end of a guest.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The name of the guest.
     pub name: InstanceName,
-    /// Why it ended.
+    /// The reason of its end.
     pub reason: EndReason,
-    /// The number of accesses to memory that was not its own.
+    /// The number of accesses to memory that the guest does not own.
     pub violations: u64,
     /// The time from the start of its vCPUs to its end, in its last run.
     pub lifetime: Duration,
-    /// When it reached which stage.
+    /// The times at which it reached its stages.
     pub timeline: Arc<Timeline>,
-    /// The last bytes that it printed, as many as its console keeps.
+    /// The last bytes of its output, as many as its console keeps.
     pub console_tail: Vec<u8>,
 }
 
@@ -53,11 +53,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Builds every guest of `configs`; none runs yet. What they print goes to
-    /// `stream`.
+    /// Builds every guest of `configs`, without running any. Their output goes
+    /// to `stream`.
     ///
     /// # Errors
-    /// [`LifeError`] for the first that cannot be built; the others are undone.
+    /// Returns a [`LifeError`] for the first that cannot be built; the others
+    /// are undone.
     pub async fn build(
         manager: Rc<Manager>,
         stream: Stream,
@@ -85,7 +86,7 @@ impl Fleet {
     /// Starts all guests: first every one is prepared, then every one runs.
     ///
     /// # Errors
-    /// [`LifeError`]; no guest has run then, and all are undone.
+    /// Returns a [`LifeError`]; no guest has run then, and all are undone.
     pub async fn start(&mut self) -> Result<(), LifeError> {
         let mut prepared = Vec::new();
         for name in self.names() {
@@ -104,11 +105,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until every guest has ended for good, and gives back what each
-    /// had as it does.
+    /// Waits until every guest has permanently ended, and deletes each as soon
+    /// as it has.
     pub async fn finish(&mut self) {
         loop {
-            // Registered first, so that no end between two looks is missed.
+            // Register first, so that no end between two checks is missed.
             let manager = Rc::clone(&self.manager);
             let changed = manager.changed();
             tokio::pin!(changed);
@@ -121,7 +122,7 @@ impl Fleet {
         }
     }
 
-    /// Takes note of guests that have ended, and deletes them.
+    /// Records the guests that have ended, and deletes them.
     async fn collect(&mut self) {
         let ended = |guest: &&Guest| guest.reason().is_some() && !guest.is_restarting();
         let names: Vec<InstanceName> = {
@@ -136,12 +137,12 @@ impl Fleet {
                 self.outcomes.push(noted);
             }
             if let Err(error) = self.manager.delete(&name).await {
-                log::error!("giving back a guest's memory failed: {}", chain(&error));
+                log::error!("freeing a guest's memory failed: {}", chain(&error));
             }
         }
     }
 
-    /// Ends every guest at once.
+    /// Kills all guests at once.
     pub async fn end_all(&mut self) {
         self.manager.end_all(Duration::ZERO).await;
         // Those that never ran have no end to report.
@@ -153,7 +154,7 @@ impl Fleet {
         for name in self.names() {
             self.stream.end(&name);
             if let Err(error) = self.manager.delete(&name).await {
-                log::error!("giving back a guest's memory failed: {}", chain(&error));
+                log::error!("freeing a guest's memory failed: {}", chain(&error));
             }
         }
     }
@@ -176,12 +177,12 @@ impl Fleet {
         &self.outcomes
     }
 
-    /// Returns what the ledger says now; see [`audit::audit`].
+    /// Audits the ledger; see [`audit::audit`].
     pub fn audit(&self) -> Findings {
         audit::audit(&self.manager.registry())
     }
 
-    /// Returns the outcomes and the stream, which is still to be closed.
+    /// Returns the outcomes and the stream, which must still be closed.
     pub fn into_parts(self) -> (Vec<Outcome>, Stream) {
         (self.outcomes, self.stream)
     }
@@ -189,7 +190,7 @@ impl Fleet {
     /// Returns the resource tree and every guest's e820, for people and tests.
     ///
     /// # Errors
-    /// See [`mkvmm_memory::e820::build`].
+    /// Returns the errors of [`mkvmm_memory::e820::build`].
     pub fn report(&self) -> Result<String, RangeError> {
         let registry = self.manager.registry();
         let mut text = registry.pool().to_string();

@@ -1,5 +1,5 @@
-//! What a guest's workers leave behind in shared memory: counters and last
-//! registers. All of it is the workers' word.
+//! The status that a guest's workers leave in shared memory: counters and last
+//! registers. None of it is trusted.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use mkvmm_wire::shared::board::{self, BoardReader};
 #[derive(Debug, Default)]
 pub struct Status {
     board: Option<BoardReader>,
-    /// Of the boots before, by vCPU and kind.
+    /// The exits of previous boots, by vCPU and kind.
     exits: Vec<[u64; ExitKind::ALL.len()]>,
     violations: u64,
-    /// What a killed guest's vCPUs said last, by vCPU.
+    /// The last registers of a killed guest, by vCPU.
     last_words: BTreeMap<u8, Registers>,
 }
 
 impl Status {
-    /// Goes on with the board of a new worker.
+    /// Continues with the board of a new worker.
     pub(crate) fn renew(&mut self, cpus: u8, board: BoardReader) {
         let exits = (0..cpus).map(|cpu| self.exits(cpu)).collect();
         self.violations = self.violations();
@@ -28,7 +28,7 @@ impl Status {
         self.last_words.clear();
     }
 
-    /// Keeps what a vCPU said before it was killed.
+    /// Keeps the registers that a vCPU reported before it was killed.
     pub(crate) fn keep(&mut self, cpu: u8, registers: Registers) {
         self.last_words.insert(cpu, registers);
     }
@@ -55,8 +55,8 @@ impl Status {
         sum
     }
 
-    /// Returns what a vCPU's registers held when the guest ended; `None` where
-    /// the worker had no time to write them.
+    /// Returns a vCPU's registers at the end of its guest; `None` if the worker
+    /// had no time to write them.
     pub fn last_registers(&self, cpu: u8) -> Option<Registers> {
         if let Some(words) = self.last_words.get(&cpu) {
             return Some(*words);

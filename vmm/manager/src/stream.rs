@@ -1,9 +1,9 @@
-//! Consoles of many guests on one stream, whole lines at a time.
+//! Writes the consoles of many guests to one stream, in whole lines.
 //!
 //! One thread follows the consoles and writes `name: line` for each line. It
-//! acknowledges what it has written, and lossless consoles hold their guests
-//! back until then: a slow reader of the stream slows the guests down rather
-//! than losing output.
+//! acknowledges what it has written, and lossless consoles make their guests
+//! wait until then: a slow reader of the stream slows the guests down instead
+//! of losing output.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,16 +17,17 @@ use rustix::io::Errno;
 
 use crate::console::GuestConsole;
 
-/// A line longer than this is broken: a guest that never ends its line must
-/// not take the host's memory.
+/// The length at which a line is split: a guest that never ends its line must
+/// not exhaust the host's memory.
 const LINE_MAX: usize = 4096;
 
-/// What the thread is told.
+/// A message to the thread.
 #[derive(Debug)]
 enum Message {
     /// Follow a console from its beginning.
     Add(InstanceName, Arc<GuestConsole>),
-    /// A guest has ended: what is left without a newline is a line, too.
+    /// Write the remaining output of a guest that has ended, even without a
+    /// newline.
     End(InstanceName),
     /// Return once everything is written.
     Close,
@@ -38,8 +39,8 @@ struct Shared {
     bell: Bell,
 }
 
-/// The end through which the thread is told something. When it is dropped the
-/// thread is told to return, so that a launch that fails leaves no thread.
+/// The sending end of the messages. When it is dropped, the thread is told to
+/// return, so that a failed launch leaves no thread behind.
 #[derive(Debug)]
 struct Teller(Arc<Shared>);
 
@@ -56,7 +57,7 @@ impl Drop for Teller {
     }
 }
 
-/// The stream's side of the manager. When it is dropped the thread returns
+/// The manager's side of the stream. When it is dropped, the thread returns
 /// once everything is written.
 #[derive(Debug)]
 pub struct Stream {
@@ -65,11 +66,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts the thread, which writes to `out`. `on_error` hears that a write
-    /// failed; nothing is written then, and no guest waits any more.
+    /// Starts the thread, which writes to `out`. `on_error` receives the error
+    /// of a failed write; after that nothing is written, and no guest waits any
+    /// more.
     ///
     /// # Errors
-    /// When the host gives no thread or descriptor.
+    /// Fails if the host has run out of threads or descriptors.
     pub fn start(
         mut out: Box<dyn Write + Send>,
         on_error: impl FnOnce() + Send + 'static,
@@ -108,17 +110,17 @@ impl Stream {
             .tell(Message::Add(name.clone(), Arc::clone(console)));
     }
 
-    /// Says that a guest has printed its last.
+    /// Reports that a guest will print no more.
     pub fn end(&self, name: &InstanceName) {
         self.teller.tell(Message::End(name.clone()));
     }
 
-    /// Has the thread return once everything is written.
+    /// Makes the thread return once everything is written.
     pub fn close(&self) {
         self.teller.tell(Message::Close);
     }
 
-    /// Whether the thread has returned.
+    /// Returns whether the thread has returned.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
@@ -126,7 +128,7 @@ impl Stream {
     /// Waits until everything is written, after [`Self::close`].
     ///
     /// # Errors
-    /// Why the stream could not be written.
+    /// Returns the error if the stream could not be written.
     pub fn join(self) -> io::Result<()> {
         let panicked = |_| Err(io::Error::other("the console thread panicked"));
         self.thread.join().unwrap_or_else(panicked)
@@ -134,11 +136,11 @@ impl Stream {
 }
 
 fn lock(inbox: &Mutex<Vec<Message>>) -> MutexGuard<'_, Vec<Message>> {
-    // Whole messages: valid even if the lock is poisoned.
+    // Messages are whole, so they are valid even if the lock is poisoned.
     inbox.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A console, and how far it is written.
+/// A console, and the position up to which it is written.
 #[derive(Debug)]
 struct Followed {
     name: InstanceName,
@@ -150,7 +152,7 @@ struct Followed {
 
 struct Follower {
     shared: Arc<Shared>,
-    /// Rung by [`Stream`].
+    /// The doorbell that [`Stream`] rings.
     bell: Bell,
     followed: Vec<Followed>,
     is_closed: bool,
@@ -172,7 +174,7 @@ impl Follower {
             if self.is_closed && self.followed.is_empty() {
                 return out.flush();
             }
-            // Announced first, then looked at once more: see the ring.
+            // Announce first, then check once more, so that no ring is lost.
             let waits = |one: &Followed| one.console.viewer().will_wait(one.position);
             if self.followed.iter().all(waits) {
                 self.wait()?;
@@ -202,7 +204,7 @@ impl Follower {
         }
     }
 
-    /// Ends the lines of guests that have printed their last.
+    /// Ends the lines of guests that will print no more.
     fn finish_ended(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let is_closed = self.is_closed;
         let is_over = |one: &mut Followed| {
@@ -215,7 +217,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits for a ring. Consoles ring again whenever there is something new.
+    /// Waits for a ring. Consoles ring again whenever there is new output.
     fn wait(&self) -> io::Result<()> {
         let bells = self.followed.iter().map(|one| one.console.bell());
         let bells: Vec<&Bell> = bells.chain([&self.bell]).collect();
@@ -231,7 +233,7 @@ impl Follower {
         Ok(())
     }
 
-    /// No guest waits for this thread any more.
+    /// Releases all guests from waiting for this thread.
     fn let_go(&mut self) {
         self.read_inbox();
         for one in &self.followed {
@@ -241,7 +243,7 @@ impl Follower {
 }
 
 impl Followed {
-    /// Writes what was printed since; returns whether there was anything.
+    /// Writes new output; returns whether there was any.
     fn write_new(&mut self, out: &mut dyn Write) -> io::Result<bool> {
         let (bytes, position) = self.console.since(self.position);
         let is_news = position != self.position;
@@ -254,7 +256,7 @@ impl Followed {
     }
 }
 
-/// Bytes of one guest on their way to be lines.
+/// The unfinished line of one guest.
 #[derive(Debug)]
 struct Line {
     prefix: Vec<u8>,
@@ -273,8 +275,8 @@ impl Line {
         for &byte in bytes {
             match byte {
                 b'\n' => self.end(out)?,
-                // Serial consoles end lines with \r\n; alone it would let a
-                // guest write over its own prefix.
+                // Serial consoles end lines with \r
+                // ; a lone \r would let a guest overwrite its own prefix.
                 b'\r' => {}
                 _ => {
                     self.bytes.push(byte);
@@ -287,7 +289,7 @@ impl Line {
         Ok(())
     }
 
-    /// Writes the line as one, so that lines of several writers do not mix.
+    /// Writes the line at once, so that lines of several writers do not mix.
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let mut whole = self.prefix.clone();
         whole.append(&mut self.bytes);

@@ -1,9 +1,9 @@
-//! What instances cost the host: CPU time and memory.
+//! The host resources that instances use: CPU time and memory.
 //!
-//! CPU time is read off the clocks of workers' processes, which needs no
-//! cgroup and is exact: what an ended worker has used is known to its end, and
-//! is added to what the instance used before. Memory of a guest is what its
-//! files hold; memory of its process is what belongs to no file.
+//! CPU time is read from the clocks of workers' processes, which needs no
+//! cgroup and is exact: the time of an ended worker includes its end, and is
+//! added to the instance's previous time. The memory of a guest is the memory
+//! of its files; the memory of its process is what belongs to no file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,42 +13,42 @@ use mkvmm_keeper::process::Killer;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::ReservationConfig;
 
-/// The CPU time of one instance over all its workers, in nanoseconds. Readable
-/// in any thread, and never goes back.
+/// The CPU time of one instance over all its workers, in nanoseconds. It can be
+/// read in any thread, and never decreases.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Of workers that were reaped.
+    /// The time of workers that were reaped.
     ended: AtomicU64,
-    /// The most that was told.
+    /// The highest value reported so far.
     told: AtomicU64,
 }
 
 impl Meter {
-    /// Adds what a worker has used, once it was reaped.
+    /// Adds the time of a worker, once it was reaped.
     pub(crate) fn add(&self, used: Duration) {
         self.ended.fetch_add(nanoseconds(used), Ordering::AcqRel);
     }
 
-    /// Returns what was used up to now, by `process` too if it is there.
+    /// Returns the time used up to now, including `process` if it still exists.
     fn read(&self, process: Option<&Killer>) -> Duration {
-        // In this order: a process that tells its time now was not reaped
-        // before, so it is not among those that ended.
+        // The order matters: a process whose time can be read now was not
+        // reaped before, so it is not among those that ended.
         let ended = self.ended.load(Ordering::Acquire);
         let live = process.and_then(Killer::cpu_time).map_or(0, nanoseconds);
         let used = ended.saturating_add(live);
-        // One that is reaped right now is in neither, for a moment.
+        // A process being reaped right now is in neither, for a moment.
         let told = self.told.fetch_max(used, Ordering::AcqRel);
         Duration::from_nanos(used.max(told))
     }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
-    // They last 584 years.
+    // This overflows after 584 years.
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Where to read what an instance uses: gathered by the manager's thread in no
-/// time, read in another, since that opens a file for each process.
+/// The sources of an instance's resource usage: collected quickly by the
+/// manager's thread, read in another, since that opens a file for each process.
 #[derive(Debug, Clone)]
 pub struct Footprint {
     meter: Arc<Meter>,
@@ -56,20 +56,21 @@ pub struct Footprint {
     resident: u64,
 }
 
-/// What an instance uses.
+/// The resource usage of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// The CPU time of all its workers, its guest's above all.
+    /// The CPU time of all its workers, most of it their guest's.
     pub cpu_time: Duration,
-    /// The bytes of host memory that its memory holds.
+    /// The number of bytes of host memory that its memory occupies.
     pub resident: u64,
-    /// The bytes of host memory that its process has besides; none without one.
+    /// The number of further bytes of host memory that its process uses; `None`
+    /// without one.
     pub process: Option<u64>,
 }
 
 impl Footprint {
-    /// Returns where to read what an instance uses, with the process that it
-    /// has now; its memory is `files`, made as `config` says.
+    /// Creates the sources for an instance with its current process; its memory
+    /// is `files`, allocated according to `config`.
     pub(crate) fn new(
         meter: Arc<Meter>,
         process: Option<Killer>,
@@ -83,7 +84,7 @@ impl Footprint {
         }
     }
 
-    /// Reads what the instance uses now.
+    /// Reads the current usage of the instance.
     pub fn read(&self) -> Usage {
         Usage {
             cpu_time: self.meter.read(self.process.as_ref()),
@@ -93,16 +94,16 @@ impl Footprint {
     }
 }
 
-/// The bytes that `files` hold. Asking a file for that does not wait, and the
-/// files are few where they are not populated. They are asked here and now: a
-/// copy of a descriptor in another thread would keep memory from its next
-/// owner.
+/// Returns the memory that `files` occupy. Querying a file does not block, and
+/// there are few files unless they are populated. They are queried here and
+/// now: a duplicate of a descriptor in another thread would keep memory from
+/// its next owner.
 fn resident(files: &[MemoryFile], config: &ReservationConfig) -> u64 {
     let of_file = |file: &MemoryFile| {
         if config.is_populated() {
             return file.range().size();
         }
-        // Fails for no open file.
+        // This never fails for an open file.
         file.resident().unwrap_or(0)
     };
     files.iter().map(of_file).sum()
@@ -124,7 +125,8 @@ mod tests {
     #[test]
     fn time_never_goes_back() {
         let meter = Meter::default();
-        // Told of a process that is being reaped, and is in neither now.
+        // The value was reported while the process was being reaped, and is in
+        // neither sum now.
         meter.told.store(9_000_000, Ordering::Release);
         meter.add(Duration::from_millis(5));
         assert_eq!(meter.read(None), Duration::from_millis(9));

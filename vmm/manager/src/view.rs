@@ -1,5 +1,5 @@
-//! An instance's memory as its guest has it, or would have it, read through
-//! its files: also when its worker is dead, and without bringing in a page.
+//! An instance's memory in its guest's layout, read through its files: even if
+//! its worker is dead, and without populating pages.
 
 use mkpool::AddrRange;
 use mkvmm_base::layout::LOW_WINDOW_SIZE;
@@ -11,7 +11,7 @@ use crate::guest::Guest;
 #[derive(Debug)]
 pub struct View<'a> {
     files: &'a [MemoryFile],
-    /// With images there is a low window; without, only the sub-pool.
+    /// The low window, which exists only with images.
     low_window: Option<AddrRange>,
 }
 
@@ -24,7 +24,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Returns the guest-physical ranges, ascending.
+    /// Returns the guest-physical ranges, in ascending order.
     pub fn ranges(&self) -> Vec<AddrRange> {
         let low = self
             .low_window
@@ -35,8 +35,8 @@ impl<'a> View<'a> {
         ranges
     }
 
-    /// Reads from guest-physical `addr` on; `None` where the guest has no
-    /// memory.
+    /// Reads from guest-physical `addr` on; `None` if the guest has no memory
+    /// there.
     pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Option<()> {
         let (mut at, mut left) = (addr, bytes);
         while !left.is_empty() {

@@ -1,11 +1,11 @@
-//! A worker process, as its manager sees it.
+//! The manager's side of a worker process.
 //!
-//! Orders go out through `Worker::tell` and `Worker::ask`. A task per
-//! worker takes in what it reports until the process is gone: only then, by
-//! its pidfd, is a run over. Whatever a worker says is checked, and one that
-//! breaks the protocol, closes its channel or stays after its guest's end is
-//! killed. One that floods is heard at a bounded pace: its socket fills up, and
-//! its own news are lost.
+//! Orders are sent by `Worker::tell` and `Worker::ask`. A task per worker
+//! receives its reports until the process is gone, as detected by its pidfd;
+//! only then is a run over. Everything that a worker sends is checked, and one
+//! that violates the protocol, closes its channel or does not exit after its
+//! guest's end is killed. A worker that floods the channel is read at a limited
+//! rate: its socket fills up, and its own notifications are lost.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,82 +26,82 @@ use crate::harmless::harmless;
 use crate::pace::Pace;
 use crate::usage::Meter;
 
-/// Reports that are taken in before other tasks get a turn.
+/// The number of reports that are received before other tasks get a turn.
 const BATCH: usize = 32;
-/// Reports that are taken in at once, and then per second. Registers of 64
-/// vCPUs, asked for a hundred times a second, are fewer.
+/// The burst and the rate per second of reports that are received. Reading the
+/// registers of 64 vCPUs a hundred times a second causes fewer.
 const REPORTS: (u32, u32) = (4096, 8192);
-/// Bytes of text in a report that cost as much as a report.
+/// The number of bytes of text that cost as much as a report.
 const TEXT: usize = 4096;
-/// Lines for the log, violations included, that are passed on at once, and
-/// then per second. An honest worker has fewer.
+/// The burst and the rate per second of log lines, including violations, that
+/// are passed on. An honest worker has fewer.
 const LINES: (u32, u32) = (128, 8);
-/// How long an honest worker may take over an order, beyond what copying
-/// images takes.
+/// The time within which an honest worker must carry out an order, in addition
+/// to the time for copying images.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a worker did not do what it was told.
+/// A reason why a worker did not carry out an order.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The process could not be made or waited for.
+    /// The process could not be started or waited for.
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The channel failed.
     #[error("the channel to the worker failed")]
     Wire(#[from] WireError),
-    /// The worker refused the order, and said why.
+    /// The worker refused the order, with a reason.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The worker ended before it answered.
+    /// The worker exited before it answered.
     #[error("the worker process ended ({exit}) before it answered")]
     Gone {
-        /// How it ended.
+        /// The way in which it ended.
         exit: Exit,
     },
     /// The worker did not answer in time, and was killed.
-    #[error("the worker process did not answer in {} s", .timeout.as_secs())]
+    #[error("the worker process did not answer within {} s", .timeout.as_secs())]
     Silent {
-        /// How long it was waited for.
+        /// The time limit that was exceeded.
         timeout: Duration,
     },
-    /// The worker answered something else.
-    #[error("the worker process broke the protocol")]
+    /// The worker sent a wrong answer.
+    #[error("the worker process violated the protocol")]
     Protocol,
 }
 
 type Answer = Result<Done, Refusal>;
 
-/// What a worker's reports go to.
+/// A receiver of a worker's reports.
 pub(crate) trait Listener {
-    /// Takes a report that is no answer.
+    /// Handles a report that is not an answer.
     fn on_report(self: &Rc<Self>, run: RunId, report: Report);
-    /// Takes note that the process is gone, and why its guest ended by its
-    /// own word, if it said so.
+    /// Handles the end of the process, with the reason that it reported for its
+    /// guest's end, if any.
     fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>);
 }
 
-/// A process that has the memory of one instance, for one boot.
+/// The process that has the memory of one instance, for one boot.
 #[derive(Debug)]
 pub struct Worker {
     run: RunId,
     killer: Killer,
     sender: Mutex<AsyncSender<Order>>,
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
-    /// Counts the CPU time of the instance.
+    /// The CPU time of the instance.
     meter: Arc<Meter>,
-    /// What it may have logged.
+    /// Limits the rate of its log lines.
     lines: RefCell<Pace>,
-    /// Lines that were too many.
+    /// The number of lines dropped because of that limit.
     dropped: Cell<u64>,
-    /// Whether it is being ended, or is no longer heard.
+    /// True if it is being killed, or its reports are no longer read.
     is_ending: Cell<bool>,
-    /// Holds how the process ended, once its end was dealt with.
+    /// Holds how the process ended, once its end was handled.
     gone: watch::Sender<Option<Exit>>,
 }
 
 impl Worker {
-    /// Takes over a child with the manager's end of its channel, and listens
-    /// to it until it is gone.
+    /// Takes ownership of a child with the manager's end of its channel, and
+    /// receives its reports until it is gone.
     pub(crate) fn attach<L: Listener + 'static>(
         run: RunId,
         child: Child,
@@ -125,20 +125,21 @@ impl Worker {
         worker
     }
 
-    /// Returns the number of the process.
+    /// Returns the process ID.
     pub fn pid(&self) -> i32 {
         self.killer.pid()
     }
 
-    /// Returns what can end the process, and tell what it uses.
+    /// Returns a handle that can kill the process, and provides its resource
+    /// usage.
     pub(crate) fn killer(&self) -> &Killer {
         &self.killer
     }
 
-    /// Sends an order that is not answered.
+    /// Sends an order that has no answer.
     ///
     /// # Errors
-    /// [`WorkerError::Wire`].
+    /// Returns [`WorkerError::Wire`] if it cannot be sent.
     pub(crate) async fn tell(
         &self,
         order: &Order,
@@ -147,7 +148,8 @@ impl Worker {
         Ok(self.sender.lock().await.send(order, descriptors).await?)
     }
 
-    /// Sends an order if the worker takes it at once. For what is no loss.
+    /// Sends an order if the channel has room at once; otherwise the order is
+    /// dropped.
     pub(crate) fn hint(&self, order: &Order) {
         if let Ok(mut sender) = self.sender.try_lock()
             && let Err(error) = sender.now().send_news(order)
@@ -157,10 +159,10 @@ impl Worker {
     }
 
     /// Sends an order and waits for its answer. A worker that does not answer
-    /// is killed: what it would do later nobody could undo.
+    /// in time is killed, since a late effect could not be undone.
     ///
     /// # Errors
-    /// [`WorkerError`].
+    /// Returns a [`WorkerError`] if the order was not carried out.
     pub(crate) async fn ask(
         &self,
         order: &Order,
@@ -175,10 +177,11 @@ impl Worker {
         })
     }
 
-    /// The same for as long as the worker lives: it may be standing still.
+    /// Sends an order and waits for its answer without a time limit: the worker
+    /// may be stopped.
     ///
     /// # Errors
-    /// [`WorkerError`].
+    /// Returns a [`WorkerError`] if the order was not carried out.
     pub(crate) async fn ask_patiently(
         &self,
         order: &Order,
@@ -187,36 +190,37 @@ impl Worker {
         let answered = self.put(order, descriptors).await?;
         match answered.await {
             Ok(answer) => Ok(answer?),
-            // The sender goes only with the process.
+            // The sender is dropped only with the process.
             Err(_dropped) => Err(WorkerError::Gone {
                 exit: self.gone().await,
             }),
         }
     }
 
-    /// Sends an order that is answered, and returns where the answer comes.
+    /// Sends an order that has an answer, and returns the receiver of the
+    /// answer.
     async fn put(
         &self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<oneshot::Receiver<Answer>, WorkerError> {
         let (answer, answered) = oneshot::channel();
-        // Answers come in the order of their orders.
+        // Answers arrive in the order of their orders.
         let mut sender = self.sender.lock().await;
         sender.send(order, descriptors).await?;
-        // Nobody has read an answer in between, and an order that was given up
+        // No answer has been read in between, and an order that was abandoned
         // before it was sent has none.
         self.answers.borrow_mut().push_back(answer);
         Ok(answered)
     }
 
-    /// Ends a worker that has answered something else than it was asked.
+    /// Kills a worker that has sent a wrong answer.
     pub(crate) fn condemn(&self) -> WorkerError {
         self.kill();
         WorkerError::Protocol
     }
 
-    /// Ends the process at once. May be repeated.
+    /// Kills the process at once. May be called repeatedly.
     pub(crate) fn kill(&self) {
         self.is_ending.set(true);
         if let Err(error) = self.killer.kill() {
@@ -224,7 +228,7 @@ impl Worker {
         }
     }
 
-    /// Waits until the process is gone and its end was dealt with.
+    /// Waits until the process is gone and its end was handled.
     pub(crate) async fn gone(&self) -> Exit {
         let mut gone = self.gone.subscribe();
         match gone.wait_for(Option::is_some).await {
@@ -234,7 +238,7 @@ impl Worker {
         }
     }
 
-    /// Whether the process is there and takes orders.
+    /// Returns whether the process exists and accepts orders.
     pub(crate) fn is_there(&self) -> bool {
         !self.is_ending.get() && self.gone.borrow().is_none()
     }
@@ -249,7 +253,7 @@ impl Worker {
         let exit = tokio::select! {
             exit = child.ended() => exit,
             () = self.take_in(&mut receiver, &listener, &mut word) => {
-                // No more is to be heard: whatever it does now, it does unheard.
+                // No more reports are read: whatever it does now is ignored.
                 self.is_ending.set(true);
                 end_unheard(&mut child).await
             }
@@ -259,11 +263,11 @@ impl Worker {
             Err(error) => log::error!("worker {}: {}", self.pid(), chain(&error)),
         }
         let exit = exit.unwrap_or_else(|error| {
-            // Nobody else reaps our children: an internal error.
+            // Nobody else reaps our children, so this is an internal error.
             log::error!("worker {}: {}", self.pid(), chain(&error));
             Exit::Code(-1)
         });
-        // What it said before it went is still in the socket.
+        // Reports that it sent before its end are still in the socket.
         self.drain(&mut receiver, &listener, &mut word);
         self.answers.borrow_mut().clear();
         self.tell_dropped();
@@ -271,8 +275,8 @@ impl Worker {
         self.gone.send_replace(Some(exit));
     }
 
-    /// Takes in reports until there are no more: at the end of file, at the
-    /// guest's end, or when the worker breaks the protocol.
+    /// Receives reports until there are no more: at the end of file, at the
+    /// guest's end, or when the worker violates the protocol.
     async fn take_in(
         &self,
         receiver: &mut AsyncReceiver<Report>,
@@ -281,7 +285,7 @@ impl Worker {
     ) {
         let mut pace = Pace::new(REPORTS.0, REPORTS.1);
         let mut turn = 0;
-        // Nothing follows a guest's end but that of the process.
+        // Nothing follows a guest's end except the end of the process.
         while word.is_none() {
             let wait;
             match receiver.recv().await {
@@ -315,7 +319,7 @@ impl Worker {
         listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) {
-        // A socket holds a few hundred; more than that nobody has sent.
+        // A socket holds a few hundred reports, so there cannot be more.
         for _ in 0..1024 {
             let Ok(Some(received)) = receiver.now().try_recv() else {
                 return;
@@ -335,7 +339,7 @@ impl Worker {
         match report {
             Report::Done(answer) => {
                 let asked = self.answers.borrow_mut().pop_front();
-                // Whoever asked may have stopped waiting.
+                // The requester may have stopped waiting.
                 let answer = answer.map_err(|refusal| Refusal {
                     text: harmless(&refusal.text),
                     ..refusal
@@ -353,7 +357,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether one more line of this worker may be passed on.
+    /// Returns whether one more line of this worker may be passed on.
     fn may_log(&self) -> bool {
         let is_allowed = self.lines.borrow_mut().allows(Instant::now());
         if is_allowed {
@@ -370,7 +374,7 @@ impl Worker {
     }
 }
 
-/// What taking in a report costs, in reports.
+/// Returns the cost of a report, in units of one report.
 fn cost(report: &Report) -> u32 {
     let text = match report {
         Report::Log { text, .. } | Report::Mark { text, .. } => text.len(),
@@ -380,11 +384,11 @@ fn cost(report: &Report) -> u32 {
     u32::try_from(text / TEXT).map_or(u32::MAX, |more| more + 1)
 }
 
-/// How long a worker that says nothing any more has to be gone by itself.
+/// The time within which a worker that sends no more must exit by itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(5);
 
-/// Waits for a child whose channel is closed or broken, and ends it if it
-/// stays: its kernel part may take a while to be taken down.
+/// Waits for a child whose channel is closed or broken, and kills it if it does
+/// not exit: tearing down its kernel objects may take a while.
 async fn end_unheard(child: &mut Child) -> Result<Exit, ProcessError> {
     match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
         Ok(exit) => exit,

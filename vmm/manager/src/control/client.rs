@@ -1,4 +1,4 @@
-//! How requests reach the manager, from other threads.
+//! Passes requests from other threads to the manager.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,25 +11,26 @@ use crate::event_log::EventKind;
 use crate::manager::Manager;
 use crate::registry::Registry;
 
-/// Requests that may be under way at once. A client that leaves may leave one
-/// behind.
+/// The maximum number of requests in progress. A client that disconnects may
+/// leave one running.
 const REQUESTS: usize = 1024;
-/// Beyond those, so many more that end something: there must be a way out.
+/// The number of additional requests that end something: it must always be
+/// possible to free resources.
 const ENDINGS: usize = 128;
 
-/// A request on its way: what is left of it is to be called.
+/// A queued request: a function to be called by the manager's thread.
 type Job = Box<dyn FnOnce(&Rc<Manager>) + Send>;
 
-/// What a change is called in the event log if it is refused.
+/// The description of a change, for the event log if it is refused.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// What was asked for, for instance `load`.
+    /// The requested action, for example `load`.
     pub action: &'static str,
-    /// The instance it is about.
+    /// The instance that is affected.
     pub instance: Option<InstanceName>,
 }
 
-/// The sending end; cheap to clone.
+/// The sending end, which is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     jobs: mpsc::UnboundedSender<Job>,
@@ -43,7 +44,7 @@ pub struct Requests {
     jobs: mpsc::UnboundedReceiver<Job>,
 }
 
-/// Makes the two ends.
+/// Creates both ends.
 pub fn channel() -> (Client, Requests) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let client = Client {
@@ -55,7 +56,7 @@ pub fn channel() -> (Client, Requests) {
 }
 
 impl Requests {
-    /// Carries out requests as they come, until every client is gone. To be
+    /// Carries out requests as they arrive, until all clients are dropped. Must
     /// run in a `LocalSet`.
     pub async fn serve(mut self, manager: Rc<Manager>) {
         while let Some(job) = self.jobs.recv().await {
@@ -65,10 +66,10 @@ impl Requests {
 }
 
 impl Client {
-    /// Looks at the manager's instances and ledger.
+    /// Reads the manager's instances and ledger.
     ///
     /// # Errors
-    /// What `look` says, or [`ControlError::Ending`].
+    /// Returns the error of `look`, or [`ControlError::Ending`].
     pub async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Registry) -> Result<T, ControlError> + Send + 'static,
@@ -76,10 +77,10 @@ impl Client {
         self.ask(move |manager| look(&manager.registry())).await
     }
 
-    /// Asks the manager what needs more than its registry, and no time.
+    /// Calls a quick function that needs the manager and not only its registry.
     ///
     /// # Errors
-    /// What `ask` says, or [`ControlError::Ending`].
+    /// Returns the error of `ask`, or [`ControlError::Ending`].
     pub async fn ask<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Rc<Manager>) -> Result<T, ControlError> + Send + 'static,
@@ -88,17 +89,17 @@ impl Client {
         let (reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
             let _place = place;
-            // A client that has gone needs no reply.
+            // If the client has disconnected, the reply is not needed.
             let _ = reply.send(ask(manager));
         }))?;
         replied.await.unwrap_or(Err(ControlError::Ending))
     }
 
-    /// Has the manager change something, in a task of its own that goes on if
-    /// the client does not wait. A refusal is an event.
+    /// Has the manager change something, in a separate task that continues even
+    /// if the client disconnects. A refusal becomes an event.
     ///
     /// # Errors
-    /// What the change says, or [`ControlError::Ending`].
+    /// Returns the error of the change, or [`ControlError::Ending`].
     pub async fn change<
         T: Send + 'static,
         F: Future<Output = Result<T, ControlError>> + 'static,
@@ -112,11 +113,13 @@ impl Client {
         self.prepare_and_change(name, prepare, change).await
     }
 
-    /// The same for a change that has to be prepared, for instance by reading
-    /// images: a preparation ends when its client goes, and changes nothing.
+    /// Has the manager change something after a preparation, such as reading
+    /// images. The preparation changes nothing and is cancelled if its client
+    /// disconnects.
     ///
     /// # Errors
-    /// What the preparation or the change says, or [`ControlError::Ending`].
+    /// Returns the error of the preparation or of the change, or
+    /// [`ControlError::Ending`].
     pub async fn prepare_and_change<P, T, F, G>(
         &self,
         name: Change,
@@ -146,14 +149,14 @@ impl Client {
                 if let Err(error) = &result {
                     note_refusal(&manager, name, error);
                 }
-                // A client that has gone needs no reply.
+                // If the client has disconnected, the reply is not needed.
                 let _ = reply.send(result);
             });
         }))?;
         replied.await.unwrap_or(Err(ControlError::Ending))
     }
 
-    /// Takes a place among the requests under way.
+    /// Acquires one of the permits for requests in progress.
     fn place(&self, change: Option<&Change>) -> Result<OwnedSemaphorePermit, ControlError> {
         let ends = change.is_some_and(|change| matches!(change.action, "kill" | "delete"));
         let place = Arc::clone(&self.room).try_acquire_owned();

@@ -1,9 +1,8 @@
-//! Connections: how many there may be, and how long one may say nothing.
+//! Connections: their maximum number and their timeouts.
 //!
-//! A client that only waits takes no place from one that asks: when all places
-//! are taken, the connection that has said nothing for longest is closed for
-//! the sake of the new one. Only where every other client is being answered
-//! is a new one refused, with 503.
+//! An idle client does not keep others out: when all places are in use, the
+//! connection that has been idle longest is closed in favour of the new one.
+//! Only if every other client is being served is a new one refused, with 503.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -28,12 +27,12 @@ use crate::control::error::ControlError;
 use crate::control::http::received;
 use crate::control::places::{Answering, Place, Places};
 
-/// How long a client may take.
+/// The timeouts of clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Over the head of a request, or over asking again.
+    /// The limit for the head of a request, and for idle connections.
     pub head: Duration,
-    /// Over the rest of a request.
+    /// The limit for the body of a request.
     pub body: Duration,
 }
 
@@ -46,14 +45,15 @@ impl Default for Patience {
     }
 }
 
-/// Clients that are being refused at once; more are only hung up on.
+/// The maximum number of clients that are being refused at once; further ones
+/// are just disconnected.
 const REFUSALS: usize = 8;
-/// How long a refused client may take to hear of it.
+/// The time within which a refused client must read the refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// How long nobody is accepted when the host gives no descriptor.
+/// The time to wait before accepting again when descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` to clients of our own user, and of root: at most `limit` at
+/// Serves `router` to clients of our own user and of root, at most `limit` at
 /// once.
 pub async fn serve(listener: UnixListener, router: Router, limit: usize, patience: Patience) {
     let places = Places::new(limit);
@@ -94,8 +94,7 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, patienc
     }
 }
 
-/// Answers a client until it goes, says nothing for too long, or its place is
-/// needed.
+/// Serves a client until it disconnects, times out, or its place is needed.
 async fn converse(stream: UnixStream, router: Router, place: Place, patience: Patience) {
     let place = Arc::new(place);
     let kept = Arc::clone(&place);
@@ -138,7 +137,7 @@ async fn answer(
     Ok(response.map(|body| Body::new(Answered { body, answering })))
 }
 
-/// A body that keeps its client's place until all of it is handed on.
+/// A body that keeps its client's place until it has been sent.
 struct Answered {
     body: Body,
     #[expect(dead_code, reason = "kept, and dropped with the body")]
@@ -173,7 +172,7 @@ async fn refuse(stream: UnixStream, limit: usize, turn: OwnedSemaphorePermit) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
-    // It is refused in any case.
+    // The client is refused, whatever the result is.
     let _ = tokio::time::timeout(REFUSAL, connection).await;
     drop(turn);
 }

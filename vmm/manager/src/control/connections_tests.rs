@@ -1,13 +1,13 @@
-//! Clients that say nothing, or half of what they want.
+//! Tests of clients that are silent, or send incomplete requests.
 
 use super::*;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Serves one route in a thread-local task; returns the path of its socket.
+/// Serves one route in a local task; returns the path of its socket.
 fn served(name: &str, patience: Patience) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("mkvmm-{name}-{}", std::process::id()));
-    // It may be left from a test that failed.
+    // A failed test may have left it behind.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
     let router = Router::new().route("/", axum::routing::post(|| async { "hello" }));
@@ -15,7 +15,8 @@ fn served(name: &str, patience: Patience) -> std::path::PathBuf {
     path
 }
 
-/// All that comes after `said`, to the end of the connection.
+/// Sends `said` and returns everything received until the end of the
+/// connection.
 async fn heard(path: &std::path::Path, said: &str) -> String {
     let mut stream = UnixStream::connect(path).await.unwrap();
     stream.write_all(said.as_bytes()).await.unwrap();
@@ -41,7 +42,8 @@ async fn a_client_that_does_not_finish_is_hung_up_on() {
         let heard = heard(&path, half).await;
         assert!(!heard.contains("hello"), "{half:?}: {heard}");
     }
-    // One that has been answered may ask again, but not whenever it likes.
+    // A client that was served may send another request, but not at any later
+    // time.
     let whole = format!("{HEAD}Content-Length: 2\r\n\r\n{{}}");
     assert!(heard(&path, &whole).await.ends_with("hello"));
     std::fs::remove_file(path).unwrap();

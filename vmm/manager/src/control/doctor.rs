@@ -1,4 +1,4 @@
-//! Examining the host, for whoever asks.
+//! Examines the host on request.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,17 +8,17 @@ use tokio::sync::Mutex;
 
 use crate::control::error::ControlError;
 
-/// The doctor, who sees one at a time: an examination runs guests.
+/// Examines the host, one examination at a time, since it runs guests.
 #[derive(Debug, Clone)]
 pub struct Doctor {
-    /// Examines the host: what that takes, this crate does not know.
+    /// Examines the host; the function is provided by the caller of this crate.
     examine: fn() -> Findings,
-    /// The last findings, and when they were complete.
+    /// The last findings, and the time at which they were complete.
     last: Arc<Mutex<Option<(Instant, Findings)>>>,
 }
 
 impl Doctor {
-    /// Makes a doctor who examines by calling `examine`, which may wait.
+    /// Creates a doctor that calls `examine`, which may block.
     pub fn new(examine: fn() -> Findings) -> Self {
         Self {
             examine,
@@ -26,12 +26,12 @@ impl Doctor {
         }
     }
 
-    /// Examines the host on a thread that may wait. Whoever came while an
-    /// examination was under way gets its findings: any number of clients
-    /// wait for two examinations at most.
+    /// Examines the host on a thread that may block. A request that arrives
+    /// during an examination gets its findings, so any number of clients wait
+    /// for at most two examinations.
     ///
     /// # Errors
-    /// [`ControlError::Ending`].
+    /// Returns [`ControlError::Ending`] if the VMM is shutting down.
     pub async fn examine(&self) -> Result<Findings, ControlError> {
         let came = Instant::now();
         let mut last = Arc::clone(&self.last).lock_owned().await;
@@ -40,8 +40,8 @@ impl Doctor {
         {
             return Ok(findings.clone());
         }
-        // The lock goes with the thread: a client that leaves early must not
-        // let the next examination begin beside this one.
+        // The lock moves to the thread: a client that disconnects early must
+        // not let another examination start concurrently.
         let examine = self.examine;
         let examined = tokio::task::spawn_blocking(move || {
             let findings = examine();

@@ -1,4 +1,4 @@
-//! Refusals of the control socket, and the HTTP status of each class.
+//! Errors of the control socket, and the HTTP status of each class.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::resolve::ResolveError;
 use mkvmm_base::NameError;
 use mkvmm_base::state::State;
 
-/// Why a request was refused.
+/// A reason why a request was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The manager refused it.
@@ -25,13 +25,13 @@ pub enum ControlError {
     /// The images cannot be used.
     #[error("the images")]
     Resolve(#[from] ResolveError),
-    /// The description of the instance is wrong.
+    /// The specification of the instance is invalid.
     #[error("the instance")]
     Spec(#[from] SpecError),
-    /// The name is one that no instance can have.
+    /// The name is not valid for an instance.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The guest cannot be looked into.
+    /// The guest cannot be inspected.
     #[error(transparent)]
     Debug(#[from] DebugError),
     /// A memory map cannot be built; see [`mkvmm_memory::e820::build`].
@@ -40,67 +40,68 @@ pub enum ControlError {
     /// The body is not JSON.
     #[error("the body is not JSON")]
     Syntax(#[source] serde_json::Error),
-    /// The body is JSON, but not what the route takes.
-    #[error("the body is not what this route takes")]
+    /// The body is JSON, but not valid for the route.
+    #[error("the body is not valid for this route")]
     Data(#[source] serde_json::Error),
-    /// The body is too long or broke off.
-    #[error("the body is longer than {max} bytes, or broke off")]
+    /// The body is too long or incomplete.
+    #[error("the body is longer than {max} bytes, or incomplete")]
     Body {
-        /// Most bytes that a body may have.
+        /// The maximum size of a body in bytes.
         max: usize,
     },
-    /// The body did not come.
-    #[error("the request did not come in {} s", .limit.as_secs())]
+    /// The body did not arrive in time.
+    #[error("the request did not arrive within {} s", .limit.as_secs())]
     Slow {
-        /// How long it may take.
+        /// The time limit for the body.
         limit: Duration,
     },
-    /// All clients that may be connected are, and are being answered.
-    #[error("{limit} clients are connected, which is the limit, and none of them waits")]
+    /// The maximum number of clients is connected, and all are being served.
+    #[error("{limit} clients are connected, which is the limit, and none of them is idle")]
     Crowded {
-        /// Clients that may be connected.
+        /// The maximum number of connected clients.
         limit: usize,
     },
-    /// As many requests as may be are under way, some of clients that left.
-    #[error("{limit} requests are under way, which is the limit")]
+    /// The maximum number of requests is in progress, some of them of clients
+    /// that disconnected.
+    #[error("{limit} requests are in progress, which is the limit")]
     Requests {
-        /// Requests that may be under way.
+        /// The maximum number of requests in progress.
         limit: usize,
     },
     /// A plan has too many instances.
-    #[error("the plan has {count} instances, {limit} are accepted")]
+    #[error("the plan has {count} instances, exceeding the limit of {limit}")]
     PlanSize {
-        /// How many it has.
+        /// The number of instances in the plan.
         count: usize,
-        /// How many it may have.
+        /// The maximum number of instances in a plan.
         limit: usize,
     },
-    /// The query is not what the route takes.
-    #[error("the query is not what this route takes")]
+    /// The query is not valid for the route.
+    #[error("the query is not valid for this route")]
     Query(#[from] axum::extract::rejection::QueryRejection),
-    /// The path has a part that is not what it should be.
+    /// A part of the path is invalid.
     #[error("the path")]
     Path(#[from] axum::extract::rejection::PathRejection),
-    /// The number of an event is none that JSON keeps.
+    /// The number of an event exceeds what JSON represents exactly.
     #[error("since={since} is out of range (0..={EXACT_MAX})")]
     Since {
-        /// The number that was asked for.
+        /// The number that was requested.
         since: u64,
     },
-    /// The route is there, but not for this method.
-    #[error("this route does not know the method")]
+    /// The route does not support this method.
+    #[error("this route does not support the method")]
     NoMethod,
     /// There is no such route.
     #[error("there is no such route")]
     NoRoute,
-    /// The console is reached only by an upgrade of the connection.
+    /// The console requires an upgrade of the connection.
     #[error("this route needs `Connection: upgrade` and `Upgrade: mkvmm-console`")]
     NoUpgrade,
-    /// A file cannot be a console log.
+    /// A file cannot be used as a console log.
     #[error("the console log")]
     Log(#[from] LogError),
-    /// The VMM is ending.
-    #[error("the VMM is ending")]
+    /// The VMM is shutting down.
+    #[error("the VMM is shutting down")]
     Ending,
 }
 
@@ -111,7 +112,8 @@ impl From<RegistryError> for ControlError {
 }
 
 impl ControlError {
-    /// Returns the layer below that knows what the error means, if one does.
+    /// Returns the underlying error that has a class and a hint, if there is
+    /// one.
     fn inner(&self) -> Option<&dyn Diagnose> {
         Some(match self {
             Self::Life(error) => error,
@@ -148,8 +150,8 @@ impl Diagnose for ControlError {
                 "try again, detach a console or an event stream, or raise serve's --connections"
                     .to_owned(),
             ),
-            Self::Requests { .. } => Some("try again when some are done".to_owned()),
-            Self::PlanSize { .. } => Some("plan one part after the other".to_owned()),
+            Self::Requests { .. } => Some("try again when some are finished".to_owned()),
+            Self::PlanSize { .. } => Some("plan the instances in several parts".to_owned()),
             _ => self.inner()?.hint(),
         }
     }
@@ -163,7 +165,7 @@ impl Diagnose for ControlError {
     }
 }
 
-/// Returns the HTTP status of a class: the one table of the control socket.
+/// Returns the HTTP status of a class; this is the only such table.
 pub const fn status(class: Class) -> StatusCode {
     match class {
         Class::BadRequest => StatusCode::BAD_REQUEST,

@@ -1,6 +1,7 @@
-//! Routes, and their description: requests become actions, replies JSON.
+//! Routes and their description: converts requests to actions, and replies to
+//! JSON.
 //!
-//! Everything that may wait, reading files above all, happens here and not on
+//! Everything that may block, such as reading files, happens here and not on
 //! the event loop's thread.
 
 mod api;
@@ -27,7 +28,7 @@ use utoipa_axum::routes;
 use crate::control::error::{ControlError, status};
 use crate::event_log::Event;
 
-/// The description of the API, but for its paths, which the router adds.
+/// The description of the API except its paths, which the router adds.
 #[derive(Debug, OpenApi)]
 #[openapi(
     info(
@@ -83,19 +84,19 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::free))
 }
 
-/// What there is to ask, as OpenAPI describes it.
+/// The OpenAPI description of this API.
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
 async fn describe() -> axum::Json<utoipa::openapi::OpenApi> {
     axum::Json(openapi())
 }
 
-/// The OpenAPI document, as it is served.
+/// Returns the OpenAPI document, as it is served.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     described().into_openapi()
 }
 
-/// Returns all routes, with what each needs of `api`. Requests must be
-/// `received` before.
+/// Returns all routes, with the parts of `api` that each needs. Requests must
+/// have been `received`.
 pub fn router(api: Api) -> Router {
     let (router, _) = described().split_for_parts();
     router

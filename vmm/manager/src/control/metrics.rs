@@ -1,8 +1,8 @@
-//! OpenMetrics text.
+//! Metrics in the OpenMetrics text format.
 //!
 //! Everything is counted where it happens; a scrape only reads. Series of an
-//! instance carry its name and its number: the number is never given twice,
-//! so a counter belongs to one instance, begins at 0 with it and goes with it.
+//! instance carry its name and its number: as numbers are never reused, a
+//! counter belongs to one instance, starts at 0 with it and disappears with it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -26,10 +26,10 @@ use mkvmm_memory::reservation::ReservationConfig;
 use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;
 
-/// The content type that scrapers ask for.
+/// The content type that scrapers accept.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Every state, so that a scraper sees a zero rather than nothing.
+/// All states, so that a scraper sees a zero instead of a missing series.
 const STATES: [State; 8] = [
     State::Ready,
     State::Loaded,
@@ -45,7 +45,7 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
 type Counters = Family<Labels, Counter>;
 
-/// What the metrics are made of, but for the images.
+/// The data for the metrics, except for the image cache.
 #[derive(Debug)]
 pub struct MetricsFacts {
     pool: Pool,
@@ -54,7 +54,7 @@ pub struct MetricsFacts {
     boots: BootSpans,
 }
 
-/// One instance's part of the metrics.
+/// The data of one instance for the metrics.
 #[derive(Debug)]
 struct InstanceFacts {
     name: String,
@@ -70,7 +70,7 @@ struct InstanceFacts {
     footprint: Footprint,
 }
 
-/// Of all vCPUs, by the names of the kinds.
+/// Returns the totals of all vCPUs, by the names of the kinds.
 fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
     let cpus = 0..guest.config().cpus();
     let vcpus: Vec<_> = cpus.map(|cpu| guest.status().exits(cpu)).collect();
@@ -104,7 +104,7 @@ impl InstanceFacts {
 }
 
 impl MetricsFacts {
-    /// The facts as they are now.
+    /// Collects the current data.
     pub fn of(registry: &crate::registry::Registry) -> Self {
         let instance = |guest| InstanceFacts::of(guest, registry.memory());
         Self {
@@ -116,11 +116,11 @@ impl MetricsFacts {
     }
 }
 
-/// Renders `facts`, and what the image cache did. Reads what instances use, so
-/// it is for a thread that may wait.
+/// Renders `facts`, and the counters of the image cache. It reads the resource
+/// usage of instances, so it must run on a thread that may block.
 ///
 /// # Errors
-/// Never: writing to a string does not fail.
+/// Never fails, since writing to a string cannot fail.
 pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("mkvmm");
     let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -144,7 +144,7 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
 
 fn gauge(value: u64) -> Gauge {
     let gauge = Gauge::default();
-    // Gauges are signed; nothing here reaches 2^63.
+    // Gauges are signed; no value here reaches 2^63.
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     gauge
 }
@@ -159,7 +159,7 @@ fn register_pool(registry: &mut Registry, pool: &Pool) {
     for (name, help, value) in [
         ("pool_size", "Bytes of the pool", pool.range.size),
         ("pool_avail", "Free bytes of the pool", pool.avail),
-        ("pool_used", "Taken bytes of the pool", pool.used),
+        ("pool_used", "Used bytes of the pool", pool.used),
         (
             "pool_largest_free",
             "The longest free extent of the pool",
@@ -179,7 +179,8 @@ fn register_allocations(registry: &mut Registry, counts: &BTreeMap<CountKey, u64
         vec![("pool", pool.to_owned()), ("outcome", outcome.to_string())]
     };
     for is_main in [true, false] {
-        // There from the beginning; refusals when there are some.
+        // Create these now, so that they are exported even at zero; refusals
+        // are added when they occur.
         drop(allocations.get_or_create(&labels(is_main, Outcome::Done)));
         drop(frees.get_or_create(&labels(is_main, Outcome::Done)));
     }
@@ -193,7 +194,7 @@ fn register_allocations(registry: &mut Registry, counts: &BTreeMap<CountKey, u64
     }
     let help = "Allocations in the main pool and in instances, by outcome";
     registry.register("pool_allocations", help, allocations);
-    let help = "Allocations given back, by outcome";
+    let help = "Freed allocations, by outcome";
     registry.register("pool_frees", help, frees);
 }
 
@@ -228,19 +229,29 @@ fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
     let (help, memory) = ("Memory of an instance", gauges(|one| one.memory));
     registry.register_with_unit("instance_memory", help, Unit::Bytes, memory);
     let (help, avail) = (
-        "Memory that no image and no allocation takes",
+        "Memory that no image and no allocation uses",
         gauges(|one| one.avail),
     );
     registry.register_with_unit("instance_avail", help, Unit::Bytes, avail);
-    let (help, chunks) = ("Regions of its memory", gauges(|one| one.chunks));
+    let (help, chunks) = (
+        "Regions of the memory of an instance",
+        gauges(|one| one.chunks),
+    );
     registry.register("instance_chunks", help, chunks);
-    registry.register("instance_vcpus", "Its vCPUs", gauges(|one| one.vcpus));
+    registry.register(
+        "instance_vcpus",
+        "The vCPUs of an instance",
+        gauges(|one| one.vcpus),
+    );
     let (help, violations) = (
-        "Accesses to what is not its own",
+        "Accesses to memory that an instance does not own",
         counters(|one| one.violations),
     );
     registry.register("instance_violations", help, violations);
-    let (help, printed) = ("Output on its console", counters(|one| one.printed));
+    let (help, printed) = (
+        "Output on the console of an instance",
+        counters(|one| one.printed),
+    );
     registry.register_with_unit("instance_console", help, Unit::Bytes, printed);
     let exits = Counters::default();
     for one in all {
@@ -250,7 +261,7 @@ fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
             exits.get_or_create(&labels).inc_by(*count);
         }
     }
-    let help = "Exits of its vCPUs to the VMM, by kind";
+    let help = "VM exits of an instance's vCPUs to the VMM, by kind";
     registry.register("instance_exits", help, exits);
 }
 
@@ -266,18 +277,18 @@ fn register_usage(registry: &mut Registry, all: &[InstanceFacts]) {
         let own = bytes(usage.process.unwrap_or(0));
         process.get_or_create(&labels).set(own);
     }
-    let help = "CPU time of its processes, its guest included";
+    let help = "CPU time of an instance's processes, including its guest";
     registry.register_with_unit("instance_cpu", help, Unit::Seconds, times);
-    let help = "Host memory that its memory holds";
+    let help = "Host memory that the memory of an instance occupies";
     registry.register_with_unit("instance_memory_resident", help, Unit::Bytes, resident);
-    let help = "Host memory that its process has besides";
+    let help = "Further host memory that an instance's process uses";
     registry.register_with_unit("instance_process_memory", help, Unit::Bytes, process);
 }
 
 fn register_images(registry: &mut Registry, images: CacheCounters) {
-    let (help, entries) = ("Images kept", gauge(images.entries));
+    let (help, entries) = ("Cached images", gauge(images.entries));
     registry.register("image_cache_entries", help, entries);
-    let (help, held) = ("Bytes of images kept", gauge(images.bytes_held));
+    let (help, held) = ("Bytes of cached images", gauge(images.bytes_held));
     registry.register_with_unit("image_cache_size", help, Unit::Bytes, held);
     let requests = Counters::default();
     for (result, count) in [
@@ -288,7 +299,7 @@ fn register_images(registry: &mut Registry, images: CacheCounters) {
         let labels = vec![("result", result.to_owned())];
         requests.get_or_create(&labels).inc_by(count);
     }
-    let help = "Requests for images, by what became of them";
+    let help = "Requests for images, by result";
     registry.register("image_cache_requests", help, requests);
     let (help, read) = ("Bytes of images read", counter(images.bytes_read));
     registry.register_with_unit("image_cache_read", help, Unit::Bytes, read);
@@ -300,7 +311,7 @@ fn register_images(registry: &mut Registry, images: CacheCounters) {
         ),
         (
             "image_cache_evictions",
-            "Images dropped to keep the limit",
+            "Images evicted to stay below the limit",
             images.evictions,
         ),
     ] {

@@ -6,21 +6,22 @@
 //!              renders the reply ◄─ oneshot: its reply ──  of its own for a change
 //! ```
 //!
-//! A request is a function of the manager with the type of its reply
-//! (`Client::look`, `Client::change` in [`client`]): there is nothing to take apart.
+//! A request is a function on the manager that returns the type of its reply
+//! (`Client::look`, `Client::change` in [`client`]), so no replies have to be
+//! matched.
 //!
-//! | module | what it knows |
+//! | module | contents |
 //! |---|---|
-//! | [`client`] | how requests reach the manager |
-//! | [`plan`] | what a launch would do |
-//! | [`pool_map`] | who has which bytes of the pool |
+//! | [`client`] | passes requests to the manager |
+//! | [`plan`] | predicts the result of a launch |
+//! | [`pool_map`] | the owners of all bytes of the pool |
 //! | [`debug`] | registers, memory and translations |
-//! | [`objects`] | the objects of `mkvmm-api`, made out of what there is |
-//! | [`error`] | refusals, and the HTTP status of each class |
+//! | [`objects`] | conversion to the objects of `mkvmm-api` |
+//! | [`error`] | errors, and the HTTP status of each class |
 //! | [`http`] | routes and their description |
 //! | [`metrics`] | OpenMetrics text |
 //! | [`server`] | the socket and its thread |
-//! | `connections`, `places` | clients: how many, and how long each may take |
+//! | `connections`, `places` | the maximum number of clients, and their timeouts |
 
 pub mod client;
 mod connections;

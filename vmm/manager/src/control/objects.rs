@@ -1,4 +1,4 @@
-//! The objects of the API, made out of what the manager has.
+//! Converts the manager's data into objects of the API.
 
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
@@ -19,7 +19,7 @@ use crate::guest::{Guest, Loaded};
 use crate::registry::Registry;
 use crate::usage::Footprint;
 
-/// Returns the pool as it is now, with so many instances.
+/// Returns the API object for the pool, with this number of instances.
 pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Pool {
     Pool {
         range: pool.range().into(),
@@ -38,25 +38,26 @@ pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Po
     }
 }
 
-/// Returns the pool of a registry as it is now.
+/// Returns the API object for the pool of a registry.
 pub fn pool_of(registry: &Registry) -> Pool {
     pool(registry.pool(), registry.memory(), registry.len())
 }
 
-/// What an instance is described from, live or rehearsed.
+/// The data that describes an instance, which may exist or be part of a dry
+/// run.
 #[derive(Debug)]
 pub struct Description<'a> {
-    /// The number that it has for as long as the VMM lives.
+    /// The number of the instance, which is never reused.
     pub id: InstanceId,
-    /// What it is made of.
+    /// The configuration of the instance.
     pub config: &'a InstanceConfig,
-    /// Where its life stands.
+    /// The state of the instance.
     pub state: State,
-    /// The memory that it has.
+    /// The memory of the instance.
     pub sub_pool: &'a SubPool,
     /// The images in its memory, if there are any.
     pub loaded: Option<&'a Loaded>,
-    /// Its memory map.
+    /// The memory map of the instance.
     pub e820: &'a [E820Entry],
 }
 
@@ -94,20 +95,20 @@ pub fn described(of: &Description<'_>) -> Instance {
     }
 }
 
-/// Returns the instance as it is now.
+/// Returns the current description of an instance.
 ///
 /// # Errors
-/// See [`mkvmm_memory::e820::build`].
+/// Returns the errors of [`mkvmm_memory::e820::build`].
 pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
     let footprint = guest.footprint(registry.memory());
     Ok(used(unmeasured(registry, guest)?, &footprint))
 }
 
-/// Returns all instances as they are now, with where to read what they use:
-/// with many of them that takes its time.
+/// Returns the current descriptions of all instances, with the sources of their
+/// resource usage, which take time to read if there are many.
 ///
 /// # Errors
-/// See [`mkvmm_memory::e820::build`].
+/// Returns the errors of [`mkvmm_memory::e820::build`].
 pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, RangeError> {
     let both = |guest: &Guest| {
         let footprint = guest.footprint(registry.memory());
@@ -116,7 +117,7 @@ pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, Rang
     registry.guests().map(both).collect()
 }
 
-/// Adds to an instance what it uses.
+/// Adds the resource usage to the description of an instance.
 pub fn used(instance: Instance, footprint: &Footprint) -> Instance {
     let usage = footprint.read();
     Instance {
@@ -172,7 +173,7 @@ fn initrd(loaded: &Loaded) -> Option<Initrd> {
     })
 }
 
-/// Returns a row of a memory map.
+/// Returns the API object for a row of a memory map.
 pub fn e820_row(entry: &E820Entry) -> E820Row {
     E820Row {
         range: entry.range.into(),
@@ -190,7 +191,7 @@ pub fn iomem(registry: &Registry) -> Vec<IomemRow> {
     registry.pool().tree().iter().map(row).collect()
 }
 
-/// Returns what an audit found.
+/// Returns the API object for the result of an audit.
 pub fn audit(Findings { checks, problems }: Findings) -> Audit {
     Audit {
         ok: problems.is_empty(),
@@ -199,7 +200,7 @@ pub fn audit(Findings { checks, problems }: Findings) -> Audit {
     }
 }
 
-/// Returns a record of the ledger's log.
+/// Returns the API object for a record of the allocation log.
 pub fn pool_record(record: &Record) -> PoolRecord {
     PoolRecord {
         seq: record.seq,

@@ -1,5 +1,5 @@
-//! Places of connections: how many clients there may be, and whose place goes
-//! to the next.
+//! Places of connections: limits the number of clients, and selects the
+//! connection that makes way for a new one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What is known of a connection.
+/// The state of a connection.
 #[derive(Debug)]
 struct Known {
-    /// Since when it says nothing; `None` while it is answered.
+    /// The time since when it is idle; `None` while it is being served.
     idle: Option<Instant>,
-    /// Told when it is to be closed.
+    /// Notified when the connection is to be closed.
     close: Arc<Notify>,
 }
 
-/// The connections of one socket, and how many there may be.
+/// The connections of one socket, and their maximum number.
 #[derive(Debug)]
 pub struct Places {
     limit: usize,
@@ -24,7 +24,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Makes `limit` free places, at least one.
+    /// Creates `limit` free places, at least one.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit: limit.max(1),
@@ -32,18 +32,18 @@ impl Places {
         })
     }
 
-    /// Returns the number of places, free or not.
+    /// Returns the total number of places.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Known>)> {
-        // A number and a map: consistent whatever panicked.
+        // A number and a map are valid even if the lock is poisoned.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place, if need be that of the connection that has said nothing
-    /// for longest; `None` when all are being answered.
+    /// Takes a place, if necessary that of the connection that has been idle
+    /// longest; `None` if all are being served.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         let mut all = self.lock();
         let (next, known) = &mut *all;
@@ -75,7 +75,7 @@ impl Places {
     }
 }
 
-/// The place of one connection, free again when this is dropped.
+/// The place of one connection, which becomes free when this is dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
@@ -84,7 +84,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Waits until the place is needed for another.
+    /// Waits until another connection needs the place.
     pub async fn needed(&self) {
         self.close.notified().await;
     }
@@ -96,8 +96,8 @@ impl Drop for Place {
     }
 }
 
-/// A connection whose client is being answered, until this is dropped. Who
-/// takes a connection over takes this out of the request, and keeps it.
+/// Marks a connection as being served, until this is dropped. A handler that
+/// takes the connection over removes this from the request and keeps it.
 #[derive(Debug, Clone)]
 pub struct Answering(#[expect(dead_code, reason = "acts when it is dropped")] Arc<AnsweringInner>);
 
@@ -105,7 +105,7 @@ pub struct Answering(#[expect(dead_code, reason = "acts when it is dropped")] Ar
 struct AnsweringInner(Arc<Place>);
 
 impl Answering {
-    /// Has the client of `place` count as one that is answered.
+    /// Marks the client of `place` as being served.
     pub fn begin(place: &Arc<Place>) -> Self {
         place.places.set_idle(place.number, None);
         Self(Arc::new(AnsweringInner(Arc::clone(place))))
@@ -136,7 +136,7 @@ mod tests {
         drop(answering);
         let fourth = places.take().unwrap();
         first.needed().await;
-        // Whose place was taken gives none back.
+        // A connection whose place was taken does not free a place.
         drop((first, second));
         assert_eq!(places.lock().1.len(), 2);
         drop((other, third, fourth));

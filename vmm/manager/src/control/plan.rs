@@ -1,5 +1,5 @@
-//! Plans: what a launch would do, found out by a rehearsal with the code that
-//! a launch uses.
+//! Plans: determines the result of a launch by a dry run of the code that a
+//! launch uses.
 
 use mkpool::AddrRange;
 use mkvmm_api::Instance;
@@ -17,21 +17,22 @@ use crate::life::place::place;
 use crate::life::{LifeError, StepError};
 use crate::registry::{Registry, RegistryError};
 
-/// The most instances that are named when deleting one would help.
+/// The maximum number of instances suggested for deletion.
 const SUGGESTIONS: usize = 8;
-/// The most instances that are tried for that: everybody waits meanwhile.
+/// The maximum number of instances that are tried for that, since all other
+/// requests wait meanwhile.
 const CANDIDATES: usize = 64;
 
-/// An instance that is to be planned.
+/// An instance in a plan.
 #[derive(Debug)]
 pub struct Planned {
-    /// What it is to be.
+    /// The configuration of the instance.
     pub config: InstanceConfig,
-    /// What is to be loaded.
+    /// The images to load.
     pub images: Option<Images>,
 }
 
-/// An instance that was rehearsed.
+/// An instance created in the dry run.
 struct Rehearsed<'a> {
     id: InstanceId,
     planned: &'a Planned,
@@ -41,8 +42,8 @@ struct Rehearsed<'a> {
 /// Plans `wanted`, in this order.
 ///
 /// # Errors
-/// [`ControlError`] for what no room would help: a name given twice, a value
-/// that is wrong.
+/// Returns a [`ControlError`] for errors that more room would not solve, such
+/// as a duplicate name or an invalid value.
 pub fn plan(registry: &mut Registry, wanted: &[Planned]) -> Result<Plan, ControlError> {
     check_names(registry, wanted)?;
     let instances = registry.len();
@@ -90,7 +91,7 @@ pub fn plan(registry: &mut Registry, wanted: &[Planned]) -> Result<Plan, Control
 /// Describes the instance that `planned` would become.
 ///
 /// # Errors
-/// [`ControlError`] with why it would not.
+/// Returns the [`ControlError`] that its creation would return.
 pub fn dry_create(registry: &mut Registry, planned: &Planned) -> Result<Instance, ControlError> {
     check_names(registry, std::slice::from_ref(planned))?;
     let mut rehearsal = registry.pool_mut().rehearse();
@@ -98,7 +99,7 @@ pub fn dry_create(registry: &mut Registry, planned: &Planned) -> Result<Instance
     let one = one.map_err(|error| error.of(&planned.config.name))?;
     match rehearsal.made().first() {
         Some(sub_pool) => object(&rehearsal, &one, sub_pool),
-        // What was rehearsed is made.
+        // The instance was created in the dry run.
         None => Err(ControlError::Ending),
     }
 }
@@ -170,8 +171,9 @@ fn pieces(one: &Rehearsed<'_>) -> Vec<Piece> {
     pieces.map(piece).collect()
 }
 
-/// The smallest instances of which deleting any one would make room for all of
-/// `wanted`; `made` is what fits without, and `avail` what is free then.
+/// Returns the smallest instances of which deleting any one would make room for
+/// all of `wanted`; `made` is the part that fits without, and `avail` the free
+/// memory then.
 fn makes_room(
     registry: &Registry,
     wanted: &[Planned],
@@ -179,7 +181,7 @@ fn makes_room(
     avail: u64,
 ) -> Vec<String> {
     let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
-    // Those that are too small for sure are not worth a try.
+    // Instances that are certainly too small need not be tried.
     let room = made.iter().map(AddrRange::size).sum::<u64>() + avail;
     let needed = wanted
         .iter()

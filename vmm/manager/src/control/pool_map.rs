@@ -1,8 +1,8 @@
-//! The pool as a map: who has which bytes, without a gap.
+//! The map of the pool: the owners of all bytes, without gaps.
 //!
-//! Drawn from the resource tree, which names everything that is taken; what
-//! it leaves out is free. One walk over the tree in address order, so that a
-//! thousand instances cost what printing them costs.
+//! It is derived from the resource tree, which contains everything that is in
+//! use; the rest is free. It is one walk over the tree in address order, so
+//! that its cost for a thousand instances is proportional to the output.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,10 @@ use mkvmm_api::pool::{Owner, Part, PoolMap, Segment, SegmentKind};
 use crate::control::objects;
 use crate::registry::Registry;
 
-/// What a part of an instance is called that nothing in the tree names.
+/// The name of a part of an instance that is not in the tree.
 const GUEST_MEMORY: &str = "guest memory";
 
-/// Returns the map of the pool as it is now.
+/// Returns the current map of the pool.
 pub fn pool_map(registry: &Registry) -> PoolMap {
     let pool = registry.pool();
     let mut holders = HashMap::new();
@@ -45,7 +45,7 @@ pub fn pool_map(registry: &Registry) -> PoolMap {
     }
 }
 
-/// Who has what directly lies in the pool.
+/// The direct owner of a range of the pool.
 #[derive(Debug, Clone, Copy)]
 enum Holder<'a> {
     Instance(&'a str),
@@ -53,7 +53,8 @@ enum Holder<'a> {
     Held,
 }
 
-/// The pool in segments; `holders` says by first byte whose each is.
+/// Returns the pool in segments; `holders` maps the first byte of each to its
+/// owner.
 fn segments(
     tree: &ResourceTree,
     pool: AddrRange,
@@ -81,8 +82,8 @@ fn segments(
     covered.into_iter().map(segment).collect()
 }
 
-/// The innermost names of what lies in `resource`; what none of them covers
-/// is called `rest`.
+/// Returns the innermost names in `resource`; the ranges that none of them
+/// covers are called `rest`.
 fn parts(tree: &ResourceTree, resource: &Resource, rest: &str) -> Vec<Part> {
     let children = resource.children().filter_map(|id| tree.get(id));
     let mut all = Vec::new();
@@ -98,15 +99,15 @@ fn parts(tree: &ResourceTree, resource: &Resource, rest: &str) -> Vec<Part> {
     all
 }
 
-/// `whole` in pieces: `children`, which ascend and do not overlap, and the
-/// gaps between them.
+/// Splits `whole` into `children`, which are in ascending order without
+/// overlaps, and the gaps between them.
 fn cover<'a>(
     whole: AddrRange,
     children: impl Iterator<Item = &'a Resource>,
 ) -> Vec<(AddrRange, Option<&'a Resource>)> {
     let mut pieces = Vec::new();
     let mut next = whole.start();
-    // An empty gap is no range, and no piece.
+    // An empty gap is not a valid range, and not a piece.
     let gap = |from: u64, to: u64| Some((AddrRange::new(from, to).ok()?, None));
     for child in children {
         let range = child.range();
@@ -127,7 +128,7 @@ mod tests {
         AddrRange::with_size(start, size).unwrap()
     }
 
-    /// Start and size of each, and that they join.
+    /// Returns start and size of each range, and whether they are adjacent.
     fn joined<'a>(ranges: impl Iterator<Item = &'a Range>) -> (u64, u64) {
         let ranges: Vec<&Range> = ranges.collect();
         for two in ranges.windows(2) {

@@ -1,7 +1,7 @@
-//! The socket, and the thread that serves it.
+//! The control socket, and the thread that serves it.
 //!
-//! The socket is taken by a lock on a file beside it: a lock dies with its
-//! holder, so a socket left by a dead VMM is replaced and that of a live one
+//! A lock on a file beside the socket protects it: a lock is released when its
+//! holder dies, so the socket of a dead VMM is replaced and that of a live one
 //! is refused.
 
 use std::fs::{self, File, OpenOptions};
@@ -18,35 +18,35 @@ use crate::control::connections::{self, Patience};
 use crate::control::http::{Api, router};
 use mkvmm_base::{Class, Diagnose};
 
-/// Threads for what may wait: opening logs, and the doctor.
+/// The number of threads for blocking work: opening logs, and the doctor.
 const BLOCKING_THREADS: usize = 16;
 
-/// Why there is no control socket.
+/// A reason why the control socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// A live VMM has it.
+    /// A running VMM owns the socket.
     #[error("another mkvmm serves {}", .path.display())]
     Taken {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// The lock file cannot be had.
-    #[error("the lock {} cannot be taken", .path.display())]
+    /// The lock file cannot be locked.
+    #[error("the lock file {} cannot be locked", .path.display())]
     Lock {
-        /// The lock file.
+        /// The path of the lock file.
         path: PathBuf,
         /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// Something that is no socket lies there.
-    #[error("{} is there and is no socket", .path.display())]
+    /// The path exists and is not a socket.
+    #[error("{} exists and is not a socket", .path.display())]
     NotASocket {
-        /// The path of what is there.
+        /// The path of the existing file.
         path: PathBuf,
     },
-    /// The socket cannot be made.
-    #[error("the socket {} cannot be made", .path.display())]
+    /// The socket cannot be created.
+    #[error("the socket {} cannot be created", .path.display())]
     Bind {
         /// The path of the socket.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
-    /// The host gives no thread or descriptor.
+    /// The host has run out of threads or descriptors.
     #[error("the control thread cannot be started")]
     Thread(#[source] io::Error),
 }
@@ -65,7 +65,7 @@ impl Diagnose for SocketError {
     }
 }
 
-/// A socket that is ours, and goes when this does.
+/// The control socket of this process, which is removed when this is dropped.
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
@@ -74,10 +74,10 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Takes `path`.
+    /// Creates the socket at `path`.
     ///
     /// # Errors
-    /// [`SocketError`]; what was there still is.
+    /// Returns a [`SocketError`]; an existing file is unchanged then.
     pub fn take(path: &Path) -> Result<Self, SocketError> {
         let lock = lock(path)?;
         match fs::symlink_metadata(path) {
@@ -89,8 +89,8 @@ impl ControlSocket {
             Ok(_) => fs::remove_file(path).map_err(bind_error(path))?,
             Err(_) => {}
         }
-        // Nobody can connect before the mode is right: the mask is the
-        // process's, so the socket gets its name only afterwards.
+        // Nobody can connect before the mode is set: the umask belongs to the
+        // whole process, so the socket gets its final name only afterwards.
         let mut early = path.as_os_str().to_owned();
         early.push(".new");
         let early = PathBuf::from(early);
@@ -103,10 +103,11 @@ impl ControlSocket {
         })
     }
 
-    /// Serves it on a thread of its own, for as long as the process lives.
+    /// Serves the socket on a thread of its own, for the lifetime of the
+    /// process.
     ///
     /// # Errors
-    /// [`SocketError::Thread`].
+    /// Returns [`SocketError::Thread`] if the thread cannot be started.
     pub fn serve(&self, api: Api) -> Result<JoinHandle<()>, SocketError> {
         let listener = self.listener.try_clone().map_err(SocketError::Thread)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -133,7 +134,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // Whoever comes next replaces it if it cannot be removed now.
+        // If it cannot be removed now, the next process replaces it.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,31 +1,31 @@
-//! What single bits of x86 registers are called, and what they amount to.
+//! The names of the bits of x86 registers, and the modes they determine.
 //!
 //! Source: Intel SDM volume 3A, sections 2.2.1 (EFER), 2.3 (RFLAGS), 2.5
 //! (control registers); volume 1, section 3.4.3 (RFLAGS).
 
 use mkvmm_base::registers::Special;
 
-/// CR0: protection enable.
+/// The bit of CR0 that enables protection.
 pub const CR0_PE: u64 = 1;
-/// CR0: paging is on.
+/// The bit of CR0 that enables paging.
 pub const CR0_PG: u64 = 1 << 31;
-/// CR4: 4 MiB pages in 32-bit tables.
+/// The bit of CR4 that enables 4 MiB pages in 32-bit tables.
 pub const CR4_PSE: u64 = 1 << 4;
-/// CR4: 64-bit entries.
+/// The bit of CR4 that selects 64-bit entries.
 pub const CR4_PAE: u64 = 1 << 5;
-/// CR4: five levels.
+/// The bit of CR4 that selects five levels.
 pub const CR4_LA57: u64 = 1 << 12;
-/// EFER: long mode active.
+/// The bit of EFER that indicates active long mode.
 pub const EFER_LMA: u64 = 1 << 10;
-/// EFER: the no-execute bit has a meaning.
+/// The bit of EFER that enables the no-execute bit.
 pub const EFER_NXE: u64 = 1 << 11;
-/// RFLAGS: virtual-8086 mode.
+/// The bit of RFLAGS for virtual-8086 mode.
 const RFLAGS_VM: u64 = 1 << 17;
 
-/// A bit and its name.
+/// The position of a bit, and its name.
 pub type Bit = (u32, &'static str);
 
-/// RFLAGS, but for IOPL, which is a number.
+/// The named bits of RFLAGS except IOPL, which is a number.
 pub const RFLAGS: [Bit; 16] = [
     (0, "CF"),
     (2, "PF"),
@@ -99,20 +99,20 @@ pub const EFER: [Bit; 7] = [
     (14, "FFXSR"),
 ];
 
-/// The names of the bits that are set in `value`; those without a name are
-/// not told.
+/// Returns the names of the bits that are set in `value`; bits without a name
+/// are omitted.
 pub fn names(value: u64, bits: &[Bit]) -> Vec<String> {
     let set = bits.iter().filter(|(bit, _)| value >> bit & 1 != 0);
     set.map(|(_, name)| (*name).to_owned()).collect()
 }
 
-/// I/O privilege level: bits 12 and 13 of RFLAGS.
+/// Returns the I/O privilege level: bits 12 and 13 of RFLAGS.
 pub fn iopl(rflags: u64) -> u8 {
-    // Two bits.
+    // Two bits always fit.
     u8::try_from(rflags >> 12 & 3).unwrap_or_default()
 }
 
-/// What a processor with these registers executes as.
+/// Returns the mode of a processor with these registers.
 pub fn mode(sregs: &Special, rflags: u64) -> &'static str {
     if sregs.cr0 & CR0_PE == 0 {
         "real"
@@ -129,8 +129,8 @@ pub fn mode(sregs: &Special, rflags: u64) -> &'static str {
     }
 }
 
-/// Current privilege level. Where the mode has one it is the stack segment's
-/// (SDM volume 3A, section 5.5).
+/// Returns the current privilege level, which is that of the stack segment in
+/// modes that have one (SDM volume 3A, section 5.5).
 pub fn cpl(sregs: &Special, rflags: u64) -> u8 {
     match mode(sregs, rflags) {
         "real" => 0,

@@ -1,4 +1,4 @@
-//! A walk through a guest's page tables, as its processor would do it.
+//! Walks a guest's page tables as its processor would.
 //!
 //! ```text
 //!   5-level   CR3 ► PML5E ► PML4E ► PDPTE ► PDE ► PTE ► page      9 bits each
@@ -8,10 +8,10 @@
 //!   off       the address itself
 //! ```
 //!
-//! The tables are the guest's, and hostile: a walk reads one entry at each
-//! level and no more, whatever they hold, and reads it where its caller lets
-//! it. Rights are reported, not enforced: what is asked is where an address
-//! leads, not whether some access would be allowed.
+//! The tables belong to the guest and are hostile: a walk reads only one entry
+//! at each level, whatever they contain, and reads it through its caller's
+//! function. Access rights are reported, not enforced: the question is what an
+//! address maps to, not whether some access would be allowed.
 //!
 //! Source: Intel SDM volume 3A, chapter 5 (paging), tables 5-3 to 5-20.
 
@@ -19,36 +19,37 @@ use mkvmm_base::registers::Special;
 
 use crate::debug::bits::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE};
 
-/// Entry: it is present.
+/// The entry bit for present.
 const PRESENT: u64 = 1;
-/// Entry: writes are allowed.
+/// The entry bit that allows writes.
 const WRITABLE: u64 = 1 << 1;
-/// Entry: user mode may use it.
+/// The entry bit that allows user mode.
 const USER: u64 = 1 << 2;
-/// Entry above the last level: it maps a page itself.
+/// The bit of an entry above the last level that maps a page itself.
 const PAGE: u64 = 1 << 7;
-/// Entry: nothing is fetched from there.
+/// The entry bit that forbids instruction fetches.
 const NO_EXECUTE: u64 = 1 << 63;
-/// Address bits of a 64-bit entry, whatever the processor's width: 51 to 12.
+/// The address bits of a 64-bit entry, whatever the processor's width: 51 to
+/// 12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// How the processor finds physical addresses.
+/// The paging mode of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Not at all: they are the addresses.
+    /// Paging is off: addresses are physical addresses.
     Off,
-    /// Two levels of 32-bit entries.
+    /// There are two levels of 32-bit entries.
     Bits32,
-    /// Three levels of 64-bit entries, 32-bit addresses.
+    /// There are three levels of 64-bit entries, with 32-bit addresses.
     Pae,
-    /// Four levels of tables.
+    /// There are four levels of tables.
     Level4,
-    /// Five levels of tables.
+    /// There are five levels of tables.
     Level5,
 }
 
 impl Mode {
-    /// Returns its name in the API.
+    /// Returns the name of the mode in the API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -69,7 +70,7 @@ impl Mode {
         }
     }
 
-    /// Bytes of an entry.
+    /// Returns the size of an entry in bytes.
     const fn entry_size(self) -> u64 {
         match self {
             Self::Bits32 => 4,
@@ -81,7 +82,7 @@ impl Mode {
 /// One level of tables.
 struct Level {
     name: &'static str,
-    /// log2 of what one entry covers.
+    /// The base-2 logarithm of the size that one entry covers.
     shift: u32,
 }
 
@@ -119,36 +120,36 @@ const LEVELS_32: [Level; 2] = [
     },
 ];
 
-/// What a walk depends on besides memory.
+/// The parameters of a walk besides memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Walker {
-    /// The kind of tables.
+    /// The paging mode of the processor.
     pub mode: Mode,
-    /// CR3 as it is.
+    /// The value of CR3.
     pub cr3: u64,
-    /// Whether bit 63 of an entry has a meaning.
+    /// True if bit 63 of an entry forbids execution.
     pub no_execute: bool,
-    /// Whether a page directory of 32-bit entries may map 4 MiB.
+    /// True if a page directory of 32-bit entries may map 4 MiB pages.
     pub large_pages: bool,
-    /// Whether a PDPTE may map 1 GiB.
+    /// True if a PDPTE may map 1 GiB pages.
     pub huge_pages: bool,
-    /// Bits of a physical address.
+    /// The number of bits of a physical address.
     pub address_bits: u32,
 }
 
-/// One entry on the way.
+/// One entry of a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Which level's entry.
+    /// The name of the entry's level.
     pub level: &'static str,
-    /// Its guest-physical address.
+    /// The guest-physical address of the entry.
     pub addr: u64,
-    /// What it holds; `None` where the guest has no memory there.
+    /// The value of the entry; `None` if the guest has no memory there.
     pub entry: Option<u64>,
 }
 
 impl Step {
-    /// What its low bits and the highest say.
+    /// Returns the names of the flags in its low bits and in the highest bit.
     pub fn flags(&self) -> Vec<String> {
         const BITS: [(u32, &str); 9] = [
             (0, "present"),
@@ -165,7 +166,7 @@ impl Step {
             return Vec::new();
         };
         let mut flags = crate::debug::bits::names(entry, &BITS);
-        // In a PTE the bit is the PAT's.
+        // In a PTE this bit belongs to the PAT.
         if entry & PAGE != 0 && self.level != "PTE" {
             flags.push("page".to_owned());
         }
@@ -173,38 +174,38 @@ impl Step {
     }
 }
 
-/// Where an address leads.
+/// The page that an address maps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// The guest-physical address that the walk ended at.
+    /// The guest-physical address of the byte.
     pub addr: u64,
-    /// Bytes of the page; what is behind it must be looked up anew. With
-    /// paging off, all there is.
+    /// The size of the page in bytes; addresses beyond it must be translated
+    /// separately. With paging off, this is the whole address space.
     pub page_size: u64,
-    /// Whether every level lets it be written.
+    /// True if every level allows writes.
     pub writable: bool,
-    /// Whether every level lets user mode in.
+    /// True if every level allows user mode.
     pub user: bool,
-    /// Whether no level forbids to execute it.
+    /// True if no level forbids execution.
     pub executable: bool,
 }
 
-/// Why an address leads nowhere.
+/// A reason why an address is not mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It is none in this mode.
+    /// The address is not canonical in this mode.
     #[error("the address is not canonical")]
     NotCanonical,
-    /// The processor uses 32 bits.
+    /// The processor uses 32-bit addresses in this mode.
     #[error("the address has more than 32 bits")]
     TooLong,
-    /// An entry maps nothing.
+    /// An entry is not present.
     #[error("the {level} is not present")]
     NotPresent {
         /// The level of the entry.
         level: &'static str,
     },
-    /// An entry has bits set that must be clear.
+    /// An entry has reserved bits set.
     #[error("the {level} has reserved bits set: {bits:#x}")]
     Reserved {
         /// The level of the entry.
@@ -212,25 +213,25 @@ pub enum Fault {
         /// The bits that are set.
         bits: u64,
     },
-    /// A table lies where the guest has no memory.
+    /// A table is outside of the guest's memory.
     #[error("the table of the {level} is not in the guest's memory")]
     NoMemory {
-        /// Which entry could not be read.
+        /// The level of the entry that could not be read.
         level: &'static str,
     },
 }
 
-/// A walk and its end.
+/// A walk and its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Walk {
-    /// Every entry that was looked at, in order.
+    /// The entries that were read, in order.
     pub steps: Vec<Step>,
-    /// Where it led.
+    /// The result of the walk.
     pub end: Result<Target, Fault>,
 }
 
 impl Walker {
-    /// For a processor with these registers.
+    /// Creates a walker for a processor with these registers.
     pub fn new(sregs: &Special, address_bits: u32, huge_pages: bool) -> Self {
         let mode = if sregs.cr0 & CR0_PG == 0 {
             Mode::Off
@@ -255,8 +256,9 @@ impl Walker {
         }
     }
 
-    /// Follows `addr`. `read` reads so many bytes (4 or 8) of an entry at a
-    /// guest-physical address, or nothing where the guest has no memory.
+    /// Walks the tables for `addr`. `read` returns the given number of bytes (4
+    /// or 8) of an entry at a guest-physical address, or nothing if the guest
+    /// has no memory there.
     pub fn walk(&self, addr: u64, read: impl Fn(u64, u64) -> Option<u64>) -> Walk {
         let mut steps = Vec::new();
         let end = self.follow(addr, read, &mut steps);
@@ -295,7 +297,7 @@ impl Walker {
             if bits != 0 {
                 return Err(Fault::Reserved { level, bits });
             }
-            // A PDPTE of PAE has no rights in it.
+            // A PDPTE of PAE has no access rights.
             if self.mode != Mode::Pae || shift < 30 {
                 target.writable &= entry & WRITABLE != 0;
                 target.user &= entry & USER != 0;
@@ -309,11 +311,11 @@ impl Walker {
             }
             table = self.frame(entry, 12);
         }
-        // Only without levels does a walk come here.
+        // This is only reached with paging off.
         Ok(target)
     }
 
-    /// Whether the processor would even look.
+    /// Checks that the processor would translate the address at all.
     fn check(&self, addr: u64) -> Result<(), Fault> {
         let width = match self.mode {
             Mode::Level4 => 48,
@@ -321,7 +323,7 @@ impl Walker {
             _ if addr >> 32 != 0 => return Err(Fault::TooLong),
             _ => return Ok(()),
         };
-        // Bits from `width` - 1 up are all alike.
+        // Bits from `width` - 1 up must be equal.
         match addr >> (width - 1) {
             0 => Ok(()),
             high if high == u64::MAX >> (width - 1) => Ok(()),
@@ -332,7 +334,8 @@ impl Walker {
     fn root(&self) -> u64 {
         match self.mode {
             Mode::Bits32 => self.cr3 & 0xffff_f000,
-            // Four entries of 8 bytes, aligned to their size.
+            // The table has four entries of 8 bytes, and is aligned to its
+            // size.
             Mode::Pae => self.cr3 & 0xffff_ffe0,
             _ => self.cr3 & ADDRESS,
         }
@@ -357,7 +360,7 @@ impl Walker {
         allowed && entry & PAGE != 0
     }
 
-    /// Bits that must be clear in an entry of a level.
+    /// Returns the reserved bits of an entry of a level.
     fn reserved(&self, shift: u32, is_page: bool) -> u64 {
         if self.mode == Mode::Bits32 {
             // PSE-36: bits 20 to 13 are address bits 39 to 32.
@@ -368,23 +371,24 @@ impl Walker {
             bits |= NO_EXECUTE;
         }
         if self.mode == Mode::Pae {
-            // Bits 62 to 52 are free to use only with 4 and 5 levels.
+            // Bits 62 to 52 are available to software only with 4 and 5 levels.
             bits |= 0x7ff << 52;
             if shift == 30 {
                 bits |= 0x1e6 | NO_EXECUTE;
             }
         } else if shift > 21 && !is_page {
-            // No page where none can be: always in PML5E and PML4E.
+            // This level cannot map pages, as always with PML5E and PML4E.
             bits |= PAGE;
         }
         if is_page && shift > 12 {
-            // Bit 12 is the PAT's; then zeros up to the page's address.
+            // Bit 12 belongs to the PAT; the bits from there to the page's
+            // address are zero.
             bits |= (1 << shift) - (1 << 13);
         }
         bits
     }
 
-    /// The address in an entry.
+    /// Returns the address in an entry.
     fn frame(&self, entry: u64, shift: u32) -> u64 {
         match self.mode {
             Mode::Bits32 if shift == 22 => entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32,

@@ -1,11 +1,11 @@
-//! Hand-built tables of every kind, and hostile ones.
+//! Tests with hand-built tables of every kind, and with hostile ones.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::*;
 
-/// Guest memory: what was put into it, zero elsewhere below 1 GiB, and
+/// The guest's memory: the given contents, zero elsewhere below 1 GiB, and
 /// nothing above.
 #[derive(Default)]
 struct Memory {
@@ -44,7 +44,7 @@ fn walker(mode: Mode) -> Walker {
     }
 }
 
-/// Entry `index` of the table at `table`.
+/// Returns the address of entry `index` of the table at `table`.
 fn at(table: u64, index: u64) -> u64 {
     table + 8 * index
 }
@@ -64,7 +64,7 @@ fn four_levels_lead_to_pages_of_every_size() {
     let small = memory.walk(&walker, base + (1 << 30) + (2 << 21) + (5 << 12) + 0x123);
     let target = small.end.unwrap();
     assert_eq!((target.addr, target.page_size), (0x9123, 4096));
-    // Only what all levels allow.
+    // Only what all levels allow is allowed.
     assert_eq!(
         (target.writable, target.user, target.executable),
         (true, false, false)
@@ -142,7 +142,7 @@ fn legacy_tables_are_walked_too() {
     let target = memory.walk(&pae, 0xffff_ffff).end.unwrap();
     assert_eq!((target.addr, target.writable), (0x7fff, true));
     assert_eq!(memory.walk(&pae, 0xc000_0010).end.unwrap().addr, 0x40_0010);
-    // The PDPTE of PAE has no rights: there the bits are reserved.
+    // The PDPTE of PAE has no access rights: those bits are reserved.
     let level = "PDPTE";
     let reserved = Err(Fault::Reserved { level, bits: 2 });
     assert_eq!(memory.walk(&pae, 0x8000_0000).end, reserved);
@@ -177,7 +177,7 @@ fn the_mode_follows_from_the_registers() {
 
 #[test]
 fn a_table_that_is_its_own_entry_ends_with_the_levels() {
-    // Recursive tables are legal: entry 0 of the table leads to the table.
+    // Recursive tables are legal: entry 0 of the table refers to the table.
     let memory = Memory::with(&[(0x1000, 0x1003)]);
     let walk = memory.walk(&walker(Mode::Level4), 0);
     assert_eq!(walk.end.unwrap().addr, 0x1000);
@@ -197,15 +197,15 @@ fn tables_outside_memory_and_reserved_bits_end_the_walk() {
     };
     assert_eq!(end(&[], &no_root), no_memory("PML4E"));
     let reserved = |level, bits| Err(Fault::Reserved { level, bits });
-    // Beyond the processor's width.
+    // This address is beyond the processor's width.
     let wide = (1 << 46) | 0x2003;
     assert_eq!(end(&[(0x1000, wide)], &four), reserved("PML4E", 1 << 46));
-    // No page at the highest level.
+    // The highest level cannot map pages.
     assert_eq!(end(&[(0x1000, 0x2083)], &four), reserved("PML4E", PAGE));
-    // A page that does not begin where pages begin.
+    // This page is not aligned to its size.
     let crooked = [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x2083)];
     assert_eq!(end(&crooked, &four), reserved("PDE", 0x2000));
-    // No 1 GiB pages, no no-execute bit.
+    // This processor has no 1 GiB pages and no no-execute bit.
     let old = Walker {
         huge_pages: false,
         no_execute: false,
@@ -219,7 +219,7 @@ fn tables_outside_memory_and_reserved_bits_end_the_walk() {
 
 #[test]
 fn no_tables_make_a_walk_long_or_panic() {
-    // Knuth's MMIX generator: the same bytes every time.
+    // Knuth's MMIX generator produces the same bytes every time.
     let mut state = 1_u64;
     let mut next = || {
         state = state

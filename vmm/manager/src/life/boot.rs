@@ -1,4 +1,4 @@
-//! Starting an instance.
+//! Starts instances: prepares and boots them.
 
 use std::rc::Rc;
 
@@ -20,29 +20,30 @@ impl Manager {
     /// Boots an instance.
     ///
     /// # Errors
-    /// [`LifeError`]; it is in the state it was in.
+    /// Returns a [`LifeError`]; the state of the instance is unchanged then.
     pub async fn start(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let prepared = self.prepare(name).await?;
         self.run(prepared).await
     }
 
-    /// Makes everything an instance needs to run, and lets nothing run.
+    /// Prepares everything that an instance needs to run, without running it.
     ///
     /// # Errors
-    /// [`LifeError`]; it is in the state it was in.
+    /// Returns a [`LifeError`]; the state of the instance is unchanged then.
     pub async fn prepare(self: &Rc<Self>, name: &InstanceName) -> Result<Prepared, LifeError> {
         let busy = self.begin(name, Verb::Start)?;
         if self.is_ending() {
             return Err(StepError::Ending.of(name));
         }
         if let Some(guest) = self.registry_mut().guest_mut(busy.id) {
-            // Only somebody's word brings a doomed one back.
+            // Only an explicit request revives an instance that was killed.
             guest.is_doomed = false;
             guest.is_restarting = false;
         }
         if let Err(error) = self.boot(busy.id).await {
             let error = self.explain(busy.id, error).await;
-            // It may have half a machine; the next start makes a new one.
+            // It may have an incomplete machine; the next start creates a new
+            // one.
             self.drop_worker(busy.id).await;
             return Err(error.of(name));
         }
@@ -52,10 +53,10 @@ impl Manager {
         })
     }
 
-    /// Lets a prepared instance go.
+    /// Starts the vCPUs of a prepared instance.
     ///
     /// # Errors
-    /// [`LifeError`] when its worker is gone by now.
+    /// Returns a [`LifeError`] if its worker is gone by now.
     pub async fn run(self: &Rc<Self>, prepared: Prepared) -> Result<(), LifeError> {
         let Prepared { name, busy } = prepared;
         match self.let_go(busy.id).await {
@@ -64,7 +65,7 @@ impl Manager {
         }
     }
 
-    /// The same for a restart by policy, which nobody asked for by name.
+    /// Boots and runs an instance for a restart that its policy demands.
     pub(crate) async fn boot_and_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.boot(id).await?;
         self.let_go(id).await
@@ -84,15 +85,16 @@ impl Manager {
                 guest.timeline.reach(Stage::Exec);
             }
         }
-        // Before the order: what the guest does then is news of a live one.
+        // Announce before the order, so that later reports belong to a live
+        // instance.
         self.announce(id);
         worker.tell(&Order::Run, &[]).await?;
         self.move_later(id, worker);
         Ok(())
     }
 
-    /// Loads the kept images again where they have run, and has the worker
-    /// make the machine.
+    /// Loads the images again if they have run before, and has the worker
+    /// create the machine.
     async fn boot(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         let is_fresh = self.registry().guest(id).is_some_and(|guest| {
             let is_there = guest.worker.as_ref().is_some_and(|w| w.is_there());
@@ -120,7 +122,7 @@ impl Manager {
             return Ok(());
         };
         let booted = worker.ask(&Order::Boot(Box::new(order)), &[]).await;
-        // What it has done to the memory by then, nobody knows.
+        // After a failure the contents of the memory are unknown.
         let done = booted.inspect_err(|_| worker.kill())?;
         let Done::Booted { slots } = done else {
             return Err(worker.condemn().into());
@@ -129,11 +131,11 @@ impl Manager {
         let slots: Vec<AddrRange> = slots.into_iter().filter_map(range).collect();
         let due = self.registry().guest(id).map(Guest::due_slots);
         if due.is_some_and(|due| due != slots) {
-            // Its word, and it does not even say what it should.
+            // The worker's report is wrong, so it cannot be trusted.
             return Err(worker.condemn().into());
         }
         self.check_alive(id)?;
-        // Last: a boot that comes to nothing empties no log.
+        // Do this last: a boot that fails does not truncate the log.
         self.start_log(id)?;
         let mut registry = self.registry_mut();
         if let Some(loaded) = registry.guest_mut(id).and_then(|g| g.loaded.as_mut()) {
@@ -144,7 +146,7 @@ impl Manager {
     }
 }
 
-/// An instance with everything it needs to run. Dropped, it stays where it is.
+/// An instance that is ready to run. Dropping it leaves the state unchanged.
 #[derive(Debug)]
 pub struct Prepared {
     name: InstanceName,
@@ -158,8 +160,8 @@ fn extent(range: AddrRange) -> Extent {
     }
 }
 
-/// What the worker makes the machine from: the map and the manifest from the
-/// ledger as it stands, never from what was computed before.
+/// Returns the boot order, with the memory map and the manifest computed from
+/// the current ledger, never from an earlier one.
 fn boot_order(
     registry: &Registry,
     guest: &Guest,

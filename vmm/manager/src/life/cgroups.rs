@@ -1,4 +1,4 @@
-//! Workers in the cgroups of their guests, before they have any memory.
+//! Puts workers into the cgroups of their guests, before they have any memory.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::life::StepError;
 use crate::manager::Manager;
 use crate::worker::Worker;
 
-/// How long a worker that was begun early runs outside its leaf: long enough
-/// that making the leaf does not delay what its guest says first.
+/// The time that a worker that was started early runs outside its leaf: long
+/// enough that creating the leaf does not delay the first output of its guest.
 const LEAF_DELAY: Duration = Duration::from_millis(50);
 
 impl Manager {
-    /// Returns the leaf of an instance, made now if it has none.
+    /// Returns the leaf of an instance, which is created now if it has none.
     async fn leaf(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
         let leaves = self.host.children.leaves.clone();
         let name = match self.registry().guest(id) {
@@ -35,8 +35,8 @@ impl Manager {
         Ok(made.await.map_err(std::io::Error::other)??.map(Arc::new))
     }
 
-    /// Starts a worker's process, in the leaf of its instance from its birth
-    /// where that can be; or takes the one that was started early for it.
+    /// Starts a worker's process, directly in the leaf of its instance if
+    /// possible; or takes the one that was started early for it.
     pub(crate) async fn begin_worker(self: &Rc<Self>, id: InstanceId) -> Result<Begun, StepError> {
         let name = self.registry().guest(id).map(|guest| guest.name().clone());
         let Some(name) = name else {
@@ -55,8 +55,8 @@ impl Manager {
         Ok(begun)
     }
 
-    /// Moves a worker that was begun before there could be a leaf to the leaf of
-    /// its instance while that runs: its CPU time counts there from then on.
+    /// Moves a worker that was started before its leaf could be created to the
+    /// leaf of its running instance, where its CPU time counts from then on.
     pub(crate) fn move_later(self: &Rc<Self>, id: InstanceId, worker: Rc<Worker>) {
         if self
             .registry()
@@ -79,18 +79,18 @@ impl Manager {
                 Some(guest) => guest.leaf = Some(Arc::clone(&leaf)),
                 None => return,
             }
-            // One that has ended meanwhile cannot be moved, and need not be.
+            // A worker that has ended meanwhile cannot be moved.
             if worker.is_there() {
                 let _ = spawn_blocking(move || leaf.admit(pid)).await;
             }
         });
     }
 
-    /// Moves a worker into the hierarchies that it was not born in, before it
-    /// has touched any memory of its guest. That takes 10 to 30 ms for each.
+    /// Moves a worker into the hierarchies in which it was not started, before
+    /// it has touched any memory of its guest. That takes 10 to 30 ms for each.
     ///
     /// # Errors
-    /// [`StepError::Cgroup`]; the worker is ended then.
+    /// Returns [`StepError::Cgroup`]; the worker is killed then.
     pub(crate) async fn move_worker(
         &self,
         worker: &Rc<Worker>,

@@ -1,4 +1,4 @@
-//! Making instances.
+//! Creates instances and reserves their resources.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::manager::Manager;
 use crate::status::Status;
 
 impl Manager {
-    /// Makes an instance, `ready`, or `loaded` where there are images. Returns
-    /// its number.
+    /// Creates an instance, in state `ready`, or `loaded` if there are images.
+    /// Returns its number.
     ///
     /// # Errors
-    /// [`LifeError`]; nothing was made then.
+    /// Returns a [`LifeError`]; nothing was created then.
     pub async fn create(
         self: &Rc<Self>,
         config: InstanceConfig,
@@ -50,7 +50,8 @@ impl Manager {
         Ok(id)
     }
 
-    /// Carves the sub-pool and enters the record, busy from its first moment.
+    /// Carves the sub-pool and adds the record, which is busy from the
+    /// beginning.
     fn book(self: &Rc<Self>, config: InstanceConfig) -> Result<InstanceId, StepError> {
         let console = GuestConsole::new(self.console.ring)?;
         console.viewer().set_lossless(self.console.lossless);
@@ -63,7 +64,7 @@ impl Manager {
         let sub_pool = carve(registry.pool_mut(), id, &config)?;
         timeline.reach(Stage::Created);
         if !self.console.lossless {
-            // Otherwise a stream follows it.
+            // Otherwise an output stream follows it.
             tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));
         }
         registry.add(Guest {
@@ -99,14 +100,14 @@ impl Manager {
         images: Option<Images>,
     ) -> Result<(), StepError> {
         if let Some(images) = &images {
-            // What finds no place is refused before anything takes time.
+            // Images that do not fit are refused before anything takes time.
             self.place(id, images)?;
         }
         let regions = match self.registry().guest(id) {
             Some(guest) => guest.regions().to_vec(),
             None => Vec::new(),
         };
-        // At least a file for each, and then as many as there are.
+        // Reserve at least a file for each region, and later the actual number.
         self.book_files(id, regions.len(), images.as_ref())?;
         let files = self.files.take(regions).await?;
         self.book_files(id, files.len(), images.as_ref())?;
@@ -127,10 +128,10 @@ impl Manager {
     }
 }
 
-/// Carves the sub-pool that `config` asks for.
+/// Carves the sub-pool that `config` requests.
 ///
 /// # Errors
-/// [`HostPoolError`] with the numbers.
+/// Returns a [`HostPoolError`] with the numbers.
 pub fn carve(
     pool: &mut HostPool,
     id: InstanceId,

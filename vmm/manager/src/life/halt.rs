@@ -1,4 +1,4 @@
-//! Ending.
+//! Ends instances, and handles their end.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use crate::guest::Guest;
 use crate::life::LifeError;
 use crate::manager::Manager;
 
-/// How long the vCPUs of a guest that is killed may take to say what their
-/// registers hold.
+/// The time within which the vCPUs of a guest that is killed must report their
+/// registers.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
 impl Manager {
-    /// Ends an instance: by its power button, and by force when `grace` is
-    /// over, or at once where that is zero or the instance is paused. Returns
-    /// when it has ended; nothing happens where it has ended already. In any
-    /// case it is not booted again by its policy.
+    /// Ends an instance: by its power button, and by force after `grace`, or
+    /// immediately if that is zero or the instance is paused. Returns when it
+    /// has ended; has no effect if it has ended already. In any case its policy
+    /// does not restart it.
     ///
     /// # Errors
-    /// [`LifeError`].
+    /// Returns a [`LifeError`] if the instance cannot be ended.
     pub async fn kill(
         self: &Rc<Self>,
         name: &InstanceName,
@@ -62,8 +62,8 @@ impl Manager {
         worker.gone().await;
     }
 
-    /// Ends all instances, and starts none again: by their power buttons, and
-    /// by force when `grace` is over. Returns when they have ended.
+    /// Ends all instances, and prevents further starts: by their power buttons,
+    /// and by force after `grace`. Returns when they have ended.
     pub async fn end_all(self: &Rc<Self>, grace: Duration) {
         self.begin_ending();
         let ids: Vec<InstanceId> = self.registry().guests().map(Guest::id).collect();
@@ -75,7 +75,8 @@ impl Manager {
         while kills.join_next().await.is_some() {}
     }
 
-    /// Ends all instances at once; they are gone when their processes are.
+    /// Kills all instances at once; they have ended when their processes are
+    /// gone.
     pub fn kill_all(&self) {
         self.begin_ending();
         let mut registry = self.registry_mut();
@@ -93,7 +94,7 @@ impl Manager {
         self.changed.notify_waiters();
     }
 
-    /// A worker's process is gone: the run is over.
+    /// Handles the end of a worker's process, which ends the run.
     pub(crate) fn on_end(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
         self.forget_questions(run);
         let mut registry = self.registry_mut();
@@ -104,7 +105,7 @@ impl Manager {
         guest.is_clean = false;
         guest.console.refresh();
         let was_live = guest.state.is_live();
-        // A verb that is under way deals with it; nobody else waits for it.
+        // A verb in progress handles it; nobody else waits for it.
         if !was_live && (guest.busy.is_some() || guest.state != State::Loaded) {
             return;
         }
@@ -130,7 +131,7 @@ impl Manager {
     }
 }
 
-/// Says how `guest` ended.
+/// Logs how `guest` ended.
 fn log_end(guest: &Guest, reason: EndReason) {
     let text = format!(
         "{}: {} ({reason}) after {:.3} s, {} violations",

@@ -1,4 +1,4 @@
-//! What workers report goes to the manager.
+//! Passes the reports of workers to the manager.
 
 use std::rc::Rc;
 

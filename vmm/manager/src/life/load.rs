@@ -1,4 +1,4 @@
-//! Putting images into an instance's memory, and taking them out.
+//! Loads images into an instance's memory, and removes them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -15,11 +15,11 @@ use crate::manager::Manager;
 use crate::worker::{Worker, WorkerError};
 
 impl Manager {
-    /// Puts images into an instance's memory, in place of those it has.
+    /// Loads images into an instance's memory, replacing earlier ones.
     ///
     /// # Errors
-    /// [`LifeError`]; what does not fit leaves everything as it was. When the
-    /// copying fails the instance is `ready`, without images.
+    /// Returns a [`LifeError`]. If the images do not fit, nothing has changed;
+    /// if copying them fails, the instance is `ready`, without images.
     pub async fn load(
         self: &Rc<Self>,
         name: &InstanceName,
@@ -27,7 +27,8 @@ impl Manager {
     ) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Load)?;
         if let Some(guest) = self.registry_mut().guest_mut(busy.id) {
-            // As in `prepare`.
+            // An explicit load revives an instance that was killed, as in
+            // `prepare`.
             guest.is_doomed = false;
             guest.is_restarting = false;
         }
@@ -41,7 +42,7 @@ impl Manager {
     /// Checks whether [`Self::load`] would find room.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Returns the errors of [`Self::load`].
     pub fn check_load(&self, name: &InstanceName, images: &Images) -> Result<(), LifeError> {
         let id = self.registry().check(name, Verb::Load)?;
         self.check_idle(id).map_err(|error| error.of(name))?;
@@ -56,7 +57,7 @@ impl Manager {
         }
     }
 
-    /// Plan, book, copy.
+    /// Plans the placement, books it, and copies the images.
     pub(crate) async fn load_into(
         self: &Rc<Self>,
         id: InstanceId,
@@ -92,8 +93,8 @@ impl Manager {
         filled
     }
 
-    /// Has a new worker copy the images that an instance has into memory that
-    /// reads as zero.
+    /// Has a new worker copy the images of an instance into memory that reads
+    /// as zero.
     pub(crate) async fn fill(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.drop_worker(id).await;
         self.clean(id).await?;
@@ -127,7 +128,7 @@ impl Manager {
         self.registry().guest(id)?.loaded().cloned()
     }
 
-    /// Refuses to go on with an instance that somebody wants dead.
+    /// Returns an error if the instance was killed meanwhile.
     pub(crate) fn check_alive(&self, id: InstanceId) -> Result<(), StepError> {
         match self.registry().guest(id) {
             Some(guest) if guest.is_doomed => Err(StepError::Killed),
@@ -135,10 +136,10 @@ impl Manager {
         }
     }
 
-    /// Takes the images out of an instance's memory.
+    /// Removes the images from an instance's memory.
     ///
     /// # Errors
-    /// [`LifeError`].
+    /// Returns a [`LifeError`] if they cannot be removed.
     pub async fn unload(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Unload)?;
         let id = busy.id;
@@ -168,7 +169,7 @@ impl Manager {
     }
 }
 
-/// Which bytes of which file go where.
+/// Returns the load order: which bytes of which file are copied where.
 fn load_order(loaded: &Loaded) -> LoadOrder {
     let start = loaded.plan.kernel.start();
     let segments = &loaded.images.facts().segments;

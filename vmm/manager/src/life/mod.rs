@@ -1,21 +1,21 @@
-//! The verbs, each from its check to its end.
+//! The verbs, each implemented from its checks to its effects.
 //!
 //! | file | verbs |
 //! |---|---|
-//! | `create` | create, and what a rehearsal of it says |
+//! | `create` | create, and its dry run |
 //! | `load` | load, unload |
 //! | `boot` | start: worker, boot data, machine, run |
-//! | `pause` | pause, resume, and processes that stand still |
-//! | `halt` | kill, and what follows an end |
-//! | `restart` | booting again by policy |
+//! | `pause` | pause, resume, and stalled processes |
+//! | `halt` | kill, and handling of an end |
+//! | `restart` | restarts by policy |
 //! | `release` | delete |
-//! | `place` | where images go: before anything changes |
-//! | `listen` | what workers report |
+//! | `place` | placement of images, before anything changes |
+//! | `listen` | reports of workers |
 //! | `cgroups` | workers in the cgroups of their guests |
-//! | `workers` | processes: made, given their memory, cleaned up after |
+//! | `workers` | processes: started, given their memory, scrubbed afterwards |
 //!
-//! Every one checks everything first, then changes; what a later step fails
-//! at, the earlier ones give back.
+//! Every verb first checks everything, then makes its changes; if a later step
+//! fails, the earlier ones are undone.
 
 pub mod boot;
 mod cgroups;
@@ -43,10 +43,11 @@ use crate::manager::Manager;
 use crate::registry::RegistryError;
 use crate::worker::WorkerError;
 
-/// Why an instance was left as it is, or as close to that as could be.
+/// A reason why a verb failed; the instance is unchanged, or as close to that
+/// as possible.
 #[derive(Debug, thiserror::Error)]
 pub enum LifeError {
-    /// The verb is not legal now.
+    /// The verb is illegal in the current state.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// One step of the verb failed.
@@ -60,62 +61,62 @@ pub enum LifeError {
     },
 }
 
-/// Why a step of a verb failed.
+/// A reason why a step of a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The ledger refused.
+    /// The ledger refused the operation.
     #[error(transparent)]
     Pool(#[from] HostPoolError),
-    /// The host has not enough of something.
+    /// The host lacks a resource.
     #[error(transparent)]
     Shortage(#[from] Shortage),
-    /// Its process stands still.
-    #[error("its process did not answer in {} s, and is stalled", .timeout.as_secs())]
+    /// The instance's process does not make progress.
+    #[error("its process did not respond within {} s, and is stalled", .timeout.as_secs())]
     Stalled {
-        /// How long it was waited for.
+        /// The time after which it was given up.
         timeout: std::time::Duration,
     },
-    /// There is no memory to be had, or it cannot be returned.
+    /// The memory cannot be allocated, or cannot be returned.
     #[error("its memory cannot be provided")]
     Memory(#[from] ReservationError),
-    /// Its memory could not be cleaned. Nobody else gets it before it is.
+    /// The memory could not be scrubbed. It is not reused before it is.
     #[error("its memory cannot be cleaned: {text}")]
     Clean {
-        /// What the cleaner said.
+        /// The error of the cleaner.
         text: String,
     },
-    /// Its console or board cannot be made.
-    #[error("its shared memory cannot be made")]
+    /// The console or the board cannot be created.
+    #[error("its shared memory cannot be created")]
     Shared(#[from] SharedError),
-    /// Its command line does not suit its kernel.
+    /// The command line is not valid for the kernel.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
-    /// Its worker failed.
+    /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// It can have no cgroup where it has to have one.
+    /// A required cgroup cannot be created.
     #[error("its cgroup")]
     Cgroup(#[from] CgroupError),
-    /// Its memory map or manifest cannot be computed: an internal error.
+    /// The memory map or the manifest cannot be computed: an internal error.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Its manifest cannot be written: an internal error.
+    /// The manifest cannot be written: an internal error.
     #[error("the manifest cannot be written")]
     Manifest(#[from] vm_fdt::Error),
-    /// Its console log cannot be started.
-    #[error("the host gives no more descriptors or threads")]
+    /// The console log cannot be started.
+    #[error("the host has no more descriptors or threads")]
     Io(#[from] std::io::Error),
-    /// It was killed meanwhile.
+    /// The instance was killed meanwhile.
     #[error("it was killed meanwhile")]
     Killed,
-    /// Its guest ended by itself meanwhile.
+    /// The guest ended by itself meanwhile.
     #[error("it has ended meanwhile ({reason})")]
     Ended {
-        /// Why it ended.
+        /// The reason of its end.
         reason: EndReason,
     },
-    /// The manager is ending.
-    #[error("mkvmm is ending")]
+    /// The manager is shutting down.
+    #[error("mkvmm is shutting down")]
     Ending,
 }
 
@@ -199,15 +200,16 @@ impl StepError {
 }
 
 impl Manager {
-    /// Returns the error of a verb on an instance. Where a verb failed since
-    /// its worker went, that says why: somebody killed it, or its guest ended.
+    /// Returns the error of a verb on an instance. If a verb failed because its
+    /// worker is gone, the error states the reason: it was killed, or its guest
+    /// ended.
     pub(crate) async fn explain(&self, id: InstanceId, error: StepError) -> StepError {
         let StepError::Worker(WorkerError::Gone { .. } | WorkerError::Wire(_)) = error else {
             return error;
         };
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
-            // Its channel is closed or broken, so this is soon.
+            // Its channel is closed or broken, so this does not take long.
             worker.gone().await;
         }
         match self.registry().guest(id) {

@@ -1,4 +1,4 @@
-//! Pausing, going on, and processes that stand still.
+//! Pausing, resuming, and processes that do not make progress.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::worker::{Worker, WorkerError};
 
-/// How long the process of a guest that runs may take over an order: it does
-/// little for it, so one that takes longer stands still.
+/// The time within which the process of a running guest must carry out an
+/// order: it has little to do, so one that takes longer is stalled.
 const STALL: Duration = Duration::from_secs(5);
 
 impl Manager {
-    /// Stops an instance's vCPUs for a while.
+    /// Pauses an instance's vCPUs.
     ///
     /// # Errors
-    /// [`LifeError`]. An instance whose process does not answer is `stalled`
-    /// then, or was killed, as the policy says.
+    /// Returns a [`LifeError`]. An instance whose process does not respond
+    /// becomes `stalled`, or is killed, depending on the policy.
     pub async fn pause(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Pause)?;
         let worker = self.worker_of(busy.id);
@@ -62,8 +62,8 @@ impl Manager {
         }
     }
 
-    /// Waits until a process that stands still goes on, and lets its guest
-    /// go on then: whoever wanted it paused was told that it is not.
+    /// Waits until a stalled process continues, and then resumes its guest: the
+    /// caller who wanted it paused was told that it is not.
     async fn await_recovery(
         self: &Rc<Self>,
         id: InstanceId,
@@ -78,15 +78,15 @@ impl Manager {
         };
         match told {
             Ok(()) => self.set_state(id, State::Stalled, State::Active),
-            // What its end means is told elsewhere.
+            // The consequences of its end are handled elsewhere.
             Err(error) => log::debug!("worker {}: {}", worker.pid(), chain(&error)),
         }
     }
 
-    /// Lets them go on.
+    /// Resumes an instance's vCPUs.
     ///
     /// # Errors
-    /// [`LifeError`].
+    /// Returns a [`LifeError`] if it cannot be resumed.
     pub async fn resume(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Resume)?;
         let worker = self.worker_of(busy.id);
@@ -103,7 +103,7 @@ impl Manager {
         self.registry().guest(id)?.worker.clone()
     }
 
-    /// Moves an instance from one live state to another, unless it has ended
+    /// Changes an instance from one live state to another, unless it has ended
     /// meanwhile.
     fn set_state(&self, id: InstanceId, from: State, to: State) {
         let mut registry = self.registry_mut();
@@ -112,7 +112,7 @@ impl Manager {
         };
         if to == State::Stalled {
             log::warn!(
-                "{}: its process did not answer in {} s, and is stalled",
+                "{}: its process did not respond within {} s, and is stalled",
                 guest.name(),
                 STALL.as_secs()
             );

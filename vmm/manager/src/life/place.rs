@@ -1,5 +1,5 @@
-//! What an instance needs, found and booked before anything is made: places for
-//! images in its memory, and its part of what the host has.
+//! Reserves the resources of an instance before anything is created: places for
+//! images in its memory, and its share of the host's resources.
 
 use mkpool::instance::Draft;
 use mkvmm_base::{InstanceId, InstanceName};
@@ -12,8 +12,8 @@ use crate::life::StepError;
 use crate::manager::Manager;
 
 impl Manager {
-    /// Books what an instance needs that has `files` files of memory, and
-    /// `images` beside those that it has.
+    /// Reserves the resources of an instance that has `files` files of memory,
+    /// and `images` in addition to those it has.
     pub(crate) fn book_files(
         &self,
         id: InstanceId,
@@ -29,11 +29,11 @@ impl Manager {
         Ok(())
     }
 
-    /// Finds places for images in an instance; changes nothing. With the
-    /// places comes the allocator's state once they are taken.
+    /// Finds places for images in an instance; changes nothing. Also returns
+    /// the allocator's state once they are taken.
     ///
     /// # Errors
-    /// [`StepError`]; the ledger's log knows of a refusal then.
+    /// Returns a [`StepError`]; the refusal is recorded in the ledger's log.
     pub(crate) fn place(
         &self,
         id: InstanceId,
@@ -54,7 +54,7 @@ impl Manager {
 /// Finds places for images in a sub-pool; changes nothing.
 ///
 /// # Errors
-/// [`StepError`] with the numbers.
+/// Returns a [`StepError`] with the numbers.
 pub fn place(
     pool: &HostPool,
     sub_pool: &SubPool,

@@ -1,4 +1,4 @@
-//! Giving an instance's memory back.
+//! Deletes instances and frees their memory.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::leaves;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 
-/// How long until memory that could not be cleaned is tried again.
+/// The time after which scrubbing that failed is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Manager {
-    /// Gives an instance's memory back, clean; the instance is gone then.
-    /// While it is being cleaned the instance is `cleaning`.
+    /// Deletes an instance and frees its memory, scrubbed. While the memory is
+    /// being scrubbed, the instance is in state `cleaning`.
     ///
     /// # Errors
-    /// [`LifeError`]; memory that could not be cleaned stays with the
-    /// instance, which is tried again until it can be.
+    /// Returns a [`LifeError`]; memory that could not be scrubbed remains with
+    /// the instance, and scrubbing is retried until it succeeds.
     pub async fn delete(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
         let busy = self.begin(name, Verb::Delete)?;
         let id = busy.id;
@@ -34,7 +34,7 @@ impl Manager {
             Ok(()) => Ok(()),
             Err(error) => {
                 let manager = Rc::clone(self);
-                // The record stays busy, so that nobody takes it for usable.
+                // The record stays busy, so that no other verb uses it.
                 tokio::task::spawn_local(async move {
                     let busy = busy;
                     manager.release_later(busy.id).await;
@@ -54,7 +54,7 @@ impl Manager {
         }
     }
 
-    /// Ends the worker, cleans the memory, and only then tells the ledger.
+    /// Kills the worker, scrubs the memory, and only then updates the ledger.
     pub(crate) async fn release(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.drop_worker(id).await;
         let was_used = match self.registry_mut().guest_mut(id) {
@@ -76,7 +76,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes an instance out of the books; returns its cgroup, which is empty
+    /// Removes an instance from the records; returns its cgroup, which is empty
     /// now.
     fn forget(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
         let mut registry = self.registry_mut();

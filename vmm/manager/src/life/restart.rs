@@ -1,8 +1,9 @@
-//! Booting again by policy.
+//! Restarts instances as their policies demand.
 //!
-//! A guest that ended asks nobody for leave: what it needs is booked. But only
-//! so many boots are under way at once, one whose lives are short waits, longer
-//! each time, and a boot that the host has no room for is tried again.
+//! A restart needs no new resources, since they are reserved. But only a
+//! limited number of boots are in progress at once, a guest that ends soon
+//! after its boot waits before the next, longer each time, and a boot for which
+//! the host has no room is retried.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,15 +14,15 @@ use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
 use crate::guest::Guest;
 use crate::manager::Manager;
 
-/// A guest that ran for less than this is not booted again at once, and each
-/// time that happens in a row it waits twice as long.
+/// A guest that ran for less than this is not restarted at once; the wait
+/// doubles each time that happens in a row.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
-/// The first pause before another boot, and the longest.
+/// The first and the longest pause before a restart.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl Manager {
-    /// Boots an instance again that has just ended, after a pause, unless
-    /// something is done with it meanwhile.
+    /// Restarts an instance that has just ended, after a pause, unless another
+    /// verb is used on it meanwhile.
     pub(crate) fn restart_later(self: &Rc<Self>, guest: &mut Guest) {
         guest.is_restarting = true;
         let is_short = guest.timeline.lifetime() < SHORT_LIFE;
@@ -52,7 +53,7 @@ impl Manager {
             let Some(guest) = registry.guest_mut(busy.id).filter(|g| g.is_restarting) else {
                 return;
             };
-            // Whatever the host was short of, it may have later.
+            // The resource that the host lacked may be available later.
             guest.short_lives += 1;
             guest.state = State::Failed;
             guest.reason = Some(EndReason::Vmm);
@@ -61,14 +62,14 @@ impl Manager {
             drop(registry);
             let seconds = pause.as_secs();
             log::error!(
-                "{name}: cannot be started again now, tried once more in {seconds} s: {}",
+                "{name}: cannot be restarted now, retrying in {seconds} s: {}",
                 chain(&error)
             );
             self.announce(busy.id);
         }
     }
 
-    /// Returns the name of an instance that still waits to be booted again.
+    /// Returns the name of an instance that still waits for a restart.
     fn waiting(&self, run: RunId) -> Option<InstanceName> {
         let registry = self.registry();
         let guest = registry.guest(run.id)?;

@@ -1,4 +1,4 @@
-//! Processes for instances: made, given their memory, and cleaned up after.
+//! Worker processes: started, given their memory, and scrubbed afterwards.
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -21,8 +21,8 @@ use crate::memory::clean_order;
 use crate::worker::{Worker, WorkerError};
 
 impl Manager {
-    /// Makes a worker for a new boot of an instance and gives it the memory,
-    /// which must be clean and nobody else's.
+    /// Starts a worker for a new boot of an instance and gives it the memory,
+    /// which must be scrubbed and have no other user.
     pub(crate) async fn make_worker(
         self: &Rc<Self>,
         id: InstanceId,
@@ -37,7 +37,7 @@ impl Manager {
             };
             guest.epoch += 1;
             guest.status.renew(guest.config.cpus(), board.reader());
-            // From here on it may write.
+            // From here on it may write to the memory.
             guest.is_clean = false;
             let identity = Identity {
                 id: id.0,
@@ -73,8 +73,8 @@ impl Manager {
         Ok(worker)
     }
 
-    /// Ends the process that has an instance's memory, if one has, and waits
-    /// until it is gone.
+    /// Kills the process that has an instance's memory, if there is one, and
+    /// waits until it is gone.
     pub(crate) async fn drop_worker(&self, id: InstanceId) {
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
@@ -83,8 +83,8 @@ impl Manager {
         }
     }
 
-    /// Makes an instance's memory read as zero, except for what was allocated
-    /// in it. No process may have it.
+    /// Makes an instance's memory read as zero, except for allocations in it.
+    /// No process may have access to it.
     pub(crate) async fn clean(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         let (is_clean, regions, kept, files) = match self.registry().guest(id) {
             Some(guest) => {
@@ -103,7 +103,7 @@ impl Manager {
         }
         let is_populated = self.files.config().is_populated();
         if !is_populated && kept.is_empty() {
-            // Fresh files are clean, and quicker than cleaning these.
+            // New files are zero, and quicker than scrubbing these.
             let fresh = self.files.take(regions).await?;
             if let Some(guest) = self.registry_mut().guest_mut(id) {
                 guest.files = fresh;
@@ -120,8 +120,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes an instance's files away, fit for their next owner: nothing that
-    /// was allocated in them is kept.
+    /// Takes an instance's files away, scrubbed for their next owner, including
+    /// allocations.
     pub(crate) async fn clean_for_others(
         self: &Rc<Self>,
         id: InstanceId,
@@ -164,7 +164,7 @@ impl Manager {
         cleaned.await?.0.map_err(clean_error)
     }
 
-    /// Begins an instance's console log, if it is to have one and has not.
+    /// Starts an instance's console log, if it should have one and has not yet.
     pub(crate) fn start_log(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         let mut registry = self.registry_mut();
         let Some(guest) = registry.guest_mut(id).filter(|g| g.log.is_none()) else {
@@ -194,8 +194,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Asks the vCPUs of a guest that is to be killed for their registers, and
-    /// keeps what they say within `patience`.
+    /// Requests the registers of a guest that is to be killed, and keeps those
+    /// that arrive within `patience`.
     pub(crate) async fn keep_registers(self: &Rc<Self>, id: InstanceId, patience: Duration) {
         let Ok(Some(mut readings)) = self.ask_registers(id, None, None) else {
             return;
@@ -207,7 +207,7 @@ impl Manager {
                 }
             }
         };
-        // Who does not answer in time has no last words.
+        // vCPUs that do not respond in time leave no registers.
         let _ = tokio::time::timeout(patience, gather).await;
     }
 }

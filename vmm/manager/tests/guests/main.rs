@@ -1,4 +1,4 @@
-//! The manager as a library, with this very program as its workers.
+//! Tests of the manager as a library, with this very program as its workers.
 
 use std::env;
 use std::path::Path;
@@ -12,7 +12,7 @@ use mkvmm_manager::config::InstanceConfig;
 use mkvmm_test_harness::embedded::{self, Ground};
 
 const MIB: u64 = 1 << 20;
-/// With this variable set to 1, what would be skipped fails.
+/// If this variable is 1, tests that would be skipped fail.
 const REQUIRE: &str = "MKVMM_REQUIRE_KVM";
 
 fn main() -> ExitCode {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// Runs `test` where there is KVM.
+/// Runs `test` if there is KVM.
 fn run(test: impl Future<Output = ()>) -> Result<Completion, Failed> {
     let why = "there is no /dev/kvm";
     if Path::new("/dev/kvm").exists() {

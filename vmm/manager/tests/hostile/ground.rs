@@ -1,4 +1,5 @@
-//! A manager with an instance whose worker is honest, and one whose is not.
+//! A manager with one instance that has an honest worker, and one that does
+//! not.
 
 use std::fs;
 use std::rc::Rc;
@@ -20,17 +21,17 @@ use crate::worker::{PLANS, When};
 
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 64 * MIB;
-/// How long something that is waited for may take on a busy machine.
+/// The time limit for awaited events on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a worker has for what it does by itself, before the clock is put
-/// forward.
+/// The time that a worker has for what it does by itself, before the clock is
+/// advanced.
 const MOMENT: Duration = Duration::from_millis(300);
-/// How far: longer than any worker is waited for.
+/// The advance of the clock: longer than any timeout for a worker.
 const FORWARD: Duration = Duration::from_secs(61);
 
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Keeps what is logged.
+/// A logger that records all lines.
 struct Keeper;
 
 impl Log for Keeper {
@@ -46,13 +47,13 @@ impl Log for Keeper {
     fn flush(&self) {}
 }
 
-/// Keeps all lines that are logged from now on.
+/// Records all lines that are logged from now on.
 pub fn log_here() {
     log::set_logger(&Keeper).expect("nobody else logs");
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Everything that was logged.
+/// Returns all lines that were logged.
 pub fn logged() -> Vec<String> {
     LOGGED.lock().expect("nobody fails while logging").clone()
 }
@@ -63,12 +64,12 @@ pub struct Ground {
     plans: Scratch,
     bad: InstanceName,
     good: InstanceName,
-    /// The honest worker's process.
+    /// The process ID of the honest worker.
     good_pid: Option<i32>,
 }
 
 impl Ground {
-    /// Makes both, and has the honest one run.
+    /// Creates both, and starts the honest one.
     pub async fn new() -> Self {
         let plans = Scratch::new();
         let environment = (PLANS.to_owned(), plans.dir().display().to_string());
@@ -119,14 +120,14 @@ impl Ground {
         images.expect("the probe needs no file")
     }
 
-    /// Lays down what the next worker of the bad one does.
+    /// Sets what the next worker of the bad instance does, and when.
     pub fn plan(&self, when: When, deed: &str) {
         self.plans
             .file(self.bad.as_str(), format!("{when:?} {deed}").as_bytes());
     }
 
-    /// Returns the process of the worker that has carried out the plan. Fails
-    /// where none does.
+    /// Returns the process ID of the worker that has carried out the plan.
+    /// Fails if there is none.
     pub async fn liar(&self) -> i32 {
         let begin = Instant::now();
         while !self.is_done() {
@@ -140,23 +141,23 @@ impl Ground {
             .expect("a number")
     }
 
-    /// Whether a worker has begun with what was laid down.
+    /// Returns whether a worker has carried out the plan.
     fn is_done(&self) -> bool {
         let path = self.plans.path(self.bad.as_str());
         path.with_extension("deed").exists()
     }
 
-    /// Lets the next worker be taken for what it is.
+    /// Removes the plan, so that the next worker is honest.
     pub fn forget_the_deed(&self) {
         let path = self.plans.path(self.bad.as_str());
         fs::remove_file(path.with_extension("deed")).expect("it was done");
     }
 
-    /// Loads and starts the bad one, whatever state it is in; the clock is put
-    /// forward where that takes longer than a moment after the deed.
+    /// Loads and starts the bad instance, whatever its state is; the clock is
+    /// advanced if that takes longer than a moment after the deed.
     ///
     /// # Errors
-    /// What came of it.
+    /// Returns the error of loading or starting it.
     pub async fn load_and_start(&self) -> Result<(), LifeError> {
         let work = async {
             if self.state_of_bad().0 == State::Ready {
@@ -181,7 +182,8 @@ impl Ground {
         }
     }
 
-    /// Waits until the bad one is in `state`, likewise.
+    /// Waits until the bad instance is in `state`; the clock is advanced if
+    /// that takes long.
     pub async fn wait_for(&self, state: State) {
         let (begin, mut moment) = (Instant::now(), Instant::now());
         while self.state_of_bad().0 != state {
@@ -207,7 +209,7 @@ impl Ground {
         }
     }
 
-    /// State and reason of the bad one.
+    /// Returns state and reason of the bad instance.
     pub fn state_of_bad(&self) -> (State, Option<EndReason>) {
         let registry = self.manager.registry();
         let guest = registry.find(&self.bad).expect("it was created");
@@ -228,7 +230,8 @@ impl Ground {
         }
     }
 
-    /// Fails unless the books are right, and the honest one runs as it did.
+    /// Fails unless the ledger is consistent, and the honest instance still
+    /// runs.
     #[track_caller]
     pub fn expect_peace(&self) {
         let registry = self.manager.registry();
@@ -242,20 +245,20 @@ impl Ground {
         assert_eq!(good.pid(), self.good_pid);
     }
 
-    /// Asks things of the honest one that its worker has to answer.
+    /// Sends requests to the honest instance that its worker has to answer.
     pub async fn bother_the_neighbour(&self) {
         self.manager.pause(&self.good).await.expect("it pauses");
         self.manager.resume(&self.good).await.expect("it resumes");
         self.expect_peace();
     }
 
-    /// Kills the bad one at once.
+    /// Kills the bad instance at once.
     pub async fn kill_bad(&self) {
         let killed = self.manager.kill(&self.bad, Duration::ZERO).await;
         killed.expect("a kill is always legal");
     }
 
-    /// Takes both down. Fails unless the pool is free in one extent then.
+    /// Deletes both. Fails unless the pool is free in one extent then.
     pub async fn tear_down(self) {
         self.bother_the_neighbour().await;
         let killed = self.manager.kill(&self.good, Duration::ZERO).await;
@@ -270,7 +273,7 @@ impl Ground {
     }
 }
 
-/// Puts the runtime's clock forward.
+/// Advances the runtime's clock.
 async fn forward() {
     tokio::time::pause();
     tokio::time::advance(FORWARD).await;

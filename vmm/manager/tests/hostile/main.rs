@@ -1,7 +1,7 @@
-//! Workers that lie, flood, stand still or leave, beside one that is honest.
+//! Tests of workers that lie, flood, hang or exit, beside an honest one.
 //!
 //! This program is its own worker: [`worker`] carries out the plan that a test
-//! has laid down for one boot of an instance; without a plan it is honest.
+//! has set for one boot of an instance; without a plan it is honest.
 
 mod ground;
 mod worker;
@@ -18,15 +18,15 @@ use mkvmm_test_harness::embedded;
 use ground::{Ground, logged};
 use worker::When;
 
-/// With this variable set to 1, what would be skipped fails.
+/// If this variable is 1, tests that would be skipped fail.
 const REQUIRE: &str = "MKVMM_REQUIRE_KVM";
-/// How long each flood lasts.
+/// The duration of each flood.
 const FLOOD: Duration = Duration::from_secs(1);
-/// Half of all looks take less than this while somebody floods, on a busy
-/// machine. Without a flood it is a millisecond, for which they sleep.
+/// The upper limit of the median time of a look during a flood, on a busy
+/// machine. Without a flood it is the millisecond for which they sleep.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What a worker may do at any moment that ends it.
+/// Deeds of a worker, at any moment, that end it.
 const DEEDS: [&str; 9] = [
     "garbage",
     "nothing",
@@ -65,13 +65,13 @@ fn main() -> ExitCode {
         tests.push(trial(&format!("flood of {deed}"), move || flooded(deed)));
     }
     tests.push(trial(
-        "one that stands still can be killed",
+        "one that is stopped can be killed",
         killed_while_stopped,
     ));
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// A test that needs KVM.
+/// Creates a test that needs KVM.
 fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial {
     Trial::ignorable_test(name, move || {
         let why = "there is no /dev/kvm";
@@ -86,8 +86,8 @@ fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + '
     })
 }
 
-/// A worker misbehaves once: its instance alone has the damage, and none the
-/// next time.
+/// A worker misbehaves once: only its own instance is affected, and the next
+/// boot is not.
 async fn one_falls(when: When, deed: &str) {
     let ground = Ground::new().await;
     ground.plan(when, deed);
@@ -108,7 +108,7 @@ async fn one_falls(when: When, deed: &str) {
     assert_eq!(ground.state_of_bad(), (state, reason));
     ground.expect_gone(liar).await;
     ground.expect_peace();
-    // And now with an honest worker.
+    // Repeat with an honest worker.
     ground.forget_the_deed();
     let result = ground.load_and_start().await;
     result.expect("an honest worker does it");
@@ -120,8 +120,8 @@ async fn one_falls(when: When, deed: &str) {
     ground.tear_down().await;
 }
 
-/// A worker sends news as fast as they are taken: the others do not notice, and
-/// the log has only so many lines of it.
+/// A worker sends notifications as fast as they are received: the others do not
+/// notice, and the log contains only a limited number of its lines.
 async fn flooded(deed: &str) {
     let ground = Ground::new().await;
     ground.plan(When::Run, deed);
@@ -171,7 +171,7 @@ async fn flooded(deed: &str) {
     ground.tear_down().await;
 }
 
-/// A worker stands still: nothing but a kill is asked of it.
+/// A worker hangs: only a kill is requested of it.
 async fn killed_while_stopped() {
     let ground = Ground::new().await;
     ground.plan(When::Run, "stop");

@@ -1,4 +1,4 @@
-//! A worker that does what it is told for a while, and then something else.
+//! A worker that follows orders for a while, and then misbehaves.
 
 use std::env;
 use std::fs;
@@ -21,22 +21,22 @@ use mkvmm_wire::messages::{Done, Extent, LogLevel, Order, Refusal, Report};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use rustix::process::{Signal, getpid, kill_process};
 
-/// The environment variable that names the directory of plans.
+/// The environment variable with the directory of plans.
 pub const PLANS: &str = "MKVMM_TEST_PLANS";
 
-/// When a worker stops being honest.
+/// The moment at which a worker stops being honest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Instead of answering the order to load.
+    /// Instead of answering the load order.
     Load,
-    /// Instead of answering the order to boot.
+    /// Instead of answering the boot order.
     Boot,
-    /// Once its guest is said to run.
+    /// Once its guest is reported to run.
     Run,
 }
 
-/// Takes the plan of this worker, if there is one: it holds for one boot. In
-/// its place, the number of the process is left.
+/// Takes the plan of this worker, if there is one: it applies to one boot. The
+/// process ID is left in its place.
 pub fn plan() -> Option<(PathBuf, String)> {
     if child::role()? != "worker" {
         return None;
@@ -50,7 +50,8 @@ pub fn plan() -> Option<(PathBuf, String)> {
     Some((path, plan))
 }
 
-/// Carries out `plan`, a moment and a deed, which it notes beside `path`.
+/// Carries out `plan`, which consists of a moment and a deed, and records it
+/// beside `path`.
 pub fn serve(path: &Path, plan: &str) -> ExitCode {
     let (when, deed) = plan.split_once(' ').expect("a moment and a deed");
     let socket = child::enter("worker", &[]).expect("it is a child");
@@ -88,7 +89,7 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What an honest worker says of the memory that it was given.
+/// Returns the slots that an honest worker reports for the memory it received.
 fn slots(memory: &[Extent]) -> Vec<Extent> {
     let range = |e: &Extent| AddrRange::with_size(e.start, e.len).expect("a range");
     let merged = merge_adjacent(memory.iter().map(range));
@@ -162,13 +163,13 @@ fn misbehave(deed: &str, mut channel: Channel<Report, Order>, raw: &OwnedFd) -> 
         }),
         other => panic!("nobody knows how to {other}"),
     }
-    // It lives on until it is ended.
+    // It lives on until it is killed.
     loop {
         thread::sleep(Duration::from_secs(60));
     }
 }
 
-/// Sends as fast as the manager takes it.
+/// Sends as fast as the manager receives.
 fn flood(channel: &mut Channel<Report, Order>, report: impl Fn(u64) -> Report) {
     for number in 0.. {
         if channel.send(&report(number), &[], None).is_err() {
@@ -177,7 +178,7 @@ fn flood(channel: &mut Channel<Report, Order>, report: impl Fn(u64) -> Report) {
     }
 }
 
-/// A report that is as it should be, with a descriptor that nobody asked for.
+/// Sends a valid report, with an unexpected descriptor.
 fn send_descriptors(raw: &OwnedFd) {
     let report = Report::Log {
         level: LogLevel::Info,

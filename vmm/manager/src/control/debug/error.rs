@@ -1,4 +1,4 @@
-//! Why guests cannot be looked into, and the limits of that.
+//! Errors and limits of inspecting guests.
 
 use std::time::Duration;
 
@@ -9,50 +9,50 @@ use mkvmm_base::{Class, Diagnose, InstanceName};
 use crate::debug::paging::Fault;
 use crate::questions::QuestionError;
 
-/// Most bytes of memory that one request reads: 1 MiB.
+/// The maximum number of bytes that one request reads: 1 MiB.
 pub const MEMORY_MAX: u64 = 1 << 20;
-/// How long a vCPU may take to say what its registers hold. It takes some
-/// microseconds; a vCPU that waits for a device's lock takes as long as that.
+/// The time within which a vCPU must report its registers. It takes a few
+/// microseconds; a vCPU that waits for a device's lock takes longer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a guest could not be looked into.
+/// A reason why a guest could not be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum DebugError {
     /// There are no registers.
     #[error(transparent)]
     Question(#[from] QuestionError),
-    /// A vCPU did not answer.
-    #[error("vCPU {cpu} of {name} did not answer in {ANSWER_TIMEOUT:?}")]
+    /// A vCPU did not respond.
+    #[error("vCPU {cpu} of {name} did not respond within {ANSWER_TIMEOUT:?}")]
     Silent {
-        /// The instance to look into.
+        /// The instance to inspect.
         name: InstanceName,
-        /// The vCPU that was asked.
+        /// The vCPU that did not respond.
         cpu: u8,
     },
-    /// Too much memory at once, or none.
+    /// The number of bytes is zero or too large.
     #[error("{len} bytes of memory cannot be read at once")]
     Length {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         len: u64,
     },
-    /// The instance has no memory there, or not so much of it.
+    /// The instance has no memory at the address, or less than requested.
     #[error("{name} has no {len} bytes of memory at {addr:#x}")]
     NoMemory {
-        /// The instance to look into.
+        /// The instance to inspect.
         name: InstanceName,
-        /// The guest-physical address asked for.
+        /// The requested guest-physical address.
         addr: u64,
-        /// Bytes asked for.
+        /// The number of bytes requested.
         len: u64,
-        /// Where the nearest memory is.
+        /// The range of memory nearest to the address.
         nearest: Option<AddrRange>,
     },
-    /// A virtual address leads nowhere.
-    #[error("nothing is mapped at {addr:#x}")]
+    /// A virtual address is not mapped.
+    #[error("{addr:#x} is not mapped")]
     Unmapped {
-        /// The virtual address.
+        /// The virtual address that was translated.
         addr: u64,
-        /// Where the walk ended.
+        /// The entry at which the walk ended.
         #[source]
         source: Fault,
     },
@@ -88,7 +88,7 @@ impl Diagnose for DebugError {
                 })
             }
             Self::Unmapped { .. } => {
-                Some("`mkvmm debug translate` shows how far the page tables lead".to_owned())
+                Some("`mkvmm debug translate` shows the page-table walk".to_owned())
             }
             Self::Silent { .. } => None,
         }

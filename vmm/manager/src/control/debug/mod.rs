@@ -1,9 +1,9 @@
-//! Looking into guests: registers, memory, translations.
+//! Inspects guests: registers, memory and translations.
 //!
-//! Registers are read by the vCPU's own thread in its worker, which is asked
-//! and not waited for here ([`crate::questions`]). Memory is read through the
-//! instance's files, between two verbs: whoever read it at another time could
-//! see what an instance deleted meanwhile has left to the next one.
+//! Registers are read by the vCPU's own thread in its worker, which is
+//! requested and not awaited here ([`crate::questions`]). Memory is read
+//! through the instance's files, between two verbs: a read at another time
+//! could see the memory that a deleted instance has left to the next one.
 
 pub mod error;
 pub mod objects;
@@ -21,10 +21,10 @@ use crate::manager::Manager;
 use crate::questions::Reading;
 use crate::view::View;
 
-/// Returns where a guest-virtual address leads by the page tables of a vCPU.
+/// Translates a guest-virtual address through the page tables of a vCPU.
 ///
 /// # Errors
-/// [`ControlError`] where there is no such instance.
+/// Returns a [`ControlError`] if there is no such instance.
 pub fn translate(
     manager: &Manager,
     name: &InstanceName,
@@ -49,11 +49,12 @@ fn walk(manager: &Manager, view: &View<'_>, through: &Reading, addr: u64) -> Wal
     })
 }
 
-/// Reads `len` bytes of an instance's memory from `addr` on: guest-physical,
-/// or, with a vCPU to go through, virtual.
+/// Reads `len` bytes of an instance's memory from `addr` on: guest-physical, or
+/// virtual if a vCPU is given.
 ///
 /// # Errors
-/// [`ControlError`] for what is not the instance's memory, or is not mapped.
+/// Returns a [`ControlError`] if an address is not mapped, or not the
+/// instance's memory.
 pub fn read(
     manager: &Manager,
     name: &InstanceName,
@@ -80,7 +81,7 @@ pub fn read(
         let part = left.min(in_page);
         read_physical(guest, &view, target.addr, part, &mut bytes)?;
         left -= part;
-        // After the last address there is nothing canonical.
+        // After the last address there is no canonical one.
         at = at.wrapping_add(part);
     }
     Ok(bytes)
@@ -100,7 +101,8 @@ fn read_physical(
         name: guest.name().clone(),
         addr,
         len,
-        // The low window may touch the pool: then they are one range to a reader.
+        // The low window may be adjacent to the pool: they are one range to a
+        // reader.
         nearest: nearest(&merge_adjacent(view.ranges()), addr),
     })
 }

@@ -1,4 +1,4 @@
-//! The objects of the API about the inside of guests, made out of registers and walks.
+//! Converts registers and page-table walks into objects of the API.
 
 use std::collections::BTreeMap;
 
@@ -45,14 +45,14 @@ fn table(table: &registers::Table) -> Table {
     }
 }
 
-/// Returns the registers of one vCPU.
+/// Returns the API object for the registers of one vCPU.
 pub fn cpu_registers(reading: &Reading) -> CpuRegisters {
     let (regs, sregs) = (&reading.registers.regs, &reading.registers.sregs);
     CpuRegisters {
         cpu: reading.cpu,
         mode: bits::mode(sregs, regs.rflags).to_owned(),
         cpl: bits::cpl(sregs, regs.rflags),
-        // Width and page sizes make no difference to the mode.
+        // The address width and page sizes do not affect the mode.
         paging: Walker::new(sregs, 52, true).mode.name().to_owned(),
         mp_state: mp_state(reading.registers.mp_state).to_owned(),
         general: general(regs),
@@ -134,7 +134,8 @@ fn flags(value: u64, names: &[bits::Bit]) -> Flags {
     }
 }
 
-/// Returns the walk of `addr` that the registers of `through` led.
+/// Returns the API object for the walk of `addr` with the registers of
+/// `through`.
 pub fn translation(
     registry: &Registry,
     guest: &Guest,
@@ -170,8 +171,8 @@ pub fn translation(
     }
 }
 
-/// Which byte of the pool is behind a guest-physical address, if one is; and
-/// whether the guest has it.
+/// Returns the pool address of a guest-physical address, if it has one, and
+/// whether the guest owns it.
 fn pool_addr(guest: &Guest, addr: u64) -> (Option<u64>, bool) {
     if addr < LOW_WINDOW_SIZE {
         let window = guest.loaded().map(|loaded| loaded.plan.low_window);

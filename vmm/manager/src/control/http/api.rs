@@ -1,4 +1,4 @@
-//! What every handler has.
+//! The state that all handlers share.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,24 +9,25 @@ use crate::control::doctor::Doctor;
 use crate::control::error::ControlError;
 use crate::event_log::EventLog;
 
-/// What every handler has.
+/// The state that all handlers share.
 #[derive(Debug, Clone)]
 pub struct Api {
-    /// To the manager.
+    /// The connection to the manager.
     pub client: Client,
-    /// The event log.
+    /// The event log of the manager.
     pub log: Arc<EventLog>,
-    /// Directories below which console logs may lie, canonical; any when empty.
+    /// The canonical directories to which console logs are restricted; no
+    /// restriction if empty.
     pub log_dirs: Arc<[PathBuf]>,
-    /// Who examines the host.
+    /// The examiner of the host.
     pub doctor: Doctor,
-    /// Clients that may be connected at once.
+    /// The maximum number of simultaneous clients.
     pub connections: usize,
 }
 
 impl Api {
-    /// Opens a console log on a thread that may wait; where nothing is to come
-    /// of the request (`dry_run`), only says whether it may lie there.
+    /// Opens a console log on a thread that may block; in a dry run
+    /// (`dry_run`), only checks that its path is allowed.
     pub(super) async fn console_log(
         &self,
         path: PathBuf,

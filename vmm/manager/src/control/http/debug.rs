@@ -1,4 +1,4 @@
-//! Routes that look into guests.
+//! Routes that inspect guests.
 
 use std::rc::Rc;
 
@@ -22,8 +22,8 @@ use crate::questions::{Reading, Readings};
 
 type NamePath = Result<Path<String>, PathRejection>;
 
-/// The registers of an instance's vCPUs: as they are, or, once it has ended,
-/// as they were then. A vCPU that runs is stopped for some microseconds.
+/// The registers of an instance's vCPUs: the current ones, or, once it has
+/// ended, the last ones. A running vCPU is stopped for a few microseconds.
 #[utoipa::path(get, path = "/v1/instances/{name}/regs",
     params(NameParam, RegsQuery),
     responses((status = 200, body = Registers), Refusal))]
@@ -45,8 +45,8 @@ pub async fn regs(
     }))
 }
 
-/// An instance's memory, also while its guest runs. Nothing but its own chunks
-/// can be read, and the low window, which is one of them.
+/// An instance's memory, also while its guest runs. Only its own chunks can be
+/// read, and the low window, which is backed by one of them.
 #[utoipa::path(get, path = "/v1/instances/{name}/memory",
     params(NameParam, MemoryQuery),
     responses((status = 200, body = Memory), Refusal))]
@@ -71,7 +71,7 @@ pub async fn memory(
     )))
 }
 
-/// Where a guest-virtual address leads, entry by entry.
+/// The page-table walk of a guest-virtual address, entry by entry.
 #[utoipa::path(get, path = "/v1/instances/{name}/translate",
     params(NameParam, TranslateQuery),
     responses((status = 200, body = Translation), Refusal))]
@@ -87,7 +87,7 @@ pub async fn translate(
     Ok(Json(api.client.ask(translate).await?))
 }
 
-/// Asks vCPUs for their registers.
+/// Requests the registers of vCPUs.
 async fn ask(
     api: &Api,
     name: &InstanceName,
@@ -99,14 +99,14 @@ async fn ask(
         let id = manager.registry().find(&name)?.id();
         let readings = manager.ask_registers(id, cpu, translate);
         let readings = readings.map_err(DebugError::from)?;
-        // It was found a moment ago, on this very thread.
+        // The instance was found just before, on this very thread.
         readings.ok_or(ControlError::Ending)
     };
     api.client.ask(ask).await
 }
 
-/// Asks and waits, but no longer than patience lasts. Where a vCPU has just
-/// ended, the manager knows by the time it is asked again.
+/// Requests registers and waits for them, up to the timeout. If a vCPU has just
+/// ended, the manager knows by the time of a second request.
 async fn gather(
     api: &Api,
     name: &InstanceName,
@@ -122,7 +122,7 @@ async fn gather(
     Ok((readings, all))
 }
 
-/// All answers, and whether nobody was given up.
+/// Returns all answers, and whether every vCPU responded.
 async fn collect(readings: &mut Readings) -> (Vec<Reading>, bool) {
     let mut all = Vec::new();
     let receive = async {
@@ -135,7 +135,8 @@ async fn collect(readings: &mut Readings) -> (Vec<Reading>, bool) {
     (all, in_time)
 }
 
-/// The registers of one vCPU, the first unless another is named.
+/// Returns the registers of one vCPU, which is the first unless another is
+/// given.
 async fn one(
     api: &Api,
     name: &InstanceName,

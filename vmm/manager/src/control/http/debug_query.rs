@@ -1,4 +1,4 @@
-//! What the routes that look into guests take.
+//! The queries of the routes that inspect guests.
 
 use std::num::ParseIntError;
 
@@ -24,52 +24,53 @@ fn address(text: &str) -> Result<Address, ParseIntError> {
         Some(digits) => (digits, 16),
         None => (text, 10),
     };
-    // `from_str_radix` takes a sign, which no address has.
+    // `from_str_radix` accepts a sign, which is not allowed here.
     let digits = if digits.starts_with('+') { "" } else { digits };
     u64::from_str_radix(digits, radix).map(Address)
 }
 
-/// Which vCPU is asked.
+/// The query of the registers route.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RegsQuery {
-    /// Only this vCPU, from 0; all when absent.
+    /// Return only this vCPU, from 0; all when absent.
     #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,
 }
 
-/// Which memory is read.
+/// The query of the memory route.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct MemoryQuery {
-    /// Of the first byte: hexadecimal with `0x`, or decimal.
+    /// The address of the first byte, in hexadecimal with `0x`, or decimal.
     #[param(value_type = String, pattern = "^(0x[0-9a-fA-F]{1,16}|[0-9]{1,19})$", example = "0x7000")]
     pub addr: Address,
-    /// How many bytes.
+    /// The number of bytes to read.
     #[param(minimum = 1, maximum = 1_048_576)]
     pub len: u64,
-    /// Whether the address is virtual, to be found through the page tables.
+    /// True if the address is virtual and must be translated through the page
+    /// tables.
     #[serde(default, rename = "virtual")]
     #[param(required = false)]
     pub is_virtual: bool,
-    /// Through those of this vCPU; 0 when absent.
+    /// The vCPU whose page tables are used; 0 when absent.
     #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,
 }
 
-/// Which address is translated.
+/// The query of the translation route.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct TranslateQuery {
-    /// The virtual address: hexadecimal with `0x`, or decimal.
+    /// The virtual address, in hexadecimal with `0x`, or decimal.
     #[param(value_type = String, pattern = "^(0x[0-9a-fA-F]{1,16}|[0-9]{1,19})$", example = "0x7000")]
     pub addr: Address,
-    /// The vCPU whose page tables are followed; 0 when absent.
+    /// The vCPU whose page tables are walked; 0 when absent.
     #[serde(default, deserialize_with = "optional::<u8, 0, 63, _>")]
     #[param(required = false, minimum = 0, maximum = 63)]
     pub cpu: Option<u8>,

@@ -1,4 +1,4 @@
-//! Routes that look at the pool as a whole, and at everything in numbers.
+//! Routes about the pool as a whole, and the metrics.
 
 use std::rc::Rc;
 
@@ -19,15 +19,15 @@ use crate::control::pool_map::pool_map;
 use crate::manager::Manager;
 use crate::registry::Registry;
 
-/// Who has which bytes of the pool, without a gap.
+/// The owners of all bytes of the pool, without gaps.
 #[utoipa::path(get, path = "/v1/pool/map", responses((status = 200, body = PoolMap), Refusal))]
 pub async fn map(State(api): State<Api>) -> Result<Json<PoolMap>, ControlError> {
     let look = |registry: &Registry| Ok(pool_map(registry));
     Ok(Json(api.client.look(look).await?))
 }
 
-/// The last allocations of the pool, oldest first: who asked, and why some
-/// were refused. Dry runs and plans are not among them.
+/// The last allocations of the pool, oldest first, with their callers and the
+/// reasons of refusals. Dry runs and plans are not included.
 #[utoipa::path(get, path = "/v1/pool/log", params(LogQuery),
     responses((status = 200, body = [PoolRecord]), Refusal))]
 pub async fn log(
@@ -42,7 +42,7 @@ pub async fn log(
     Ok(Json(api.client.look(look).await?))
 }
 
-/// Metrics in OpenMetrics text.
+/// Metrics in the OpenMetrics text format.
 #[utoipa::path(get, path = "/v1/metrics", responses(
     (status = 200, body = String,
      content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
@@ -51,7 +51,8 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
         let facts = MetricsFacts::of(&manager.registry());
         Ok((facts, manager.images.counters()))
     };
-    // Long with a thousand instances, and others want answers meanwhile.
+    // This takes long with a thousand instances, and must not delay other
+    // requests.
     let (facts, images) = api.client.ask(ask).await?;
     let text = tokio::task::spawn_blocking(move || metrics::render(&facts, images));
     match text.await.map_err(|_cancelled| ControlError::Ending)? {

@@ -1,4 +1,4 @@
-//! Routes that answer with one JSON object.
+//! Routes that respond with one JSON object.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -33,19 +33,20 @@ use crate::images::Images;
 use crate::manager::Manager;
 use crate::registry::Registry;
 
-/// What a handler answers with.
+/// The result of a handler.
 type Answer = Result<Response, ControlError>;
-/// `{name}` of the path, as axum hands it over.
+/// The `{name}` of the path, as axum passes it.
 type NamePath = Result<Path<String>, PathRejection>;
-/// The query of a change.
+/// The query of a request that changes something.
 type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
 
-/// Instances that a plan may have: everybody waits while it is rehearsed.
+/// The maximum number of instances of a plan, since planning blocks all other
+/// requests.
 const PLAN_INSTANCES: usize = 4096;
-/// How long a guest has between its power button and force.
+/// The default time between the power button and SIGKILL.
 const KILL_GRACE_MS: u32 = 5000;
 
-/// An instance as it is now.
+/// Returns the current description of an instance.
 fn shown(registry: &Registry, name: &InstanceName) -> Result<Instance, ControlError> {
     Ok(objects::instance(registry, registry.find(name)?)?)
 }
@@ -57,13 +58,13 @@ fn change(action: &'static str, instance: &InstanceName) -> Change {
     }
 }
 
-/// Version of the VMM and of this API.
+/// The version of the VMM and of this API.
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
 pub async fn version() -> Json<Version> {
     Json(Version::current())
 }
 
-/// The pool as it is now.
+/// The current state of the pool.
 #[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
 pub async fn pool(State(api): State<Api>) -> Result<Json<Pool>, ControlError> {
     let look = |registry: &Registry| Ok(objects::pool_of(registry));
@@ -77,7 +78,7 @@ pub async fn iomem(State(api): State<Api>) -> Result<Json<Vec<IomemRow>>, Contro
     Ok(Json(api.client.look(look).await?))
 }
 
-/// Proof that allocators, resource tree, memory slots and memory maps agree.
+/// A check that allocators, resource tree, memory slots and memory maps agree.
 #[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
 pub async fn audit(State(api): State<Api>) -> Result<Json<Audit>, ControlError> {
     let look = |registry: &Registry| Ok(objects::audit(audit::audit(registry)));
@@ -129,7 +130,7 @@ async fn give_back(
     Ok(Json(api.client.change(name, free).await?).into_response())
 }
 
-/// Takes memory out of the main pool.
+/// Allocates memory from the main pool.
 #[utoipa::path(post, path = "/v1/pool/allocations", params(DryRun), request_body = AllocBody,
     responses((status = 200, body = Range, description = "dry run"),
               (status = 201, body = Range), Refusal))]
@@ -137,7 +138,7 @@ pub async fn pool_alloc(State(api): State<Api>, query: DryRunQuery, body: Body) 
     allocate(&api, None, query, body).await
 }
 
-/// Gives it back, scrubbed.
+/// Frees an allocation of the main pool and scrubs it.
 #[utoipa::path(delete, path = "/v1/pool/allocations/{addr}",
     params(AddrParam, DryRun),
     responses((status = 200, body = Range), Refusal))]
@@ -149,7 +150,7 @@ pub async fn pool_free(
     give_back(&api, None, path?.0, query).await
 }
 
-/// All instances by number.
+/// All instances, ordered by number.
 #[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
 pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
     let look = |registry: &Registry| Ok(objects::instances(registry)?);
@@ -162,7 +163,7 @@ pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, Control
     Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
 }
 
-/// Makes an instance: `ready`, or `loaded` where there is a kernel.
+/// Creates an instance: `ready`, or `loaded` if there is a kernel.
 #[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
     responses((status = 200, body = Instance, description = "dry run"),
               (status = 201, body = Instance), Refusal))]
@@ -192,7 +193,7 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
     Ok((status, Json(instance)).into_response())
 }
 
-/// Checks what is to be made, and opens its console log.
+/// Validates the specification, and opens its console log.
 async fn configured(
     api: &Api,
     spec: InstanceSpec,
@@ -205,7 +206,7 @@ async fn configured(
     Ok(config)
 }
 
-/// Reads the images of what is to be made.
+/// Reads the images of the specification.
 async fn planned(
     manager: &Rc<Manager>,
     config: InstanceConfig,
@@ -223,7 +224,8 @@ async fn planned(
     Ok(Planned { config, images })
 }
 
-/// What would come of making instances one after the other, to the byte.
+/// The exact result of creating instances one after the other, without creating
+/// them.
 #[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
     responses((status = 200, body = Plan), Refusal))]
 pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, ControlError> {
@@ -256,7 +258,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
     Ok(Json(plan))
 }
 
-/// One instance as it is now.
+/// The current state of one instance.
 #[utoipa::path(get, path = "/v1/instances/{name}",
     params(NameParam), responses((status = 200, body = Instance), Refusal))]
 pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
@@ -265,7 +267,7 @@ pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instanc
     Ok(Json(api.client.look(look).await?))
 }
 
-/// Carries out a verb that needs nothing more than a name.
+/// Carries out a verb that needs no parameter but the name.
 async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) -> Answer {
     let (name, dry_run) = (name(path)?, dry_run(query)?);
     let label = Change {
@@ -277,7 +279,7 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
             manager.registry().check(&name, verb)?;
             return shown(&manager.registry(), &name);
         }
-        // What it was: after a deletion there is nothing to show.
+        // The state before: after a deletion there is nothing to describe.
         let last = shown(&manager.registry(), &name)?;
         match verb {
             Verb::Start => manager.start(&name).await?,
@@ -288,7 +290,7 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
                 manager.delete(&name).await?;
                 return Ok(last);
             }
-            // They carry more than a name, and have routes of their own.
+            // They have more parameters, and routes of their own.
             Verb::Load | Verb::Kill => {}
         }
         shown(&manager.registry(), &name)
@@ -296,7 +298,7 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
     Ok(Json(api.client.change(label, carry_out).await?).into_response())
 }
 
-/// Gives an instance's memory back; answers with what it was.
+/// Deletes an instance and frees its memory; responds with its last state.
 #[utoipa::path(delete, path = "/v1/instances/{name}",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
@@ -304,7 +306,7 @@ pub async fn delete(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
     carry_out(&api, Verb::Delete, path, query).await
 }
 
-/// Puts images into an instance's memory, in place of those it has.
+/// Loads images into an instance's memory, replacing earlier ones.
 #[utoipa::path(post, path = "/v1/instances/{name}/load",
     params(NameParam, DryRun), request_body = ImagesSpec,
     responses((status = 200, body = Instance), Refusal))]
@@ -319,7 +321,7 @@ pub async fn load(
     let label = change("load", &name);
     let of_read = name.clone();
     let read = async move |manager: Rc<Manager>| {
-        // Nobody needs to wait for files of an instance that is not there.
+        // Check that the instance exists before reading any files.
         let memory = manager.registry().find(&of_read)?.sub_pool().size();
         Ok(manager.read_images(&of_read, wanted, memory).await?)
     };
@@ -342,7 +344,8 @@ pub async fn start(State(api): State<Api>, path: NamePath, query: DryRunQuery) -
     carry_out(&api, Verb::Start, path, query).await
 }
 
-/// Boots an instance: the former name of `start`, which the next release does not have.
+/// Boots an instance: the former name of `start`, which the next release
+/// removes.
 #[utoipa::path(post, path = "/v1/instances/{name}/exec",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
@@ -351,7 +354,7 @@ pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) ->
     carry_out(&api, Verb::Start, path, query).await
 }
 
-/// Stops an instance's vCPUs for a while.
+/// Pauses an instance's vCPUs.
 #[utoipa::path(post, path = "/v1/instances/{name}/pause",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
@@ -359,7 +362,7 @@ pub async fn pause(State(api): State<Api>, path: NamePath, query: DryRunQuery) -
     carry_out(&api, Verb::Pause, path, query).await
 }
 
-/// Lets them go on.
+/// Resumes a paused instance.
 #[utoipa::path(post, path = "/v1/instances/{name}/resume",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
@@ -367,8 +370,8 @@ pub async fn resume(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
     carry_out(&api, Verb::Resume, path, query).await
 }
 
-/// Ends an instance, by its power button and then by force; answers when it
-/// has ended. Without effect on one that has ended already.
+/// Ends an instance, by its power button and then by force; responds when it
+/// has ended. Has no effect on an instance that has ended already.
 #[utoipa::path(post, path = "/v1/instances/{name}/kill",
     params(NameParam, DryRun), request_body = Option<KillBody>,
     responses((status = 200, body = Instance), Refusal))]
@@ -397,7 +400,7 @@ pub async fn kill(
     Ok(Json(api.client.change(label, kill).await?).into_response())
 }
 
-/// Takes the images out of an instance's memory.
+/// Removes the images from an instance's memory.
 #[utoipa::path(post, path = "/v1/instances/{name}/unload",
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
@@ -405,7 +408,7 @@ pub async fn unload(State(api): State<Api>, path: NamePath, query: DryRunQuery) 
     carry_out(&api, Verb::Unload, path, query).await
 }
 
-/// An instance's memory map, from the ledger as it stands.
+/// An instance's memory map, computed from the current ledger.
 #[utoipa::path(get, path = "/v1/instances/{name}/e820",
     params(NameParam), responses((status = 200, body = [E820Row]), Refusal))]
 pub async fn e820(
@@ -420,8 +423,8 @@ pub async fn e820(
     Ok(Json(api.client.look(look).await?))
 }
 
-/// Takes memory out of an instance's sub-pool, or, once its guest runs, out
-/// of its control block.
+/// Allocates memory from an instance's sub-pool, or, once its guest runs, from
+/// its control block.
 #[utoipa::path(post, path = "/v1/instances/{name}/allocations",
     params(NameParam, DryRun), request_body = AllocBody,
     responses((status = 200, body = Range, description = "dry run"),
@@ -436,7 +439,7 @@ pub async fn alloc(
     allocate(&api, Some(name), query, body).await
 }
 
-/// Gives it back.
+/// Frees an allocation of an instance.
 #[utoipa::path(delete, path = "/v1/instances/{name}/allocations/{addr}",
     params(NameParam, AddrParam,
            DryRun),

@@ -1,4 +1,4 @@
-//! Routes whose answers do not end by themselves: events and consoles.
+//! Routes with unlimited responses: events and consoles.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,7 +28,8 @@ use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
 use mkvmm_api::number::EXACT_MAX;
 
-/// The protocol that a console connection is upgraded to: bytes, both ways.
+/// The protocol to which a console connection is upgraded: bytes in both
+/// directions.
 pub const CONSOLE_PROTOCOL: &str = "mkvmm-console";
 
 struct Following {
@@ -45,7 +46,7 @@ impl Following {
             if let Some(event) = self.ready.pop_front() {
                 self.seen = event.seq;
                 let frame = sse::Event::default().id(event.seq.to_string());
-                // Plain data always becomes JSON.
+                // Plain data can always be converted to JSON.
                 let frame = frame.json_data(&event).unwrap_or_default();
                 return Some((Ok(frame), self));
             }
@@ -57,19 +58,19 @@ impl Following {
     }
 }
 
-/// One server-sent event.
+/// The format of one server-sent event.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes a frame, is never one")]
 pub struct EventFrame {
-    /// The event's number.
+    /// The number of the event.
     id: String,
-    /// The event: an `Event` as JSON.
+    /// The event, an `Event` object as JSON.
     #[schema(content_media_type = "application/json")]
     data: String,
 }
 
-/// Events as server-sent events; a gap between numbers says how many were
-/// forgotten before they were asked for.
+/// Events as server-sent events; a gap in the numbers means that older events
+/// had been dropped before the request.
 #[utoipa::path(get, path = "/v1/events", params(EventsQuery),
     responses((status = 200, body = EventFrame, content_type = "text/event-stream"), Refusal))]
 pub async fn events(
@@ -93,11 +94,11 @@ pub async fn events(
     Ok(answer.into_response())
 }
 
-/// An instance's console: the connection becomes a stream of bytes. First
-/// comes what the ring has kept.
+/// An instance's console: the connection becomes a stream of bytes. Output that
+/// the ring has kept comes first.
 #[utoipa::path(get, path = "/v1/instances/{name}/console",
     params(NameParam),
-    responses((status = 101, description = "a raw stream, both ways"), Refusal))]
+    responses((status = 101, description = "a raw stream in both directions"), Refusal))]
 pub async fn console(
     State(api): State<Api>,
     path: Result<Path<String>, PathRejection>,
@@ -110,7 +111,7 @@ pub async fn console(
     let (Some(upgrade), true) = (upgrade, asks_for_console(request.headers())) else {
         return Err(ControlError::NoUpgrade);
     };
-    // The connection is this one's now, and its place with it.
+    // The connection belongs to this task now, and so does its place.
     let place = request.extensions_mut().remove::<Answering>();
     tokio::spawn(async move {
         let served = match upgrade.await.map(Upgraded::downcast::<TokioIo<UnixStream>>) {
@@ -135,15 +136,16 @@ fn asks_for_console(headers: &HeaderMap) -> bool {
     protocol.is_some_and(|value| value.as_bytes() == CONSOLE_PROTOCOL.as_bytes())
 }
 
-/// Copies until the client goes, or the instance. A slow client misses output
-/// rather than holding anybody up; a fast typist waits for the guest.
+/// Copies until the client disconnects, or the instance is deleted. A slow
+/// client misses output instead of delaying others; fast input waits for the
+/// guest.
 async fn serve_console(
     mut stream: UnixStream,
     typed_early: &[u8],
     console: &GuestConsole,
 ) -> io::Result<()> {
-    // A client may close its sending half and go on reading, as `curl` and
-    // shells with an empty input do: only a hang-up is its end.
+    // A client may close its sending half and continue to read, as `curl` and
+    // shells with an empty input do: only a full hang-up is its end.
     let hangup = Hangup::new(stream.as_fd().try_clone_to_owned()?)?;
     let (mut reader, mut writer) = stream.split();
     let input = async {
@@ -161,7 +163,7 @@ async fn serve_console(
     }
 }
 
-/// Writes what was and is printed, until the instance is deleted.
+/// Writes all past and future output, until the instance is deleted.
 async fn print_all(
     writer: &mut (impl AsyncWriteExt + Unpin),
     console: &GuestConsole,
@@ -179,9 +181,9 @@ async fn print_all(
             return Ok(());
         }
         tokio::select! {
-            // The sender is in the console.
+            // The sender is in the console, so this cannot fail.
             _ = printed.changed() => {}
-            // What it printed last is still to be written.
+            // The last output must still be written.
             () = console.closed() => is_over = true,
         }
     }
