@@ -1,4 +1,4 @@
-//! Logs of consoles, and the terminals of those who look at them.
+//! Tests of console logs, and of terminals attached to consoles.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -27,7 +27,7 @@ fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Makes an instance with a kernel of `code`, and starts it.
+/// Creates an instance with a kernel of `code`, and starts it.
 fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], more: &[&str]) {
     let kernel = scratch.file(name, &elf(code));
     let kernel = kernel.display().to_string();
@@ -50,7 +50,7 @@ fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
     let path = log.display().to_string();
     let create = ["create", "web", "--memory", "8M", "--kernel", "probe"];
     let with_log = [&create[..], &["--console-log", &path]].concat();
-    // What does not happen leaves no trace.
+    // A dry run leaves no trace.
     let dry = [&with_log[..], &["--dry-run"]].concat();
     server.run_words(dry).expect_code(0);
     server.run_words(with_log.clone()).expect_code(0);
@@ -74,7 +74,7 @@ fn a_log_keeps_all_boots_of_an_instance_while_others_look() {
     boot();
     wait_until("the second log", || read(&log).len() >= 2 * first.len());
     assert_eq!(read(&log).matches("probe: pass\n").count(), 2);
-    // The next instance begins anew.
+    // The next instance starts with an empty file.
     server.ok("delete web");
     let again = [&create[..], &["--console-log", &path]].concat();
     server.run_words(again).expect_code(0);
@@ -191,7 +191,7 @@ fn run_logs_to_files_and_has_them_whole_when_it_ends() {
     Mkvmm::run("64M@4G").guest(twice).finish().expect_refusal(3);
 }
 
-/// `mkvmm console` on a terminal of its own.
+/// A `mkvmm console` on a terminal of its own.
 struct Terminal {
     master: File,
     slave: File,
@@ -201,7 +201,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Attached, and raw. Its output is read only where somebody `reads`.
+    /// Attaches in raw mode. Its output is read only if `reads` is true.
     fn attach(server: &Server, name: &str, reads: bool) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let master = openpt(flags).expect("there is a terminal");
@@ -259,7 +259,8 @@ impl Terminal {
         kill_process(Pid::from_child(&self.child), signal).expect("there is a terminal");
     }
 
-    /// The client ends with `code`, and the terminal is as it was.
+    /// Checks that the client exits with `code`, and that the terminal was
+    /// restored.
     #[track_caller]
     fn expect_end(mut self, code: i32) {
         let mut status = None;
@@ -274,13 +275,13 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// All that a terminal can be set to.
+/// Returns all settings of a terminal.
 fn modes(terminal: &File) -> String {
     format!("{:?}", tcgetattr(terminal).expect("there is a terminal"))
 }
@@ -301,7 +302,7 @@ fn the_terminal_is_as_it_was_however_the_client_ends() {
         terminal.signal(signal);
         terminal.expect_end(130);
     }
-    // Of what the guest prints nobody reads a byte.
+    // Nobody reads any output of this guest.
     let stuck = Terminal::attach(&server, "web", false);
     thread::sleep(Duration::from_millis(200));
     stuck.signal(Signal::TERM);
@@ -317,7 +318,7 @@ fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
         return;
     }
     let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
-    // It is never started; what is typed meanwhile waits, up to some room.
+    // It is never started; input typed meanwhile waits, up to a limit.
     server.ok("create web --memory 8M");
     let mut typed = File::open(scratch.file("typed", &vec![b'x'; 8 << 20])).unwrap();
     let mut client = Command::new(binary())
@@ -327,7 +328,7 @@ fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    // The offset is shared: it says how far the client has read.
+    // The offset is shared, and shows how far the client has read.
     let mut last = 0;
     wait_until("a full queue", || {
         thread::sleep(Duration::from_millis(200));
@@ -343,7 +344,7 @@ fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
         thread::sleep(Duration::from_millis(5));
         status = client.try_wait().unwrap();
     }
-    // It fails only when it has ended already.
+    // This fails only if it has ended already.
     let _ = client.kill();
     let _ = client.wait();
     assert_eq!(status.and_then(|status| status.code()), Some(130));
@@ -359,10 +360,11 @@ fn a_guest_can_ask_the_terminal_for_its_size() {
     start(&server, &scratch, "web", &asks, &[]);
     let mut terminal = Terminal::attach(&server, "web", true);
     wait_until("the question", || terminal.text().contains("\x1b[18t"));
-    // The terminal's answer; the guest prints what it reads.
+    // This is the terminal's answer; the guest prints what it reads.
     terminal.master.write_all(b"\x1b[8;40;120t").unwrap();
     wait_until("the answer", || terminal.text().contains("\x1b[8;40;120t"));
-    // All bytes but the one that leaves, and nothing is echoed on the way.
+    // These are all bytes except the one that detaches; nothing is echoed on
+    // the way.
     let mut all: Vec<u8> = (0..=255).filter(|&byte| byte != 0x1d).collect();
     terminal.master.write_all(&all).unwrap();
     let seen = Arc::clone(terminal.seen.as_ref().unwrap());

@@ -1,6 +1,7 @@
-//! 64 clients at once issue random legal and illegal verbs on 16 instances.
+//! Lets 64 concurrent clients issue random legal and illegal verbs on 16
+//! instances.
 //!
-//! `MKVMM_CROWD_SECONDS` says for how long; 5 when it is not set.
+//! `MKVMM_CROWD_SECONDS` sets the duration; the default is 5.
 
 use std::env;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ const STATES: [&str; 7] = [
     "ready", "loaded", "active", "paused", "stopped", "failed", "cleaning",
 ];
 
-/// One request: method, path, body.
+/// Returns a random request: method, path, body.
 fn request(random: &mut Random) -> (&'static str, String, String) {
     let name = format!("g{}", random.below(16));
     let path = |rest: &str| format!("/v1/instances/{name}{rest}");
@@ -84,7 +85,7 @@ fn a_crowd_of_clients_leaves_the_books_right() {
     let answers = answers.into_inner();
     assert!(answers > CLIENTS, "only {answers} answers");
     server.expect_audit();
-    // Whatever is left can be taken down.
+    // All remaining instances can be deleted.
     let (_, all) = server.http("GET", "/v1/instances", "");
     for instance in all.as_array().unwrap() {
         let name = instance["name"].as_str().unwrap();

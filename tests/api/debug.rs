@@ -1,4 +1,4 @@
-//! Looking into guests, and at the host.
+//! Tests of inspecting guests and the host.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,11 +12,12 @@ use crate::server::Server;
 
 const RAX: u64 = 0x1122_3344_5566_7788;
 const R15: u64 = 0xfeed_face_cafe_beef;
-/// Longest that an answer may take, on a machine that is busy with other tests:
-/// a vCPU has a second.
+/// The time limit for a response on a machine that is busy with other tests: a
+/// vCPU has a second.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Makes and starts an instance whose kernel does `what` with known registers.
+/// Creates and starts an instance whose kernel does `what` with known
+/// registers.
 fn start(server: &Server, scratch: &Scratch, name: &str, cpus: &str, what: &[u8]) {
     let code = [code::mov_rax(RAX), code::mov_r15(R15), what.to_vec()].concat();
     let kernel = scratch.file(name, &elf(&code));
@@ -28,7 +29,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, cpus: &str, what: &[u8]
     server.ok(&format!("start {name}"));
 }
 
-/// `GET` below an instance, answered with 200 and in time.
+/// Performs a `GET` below an instance; it must succeed in time.
 #[track_caller]
 fn get(server: &Server, path: &str) -> Value {
     let began = Instant::now();
@@ -74,14 +75,14 @@ fn registers_are_those_of_the_guest_wherever_it_is() {
     assert!(flags(&boot["control"]["efer"]).contains("LMA"), "{boot:#}");
     assert!(flags(&boot["control"]["cr0"]).contains("PG"), "{boot:#}");
     assert!(!flags(&boot["rflags"]).contains("IF"), "{boot:#}");
-    // Never started: it waits for the first one's word.
+    // It was never started: it waits for the first vCPU.
     let other = &regs["cpus"][1];
     assert_eq!((&other["cpu"], &other["mode"]), (&1.into(), &"real".into()));
     assert_eq!(other["mp_state"], "uninitialized");
     let one = get(&server, "spin/regs?cpu=1");
     assert_eq!(one["cpus"].as_array().map(Vec::len), Some(1));
 
-    // Reading changes nothing, not even of a paused guest.
+    // Reading changes nothing, even in a paused guest.
     server.ok("pause spin");
     let paused = get(&server, "spin/regs");
     assert_eq!(paused["state"], "paused");
@@ -135,7 +136,8 @@ fn a_crashed_guest_can_be_looked_into() {
     let entry = crash["kernel"]["entry"].as_u64().unwrap();
     let last = get(&server, "crash/regs");
     let boot = &last["cpus"][0];
-    // AMD's processors forget where they were; KVM resets the vCPU there.
+    // AMD's processors lose the state on a triple fault; KVM resets the vCPU
+    // there.
     if boot["mode"] == "long" {
         assert_eq!(hex(&boot["general"]["r15"]), R15);
         assert_eq!(hex(&boot["general"]["rip"]), entry + 20);
@@ -161,7 +163,7 @@ fn our_walk_through_page_tables_is_kvms() {
         .expect_code(0);
     server.ok("start web");
     let end = Instant::now() + crate::server::PATIENCE;
-    // The probe's own tables are there when it is in ring 3.
+    // The probe's own tables are in use when it is in ring 3.
     while get(&server, "web/regs?cpu=0")["cpus"][0]["cpl"] != 3 {
         assert!(Instant::now() < end, "the probe does not reach ring 3");
     }
@@ -233,12 +235,12 @@ fn memory_is_the_instances_own_in_every_state_and_no_more() {
     assert!(text.starts_with("100a00000  48 b8 88 77"), "{text}");
     let raw = server.run(&format!("debug mem web {first} 2 --raw"));
     assert!(raw.stdout.starts_with('H'), "{raw}");
-    // The low window at its two addresses.
+    // The low window is visible at two addresses.
     let low = get(&server, "web/memory?addr=0x7000&len=4096");
     let high = get(&server, "web/memory?addr=0x100807000&len=4096");
     assert_eq!(low["hex"], high["hex"]);
     assert!(low["hex"].as_str().unwrap().contains("48647253"), "HdrS");
-    // Neighbours are not there, at either end.
+    // Neighbouring memory does not exist, at either end.
     let ends = [
         "0x1007fffff&len=1",
         "0x1007ffff0&len=32",

@@ -1,5 +1,5 @@
-//! What docs/control.md shows is what happens: its `curl` examples are run as
-//! they stand there, one after the other.
+//! Tests that the examples in docs/control.md work: the `curl` commands are run
+//! unchanged, one after the other.
 
 use std::fs;
 use std::process::Command;
@@ -9,11 +9,11 @@ use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 
 use crate::server::Server;
 
-/// The socket that the guide's examples name.
+/// The socket that the guide's examples use.
 const SOCKET: &str = "/tmp/mkvmm.sock";
 
-/// The commands of the guide's fenced `sh` blocks that are `curl`'s; one that
-/// goes on behind a backslash is one.
+/// Returns the `curl` commands in the guide's fenced `sh` blocks; lines that
+/// end with a backslash are joined.
 fn examples(guide: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let (mut in_block, mut goes_on) = (false, false);
@@ -44,7 +44,7 @@ fn the_guides_examples_work() {
     let examples = examples(&fs::read_to_string(path).unwrap());
     assert!(examples.len() >= 8, "{examples:#?}");
     let (server, scratch) = (Server::start("256M@4G"), Scratch::new());
-    // Refusals are failures, and what follows events ends at last.
+    // Errors fail the test, and following events must end.
     scratch.file(
         ".curlrc",
         b"silent\nshow-error\nfail-with-body\nmax-time = 5\n",
@@ -58,7 +58,8 @@ fn the_guides_examples_work() {
             .env("CURL_HOME", scratch.dir())
             .output()
             .unwrap();
-        // 28: the time is over, of an answer that has no end.
+        // Status 28 means that the time limit for an endless response was
+        // reached.
         let follows = example.contains("follow=true") && output.status.code() == Some(28);
         assert!(output.status.success() || follows, "{example}\n{output:?}");
         assert!(!output.stdout.is_empty(), "{example}");

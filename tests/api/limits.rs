@@ -1,4 +1,4 @@
-//! What one client, guest or reader of a log may cost all others: nothing.
+//! Tests that one client, guest or reader of a log cannot harm others.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -29,7 +29,7 @@ fn connect(server: &Server) -> UnixStream {
     stream
 }
 
-/// A console connection of which the head was read.
+/// Opens a console connection and reads the response's head.
 fn attach(server: &Server, name: &str) -> UnixStream {
     let mut stream = connect(server);
     write!(
@@ -47,7 +47,7 @@ fn attach(server: &Server, name: &str) -> UnixStream {
     stream
 }
 
-/// The number of images that are being unpacked.
+/// Returns the number of images that are being unpacked.
 fn unpackers(server: &Server) -> usize {
     server.running.children_named("mkvmm-unpacker").len()
 }
@@ -62,7 +62,7 @@ fn a_log_that_nobody_reads_holds_up_nobody() {
         let create = format!("create {name} --memory 8M --kernel probe");
         server.ok(&create);
     }
-    // Each end is a line of some 50 bytes, and the pipe holds 4096.
+    // Each end is a line of about 50 bytes, and the pipe holds 4096.
     for _ in 0..60 {
         for name in ["a", "b"] {
             server.ok(&format!("start {name}"));
@@ -81,7 +81,7 @@ fn clients_that_say_nothing_leave_room_for_those_that_ask() {
     if skips_without_kvm() {
         return;
     }
-    // Fewer descriptors than clients.
+    // There are fewer descriptors than clients.
     let server = Server::start_as("64M@4G", |serve| serve.after("ulimit -n 256"));
     let create = ["create", "a", "--memory", "8M", "--kernel", "probe"];
     let restart = ["--cmdline", "hold=1200", "--on-reboot", "restart"];
@@ -89,7 +89,7 @@ fn clients_that_say_nothing_leave_room_for_those_that_ask() {
         .run_words([&create[..], &restart].concat())
         .expect_code(0);
     server.ok("start a");
-    // Some have said nothing yet, some only half of what they want.
+    // Some have sent nothing yet, some only half of a request.
     let mut silent: Vec<UnixStream> = (0..300)
         .map(|nth| {
             let mut stream = connect(&server);
@@ -104,7 +104,7 @@ fn clients_that_say_nothing_leave_room_for_those_that_ask() {
         server.ok("list");
         thread::sleep(Duration::from_millis(100));
     }
-    // The guest was booted again meanwhile, and will be.
+    // The guest was restarted meanwhile, and will be again.
     let boot = |server: &Server| {
         let a = server.json("show a");
         assert_ne!(a["state"], "failed", "{a}");
@@ -116,7 +116,7 @@ fn clients_that_say_nothing_leave_room_for_those_that_ask() {
         now.is_some() && now != before
     });
     server.ok("kill a --force");
-    // Those that came first were closed.
+    // The oldest connections were closed.
     let mut rest = Vec::new();
     silent[1].read_to_end(&mut rest).unwrap();
     server.expect_audit();
@@ -153,14 +153,14 @@ fn viewers_that_leave_a_silent_console_leave_nothing() {
     let before = server.running.descriptors();
     for _ in 0..100 {
         let mut viewer = attach(&server, "a");
-        // More than the guest, which does not run, ever takes.
+        // This is more than the guest, which does not run, ever reads.
         viewer.set_nonblocking(true).unwrap();
         while viewer.write(&[b'x'; 4096]).is_ok() {}
     }
     wait_until("the descriptors", || {
         server.running.descriptors() <= before + 1
     });
-    // Who only has nothing more to say goes on looking.
+    // A client that has only closed its sending half continues to receive.
     let mut looking = attach(&server, "a");
     looking.shutdown(Shutdown::Write).unwrap();
     server.ok("load a --kernel probe");
@@ -221,7 +221,7 @@ fn instances_are_refused_before_descriptors_run_out() {
     );
     let message = refusal["error"]["message"].as_str().unwrap();
     assert!(message.contains("descriptors"), "{message}");
-    // All of them run at once, and one that goes makes room for one.
+    // All of them run at once, and each end makes room for another one.
     for nth in 0..made {
         server.ok(&format!("start a{nth}"));
     }
@@ -238,16 +238,16 @@ fn a_guest_that_the_host_has_no_threads_for_is_refused_alone() {
     if skips_without_kvm() || !rustix::process::geteuid().is_root() {
         return;
     }
-    // A user of their own, whose processes nobody else's tests count.
+    // Use a separate user, so that processes of other tests do not count.
     let uid = 61_000 + std::process::id() % 1000;
     let server = Server::start_as("256M@4G", |serve| {
-        // What bash calls -u, dash calls -p.
+        // The option is -u in bash and -p in dash.
         let serve = serve.after("{ ulimit -u 260 2>/dev/null || ulimit -p 260; }");
         serve.arg("--worker-uid").arg(uid.to_string())
     });
     server.ok("create good --memory 8M --kernel probe --cmdline spin");
     server.ok("start good");
-    // Each needs 64 threads and some; the first two fit into the budget.
+    // Each needs 64 threads and a few more; the first two fit into the budget.
     let mut codes = Vec::new();
     for nth in 0..4 {
         let create = format!("create b{nth} --memory 8M --cpus 64 --kernel probe --cmdline spin");
@@ -427,7 +427,7 @@ fn memory_that_cannot_be_cleaned_stays_and_is_tried_again() {
         })
     });
     assert!(caught, "no cleaner was seen");
-    // Nobody gets the memory, and nobody the name.
+    // Nobody gets the memory or the name.
     let (_, a) = server.http("GET", "/v1/instances/a", "");
     assert_eq!(a["state"], "cleaning", "{a}");
     server.expect_audit();

@@ -1,22 +1,23 @@
-//! `mkvmm serve` as its users drive it: commands, `curl`, many at once.
+//! Tests of `mkvmm serve` from the point of view of its users: commands,
+//! `curl`, many at once.
 //!
 //! | module | behaviour |
 //! |---|---|
-//! | `session` | a session as a new user would type it, and what is refused |
+//! | `session` | a session as a new user would type it, and refusals |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `pool_views` | the pool's map and log |
-//! | `metrics` | what is counted, and in which format |
+//! | `metrics` | the metrics and their format |
 //! | `usage` | processes, CPU time, memory and cgroups of guests |
 //! | `debug` | registers, memory, translations, the doctor |
-//! | `consoles` | logs, and terminals that are as they were afterwards |
+//! | `consoles` | logs, and terminals that are restored afterwards |
 //! | `guide` | the examples of docs/control.md |
-//! | `limits` | what one client or guest may cost others, and refusals before crashes |
-//! | `restarts` | guests that reset, and those that are killed meanwhile |
-//! | `stalls` | processes that stand still |
+//! | `limits` | limits of what one client or guest can use |
+//! | `restarts` | guests that reset, and kills meanwhile |
+//! | `stalls` | stalled processes |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //!
-//! Without a usable `/dev/kvm` the tests that need one say that they are
+//! Without a usable `/dev/kvm` the tests that need it report that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod consoles;

@@ -1,4 +1,4 @@
-//! Metrics: what they count, and that they are OpenMetrics.
+//! Tests of the metrics' values and of the OpenMetrics format.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::server::Server;
 
-/// The sample `name{labels}`; labels in any order.
+/// Returns the sample `name{labels}`; labels in any order.
 #[track_caller]
 fn sample(text: &str, name: &str, labels: &[&str]) -> f64 {
     let matches = |line: &&str| {
@@ -83,7 +83,7 @@ fn counters_count_what_happens() {
         let count = sample(&after, "mkvmm_boot_stage_seconds_count", &labels);
         assert_eq!(count, 1.0, "{to}");
     }
-    // Counters go on over boots, and go with the instance.
+    // Counters continue across boots, and are removed with the instance.
     server.ok("start web");
     server.wait_for_state("web", "stopped");
     let twice = metrics();
@@ -123,8 +123,8 @@ fn images_are_counted_by_what_became_of_them() {
     assert!(sample(&text, "mkvmm_image_cache_size_bytes", &[]) > 4096.0);
 }
 
-/// The python3 that has Prometheus's parser: Debian's, for which the package
-/// is, before the first one in PATH, which may be another.
+/// Returns the python3 that has Prometheus's parser: Debian's, for which there
+/// is a package, before the first one in PATH, which may be another.
 fn python_with_prometheus() -> Option<&'static str> {
     let imports = |python: &&str| {
         let mut python = Command::new(python);

@@ -1,5 +1,5 @@
-"""OpenMetrics text on stdin, parsed by Prometheus's own parser; on stdout
-what it found, as JSON. Ends with an error where the text is not OpenMetrics."""
+"""Parses OpenMetrics text on stdin with Prometheus's own parser, and prints the
+result as JSON. Fails if the text is not valid OpenMetrics."""
 import json
 import sys
 

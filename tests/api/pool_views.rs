@@ -1,4 +1,4 @@
-//! The pool as a whole: its map, its log.
+//! Tests of the views of the pool as a whole: its map and its log.
 
 use mkvmm_test_harness::Scratch;
 use mkvmm_test_harness::tier::skips_without_kvm;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::server::Server;
 
-/// Fails unless `ranges` join and cover `size` bytes from `start` on.
+/// Fails unless `ranges` are adjacent and cover `size` bytes from `start` on.
 #[track_caller]
 fn expect_cover(ranges: &Value, start: u64, size: u64) {
     let mut next = start;
@@ -28,7 +28,7 @@ fn a_map_covers_the_pool_and_pictures_show_it() {
     server.ok("create db --memory 8M");
     server.ok("delete gone");
     server.ok("pool alloc 1M");
-    // More than the 32 MiB at the end: the rest comes out of the hole.
+    // This is more than the 32 MiB at the end: the rest comes from the hole.
     server.ok("create split --memory 36M");
     let map = server.json("pool map");
     assert_eq!(map["granule"], 4096);
@@ -54,7 +54,7 @@ fn a_map_covers_the_pool_and_pictures_show_it() {
     assert_eq!(map["owners"][1]["chunks"], 2);
     assert_eq!(map["avail"], server.json("pool show")["avail"]);
 
-    // No terminal, no colours; names are in the picture.
+    // Without a terminal there are no colours; names are in the picture.
     let text = server.ok("pool map --width 80");
     assert!(!text.contains('\u{1b}'), "{text}");
     for word in ["web", "split", "+ allocation", "CHUNKS"] {

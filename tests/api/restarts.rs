@@ -1,5 +1,4 @@
-//! Guests that reset by themselves, and what others, and those who kill them,
-//! notice of it.
+//! Tests of guests that reset by themselves, and of their effects on others.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use serde_json::Value;
 
 use crate::server::{PATIENCE, Server};
 
-/// Makes an instance whose guest is `code` and which is booted again when that
+/// Creates an instance whose guest is `code` and which is restarted when it
 /// resets, and starts it.
 fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], memory: &str) {
     let kernel = scratch.file(name, &elf(code)).display().to_string();
@@ -23,7 +22,7 @@ fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], memory: &s
     server.ok(&format!("start {name}"));
 }
 
-/// How often an instance was started, by the event log.
+/// Returns the number of starts of an instance, according to the event log.
 fn boots(server: &Server, name: &str) -> usize {
     let events = server.ok("events --json");
     let events = events
@@ -44,7 +43,7 @@ fn a_guest_that_evades_its_power_button_is_killed_all_the_same() {
     let evade = server.json("show evade");
     assert_eq!(evade["state"], "stopped", "{evade}");
     assert_eq!(evade["restarting"], false, "{evade}");
-    // It reset when the button was pressed, and nobody boots it again.
+    // It reset when the button was pressed, and is not restarted.
     assert_eq!(evade["reason"], "reboot", "{evade}");
     thread::sleep(Duration::from_secs(3));
     assert_eq!(boots(&server, "evade"), 1);
@@ -61,7 +60,7 @@ fn a_kill_at_any_time_is_the_last_end_of_a_guest_that_resets() {
     for nth in 0..8 {
         let name = format!("r{nth}");
         start(&server, &scratch, &name, code::RESET, "8M");
-        // While it runs, ends, waits to be booted again, and boots.
+        // Kill it while it runs, ends, waits for a restart, and boots.
         thread::sleep(Duration::from_millis(nth * 180));
         server.ok(&format!("kill {name} --force"));
     }
@@ -71,7 +70,7 @@ fn a_kill_at_any_time_is_the_last_end_of_a_guest_that_resets() {
             .collect()
     };
     let before = counts(&server);
-    // Longer than the first pauses between boots.
+    // This is longer than the first pauses between boots.
     thread::sleep(Duration::from_secs(5));
     assert_eq!(counts(&server), before);
     for nth in 0..8 {
@@ -114,8 +113,8 @@ fn guests_that_reset_at_once_wait_longer_each_time_and_say_so() {
         table.contains("restarting (reboot)") || table.contains("active"),
         "{table}"
     );
-    // Pauses of one second and two: it was not booted more often than that,
-    // however long it takes to clean up behind it.
+    // With pauses of one and two seconds, it was not booted more often, however
+    // long the cleanup takes.
     let events = server.ok("events --json");
     let events: Vec<Value> = events
         .lines()

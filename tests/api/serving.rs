@@ -1,4 +1,4 @@
-//! Configuration, the socket, signals.
+//! Tests of the configuration, the socket and signals.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
     let file = scratch.file("serve.toml", b"pol = \"64M\"\n");
     let run = Mkvmm::new(["serve", "--config"]).arg(&file).finish();
     run.expect_refusal(2);
-    assert!(run.stderr.contains("nearest key is `pool`"), "{run}");
+    assert!(run.stderr.contains("most similar key is `pool`"), "{run}");
     Mkvmm::new(["serve"]).finish().expect_refusal(2);
     for (text, why) in [
         (&b"pool = \"64M\"\nhold = ["[..], "line 2, column "),
@@ -153,7 +153,7 @@ fn a_grace_beyond_all_clocks_is_no_limit() {
     assert_eq!(http(&socket, "POST", "/v1/instances/a/start", "").0, 200);
     running.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(50));
-    // It does not listen to its power button, and nothing else ends it.
+    // It ignores its power button, and nothing else ends it.
     let (status, guest) = http(&socket, "GET", "/v1/instances/a", "");
     assert_eq!((status, &guest["state"]), (200, &"active".into()));
     running.signal(Signal::TERM);

@@ -81,7 +81,7 @@ fn a_session_from_an_empty_pool_to_an_empty_pool() {
     assert_eq!(server.json("pool show"), empty);
     assert_eq!(server.ok("iomem").lines().count(), 1);
     assert!(server.ok("audit").starts_with("ok: "));
-    // Numbers are never given twice.
+    // Numbers are never reused.
     assert_eq!(server.json("create web --memory 8M")["id"], 4);
     let events = server.ok("events");
     assert!(events.lines().count() > 15, "{events}");
@@ -100,9 +100,9 @@ fn what_is_typed_is_answered_by_the_guests_shell() {
     let mut console = server.command(["console", "web"]).typed().spawn();
     console.wait_until("a prompt", |c| c.stdout().ends_with("probe# "));
     console.type_in("echo forty-tow\x7f\x7fwo\n");
-    // A real line is echoed as it is typed, and then answered.
+    // A line is echoed as it is typed, and then answered.
     console.wait_until("an answer", |c| c.stdout().contains("\r\nforty-two\r\n"));
-    // Longer than the port's FIFO, and faster than the guest reads.
+    // This is longer than the port's FIFO, and faster than the guest reads.
     let long = "x".repeat(100);
     for _ in 0..5 {
         console.type_in(&format!("echo {long}\n"));
@@ -112,7 +112,7 @@ fn what_is_typed_is_answered_by_the_guests_shell() {
     server.expect_audit();
     console.type_in("exit\n");
     assert_eq!(server.wait_for_state("web", "stopped")["reason"], "reboot");
-    // Who attaches later sees it all.
+    // A client that attaches later gets all of the output.
     let mut late = server.command(["console", "web"]).typed().spawn();
     late.wait_until("a replay", |c| c.stdout().ends_with("probe# exit\r\n"));
 }
@@ -206,7 +206,7 @@ fn allocations_are_named_withheld_and_given_back() {
     console.wait_until("a guest content with its map", |c| {
         c.stdout().ends_with("probe: pass\n")
     });
-    // The guest owns its RAM now: what comes lies in the control block.
+    // The guest owns its RAM now: new allocations are in the control block.
     let (status, late) = server.http("POST", path, r#"{"size": 4096, "align": 8192}"#);
     assert_eq!((status, &late["start"]), (201, &json!(0x1_0010_0000_u64)));
     let (status, _) = server.http("DELETE", &format!("{path}/{}", early["start"]), "");
@@ -258,17 +258,18 @@ fn a_plan_is_what_a_launch_gets_to_the_byte() {
     };
     let run = plan(entry("c", "24M"));
     assert!(
-        run.stderr.contains("deleting one of `b`, `old` makes room"),
+        run.stderr
+            .contains("deleting one of `b`, `old` would make room"),
         "{run}"
     );
-    // The first of two fits as it is, but only with `old` gone do both.
+    // The first of two fits anyway, but both fit only without `old`.
     let run = plan(entry("c", "8M") + &entry("d", "32M"));
     assert!(
-        run.stderr.contains("deleting one of `old` makes room"),
+        run.stderr.contains("deleting one of `old` would make room"),
         "{run}"
     );
     let run = plan(entry("c", "60M"));
-    assert!(!run.stderr.contains("makes room"), "{run}");
+    assert!(!run.stderr.contains("make room"), "{run}");
 }
 
 #[test]
@@ -294,7 +295,8 @@ fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
         return;
     }
     let server = Server::start("64M@4G");
-    // 48 MiB in regions of 4 KiB would be enough, but no machine has so many.
+    // Memory of 48 MiB in regions of 4 KiB would be sufficient, but no machine
+    // supports so many regions.
     for name in ["a", "b", "c"] {
         server.ok(&format!("create {name} --memory 16M"));
     }
@@ -312,7 +314,7 @@ fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
     server.ok("pool alloc 12M");
     server.ok("delete b");
     server.ok("pool alloc 16M");
-    // 2 MiB in 512 pieces are free; with `a` or `c` 18 MiB.
+    // There are 2 MiB free in 512 pieces; without `a` or `c` 18 MiB.
     let scratch = Scratch::new();
     let file = |size: &str| {
         let text = format!("[[instance]]\nmemory = \"{size}\"\n");
@@ -320,10 +322,10 @@ fn what_deleting_makes_room_for_is_tried_and_not_added_up() {
     };
     let run = server.run(&format!("plan {}", file("16M").display()));
     run.expect_code(5);
-    assert!(run.stderr.contains("`a`, `c` makes room"), "{run}");
+    assert!(run.stderr.contains("`a`, `c` would make room"), "{run}");
     let run = server.run(&format!("plan {}", file("17M").display()));
     run.expect_code(5);
-    assert!(!run.stderr.contains("makes room"), "{run}");
+    assert!(!run.stderr.contains("make room"), "{run}");
     server.expect_audit();
 }
 
@@ -342,7 +344,7 @@ fn create_takes_every_key_that_guest_takes() {
         two.display()
     ));
     let web = server.json("show web");
-    // 10,000 bytes in granules of 8 KiB.
+    // The size is 10,000 bytes in granules of 8 KiB.
     assert_eq!(web["initrd"]["size"], 16 << 10, "{web:#}");
     server.ok("start web");
     let mut console = server.command(["console", "web"]).typed().spawn();

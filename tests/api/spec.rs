@@ -1,5 +1,5 @@
-//! The one description of an instance: what is shown can be sent, and all
-//! doors lead to the same instance.
+//! Tests of the specification of an instance: the API accepts what it returns,
+//! and all interfaces create the same instance.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use mkvmm_test_harness::tier::skips_without_kvm;
 
 use crate::server::Server;
 
-/// What makes an instance what it is, without what its life adds.
+/// Returns the properties that define an instance, without its state.
 fn shown(server: &Server, name: &str) -> Value {
     let (status, mut instance) = server.http("GET", &format!("/v1/instances/{name}"), "");
     assert_eq!(status, 200, "{instance:#}");
@@ -51,7 +51,7 @@ fn what_get_returns_can_be_sent_to_post() {
         assert_eq!(status, 201, "{made:#}");
         assert_eq!(shown(&server, "web"), before);
     }
-    // And in a plan, beside others.
+    // It also works in a plan, beside others.
     server.ok("delete web");
     let plan = json!({"instances": [before, {"name": "db", "memory": 8 << 20}]});
     let (status, plan) = server.http("POST", "/v1/plan", &plan.to_string());

@@ -1,5 +1,5 @@
-//! Processes of guests that stand still: stopped by a signal, as a batch
-//! system and a debugger stop them.
+//! Tests of guests' processes that do not make progress because a signal
+//! stopped them, as batch systems and debuggers do.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::Server;
 
-/// A server with a spinning guest, and the process of that.
+/// Returns a server with a spinning guest, and the process ID of its worker.
 fn spinning(policy: &str) -> (Server, Pid) {
     let server = Server::start_as("64M@4G", |serve| serve.arg("--on-stall").arg(policy));
     server.ok("create a --memory 8M --kernel probe --cmdline spin");
@@ -32,7 +32,7 @@ fn a_stopped_process_is_noticed_when_it_is_asked_and_goes_on_later() {
     send(pid, Signal::STOP);
     let run = server.run("pause a");
     run.expect_refusal(4);
-    assert!(run.stderr.contains("did not answer in"), "{run}");
+    assert!(run.stderr.contains("did not respond within"), "{run}");
     assert!(run.stderr.contains("legal now: kill"), "{run}");
     let a = server.json("show a");
     assert_eq!(a["state"], "stalled", "{a}");
@@ -41,7 +41,7 @@ fn a_stopped_process_is_noticed_when_it_is_asked_and_goes_on_later() {
     server.expect_audit();
     send(pid, Signal::CONT);
     server.wait_for_state("a", "active");
-    // It was not left paused, and can be.
+    // It was not left paused, and can be paused.
     server.ok("pause a");
     server.ok("resume a");
     server.ok("kill a --force");
@@ -56,7 +56,8 @@ fn a_stalled_guest_can_be_killed() {
     let (server, pid) = spinning("wait");
     send(pid, Signal::STOP);
     server.run("pause a").expect_refusal(4);
-    // Its power button is of no use: it does not take the whole grace.
+    // Its power button has no effect, but this does not take the whole grace
+    // period.
     server.ok("kill a --grace-ms 3600000");
     let a = server.json("show a");
     assert_eq!(
@@ -77,7 +78,7 @@ fn a_stalled_guest_is_killed_where_the_policy_says_so() {
     send(pid, Signal::STOP);
     let run = server.run("pause a");
     assert_ne!(run.code(), Some(0), "{run}");
-    assert!(run.stderr.contains("did not answer in"), "{run}");
+    assert!(run.stderr.contains("did not respond within"), "{run}");
     let a = server.json("show a");
     assert_eq!(
         (&a["state"], &a["reason"]),

@@ -1,4 +1,4 @@
-//! What guests cost: their processes, CPU time, memory and cgroups.
+//! Tests of guests' resource usage: processes, CPU time, memory and cgroups.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::server::{PATIENCE, Server, http};
 
-/// CPU time that a busy guest is to use, in microseconds.
+/// The CPU time that a busy guest should use, in microseconds.
 const BUSY_US: u64 = 300_000;
 
 fn number(value: &Value, key: &str) -> u64 {
@@ -19,7 +19,7 @@ fn number(value: &Value, key: &str) -> u64 {
     found.unwrap_or_else(|| panic!("{key} is no number in {value:#}"))
 }
 
-/// The value of a series of instance `name`.
+/// Returns the value of a series of instance `name`.
 fn sample(text: &str, family: &str, name: &str) -> f64 {
     let start = format!("{family}{{name=\"{name}\",");
     let line = text.lines().find(|line| line.starts_with(&start));
@@ -27,7 +27,7 @@ fn sample(text: &str, family: &str, name: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {family} of {name} in\n{text}"))
 }
 
-/// Waits until instance `name` has used `cpu_us`, and returns it.
+/// Waits until instance `name` has used `cpu_us`, and returns its description.
 fn wait_for_use(server: &Server, name: &str, cpu_us: u64) -> Value {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -60,7 +60,7 @@ fn cpu_time_is_that_of_the_guest_alone() {
     let idle_used = number(&after, "cpu_us") - number(&before, "cpu_us");
     assert!(idle_used < BUSY_US / 10, "paused, it used {idle_used} us");
 
-    // It is its own process's, which says the same.
+    // It is the CPU time of its process, which reports the same.
     let (busy_pid, idle_pid) = (number(&busy, "pid"), number(&after, "pid"));
     assert_ne!(busy_pid, idle_pid);
     let command = fs::read_to_string(format!("/proc/{busy_pid}/cmdline")).unwrap();
@@ -124,9 +124,9 @@ fn memory_is_what_was_touched() {
     server.ok("start web");
     let web = wait_for_use(&server, "web", BUSY_US / 10);
     let resident = number(&web, "resident");
-    // The kernel at least, and far less than all.
+    // This is at least the kernel, and far less than all of the memory.
     assert!((64 << 10..16 << 20).contains(&resident), "{resident}");
-    // Heap and stacks; guest memory is not counted twice.
+    // This is heap and stacks; guest memory is not counted twice.
     let own = number(&web, "process_memory");
     assert!((16 << 10..16 << 20).contains(&own), "{own}");
     let metrics = server.ok("metrics");
@@ -138,7 +138,7 @@ fn memory_is_what_was_touched() {
     server.ok("unload web");
     assert_eq!(number(&server.json("show web"), "resident"), 0);
 
-    // What is populated is there from the beginning.
+    // Populated memory is resident from the beginning.
     let scratch = Scratch::new();
     let socket = scratch.path("sock");
     let _running = serve(&socket, &["--prealloc"]).unwrap();
@@ -151,7 +151,7 @@ fn memory_is_what_was_touched() {
     assert_eq!((status, number(&web, "resident")), (201, 8 << 20));
 }
 
-/// Starts a server with these options; what it said where it did not start.
+/// Starts a server with these options; returns its stderr if it did not start.
 fn serve(socket: &Path, options: &[&str]) -> Result<Running, String> {
     let words = ["serve", "--pool", "64M@4G", "--grace", "0", "--socket"];
     let mut command = Mkvmm::new(words).arg(socket);
@@ -168,7 +168,7 @@ fn serve(socket: &Path, options: &[&str]) -> Result<Running, String> {
     Err(running.wait().stderr)
 }
 
-/// A server whose guests have cgroups, if that can be had.
+/// Starts a server whose guests have cgroups, if that is possible.
 fn serve_with_cgroups(socket: &Path) -> Option<Running> {
     match serve(socket, &["--cgroup", "mine"]) {
         Ok(running) => Some(running),
@@ -180,13 +180,13 @@ fn serve_with_cgroups(socket: &Path) -> Option<Running> {
     }
 }
 
-/// The paths of the cgroups of a process that end with `leaf`.
+/// Returns the number of cgroup paths of a process that end with `leaf`.
 fn membership(pid: u64, leaf: &str) -> usize {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
     text.lines().filter(|line| line.ends_with(leaf)).count()
 }
 
-/// An instance that runs.
+/// Creates a running instance.
 fn make(socket: &Path, name: &str) -> Value {
     let body =
         format!(r#"{{"name": "{name}", "memory": 8388608, "kernel": "probe", "cmdline": "spin"}}"#);
@@ -254,13 +254,14 @@ fn leaves_of_a_killed_server_are_removed_by_the_next() {
     let directory = PathBuf::from(made["cgroup"].as_str().unwrap());
     running.signal(Signal::KILL);
     running.wait();
-    // The worker goes with its parent, in its own time.
+    // The worker dies with its parent, but not immediately.
     let end = Instant::now() + PATIENCE;
     while Path::new(&format!("/proc/{}", made["pid"])).exists() {
         assert!(Instant::now() < end);
         std::thread::sleep(Duration::from_millis(10));
     }
-    // Servers of other tests may have been the next before this one.
+    // The leaves may have been removed by another test's server before this
+    // one.
     let next = serve_with_cgroups(&scratch.path("next"));
     assert!(!directory.parent().unwrap().exists());
     drop(next);

@@ -1,4 +1,4 @@
-//! HTTP itself.
+//! Tests of the HTTP interface.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ fn the_description_in_the_repository_is_the_one_that_is_served() {
     let served = mkvmm_manager::control::http::openapi();
     let mut served = serde_json::to_string_pretty(&served).unwrap();
     served.push('\n');
-    // UPDATE=1 writes it anew.
+    // UPDATE=1 regenerates it.
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &served).unwrap();
     }
@@ -70,8 +70,8 @@ fn a_body_that_comes_late_breaks_no_connection() {
     let server = Server::start("64M@4G");
     let mut stream = UnixStream::connect(server.socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // As clients send it that write head and body one after the other; this
-    // route has no use for a body.
+    // Some clients send head and body separately; this route does not use the
+    // body.
     let head = "POST /v1/instances/a/start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(50));
@@ -119,7 +119,7 @@ fn what_cannot_be_read_is_refused_in_json() {
     server.expect_audit();
 }
 
-/// A console connection after the upgrade.
+/// Opens a console connection and performs the upgrade.
 fn attach(server: &Server, name: &str) -> UnixStream {
     let mut stream = UnixStream::connect(server.socket()).expect("the console is there");
     stream
@@ -136,7 +136,7 @@ fn attach(server: &Server, name: &str) -> UnixStream {
     stream
 }
 
-/// Reads byte by byte, so that nothing behind `end` is swallowed.
+/// Reads byte by byte, so that nothing after `end` is consumed.
 fn read_until(stream: &mut UnixStream, end: &str) -> String {
     let (mut text, mut byte) = (Vec::new(), [0]);
     while !text.ends_with(end.as_bytes()) {
@@ -154,7 +154,7 @@ fn consoles_replay_from_the_first_byte_to_many_viewers() {
     let server = Server::start("64M@4G");
     server.ok("create web --memory 8M --kernel probe");
     let mut early = attach(&server, "web");
-    // A paste that nobody reads holds up nobody but its typist.
+    // Pasted input that the guest does not read blocks only its sender.
     let mut typist = attach(&server, "web").try_clone().unwrap();
     typist.set_nonblocking(true).unwrap();
     let paste = vec![b'x'; 1 << 20];

@@ -1,6 +1,6 @@
-/* The least a process can do to see a guest's first byte: what mkvmm's spawn
- * time is held against. Ioctls in the order that is cheap: memory slots before
- * irqchip, PIT and vCPU. Used by spawn.rs. */
+/* The minimal program that reaches a guest's first byte, for comparison with
+ * mkvmm's spawn time. Its ioctls are in the cheapest order: memory slots before
+ * irqchip, PIT and vCPU. spawn.rs uses it. */
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* A kernel that does nothing but write a line to COM1 and reset. */
+/* This kernel only writes a line to COM1 and resets the machine. */
 	.globl _start
 _start:
 	mov $0x3f8, %dx

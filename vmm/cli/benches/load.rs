@@ -1,8 +1,9 @@
-//! How fast a kernel gets into a guest once the store has it: against memcpy
-//! of as many bytes, into memory that is as fresh and into memory that is warm.
+//! Measures how fast a kernel is loaded into a guest once the store has it,
+//! compared with a memcpy of the same number of bytes into equally fresh memory
+//! and into warm memory.
 //!
-//! Takes Debian's 6.1 kernel out of `.cache/guests` (scripts/fetch-kernels),
-//! or the file that `MKVMM_BENCH_KERNEL` names.
+//! Uses Debian's 6.1 kernel from `.cache/guests` (scripts/fetch-kernels), or
+//! the file that `MKVMM_BENCH_KERNEL` names.
 
 use std::env;
 use std::hint::black_box;
@@ -33,7 +34,8 @@ fn kernel_path() -> PathBuf {
     env::var_os("MKVMM_BENCH_KERNEL").map_or_else(debian, PathBuf::from)
 }
 
-/// Unpacks in this process: only the first load does, which is not compared.
+/// Unpacks in this process. Only the first load unpacks, and it is not part of
+/// the comparison.
 #[derive(Debug)]
 struct InProcess;
 
@@ -48,7 +50,7 @@ impl Unpackers for InProcess {
     }
 }
 
-/// A store, and the one image that it is asked for.
+/// A store and the one image that is requested from it.
 struct Images {
     runtime: Runtime,
     store: ImageStore<InProcess>,
@@ -88,7 +90,7 @@ impl Images {
     }
 }
 
-/// An instance, loaded into again and again.
+/// An instance into which images are loaded repeatedly.
 struct Place(Instance);
 
 impl Place {
@@ -97,7 +99,7 @@ impl Place {
         Self(pool.make(MEMORY, kernel).expect("it fits"))
     }
 
-    /// As a new instance finds it: nothing there, all zero.
+    /// Makes the instance's memory empty and zero, as for a new instance.
     fn empty(&self) {
         self.0.clean(Method::Punch);
     }
@@ -107,7 +109,7 @@ impl Place {
     }
 }
 
-/// Times `work` alone, not the `before` of each round.
+/// Times `work` alone, without the `before` step of each round.
 fn bench(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,

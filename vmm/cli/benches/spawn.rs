@@ -1,20 +1,22 @@
-//! From the start of a process to its guest's first byte, 128 MiB of memory:
-//! mkvmm beside a bare C program with the same ioctls, taking turns.
+//! Measures the time from the start of a process to its guest's first byte of
+//! output, with 128 MiB of memory: mkvmm and a bare C program with the same
+//! ioctls, alternately.
 //!
-//! Not a criterion benchmark: what counts is a whole process, and the two must
-//! be measured in one run, since noise between runs is larger than either.
-//! `cargo bench -p mkvmm --bench spawn`; builds the C program with `cc`.
+//! This is not a criterion benchmark: the unit is a whole process, and the two
+//! must be measured in one run, since noise between runs is larger than either.
+//! Run it with `cargo bench -p mkvmm --bench spawn`; it builds the C program
+//! with `cc`.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// Runs of each.
+/// The number of runs of each program.
 const RUNS: usize = 101;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` calls every benchmark to see whether it starts.
+    // `cargo test --benches` calls every benchmark to check that it starts.
     if !std::env::args().any(|arg| arg == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -67,8 +69,8 @@ fn measure() -> Result<(), String> {
     Ok(())
 }
 
-/// From the start of `command` to the first byte on its standard output, or
-/// to its end.
+/// Returns the time from the start of `command` to the first byte on its
+/// standard output, or to its end.
 fn first_byte(command: &mut Command) -> Result<Duration, String> {
     let start = Instant::now();
     let mut child = command

@@ -1,33 +1,33 @@
-//! Errors of the command line: exit status, cause and help.
+//! Errors of the command line: exit status, cause and hint.
 
 use std::process::{ExitCode, Termination};
 
 use mkvmm_base::{Class, Diagnose, chain};
 
-/// How `mkvmm` ends; the numbers are part of the interface.
+/// The exit status of `mkvmm`; the numbers are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// Everything asked for is done.
+    /// Everything that was requested is done.
     Done,
     /// The VMM or KVM failed.
     Failed,
-    /// The usage is wrong, or validation refused a value.
+    /// The usage is wrong, or a value was refused.
     Usage,
     /// A file could not be read.
     File,
-    /// There is no such instance, or its state or what others do does not
-    /// allow it now.
+    /// There is no such instance, or its state or a concurrent operation does
+    /// not allow the request now.
     WrongState,
-    /// The pool or the host cannot hold it.
+    /// The pool or the host lacks the memory or another resource.
     NoRoom,
     /// A guest ended badly.
     GuestFailed,
-    /// SIGINT or SIGTERM ended it.
+    /// The command was interrupted by SIGINT or SIGTERM.
     Interrupted,
 }
 
 impl ExitStatus {
-    /// Returns the number.
+    /// Returns the numeric exit code.
     pub const fn code(self) -> i32 {
         match self {
             Self::Done => 0,
@@ -41,7 +41,7 @@ impl ExitStatus {
         }
     }
 
-    /// Returns the exit status of a class: the one table of the command line.
+    /// Returns the exit status of a class; this is the only such table.
     pub const fn of(class: Class) -> Self {
         match class {
             Class::BadRequest
@@ -75,7 +75,7 @@ impl Termination for ExitStatus {
     }
 }
 
-/// Whatever ends a command: any error that knows what it means.
+/// Any error that ends a command.
 #[derive(Debug)]
 pub struct CliError(Box<dyn Diagnose + Send + Sync>);
 
@@ -93,7 +93,7 @@ impl CliError {
 
     /// Returns the lines for stderr, without the final newline.
     pub fn render(&self) -> String {
-        // One line, whatever a path has in it.
+        // Keep it on one line, even if a path contains a newline.
         let mut text = format!("error: {}", chain(&*self.0).replace('\n', "\\n"));
         if let Some(help) = self.0.hint() {
             text.push_str("\nhelp: ");

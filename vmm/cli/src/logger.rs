@@ -1,8 +1,8 @@
-//! The VMM's own words: on stderr, a line each.
+//! Writes log messages to stderr, one per line.
 //!
-//! A thread of its own writes them, out of a bounded queue. Nobody ever waits
-//! for whoever reads stderr: what finds no room is dropped and counted, and
-//! the count is written as soon as there is room again.
+//! A dedicated thread writes them, from a bounded queue. No caller ever waits
+//! for the reader of stderr: lines that find the queue full are dropped and
+//! counted, and the count is written as soon as there is room again.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// Lines that may wait for stderr.
+/// The number of lines that may wait for stderr.
 const QUEUE: usize = 1024;
 /// How long the last lines may take when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
-/// How often a full queue is tried again at the end.
+/// The interval at which a full queue is retried at the end.
 const POLL: Duration = Duration::from_millis(5);
 
 static LOGGER: Logger = Logger {
@@ -25,40 +25,40 @@ static LOGGER: Logger = Logger {
     lost: AtomicU64::new(0),
 };
 
-/// Has the `log` crate's lines written to stderr.
+/// Installs this logger for the `log` crate.
 pub fn install() {
-    // Only ever fails when a logger is already set.
+    // This fails only if a logger is already set.
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
 }
 
-/// Writes a line that is no log line, such as the error that ends a command.
+/// Writes a line that is not a log record, such as the error that ends a
+/// command.
 pub fn say(line: &str) {
     LOGGER.queue(&format!("{line}\n"));
 }
 
-/// Waits until everything so far is written, but not for long where nobody
-/// reads.
+/// Waits until everything so far is written, but not long if nobody reads it.
 pub fn finish() {
     LOGGER.flush();
 }
 
-/// What the writing thread gets.
+/// An item of the writing thread's queue.
 #[derive(Debug)]
 enum Item {
-    /// A whole line.
+    /// A complete line, including its newline.
     Line(String),
-    /// A wish to be told when everything before it is written.
+    /// A request for a notification when everything before it is written.
     Flush(SyncSender<()>),
 }
 
 #[derive(Debug)]
 struct Logger {
-    /// To the thread that writes, begun with the first line; `None` where the
-    /// host gives no thread.
+    /// The sender to the writing thread, which starts with the first line;
+    /// `None` if the host cannot provide a thread.
     queue: OnceLock<Option<SyncSender<Item>>>,
-    /// Lines that found no room since the last one that did.
+    /// The number of lines dropped since the last one that was queued.
     lost: AtomicU64,
 }
 
@@ -74,10 +74,10 @@ impl Logger {
     }
 
     fn queue(&self, line: &str) {
-        // Whatever is quoted in it does nothing to a terminal.
+        // Escape sequences in quoted text must not reach the terminal.
         let line = anstream::adapter::strip_str(line).to_string();
         let Some(sender) = self.sender() else {
-            // Nobody is left to tell when stderr is gone.
+            // If stderr is gone, there is nowhere left to report it.
             let _ = io::stderr().write_all(line.as_bytes());
             return;
         };
@@ -87,23 +87,25 @@ impl Logger {
     }
 }
 
-/// Writes items as they come, and how many lines were lost on the way.
+/// Writes items as they arrive, and the number of dropped lines in between.
 fn write_all(items: &Receiver<Item>, lost: &AtomicU64, to: &mut impl Write) {
     for item in items {
         match item {
-            // One write per line, so that lines of several processes do not
-            // mix. Nobody is left to tell when stderr is gone.
+            // Use one write per line, so that lines of several processes do not
+            // mix. If stderr is gone, there is nowhere left to report it.
             Item::Line(line) => {
                 let _ = to.write_all(line.as_bytes());
             }
-            // Whoever waits may have given up.
+            // The waiting thread may have given up.
             Item::Flush(done) => {
                 let _ = done.try_send(());
             }
         }
         let lost = lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let line = format!("mkvmm: warning: {lost} lines were lost here, nobody read them\n");
+            let line = format!(
+                "mkvmm: warning: {lost} log lines were dropped here because stderr was not read\n"
+            );
             let _ = to.write_all(line.as_bytes());
         }
     }
@@ -127,7 +129,7 @@ impl Log for Logger {
     }
 
     fn flush(&self) {
-        // Nothing was ever said.
+        // Nothing was ever logged.
         let Some(Some(sender)) = self.queue.get() else {
             return;
         };
@@ -142,7 +144,7 @@ impl Log for Logger {
             };
             thread::sleep(POLL);
         }
-        // Who does not read in time loses the last lines.
+        // A reader that is too slow loses the last lines.
         let _ = written.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 }

@@ -13,9 +13,9 @@ use error::ExitStatus;
 use mkvmm_children::Fork;
 
 fn main() -> ExitCode {
-    mkvmm_base::timeline::now(); // the clock of all timelines starts here
+    mkvmm_base::timeline::now(); // all timelines start here
     if let Some(status) = mkvmm_children::run() {
-        // Run by another mkvmm, to do one thing for it.
+        // Another mkvmm started this process as a child with one task.
         return status;
     }
     let early = match first_worker() {
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
     status.report()
 }
 
-/// Begins the worker of the first guest, if there will be one. Nothing was read
-/// by now, the arguments that say so included, except for the command's name.
+/// Starts the worker of the first guest, if there will be one. Nothing was read
+/// yet, not even the arguments, except the command's name.
 fn first_worker() -> Fork {
     match std::env::args_os().nth(1) {
         Some(command) if command == "run" => mkvmm_children::early(),
@@ -43,9 +43,9 @@ fn first_worker() -> Fork {
     }
 }
 
-/// What clap has to say: help and version as they are, errors on one line.
+/// Prints clap's result: help and version unchanged, errors on one line.
 fn refuse(error: &clap::Error) -> ExitStatus {
-    // Nobody is left to tell when the stream is gone.
+    // If the stream is gone, there is nowhere left to report it.
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();

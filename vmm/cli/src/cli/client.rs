@@ -1,4 +1,4 @@
-//! The client's side of the control socket: one request, one answer.
+//! The client's side of the control socket: one request, one response.
 
 use std::future::Future;
 use std::io;
@@ -17,11 +17,11 @@ use crate::error::CliError;
 use mkvmm_api::{ErrorBody, ErrorObject};
 use mkvmm_base::{Class, Diagnose};
 
-/// Why a request has no answer, or one that is a refusal.
+/// An error of a request, or a refusal by the VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers at the control socket.
-    #[error("nobody answers at {}", .path.display())]
+    /// Nothing listens on the control socket.
+    #[error("no VMM answers at {}", .path.display())]
     Connect {
         /// The path of the socket.
         path: PathBuf,
@@ -29,26 +29,26 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
-    /// The host gives no descriptor.
+    /// The host has run out of file descriptors.
     #[error("the connection cannot be set up")]
     Runtime(#[source] io::Error),
-    /// The connection broke.
+    /// The connection was closed or reset.
     #[error("the connection to mkvmm broke")]
     Http(#[from] hyper::Error),
-    /// A request cannot be put together.
-    #[error("the request")]
+    /// The request cannot be encoded.
+    #[error("the request cannot be encoded")]
     Request(#[from] hyper::http::Error),
-    /// The VMM refused.
+    /// The VMM refused the request.
     #[error("{}", .0.message)]
     Refused(Box<ErrorObject>),
-    /// The answer is none of mkvmm's.
+    /// The response was not sent by mkvmm.
     #[error("mkvmm answered with status {status}")]
     Answer {
-        /// The HTTP status.
+        /// The HTTP status of the response.
         status: u16,
     },
-    /// What should be JSON is not.
-    #[error("JSON")]
+    /// A body that should be JSON is not.
+    #[error("invalid JSON")]
     Json(#[source] serde_json::Error),
 }
 
@@ -74,15 +74,16 @@ impl Diagnose for ClientError {
 /// Options of every command that talks to a running VMM.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ClientArgs {
-    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
+    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or
+    /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Print exactly the JSON that the VMM answered
+    /// Print exactly the JSON that the VMM sends
     #[arg(long)]
     pub json: bool,
 }
 
-/// A request as text: method, path with query, body.
+/// A request as text: method, path with query, and body.
 #[derive(Debug)]
 pub struct Call<'a> {
     pub method: &'a str,
@@ -107,7 +108,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// With a body.
+    /// Adds a JSON body.
     pub fn with(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
         self.body = Some(serde_json::to_string(body).map_err(ClientError::Json)?);
         Ok(self)
@@ -115,12 +116,12 @@ impl<'a> Call<'a> {
 }
 
 impl ClientArgs {
-    /// Where the VMM listens.
+    /// Returns the path of the VMM's control socket.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(default_socket)
     }
 
-    /// Sends `call` and returns the answer's text.
+    /// Sends `call` and returns the text of the response.
     pub fn call(&self, call: Call<'_>) -> Result<String, CliError> {
         let socket = self.socket();
         block_on(async {
@@ -134,7 +135,7 @@ impl ClientArgs {
         })
     }
 
-    /// Sends `call` and hands the answer's text on as it comes.
+    /// Sends `call` and passes the text of the response on as it arrives.
     pub fn stream(
         &self,
         call: Call<'_>,
@@ -165,7 +166,7 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<
     runtime.block_on(future)
 }
 
-/// Connects, with a task that moves the bytes.
+/// Connects to the socket and spawns a task that drives the connection.
 pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, ClientError> {
     let failed = |source: io::Error| ClientError::Connect {
         path: socket.to_owned(),
@@ -181,7 +182,7 @@ pub async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, ClientEr
     Ok(sender)
 }
 
-/// The request, with an upgrade to `protocol` where one is wanted.
+/// Builds the request, with an upgrade to `protocol` if one is given.
 pub fn request(
     call: Call<'_>,
     protocol: Option<&str>,
@@ -202,7 +203,7 @@ pub fn request(
     Ok(builder.body(Full::new(body))?)
 }
 
-/// The answer, unless it is a refusal.
+/// Returns the response, or the error that a refusal carries.
 pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
     let status = answer.status();
     if status.is_success() || status.is_informational() {

@@ -1,4 +1,4 @@
-//! TOML files: reading them, and saying what is wrong with them.
+//! Reads TOML files and reports what is wrong with them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mkvmm_base::{Class, Diagnose};
 use serde::de::DeserializeOwned;
 
-/// Why a file was refused.
+/// A reason why a file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -23,7 +23,7 @@ pub enum ConfigError {
     Toml {
         /// The path of the file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The parser's error, with its position.
         #[source]
         source: TomlError,
     },
@@ -32,9 +32,9 @@ pub enum ConfigError {
     UnknownKey {
         /// The path of the file.
         path: PathBuf,
-        /// The key that no option has.
+        /// The key that is unknown.
         key: String,
-        /// The nearest key that exists.
+        /// The most similar key that exists.
         nearest: &'static str,
     },
     /// The file has no instance.
@@ -55,17 +55,19 @@ impl Diagnose for ConfigError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::UnknownKey { nearest, .. } => Some(format!("the nearest key is `{nearest}`")),
+            Self::UnknownKey { nearest, .. } => {
+                Some(format!("the most similar key is `{nearest}`"))
+            }
             _ => None,
         }
     }
 }
 
-/// What is wrong with a TOML file, on one line: the library draws a picture.
+/// The error of a TOML file on one line; the library's own text spans several.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}{message}")]
 pub struct TomlError {
-    /// `line L, column C: `, where that is known.
+    /// The prefix `line L, column C: ` if the position is known.
     place: String,
     message: String,
 }
@@ -85,7 +87,7 @@ impl TomlError {
     }
 }
 
-/// A TOML file whose text is known.
+/// A TOML file that has been read.
 #[derive(Debug)]
 pub struct ConfigFile<'a> {
     path: &'a Path,
@@ -96,7 +98,7 @@ impl<'a> ConfigFile<'a> {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`ConfigError::Read`].
+    /// Returns [`ConfigError::Read`] if the file cannot be read.
     pub fn read(path: &'a Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
@@ -105,12 +107,12 @@ impl<'a> ConfigFile<'a> {
         Ok(Self { path, text })
     }
 
-    /// Returns the values; also, as a table, to look at the keys.
+    /// Parses the values. `T` may also be a table, to examine the keys.
     ///
     /// # Errors
-    /// [`ConfigError::Toml`], with line and column.
+    /// Returns [`ConfigError::Toml`], with line and column.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        // Always out of the text: a table does not know its lines.
+        // Always parse the text: a table does not know its line numbers.
         toml::from_str(&self.text).map_err(|error| ConfigError::Toml {
             path: self.path.to_owned(),
             source: TomlError::new(&self.text, &error),
@@ -120,7 +122,7 @@ impl<'a> ConfigFile<'a> {
     /// Checks that all keys of `table` are known.
     ///
     /// # Errors
-    /// [`ConfigError::UnknownKey`] with the nearest that is.
+    /// Returns [`ConfigError::UnknownKey`] with the most similar known key.
     pub fn check_keys(
         &self,
         table: &toml::Table,
@@ -137,7 +139,7 @@ impl<'a> ConfigFile<'a> {
     }
 }
 
-/// Returns the nearest of `known` to `word`.
+/// Returns the key of `known` that is most similar to `word`.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |key: &&&str| strsim::damerau_levenshtein(word, key);
     known.iter().min_by_key(distance).copied()

@@ -1,7 +1,7 @@
-//! `mkvmm console NAME`: a terminal on an instance's serial port.
+//! `mkvmm console NAME`: connects a terminal to an instance's serial port.
 //!
-//! A serial line has no channel for the size of a window. A guest can ask the
-//! terminal (`resize` does), or is told by hand: `stty rows R cols C`.
+//! A serial line cannot transmit the size of a window. A guest can ask the
+//! terminal (`resize` does), or the user can set it: `stty rows R cols C`.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -23,7 +23,7 @@ use crate::error::{CliError, ExitStatus};
 use crate::logger;
 use mkvmm_manager::control::http::CONSOLE_PROTOCOL;
 
-/// Ctrl-]: leaves, as in telnet and virsh.
+/// The byte of Ctrl-], which detaches, as in telnet and virsh.
 const LEAVE: u8 = 0x1d;
 
 #[derive(Debug, clap::Args)]
@@ -34,21 +34,22 @@ pub struct ConsoleArgs {
     client: ClientArgs,
 }
 
-/// Bytes that may wait for a slow terminal; behind that nothing is read.
+/// The number of chunks that may wait for a slow terminal; beyond that, nothing
+/// more is received.
 const OUTPUT_CHUNKS: usize = 16;
 /// How long the last output may take to reach standard output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// The terminal as it was, put back however this ends: by the end of its
-/// scope, a panic included. What ends the process without that are signals,
-/// so those are listened for before the terminal is touched.
+/// The terminal's original settings, restored when this is dropped, also after
+/// a panic. Signals would end the process without a drop, so handlers are
+/// installed before the terminal is changed.
 struct RawTerminal {
     terminal: File,
     before: Termios,
 }
 
 impl RawTerminal {
-    /// Makes standard input raw, if it is a terminal.
+    /// Puts standard input into raw mode if it is a terminal.
     fn of_stdin() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
@@ -68,18 +69,18 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // What was typed for the guest is not for the shell. Not by waiting
-        // for output to drain: nobody may be reading it any more. Nothing is
-        // left to do about a terminal that is gone.
+        // Discard input that was meant for the guest, so that the shell does
+        // not get it. Do not wait for output to drain: nobody may be reading it
+        // any more. If the terminal is gone, there is nothing left to do.
         let _ = tcflush(&self.terminal, QueueSelector::IFlush);
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }
 
-/// Attaches until Ctrl-], a signal, or the end of the VMM.
+/// Stays attached until Ctrl-], a signal, or the end of the VMM.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
     let socket = args.client.socket();
     block_on(async {
@@ -94,7 +95,7 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
         let signals = Signals::listen().map_err(HostIoError::Terminal)?;
         let terminal = RawTerminal::of_stdin().map_err(HostIoError::Terminal)?;
         if terminal.is_some() {
-            // Whoever closed stderr does not want to know.
+            // If stderr is closed, nobody wants this message.
             let note = format!("attached to {}; Ctrl-] leaves\r\n", args.name);
             let _ = io::stderr().write_all(note.as_bytes());
         }
@@ -104,7 +105,7 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
             End::Left => ExitStatus::Done,
             End::Interrupted => ExitStatus::Interrupted,
             End::HungUp => {
-                // The VMM hangs up on nobody for another reason.
+                // The VMM closes a connection for no other reason.
                 let why = match connect(&socket).await {
                     Ok(_) => format!("{} was deleted", args.name),
                     Err(_) => "the VMM has ended".to_owned(),
@@ -116,14 +117,14 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
     })
 }
 
-/// How a conversation ended.
+/// The reason why a session ended.
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// This side left, or nobody reads its output.
+    /// The user detached, or standard output was closed.
     Left,
-    /// The other side hung up.
+    /// The VMM closed the connection.
     HungUp,
-    /// A signal came.
+    /// A signal arrived.
     Interrupted,
 }
 
@@ -140,7 +141,7 @@ impl Signals {
         ]))
     }
 
-    /// Any of them.
+    /// Waits for any of the signals.
     async fn any(&mut self) {
         let Self([terminate, interrupt, hangup, quit]) = self;
         tokio::select! {
@@ -152,9 +153,9 @@ impl Signals {
     }
 }
 
-/// Copies bytes both ways, just as they are: what a guest asks the terminal
-/// (`ESC [ 18 t`: how large are you?) and the terminal's answer go through
-/// like any text.
+/// Copies bytes in both directions without changes: a guest's query to the
+/// terminal (`ESC [ 18 t` asks for its size) and the terminal's answer pass
+/// through like any text.
 async fn converse(
     stream: Upgraded,
     mut signals: Signals,
@@ -165,11 +166,11 @@ async fn converse(
     let (output, mut written) = write_stdout()?;
     let mut buffer = vec![0; 16 << 10];
     let mut stdin_is_open = true;
-    // Typed, and not yet taken by a guest that is slow to read: sent beside
+    // Input that a slow guest has not taken yet. It is sent concurrently with
     // everything else, which must not wait for it.
     let mut unsent = Vec::new();
     let end = loop {
-        // Room first: the guest's output waits for a terminal that is slow.
+        // Wait for room first: the guest's output waits for a slow terminal.
         let received = async {
             let room = output.reserve().await.ok()?;
             let count = reader.read(&mut buffer).await.unwrap_or(0);
@@ -178,14 +179,14 @@ async fn converse(
         };
         tokio::select! {
             received = received => match received {
-                // Standard output has failed; the writer says how.
+                // Standard output has failed; the writer returns the error.
                 None => break End::Left,
                 Some(0) => break End::HungUp,
                 Some(_) => {}
             },
             bytes = typed.recv(), if stdin_is_open && unsent.is_empty() => match bytes {
                 None if is_terminal => break End::Left,
-                // What was piped in is sent; the answer is still to come.
+                // All piped input was sent; the response is still to come.
                 None => stdin_is_open = false,
                 Some(bytes) => unsent = bytes,
             },
@@ -197,7 +198,7 @@ async fn converse(
         }
     };
     drop(output);
-    // What was received is printed, unless nobody reads it, or insists.
+    // Print what was received, unless nobody reads it or the user interrupts.
     tokio::select! {
         result = &mut written => match result {
             Ok(Err(error)) => Err(HostIoError::Output(error).into()),
@@ -208,7 +209,7 @@ async fn converse(
     }
 }
 
-/// Standard input, read by a thread of its own, up to Ctrl-] on a terminal.
+/// Reads standard input in a thread of its own, up to Ctrl-] on a terminal.
 fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
     let (sender, receiver) = mpsc::channel(16);
     let body = move || {
@@ -229,11 +230,11 @@ fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
     Ok(receiver)
 }
 
-/// What a writer of standard output ended with.
+/// The result of the thread that writes standard output.
 type Written = oneshot::Receiver<io::Result<()>>;
 
-/// Standard output, written by a thread of its own: a terminal that does not
-/// read must not keep the client from hearing signals.
+/// Writes standard output in a thread of its own: a terminal that does not read
+/// must not keep the client from handling signals.
 fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(OUTPUT_CHUNKS);
     let (done, written) = oneshot::channel();
@@ -244,7 +245,7 @@ fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
             result = out.write_all(&bytes).and_then(|()| out.flush());
         }
         drop(receiver);
-        // Nobody may be waiting any more.
+        // The receiver may be gone already.
         let _ = done.send(result);
     };
     thread::Builder::new()

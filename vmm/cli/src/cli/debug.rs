@@ -17,43 +17,43 @@ use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};
 
 #[derive(Debug, Subcommand)]
 pub enum DebugCommand {
-    /// Print the vCPUs' registers; those of its end, for a guest that has ended
+    /// Print the vCPUs' registers; for a guest that has ended, its last ones
     Regs {
         /// The name of the instance
         name: String,
-        /// Only this vCPU, from 0
+        /// The index of a vCPU, from 0; all vCPUs if absent
         #[arg(long, value_name = "N")]
         cpu: Option<u8>,
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Print the guest's memory, as hexdump -C does
+    /// Print the guest's memory, in the format of hexdump -C
     Mem {
         /// The name of the instance
         name: String,
-        /// The address of the first byte, for instance 0x7000 or 4G
+        /// The address of the first byte, for example 0x7000 or 4G
         addr: String,
-        /// The number of bytes, at most 1M, for instance 256 or 4K
+        /// The number of bytes, at most 1M, for example 256 or 4K
         len: String,
-        /// Take the address as virtual and find it through the page tables
+        /// Take the address as virtual and translate it through the page tables
         #[arg(long = "virtual")]
         is_virtual: bool,
-        /// Use the page tables of this vCPU
+        /// Use the page tables of the vCPU with this index
         #[arg(long, value_name = "N", requires = "is_virtual")]
         cpu: Option<u8>,
-        /// Write the raw bytes
+        /// Write the raw bytes to standard output
         #[arg(long, conflicts_with = "json")]
         raw: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Print how a virtual address is translated, entry by entry
+    /// Print the page-table walk of a virtual address, entry by entry
     Translate {
         /// The name of the instance
         name: String,
-        /// The virtual address
+        /// The virtual address to translate
         addr: String,
-        /// Use the page tables of this vCPU
+        /// Use the page tables of the vCPU with this index
         #[arg(long, value_name = "N")]
         cpu: Option<u8>,
         #[command(flatten)]
@@ -64,7 +64,7 @@ pub enum DebugCommand {
 /// Carries out `command`.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(command: &DebugCommand) -> Result<ExitStatus, CliError> {
     match command {
         DebugCommand::Regs { name, cpu, client } => {
@@ -112,7 +112,7 @@ pub fn run(command: &DebugCommand) -> Result<ExitStatus, CliError> {
     }
 }
 
-/// Reads an address as the kernel does; 0 is one here.
+/// Parses an address with the kernel's syntax; unlike a size, it may be 0.
 fn addr(text: &str) -> Result<u64, CliError> {
     if let Some(digits) = text.strip_prefix("0x")
         && let Ok(addr) = u64::from_str_radix(digits, 16)
@@ -125,7 +125,7 @@ fn addr(text: &str) -> Result<u64, CliError> {
     Ok(parse_addr(text).map_err(OptionError::of("addr"))?)
 }
 
-/// Registers for people, in the order in which processors' manuals have them.
+/// Formats registers for people, in the order of the processor manuals.
 fn registers(all: &Registers) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -140,7 +140,7 @@ fn registers(all: &Registers) -> String {
         one_cpu(&mut text, cpu);
     }
     for cpu in &all.missing {
-        let _ = writeln!(text, "vCPU {cpu}: no answer");
+        let _ = writeln!(text, "vCPU {cpu}: no response");
     }
     text
 }
@@ -208,12 +208,12 @@ fn with_flags(value: &Flags) -> String {
     format!("{} [{}]", hex64(&value.value), value.flags.join(" "))
 }
 
-/// Returns a register as its vCPU has it: with all digits.
+/// Formats a register with all its digits.
 fn hex64(value: &Hex) -> String {
     format!("{:#018x}", value.0)
 }
 
-/// A walk for people.
+/// Formats a page-table walk for people.
 fn translation(walk: &Translation) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -250,7 +250,7 @@ fn translation(walk: &Translation) -> String {
         }
     }
     if let Some(fault) = &walk.fault {
-        let _ = writeln!(text, "mapped to nothing: {fault}");
+        let _ = writeln!(text, "not mapped: {fault}");
     }
     text
 }

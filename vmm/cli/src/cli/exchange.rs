@@ -1,5 +1,4 @@
-//! One exchange with a running VMM: a call made of options, and its answer
-//! printed.
+//! One exchange with a running VMM: sends a call and prints its response.
 
 use serde::de::DeserializeOwned;
 
@@ -13,7 +12,7 @@ use mkvmm_api::instance::Instance;
 pub struct ChangeArgs {
     #[command(flatten)]
     client: ClientArgs,
-    /// Validate only; change nothing
+    /// Validate only; change nothing (dry run)
     #[arg(long)]
     dry_run: bool,
 }
@@ -31,8 +30,7 @@ impl ChangeArgs {
     }
 }
 
-/// Returns `part` as a part of a path: what has a meaning there is written in
-/// hexadecimal digits.
+/// Returns `part` percent-encoded, for use as one segment of a path.
 pub fn escape(part: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     let byte = |b: u8| {
@@ -45,10 +43,10 @@ pub fn escape(part: &str) -> String {
     part.bytes().map(byte).collect()
 }
 
-/// Prints an answer: its own text, or what `render` makes of the object.
+/// Prints a response: the raw JSON, or the object as `render` formats it.
 ///
 /// # Errors
-/// [`ClientError::Json`] for an answer that is no such object.
+/// Returns [`ClientError::Json`] if the response is not a `T`.
 pub fn answer<T: DeserializeOwned>(
     json: bool,
     mut text: String,
@@ -62,10 +60,10 @@ pub fn answer<T: DeserializeOwned>(
     print(render(&object).as_bytes())
 }
 
-/// Asks for an object and prints it.
+/// Requests an object and prints it.
 ///
 /// # Errors
-/// As [`answer`], and those of the call.
+/// Returns the errors of the call and of [`answer`].
 pub fn get<T: DeserializeOwned>(
     client: &ClientArgs,
     path: &str,
@@ -74,11 +72,11 @@ pub fn get<T: DeserializeOwned>(
     answer(client.json, client.call(Call::get(path))?, render)
 }
 
-/// Carries out a call that changes something, and prints what `render` makes
-/// of the answer.
+/// Performs a call that changes something and prints its response, as `render`
+/// formats it.
 ///
 /// # Errors
-/// As [`answer`], and those of the call.
+/// Returns the errors of the call and of [`answer`].
 pub fn change<T: DeserializeOwned>(
     args: &ChangeArgs,
     call: Call<'_>,
@@ -95,8 +93,8 @@ pub fn change<T: DeserializeOwned>(
     })
 }
 
-/// Returns the line that says what became of an instance, such as
-/// `web: stopped (killed)`.
+/// Returns the line that reports the new state of an instance, such as `web:
+/// stopped (killed)`.
 pub fn done(instance: &Instance) -> String {
     let reason = instance.reason.as_ref();
     let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));

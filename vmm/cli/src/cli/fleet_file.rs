@@ -17,14 +17,14 @@ use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::error::CliError;
 
-/// A fleet file.
+/// The contents of a fleet file.
 #[derive(Debug, Deserialize)]
 struct Fleet {
     instance: Vec<InstanceSpec>,
 }
 
-/// Reads a fleet file. Paths in it are relative to the file; an instance
-/// without a name is `guest1`, `guest2`, … by its place.
+/// Reads a fleet file. Paths in it are relative to the file; instances without
+/// a name are called `guest1`, `guest2`, … by their position.
 pub fn read(path: &Path) -> Result<Vec<InstanceSpec>, CliError> {
     let whole = std::path::absolute(path).map_err(HostIoError::WorkingDirectory)?;
     let base = whole.parent().unwrap_or(Path::new("/"));

@@ -1,5 +1,5 @@
-//! From a pool to a manager of guests: the processes that it may make, and the
-//! image that needs no file.
+//! Builds the manager on a reserved pool: the child processes that it may
+//! start, and the built-in image.
 
 use std::fs::File;
 use std::io;
@@ -23,31 +23,31 @@ use serde::Deserialize;
 
 use crate::cli::pool_setup::Ground;
 
-/// Bytes that unpackers may use together: 4 GiB.
+/// The total memory that unpackers may use at once: 4 GiB.
 const UNPACKING: u64 = 4 << 30;
-/// The user and group that root's children become: nobody.
+/// The user and group ID of root's child processes: nobody.
 const NOBODY: u32 = 65534;
 
-/// Why there is no manager.
+/// A reason why the manager cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum FoundingError {
-    /// The program's own probe is broken.
-    #[error("the built-in probe, which is a bug in mkvmm")]
+    /// The built-in probe image is invalid.
+    #[error("the built-in probe is invalid; internal error, please report it")]
     Probe(#[from] ImageError),
-    /// `--connections` is more than there are descriptors for.
+    /// `--connections` exceeds the available file descriptors.
     #[error("--connections")]
     Connections(#[from] TooManyConnections),
-    /// The host gives no descriptor.
+    /// The host has run out of file descriptors.
     #[error("/dev/kvm")]
     Kvm(#[source] io::Error),
-    /// `--worker-uid` names root.
+    /// `--worker-uid` is 0, the user ID of root.
     #[error("--worker-uid 0: guests' processes never belong to root")]
     Root,
-    /// Guests cannot have cgroups where they are to have them.
+    /// A cgroup for each guest was requested and cannot be created.
     #[error("--cgroup")]
     Cgroup(#[from] CgroupError),
-    /// `--worker-uid` is given, and nobody but root can follow it.
-    #[error("--worker-uid: only root can give processes to another user")]
+    /// `--worker-uid` was given by a user other than root.
+    #[error("--worker-uid: only root can run processes as another user")]
     NotRoot,
 }
 
@@ -61,18 +61,18 @@ impl Diagnose for FoundingError {
     }
 }
 
-/// What happens to a process that asks the kernel for more than it may.
+/// The response to a system call that the sandbox forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sandbox {
-    /// It is killed.
+    /// Kill the process with SIGSYS
     #[default]
     Kill,
-    /// The call fails, and the process goes on.
+    /// Let the call fail; the process continues
     Errno,
-    /// The call works, and the kernel's audit log tells of it.
+    /// Let the call succeed and write it to the kernel's audit log
     Log,
-    /// Nothing: processes are not confined.
+    /// Do not confine processes at all
     Off,
 }
 
@@ -87,46 +87,49 @@ impl Sandbox {
     }
 }
 
-/// What follows when the process of a guest stands still.
+/// The response when a guest's process does not make progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stall {
-    /// The guest is stalled until its process goes on.
+    /// Report the guest as stalled until its process continues
     #[default]
     Wait,
-    /// The process is killed, and the guest has failed.
+    /// Kill the process; the guest has failed
     Kill,
 }
 
-/// How the processes of guests and images are confined, as flags and as keys
-/// of a file.
+/// How the processes of guests and images are confined, as command-line flags
+/// and as keys of a file.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ChildOptions {
-    /// What happens to a guest's process that asks for more than it may [default: kill]
+    /// What happens to a guest's process that makes a forbidden system call
+    /// [default: kill]
     #[arg(long, value_name = "MODE", value_enum)]
     sandbox: Option<Sandbox>,
-    /// Let gdb and perf of the same user look into guests' processes
+    /// Let gdb and perf of the same user inspect guests' processes
     #[arg(long)]
     debuggable: bool,
-    /// The user and group that guests' processes belong to, where root starts them [default: 65534]
+    /// The user and group ID of guests' processes, if mkvmm runs as root
+    /// [default: 65534]
     #[arg(long, value_name = "UID")]
     worker_uid: Option<u32>,
-    /// What happens to a guest whose process is stopped and does not answer [default: wait]
+    /// What happens to a guest whose process is stopped and does not respond
+    /// [default: wait]
     #[arg(long, value_name = "POLICY", value_enum)]
     on_stall: Option<Stall>,
-    /// The cgroup below which each guest has one of its own: a path, `mine` for
-    /// that of mkvmm itself, or `off` [default: below its own for accounting,
-    /// where that may be]
+    /// The cgroup below which each guest gets one of its own: a path, `mine`
+    /// for that of mkvmm itself, or `off` [default: below its own for
+    /// accounting, if permitted]
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
 }
 
 impl ChildOptions {
-    /// The keys of a file.
+    /// The keys of a file that set these options.
     pub const KEYS: [&str; 5] = ["sandbox", "debuggable", "worker-uid", "on-stall", "cgroup"];
 
-    /// Returns these, with `file` where they do not say.
+    /// Returns these options, with unset ones taken from `file`.
     pub fn or(self, file: Self) -> Self {
         Self {
             sandbox: self.sandbox.or(file.sandbox),
@@ -137,7 +140,7 @@ impl ChildOptions {
         }
     }
 
-    /// Returns what follows when the process of a guest stands still.
+    /// Returns the response to a guest's process that does not make progress.
     pub fn on_stall(&self) -> OnStall {
         match self.on_stall.unwrap_or_default() {
             Stall::Wait => OnStall::Wait,
@@ -145,12 +148,12 @@ impl ChildOptions {
         }
     }
 
-    /// Returns how guests' processes are made. Says loudly where they are less
-    /// confined than usual.
+    /// Returns the parameters for starting the guests' processes. Logs a warning
+    /// if they are less confined than usual.
     ///
     /// # Errors
-    /// [`FoundingError`] for a user who cannot have them, and where they cannot
-    /// have the cgroups that they are to have.
+    /// Returns [`FoundingError`] if the user of the processes is not allowed, or
+    /// if cgroups were requested and are not available.
     pub fn checked(&self) -> Result<Children, FoundingError> {
         Ok(Children {
             program: None,
@@ -160,10 +163,11 @@ impl ChildOptions {
         })
     }
 
-    /// Returns where guests have cgroups.
+    /// Returns the cgroups that guests get.
     ///
     /// # Errors
-    /// [`FoundingError::Cgroup`] where they can have none and are to.
+    /// Returns [`FoundingError::Cgroup`] if cgroups were requested and are not
+    /// available.
     fn leaves(&self) -> Result<Leaves, FoundingError> {
         Ok(match &self.cgroup {
             None => Leaves::offered(),
@@ -173,16 +177,16 @@ impl ChildOptions {
         })
     }
 
-    /// Returns the environment that says the same to a child. Says loudly
-    /// where children are less confined than usual.
+    /// Returns the environment that passes these options to a child. Logs a
+    /// warning if children are less confined than usual.
     ///
     /// # Errors
-    /// [`FoundingError`] for a user who cannot have them.
+    /// Returns [`FoundingError`] if the user of the processes is not allowed.
     fn environment(&self) -> Result<Vec<(String, String)>, FoundingError> {
         let sandbox = self.sandbox.unwrap_or_default();
         match sandbox {
             Sandbox::Kill => {}
-            Sandbox::Errno => log::warn!("--sandbox=errno: forbidden calls only fail"),
+            Sandbox::Errno => log::warn!("--sandbox=errno: forbidden system calls only fail"),
             Sandbox::Log => log::warn!("--sandbox=log: guests' processes are NOT confined"),
             Sandbox::Off => log::warn!("--sandbox=off: guests' processes are NOT confined"),
         }
@@ -206,27 +210,28 @@ impl ChildOptions {
     }
 }
 
-/// How the manager treats its guests, apart from its processes.
+/// The manager's settings, apart from those of its child processes.
 #[derive(Debug)]
 pub struct Treatment {
-    /// How much of each console is kept, and how.
+    /// The size of each console's buffer, and what happens when it is full.
     pub console: ConsoleOptions,
-    /// Bytes of images that are kept though no instance has them.
+    /// The number of bytes of images that are cached without an instance using
+    /// them.
     pub kept_images: u64,
-    /// What those who name images may name.
+    /// The directories from which clients may name images.
     pub access: Access,
-    /// Clients that may be connected at once; as many as fit when `None`.
+    /// The limit on simultaneous clients; `None` is as many as fit.
     pub connections: Option<usize>,
-    /// What follows when the process of a guest stands still.
+    /// The response to a guest's process that does not make progress.
     pub on_stall: OnStall,
     /// The worker of the first guest, if it was started already.
     pub early: Option<Begun>,
 }
 
-/// Makes the manager of `ground`.
+/// Creates the manager on `ground`.
 ///
 /// # Errors
-/// [`FoundingError`].
+/// Returns [`FoundingError`] if the manager cannot be created.
 pub fn found(
     ground: Ground,
     children: Children,
@@ -260,7 +265,7 @@ pub fn found(
     Ok(Manager::new(host, pool, memory, options))
 }
 
-/// The kernel that is part of this program.
+/// Returns the kernel that is part of this program.
 fn probe() -> Result<BuiltIn, ImageError> {
     Ok(BuiltIn {
         name: "probe",

@@ -1,12 +1,12 @@
-//! Bytes for people, as `hexdump -C` shows them.
+//! Formats bytes for people, as `hexdump -C` does.
 
 use std::fmt::Write as _;
 
-/// Bytes on a line.
+/// The number of bytes in a line.
 const LINE: usize = 16;
 
-/// `bytes` with addresses from `addr` on. Of equal lines the second and later
-/// ones are one `*`; the last line is the address behind the last byte.
+/// Formats `bytes` with addresses from `addr` on. Repeated equal lines are
+/// printed as one `*`; the last line is the end address.
 pub fn hexdump(addr: u64, bytes: &[u8]) -> String {
     let mut text = String::new();
     let mut last: Option<&[u8]> = None;

@@ -1,14 +1,14 @@
-//! What the host may refuse to a command.
+//! Errors of the host's files, terminals and descriptors.
 
 use std::io;
 use std::path::PathBuf;
 
 use mkvmm_base::{Class, Diagnose};
 
-/// Why a command could not use something of the host's.
+/// A host resource that a command could not use.
 #[derive(Debug, thiserror::Error)]
 pub enum HostIoError {
-    /// The host gives no descriptor or thread.
+    /// The host has run out of file descriptors or threads.
     #[error("signals and consoles cannot be set up")]
     Signals(#[source] io::Error),
     /// The terminal cannot be set up.
@@ -26,7 +26,7 @@ pub enum HostIoError {
         #[source]
         source: io::Error,
     },
-    /// The directory of an option cannot be used.
+    /// The directory that an option names cannot be used.
     #[error("--{option} {}", .path.display())]
     Directory {
         /// The name of the option.
@@ -37,7 +37,7 @@ pub enum HostIoError {
         #[source]
         source: io::Error,
     },
-    /// The working directory is gone.
+    /// The working directory no longer exists.
     #[error("the working directory")]
     WorkingDirectory(#[source] io::Error),
 }

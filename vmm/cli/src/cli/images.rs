@@ -1,4 +1,4 @@
-//! `create` and `load`: instances and images as options.
+//! `create` and `load`: the keys of instances and images as options.
 
 use std::env;
 

@@ -1,4 +1,4 @@
-//! The command line of `mkvmm`: arguments in, typed calls out.
+//! The command line of `mkvmm`: parses arguments into typed calls.
 
 mod client;
 mod config_file;
@@ -51,28 +51,29 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Reserve a pool, launch all guests or none, end when the last one ends
+    /// Reserve a pool, launch all guests or none, and end when the last one
+    /// ends
     Run(run::RunArgs),
     /// Reserve a pool and serve it through a control socket
     Serve(serve::ServeArgs),
     #[command(flatten)]
     Remote(remote::RemoteCommand),
-    /// Report what this host can do, and why not
+    /// Report what this host supports, and why not
     Doctor {
         /// Print the findings as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Play allocator traces and report where our pools answer differently
+    /// Play allocator traces and report where the pool's answers differ
     Replay(replay::ReplayArgs),
     /// Print shell completions
     Completions {
-        /// The shell that will read them
+        /// The shell to generate completions for
         shell: clap_complete::Shell,
     },
     /// Print the man page (roff)
     Man {
-        /// Write a page for every command into this directory instead
+        /// Write one page per command into this directory instead
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
@@ -91,29 +92,29 @@ enum RunCommand {
     Run(run::RunArgs),
 }
 
-/// Reads the command line.
+/// Parses the command line.
 ///
 /// # Errors
-/// What clap says, help and version included.
+/// Returns clap's error, which may also be the help or the version.
 pub fn parse() -> Result<Cli, clap::Error> {
-    // Guests wait until this is read, and most of it is about other commands.
+    // Guests wait for the parser, most of which is for other commands.
     match RunCli::try_parse() {
         Ok(RunCli {
             command: RunCommand::Run(args),
         }) => Ok(Cli {
             command: Command::Run(args),
         }),
-        // Another command, or something to be said with all that there is.
+        // It is another command, or a message that needs the complete parser.
         Err(_) => Cli::try_parse(),
     }
 }
 
 impl Cli {
     /// Carries out the command. `early` is the worker of the first guest of
-    /// `run`, if it has begun already.
+    /// `run`, if it was started already.
     ///
     /// # Errors
-    /// [`CliError`], which knows its exit status.
+    /// Returns a [`CliError`], which determines the exit status.
     pub fn run(self, early: Option<Early>) -> Result<ExitStatus, CliError> {
         match self.command {
             Command::Run(args) => run::run(&args, early),
@@ -143,7 +144,7 @@ impl Cli {
 }
 
 fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
-    // The test guests' ends are findings, not news.
+    // The end of a test guest is a finding and not worth a log line.
     log::set_max_level(log::LevelFilter::Off);
     let findings = doctor::examine();
     let text = if json {

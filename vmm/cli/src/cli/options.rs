@@ -1,4 +1,4 @@
-//! Values of options, read as the kernel reads them.
+//! Values of options, parsed as the kernel parses them.
 
 use mkpool::param::parse_size;
 
@@ -6,19 +6,19 @@ use crate::error::CliError;
 use mkvmm_api::size::SizeError;
 use mkvmm_base::{Class, Diagnose};
 
-/// Why the value of an option was refused.
+/// A reason why the value of an option was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("--{option}")]
 pub struct OptionError {
     /// The name of the option.
     option: &'static str,
-    /// What is wrong with its value.
+    /// The error that the parser returned.
     #[source]
     source: SizeError,
 }
 
 impl OptionError {
-    /// Returns how to say that the value of `option` is wrong.
+    /// Returns a function that wraps an error of the value of `option`.
     pub fn of<E: Into<SizeError>>(option: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self {
             option,
@@ -33,10 +33,10 @@ impl Diagnose for OptionError {
     }
 }
 
-/// Reads a number of bytes, for instance `32M`.
+/// Parses a number of bytes, for example `32M`.
 ///
 /// # Errors
-/// [`OptionError`] names the option.
+/// Returns an [`OptionError`] that names the option.
 pub fn size(option: &'static str, text: &str) -> Result<u64, CliError> {
     Ok(parse_size(text).map_err(OptionError::of(option))?)
 }

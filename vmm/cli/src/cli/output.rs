@@ -1,14 +1,14 @@
-//! Standard output, for text that is one answer.
+//! Writes text to standard output.
 
 use std::io::{self, Write};
 
 use crate::cli::host_io::HostIoError;
 use crate::error::{CliError, ExitStatus};
 
-/// Prints `text` as it is.
+/// Prints `text` unchanged.
 ///
 /// # Errors
-/// [`HostIoError::Output`] where standard output cannot be written.
+/// Returns [`HostIoError::Output`] if standard output cannot be written.
 pub fn print(text: &[u8]) -> Result<ExitStatus, CliError> {
     let mut out = io::stdout().lock();
     out.write_all(text)

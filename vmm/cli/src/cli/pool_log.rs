@@ -1,4 +1,4 @@
-//! `mkvmm pool log`: the last allocations, who asked for them, how it went.
+//! `mkvmm pool log`: lists the last allocations with their callers and results.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use mkvmm_api::pool::PoolRecord;
 
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
-    /// Only the last N
+    /// Print only the last N allocations
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub struct LogArgs {
 /// Carries out the command.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &LogArgs) -> Result<ExitStatus, CliError> {
     let query = args.limit.map(|limit| format!("?limit={limit}"));
     let path = format!("/v1/pool/log{}", query.unwrap_or_default());

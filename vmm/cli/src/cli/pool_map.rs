@@ -1,4 +1,4 @@
-//! `mkvmm pool map`: the pool as a picture, in a terminal or as SVG.
+//! `mkvmm pool map`: draws the pool in a terminal or as SVG.
 
 mod picture;
 mod svg;
@@ -17,11 +17,11 @@ use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
 
-/// Columns where nobody says and there is no terminal.
+/// The number of columns without `--width` and without a terminal.
 const WIDTH: usize = 80;
-/// Lines of the terminal's legend without --all.
+/// The number of instances in the terminal's legend without `--all`.
 const LISTED: usize = 16;
-/// Instances that an SVG's legend lists without it.
+/// The number of instances in an SVG's legend without `--all`.
 const LISTED_SVG: usize = 30;
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ pub struct MapArgs {
 /// Carries out the command.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &MapArgs) -> Result<ExitStatus, CliError> {
     let mut text = args.client.call(Call::get("/v1/pool/map"))?;
     if args.client.json {
@@ -79,7 +79,7 @@ fn width() -> usize {
     }
 }
 
-/// Prints with colours on a terminal, and without where NO_COLOR says so.
+/// Prints `text` with colours on a terminal, unless NO_COLOR is set.
 fn coloured(text: &str) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stdout().lock();
     out.write_all(text.as_bytes())

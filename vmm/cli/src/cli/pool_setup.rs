@@ -1,4 +1,4 @@
-//! What `run` and `serve` have in common: the way to a pool.
+//! Reserves the pool for `run` and `serve`.
 
 use std::sync::atomic::AtomicBool;
 
@@ -17,22 +17,22 @@ use mkvmm_memory::reservation::backing::{Backing, BackingError};
 use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 
-/// What `--backing` is when nobody says.
+/// The default of `--backing`.
 const DEFAULT_BACKING: &str = "normal";
 
-/// Why there is no pool.
+/// A reason why the pool cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolSetupError {
-    /// Neither an option nor a configuration file says what pool to reserve.
+    /// Neither an option nor a configuration file specifies the pool.
     #[error("--pool is missing")]
     Missing,
-    /// `--pool` cannot be read.
+    /// `--pool` cannot be parsed.
     #[error("--pool")]
     Param(#[source] ParamError),
-    /// The pool cannot lie there.
+    /// The pool cannot lie at this address.
     #[error("--pool")]
     Place(#[from] MachineError),
-    /// `--backing` does not exist.
+    /// `--backing` names an unknown kind of memory.
     #[error("--backing")]
     Backing(#[from] BackingError),
     /// `--hold` is not a range.
@@ -44,16 +44,17 @@ pub enum PoolSetupError {
     /// KVM cannot be used.
     #[error("KVM")]
     Host(#[from] HostError),
-    /// The host cannot give the pool.
+    /// The host cannot provide the memory of the pool.
     #[error("--pool")]
     Reservation(#[from] ReservationError),
-    /// The pool cannot be set up.
+    /// The ledger of the pool cannot be created.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
 }
 
 impl PoolSetupError {
-    /// Returns the layer below that knows what the error means, if one does.
+    /// Returns the underlying error that has a class and a hint, if there is
+    /// one.
     fn inner(&self) -> Option<&dyn Diagnose> {
         Some(match self {
             Self::Place(error) => error,
@@ -73,7 +74,7 @@ impl Diagnose for PoolSetupError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing => Some("for instance --pool 1G".to_owned()),
+            Self::Missing => Some("for example --pool 1G".to_owned()),
             _ => self.inner()?.hint(),
         }
     }
@@ -83,28 +84,30 @@ impl Diagnose for PoolSetupError {
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct PoolOptions {
-    /// The pool, as in mkkernel_pool=: a size, and an address if it must lie there
+    /// The size of the pool, and its address if it is fixed, as in
+    /// mkkernel_pool=
     #[arg(long, value_name = "SIZE[@ADDR]")]
     pool: Option<String>,
-    /// What the pool is made of: normal, thp, hugetlb-2M or hugetlb-1G [default: normal]
+    /// The kind of memory: normal, thp, hugetlb-2M or hugetlb-1G [default:
+    /// normal]
     #[arg(long, value_name = "KIND")]
     backing: Option<String>,
-    /// Populate all of the pool's pages at the start
+    /// Populate all pages of the pool at startup
     #[arg(long)]
     prealloc: bool,
     /// Keep the pool's pages from being swapped out
     #[arg(long)]
     lock: bool,
-    /// Take the pool's pages from this NUMA node
+    /// Allocate the pool's pages on this NUMA node
     #[arg(long, value_name = "NODE")]
     numa_node: Option<u32>,
-    /// Reserve a part of the pool for no guest, for instance to fragment the
+    /// Reserve a part of the pool for no guest, for example to fragment the
     /// pool on purpose; repeatable
     #[arg(long, value_name = "SIZE@ADDR")]
     hold: Vec<String>,
 }
 
-/// Options of a pool, checked as far as that goes without the host.
+/// The options of a pool, validated as far as possible without the host.
 #[derive(Debug)]
 pub struct CheckedPool {
     param: PoolParam,
@@ -113,10 +116,10 @@ pub struct CheckedPool {
 }
 
 impl PoolOptions {
-    /// The keys of a file.
+    /// The keys of a file that set these options.
     pub const KEYS: [&str; 6] = ["pool", "backing", "prealloc", "lock", "numa-node", "hold"];
 
-    /// With `file` where these do not say.
+    /// Returns these options, with unset ones taken from `file`.
     pub fn or(self, file: Self) -> Self {
         Self {
             pool: self.pool.or(file.pool),
@@ -151,20 +154,20 @@ impl PoolOptions {
     }
 }
 
-/// A pool of which nothing is used yet, and the host that it is on.
+/// A reserved pool without any guest, and the host that it is on.
 #[derive(Debug)]
 pub struct Ground {
     /// The host's KVM, opened and checked.
     pub kvm: Host,
     /// The ledger, in which the whole pool is free.
     pub pool: HostPool,
-    /// The host memory behind it.
+    /// The host memory of the pool.
     pub memory: PoolMemory,
 }
 
 impl CheckedPool {
-    /// Opens KVM and reserves the pool; then guests may run. Gives up when
-    /// `stop` is set.
+    /// Opens KVM and reserves the pool, so that guests can be created. Gives up
+    /// when `stop` is set.
     pub fn reserve(self, stop: &AtomicBool) -> Result<Ground, PoolSetupError> {
         let (param, backing) = (self.param, self.config.backing);
         let kvm = Host::open()?;
@@ -181,7 +184,8 @@ impl CheckedPool {
                 range.size()
             );
         }
-        // The ledger needs no memory: what is wrong with the holds comes first.
+        // The ledger needs no memory, so errors in the holds are reported
+        // first.
         let mut pool = HostPool::new(range, backing.page_order())?;
         for hold in self.holds {
             pool.hold(hold)?;
@@ -193,7 +197,7 @@ impl CheckedPool {
     }
 }
 
-/// `--hold SIZE@ADDR`: a range of the pool.
+/// Parses `--hold SIZE@ADDR`, a range of the pool.
 fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
     let param = PoolParam::parse(text).map_err(PoolSetupError::Hold)?;
     let start = param.start.ok_or_else(|| {
@@ -203,7 +207,7 @@ fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
     Ok(AddrRange::with_size(start, param.size)?)
 }
 
-/// Reserves the pool, with a progress bar where that takes long.
+/// Reserves the pool, with a progress bar if that takes long.
 fn reserve(
     range: AddrRange,
     config: ReservationConfig,
@@ -212,7 +216,7 @@ fn reserve(
     if !config.is_populated() {
         return PoolMemory::new(range, config, &|_| (), stop);
     }
-    // On a terminal only; hidden elsewhere by the library.
+    // The library hides the bar unless stderr is a terminal.
     let bar = ProgressBar::new(range.size());
     let style = "prealloc {bar:40} {bytes}/{total_bytes} {bytes_per_sec}";
     if let Ok(style) = ProgressStyle::with_template(style) {

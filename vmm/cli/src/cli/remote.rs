@@ -17,7 +17,7 @@ use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
 
-/// An instance and what is to be done with it.
+/// The name of an instance, for commands that need nothing else.
 #[derive(Debug, clap::Args)]
 pub struct NameArgs {
     /// The name of the instance
@@ -30,10 +30,10 @@ pub struct NameArgs {
 pub struct KillArgs {
     /// The name of the instance
     name: String,
-    /// End the instance at once, without its power button
+    /// End the instance at once, without pressing its power button
     #[arg(long)]
     force: bool,
-    /// Milliseconds between the power button and force
+    /// Milliseconds between the power button and SIGKILL
     #[arg(long, value_name = "MS", conflicts_with = "force")]
     grace_ms: Option<u32>,
     #[command(flatten)]
@@ -42,9 +42,9 @@ pub struct KillArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
-    /// The name of the instance; all of them when absent
+    /// The name of the instance; all instances if absent
     name: Option<String>,
-    /// Print its memory map, as its kernel does
+    /// Print its memory map, as its kernel prints it
     #[arg(long, requires = "name")]
     e820: bool,
     #[command(flatten)]
@@ -53,23 +53,23 @@ pub struct ShowArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Print the size of the pool, what is free, and what it is made of
+    /// Print the pool's size, free memory and backing
     Show {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Draw who has which addresses
+    /// Draw the pool's addresses and their owners
     Map(pool_map::MapArgs),
-    /// Print the last allocations, who asked for them, and why some were refused
+    /// Print the last allocations, their callers, and why some were refused
     Log(pool_log::LogArgs),
     /// Allocate memory in the pool, or in an instance
     Alloc {
-        /// The number of bytes, for instance 2M
+        /// The number of bytes, for example 2M
         size: String,
-        /// The alignment, a power of two
+        /// The alignment in bytes, a power of two
         #[arg(long, value_name = "BYTES")]
         align: Option<String>,
-        /// Use the memory of this instance
+        /// Allocate in the memory of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
         #[command(flatten)]
@@ -79,7 +79,7 @@ pub enum PoolCommand {
     Free {
         /// The address of the first byte
         addr: String,
-        /// Use the memory of this instance
+        /// Free in the memory of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
         #[command(flatten)]
@@ -89,10 +89,10 @@ pub enum PoolCommand {
 
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {
-    /// Wait for further events
+    /// Keep waiting for further events
     #[arg(long)]
     follow: bool,
-    /// Only events with numbers above this
+    /// Print only events with numbers above this one
     #[arg(long, value_name = "SEQ", default_value_t = 0)]
     since: u64,
     #[command(flatten)]
@@ -101,16 +101,16 @@ pub struct EventsArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
-    /// Create an instance and its memory (state `ready`)
+    /// Create an instance and reserve its memory (state `ready`)
     Create(images::CreateArgs),
-    /// Load, or replace, an instance's images (`loaded`)
+    /// Load an instance's images, replacing earlier ones (`loaded`)
     Load(images::LoadArgs),
     /// Boot an instance (`active`)
     Start(NameArgs),
     /// Boot an instance: the former name of `start`
     #[command(hide = true)]
     Exec(NameArgs),
-    /// Stop an instance's vCPUs for a while (`paused`)
+    /// Pause an instance's vCPUs (`paused`)
     Pause(NameArgs),
     /// Continue a paused instance
     Resume(NameArgs),
@@ -120,15 +120,16 @@ pub enum RemoteCommand {
     Unload(NameArgs),
     /// Delete an instance and free its memory
     Delete(NameArgs),
-    /// Show an instance, or all
+    /// Show one instance, or all
     Show(ShowArgs),
     /// List all instances
     List(ClientArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
     ///
-    /// First comes what was printed so far. A serial line does not tell the
-    /// guest how large the window is: there, say `stty rows R cols C` with what
-    /// `stty size` says here, or run `resize`.
+    /// Output from before the attachment is printed first. A serial line does
+    /// not tell the guest the size of the window: in the guest, run `stty rows
+    /// R cols C` with the numbers that `stty size` prints here, or run
+    /// `resize`.
     Console(console::ConsoleArgs),
     /// Inspect a guest: registers, memory, page tables
     #[command(subcommand)]
@@ -138,32 +139,32 @@ pub enum RemoteCommand {
     /// Inspect the pool, and allocate in it
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// Print exactly where a fleet's instances would lie, or why they do not fit
+    /// Print where a fleet's instances would be placed, or why they do not fit
     Plan {
-        /// A TOML file of instances
+        /// A TOML file with instances
         file: PathBuf,
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Check that nothing overlaps and nothing is lost
+    /// Check that no ranges overlap and that none is lost
     Audit(ClientArgs),
-    /// Print what happened, one JSON object a line
+    /// Print events, one JSON object per line
     Events(EventsArgs),
-    /// Print metrics in OpenMetrics text
+    /// Print metrics in the OpenMetrics text format
     Metrics(ClientArgs),
 }
 
 /// Carries out `command`.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     match command {
         RemoteCommand::Create(args) => images::create(&args),
         RemoteCommand::Load(args) => images::load(&args),
         RemoteCommand::Start(args) => verb(&args, "POST", "/start"),
         RemoteCommand::Exec(args) => {
-            log::warn!("`exec` is now called `start`; the next release has no `exec`");
+            log::warn!("`exec` is now called `start`; the next release removes `exec`");
             verb(&args, "POST", "/start")
         }
         RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
@@ -275,7 +276,7 @@ fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
             let mut error = problem.error;
             if !problem.delete_one_of.is_empty() {
                 let names = problem.delete_one_of.join("`, `");
-                error.help = Some(format!("deleting one of `{names}` makes room"));
+                error.help = Some(format!("deleting one of `{names}` would make room"));
             }
             Err(ClientError::Refused(Box::new(error)).into())
         }
@@ -298,7 +299,7 @@ fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
     let mut pending = Vec::new();
     args.client.stream(Call::get(path), |bytes| {
         pending.extend_from_slice(bytes);
-        // Whole lines only: a frame may end anywhere.
+        // Print whole lines only: a frame may end anywhere.
         let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else {
             return Ok(());
         };

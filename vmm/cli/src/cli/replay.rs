@@ -11,7 +11,7 @@ use mkvmm_base::chain;
 /// Arguments of `mkvmm replay`.
 #[derive(Debug, clap::Args)]
 pub struct ReplayArgs {
-    /// Traces (JSON lines, plain or gzip)
+    /// Traces in JSON lines, plain or gzip-compressed
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Print the report as JSON
@@ -22,10 +22,11 @@ pub struct ReplayArgs {
     time: bool,
 }
 
-/// Plays the traces; what cannot be read is told and the others are played.
+/// Plays the traces. Files that cannot be read are reported, and the others are
+/// played.
 ///
 /// # Errors
-/// [`HostIoError::Output`] when standard output cannot be written.
+/// Returns [`HostIoError::Output`] if standard output cannot be written.
 pub fn run(args: &ReplayArgs) -> Result<ExitStatus, CliError> {
     let options = Options {
         json: args.json,

@@ -1,4 +1,4 @@
-//! `mkvmm run`: one shot, in the foreground.
+//! `mkvmm run`: runs guests in the foreground until they end.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -28,22 +28,22 @@ use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
 
-/// Bytes of output between a guest and the stream: 64 KiB. A guest that is
-/// ahead of it by more waits.
+/// The size of the buffer between a guest and the output stream: 64 KiB. A
+/// guest waits while its buffer is full.
 const CONSOLE_RING: usize = 64 << 10;
-/// How long the last lines may take when somebody has interrupted.
+/// How long the last lines may take after an interrupt.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Why guests were not run, or not to the end.
+/// An error that prevents guests from running, or ends them.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A `--guest` is wrong.
+    /// A `--guest` is invalid.
     #[error("--guest")]
     Guest(#[source] SpecError),
     /// Ledger, memory slots and memory maps disagree.
     #[error("internal accounting error, please report it: {}", .problems.join("; "))]
     Audit {
-        /// What does not agree, a line each.
+        /// The inconsistencies found, one per line.
         problems: Vec<String>,
     },
     /// A memory map cannot be built; see [`mkvmm_memory::e820::build`].
@@ -80,26 +80,26 @@ pub struct RunArgs {
         required_unless_present = "fleet"
     )]
     guests: Vec<String>,
-    /// A TOML file of guests, before those of --guest
+    /// A TOML file of guests, which come before those of --guest
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
     /// Print the resource tree and every guest's e820 on stderr before they start
     #[arg(long)]
     show: bool,
-    /// Print every guest's boot timeline on stderr after its end
+    /// Print every guest's boot timeline on stderr when it ends
     #[arg(long)]
     timeline: bool,
-    /// Do everything but start the guests
+    /// Do everything except starting the guests
     #[arg(long)]
     dry_run: bool,
 }
 
-/// `mkvmm run`.
+/// Runs the command `mkvmm run`.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError> {
-    // All that can be wrong with the arguments comes before any resource.
+    // Errors in the arguments are reported before any resource is reserved.
     let mut specs = match &args.fleet {
         Some(path) => fleet_file::read(path)?,
         None => Vec::new(),
@@ -139,33 +139,33 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
                 Some(launch) => launch.supervise(args, &signals).await,
                 None => Ok(ExitStatus::Done),
             },
-            // Nothing has run yet, and processes go with this one.
+            // No guest has run yet, and child processes end with this one.
             _ = signals.wait() => Ok(ExitStatus::Interrupted),
         }
     })
     .map_err(HostIoError::Signals)?
 }
 
-/// Gives a worker that has begun early to the guest `name`. If that fails,
-/// another is made when it is needed, and why it cannot be is said then.
+/// Assigns a worker that was started early to the guest `name`. If that fails,
+/// another one is started when it is needed, and any error is reported then.
 fn settle(early: Early, children: &Children, name: &InstanceName) -> Option<Begun> {
     if matches!(children.leaves, Leaves::Required(_)) {
-        // It would have to be born there.
+        // It would have to be started in its cgroup.
         return None;
     }
     let Early { child, socket } = early;
     Begun::early(child, socket, children, name).ok()
 }
 
-/// Guests that run.
+/// The guests of this command while they run.
 struct Launch {
     fleet: Fleet,
-    /// Told when the stream cannot be written any more.
+    /// Notified when the stream cannot be written any more.
     broken: Arc<Notify>,
 }
 
-/// Reads all images and builds all guests, and starts them unless that is not
-/// wanted.
+/// Loads all images and builds all guests, and starts them unless this is a dry
+/// run.
 async fn build(
     args: &RunArgs,
     manager: Rc<Manager>,
@@ -181,7 +181,7 @@ async fn build(
     let stream = stream.map_err(|error| HostIoError::Signals(io::Error::other(error)))?;
     let mut fleet = Fleet::build(manager, stream, configs).await?;
     if args.show {
-        // In order with what was said before.
+        // Keep this in order with the log lines before it.
         logger::finish();
         eprint!("{}", fleet.report().map_err(RunError::Report)?);
     }
@@ -193,7 +193,7 @@ async fn build(
     Ok(Some(Launch { fleet, broken }))
 }
 
-/// Refuses to go on with wrong books: guests could have each other's memory.
+/// Fails if the ledger is inconsistent: guests could have each other's memory.
 fn balanced(fleet: &Fleet) -> Result<(), CliError> {
     let problems = fleet.audit().problems;
     if problems.is_empty() {
@@ -204,8 +204,8 @@ fn balanced(fleet: &Fleet) -> Result<(), CliError> {
 }
 
 impl Launch {
-    /// Follows the guests to their end, or ends them when somebody interrupts
-    /// or nothing that they print can be written any more.
+    /// Waits for the guests to end. Ends them on an interrupt, or when their
+    /// output can no longer be written.
     async fn supervise(self, args: &RunArgs, signals: &Signals) -> Result<ExitStatus, CliError> {
         let Self { mut fleet, broken } = self;
         let manager = Rc::clone(fleet.manager());
@@ -234,8 +234,8 @@ impl Launch {
         let (outcomes, stream) = fleet.into_parts();
         stream.close();
         if signals.came() {
-            // Whoever interrupts may have stopped reading: give the last lines
-            // a moment, but do not insist.
+            // After an interrupt, output may no longer be read: allow a moment
+            // for the last lines, but do not wait longer.
             let end = Instant::now() + LAST_LINES;
             while !stream.is_finished() && Instant::now() < end {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -252,8 +252,8 @@ impl Launch {
     }
 }
 
-/// Standard output; on a terminal without the guests' control sequences, with
-/// which one guest could write over another's lines.
+/// Returns standard output. On a terminal, control sequences of guests are
+/// removed, since one guest could overwrite another's lines with them.
 fn console_output() -> Box<dyn Write + Send> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
@@ -263,8 +263,9 @@ fn console_output() -> Box<dyn Write + Send> {
     }
 }
 
-/// Takes the control sequences out of each line. Lines are looked at one by
-/// one: a sequence that one guest leaves open must not swallow another's lines.
+/// Removes control sequences from each line. Each line is processed separately:
+/// a sequence that one guest leaves unterminated must not swallow another's
+/// lines.
 struct StripLines<W>(W);
 
 impl<W: Write> Write for StripLines<W> {

@@ -28,14 +28,15 @@ use crate::cli::signals::Signals;
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
-/// Bytes of output that each guest's ring keeps: 1 MiB.
+/// The size of the ring that keeps each guest's console output: 1 MiB.
 const CONSOLE_RING: usize = 1 << 20;
-/// Bytes of images that stay in memory though no instance has them: 1 GiB.
+/// The number of bytes of images that stay cached without an instance using
+/// them: 1 GiB.
 const IMAGE_CACHE: u64 = 1 << 30;
-/// Seconds that guests have between SIGTERM and force.
+/// The default number of seconds between the power button and SIGKILL.
 const GRACE: u64 = 5;
 
-/// Arguments of `mkvmm serve`. What a flag does not say, the file does.
+/// Arguments of `mkvmm serve`. Flags override the configuration file.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -57,15 +58,17 @@ pub struct ServeArgs {
     /// Bytes of output that each guest's console keeps
     #[arg(long, value_name = "BYTES")]
     console_ring: Option<usize>,
-    /// Seconds that guests have between SIGTERM and force
+    /// Seconds that guests have to shut down after SIGTERM before they are
+    /// killed
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
-    /// Clients that may be connected at once [default: 128, or an eighth of the open files allowed]
+    /// The limit on simultaneous clients [default: 128, or an eighth of the
+    /// open files allowed]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
 }
 
-/// The configuration file: the same options.
+/// The configuration file, which has the same options.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct ServeFile {
@@ -81,7 +84,7 @@ struct ServeFile {
     connections: Option<usize>,
 }
 
-/// Its keys besides the pool's.
+/// The keys besides those of the pool.
 const KEYS: [&str; 6] = [
     "socket",
     "image-dir",
@@ -91,7 +94,7 @@ const KEYS: [&str; 6] = [
     "connections",
 ];
 
-/// Where the socket is when nobody says.
+/// Returns the default path of the socket.
 pub fn default_socket() -> PathBuf {
     match env::var_os("XDG_RUNTIME_DIR") {
         Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
@@ -106,10 +109,10 @@ fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
     file.parse()
 }
 
-/// `mkvmm serve`.
+/// Runs the command `mkvmm serve`.
 ///
 /// # Errors
-/// [`CliError`], which knows its exit status.
+/// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let file = match &args.config {
         Some(path) => read_file(path)?,
@@ -134,7 +137,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
-    // A terminal that goes is no reason for guests to go.
+    // Guests keep running when the terminal is closed.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = ControlSocket::take(&path)?;
@@ -156,7 +159,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     };
     let manager = found(ground, processes, treatment)?;
     if signals.came() {
-        // While there was nobody to hear it yet.
+        // A signal arrived while the pool was being set up.
         return Ok(ExitStatus::Interrupted);
     }
     let (client, requests) = client::channel();
@@ -181,8 +184,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     Ok(ExitStatus::Done)
 }
 
-/// Real names of the directories of an option; those of the file where there
-/// is no flag.
+/// Returns the canonical paths of the directories of an option; those of the
+/// file if there is no flag.
 fn directories(
     option: &'static str,
     flag: &[PathBuf],
@@ -200,7 +203,7 @@ fn directories(
     dirs.into_iter().map(real).collect()
 }
 
-/// Opens the directories that images must lie in.
+/// Opens the directories to which images are restricted.
 fn open_image_dirs(dirs: &[PathBuf]) -> Result<ImageDirs, HostIoError> {
     ImageDirs::open(dirs).map_err(|error| {
         let option = "image-dir";
@@ -219,17 +222,17 @@ fn open_image_dirs(dirs: &[PathBuf]) -> Result<ImageDirs, HostIoError> {
     })
 }
 
-/// Says on standard output that clients may come.
+/// Reports on standard output that the socket accepts clients.
 fn say_ready(path: &Path) -> io::Result<()> {
     let line = format!("ready: {}\n", path.display());
     let mut out = io::stdout().lock();
     out.write_all(line.as_bytes()).and_then(|()| out.flush())
 }
 
-/// Tells systemd, where it asked to be told.
+/// Notifies systemd, if it asked for notifications.
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(false, &[state]) {
-        log::warn!("systemd cannot be told: {error}");
+        log::warn!("systemd cannot be notified: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM.
+//! Handles SIGINT and SIGTERM.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 
 use crate::error::ExitStatus;
 
-/// Whether mkvmm was asked to end.
+/// Records whether mkvmm was asked to end.
 #[derive(Debug)]
 pub struct Signals {
     came: Arc<AtomicBool>,
@@ -18,12 +18,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the first SIGINT or SIGTERM as a wish; a second one ends mkvmm
-    /// at once. A console log that outgrows the limit of file sizes is an
-    /// error of its write, and no reason to end all guests by SIGXFSZ.
+    /// Handles the first SIGINT or SIGTERM as a request to end; a second one
+    /// ends mkvmm at once. SIGXFSZ is ignored, so that a console log that
+    /// exceeds the file size limit causes a write error instead of ending all
+    /// guests.
     ///
     /// # Errors
-    /// When the host gives no descriptor.
+    /// Fails if the host has run out of file descriptors.
     pub fn listen() -> io::Result<Self> {
         let (stream, sender) = StdUnixStream::pair()?;
         stream.set_nonblocking(true)?;
@@ -38,23 +39,23 @@ impl Signals {
         Ok(Self { came, stream })
     }
 
-    /// Whether one came.
+    /// Returns whether a signal has arrived.
     pub fn came(&self) -> bool {
         self.came.load(Ordering::Relaxed)
     }
 
-    /// Returns the flag that says so, for work that looks at it now and then.
+    /// Returns the flag of the first signal, for work that polls it.
     pub fn flag(&self) -> &AtomicBool {
         &self.came
     }
 
-    /// Waits for one. To be called in a runtime.
+    /// Waits for a signal. Must be called in a runtime.
     ///
     /// # Errors
-    /// When the host gives no descriptor.
+    /// Fails if the host has run out of file descriptors.
     pub async fn wait(&self) -> io::Result<()> {
         let stream = UnixStream::from_std(self.stream.try_clone()?)?;
-        // It stays unread, so that whoever waits next sees it, too.
+        // The byte stays unread, so that later waiters see it too.
         stream.readable().await
     }
 }

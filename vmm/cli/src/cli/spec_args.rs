@@ -1,5 +1,5 @@
-//! Options out of the keys of a spec: `create` and `load` have one for each,
-//! and the help of `--guest` lists them.
+//! Generates options from the keys of a spec: `create` and `load` have one for
+//! each key, and the help of `--guest` lists them.
 
 use std::fmt::Write as _;
 use std::marker::PhantomData;
@@ -13,10 +13,10 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{Object, RefOr};
 
-/// The key that commands take as their argument, not as an option.
+/// The key that is a positional argument and not an option.
 const NAME: &str = "name";
 
-/// The options that were given, a key and a value each.
+/// The options that were given, as pairs of key and value.
 #[derive(Debug, Clone)]
 pub struct SpecArgs<T> {
     pairs: Vec<(&'static str, String)>,
@@ -24,10 +24,10 @@ pub struct SpecArgs<T> {
 }
 
 impl<T: DeserializeOwned> SpecArgs<T> {
-    /// Returns what they say, of the instance `name` where the spec has one.
+    /// Builds the spec from the options, with `name` if the spec has a name.
     ///
     /// # Errors
-    /// [`SpecError`] for the first value that is wrong.
+    /// Returns a [`SpecError`] for the first invalid value.
     pub fn spec(&self, name: Option<&str>) -> Result<T, SpecError> {
         let name = name.map(|name| (NAME, name.to_owned()));
         from_pairs(name.into_iter().chain(self.pairs.iter().cloned()))
@@ -76,7 +76,7 @@ fn option<T: DeserializeOwned>(schema: &Object, key: &'static str) -> Arg {
         .long(key)
         .help(description(schema, key))
         .required(schema.required.iter().any(|required| required == key))
-        // The reader says which may be repeated.
+        // The reader checks which keys may be repeated.
         .action(ArgAction::Append);
     match words::<T>(key) {
         [] => arg.value_name(value_name(schema.properties.get(key))),
@@ -91,7 +91,7 @@ fn properties<T: ToSchema>() -> Object {
     }
 }
 
-/// Returns what the comment of a field says, as help is written.
+/// Returns the comment of a field in the form of help text.
 fn description(schema: &Object, key: &str) -> String {
     let text = schema.properties.get(key).and_then(described);
     text.unwrap_or_default().trim_end_matches('.').to_owned()
@@ -101,7 +101,7 @@ fn described(schema: &RefOr<Schema>) -> Option<&str> {
     match schema {
         RefOr::Ref(reference) => Some(reference.description.as_str()),
         RefOr::T(Schema::Object(object)) => object.description.as_deref(),
-        // An optional one describes what it may be.
+        // The schema of an optional field describes the possible types.
         RefOr::T(Schema::OneOf(several)) => {
             let whole = several.description.as_deref();
             whole.or_else(|| several.items.iter().rev().find_map(described))
@@ -110,7 +110,7 @@ fn described(schema: &RefOr<Schema>) -> Option<&str> {
     }
 }
 
-/// Returns what stands for a value: the last word of its type's name.
+/// Returns the placeholder of a value: the last word of its type's name.
 fn value_name(schema: Option<&RefOr<Schema>>) -> &'static str {
     let reference = |schema: &RefOr<Schema>| match schema {
         RefOr::Ref(reference) => Some(reference.ref_location.clone()),

@@ -1,4 +1,4 @@
-//! Objects of the API as tables for people.
+//! Formats objects of the API as tables for people.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -11,7 +11,7 @@ use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
 use mkvmm_base::state::State;
 
-/// `256M`: whole units where they are whole, else one digit behind the point.
+/// Formats a size such as `256M`, with one decimal if it is not a whole number.
 pub fn size(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [
         (1 << 40, "T"),
@@ -29,7 +29,7 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// An empty table, with colours on a terminal only.
+/// Creates an empty table, with colours on a terminal only.
 pub fn table() -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -39,7 +39,7 @@ pub fn table() -> Table {
     table
 }
 
-/// The table without blanks at the ends of lines.
+/// Renders the table without trailing blanks.
 pub fn text(table: &Table) -> String {
     let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
     lines.collect()
@@ -60,7 +60,7 @@ fn state(instance: &Instance) -> Cell {
     Cell::new(text).fg(colour)
 }
 
-/// A line per instance.
+/// Formats instances, one per line.
 pub fn instances(all: &[Instance]) -> String {
     let mut table = table();
     let titles = [
@@ -84,7 +84,7 @@ pub fn instances(all: &[Instance]) -> String {
     text(&table)
 }
 
-/// All of one instance.
+/// Formats all properties of one instance.
 pub fn instance(one: &Instance) -> String {
     let mut table = table();
     let mut row = |key: &str, value: Cell| {
@@ -152,7 +152,7 @@ pub fn instance(one: &Instance) -> String {
     text(&table)
 }
 
-/// Returns the size of the pool, what is free and what it is made of, a row each.
+/// Formats the size of the pool, its free memory and its backing, one per row.
 pub fn pool(pool: &Pool) -> String {
     let mut table = table();
     let backing = &pool.backing;
@@ -189,7 +189,7 @@ pub fn pool(pool: &Pool) -> String {
     text(&table)
 }
 
-/// The ranges of a plan, and what would be left.
+/// Formats the ranges of a plan and the memory that would be left.
 pub fn plan(plan: &Plan) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -217,7 +217,7 @@ fn span(range: &Range) -> String {
     format!("{:08x}-{:08x}", range.start, range.last())
 }
 
-/// Returns the resource tree as `/proc/iomem` prints it.
+/// Formats the resource tree as `/proc/iomem` prints it.
 pub fn iomem(rows: &[IomemRow]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -228,7 +228,7 @@ pub fn iomem(rows: &[IomemRow]) -> String {
     text
 }
 
-/// As Linux prints it.
+/// Formats a memory map as Linux prints it.
 pub fn e820(rows: &[E820Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -240,7 +240,7 @@ pub fn e820(rows: &[E820Row]) -> String {
     text
 }
 
-/// What an audit found.
+/// Formats the result of an audit.
 pub fn audit(audit: &Audit) -> String {
     let mut text = String::new();
     for problem in &audit.problems {

@@ -1,7 +1,7 @@
-//! What clap has to say, as errors of this house.
+//! Formats clap's messages like mkvmm's own errors.
 
-/// A message of clap's as `error: …` and `help: …`, a line each. Clap writes
-/// the error, indented details, tips, and the usage, a paragraph each.
+/// Formats a message of clap as `error: …` and `help: …`, one line each. Clap
+/// writes the error, indented details, tips and usage as separate paragraphs.
 pub fn one_line(message: &str) -> String {
     let mut paragraphs = message.split("\n\n");
     let mut lines = paragraphs.next().unwrap_or_default().lines().map(str::trim);

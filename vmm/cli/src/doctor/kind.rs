@@ -1,16 +1,17 @@
-//! Which kernel module is behind `/dev/kvm`.
+//! Finds which kernel module is behind `/dev/kvm`.
 //!
-//! KVM itself does not say. Its back-ends are modules of their own; a module
-//! that is built in has its directory in `/sys/module` whether it found its
-//! processor or not, so where there are several the processor decides.
+//! KVM itself does not tell. Its back ends are separate modules. A built-in
+//! module has a directory in `/sys/module` whether or not it supports the
+//! processor, so if there are several, the processor's features decide.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-/// What the names of KVM's back-ends begin with.
+/// The common prefix of the names of KVM's back ends.
 const PREFIX: &str = "kvm_";
 
-/// `kvm_intel`, `kvm_amd`, `kvm_pvm`, …; `None` where it cannot be told.
+/// Returns `kvm_intel`, `kvm_amd`, `kvm_pvm` or another name; `None` if it is
+/// unknown.
 pub fn look() -> Option<String> {
     let mut modules = BTreeSet::new();
     if let Ok(entries) = fs::read_dir("/sys/module") {
@@ -24,7 +25,7 @@ pub fn look() -> Option<String> {
     choose(&modules, &cpuinfo)
 }
 
-/// Names in the text of `/proc/modules`.
+/// Returns the module names in the text of `/proc/modules`.
 fn loaded(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| line.split(' ').next())
 }
@@ -47,7 +48,8 @@ fn choose(modules: &BTreeSet<String>, cpuinfo: &str) -> Option<String> {
     if let Some((_, name)) = found {
         return Some(name.to_owned());
     }
-    // Neither extension: what is left needs none, if it is one module only.
+    // The processor has neither extension: a back end that needs none remains,
+    // if there is exactly one.
     let needs = |kind: &&&String| by_flag.iter().all(|(_, name)| kind.as_str() != *name);
     let mut others = kinds.iter().filter(needs);
     match (others.next(), others.next()) {

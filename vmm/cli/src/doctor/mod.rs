@@ -1,9 +1,8 @@
-//! What this host can do, found out by trying.
+//! Finds out by experiment what this host supports.
 //!
-//! Whether an unmodified Linux runs is not a matter of capabilities: some
-//! paravirtual back-ends answer every ioctl and then cannot emulate an
-//! instruction that Linux needs. So a probe executes those instructions in a
-//! guest of its own.
+//! Capabilities do not tell whether an unmodified Linux runs: some paravirtual
+//! back ends answer every ioctl but cannot emulate an instruction that Linux
+//! needs. So a probe executes those instructions in a guest of its own.
 
 pub mod kind;
 pub mod offers;
@@ -30,10 +29,10 @@ use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::cli::{ChildOptions, Ground, Treatment, block_on, found};
 
-/// How long the test guest may take before it counts as stuck.
+/// The time after which the test guest is considered stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Examines the host; never fails, since failing is a finding.
+/// Examines the host. It never fails, since a failure is a finding.
 pub fn examine() -> Findings {
     let host = match Host::open() {
         Ok(host) => host,
@@ -68,7 +67,7 @@ pub fn examine() -> Findings {
             Err(error) => Answer::no(chain(&error)),
         }
     } else {
-        Answer::no("not even the probe runs")
+        Answer::no("the probe does not run either")
     };
     Findings {
         kvm: Answer::yes(),
@@ -82,7 +81,8 @@ pub fn examine() -> Findings {
     }
 }
 
-/// Runs one probe with `cmdline`; yes when it ends by a clean reset.
+/// Runs one probe with `cmdline`; the answer is yes if it ends with a clean
+/// reset.
 fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> Answer {
     match run_probe(host, cmdline) {
         Ok(Some(EndReason::Reboot)) => Answer::yes(),
@@ -92,7 +92,7 @@ fn answer(host: Host, cmdline: &str, explain: impl Fn(EndReason) -> String) -> A
     }
 }
 
-/// Returns how a probe ended; `None` when it did not in time.
+/// Returns how a probe ended; `None` if it did not end in time.
 fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Error + Send + Sync>> {
     let range = AddrRange::with_size(DYNAMIC_POOL_MIN, MIN_POOL)?;
     let config = ReservationConfig::default();
@@ -119,7 +119,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
     let configs = resolve::check(vec![spec.parse()?])?;
     block_on(async {
         let configs = manager.resolve(configs).await?;
-        // Nobody reads what the probe prints.
+        // The output of the probe is not needed.
         let stream = Stream::start(Box::new(std::io::sink()), || ())?;
         let mut fleet = Fleet::build(manager, stream, configs).await?;
         fleet.start().await?;

@@ -1,4 +1,4 @@
-//! What the host has to give to a pool: pages, nodes, limits.
+//! Finds what the host offers for a pool: pages, nodes and limits.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_memory::reservation::host::chosen;
 use rustix::process::{Resource, getrlimit};
 
-/// Looks at what the host offers besides KVM.
+/// Examines the host's resources other than KVM.
 pub fn look() -> Offers {
     let kinds = [Backing::Normal, Backing::Hugetlb2M, Backing::Hugetlb1G];
     let read = |path: &str| fs::read_to_string(path).ok();

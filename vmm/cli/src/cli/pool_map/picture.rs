@@ -1,12 +1,12 @@
-//! What both pictures of a pool have in common: who is drawn how, and on
-//! which grid of round addresses.
+//! Code that both pictures of a pool share: colours of owners, and a grid of
+//! round addresses.
 
 use std::collections::HashMap;
 
 use mkvmm_api::pool::{Owner, PoolMap, Segment, SegmentKind};
 
-/// Colours of instances, as numbers of the terminal's 256 and as RGB. Each is
-/// told from its neighbours, on black and on white.
+/// Colours of instances, as numbers of the terminal's 256 and as RGB.
+/// Neighbours can be told apart, on black and on white.
 pub const PALETTE: [(u8, u32); 12] = [
     (33, 0x0087ff),
     (208, 0xff8700),
@@ -24,10 +24,10 @@ pub const PALETTE: [(u8, u32); 12] = [
 
 const KEYS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
-/// Free extents that a legend lists.
+/// The number of free extents that a legend lists.
 const EXTENTS_LISTED: usize = 4;
 
-/// Whose bytes are drawn.
+/// The owner of the bytes of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Who {
     Free,
@@ -38,14 +38,14 @@ pub enum Who {
     Lost,
 }
 
-/// What an instance uses bytes for, as far as pictures tell.
+/// The purpose of bytes of an instance, as far as pictures distinguish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Use {
-    /// Everything that is not one of those below: the guest's RAM.
+    /// Everything not listed below: the guest's RAM.
     Memory,
-    /// Kernel and initramfs.
+    /// The kernel and the initramfs.
     Image,
-    /// Low window, control block, what somebody allocated in it.
+    /// The low window, the control block, and allocations.
     Vmm,
 }
 
@@ -59,7 +59,7 @@ impl Use {
     }
 }
 
-/// A range with one look.
+/// A range that is drawn in one style.
 #[derive(Debug, Clone, Copy)]
 pub struct Piece {
     pub start: u64,
@@ -69,13 +69,13 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// What an instance uses it for, where it is an instance's.
+    /// Returns what an instance uses the range for, if it belongs to one.
     pub fn of_instance(&self) -> Option<Use> {
         matches!(self.who, Who::Instance(_)).then_some(self.what)
     }
 }
 
-/// The parts of all segments, ascending.
+/// Returns the parts of all segments, in ascending order.
 pub fn pieces(map: &PoolMap) -> Vec<Piece> {
     let index = index(map);
     let mut pieces = Vec::new();
@@ -99,19 +99,19 @@ pub fn pieces(map: &PoolMap) -> Vec<Piece> {
     pieces
 }
 
-/// Owners by name.
+/// Returns the index of each owner by name.
 pub fn index(map: &PoolMap) -> HashMap<&str, usize> {
     let owners = map.owners.iter().enumerate();
     owners.map(|(i, owner)| (owner.name.as_str(), i)).collect()
 }
 
-/// Whose `segment` is.
+/// Returns the owner of `segment`.
 pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
     match &segment.kind {
         SegmentKind::Free => Who::Free,
         SegmentKind::Instance { instance, .. } => match index.get(instance.as_str()) {
             Some(&i) => Who::Instance(i),
-            // An owner that the legend lacks is nobody we could name.
+            // An owner that is missing from the legend cannot be named.
             None => Who::Lost,
         },
         SegmentKind::Allocation => Who::Allocation,
@@ -120,8 +120,8 @@ pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
     }
 }
 
-/// A colour of [`PALETTE`] for each owner: in turn, but not one that an
-/// instance beside it has.
+/// Returns an index into [`PALETTE`] for each owner, in turn, skipping the
+/// colours of its neighbours.
 pub fn colours(map: &PoolMap) -> Vec<usize> {
     let index = index(map);
     let instances = map.segments.iter().filter_map(|s| match who(s, &index) {
@@ -141,36 +141,37 @@ pub fn colours(map: &PoolMap) -> Vec<usize> {
             free[colour] = false;
         }
         let mut in_turn = (i..i + PALETTE.len()).map(|turn| turn % PALETTE.len());
-        // One that has all colours beside it stands alone everywhere else.
+        // An instance whose neighbours use all colours takes the next in turn.
         let colour = in_turn.find(|&colour| free[colour]);
         colours[i] = Some(colour.unwrap_or(i % PALETTE.len()));
     }
     colours.into_iter().flatten().collect()
 }
 
-/// The letter of an instance.
+/// Returns the letter that stands for an instance.
 pub fn key(instance: usize) -> char {
     char::from(KEYS[instance % KEYS.len()])
 }
 
-/// What is not written into a picture as it is: nothing that mkvmm names.
+/// Returns `name` without characters that would break a picture; mkvmm's own
+/// names have none.
 pub fn plain(name: &str) -> String {
     let plain = |c: char| if c.is_control() { '?' } else { c };
     name.chars().map(plain).collect()
 }
 
-/// Rows of a power of two of bytes, at multiples of that.
+/// A grid whose rows are a power of two of bytes, at multiples of that size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grid {
-    /// Where the first row begins, at or below the pool's first byte.
+    /// The start of the first row, at or below the pool's first byte.
     pub start: u64,
     pub row: u64,
     pub rows: u64,
 }
 
 impl Grid {
-    /// `rows` rows or more, fewer than twice as many, and never less than
-    /// `least` bytes in one, a power of two.
+    /// Creates a grid of at least `rows` rows and fewer than twice as many,
+    /// with at least `least` bytes (a power of two) in each.
     pub fn new(map: &PoolMap, rows: u64, least: u64) -> Self {
         let (first, last) = (map.pool.range.start, map.pool.range.last());
         let wanted = (map.pool.range.size / rows.max(1)).max(1);
@@ -184,34 +185,34 @@ impl Grid {
     }
 }
 
-/// How many rows suit so many segments, where one holds `per_row` of them.
+/// Returns the number of rows for `segments` with `per_row` of them in each.
 pub fn rows_for(segments: usize, per_row: usize, most: u64) -> u64 {
     let wanted = segments.div_ceil(per_row.max(1)).next_power_of_two() as u64;
     wanted.clamp(4, most)
 }
 
-/// `1 instance`, `2 instances`.
+/// Returns a count with its noun: `1 instance`, `2 instances`.
 pub fn count(n: u64, what: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
     format!("{n} {what}{plural}")
 }
 
-/// What a legend says of instances: the first few of the largest, and a line
-/// about the rest.
+/// The legend's entries about instances: the largest ones, and a line about the
+/// rest.
 pub struct Legend<'a> {
-    /// With their indices among the owners.
+    /// The listed owners with their indices.
     pub listed: Vec<(usize, &'a Owner)>,
     pub rest: Option<String>,
 }
 
 impl<'a> Legend<'a> {
-    /// At most `most` instances.
+    /// Lists at most `most` instances.
     pub fn new(map: &'a PoolMap, most: usize, size: impl Fn(u64) -> String) -> Self {
         let mut listed: Vec<(usize, &Owner)> = map.owners.iter().enumerate().collect();
         if listed.len() <= most {
             return Self { listed, rest: None };
         }
-        // Stable: of equal ones the lower stay first.
+        // The sort is stable: of equal owners the lower ones come first.
         listed.sort_by_key(|(_, owner)| std::cmp::Reverse(owner.memory));
         let rest = listed.split_off(most);
         let bytes = rest.iter().map(|(_, owner)| owner.memory).sum();
@@ -222,7 +223,7 @@ impl<'a> Legend<'a> {
     }
 }
 
-/// `free: 3 extents, 200M: 128M at 0x…, 64M at 0x…`, the longest first.
+/// Returns `free: 3 extents, 200M: 128M at 0x…, 64M at 0x…`, the longest first.
 pub fn free_line(map: &PoolMap, size: impl Fn(u64) -> String) -> String {
     let free = map.segments.iter().filter(|s| s.kind == SegmentKind::Free);
     let mut free: Vec<&Segment> = free.collect();

@@ -1,7 +1,8 @@
-//! The pool as one SVG file that needs nothing else: rows of round
-//! addresses, drawn to scale, everything named when the pointer rests on it.
+//! Draws the pool as one self-contained SVG file: rows of round addresses, to
+//! scale, with tooltips.
 //!
-//! It brings its own background, light or dark as the reader's system has it.
+//! The background is part of the picture, light or dark as the reader's system
+//! prefers.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -19,26 +20,26 @@ use crate::cli::pool_map::picture::{
 };
 use crate::cli::tables::size;
 
-// Lengths in pixels.
+// These lengths are in pixels.
 const WIDTH: f64 = 1120.0;
 const MARGIN: f64 = 20.0;
-/// Where the rows begin; left of it stand their addresses.
+/// The left edge of the rows; their addresses are printed to the left of it.
 const LEFT: f64 = 130.0;
 const ROW: f64 = WIDTH - LEFT - MARGIN;
 const TOP: f64 = 112.0;
 const BAR: f64 = 22.0;
 const GAP: f64 = 5.0;
 const LINE: f64 = 19.0;
-/// Width of a character of the labels, rather too much than too little.
+/// The width of a character of the labels, estimated generously.
 const CHAR: f64 = 6.9;
-/// What is smaller could not be seen.
+/// The smallest width that is visible.
 const LEAST: f64 = 1.0;
-/// Columns of the legend.
+/// The number of columns of the legend.
 const COLUMNS: usize = 3;
 const TICKS: u64 = 8;
-/// Most rows that are aimed at; round addresses may make it twice as many.
+/// The target for the number of rows; round addresses may double it.
 const MOST_ROWS: u64 = 64;
-/// Segments in a row that leave room for short names.
+/// The number of segments in a row that leaves room for short names.
 const PER_ROW: usize = 16;
 
 const STYLE: &str = "
@@ -73,7 +74,7 @@ text{fill:#e6edf3}
 }
 ";
 
-/// The picture; its legend lists at most `most` instances.
+/// Renders the picture; its legend lists at most `most` instances.
 pub fn render(map: &PoolMap, most: usize) -> String {
     let rows = rows_for(map.segments.len(), PER_ROW, MOST_ROWS);
     let picture = Picture {
@@ -115,7 +116,7 @@ fn style() -> String {
     text
 }
 
-/// What is held: neither free nor anybody's.
+/// Returns the pattern of held ranges, which are neither free nor owned.
 fn hatching() -> Pattern {
     let line = Line::new().set("class", "line").set("y2", 6);
     Pattern::new()
@@ -127,7 +128,7 @@ fn hatching() -> Pattern {
         .add(line)
 }
 
-/// Hundredths of a pixel are enough.
+/// Rounds to hundredths of a pixel.
 fn round(pixels: f64) -> f64 {
     (pixels * 100.0).round() / 100.0
 }
@@ -192,7 +193,7 @@ fn heading(document: Document, map: &PoolMap) -> Document {
     document
 }
 
-/// A range's part of one row.
+/// The part of a range that lies in one row.
 #[derive(Debug, Clone, Copy)]
 struct Slice {
     x: f64,
@@ -202,7 +203,7 @@ struct Slice {
 
 struct Picture<'a> {
     map: &'a PoolMap,
-    /// Of the owners.
+    /// The colours of the owners.
     colours: Vec<usize>,
     grid: Grid,
 }
@@ -212,7 +213,7 @@ impl Picture<'_> {
         TOP + row as f64 * (BAR + GAP)
     }
 
-    /// What of `range` lies in which row.
+    /// Returns the slices of `range`, one for each row that it touches.
     fn slices(&self, range: &Range) -> impl Iterator<Item = Slice> {
         let Grid { start, row, .. } = self.grid;
         let (from, to) = (range.start - start, range.start - start + range.size);
@@ -228,7 +229,7 @@ impl Picture<'_> {
         })
     }
 
-    /// The pool itself, which is free where nothing is drawn above it.
+    /// Draws the pool itself; what nothing is drawn over is free.
     fn rows(&self) -> Group {
         let bars = self
             .slices(&self.map.pool.range)
@@ -299,11 +300,11 @@ impl Picture<'_> {
         group.add(labels)
     }
 
-    /// Draws `range`, each part at least as wide as can be seen.
+    /// Draws `range`, with each slice at least as wide as is visible.
     fn draw(&self, group: Group, range: &Range, class: &str, title: &str) -> Group {
         let title = format!("{title}\n{}", span(range));
         self.slices(range).fold(group, |group, slice| {
-            // A hair's breadth between neighbours of one colour.
+            // Leave a thin gap between neighbours of the same colour.
             let gap = if slice.width > 4.0 { 0.75 } else { 0.0 };
             let width = (slice.width - gap).max(LEAST);
             let bar = rect(class, slice.x, slice.y, width, BAR);
@@ -311,7 +312,7 @@ impl Picture<'_> {
         })
     }
 
-    /// Draws only what is wide enough not to cover its surroundings.
+    /// Draws only slices that are wide enough not to hide their neighbours.
     fn draw_visible(&self, group: Group, range: &Range, class: &str, title: &str) -> Group {
         if self.slices(range).any(|slice| slice.width >= LEAST) {
             self.draw(group, range, class, title)
@@ -320,8 +321,8 @@ impl Picture<'_> {
         }
     }
 
-    /// The segment's name, where it fits: on guest memory rather than on a
-    /// kernel.
+    /// Returns the segment's name where it fits, preferably on guest memory
+    /// rather than on a kernel.
     fn label(&self, segment: &Segment) -> Option<Text> {
         let (class, label) = match &segment.kind {
             SegmentKind::Instance { instance, .. } => ("label", plain(instance)),
@@ -339,7 +340,7 @@ impl Picture<'_> {
         let widest = |ranges: &mut dyn Iterator<Item = &Range>| {
             let slices = ranges.flat_map(|range| self.slices(range));
             let fits = slices.filter(|slice| slice.width >= needed);
-            // Of equal ones the first.
+            // Take the first of several equal ones.
             fits.reduce(|a, b| if b.width > a.width { b } else { a })
         };
         let on_memory = widest(&mut memory.into_iter());

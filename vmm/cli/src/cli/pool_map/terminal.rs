@@ -1,4 +1,4 @@
-//! The pool in block characters: a cell shows who has most of it.
+//! Draws the pool in block characters; a cell shows the owner of most of it.
 
 use std::fmt::Write as _;
 
@@ -10,36 +10,36 @@ use crate::cli::pool_map::picture::{
 };
 use crate::cli::tables::size;
 
-/// How much room there is.
+/// The space that the picture may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
     /// The number of columns of a line.
     pub width: usize,
-    /// Lines of the legend.
+    /// The number of lines of the legend.
     pub legend: usize,
 }
 
-/// Most rows that are aimed at; round addresses may make it twice as many.
+/// The target for the number of rows; round addresses may double it.
 const MOST_ROWS: u64 = 16;
-/// Fewest cells of a row.
+/// The minimum number of cells in a row.
 const LEAST_CELLS: u64 = 16;
-/// Cells that there are to be for each segment, about.
+/// The approximate number of cells per segment.
 const CELLS_EACH: u64 = 8;
-/// Offsets written above the rows.
+/// The number of offsets printed above the rows.
 const TICKS: u64 = 4;
-/// Columns of an entry of the legend, but for the name.
+/// The number of columns of a legend entry, excluding the name.
 const LEGEND_NUMBERS: usize = 3 + 2 + 8 + 7 + 2 + 6 + 3;
 const DIM: Style = Style::new().effects(Effects::DIMMED);
 const BOLD: Style = Style::new().bold();
 
-/// What a cell shows.
+/// The contents of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Cell {
-    /// No address of the pool.
+    /// The cell lies outside the pool.
     Outside,
-    /// One owner, or one with more than half of what is taken.
+    /// The cell belongs to one owner, or mostly to one.
     Of(Who, Use),
-    /// Several, none with more than half.
+    /// The cell belongs to several owners, none of which has more than half.
     Several,
 }
 
@@ -72,7 +72,7 @@ impl Cell {
         }
     }
 
-    /// `colours` are the owners'.
+    /// Returns the style of the cell; `colours` are those of the owners.
     fn style(self, colours: &[usize]) -> Style {
         match self {
             Self::Of(Who::Instance(i), _) => Style::new().fg_color(Some(ansi(colours[i]))),
@@ -94,7 +94,7 @@ fn ansi(colour: usize) -> Color {
     Ansi256Color(PALETTE[colour].0).into()
 }
 
-/// A label on a colour, black or white.
+/// Returns the style of a label on a colour: black or white text.
 fn label_style(colour: usize) -> Style {
     let [_, r, g, b] = PALETTE[colour].1.to_be_bytes().map(u32::from);
     let luminance = (299 * r + 587 * g + 114 * b) / 1000;
@@ -104,7 +104,7 @@ fn label_style(colour: usize) -> Style {
         .bg_color(Some(ansi(colour)))
 }
 
-/// The picture and its legend, with colours.
+/// Renders the picture and its legend, with colours.
 pub fn render(map: &PoolMap, room: Room) -> String {
     let axis = format!("{:#x}", map.pool.range.last()).len();
     let space = room.width.saturating_sub(axis + 2) as u64;
@@ -144,7 +144,7 @@ fn heading(text: &mut String, map: &PoolMap) {
     );
 }
 
-/// The cells of all rows.
+/// The cells of all rows of the picture.
 struct Picture<'a> {
     map: &'a PoolMap,
     grid: Grid,
@@ -161,7 +161,7 @@ impl<'a> Picture<'a> {
         let mut cells = Vec::new();
         for i in 0..grid.rows * per_row {
             let (from, to) = (grid.start + i * cell, grid.start + (i + 1) * cell);
-            // What ends here has been looked at for the last time.
+            // Pieces that end here are not needed again.
             while all.get(next).is_some_and(|p| p.start + p.size <= from) {
                 next += 1;
             }
@@ -176,7 +176,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// What the glyphs that occur mean.
+    /// Writes the meaning of the glyphs that occur.
     fn key(&self, text: &mut String, cell: u64) {
         let _ = write!(text, "each cell {}:", size(cell));
         let mut seen = Vec::new();
@@ -230,8 +230,8 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// What is written into a run of `room` cells, and where: the name in its
-    /// middle, if that leaves something to be seen, or a letter.
+    /// Returns the label of a run of `room` cells and its position: the name in
+    /// the middle, if that leaves some of the run visible, or a letter.
     fn label(&self, instance: usize, room: usize) -> (String, usize) {
         let name = plain(&self.map.owners[instance].name);
         match room.checked_sub(name.chars().count()) {
@@ -241,8 +241,8 @@ impl<'a> Picture<'a> {
     }
 }
 
-/// Who has most of `from..to`, the lower of two with as much; free only where
-/// nobody has any.
+/// Returns the owner of most of `from..to`, the lower of two equal ones; `Free`
+/// only if no part is owned.
 fn show(pieces: &[Piece], from: u64, to: u64) -> Cell {
     let mut owners: Vec<(Who, u64)> = Vec::new();
     let mut uses: Vec<((Who, Use), u64)> = Vec::new();
@@ -277,7 +277,7 @@ fn add<T: PartialEq>(sums: &mut Vec<(T, u64)>, of: T, bytes: u64) {
     }
 }
 
-/// The first of the largest.
+/// Returns the first of the largest elements.
 fn largest<T: Copy>(sums: &[(T, u64)]) -> Option<(T, u64)> {
     let larger = |a: (T, u64), b: (T, u64)| if b.1 > a.1 { b } else { a };
     sums.iter().copied().reduce(larger)
@@ -319,7 +319,7 @@ fn legend(text: &mut String, map: &PoolMap, colours: &[usize], room: Room) {
     }
 }
 
-/// Ends a line without blanks at its end.
+/// Ends a line, without trailing blanks.
 fn end_line(text: &mut String) {
     text.truncate(text.trim_end_matches(' ').len());
     if !text.ends_with('\n') {

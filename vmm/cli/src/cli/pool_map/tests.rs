@@ -15,8 +15,8 @@ fn range(start: u64, size: u64) -> Range {
     Range { start, size }
 }
 
-/// A pool of `size` bytes with these segments one after the other; what is
-/// left is free.
+/// Returns a pool of `size` bytes with these segments one after the other; the
+/// rest is free.
 fn map(size: u64, segments: impl IntoIterator<Item = (u64, SegmentKind)>) -> PoolMap {
     let mut next = BASE;
     let mut all = Vec::new();
@@ -63,7 +63,7 @@ fn map(size: u64, segments: impl IntoIterator<Item = (u64, SegmentKind)>) -> Poo
     }
 }
 
-/// An instance at `start` with a kernel in its first half.
+/// Returns an instance at `start` with a kernel in its first half.
 fn instance(name: &str, start: u64, size: u64) -> (u64, SegmentKind) {
     let part = |name: &str, start| Part {
         name: name.to_owned(),
@@ -113,7 +113,7 @@ fn a_thousand_instances_fit_and_the_rest_is_summed() {
     let all = (0..1000).map(|i| instance(&format!("vm{i}"), BASE + i * MIB, MIB));
     let text = plain(&map(1000 * MIB, all), 80, 16);
     assert!(text.lines().count() < 60, "{text}");
-    // Below the heading, which is prose.
+    // Check below the heading only, which is prose.
     let narrow = |line: &str| line.chars().count() <= 80;
     assert!(text.lines().skip(2).all(narrow), "{text}");
     assert!(text.contains("and 968 more, in all 968M\nfree: nothing\n"));
@@ -161,7 +161,7 @@ fn the_svg_is_xml_whatever_a_name_is() {
     let text = picture::render(&map, 30);
     assert!(!text.contains(name) && !text.contains('\u{1}'), "{text}");
     assert!(text.contains("&lt;&amp;"), "{text}");
-    // The name space is the only address, and nothing is fetched.
+    // The XML namespace is the only URL, and nothing is fetched.
     assert_eq!(text.matches("http").count(), 1, "{text}");
     let (mut depth, mut titles) = (0, 0);
     for event in svg::read(&text).unwrap() {
@@ -180,7 +180,8 @@ fn the_svg_is_xml_whatever_a_name_is() {
         }
     }
     assert_eq!(depth, 0, "what begins ends");
-    // The picture, the chunk, its kernel, what is lost, what is free in rows.
+    // There are the picture, the chunk, its kernel, the lost range, and the
+    // free ranges by row.
     assert!(titles >= 6, "{text}");
     assert!(text.contains("lost\n0x101000000-0x101000fff, 4K"), "{text}");
 }
