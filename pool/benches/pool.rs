@@ -1,4 +1,4 @@
-//! `cargo bench -p mkpool`: the calls of a pool in the states that matter.
+//! `cargo bench -p mkpool`: measures the calls of a pool in its typical states.
 //!
 //! Comparisons with other allocators are in `bench-compare/`, see `scripts/bench pool`.
 
@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 const PAGE: u64 = 4096;
 const BASE: u64 = 4 << 30;
-/// Pool sizes in GiB.
+/// The pool sizes in GiB.
 const SIZES: [u64; 3] = [1, 64, 1024];
 
 fn range(start: u64, size: u64) -> AddrRange {
@@ -27,7 +27,7 @@ fn pair(pool: &mut GenPool, size: u64, algo: Algo) {
     pool.free(range).expect("just allocated");
 }
 
-/// One page out of a pool with one page taken, and back.
+/// Allocates and frees one page in a pool with one page in use.
 fn fresh(c: &mut Criterion) {
     let mut group = c.benchmark_group("fresh page pair");
     for gib in SIZES {
@@ -39,7 +39,7 @@ fn fresh(c: &mut Criterion) {
     }
 }
 
-/// Every algorithm where every other page of the first GiB is free, and the rest of it wholly.
+/// Measures every algorithm while every other page of the first GiB is free, and all of the rest.
 fn combed(c: &mut Criterion) {
     let mut pool = pool(64);
     pool.alloc(1 << 30).expect("fresh");
@@ -66,7 +66,7 @@ fn combed(c: &mut Criterion) {
     }
 }
 
-/// Adding a chunk, which must not depend on its size.
+/// Measures adding a chunk, which must not depend on its size.
 fn add_chunk(c: &mut Criterion) {
     let mut group = c.benchmark_group("add a chunk and take a page");
     for gib in SIZES {

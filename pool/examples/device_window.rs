@@ -23,7 +23,7 @@ impl Windows {
     fn new() -> Result<Self, Box<dyn Error>> {
         let low = AddrRange::new(0xc000_0000, 0xfc00_0000)?;
         let high = AddrRange::with_size(512 * GIB, 256 * GIB)?;
-        // The smallest BAR of a memory window has 16 bytes; a page keeps devices apart.
+        // The smallest BAR of a memory window has 16 bytes; whole pages keep devices apart.
         let mut pool = GenPool::new(12)?;
         pool.add_chunk(low, "32-bit window")?;
         pool.add_chunk(high, "64-bit window")?;

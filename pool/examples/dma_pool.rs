@@ -1,7 +1,6 @@
 //! A DMA pool: buffers of a driver out of one region, in units of 64 bytes, from several threads.
 //!
-//! Small buffers live from hour to hour, large ones come and go. Best fit keeps the large extents
-//! together.
+//! Small buffers are long-lived, large ones short-lived. Best fit keeps the large extents together.
 //!
 //! `cargo run -p mkpool --example dma_pool`
 
@@ -9,17 +8,17 @@ use mkpool::{AddrRange, Algo, MainPool};
 use std::error::Error;
 use std::thread;
 
-/// A line of the processor's cache: two buffers never share one.
+/// The order of a cache line: two buffers never share one.
 const LINE_ORDER: u32 = 6;
 
-/// A buffer that goes back to its pool when it is dropped.
+/// A buffer that returns to its pool when it is dropped.
 struct Buffer {
     pool: MainPool,
     range: AddrRange,
 }
 
 impl Buffer {
-    /// Takes a buffer of `size` bytes that a device with a 32-bit address register can reach.
+    /// Allocates a buffer of `size` bytes that a device with a 32-bit address register can access.
     fn new(pool: &MainPool, size: u64) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let reachable = AddrRange::new(0, 1 << 32)?;
         Ok(Self {
@@ -62,6 +61,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             sum.map_err(|error| error.to_string())?
         );
     }
-    assert_eq!(pool.free_extents(), [region], "every buffer has gone back");
+    assert_eq!(pool.free_extents(), [region], "every buffer was freed");
     Ok(())
 }

@@ -13,14 +13,14 @@ use std::error::Error;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Where the images of one guest lie.
+/// The places of the images of one guest.
 struct Plan {
     kernel: AddrRange,
     initramfs: AddrRange,
 }
 
 /// Finds places for a kernel, which must lie at 16 MiB into the guest or above, and for an
-/// initramfs, as high as it can be. Only the draft changes.
+/// initramfs, as high as possible. Only the draft changes.
 fn plan(draft: &mut Draft, guest: AddrRange) -> Result<Plan, AllocError> {
     let above = AddrRange::new(guest.start() + 16 * MIB, guest.end()).expect("a guest of 16 MiB");
     let aligned = Algo::FirstFitAlign { align: 2 * MIB };
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", too_large.expect_err("2 GiB are not free any more"));
     assert_eq!(memory.avail(), before);
 
-    // A guest's memory goes back when its pool is dropped.
+    // A guest's memory is freed when its pool is dropped.
     drop(guests);
     assert_eq!(memory.free_extents(), [all]);
     Ok(())

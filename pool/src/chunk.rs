@@ -21,7 +21,7 @@ impl<O> Chunk<O> {
     /// `size` and `avail` count raw bytes, as genalloc's do: a tail that is no whole granule is
     /// part of both and is never allocated. Only Linux's pools take such a chunk.
     pub(crate) fn new(base: u64, size: u64, order: u32, owner: O) -> Self {
-        // What would reach past the last address that a range can express is never handed out.
+        // Granules beyond the last address that a range can express are never allocated.
         let reachable = size.min(u64::MAX.wrapping_sub(base));
         let free = FreeSet::new(reachable.wrapping_shr(order));
         Self {
@@ -142,10 +142,10 @@ impl<O> Chunk<O> {
             .expect("granules end below the last address, see `new`")
     }
 
-    /// Returns the granules that freeing `size` bytes at `addr` means, as (first, count).
+    /// Returns the granules of `size` bytes at `addr`, as (first, count), for freeing them.
     ///
-    /// The count comes from the size alone, as in Linux: two bytes across a border of granules are
-    /// one granule.
+    /// The count is computed from the size alone, as in Linux: two bytes on both sides of a granule
+    /// boundary are one granule.
     fn granules(&self, addr: u64, size: u64) -> Result<(u64, u64), FreeError> {
         let first = addr.wrapping_sub(self.base).wrapping_shr(self.order);
         let n = granules(size, self.order);
@@ -212,7 +212,7 @@ impl<O> Chunk<O> {
 
 /// Returns how many granules of `1 << order` bytes it takes to hold `size` bytes.
 pub(crate) fn granules(size: u64, order: u32) -> u64 {
-    // Not a division, which takes as long as the search.
+    // Avoid a division, which would take as long as the search.
     let whole = size.wrapping_shr(order);
     let rest = size.wrapping_sub(whole.wrapping_shl(order));
     whole.saturating_add(u64::from(rest != 0))

@@ -1,7 +1,7 @@
-//! The chunks of a pool, newest first: what strict pools and Linux's have in common.
+//! The chunks of a pool, newest first: the common part of strict pools and Linux's.
 //!
-//! Nothing here decides what is allowed: [`GenPool`](crate::GenPool) checks its arguments, and
-//! the `linux` module translates them as C does.
+//! Nothing here checks arguments: [`GenPool`](crate::GenPool) does, and the `linux` module
+//! translates them as C does.
 
 use crate::chunk::Chunk;
 use crate::error::{FreeError, PoolError};
@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 #[derive(Debug, Clone)]
 pub(crate) struct Chunks<O> {
     order: u32,
-    /// Oldest first; every search walks it backwards.
+    /// The chunks, oldest first; every search walks backwards.
     all: Vec<Chunk<O>>,
     /// The length of the longest free run of each chunk, in granules.
     ranking: Ranking,
@@ -59,7 +59,8 @@ impl<O> Chunks<O> {
         let chunk = Chunk::new(base, size, self.order, owner);
         self.ranking.push(chunk.longest_run());
         self.all.push(chunk);
-        // Linux's pools may add up to more than 64 bits hold; there the counters wrap too.
+        // The sizes of Linux's pools may exceed 64 bits; the counters wrap in that case, as in
+        // Linux.
         self.size = self.size.wrapping_add(size);
         self.avail = self.avail.wrapping_add(size);
     }
@@ -74,22 +75,22 @@ impl<O> Chunks<O> {
     /// Takes the first `n` granules in a row of the newest chunk that has them.
     pub(crate) fn take_first(&mut self, n: u64) -> Option<AddrRange> {
         let index = match self.all.len() {
-            // Mostly there is only one, which knows itself whether it has room.
+            // Usually there is only one, which knows whether it has room.
             1 => 0,
             len => self.ranking.newest_before(len, n)?,
         };
         self.take_in(index, |chunk| chunk.take_first(n))
     }
 
-    /// Takes `n` granules of the newest chunk in which `search` finds room for them; it returns
-    /// the first granule.
+    /// Takes `n` granules of the newest chunk in which `search` finds room for them; it returns the
+    /// first granule.
     pub(crate) fn take(
         &mut self,
         n: u64,
         search: impl Fn(&mut Chunk<O>) -> Option<u64>,
     ) -> Option<AddrRange> {
         let mut bound = self.all.len();
-        // A run that is long enough may still be in the wrong place: then the next chunk is asked.
+        // A run may be long enough but unsuitable for the search: then try the next chunk.
         while let Some(index) = self.ranking.newest_before(bound, n) {
             let place = |chunk: &mut Chunk<O>| {
                 let start = search(chunk)?;
@@ -103,7 +104,7 @@ impl<O> Chunks<O> {
         None
     }
 
-    /// Takes what `take` takes of the chunk `index`.
+    /// Takes granules like `take`, from the chunk `index`.
     pub(crate) fn take_in(
         &mut self,
         index: usize,
@@ -118,7 +119,7 @@ impl<O> Chunks<O> {
 
     /// Returns the index of the chunk that holds `addr`, among chunks that do not overlap.
     pub(crate) fn index_of(&self, addr: u64) -> Option<usize> {
-        // Mostly there is only one.
+        // Usually there is only one chunk.
         let newest = self.all.len().checked_sub(1)?;
         if self.all.get(newest)?.contains(addr) {
             return Some(newest);

@@ -1,8 +1,8 @@
-//! [`Draft`]: what the state of an instance's pool might become.
+//! [`Draft`]: a possible next state of an instance's pool.
 //!
-//! A planner wants to try allocations and perhaps throw them away. A second instance pool would do,
-//! but then its chunks would have two owners, and both would give them back. A draft owns nothing:
-//! it is a copy of the allocator's state, which its pool adopts or refuses.
+//! A planner tries allocations that it may discard. A second instance pool would do, but then its
+//! chunks would have two owners, and both would free them. A draft owns nothing: it is a copy of
+//! the allocator's state, which its pool adopts or refuses.
 
 use crate::error::{AllocError, FreeError};
 use crate::fit::{Algo, first_fit};
@@ -27,14 +27,14 @@ use alloc::sync::Arc;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Draft {
-    /// The identity of the pool it was made of.
+    /// The identity of the pool from which it was made.
     identity: Arc<()>,
-    /// The number of changes that the pool had gone through by then.
+    /// The number of changes of the pool up to that time.
     changes: u64,
     pool: GenPool,
 }
 
-/// A draft that was made of another pool, or of a state its pool is not in any more.
+/// A draft of another pool, or of a state that its pool no longer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("instance {id}: the draft is stale, the pool has changed since it was made")]
 #[non_exhaustive]
@@ -60,7 +60,7 @@ impl Draft {
         fresh.then_some(self.pool)
     }
 
-    /// Allocates as [`InstancePool::alloc`](crate::InstancePool::alloc) does.
+    /// Allocates like [`InstancePool::alloc`](crate::InstancePool::alloc).
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Draft {
         self.pool.alloc_with(size, first_fit(align))
     }
 
-    /// Allocates as [`InstancePool::alloc_with`](crate::InstancePool::alloc_with) does.
+    /// Allocates like [`InstancePool::alloc_with`](crate::InstancePool::alloc_with).
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl Draft {
         self.pool.alloc_with(size, algo)
     }
 
-    /// Allocates as [`InstancePool::alloc_within`](crate::InstancePool::alloc_within) does.
+    /// Allocates like [`InstancePool::alloc_within`](crate::InstancePool::alloc_within).
     ///
     /// # Errors
     ///
@@ -92,7 +92,7 @@ impl Draft {
         self.pool.alloc_within(size, algo, limit)
     }
 
-    /// Frees as [`InstancePool::free`](crate::InstancePool::free) does.
+    /// Frees like [`InstancePool::free`](crate::InstancePool::free).
     ///
     /// # Errors
     ///

@@ -5,14 +5,14 @@ use crate::range::AddrRange;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// The reason why a pool cannot be made, or why a chunk cannot be added to it.
+/// The reason why a pool cannot be created, or why a chunk cannot be added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// A granule of `1 << order` bytes does not fit 64 bits.
     #[error("order {order} is out of range (0..=63)")]
     BadOrder {
-        /// The order given.
+        /// The order that was given.
         order: u32,
     },
     /// The chunk starts at address 0, which means "none" to much of the code that uses addresses.
@@ -27,7 +27,7 @@ pub enum PoolError {
     Unaligned {
         /// The chunk to be added.
         chunk: AddrRange,
-        /// The pool's granule.
+        /// The granule of the pool.
         granule: u64,
     },
     /// Part of the chunk already belongs to the pool.
@@ -53,7 +53,7 @@ pub enum AllocError {
          {largest_free:#x} in one piece"
     )]
     NoRoom {
-        /// The size requested.
+        /// The size that was requested.
         requested: u64,
         /// The size requested in whole granules (saturated at `u64::MAX`).
         rounded: u64,
@@ -66,7 +66,7 @@ pub enum AllocError {
     /// No chunk has a free extent that fits inside the limit of the call.
     #[error("no room for {rounded:#x} bytes ({requested:#x} requested) inside {limit}")]
     NoRoomInside {
-        /// The size requested.
+        /// The size that was requested.
         requested: u64,
         /// The size requested in whole granules (saturated at `u64::MAX`).
         rounded: u64,
@@ -77,23 +77,23 @@ pub enum AllocError {
     /// the call.
     #[error("the {size:#x} bytes at {addr:#x} are not all free")]
     Occupied {
-        /// The address requested.
+        /// The address that was requested.
         addr: u64,
-        /// The size requested.
+        /// The size that was requested.
         size: u64,
     },
     /// The alignment is not a power of two.
     #[error("the alignment {align:#x} is not a power of two")]
     BadAlign {
-        /// The alignment given.
+        /// The alignment that was given.
         align: u64,
     },
     /// The address requested is not a multiple of the granule.
     #[error("the address {addr:#x} is not a multiple of the granule {granule:#x}")]
     BadAddr {
-        /// The address requested.
+        /// The address that was requested.
         addr: u64,
-        /// The pool's granule.
+        /// The granule of the pool.
         granule: u64,
     },
 }
@@ -105,9 +105,9 @@ pub enum FreeError {
     /// The address lies in no chunk.
     #[error("{size:#x} bytes at {addr:#x} are not part of the pool")]
     NotInPool {
-        /// The address given.
+        /// The address that was given.
         addr: u64,
-        /// The size given.
+        /// The size that was given.
         size: u64,
     },
     /// The range, in whole granules, leaves the chunk in which it starts.
@@ -115,9 +115,9 @@ pub enum FreeError {
         "{size:#x} bytes at {addr:#x} reach past their chunk, {chunk_size:#x} bytes at {chunk_base:#x}"
     )]
     PastChunk {
-        /// The address given.
+        /// The address that was given.
         addr: u64,
-        /// The size given.
+        /// The size that was given.
         size: u64,
         /// The first address of the chunk.
         chunk_base: u64,
@@ -127,19 +127,19 @@ pub enum FreeError {
     /// Part of the range is not allocated: a double free, or a range that never was allocated.
     #[error("{size:#x} bytes at {addr:#x} are not all allocated: {first_free:#x} is free")]
     NotAllocated {
-        /// The address given.
+        /// The address that was given.
         addr: u64,
-        /// The size given.
+        /// The size that was given.
         size: u64,
         /// The first granule that is free already.
         first_free: u64,
     },
-    /// Two ranges that were to be freed together overlap.
+    /// Two ranges to be freed together overlap.
     #[error("{first} and {second} overlap and cannot both be freed")]
     Overlap {
-        /// The lower range.
+        /// The lower of the two ranges.
         first: AddrRange,
-        /// The higher range.
+        /// The higher of the two ranges.
         second: AddrRange,
     },
 }
@@ -150,7 +150,7 @@ pub enum FreeError {
     allocations.first().map_or(0, AddrRange::start))]
 #[non_exhaustive]
 pub struct Busy<P> {
-    /// The pool, unchanged.
+    /// The pool, which is unchanged.
     pub pool: Box<P>,
     /// The allocated extents by ascending address; neighbouring allocations are one extent.
     pub allocations: Vec<AddrRange>,

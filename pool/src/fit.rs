@@ -1,4 +1,4 @@
-//! The algorithms, translated to questions that a [`FreeSet`](crate::free_set::FreeSet) answers.
+//! Translates the algorithms to queries that a [`FreeSet`](crate::free_set::FreeSet) answers.
 
 use crate::chunk::Chunk;
 use crate::free_set::Grid;
@@ -35,7 +35,7 @@ pub enum Algo {
 }
 
 impl Algo {
-    /// Returns the alignment in bytes that the algorithm asks for.
+    /// Returns the alignment in bytes that the algorithm requests.
     #[must_use]
     pub const fn align(self) -> Option<u64> {
         match self {
@@ -45,7 +45,8 @@ impl Algo {
     }
 }
 
-/// Returns the algorithm of an instance's allocations with alignment `align`: up to 1 there is none.
+/// Returns the algorithm of an instance's allocations with alignment `align`; up to 1 it is plain
+/// first fit.
 pub(crate) fn first_fit(align: u64) -> Algo {
     if align <= 1 {
         Algo::FirstFit

@@ -1,10 +1,10 @@
 //! [`FreeSet`]: which granules of one chunk are free, in O(log granules) whatever the
 //! fragmentation.
 //!
-//! # The picture
+//! # A worked example
 //!
-//! A *run* is a maximal stretch of free granules. All of a run belongs to the place where it
-//! begins, however far it reaches. Here are 3 × 4096 granules with three runs:
+//! A *run* is a maximal sequence of free granules. A run is recorded as a whole at the place where
+//! it begins, however long it is. Here are 3 × 4096 granules with three runs:
 //!
 //! ```text
 //!   granule   0      100      300        4000        4096        8192   9000        12288
@@ -16,38 +16,38 @@
 //!   leaf 0    [100..300, 4000..4096]  over: 4904       (no leaf 1, no leaf 2: nothing begins there)
 //! ```
 //!
-//! A leaf describes 4096 granules, a node 64 leaves or nodes. Leaves and nodes exist only where
-//! some run begins, and what is to be known about a subtree is the greatest number among its
-//! children: nothing needs to be said about runs that cross a border.
+//! A leaf describes 4096 granules, a node 64 leaves or nodes. Leaves and nodes exist only where a
+//! run begins, and the key of a subtree is the maximum of the keys of its children: runs that cross
+//! a boundary need no special treatment.
 //!
 //! *First fit* of 1000 granules reads the root ("the first child whose number is at least 1000 is
 //! child 0"), then leaf 0 ("the first run that is long enough is 4000..9000").
 //!
-//! # The three verbs
+//! # The three steps of a change
 //!
-//! A change does three things. `take(5000, 10)` in the picture:
+//! A change has three steps. For `take(5000, 10)` in the picture:
 //!
 //! 1. *Locate* the run: leaf 1, which would hold granule 5000, does not exist; the last run that
 //!    begins before it is 4000..9000, in leaf 0.
 //! 2. *Edit*: the run becomes 4000..5000, which still begins in leaf 0, and 5010..9000, which
 //!    begins in leaf 1. At most two leaves change.
-//! 3. *Propagate*: leaf 1 is made. The longest run of leaf 0 is 1000 now, that of leaf 1 is 3990;
-//!    both numbers go up the tree, for as long as they change what is there.
+//! 3. *Propagate*: leaf 1 is created. The longest run of leaf 0 is 1000 now, that of leaf 1 is
+//!    3990; both numbers are propagated up the tree as long as they change a node.
 //!
 //! # The files, bottom up
 //!
-//! Each imports from those above it only.
+//! Each file only imports from those above it.
 //!
-//! | file | what it is |
+//! | file | contents |
 //! |---|---|
 //! | `run` | positions, runs, alignments: the values the others exchange |
 //! | `list`, `bits`, `leaf` | the runs of one leaf: a list where they are few, a bitmap where they are many |
-//! | `keys`, `node`, `slab` | one number per child; a node; where nodes and leaves are stored |
-//! | `locate` | the first verb: the radix tree and how runs are found in it |
-//! | `column`, `best`, `rooms` | indices that exist only once they were asked for: best fit, alignments |
-//! | `edit` | the second verb, as pure functions: what taking and giving means for the leaves |
-//! | `propagate` | the third verb: a change of a leaf, and all that depends on it |
-//! | `search`, `change` | what a set answers, and the three verbs in a row |
+//! | `keys`, `node`, `slab` | one number per child; a node; storage of nodes and leaves |
+//! | `locate` | the first step: the radix tree, and finding runs in it |
+//! | `column`, `best`, `rooms` | indices that are built on first use: best fit, alignments |
+//! | `edit` | the second step, as pure functions: the effect of taking and giving on the leaves |
+//! | `propagate` | the third step: a change of a leaf, and everything derived from it |
+//! | `search`, `change` | the queries of a set, and the three steps in sequence |
 
 #![expect(
     clippy::arithmetic_side_effects,
@@ -80,7 +80,7 @@ pub(crate) use run::Grid;
 pub(crate) struct FreeSet {
     len: u64,
     free: u64,
-    /// Exists from the first taken granule on; until then everything is free.
+    /// The tree, which exists from the first allocation on; until then everything is free.
     tree: Option<Box<Tree>>,
 }
 
@@ -145,7 +145,7 @@ impl FreeSet {
         }
     }
 
-    /// Does what [`best_fit`](Self::best_fit) does among the runs clipped to `low..high`. Looks at
+    /// Searches like [`best_fit`](Self::best_fit) among the runs clipped to `low..high`. Visits
     /// each of them.
     pub(crate) fn best_fit_in(&mut self, n: u64, low: u64, high: u64) -> Option<u64> {
         if low == 0 && high >= self.len {
@@ -236,8 +236,8 @@ impl FreeSet {
         };
         tree.give(start, start + n)?;
         self.free += n;
-        // A large tree goes when everything is free. A small one stays, because the next
-        // allocation would make it again.
+        // Drop a large tree when everything is free. A small one is kept, because the next
+        // allocation would create it again.
         if self.free == self.len && tree.is_large() {
             self.tree = None;
         }

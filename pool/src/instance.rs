@@ -17,21 +17,21 @@ use alloc::vec::Vec;
 
 pub use crate::draft::{Draft, StaleDraft};
 
-/// What creation does when the main pool has no extent for all that remains.
+/// The policy if the main pool has no extent for all of the remaining size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ChunkPolicy {
-    /// Asks for 1 MiB, then for 256 KiB, then for one granule, as the multikernel RFC does.
+    /// Requests 1 MiB, then 256 KiB, then one granule, like the multikernel RFC.
     #[default]
     Rfc,
-    /// Asks for half of the last request, again and again, rounded down to the granule, as later
-    /// multikernel kernels do. Takes far fewer chunks out of a fragmented pool.
+    /// Requests half of the last size repeatedly, rounded down to the granule, like later
+    /// multikernel kernels. Needs far fewer chunks in a fragmented pool.
     Halving,
 }
 
-/// The reason why an instance pool was not created. The main pool is as it was before.
+/// The reason why an instance pool was not created. The main pool is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
@@ -40,7 +40,7 @@ pub enum CreateError {
     BadOrder {
         /// The name of the instance.
         id: u32,
-        /// The order given.
+        /// The order that was given.
         order: u32,
         /// The smallest order that is allowed.
         min: u32,
@@ -56,7 +56,7 @@ pub enum CreateError {
     TooLarge {
         /// The name of the instance.
         id: u32,
-        /// The size requested.
+        /// The size that was requested.
         size: u64,
         /// The granule in bytes.
         granule: u64,
@@ -72,12 +72,12 @@ pub enum CreateError {
         requested: u64,
         /// The number of bytes that were missing when the last attempt failed.
         remaining: u64,
-        /// The number of chunks that had been taken by then; they went back.
+        /// The number of chunks that had been allocated by then; they were freed.
         chunks: usize,
         /// The main pool's error for the last attempt.
         source: AllocError,
     },
-    /// The instance's allocator did not take a chunk.
+    /// The instance's allocator refused a chunk.
     #[error("instance {id}: a chunk was refused")]
     Chunk {
         /// The name of the instance.
@@ -87,8 +87,8 @@ pub enum CreateError {
     },
 }
 
-/// The reason why an instance pool was not destroyed. The pool comes back unchanged; dropping it
-/// gives its chunks back all the same.
+/// The reason why an instance pool was not destroyed. The pool is returned unchanged; dropping it
+/// frees its chunks nevertheless.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DestroyError {
@@ -100,8 +100,8 @@ pub enum DestroyError {
         /// The allocated extents by ascending address; neighbouring allocations are one extent.
         allocations: Vec<AddrRange>,
     },
-    /// The main pool did not take the chunks back: part of them was freed without this pool.
-    #[error("instance {}: the main pool refused a chunk", pool.id())]
+    /// The main pool refused to free the chunks: part of them was freed behind this pool's back.
+    #[error("instance {}: the main pool refused to free a chunk", pool.id())]
     Refused {
         /// The name of the pool.
         pool: Box<InstancePool>,
@@ -112,10 +112,10 @@ pub enum DestroyError {
 
 /// The memory of one instance: chunks of the main pool, and an allocator over them.
 ///
-/// The chunks go back to the main pool when the value is dropped, with whatever is still
-/// allocated in them. [`destroy`](Self::destroy) gives them back only if nothing is allocated, and
-/// reports errors; [`into_chunks`](Self::into_chunks) keeps them, for memory that must not be
-/// used again.
+/// The chunks are freed in the main pool when the value is dropped, even if something is still
+/// allocated in them. [`destroy`](Self::destroy) frees them only if nothing is allocated, and
+/// reports errors; [`into_chunks`](Self::into_chunks) keeps them, for memory that must not be used
+/// again.
 ///
 /// ```
 /// use mkpool::{AddrRange, InstancePool, MainPool};
@@ -130,18 +130,18 @@ pub enum DestroyError {
 /// assert_eq!(main.avail(), 1 << 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-// Not `Clone`: its chunks go back once. Plans are made on a `Draft`.
+// Not `Clone`, since its chunks are freed once. Plans are made on a `Draft`.
 #[derive(Debug)]
 pub struct InstancePool {
     id: u32,
     size: u64,
     requested: u64,
     main: MainPool,
-    /// Tells this pool from all others, for its drafts.
+    /// Distinguishes this pool from all others, for its drafts.
     identity: Arc<()>,
     /// The number of times the allocator's state has changed.
     changes: u64,
-    /// In the order in which they were obtained. Empty once they are given back.
+    /// The chunks in the order in which they were obtained. Empty once they are freed.
     chunks: Vec<AddrRange>,
     pool: GenPool,
 }
@@ -155,7 +155,7 @@ impl InstancePool {
     ///
     /// # Errors
     ///
-    /// Returns [`CreateError`]; everything that was taken has gone back then.
+    /// Returns [`CreateError`]; all chunks have been freed then.
     pub fn create(
         main: &MainPool,
         id: u32,
@@ -184,7 +184,7 @@ impl InstancePool {
             chunks: Vec::new(),
             pool,
         };
-        // On failure the drop gives back what was taken.
+        // On failure the drop frees the chunks.
         instance.gather(policy, granule)?;
         Ok(instance)
     }
@@ -342,11 +342,11 @@ impl InstancePool {
         self.pool.contains(range)
     }
 
-    /// Gives every chunk back to the main pool, all in one operation.
+    /// Frees all chunks in the main pool, in one operation.
     ///
     /// # Errors
     ///
-    /// Returns [`DestroyError`] with the pool inside; nothing has gone back then.
+    /// Returns [`DestroyError`] with the pool inside; nothing has been freed then.
     pub fn destroy(self) -> Result<(), DestroyError> {
         if !self.pool.is_idle() {
             let allocations = self.allocations();
@@ -358,11 +358,11 @@ impl InstancePool {
         self.give_back()
     }
 
-    /// Drops what is allocated and gives every chunk back; returns what was dropped.
+    /// Drops all allocations and frees all chunks; returns the dropped allocations.
     ///
     /// # Errors
     ///
-    /// Returns [`DestroyError::Refused`]; nothing has gone back then.
+    /// Returns [`DestroyError::Refused`]; nothing has been freed then.
     pub fn destroy_forced(self) -> Result<Vec<AddrRange>, DestroyError> {
         let dropped = self.allocations();
         self.give_back()?;
@@ -382,8 +382,8 @@ impl InstancePool {
         }
     }
 
-    /// Ends the pool without giving anything back, and returns its chunks in the order in which
-    /// they were obtained: they stay allocated in the main pool until they are freed there.
+    /// Ends the pool without freeing anything, and returns its chunks in the order in which they
+    /// were obtained: they stay allocated in the main pool until they are freed there.
     #[must_use = "the chunks stay allocated until they are freed in the main pool"]
     pub fn into_chunks(mut self) -> Vec<AddrRange> {
         core::mem::take(&mut self.chunks)
@@ -395,15 +395,15 @@ impl Drop for InstancePool {
         if self.main.free_all(&self.chunks).is_ok() {
             return;
         }
-        // Part of the chunks was freed without this pool. What is still allocated goes back; the
-        // main pool refuses the rest, which is free already.
+        // Part of the chunks was freed behind this pool's back. What is still allocated is freed;
+        // the main pool refuses the rest, which is free already.
         for &chunk in &self.chunks {
             self.main.free(chunk).ok();
         }
     }
 }
 
-/// The sizes that the RFC's policy asks for before it takes single granules.
+/// The sizes that the RFC's policy requests before it takes single granules.
 pub(crate) const RFC_STEPS: [u64; 2] = [1 << 20, 256 << 10];
 
 /// Takes the largest chunk that `policy` finds in the main pool, at most `remaining` bytes.

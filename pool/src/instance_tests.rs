@@ -1,4 +1,4 @@
-//! Tests of instance pools: both policies, strictness, and that failure changes nothing.
+//! Tests of instance pools: both policies, strictness, and that failures change nothing.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn main_pool(size: u64) -> MainPool {
     MainPool::new(AddrRange::with_size(BASE, size).unwrap(), PAGE_ORDER).unwrap()
 }
 
-/// A pool in which free extents of `hole` bytes alternate with single taken pages.
+/// Returns a pool in which free extents of `hole` bytes alternate with single used pages.
 fn holes(count: u64, hole: u64) -> MainPool {
     let main = main_pool(count * (hole + PAGE));
     for i in 0..count {
@@ -25,7 +25,8 @@ fn the_rfc_policy_falls_to_one_mib_then_to_256_kib() {
     let main = holes(4, MIB + 512 * 1024);
     let web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
     let sizes: Vec<u64> = web.chunks().iter().rev().map(AddrRange::size).collect();
-    // 3 MiB miss, 1 MiB; 2 MiB miss, 1 MiB; the last MiB in one piece.
+    // There is no room for 3 MiB, so take 1 MiB; none for 2 MiB, so take 1 MiB; the last MiB in one
+    // piece.
     assert_eq!(sizes, [MIB, MIB, MIB]);
     let main = holes(8, 512 * 1024);
     let web = InstancePool::create(&main, 1, 3 * MIB / 2, 12, ChunkPolicy::Rfc).unwrap();
@@ -200,12 +201,12 @@ fn a_dropped_instance_gives_its_chunks_back() {
     web.alloc(PAGE, 1).unwrap();
     drop(web);
     assert_eq!(main.free_extents(), before);
-    // Also with the error that refuses to destroy it, and after an early return.
+    // This also holds for the error that refuses to destroy it, and after an early return.
     let mut web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Rfc).unwrap();
     web.alloc(PAGE, 1).unwrap();
     drop(web.destroy().unwrap_err());
     assert_eq!(main.free_extents(), before);
-    // The pool lives on for as long as it is needed.
+    // The pool lives as long as it is needed.
     let web = InstancePool::create(&main, 1, MIB, 12, ChunkPolicy::Rfc).unwrap();
     drop(main);
     web.destroy().unwrap();
@@ -247,7 +248,7 @@ fn allocation_respects_alignment_of_gibibytes() {
 
 #[test]
 fn an_instance_may_divide_finer_than_its_main_pool() {
-    // The main pool hands out 2 MiB pages; the instance allocates 4 KiB pages in them.
+    // The main pool allocates 2 MiB pages; the instance allocates 4 KiB pages in them.
     let main = MainPool::new(AddrRange::with_size(1 << 30, 64 << 20).unwrap(), 21).unwrap();
     let mut instance =
         InstancePool::create(&main, 1, 5 << 20, PAGE_ORDER, ChunkPolicy::Halving).unwrap();
@@ -288,7 +289,7 @@ fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
     draft.free(kept).unwrap();
     let range = draft.alloc(8192, 8192).unwrap();
     assert_eq!((one.avail(), draft.avail()), (61_440, 57_344));
-    // Another pool, a state that has passed, the same draft twice.
+    // Try another pool, a state that has passed, and the same draft twice.
     let again = draft.clone();
     let stale = one.draft();
     assert_eq!(two.adopt(one.draft()), Err(StaleDraft { id: 2 }));

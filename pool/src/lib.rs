@@ -1,9 +1,9 @@
 //! Allocates address space: guest memory, physical ranges, device windows.
 //!
-//! A pool never touches the memory itself and knows nothing of files, of KVM or of Linux: it takes
-//! numbers and returns numbers. Two things set it apart from other allocators. It returns exactly
-//! the addresses that `gen_pool` (`lib/genalloc.c`) of Linux 6.12 returns for the same calls, and
-//! no state of the pool makes it slow.
+//! A pool never touches the memory itself and knows nothing of files, KVM or Linux: it takes
+//! numbers and returns numbers. Two properties distinguish it from other allocators. It returns
+//! exactly the addresses that `gen_pool` (`lib/genalloc.c`) of Linux 6.12 returns for the same
+//! calls, and no state of the pool makes it slow.
 //!
 //! ```text
 //!   MainPool ── one range, a lock, many threads       4G        ┌─ window of A ─┐      5G
@@ -26,16 +26,16 @@
 //!
 //! # The modules
 //!
-//! | module | what it has |
+//! | module | contents |
 //! |---|---|
-//! | [`range`] | [`AddrRange`], half-open and never empty, and what merges them |
+//! | [`range`] | [`AddrRange`], half-open and never empty, and a function that merges them |
 //! | [`pool`] | [`GenPool`], the allocator itself, its algorithms and errors |
 //! | [`main_pool`] | [`MainPool`], one range shared by many threads |
-//! | [`instance`] | [`InstancePool`], a sub-pool that gives its chunks back, and drafts of it |
+//! | [`instance`] | [`InstancePool`], a sub-pool that frees its chunks, and its drafts |
 //! | [`resource`] | a tree of named ranges |
 //! | [`map`] | a map from ranges to kinds |
 //! | [`param`] | sizes and addresses as text, `mkkernel_pool=SIZE[@ADDR]` |
-//! | `linux` | feature `linux`: Linux's own behaviour, quirk for quirk |
+//! | `linux` | feature `linux`: Linux's own behaviour, including its quirks |
 //!
 //! # An example
 //!
@@ -62,7 +62,7 @@
 //! // Freeing what is not allocated is an error that names the range, and changes nothing.
 //! web.free(kernel)?;
 //! assert!(web.free(kernel).is_err());
-//! // The instance's memory goes back when its pool is dropped.
+//! // The instance's memory is freed when its pool is dropped.
 //! drop(web);
 //! assert_eq!(main.avail(), 1 << 30);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -75,36 +75,36 @@
 //! | call | steps |
 //! |---|---|
 //! | first fit, last fit, [`Algo::At`], free, avail, longest free extent, adding a chunk of any size | O(log n) |
-//! | best fit | O(log n), after a first one that indexes the free runs there are |
-//! | aligned first fit and last fit | O(log n), after a first one *for each alignment* that looks once at every run |
-//! | any of these inside a limit | O(log n), but best fit looks at every extent inside it |
+//! | best fit | O(log n), after a first one that indexes the existing free runs |
+//! | aligned first fit and last fit | O(log n), after a first one *for each alignment* that visits every run once |
+//! | any of these inside a limit | O(log n), but best fit visits every extent inside it |
 //!
-//! Indexing is one pass over the free runs of that moment. Afterwards every change keeps the index
-//! right, which makes changes more expensive: pools that only do first fit do not pay. Up to 40
-//! alignments are kept at once. With several chunks, the newest that has a long enough run is found
-//! in O(log chunks); an alignment or a limit may rule it out, and then the next one is asked.
+//! Indexing is one pass over the free runs of that moment. Afterwards every change updates the
+//! index, which makes changes more expensive: pools that only do first fit do not pay for it. Up to
+//! 40 alignments are indexed at once. With several chunks, the newest that has a long enough run is
+//! found in O(log chunks); if an alignment or a limit rules it out, the next one is tried.
 //!
 //! # Why this structure
 //!
 //! Free space is a radix tree of nodes with 64 children each, over leaves of 4096 granules. A free
 //! run belongs, with all its length, to the place where it begins; leaves and nodes exist only
-//! where some run begins, so memory follows fragmentation. For each child a node keeps one number,
-//! the longest run that begins in it. First fit goes down to the first child whose number is large
-//! enough, and a change goes up for as long as it changes a number; nothing needs to be said about
-//! runs that cross a border. A leaf is a list of up to 24 runs in two lines of the processor's
-//! cache, or a bitmap with the longest run of each word, so memory never exceeds about 1.6 bitmaps.
+//! where some run begins, so memory follows fragmentation. For each child a node stores one number,
+//! the length of the longest run that begins in it. First fit descends to the first child whose
+//! number is large enough, and a change ascends as long as it changes a number; runs that cross a
+//! boundary need no special treatment. A leaf is a list of up to 24 runs in two cache lines, or a
+//! bitmap with the longest run of each word, so memory never exceeds about 1.6 bitmaps.
 //!
-//! The other design that was built and measured is one balanced tree (a treap) of free extents,
-//! each node knowing the longest extent below it. It has the same bounds in time, and is quicker
-//! where it is almost empty, but a node takes 40 bytes, and there can be one for every second
-//! granule: 336 MB for 64 GiB with every other page free, where this tree takes 3.3 MB. That
-//! decided it; `docs/performance.md` of the project has all numbers.
+//! The alternative design that was built and measured is one balanced tree (a treap) of free
+//! extents, in which each node stores the longest extent below it. It has the same time bounds, and
+//! is quicker where it is almost empty, but a node takes 40 bytes, and there can be one for every
+//! second granule: 336 MB for 64 GiB with every other page free, where this tree takes 3.3 MB. That
+//! was decisive; `docs/performance.md` of the project has all numbers.
 //!
 //! # Features
 //!
 //! `std` (default) makes the main pool's lock a `std::sync::Mutex`; without it the crate is
 //! `no_std` + `alloc` and the lock spins. `linux` adds the module `linux`. `serde` makes ranges,
-//! algorithms, policies and parameters serializable (and brings in `std`). There is no `unsafe` code.
+//! algorithms, policies and parameters serializable (and enables `std`). There is no `unsafe` code.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -118,7 +118,7 @@ extern crate alloc;
 #[cfg(any(feature = "std", loom, test))]
 extern crate std;
 
-// In the order in which they import each other.
+// The modules are in the order in which they import each other.
 pub mod range;
 
 pub mod map;
@@ -152,7 +152,7 @@ pub use main_pool::MainPool;
 pub use pool::{Algo, GenPool};
 pub use range::AddrRange;
 
-/// The README's example is a test as well.
+/// Compiles the README's example as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,8 +1,9 @@
-//! Linux's own behaviour, quirk for quirk: what recorded results of the real code replay against.
+//! Linux's own behaviour, including its quirks: the reference for recorded results of the real
+//! code.
 //!
 //! Feature `linux`, off by default. [`GenPool`] is `gen_pool` of `lib/genalloc.c` in Linux 6.12,
-//! [`Instance`] the memory code of the multikernel RFC on top of it, [`memparse`] and
-//! [`parse_pool_param`] read what a kernel command line holds. They share the free set and the
+//! [`Instance`] the memory code of the multikernel RFC on top of it, and [`memparse`] and
+//! [`parse_pool_param`] parse what a kernel command line contains. They share the free set and the
 //! order of chunks with the rest of the crate and differ in what they accept:
 //!
 //! | Linux | [`crate::GenPool`] and the others |
@@ -11,8 +12,8 @@
 //! | granules that are aligned relative to an unaligned chunk | chunks start at a multiple of the granule |
 //! | `align` is a C `int` and need not be a power of two | any power of two |
 //! | `fixed` takes an offset into each chunk | [`crate::Algo::At`] takes an address |
-//! | address 0 means failure, even where something was taken | is never handed out |
-//! | an instance may get chunks that hold no granule | no chunk is smaller than the granule |
+//! | address 0 means failure, even if something was allocated | is never allocated |
+//! | an instance may get chunks without a whole granule | no chunk is smaller than the granule |
 //! | numbers wrap, junk after an address is ignored | are refused |
 //!
 //! Where Linux stops the machine (`BUG`) these return an error and change nothing.

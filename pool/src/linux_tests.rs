@@ -106,7 +106,7 @@ fn any_chunk_is_taken_and_nothing_panics() {
                         assert!(pool.has_addr(addr, size));
                     }
                 }
-                // Whether it may be freed is Linux's business; that we survive is ours.
+                // Whether Linux would free it is not tested here, only that it does not panic.
                 let allowed = pool.free(value, size).is_ok();
                 assert!(!allowed || pool.has_addr(value, size));
             }
@@ -155,18 +155,18 @@ fn a_failed_instance_gives_everything_back() {
     let mut web = *busy.pool;
     web.free(page, 1).unwrap();
     main.free(page, PAGE).unwrap();
-    // A chunk that is gone: nothing of the rest goes back.
+    // A chunk is gone, so none of the others is freed.
     web.destroy(&mut main).unwrap_err();
     assert_eq!(main.avail(), MIB / 2);
 }
 
 #[test]
 fn an_alignment_of_3_pages_rounds_as_c_does() {
-    // Such a mask is not a power of two less one: the path without an index.
+    // Such a mask is not a power of two minus one, which takes the path without an index.
     let mut pool = pool(GIB, 64 * PAGE);
     pool.alloc(3 * PAGE).unwrap();
     let algo = Algo::FirstFitAlign { align: 3 * PAGE };
-    // (3 + 2) & !2 = 5
+    // The expected granule is (3 + 2) & !2 = 5.
     assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 5 * PAGE));
 }
 

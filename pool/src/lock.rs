@@ -1,4 +1,4 @@
-//! The only lock of the crate, held for one operation of the pool it guards.
+//! The only lock of the crate, held during one operation of the pool that it guards.
 //!
 //! With `std` it is a mutex that sleeps, without it a spin lock, and under `cfg(loom)` the model
 //! checker's mutex.
@@ -23,7 +23,8 @@ impl<T> Lock<T> {
     pub fn with<R>(&self, operation: impl FnOnce(&mut T) -> R) -> R {
         #[cfg(any(loom, feature = "std"))]
         {
-            // No pool operation panics half way, so the value is valid even if the lock is poisoned.
+            // No pool operation panics half way, so the value is valid even if the lock is
+            // poisoned.
             let mut guard = self
                 .0
                 .lock()

@@ -1,9 +1,9 @@
-//! The pool that everything else is carved from, shared by many threads.
+//! The pool from which everything else is carved, shared by many threads.
 //!
-//! Every call takes the lock for one operation, which is logarithmic; nothing calls out while the
-//! lock is held. [`free_extents`](MainPool::free_extents) and
-//! [`used_extents`](MainPool::used_extents) are the exceptions, which take time in proportion to
-//! what they return.
+//! Every call holds the lock for one operation, which is logarithmic; no foreign code is called
+//! while the lock is held. [`free_extents`](MainPool::free_extents) and
+//! [`used_extents`](MainPool::used_extents) are the exceptions, which take time proportional to
+//! their results.
 
 use crate::error::{AllocError, FreeError, PoolError};
 use crate::fit::Algo;
@@ -56,7 +56,7 @@ impl MainPool {
         })
     }
 
-    /// Returns the range the pool was made of.
+    /// Returns the range of the pool.
     #[must_use]
     pub fn range(&self) -> AddrRange {
         self.range
@@ -68,7 +68,8 @@ impl MainPool {
         self.order
     }
 
-    /// Allocates `size` bytes, rounded up to granules, by first fit and returns what was taken.
+    /// Allocates `size` bytes, rounded up to granules, by first fit and returns the allocated
+    /// range.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ impl MainPool {
         self.alloc_with(size, Algo::FirstFit)
     }
 
-    /// Allocates `size` bytes, rounded up to granules, by `algo` and returns what was taken.
+    /// Allocates `size` bytes, rounded up to granules, by `algo` and returns the allocated range.
     ///
     /// # Errors
     ///
@@ -86,7 +87,7 @@ impl MainPool {
         self.pool.with(|pool| pool.alloc_with(size, algo))
     }
 
-    /// Does what [`alloc_with`](Self::alloc_with) does, but only with addresses inside `limit`.
+    /// Works like [`alloc_with`](Self::alloc_with), but only with addresses inside `limit`.
     ///
     /// # Errors
     ///
@@ -124,7 +125,7 @@ impl MainPool {
         self.pool.with(|pool| pool.avail())
     }
 
-    /// Returns the number of bytes the pool was made of.
+    /// Returns the total number of bytes of the pool.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.range.size()
@@ -136,13 +137,13 @@ impl MainPool {
         self.pool.with(|pool| pool.largest_free())
     }
 
-    /// Returns the free extents by ascending address, as one consistent picture.
+    /// Returns the free extents by ascending address, as one consistent snapshot.
     #[must_use]
     pub fn free_extents(&self) -> Vec<AddrRange> {
         self.pool.with(|pool| pool.free_extents().collect())
     }
 
-    /// Returns the allocated extents by ascending address, as one consistent picture; neighbouring
+    /// Returns the allocated extents by ascending address, as one consistent snapshot; neighbouring
     /// allocations are one extent.
     #[must_use]
     pub fn used_extents(&self) -> Vec<AddrRange> {

@@ -4,12 +4,12 @@ use crate::range::AddrRange;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-/// Part of a range that was to be inserted is in the map already.
+/// The error for inserting a range that overlaps one in the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{range} overlaps {existing}, which is in the map already")]
 #[non_exhaustive]
 pub struct OverlapError {
-    /// The range that was to be inserted.
+    /// The range to be inserted.
     pub range: AddrRange,
     /// The lowest entry that overlaps it.
     pub existing: AddrRange,
@@ -28,7 +28,7 @@ pub struct OverlapError {
 /// ```
 #[derive(Debug, Clone)]
 pub struct MemoryMap<K> {
-    /// From start to (range, kind). Entries are disjoint; neighbours that touch differ in kind.
+    /// The entries as (range, kind) by start. Entries are disjoint; adjacent ones differ in kind.
     entries: BTreeMap<u64, (AddrRange, K)>,
 }
 
@@ -78,7 +78,7 @@ impl<K: Copy + Eq> MemoryMap<K> {
             .collect();
         for (old, old_kind) in touched {
             self.entries.remove(&old.start());
-            // Either end that sticks out keeps its kind.
+            // The parts outside of `range` keep their kind.
             if let Ok(left) = AddrRange::new(old.start(), range.start()) {
                 self.entries.insert(left.start(), (left, old_kind));
             }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn overwriting_agrees_with_an_array() {
-        // Every pair of ranges over 8 cells on top of two fixed ones, against the obvious model.
+        // Check every pair of ranges over 8 cells on top of two fixed ones, against a simple model.
         for code in 0..8_u64.pow(4) {
             let digit = |i: u32| code / 8_u64.pow(i) % 8;
             let mut map = MemoryMap::new();

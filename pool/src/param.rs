@@ -1,7 +1,7 @@
 //! The parameter `mkkernel_pool=SIZE[@ADDR]`, and sizes and addresses as the kernel writes them.
 //!
 //! The grammar of numbers is that of the kernel's `memparse` (`lib/cmdline.c` and `lib/kstrtox.c`
-//! of Linux 6.12). What the kernel accepts without meaning is refused: numbers that wrap, junk
+//! of Linux 6.12). Inputs that the kernel accepts by accident are refused: numbers that wrap, junk
 //! after the address, a second `@`. The feature `linux` has the kernel's own parser.
 
 use alloc::borrow::ToOwned;
@@ -28,7 +28,7 @@ pub enum ParamError {
     /// The number is followed by something that is not part of it.
     #[error("`{junk}` follows the number in `{text}`")]
     Junk {
-        /// The whole text.
+        /// The whole text that was parsed.
         text: String,
         /// The part of the text that is not a number.
         junk: String,
@@ -36,19 +36,19 @@ pub enum ParamError {
     /// The size of the pool is 0.
     #[error("the size in `{text}` is zero")]
     ZeroSize {
-        /// The whole parameter.
+        /// The whole text of the parameter.
         text: String,
     },
     /// The address after the `@` is missing or 0.
     #[error("the address in `{text}` is missing or zero")]
     ZeroAddr {
-        /// The whole parameter.
+        /// The whole text of the parameter.
         text: String,
     },
     /// The parameter has more than one `@`.
-    #[error("`{text}` names more than one address")]
+    #[error("`{text}` has more than one address")]
     RepeatedAddr {
-        /// The whole parameter.
+        /// The whole text of the parameter.
         text: String,
     },
     /// The pool would reach past the end of the 64-bit address space.
@@ -62,15 +62,16 @@ pub enum ParamError {
     /// The address is not a multiple of the granule.
     #[error("the address {start:#x} is not a multiple of the granule {granule:#x}")]
     Unaligned {
-        /// The address given.
+        /// The address that was given.
         start: u64,
         /// The granule in bytes.
         granule: u64,
     },
 }
 
-/// Reads the digits of `s` as the kernel's `simple_strtoull` does with base 0: `0x` counts only
-/// before a hex digit, any other leading `0` means octal. Returns (value, whether it wrapped, rest).
+/// Parses the digits of `s` like the kernel's `simple_strtoull` with base 0: `0x` counts only
+/// before a hex digit, any other leading `0` means octal. Returns (value, whether it wrapped,
+/// rest).
 fn digits(s: &str) -> (u64, bool, &str) {
     let bytes = s.as_bytes();
     let hex = matches!(bytes, [b'0', b'x' | b'X', c, ..] if c.is_ascii_hexdigit());
@@ -90,7 +91,7 @@ fn digits(s: &str) -> (u64, bool, &str) {
     (value, wrapped, rest)
 }
 
-/// Returns log2 of what a suffix letter stands for.
+/// Returns the base-2 logarithm of the value of a suffix letter.
 fn suffix_shift(letter: u8) -> Option<u32> {
     Some(match letter.to_ascii_uppercase() {
         b'K' => 10,
@@ -103,7 +104,7 @@ fn suffix_shift(letter: u8) -> Option<u32> {
     })
 }
 
-/// Reads a number with an optional suffix. Returns (value, whether it wrapped, rest).
+/// Parses a number with an optional suffix. Returns (value, whether it wrapped, rest).
 fn memparse_checked(s: &str) -> (u64, bool, &str) {
     let (value, wrapped, rest) = digits(s);
     match rest.bytes().next().and_then(suffix_shift) {
@@ -116,8 +117,8 @@ fn memparse_checked(s: &str) -> (u64, bool, &str) {
     }
 }
 
-/// Reads a number with an optional suffix as the kernel's `memparse` does. Returns the number and
-/// what follows it.
+/// Parses a number with an optional suffix like the kernel's `memparse`. Returns the number and the
+/// rest of the text.
 ///
 /// The function never fails: no digits are 0, and everything is modulo 2^64.
 ///
@@ -133,13 +134,13 @@ pub fn memparse(s: &str) -> (u64, &str) {
     (value, rest)
 }
 
-/// Reads all of `s` as one number, with a byte unit if `with_unit`. Nothing wraps or is ignored.
+/// Parses all of `s` as one number, with a byte unit if `with_unit`. Nothing wraps or is ignored.
 fn parse_whole(s: &str, with_unit: bool) -> Result<u64, ParamError> {
     if !s.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(ParamError::NoNumber { text: s.to_owned() });
     }
     let (value, wrapped, rest) = memparse_checked(s);
-    // "iB" makes sense after a suffix letter only. It and "B" are binary here, as the letters are.
+    // "iB" is only valid after a suffix letter. It and "B" are binary here, like the letters.
     let has_suffix = digits(s).2.len() != rest.len();
     let unit = matches!(rest, "B" | "b") || (has_suffix && matches!(rest, "iB" | "ib"));
     if !(rest.is_empty() || (with_unit && unit)) {
@@ -154,10 +155,10 @@ fn parse_whole(s: &str, with_unit: bool) -> Result<u64, ParamError> {
     Ok(value)
 }
 
-/// Reads a size in bytes: all of `s` must be one number that fits 64 bits.
+/// Parses a size in bytes: all of `s` must be one number that fits 64 bits.
 ///
-/// `K` … `E` in either case are powers of 1024, and so are `KB` and `KiB`. Zero is allowed: what
-/// a size of zero means is for the caller to say.
+/// `K` … `E` in either case are powers of 1024, and so are `KB` and `KiB`. Zero is allowed: the
+/// caller decides whether a size of zero is valid.
 ///
 /// # Errors
 ///
@@ -173,7 +174,8 @@ pub fn parse_size(s: &str) -> Result<u64, ParamError> {
     parse_whole(s, true)
 }
 
-/// Reads an address: as [`parse_size`], but without byte units (`4G` is an address, `4GB` is not).
+/// Parses an address: like [`parse_size`], but without byte units (`4G` is an address, `4GB` is
+/// not).
 ///
 /// # Errors
 ///
@@ -188,16 +190,16 @@ pub fn parse_addr(s: &str) -> Result<u64, ParamError> {
 pub struct PoolParam {
     /// The size in bytes; not 0, and not necessarily a multiple of a page.
     pub size: u64,
-    /// The address the pool must have, if the text names one; not 0.
+    /// The address that the pool must have, if the text contains one; not 0.
     pub start: Option<u64>,
 }
 
-/// Reads `SIZE[@ADDR]` exactly as the multikernel RFC does: numbers wrap, junk after the address is
+/// Parses `SIZE[@ADDR]` exactly like the multikernel RFC: numbers wrap, junk after the address is
 /// ignored.
 ///
 /// # Errors
 ///
-/// Returns [`ParamError`] for whatever the RFC answers `EINVAL` to.
+/// Returns [`ParamError`] where the RFC returns `EINVAL`.
 ///
 /// ```
 /// use mkpool::linux::parse_pool_param;
@@ -230,7 +232,7 @@ pub fn parse_linux(s: &str) -> Result<PoolParam, ParamError> {
 }
 
 impl PoolParam {
-    /// Reads `SIZE[@ADDR]`.
+    /// Parses `SIZE[@ADDR]`, the value of `mkkernel_pool=`.
     ///
     /// # Errors
     ///

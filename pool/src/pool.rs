@@ -1,4 +1,4 @@
-//! The allocator itself: chunks of address space, and allocations out of them.
+//! The allocator itself: chunks of address space, and allocations from them.
 //!
 //! A [`GenPool`] is single threaded; [`MainPool`](crate::MainPool) puts a lock around one. It
 //! keeps no record of allocations: any part of what is allocated may be freed, and one call may
@@ -80,7 +80,7 @@ impl<O> GenPool<O> {
 
     /// Adds `range` to the pool; from now on it is searched before all other chunks.
     ///
-    /// The call costs the same for a page and for a terabyte.
+    /// The call costs the same for a page as for a terabyte.
     ///
     /// # Errors
     ///
@@ -112,9 +112,9 @@ impl<O> GenPool<O> {
         self.alloc_with(size, self.algo)
     }
 
-    /// Allocates `size` bytes, rounded up to granules, by `algo`, and returns what was taken.
+    /// Allocates `size` bytes, rounded up to granules, by `algo`, and returns the allocated range.
     ///
-    /// The newest chunk that has room wins, even if an older one would fit better; no allocation
+    /// The newest chunk that has room is used, even if an older one would fit better; no allocation
     /// spans two chunks.
     ///
     /// # Errors
@@ -127,15 +127,15 @@ impl<O> GenPool<O> {
         self.alloc_in(size, algo, None)
     }
 
-    /// Does what [`alloc_with`](Self::alloc_with) does, but only with addresses inside `limit`.
+    /// Works like [`alloc_with`](Self::alloc_with), but only with addresses inside `limit`.
     ///
-    /// [`Algo::BestFit`] looks at every free extent inside the limit, and its extents end with the
+    /// [`Algo::BestFit`] visits every free extent inside the limit, and its extents end with the
     /// limit; all other algorithms stay logarithmic.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`alloc_with`](Self::alloc_with), with
-    /// [`AllocError::NoRoomInside`] in place of [`AllocError::NoRoom`].
+    /// Returns the errors of [`alloc_with`](Self::alloc_with), with [`AllocError::NoRoomInside`]
+    /// instead of [`AllocError::NoRoom`].
     pub fn alloc_within(
         &mut self,
         size: u64,
@@ -244,7 +244,7 @@ impl<O> GenPool<O> {
         }
         for &range in &sorted {
             self.free(range)
-                .expect("all of it is allocated, and no two overlap");
+                .expect("all ranges are allocated, and no two overlap");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Tests of `GenPool` that are about one rule each; the model test covers the rest.
+//! Tests of `GenPool` for one rule each; the model test covers the rest.
 
 use super::*;
 use alloc::vec;
@@ -196,7 +196,7 @@ fn last_fit_takes_the_highest_place() {
 fn limits_hold_for_every_algorithm() {
     let mut pool = pool(64 * PAGE);
     pool.add_chunk(r(4 * GIB, 64 * PAGE), ()).unwrap();
-    // Not made of whole granules: only those wholly inside count.
+    // The limit does not consist of whole granules: only those wholly inside count.
     let limit = AddrRange::new(GIB + 9 * PAGE + 1, GIB + 21 * PAGE - 1).unwrap();
     let align = 4 * PAGE;
     for (algo, first) in [

@@ -1,13 +1,13 @@
-//! Half-open ranges of addresses that are never empty: the one place for address arithmetic.
+//! Half-open ranges of addresses that are never empty: the only place for address arithmetic.
 //!
-//! A range that exists is well formed, so code that holds an [`AddrRange`] never has to consider
+//! A range that exists is well formed, so code that has an [`AddrRange`] never has to consider
 //! wrapping or empty ranges. The price is that the last byte of the 64-bit address space cannot be
 //! part of any range; no machine has memory there.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-/// The reason why two numbers do not make a range.
+/// The reason why two numbers do not form a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
@@ -20,24 +20,25 @@ pub enum RangeError {
     /// The end lies before the start.
     #[error("the range ends at {end:#x}, before its start {start:#x}")]
     Inverted {
-        /// The first address.
+        /// The first address of the range.
         start: u64,
-        /// The exclusive end given.
+        /// The exclusive end that was given.
         end: u64,
     },
     /// `start + size` does not fit 64 bits.
     #[error("{size:#x} bytes from {start:#x} on reach past the end of the address space")]
     Wraps {
-        /// The first address.
+        /// The first address of the range.
         start: u64,
-        /// The length in bytes.
+        /// The length of the range in bytes.
         size: u64,
     },
 }
 
 /// A half-open range of addresses, `start..end`, in bytes; never empty.
 ///
-/// With the feature `serde` it is written as `{"start": …, "end": …}` and checked when it is read.
+/// With the feature `serde` it is serialized as `{"start": …, "end": …}` and checked when it is
+/// deserialized.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "Unchecked"))]
@@ -46,7 +47,7 @@ pub struct AddrRange {
     end: u64,
 }
 
-/// What is read for a range before it is checked.
+/// A deserialized range before it is checked.
 #[cfg(feature = "serde")]
 #[derive(serde::Deserialize)]
 struct Unchecked {
@@ -111,7 +112,7 @@ impl AddrRange {
     /// Returns the last address of the range (its inclusive end, as `/proc/iomem` prints it).
     #[must_use]
     pub const fn last(&self) -> u64 {
-        // Never empty, so the end is at least 1.
+        // A range is never empty, so the end is at least 1.
         self.end.wrapping_sub(1)
     }
 
@@ -160,8 +161,8 @@ impl fmt::Display for AddrRange {
 
 /// Sorts `ranges` and joins those that overlap or touch.
 ///
-/// The result is the smallest list of ranges that covers the same bytes: what turns an instance's
-/// chunks into memory slots and rows of an e820 map.
+/// The result is the shortest list of ranges that covers the same bytes, such as an instance's
+/// memory slots and rows of its e820 map.
 ///
 /// ```
 /// use mkpool::range::{AddrRange, merge_adjacent};

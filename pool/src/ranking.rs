@@ -1,8 +1,8 @@
-//! Finds the chunk to ask: the newest one with a free run that is long enough.
+//! Finds the next chunk to try: the newest one with a free run that is long enough.
 //!
 //! An instance that was carved from a fragmented pool may have thousands of chunks. A tournament
-//! tree over their longest runs finds the next one worth asking in O(log chunks), so that the order
-//! in which Linux walks its list is kept without the walk.
+//! tree over their longest runs finds the next one worth trying in O(log chunks), so that the order
+//! in which Linux walks its list is preserved without the walk.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranking {
     len: usize,
-    /// A complete binary tree: the number at place 1 is the greatest of all, the chunks are in the
+    /// A complete binary tree: the number at index 1 is the greatest of all, the chunks are in the
     /// second half.
     heap: Vec<u64>,
 }
@@ -79,10 +79,10 @@ impl Ranking {
         if bound == 0 || half == 0 {
             return None;
         }
-        // Up from the first candidate until it, or something to its left, is great enough.
+        // Go up from the first candidate until it, or a subtree to its left, is large enough.
         let mut place = half.wrapping_add(bound.min(self.len)).wrapping_sub(1);
         while self.at(place) < value {
-            // The nearest subtree that lies to the left.
+            // Find the nearest subtree to the left.
             while place & 1 == 0 {
                 place = place.wrapping_shr(1);
             }
@@ -91,7 +91,7 @@ impl Ranking {
             }
             place = place.wrapping_sub(1);
         }
-        // Down again, keeping to the right.
+        // Go down again, preferring the right side.
         while place < half {
             place = place.wrapping_mul(2);
             if self.at(place.wrapping_add(1)) >= value {

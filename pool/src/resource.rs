@@ -1,4 +1,4 @@
-//! A tree of named ranges, laid out and printed as `/proc/iomem` is: who holds what.
+//! A tree of named ranges with their owners, printed like `/proc/iomem`.
 //!
 //! Resources are looked up by handle or by address, never by name, because names may repeat.
 //! Siblings never overlap and children lie inside their parent. Insertion checks that against the
@@ -10,7 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// A handle of a resource. It is never used again after the resource is gone.
+/// A handle of a resource. It is never reused after the resource is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceId(u64);
 
@@ -18,10 +18,10 @@ pub struct ResourceId(u64);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
-    /// The resource does not exist, or not any more.
+    /// The resource does not exist, or no longer exists.
     #[error("there is no resource #{}", id.0)]
     Unknown {
-        /// The handle given.
+        /// The handle that was given.
         id: ResourceId,
     },
     /// Part of the range already belongs to a sibling.
@@ -31,9 +31,9 @@ pub enum ResourceError {
         name: String,
         /// The range to be inserted.
         range: AddrRange,
-        /// The sibling's name.
+        /// The name of the sibling.
         existing: String,
-        /// The sibling's range.
+        /// The range of the sibling.
         existing_range: AddrRange,
     },
     /// The range does not lie inside its parent.
@@ -43,25 +43,25 @@ pub enum ResourceError {
         name: String,
         /// The range to be inserted.
         range: AddrRange,
-        /// The parent's name.
+        /// The name of the parent.
         parent: String,
-        /// The parent's range.
+        /// The range of the parent.
         parent_range: AddrRange,
     },
     /// A resource with children cannot be removed alone.
     #[error("`{name}` at {range} still has {children} children")]
     HasChildren {
-        /// The resource's name.
+        /// The name of the resource.
         name: String,
-        /// The resource's range.
+        /// The range of the resource.
         range: AddrRange,
         /// The number of its children.
         children: usize,
     },
-    /// The name has control characters, which could forge lines of the printed tree.
-    #[error("the name {name:?} has control characters")]
+    /// The name contains control characters, which could forge lines of the printed tree.
+    #[error("the name {name:?} contains control characters")]
     BadName {
-        /// The name given.
+        /// The name that was given.
         name: String,
     },
 }
@@ -96,19 +96,19 @@ impl Resource {
         self.range
     }
 
-    /// Returns the resource it lies in; `None` at the top of the tree.
+    /// Returns the resource that contains it; `None` at the top of the tree.
     #[must_use]
     pub fn parent(&self) -> Option<ResourceId> {
         self.parent
     }
 
-    /// Returns the resources that lie directly in it, by ascending address.
+    /// Returns the resources directly inside it, by ascending address.
     pub fn children(&self) -> impl DoubleEndedIterator<Item = ResourceId> + '_ {
         self.children.values().copied()
     }
 }
 
-/// The tree of who holds what.
+/// A tree of the owners of ranges.
 ///
 /// ```
 /// use mkpool::{AddrRange, resource::ResourceTree};
@@ -178,7 +178,7 @@ impl ResourceTree {
             }
         }
         let siblings = self.level(parent)?;
-        // The last sibling that starts below our end overlaps us, or none does.
+        // If any sibling overlaps, it is the last one that starts below our end.
         let below = siblings.range(..range.end()).next_back();
         if let Some(sibling) = below.and_then(|(_, id)| self.resources.get(id))
             && sibling.range.overlaps(&range)
@@ -191,7 +191,7 @@ impl ResourceTree {
             });
         }
         let id = ResourceId(self.next);
-        // 2^64 insertions do not happen.
+        // There are never 2^64 insertions.
         self.next = self.next.wrapping_add(1);
         let children = BTreeMap::new();
         self.resources.insert(
@@ -229,7 +229,7 @@ impl ResourceTree {
     ///
     /// # Errors
     ///
-    /// Returns [`ResourceError::Unknown`].
+    /// Returns [`ResourceError::Unknown`] if it does not exist.
     pub fn remove_subtree(&mut self, id: ResourceId) -> Result<(), ResourceError> {
         let top = self.known(id)?;
         let (parent, start) = (top.parent, top.range.start());
@@ -249,13 +249,13 @@ impl ResourceTree {
         self.resources.get(&id)
     }
 
-    /// Returns the deepest resource that holds `addr`.
+    /// Returns the deepest resource that contains `addr`.
     #[must_use]
     pub fn find(&self, addr: u64) -> Option<ResourceId> {
         self.path(addr).last().map(|resource| resource.id)
     }
 
-    /// Returns all resources that hold `addr`, the outermost first.
+    /// Returns all resources that contain `addr`, the outermost first.
     #[must_use]
     pub fn path(&self, addr: u64) -> Vec<&Resource> {
         let mut path = Vec::new();
@@ -309,8 +309,8 @@ impl ResourceTree {
     }
 }
 
-/// Prints the tree as `/proc/iomem` is printed: two blanks per level, inclusive ends, at least
-/// eight hex digits.
+/// Formats the tree like `/proc/iomem`: two blanks per level, inclusive ends, at least eight hex
+/// digits.
 impl fmt::Display for ResourceTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (depth, resource) in self.iter() {

@@ -1,6 +1,6 @@
-//! Every sequence of a few operations on pools of up to 8 pages, compared with the oracle.
+//! Checks every sequence of a few operations on pools of up to 8 pages against the oracle.
 //!
-//! What random tests may miss in a corner, this cannot: there are no other corners.
+//! Random tests may miss corner cases; this test covers all of them.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod oracle;
@@ -17,7 +17,7 @@ enum Op {
     Free(u64, u64),
 }
 
-/// Every call that makes sense on `pages` pages, and a few that do not.
+/// Returns every valid call on `pages` pages, and a few invalid ones.
 fn calls(pages: u64) -> Vec<Op> {
     let mut calls = Vec::new();
     let place = |first: u64| BASE + first * PAGE;
@@ -38,7 +38,7 @@ fn calls(pages: u64) -> Vec<Op> {
     calls
 }
 
-/// Every algorithm inside every limit.
+/// Returns every algorithm inside every limit.
 fn limited_calls(pages: u64) -> Vec<Op> {
     let mut calls = Vec::new();
     let hows = [
@@ -68,8 +68,9 @@ fn both(pages: u64) -> (GenPool, Model) {
     (pool, model)
 }
 
-/// A call on the pool in state `used` must do what the oracle does from the same state. States
-/// are compared as well, so all sequences of calls are covered by all pairs of state and call.
+/// Checks that a call on the pool in state `used` has the same result as the oracle from that
+/// state. States are compared as well, so all sequences of calls are covered by all pairs of state
+/// and call.
 fn check(pages: u64, used: u64, op: Op) {
     let (mut pool, mut model) = both(pages);
     for page in (0..pages).filter(|page| used >> page & 1 == 1) {
@@ -138,8 +139,8 @@ fn every_limit_in_every_state_of_up_to_6_pages_holds() {
     }
 }
 
-/// Checks sequences of calls on one pool that lives on: what the structure remembers from earlier
-/// calls must not matter either.
+/// Checks sequences of calls on one pool: data that the structure keeps from earlier calls must not
+/// affect the results.
 fn sequences(pages: u64, depth: u32, calls: &[Op], path: &mut Vec<Op>) -> u64 {
     let (mut pool, mut model) = both(pages);
     for &op in path.iter() {

@@ -1,4 +1,4 @@
-//! Every error there is, provoked on purpose, and after each: nothing has changed.
+//! Provokes every error, and checks after each that nothing has changed.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use mkpool::instance::{ChunkPolicy, CreateError, DestroyError};
@@ -15,7 +15,7 @@ fn r(first: u64, pages: u64) -> AddrRange {
     AddrRange::with_size(BASE + first * PAGE, pages * PAGE).unwrap()
 }
 
-/// Everything one can see of a pool.
+/// Returns the visible state of a pool.
 fn picture(pool: &GenPool<u8>) -> impl PartialEq + std::fmt::Debug + use<> {
     (
         pool.free_extents().collect::<Vec<_>>(),
@@ -27,7 +27,7 @@ fn picture(pool: &GenPool<u8>) -> impl PartialEq + std::fmt::Debug + use<> {
     )
 }
 
-/// Two chunks, fragmented, in which a leaf of each kind occurs.
+/// Returns a pool with two fragmented chunks, in which each kind of leaf occurs.
 fn pool() -> GenPool<u8> {
     let mut pool = GenPool::new(12).unwrap();
     pool.add_chunk(r(0, 8192), 1).unwrap();
@@ -106,7 +106,7 @@ fn a_failed_allocation_changes_nothing() {
             );
             assert_eq!(picture(&pool), before, "{algo:?}");
         }
-        // Enough is free, but not inside the limit.
+        // There is enough free memory, but not inside the limit.
         let limit = r(6000, 8);
         let error = pool.alloc_within(8 * PAGE, algo, limit).unwrap_err();
         assert!(matches!(error, AllocError::NoRoomInside { limit: l, .. } if l == limit));
@@ -135,7 +135,7 @@ fn a_failed_free_changes_nothing() {
         pool.free(range).unwrap_err();
         assert_eq!(picture(&pool), before, "{range}");
     }
-    // The last of several is the bad one.
+    // The last of several ranges is invalid.
     for bad in [r(1, 1), r(9000, 1), r(6, 1), r(8191, 4)] {
         pool.free_all(&[r(4, 1), r(6, 1), r(6000, 1), bad])
             .unwrap_err();
@@ -182,7 +182,7 @@ fn a_failed_creation_leaves_the_main_pool_as_it_was() {
     }
     let before = (main.free_extents(), main.used_extents(), main.avail());
     for policy in [ChunkPolicy::Rfc, ChunkPolicy::Halving] {
-        // At every place where the pool can run dry, after no chunk and after many.
+        // Let the pool run out of memory at every point, after no chunk and after many.
         for pages in [1985 + 40, 2048, 1 << 30] {
             let failed = InstancePool::create(&main, 3, pages * PAGE, PAGE_ORDER, policy);
             assert!(matches!(failed, Err(CreateError::NoRoom { id: 3, .. })));
@@ -226,7 +226,7 @@ fn an_instance_that_cannot_be_destroyed_comes_back_unchanged() {
         (allocations, pool.avail(), main.avail()),
         (vec![held], 97 * PAGE, 412 * PAGE)
     );
-    // One page freed without the instance: nothing of the rest may go back either.
+    // One page was freed behind the instance's back: none of the rest may be freed either.
     main.free(r(50, 1)).unwrap();
     let Err(DestroyError::Refused { pool, .. }) = pool.destroy_forced() else {
         panic!()

@@ -1,4 +1,4 @@
-//! Every interleaving of a few threads on one main pool, by loom's model checker:
+//! Checks every interleaving of a few threads on one main pool, with loom's model checker:
 //! `RUSTFLAGS="--cfg loom" cargo test -p mkpool --test loom --release`
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
@@ -24,7 +24,7 @@ fn two_threads_share_three_pages_without_overlap() {
         let theirs = thread::spawn(move || other.alloc(2 * PAGE).ok());
         let ours = main.alloc(2 * PAGE).ok();
         let theirs = theirs.join().unwrap();
-        // One of the two, whichever was first, and never both.
+        // Exactly one of the two succeeds, whichever was first.
         assert!(ours.is_some() != theirs.is_some());
         assert_eq!(main.avail(), PAGE);
     });

@@ -1,5 +1,5 @@
-//! The crate against an independent oracle: genalloc's algorithms over a plain bitmap, written
-//! from their definition in `lib/genalloc.c` and `lib/bitmap.c` of Linux 6.12.
+//! Compares the crate with an independent oracle: genalloc's algorithms over a plain bitmap,
+//! written from their definition in `lib/genalloc.c` and `lib/bitmap.c` of Linux 6.12.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod oracle;
@@ -7,7 +7,7 @@ mod oracle;
 use mkpool::{AddrRange, GenPool, linux};
 use oracle::{How, Model};
 
-/// splitmix64: small, good enough, the same everywhere.
+/// A splitmix64 generator, which is small and the same on every platform.
 struct Rng(u64);
 
 impl Rng {
@@ -20,7 +20,7 @@ impl Rng {
     }
 }
 
-/// Whose rules a pool follows.
+/// The rules that a pool follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rules {
     Strict,
@@ -68,7 +68,7 @@ impl Subject {
         }
     }
 
-    /// `None` where the call cannot be expressed.
+    /// Frees on the pool; `None` if the call cannot be expressed.
     fn free(&mut self, addr: u64, size: u64) -> Option<bool> {
         match self {
             Self::Strict(pool) => {
@@ -129,11 +129,11 @@ struct Pair {
     rules: Rules,
     model: Model,
     granule: u64,
-    /// The bytes of all chunks.
+    /// The total number of bytes of all chunks.
     size: u64,
-    /// Where the newest chunk starts.
+    /// The start of the newest chunk.
     base: u64,
-    /// What both handed out and nobody gave back.
+    /// The allocations that both have made and that were not freed.
     live: Vec<(u64, u64)>,
 }
 
@@ -156,7 +156,7 @@ impl Pair {
         }
     }
 
-    /// Plays `op` on both and compares the answers and the books.
+    /// Plays `op` on both and compares the answers and the counters.
     fn play(&mut self, op: Op) {
         match op {
             Op::Alloc { size, how, limit } => {
@@ -175,7 +175,7 @@ impl Pair {
         assert_eq!(self.pool.avail(), self.model.avail(), "{op:?}");
     }
 
-    /// The invariants that cost time: extents are what the bitmap says, disjoint, and add up.
+    /// Checks the expensive invariants: extents match the bitmap, are disjoint, and add up.
     fn audit(&self) {
         let extents = |used: bool| -> Vec<(u64, u64)> {
             let ranges = self.pool.extents(used).into_iter();
@@ -188,7 +188,7 @@ impl Pair {
         assert_eq!(self.pool.largest_free().map(|r| r.size()), longest);
     }
 
-    /// An algorithm, and limits now and then.
+    /// Returns a random algorithm, and sometimes a limit.
     fn random_how(&self, rng: &mut Rng, span: u64) -> (How, Option<(u64, u64)>) {
         let strict = self.rules == Rules::Strict;
         let offset = rng.below(span) / self.granule * self.granule;
@@ -208,7 +208,7 @@ impl Pair {
         (how, limited.then_some((low, high)))
     }
 
-    /// A random call: mostly sane ones, every algorithm, now and then nonsense.
+    /// Returns a random call: mostly valid ones, every algorithm, and sometimes invalid ones.
     fn random_op(&mut self, rng: &mut Rng, max: u64, span: u64) -> Op {
         let granule = self.granule;
         let size = match rng.below(8) {
@@ -223,7 +223,7 @@ impl Pair {
                 Op::Alloc { size, how, limit }
             }
             10 => {
-                // As likely as not something that may not be freed.
+                // This is probably not allocated.
                 Op::Free {
                     addr: self.base.wrapping_add(rng.below(span)),
                     size: rng.below(max),
@@ -236,7 +236,7 @@ impl Pair {
                 if kind < 19 || size <= granule {
                     return Op::Free { addr, size };
                 }
-                // Only a part; the rest stays live.
+                // Free only a part; the rest stays live.
                 let keep = granule * (1 + rng.below(size / granule - 1));
                 self.live.push((addr, keep));
                 Op::Free {
@@ -247,13 +247,14 @@ impl Pair {
         }
     }
 
-    /// Frees all that is used, extent by extent; whether one free extent per chunk is left.
+    /// Frees everything that is used, extent by extent; returns whether one free extent per chunk
+    /// is left.
     fn drain(&mut self) -> bool {
         for (addr, size) in self.model.extents(true) {
             self.play(Op::Free { addr, size });
         }
         self.audit();
-        // Where chunks overlap a free always goes to the newer one, and some memory never back.
+        // If chunks overlap, a free always affects the newer one, and some memory is never freed.
         let all_back = self.model.extents(true).is_empty();
         assert_eq!(self.pool.is_idle(), all_back);
         assert_eq!(self.pool.avail() == self.size, all_back);
@@ -317,7 +318,7 @@ fn pools_of_many_chunks_agree_with_the_model() {
 
 #[test]
 fn a_pool_of_50_chunks_agrees_with_the_model() {
-    // As an instance out of a fragmented pool has them: most small, a few large.
+    // Use chunk sizes as in a fragmented pool: most small, a few large.
     let chunk = |i: u64| {
         (
             BASE + i * (1 << 24),
@@ -373,7 +374,7 @@ fn churn(order: u32, size: u64, seed: u64) {
     let mut rng = Rng(seed);
     let mut ops = 0;
     while ops < 200_000 {
-        // As many of one granule as of hundreds.
+        // Make sizes of one granule as frequent as sizes of hundreds.
         let most = 1 << rng.below(11);
         let granules = 1 + rng.below(most);
         let full = pair.pool.avail() < size / 10;
@@ -392,7 +393,7 @@ fn churn(order: u32, size: u64, seed: u64) {
     assert!(pair.drain());
 }
 
-// Half a million granules each, for the oracle looks at all of them.
+// Each has half a million granules, since the oracle examines all of them.
 
 #[test]
 fn a_pool_of_64_gib_agrees_with_the_model_when_90_percent_full() {
@@ -406,7 +407,7 @@ fn a_pool_of_1_tib_agrees_with_the_model_when_90_percent_full() {
 
 #[test]
 fn a_dense_pool_agrees_with_the_model() {
-    // Single pages, near full: leaves are bitmaps.
+    // Single pages in a nearly full pool turn leaves into bitmaps.
     workload(12, Rules::Strict, &[(BASE, 64 << 20)], 3 << 12, 40_000, 2);
 }
 

@@ -1,4 +1,4 @@
-//! What the feature `serde` writes, and that it checks what it reads.
+//! Tests the output of the feature `serde`, and that it checks its input.
 #![cfg(feature = "serde")]
 
 use mkpool::instance::ChunkPolicy;

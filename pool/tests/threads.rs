@@ -1,4 +1,4 @@
-//! Many threads on one main pool: nothing is handed out twice, nothing is lost.
+//! Uses one main pool from many threads: nothing is allocated twice, nothing is lost.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -12,7 +12,7 @@ const PAGES: u64 = 4096;
 const PAGE: u64 = 4096;
 const BASE: u64 = 4 << 30;
 
-/// Who holds each page, 0 for nobody; kept by the threads, not by the pool.
+/// The owner of each page, 0 for none; maintained by the threads, not by the pool.
 struct Owners(Vec<AtomicU32>);
 
 impl Owners {
@@ -42,7 +42,7 @@ fn hammer(main: &MainPool, owners: &Owners, me: u32) {
                     owners.change(region, 0, me);
                     owners.change(region, me, 0);
                 }
-                // Half of them go by name, half are dropped.
+                // Half of them are destroyed explicitly, half are dropped.
                 if step % 128 == 0 {
                     instance.destroy().unwrap();
                 }
@@ -81,7 +81,7 @@ fn threads_never_hold_the_same_page() {
     let owners = Arc::new(Owners((0..PAGES).map(|_| AtomicU32::new(0)).collect()));
     let done = Arc::new(AtomicBool::new(false));
     let watcher = {
-        // Pictures taken in between must add up by themselves.
+        // Snapshots taken in between must be consistent.
         let (main, done) = (Arc::clone(&main), Arc::clone(&done));
         thread::spawn(move || {
             while !done.load(Ordering::SeqCst) {

@@ -1,5 +1,5 @@
-//! A treap of free extents by address, each node knowing the longest extent below it: also
-//! first fit in O(log n), but with a node for every extent.
+//! A treap of free extents by address, in which each node stores the longest extent below it: also
+//! first fit in O(log n), but with one node per extent.
 
 const NONE: u32 = u32::MAX;
 
@@ -49,7 +49,7 @@ impl ExtentTree {
         self.nodes[id as usize].longest = longest;
     }
 
-    /// Everything that starts below `at`, and the rest.
+    /// Splits the tree into the extents that start below `at`, and the rest.
     fn split(&mut self, id: u32, at: u64) -> (u32, u32) {
         if id == NONE {
             return (NONE, NONE);
@@ -85,7 +85,7 @@ impl ExtentTree {
     }
 
     fn insert(&mut self, start: u64, len: u64) {
-        // xorshift32
+        // This is xorshift32.
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 17;
         self.seed ^= self.seed << 5;
@@ -112,7 +112,7 @@ impl ExtentTree {
         self.root = self.merge(low, high);
     }
 
-    /// Takes out the extent that starts at `start`; its length.
+    /// Removes the extent that starts at `start`, and returns its length.
     fn remove(&mut self, start: u64) -> u64 {
         let (low, rest) = self.split(self.root, start);
         let (this, high) = self.split(rest, start + 1);

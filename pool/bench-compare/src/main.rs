@@ -1,8 +1,8 @@
-//! Measures mkpool beside its rivals, on the same operations in one run, and prints one table.
+//! Compares mkpool with other allocators, on the same operations in one run, and prints one table.
 //!
-//! `scripts/bench pool [--quick] [--svg FILE]` runs it. Times are medians over rounds of the
-//! mean time of a call, what the loop itself costs included (it has a row of its own); bytes are
-//! what the allocator had live on the heap.
+//! `scripts/bench pool [--quick] [--svg FILE]` runs it. Times are medians over rounds of the mean
+//! time of a call, including the cost of the loop itself (which has a row of its own); bytes are
+//! the live heap memory of the allocator.
 
 mod extent_tree;
 mod plot;
@@ -21,24 +21,24 @@ use workload::{Churn, Fresh, Racer, Rng, Sizes, Worst};
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Where pools start.
+/// The start address of the pools.
 pub const BASE: u64 = 4 << 30;
 pub const PAGE: u64 = 4096;
 
-/// Bytes live on the heap.
+/// Returns the number of live bytes on the heap.
 pub fn heap() -> usize {
     let stats = HEAP.stats();
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// What one allocator needed, by size of the pool; `None` where it is not feasible.
+/// The results of one allocator by size of the pool; `None` where it is not feasible.
 pub struct Row {
     pub name: &'static str,
-    /// By workload, then by size.
+    /// The results by workload, then by size.
     pub cells: [Vec<Option<Measured>>; 4],
 }
 
-/// One measurement.
+/// The result of one measurement.
 #[derive(Clone, Copy)]
 pub struct Measured {
     pub ns: f64,
@@ -58,12 +58,12 @@ pub const WORKS: [(&str, &str); 4] = [
     ("worst", "worst case, 1 MiB: ns per pair"),
 ];
 
-/// What one allocator can take part in.
+/// An allocator, and the workloads that are feasible for it.
 struct Entry {
     name: &'static str,
-    /// The largest pool in GiB, for all workloads but the last, and for that.
+    /// The largest pool in GiB for all workloads but the last, and for the last.
     pools: (u64, u64),
-    /// Calls in a round of churn, at most.
+    /// The maximum number of calls in a round of churn.
     calls: usize,
     start: fn(&Entry, work: usize, gib: u64, filling: &[u32], count: u64) -> Box<dyn Racer>,
 }
@@ -128,7 +128,7 @@ fn options() -> Options {
     options
 }
 
-/// All rounds of one workload at one size.
+/// Runs all rounds of one workload at one size.
 fn race(options: &Options, work: usize, gib: u64, entries: &[Entry]) -> Vec<Option<Measured>> {
     let feasible = |entry: &Entry| {
         gib <= if work == 3 {
@@ -163,7 +163,7 @@ fn race(options: &Options, work: usize, gib: u64, entries: &[Entry]) -> Vec<Opti
     let mut rng = Rng(gib + 1);
     let mut done = Vec::new();
     if work == 3 {
-        // One after the other: some of them need gigabytes for this.
+        // Run one after the other, since some of them need gigabytes for this.
         for (entry, times) in entries.iter().zip(&mut times) {
             let mut racer = start(entry);
             for round in 0..rounds * 5 {
@@ -210,10 +210,10 @@ fn main() {
     let mut entries = vec![
         entry::<GenPool>((all, all), 400_000),
         entry::<MainPool>((all, all), 400_000),
-        // A node of tens of bytes for every page: what a few GiB of memory allow.
+        // It needs a node of tens of bytes for every page, which only a few GiB of memory allow.
         entry::<OffsetAllocator<u32>>((all, 64), 400_000),
         entry::<ExtentTree>((all, 64), 400_000),
-        // These would take hours.
+        // These would take hours at larger sizes.
         entry::<Bitmap>((all, all), 600),
         entry::<AddressAllocator>((16, 16), 600),
         entry::<Nothing>((all, 0), 400_000),

@@ -1,10 +1,10 @@
-//! Cost against pool size, as an SVG.
+//! Plots the cost against the pool size, as an SVG.
 
 use crate::Row;
 use plotters::prelude::*;
 use std::error::Error;
 
-/// Three charts side by side, both axes logarithmic, and below them which line is whose.
+/// Draws three charts side by side with logarithmic axes, and a legend below them.
 pub fn draw(path: &str, sizes: &[u64], rows: &[Row]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(path, (1500, 580)).into_drawing_area();
     root.fill(&WHITE)?;

@@ -1,4 +1,4 @@
-//! One trait for every allocator, so that all of them see the same operations.
+//! One trait for every allocator, so that all of them perform the same operations.
 
 use crate::extent_tree::ExtentTree;
 use crate::{BASE, PAGE};
@@ -9,18 +9,18 @@ use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
 /// An allocator of pages.
 pub trait Rival: Sized {
-    /// What freeing needs to know.
+    /// The information that freeing needs.
     type Token: Copy;
     const NAME: &'static str;
-    /// A pool of `pages` pages of which at most `live` extents will be allocated at once.
+    /// Creates a pool of `pages` pages of which at most `live` extents will be allocated at once.
     fn new(pages: u64, live: u64) -> Self;
     fn alloc(&mut self, pages: u64) -> Option<Self::Token>;
-    /// Allocates as `alloc` does, in a pool from which nothing was freed so far.
+    /// Allocates like `alloc`, in a pool from which nothing was freed so far.
     fn fill(&mut self, pages: u64) -> Option<Self::Token> {
         self.alloc(pages)
     }
     fn free(&mut self, token: Self::Token, pages: u64);
-    /// Takes the first `pages` pages and frees every other one of them.
+    /// Allocates the first `pages` pages and frees every other one of them.
     fn comb(&mut self, pages: u64);
 }
 
@@ -74,12 +74,12 @@ impl Rival for MainPool {
     }
 }
 
-/// Other addresses than first fit's, constant time: the speed to aim at.
+/// Returns other addresses than first fit, in constant time: the reference for speed.
 impl Rival for OffsetAllocator<u32> {
     type Token = Allocation<u32>;
     const NAME: &'static str = "offset-allocator (other addresses)";
     fn new(pages: u64, live: u64) -> Self {
-        // It makes all its nodes at once, a free one beside every live one.
+        // It creates all its nodes at once, with a free one beside every live one.
         let nodes = u32::try_from(live * 2 + 16).expect("fewer than 2^31");
         let pages = u32::try_from(pages).expect("below 16 TiB");
         OffsetAllocator::with_max_allocs(pages, nodes)
@@ -121,8 +121,8 @@ impl Rival for AddressAllocator {
     }
 }
 
-/// First fit over one bit per page, as `bitmap_find_next_zero_area` does it in genalloc; a set
-/// bit is a page in use.
+/// First fit over one bit per page, like `bitmap_find_next_zero_area` in genalloc; a set bit is a
+/// page in use.
 pub struct Bitmap {
     words: Vec<u64>,
     pages: u64,
@@ -130,7 +130,8 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// The next bit that is set, or clear, from `from` on; `limit` if there is none before that.
+    /// Returns the next bit that is set, or clear, from `from` on; `limit` if there is none before
+    /// that.
     fn next(&self, from: u64, set: bool, limit: u64) -> u64 {
         let mut skip = !0_u64 << (from % 64);
         for i in from as usize / 64..limit.div_ceil(64) as usize {
@@ -183,7 +184,7 @@ impl Rival for Bitmap {
         }
     }
     fn fill(&mut self, pages: u64) -> Option<u64> {
-        // Where the search would end up, without the minutes that takes in a terabyte.
+        // Start where the search would end, without the minutes that it takes in a terabyte.
         let start = self.filled;
         self.filled += pages;
         self.set(start, pages, true);
@@ -204,10 +205,10 @@ impl Rival for Bitmap {
     }
 }
 
-/// The design that was not chosen: one balanced tree of free extents.
+/// The alternative design that was rejected: one balanced tree of free extents.
 impl Rival for ExtentTree {
     type Token = u64;
-    const NAME: &'static str = "tree of extents (the design not chosen)";
+    const NAME: &'static str = "tree of extents (the rejected design)";
     fn new(pages: u64, _live: u64) -> Self {
         ExtentTree::with_pages(pages)
     }
@@ -225,7 +226,7 @@ impl Rival for ExtentTree {
     }
 }
 
-/// No allocator at all: what the loop and the table of live allocations cost by themselves.
+/// No allocator at all: measures the cost of the loop and of the table of live allocations.
 pub struct Nothing;
 
 impl Rival for Nothing {

@@ -1,38 +1,38 @@
-//! The three workloads, the same operations for everyone.
+//! The workloads, with the same operations for all allocators.
 //!
-//! What is compared takes turns: in every round each allocator does the same operations once,
-//! so that whatever else the machine does meets all of them. The operations of a round are drawn
-//! before the clock starts, and so is what they free: nothing is timed but the calls. (The table
-//! of what is live is larger than most of the allocators and would be half of what is measured.)
+//! The allocators take turns: in every round each performs the same operations once, so that other
+//! activity of the machine affects all of them. The operations of a round, including what they
+//! free, are chosen before the clock starts: only the calls are timed. (The table of live
+//! allocations is larger than most of the allocators and would account for half of the time.)
 
 use crate::rivals::Rival;
 use crate::{BASE, PAGE, heap};
 use mkpool::{Algo, GenPool};
 use std::time::{Duration, Instant};
 
-/// One allocator in the middle of a workload.
+/// An allocator during a workload.
 pub trait Racer {
-    /// Does these operations, or as many of them as it can in sensible time; ns per call.
+    /// Performs these operations, or as many as are feasible; returns ns per call.
     fn round(&mut self, ops: &[Op]) -> f64;
-    /// Bytes it keeps about its pool.
+    /// Returns the number of bytes of its metadata.
     fn bytes(&self) -> usize;
-    /// Allocations that failed, in all rounds together, and all there were.
+    /// Returns the number of failed allocations in all rounds, and of all allocations.
     fn failed(&self) -> (u64, u64);
 }
 
-/// One operation: frees what is in a slot and puts a new allocation of `pages` pages into it.
+/// An operation that frees a slot and stores a new allocation of `pages` pages in it.
 #[derive(Clone, Copy)]
 pub struct Op {
     slot: u32,
     pages: u32,
 }
 
-/// How the sizes of churn are distributed between 4 KiB and 4 MiB.
+/// The distribution of the sizes of churn between 4 KiB and 4 MiB.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sizes {
-    /// Every size as likely as any other: 2 MiB on average.
+    /// All sizes are equally likely: 2 MiB on average.
     Uniform,
-    /// Every order of magnitude as likely as any other: 590 KiB on average, so three and a half
+    /// All orders of magnitude are equally likely: 590 KiB on average, and so three and a half
     /// times as many live allocations.
     Log,
 }
@@ -46,7 +46,7 @@ impl Sizes {
     }
 }
 
-/// splitmix64
+/// A splitmix64 generator of pseudo-random numbers.
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -68,7 +68,7 @@ fn pages(gib: u64) -> u64 {
     (gib << 30) / PAGE
 }
 
-/// Single pages out of a fresh pool, then all of them back.
+/// Allocates single pages from a fresh pool, then frees all of them.
 pub struct Fresh<R: Rival> {
     gib: u64,
     count: u64,
@@ -109,7 +109,8 @@ impl<R: Rival> Racer for Fresh<R> {
     }
 }
 
-/// A pool that is 90 % full with 4 KiB to 4 MiB, in which one is freed and another allocated.
+/// Frees one allocation and makes another, in a pool that is 90 % full with sizes from 4 KiB to 4
+/// MiB.
 pub struct Churn<R: Rival> {
     rival: R,
     live: Vec<(Option<R::Token>, u32)>,
@@ -118,7 +119,7 @@ pub struct Churn<R: Rival> {
     failed: (u64, u64),
 }
 
-/// The sizes that fill 90 % of a pool.
+/// Returns the sizes that fill 90 % of a pool.
 pub fn filling(gib: u64, sizes: Sizes) -> Vec<u32> {
     let mut rng = Rng(gib);
     let mut used = 0;
@@ -131,8 +132,8 @@ pub fn filling(gib: u64, sizes: Sizes) -> Vec<u32> {
     all
 }
 
-/// So many operations are timed at once: what they free is looked up before the clock starts, and
-/// written down after it has stopped.
+/// The number of operations that are timed at once: what they free is looked up before the clock
+/// starts, and recorded after it has stopped.
 const BLOCK: usize = 64;
 
 /// Returns `count` random operations on `slots` slots; the operations of a block are on different
@@ -140,7 +141,7 @@ const BLOCK: usize = 64;
 pub fn ops(rng: &mut Rng, count: usize, slots: usize, sizes: Sizes) -> Vec<Op> {
     let mut all: Vec<Op> = Vec::with_capacity(count);
     if slots < BLOCK {
-        // A workload without slots.
+        // This is a workload without slots.
         return all;
     }
     while all.len() < count {
@@ -155,7 +156,7 @@ pub fn ops(rng: &mut Rng, count: usize, slots: usize, sizes: Sizes) -> Vec<Op> {
 }
 
 impl<R: Rival> Churn<R> {
-    /// `calls` is what it can do in a round.
+    /// Creates the workload; `calls` is the feasible number of calls in a round.
     pub fn new(gib: u64, filling: &[u32], calls: usize) -> Self {
         let mut live = Vec::with_capacity(filling.len());
         let before = heap();
@@ -213,7 +214,7 @@ impl<R: Rival> Racer for Churn<R> {
     }
 }
 
-/// Every other page free, and room for 1 MiB only at the end; ns per pair.
+/// Frees every other page, so that there is room for 1 MiB only at the end; measures ns per pair.
 pub struct Worst<R: Rival> {
     rival: R,
     bytes: usize,
@@ -232,7 +233,7 @@ impl<R: Rival> Worst<R> {
 }
 
 impl<R: Rival> Racer for Worst<R> {
-    /// Many pairs for the quick, one for the slow.
+    /// Performs many pairs for a quick allocator, one for a slow one.
     fn round(&mut self, _ops: &[Op]) -> f64 {
         let begin = Instant::now();
         let mut pairs = 0;
@@ -251,7 +252,7 @@ impl<R: Rival> Racer for Worst<R> {
     }
 }
 
-/// What 100,000 live allocations at random places of 1 TiB cost in memory.
+/// Prints the metadata of 100,000 live allocations at random addresses of 1 TiB.
 pub fn extra_metadata() {
     println!("\nmkpool, 1 TiB, 100,000 live allocations: bytes of metadata");
     for (name, max) in [

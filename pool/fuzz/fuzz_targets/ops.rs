@@ -1,4 +1,4 @@
-//! Any sequence of calls against the oracle of the model test, every answer compared.
+//! Plays any sequence of calls against the oracle of the model test, comparing every answer.
 #![no_main]
 
 #[path = "../../tests/oracle/mod.rs"]
@@ -15,11 +15,11 @@ enum Algo {
     Best,
     Order,
     Align(u8),
-    /// Linux only.
+    /// The Linux variant only.
     AnyAlign(u64),
     Fixed(u16),
     AnyFixed(u64),
-    /// Strict only.
+    /// The strict variant only.
     Last,
     LastAlign(u8),
 }
@@ -31,7 +31,7 @@ enum Op {
         less: u8,
         algo: Algo,
     },
-    /// Strict only.
+    /// The strict variant only.
     Within {
         granules: u8,
         algo: Algo,
@@ -42,7 +42,7 @@ enum Op {
         size: u64,
         algo: Algo,
     },
-    /// The n-th of what is allocated, all of it or a part.
+    /// Frees the n-th allocation, or a part of it.
     Free {
         which: u16,
         skip: u8,
@@ -56,7 +56,7 @@ enum Op {
         offset: u32,
         size: u16,
     },
-    /// Every other granule of a stretch, so that dense leaves come about quickly.
+    /// Frees every other granule of a range, which produces dense leaves quickly.
     Comb {
         first: u16,
         count: u8,
@@ -112,7 +112,7 @@ impl Run {
                 got.and_then(|addr| AddrRange::with_size(addr, size.next_multiple_of(granule)).ok())
             }
         };
-        // The oracle counts in words the size of the pool, not of the request.
+        // The oracle counts words by the size of the pool, not of the request.
         let sane = size <= self.size;
         let limit = limit.map(|limit| (limit.start(), limit.end()));
         let want = if sane {
@@ -251,7 +251,7 @@ fuzz_target!(|input: Input| {
         live: Vec::new(),
     };
     for (base, size) in input.chunks.into_iter().take(4) {
-        // Address 0 means failure in C, and the oracle's bitmap has to fit into memory.
+        // Address 0 means failure in C, and the oracle's bitmap must fit into memory.
         let base = u64::from(base) + 1;
         let size = u64::from(size) % (1 << (order + 16));
         let added = match &mut run.pool {

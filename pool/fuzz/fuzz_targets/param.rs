@@ -1,4 +1,5 @@
-//! Any text as a pool parameter: nothing panics, and what is accepted is what Linux reads.
+//! Parses any text as a pool parameter: nothing panics, and accepted text has the value that Linux
+//! reads.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

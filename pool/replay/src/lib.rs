@@ -98,9 +98,9 @@ pub struct Report {
 /// Options of [`run`]: what to measure and how to print.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Whether to print one JSON object instead of lines of text.
+    /// True to print one JSON object instead of lines of text.
     pub json: bool,
-    /// Whether to time the operations by kind.
+    /// True to measure the time of operations by kind.
     pub time: bool,
 }
 
@@ -142,7 +142,7 @@ fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<String>> {
 ///
 /// # Errors
 ///
-/// Returns [`ReplayError`] at the first line that cannot be read or makes no sense.
+/// Returns [`ReplayError`] at the first line that cannot be read or is invalid.
 pub fn play(reader: impl BufRead, file: &str, time: bool) -> Result<Report, ReplayError> {
     let mut player = Player::default();
     let mut spent: BTreeMap<&'static str, (u64, u128)> = BTreeMap::new();

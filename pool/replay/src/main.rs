@@ -1,4 +1,4 @@
-//! `mkpool-replay [--json] [--time] FILE…`: plays traces and prints what came of each.
+//! `mkpool-replay [--json] [--time] FILE…`: plays traces and prints their results.
 //!
 //! The exit status is 0 if every answer was Linux's, 1 if not, 2 for a trace that could not be
 //! played or bad usage.
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         }
     }
     if files.is_empty() {
-        eprintln!("error: no trace is named\n{USAGE}");
+        eprintln!("error: no trace is given\n{USAGE}");
         return ExitCode::from(2);
     }
     let outcome = match run(&files, options, &mut io::stdout().lock()) {

@@ -1,4 +1,4 @@
-//! Carries out the operations of one trace: pools by name, and the main pool of a boot with its
+//! Performs the operations of one trace, on pools by name, and on the main pool of a boot with its
 //! instances.
 
 use crate::trace::{AlgoName, Alloc, Answer, Op};
@@ -8,8 +8,7 @@ use mkpool::param::PoolParam;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// The address of a main pool whose parameter names none: above everything that PCs keep below
-/// 4 GiB.
+/// The address of a main pool whose parameter has none: above everything that PCs have below 4 GiB.
 const DEFAULT_START: u64 = 4 << 30;
 
 /// The name of a pool that was never created.
@@ -25,7 +24,7 @@ pub struct Player {
 }
 
 impl Player {
-    /// Carries out `op` and returns the answer in the trace's terms.
+    /// Performs `op` and returns the answer in the trace's format.
     ///
     /// # Errors
     ///
@@ -55,7 +54,8 @@ impl Player {
         Ok(answer.into())
     }
 
-    /// Carries out an operation of the multikernel memory code; these make sense without a pool too.
+    /// Performs an operation of the multikernel memory code, which may be valid even without a
+    /// pool.
     fn play_seed_level(&mut self, op: Op) -> Answer {
         let answer = match op {
             Op::MkSetup {
@@ -110,7 +110,7 @@ impl Player {
         Ok(address(pool.alloc_algo(op.size, algo)))
     }
 
-    /// Begins a fresh boot: the main pool and all instances are forgotten.
+    /// Begins a fresh boot: the main pool and all instances are dropped.
     fn setup(&mut self, param: Option<String>, reserve_fails: bool) -> Answer {
         self.main = None;
         self.instances.clear();
@@ -170,7 +170,7 @@ fn algorithm(name: AlgoName, align: u64, offset: u64) -> Algo {
     }
 }
 
-/// Returns "BUG" for an error: Linux answers a bad call by stopping the machine.
+/// Returns "BUG" for an error: Linux stops the machine in response to an invalid call.
 fn ok<T, E>(result: &Result<T, E>) -> Value {
     if result.is_ok() {
         json!("ok")

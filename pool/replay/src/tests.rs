@@ -1,4 +1,4 @@
-//! Traces made for one rule each, and the recorded ones.
+//! Plays traces made for one rule each, and the recorded ones.
 
 use super::*;
 

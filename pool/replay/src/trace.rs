@@ -1,4 +1,4 @@
-//! The lines of a trace, as serde reads them.
+//! The format of a trace's lines, as parsed by serde.
 
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ pub struct Line {
     /// The operation that was recorded.
     #[serde(flatten)]
     pub op: Op,
-    /// What Linux answered to it.
+    /// The answer of Linux to it.
     #[serde(flatten)]
     pub expected: Expected,
 }
@@ -105,7 +105,7 @@ pub struct Alloc {
     pub pool: String,
     /// The size in bytes.
     pub size: u64,
-    /// The algorithm of this call, in place of the pool's own.
+    /// The algorithm of this call, instead of the pool's own.
     pub algo: Option<AlgoName>,
     /// The alignment in bytes, for `first_fit_align`.
     #[serde(default, deserialize_with = "wide")]
@@ -161,7 +161,7 @@ impl Op {
     }
 }
 
-/// Linux's answer: `want`, and what else the line records.
+/// Linux's answer: `want`, and the other recorded details.
 #[derive(Debug, Deserialize)]
 pub struct Expected {
     /// The answer itself: an address, a number, true or false, or a word; null for failure.
@@ -206,11 +206,11 @@ impl From<Value> for Answer {
 }
 
 impl Expected {
-    /// Compares `answer` with what the line records. Returns `None` if it is the same, otherwise
-    /// the answer, ready to print.
+    /// Compares `answer` with the recorded answer. Returns `None` if they are equal, otherwise the
+    /// answer, ready to print.
     #[must_use]
     pub fn differs_from(&self, answer: &Answer) -> Option<Value> {
-        // A line that does not record a detail leaves it open.
+        // A detail that was not recorded is not compared.
         let same = |recorded: &Option<Value>, ours: &Option<Value>| match (recorded, ours) {
             (Some(recorded), Some(ours)) => recorded == ours,
             _ => true,

@@ -1,4 +1,4 @@
-//! The program itself: what it prints and its exit status.
+//! Tests of the program: its output and its exit status.
 
 use std::process::{Command, Output};
 

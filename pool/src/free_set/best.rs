@@ -1,9 +1,9 @@
 //! The index for best fit: the shortest run that is long enough, the lowest of equals.
 //!
-//! Short runs (up to 64 granules) are found by their exact length: for every child of a node
-//! there is a mask of the lengths of the runs that begin in it. There may be half as many short
-//! runs as granules, yet the masks cost eight bytes per child however many there are. Longer runs
-//! are in an ordered set; there is at most one per 66 granules.
+//! Short runs (up to 64 granules) are found by their exact length: for every child of a node there
+//! is a mask of the lengths of the runs that begin in it. There may be half as many short runs as
+//! granules, yet the masks take eight bytes per child however many there are. Longer runs are in an
+//! ordered set; there is at most one per 66 granules.
 
 use super::column::Column;
 use super::leaf::Leaf;
@@ -75,8 +75,8 @@ impl Best {
         Some(*start)
     }
 
-    /// Follows a change of the leaf at the end of `path`, which begins at `base`. The tree has at
-    /// most `nodes` nodes.
+    /// Updates the index after a change of the leaf at the end of `path`, which begins at `base`.
+    /// The tree has at most `nodes` nodes.
     pub(super) fn update(
         &mut self,
         nodes: usize,

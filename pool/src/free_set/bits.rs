@@ -1,4 +1,4 @@
-//! The many runs of a dense leaf: a bitmap.
+//! The representation of a dense leaf with many runs: a bitmap.
 //!
 //! Changes and unlimited searches take at most one pass over 64 words, word by word and never run
 //! by run.
@@ -9,8 +9,8 @@ use super::run::{Grid, LEAF_LEN};
 const WORD: u32 = 64;
 const WORDS: usize = (LEAF_LEN / WORD) as usize;
 
-/// One bit per granule, set where a run that begins in this leaf covers it,
-/// and what is known about the runs.
+/// One bit per granule, set if a run that begins in this leaf covers it, and derived data about the
+/// runs.
 #[derive(Debug, Clone)]
 pub(super) struct Bits {
     words: [u64; WORDS],
@@ -31,7 +31,7 @@ pub(super) fn erode(word: u64, n: u32) -> u64 {
     left
 }
 
-/// Does what [`erode`] does across the border to the next word.
+/// Works like [`erode`], across the boundary to the next word.
 fn erode_pair(pair: u128, n: u32) -> u128 {
     let (mut left, mut have) = (pair, 1);
     while have < n {
@@ -107,8 +107,8 @@ impl Bits {
         self.count
     }
 
-    /// Makes free granules `a..b` used, or used ones free. What begins and ends with that is told
-    /// next, through [`removed`](Self::removed) and then [`added`](Self::added).
+    /// Makes free granules `a..b` used, or used ones free. The affected runs must be reported
+    /// afterwards, through [`removed`](Self::removed) and then [`added`](Self::added).
     pub(super) fn flip(&mut self, (a, b): (u32, u32)) {
         for i in a / WORD..b.div_ceil(WORD) {
             let (from, to) = (a.max(i * WORD) % WORD, b.min((i + 1) * WORD) - i * WORD);
@@ -116,7 +116,7 @@ impl Bits {
         }
     }
 
-    /// Notes that `run` is gone.
+    /// Records that `run` no longer exists.
     pub(super) fn removed(&mut self, run: (u32, u32)) {
         self.count -= 1;
         let i = (run.0 / WORD) as usize;
@@ -125,7 +125,7 @@ impl Bits {
         }
     }
 
-    /// Notes that `run` is new.
+    /// Records that `run` is new.
     pub(super) fn added(&mut self, run: (u32, u32)) {
         self.count += 1;
         let longest = &mut self.longest[(run.0 / WORD) as usize];
@@ -136,7 +136,7 @@ impl Bits {
     fn measure(&mut self, i: usize) {
         let mut word = self.words[i];
         if i > 0 && self.words[i - 1] >> (WORD - 1) == 1 {
-            // The run that the word begins with began before it.
+            // The run at the beginning of the word began in an earlier word.
             word &= word.wrapping_add(1);
         }
         let mut longest = longest_ones(word);
@@ -312,7 +312,7 @@ impl Bits {
                 .find(|(at, end)| end - at >= n)
                 .map(|(at, _)| at);
         }
-        // Runs of more than a word: at most one begins in each.
+        // In runs longer than a word, at most one begins in each word.
         (0..WORDS).find_map(|i| {
             if u32::from(self.longest[i]) < n {
                 return None;
@@ -337,7 +337,8 @@ impl Bits {
         }
         let grid = in_word(grid);
         let mut best = 0;
-        // Free granules up to here from the first aligned place of the run that reaches here.
+        // This is the number of free granules up to here from the first aligned position of the run
+        // that reaches here.
         let mut carry = None;
         for &word in &self.words {
             let room = carry.map_or(0, |room: u32| room + word.trailing_ones());
@@ -395,9 +396,9 @@ fn in_word(grid: Grid) -> u64 {
 }
 
 /// Returns the length of the longest stretch of ones in `word`.
-// By bisection: in the same number of steps whatever the word, so that nothing is mispredicted.
+// Use bisection: the number of steps is the same for every word, so no branch is mispredicted.
 fn longest_ones(word: u64) -> u32 {
-    // `stretches[k]` has the positions from which on `1 << k` bits are set.
+    // The word `stretches[k]` has the positions from which on `1 << k` bits are set.
     let mut stretches = [word; 6];
     for k in 1..stretches.len() {
         stretches[k] = stretches[k - 1] & stretches[k - 1] >> (1 << (k - 1));

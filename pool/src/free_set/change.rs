@@ -1,4 +1,4 @@
-//! Taking and giving: locate the run, edit the leaves, propagate what is new.
+//! Taking and giving: locate the run, edit the leaves, propagate the changes.
 
 use super::edit::{Edit, begin, cut, end, join};
 use super::locate::Path;
@@ -22,7 +22,7 @@ impl Tree {
         Some(run.start)
     }
 
-    /// Carries out a cut. The way to the run and its place in the leaf need not be known.
+    /// Carries out a cut. The path to the run and its place in the leaf may be unknown.
     #[inline(always)]
     fn remove(&mut self, way: Option<(&Path, usize)>, edit: &Edit) {
         match way {
@@ -40,7 +40,7 @@ impl Tree {
         let near = self.radix.around_in_leaf(&path, a);
         let way = near.left.map(|_| (&path, near.place.saturating_sub(1)));
         let run = near.left.or_else(|| self.radix.last_before(&path, a));
-        self.remove(way, &cut(run.expect("what is taken is free"), a, b));
+        self.remove(way, &cut(run.expect("taken granules are free"), a, b));
     }
 
     /// Makes `a..b` free.
@@ -56,7 +56,7 @@ impl Tree {
         if left.is_some_and(|left| left.end > a) {
             return Err(a);
         }
-        // A run that begins after this leaf matters only if `b` lies after it, too.
+        // A run that begins after this leaf only matters if `b` lies after it, too.
         let right = match near.right {
             None if leaf_base(b) != leaf_base(a) => radix.first_after(&path, a),
             right => right,

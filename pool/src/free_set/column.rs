@@ -1,4 +1,4 @@
-//! One more number for each child of every node, for an index that only some sets need.
+//! One additional number for each child of every node, for an index that only some sets need.
 
 use super::keys::Keys;
 use super::locate::Path;
@@ -17,7 +17,7 @@ impl Column {
         column
     }
 
-    /// Makes room for `nodes` nodes.
+    /// Extends the column to `nodes` nodes.
     pub(super) fn grow(&mut self, nodes: usize) {
         if self.0.len() < nodes {
             self.0.resize(nodes, Keys::default());
@@ -34,7 +34,7 @@ impl Column {
         self.keys(path[1]).get(child_number(base, 1))
     }
 
-    /// Sets the key of that leaf, and above it what `join` makes of the keys of each node.
+    /// Sets the key of that leaf, and above it the value of `join` for the keys of each node.
     pub(super) fn set(&mut self, path: &Path, base: u64, value: u64, join: fn(&[u64; 4]) -> u64) {
         let mut value = value;
         for (level, &id) in (1..).zip(&path[1..]) {

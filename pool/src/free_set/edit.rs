@@ -1,18 +1,18 @@
-//! The second verb, *edit*: what taking or giving granules means for the leaves.
+//! The second step, *edit*: the effect of taking or giving granules on the leaves.
 //!
-//! Pure functions from runs to [`Change`]s; nothing is looked up and nothing is changed here.
-//! All of a run belongs to the leaf in which it begins, so at most two leaves change: the one in
-//! which the run around the granules begins, and the one in which what follows them begins.
+//! These are pure functions from runs to [`Change`]s; they look nothing up and change nothing. A
+//! run belongs to the leaf in which it begins, so at most two leaves change: the one in which the
+//! run around the granules begins, and the one in which the run after them begins.
 
 use super::run::{Change, Pair, Run, leaf_base};
 
-/// The changes that one call makes.
+/// The changes caused by one call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Edit {
     /// The change of the leaf in which the whole run begins.
     pub here: Change,
-    /// The run after the granules, if it begins in another leaf. Cutting makes it, joining takes
-    /// it away.
+    /// The run after the granules, if it begins in another leaf. Cutting creates it, joining
+    /// removes it.
     pub apart: Option<Run>,
 }
 
@@ -58,7 +58,7 @@ pub(super) fn join(left: Option<Run>, right: Option<Run>, a: u64, b: u64) -> Edi
     }
 }
 
-/// Returns the change of a leaf in which `run` begins now.
+/// Returns the change of a leaf in which `run` now begins.
 pub(super) fn begin(run: Run) -> Change {
     Change {
         out: Pair::NONE,
@@ -67,7 +67,7 @@ pub(super) fn begin(run: Run) -> Change {
     }
 }
 
-/// Returns the change of a leaf in which `run` begins no longer.
+/// Returns the change of a leaf in which `run` no longer begins.
 pub(super) fn end(run: Run) -> Change {
     Change {
         out: Pair::new(Some(run), None),

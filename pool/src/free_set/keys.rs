@@ -1,12 +1,12 @@
 //! One number for each of the 64 children of a node, searched in three steps.
 
-/// log2 of [`FAN`].
+/// The base-2 logarithm of [`FAN`].
 pub(super) const FAN_BITS: u32 = 6;
 /// The number of children of a node.
 pub(super) const FAN: usize = 1 << FAN_BITS;
 
-/// One key for each child, and for every four and every sixteen children what their keys amount
-/// to: this way the right child is found in three steps of four comparisons each.
+/// One key for each child, and the combined keys of every four and every sixteen children, so that
+/// a child is found in three steps of four comparisons each.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     sixteens: [u64; 4],
@@ -30,7 +30,7 @@ impl Keys {
         self.keys[i]
     }
 
-    /// Sets the key of child `i`. `join` makes one key out of four.
+    /// Sets the key of child `i`. `join` combines four keys into one.
     #[inline(always)]
     pub(super) fn set(&mut self, i: usize, key: u64, join: impl Fn(&[u64; 4]) -> u64) {
         self.keys[i] = key;
@@ -38,14 +38,14 @@ impl Keys {
         self.sixteens[i / 16] = join(&self.fours.as_chunks().0[i / 16]);
     }
 
-    /// Returns what the keys of all children amount to.
+    /// Returns the combined key of all children.
     #[inline(always)]
     pub(super) fn all(&self, join: impl Fn(&[u64; 4]) -> u64) -> u64 {
         join(&self.sixteens)
     }
 
-    /// Returns the first child with a `good` key, of which there must be one. What several keys
-    /// amount to is good if one of them is.
+    /// Returns the first child with a `good` key; there must be one. A combined key is good if one
+    /// of its parts is.
     #[inline(always)]
     pub(super) fn first(&self, good: impl Fn(u64) -> bool) -> usize {
         let sixteen = first_of_four(&self.sixteens, &good);
@@ -53,7 +53,7 @@ impl Keys {
         four * 4 + first_of_four(&self.keys.as_chunks().0[four], &good)
     }
 
-    /// Returns the last child with a `good` key, of which there must be one.
+    /// Returns the last child with a `good` key; there must be one.
     pub(super) fn last(&self, good: impl Fn(u64) -> bool) -> usize {
         let sixteen = last_of_four(&self.sixteens, &good);
         let four = sixteen * 4 + last_of_four(&self.fours.as_chunks().0[sixteen], &good);
@@ -72,8 +72,8 @@ impl Keys {
 }
 
 /// Returns one bit for each of four keys, set if the key is good.
-// Without a branch per key, because which one it is cannot be predicted, and with comparisons
-// that do not wait for each other.
+// Avoid a branch per key, because it could not be predicted, and use comparisons that do not depend
+// on each other.
 #[inline(always)]
 fn good_of_four(keys: &[u64; 4], good: impl Fn(u64) -> bool) -> u32 {
     let bit = |i: usize| u32::from(good(keys[i])) << i;

@@ -1,16 +1,17 @@
-//! A leaf: the runs that begin in one stretch of 4096 granules.
+//! A leaf: the runs that begin in one range of 4096 granules.
 //!
 //! It is a [`List`] while there are few runs and a bitmap, [`Bits`], when there are many. Either
-//! way every search takes a bounded number of steps. The last run may reach beyond the leaf, and
-//! perhaps far; how far is kept here, and the granules it covers there are in no other leaf.
+//! way every search takes a bounded number of steps. The last run may extend beyond the leaf,
+//! perhaps far; its excess length is stored here, and the granules it covers there are not in any
+//! other leaf.
 
 use super::bits::Bits;
 use super::list::List;
 use super::run::{Change, Grid, LEAF_LEN, LEAF_SPAN, Run, local};
 use alloc::boxed::Box;
 
-/// The number of runs from which on down a bitmap becomes a list again: well below what a list
-/// can hold, so that no leaf goes back and forth.
+/// The number of runs at which a bitmap becomes a list again: well below the capacity of a list, so
+/// that leaves do not alternate.
 const FEW: u32 = 12;
 
 /// The neighbourhood of a position, as far as it begins in one leaf.
@@ -25,7 +26,7 @@ pub(super) struct Around {
 }
 
 impl Around {
-    /// The neighbourhood where no leaf exists.
+    /// The neighbourhood of a position without a leaf.
     pub(super) const NOTHING: Self = Self {
         left: None,
         right: None,
@@ -34,7 +35,7 @@ impl Around {
 }
 
 /// The runs that begin in one leaf.
-// Two lines of the processor's cache.
+// The size is two cache lines.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 pub(super) struct Leaf {
@@ -70,7 +71,7 @@ fn narrow(base: u64, run: Run) -> (u32, u32) {
 impl Leaf {
     /// Returns the run at the offsets `start..end` of this leaf, which begins at `base`.
     fn widen(&self, base: u64, (start, end): (u32, u32)) -> Run {
-        // Without a branch, because which runs are the last cannot be predicted.
+        // Avoid a branch, because it cannot be predicted which runs are the last.
         let over = u64::from(end == LEAF_LEN) * self.over;
         Run {
             start: base + u64::from(start),
@@ -87,12 +88,12 @@ impl Leaf {
         }
     }
 
-    /// Carries out a change of this leaf, which begins at `base`; `place` is the place of the
-    /// first run that goes or comes.
+    /// Carries out a change of this leaf, which begins at `base`; `place` is the place of the first
+    /// run that is removed or added.
     #[inline(always)]
     pub(super) fn change(&mut self, base: u64, place: usize, change: &Change) {
         let end = base + LEAF_SPAN;
-        // Only the last run can reach beyond the leaf.
+        // Only the last run can extend beyond the leaf.
         if change.flipped.end > end {
             let reaches = change.into.greatest(|run| run.end);
             self.over = reaches.saturating_sub(end);
@@ -101,7 +102,7 @@ impl Leaf {
         if let Runs::List(list) = &mut self.runs
             && list.has_room_for(into.count)
         {
-            // The numbers differ by one at most.
+            // The numbers differ by at most one.
             if into.count > out.count {
                 list.open(place);
             } else if into.count < out.count {
@@ -131,7 +132,7 @@ impl Leaf {
         }
     }
 
-    /// Does what [`change`](Self::change) does where there are too many runs for a list.
+    /// Works like [`change`](Self::change) if there are too many runs for a list.
     #[inline(never)]
     fn change_many(&mut self, base: u64, change: &Change) {
         if let Runs::List(list) = &self.runs {
@@ -211,13 +212,13 @@ impl Leaf {
         self.last(0).map_or(0, Run::len).max(inside.into())
     }
 
-    /// Returns the first run with `n` granules, of which there must be one, and its place.
+    /// Returns the first run with `n` granules, which must exist, and its place.
     #[inline(always)]
     pub(super) fn first_fit(&self, base: u64, n: u64) -> (Run, usize) {
         let n = local(n.min(LEAF_SPAN + 1));
         let (run, place) = match &self.runs {
             Runs::List(list) => {
-                // If no other is long enough, it is the last, with what it has beyond the leaf.
+                // If no other is long enough, it is the last, including its part beyond the leaf.
                 let place = list.first_fit(n).min(list.count() as usize - 1);
                 (list.get(place), place)
             }

@@ -1,17 +1,18 @@
-//! The few runs of a sparse leaf: a short sorted list, stored inside the leaf itself.
+//! The representation of a sparse leaf with few runs: a short sorted list, stored inside the leaf
+//! itself.
 
 use super::run::LEAF_LEN;
 
 /// The number of runs a list has room for: a leaf with it fills two cache lines.
 pub(super) const MAX: usize = 24;
 
-/// The start and the end of the run in an unused place: after all others, with length 0.
+/// The start and the end of an unused place: after all others, with length 0.
 const VACANT: u16 = u16::MAX;
 
 /// Runs in ascending order, as offsets into the leaf. The *place* of a run is its index.
 ///
-/// Searches look at every place, used or not: without branches that depend on the contents, and
-/// eight places at a time, that takes less time than stopping at the right one.
+/// Searches examine every place, used or not: without branches that depend on the contents, and
+/// eight places at a time, this is quicker than stopping at the right one.
 #[derive(Debug, Clone)]
 pub(super) struct List {
     len: u16,
@@ -71,7 +72,7 @@ impl List {
         usize::from(self.len) + more <= MAX
     }
 
-    /// Makes room for a run at `place`, to be [`set`](Self::set) next. There is room.
+    /// Makes room for a run at `place`, to be [`set`](Self::set) next. There must be room.
     pub(super) fn open(&mut self, place: usize) {
         let place = short(place);
         for numbers in [&mut self.starts, &mut self.ends] {
@@ -115,7 +116,7 @@ impl List {
         self.starts[place] += half(n);
     }
 
-    /// Adds a run after all others. There is room.
+    /// Adds a run after all others. There must be room.
     pub(super) fn push(&mut self, run: (u32, u32)) {
         self.set(self.len.into(), run);
         self.len += 1;
@@ -129,7 +130,7 @@ impl List {
     /// have length 0.
     #[inline(always)]
     fn greatest(&self, value: impl Fn(u16, u16) -> u16) -> u16 {
-        // Eight at a time, which is what a register holds.
+        // Process eight at a time, the size of a register.
         let starts = self.starts.as_chunks::<8>().0;
         let ends = self.ends.as_chunks::<8>().0;
         let mut greatest = [0; 8];
@@ -164,7 +165,7 @@ const fn short(place: usize) -> u16 {
 
 const NOWHERE: u16 = short(MAX);
 
-/// The places in a row, to compute with eight of them at a time.
+/// The indices of all places, for computations with eight of them at a time.
 const PLACES: [u16; MAX] = {
     let mut places = [0; MAX];
     let mut i = 0;

@@ -1,5 +1,5 @@
-//! The first verb, *locate*: the radix tree itself, and how the run at or beside a position is
-//! found in it.
+//! The first step, *locate*: the radix tree itself, and finding the run at or beside a position in
+//! it.
 //!
 //! Nothing here changes the tree.
 
@@ -9,14 +9,14 @@ use super::node::{NONE, Node, child_bits, child_number};
 use super::run::{Run, leaf_base};
 use super::slab::Slab;
 
-/// The index of the root in the slab of nodes: the root is made first and never removed.
+/// The index of the root in the slab of nodes: the root is created first and never removed.
 pub(super) const ROOT: u32 = 0;
 
 /// The number of levels of a tree with 2^63 granules.
 pub(super) const MAX_LEVELS: u32 = 9;
 
-/// The way to a position: the index of the leaf that holds it, then the index of the node at each
-/// level above, the root last. [`NONE`] stands where there is no node or leaf.
+/// The path to a position: the index of the leaf that contains it, then the index of the node at
+/// each level above, the root last. [`NONE`] stands for a missing node or leaf.
 pub(super) type Path = [u32; MAX_LEVELS as usize + 1];
 
 /// The nodes and leaves of one set.
@@ -44,7 +44,7 @@ impl Radix {
         }
     }
 
-    /// Returns the way to `at`, as far as there is one.
+    /// Returns the path to `at`, as far as it exists.
     #[inline(always)]
     pub(super) fn path(&self, at: u64) -> Path {
         let mut path = [NONE; MAX_LEVELS as usize + 1];
@@ -60,8 +60,8 @@ impl Radix {
         path
     }
 
-    /// Walks down from the root, at each node to the child that `child` chooses. Returns the way
-    /// taken and the first position of the leaf it ends in.
+    /// Walks down from the root, at each node to the child that `child` chooses. Returns the path
+    /// and the first position of the leaf at its end.
     #[inline(always)]
     pub(super) fn descend(&self, child: impl Fn(u32, &Node) -> usize) -> (Path, u64) {
         let mut path = [NONE; MAX_LEVELS as usize + 1];
@@ -87,7 +87,7 @@ impl Radix {
         )
     }
 
-    /// Returns the same two runs as far as they begin in the leaf that holds `at`.
+    /// Returns the same two runs if they begin in the leaf that contains `at`.
     #[inline(always)]
     pub(super) fn around_in_leaf(&self, path: &Path, at: u64) -> Around {
         if path[0] == NONE {
@@ -133,8 +133,8 @@ impl Radix {
         None
     }
 
-    /// Returns the leaf below child `i` of the node `id` at `level`, which is on the way to `at`;
-    /// below that child the way goes on by `child`.
+    /// Returns the leaf below child `i` of the node `id` at `level`, which is on the path to `at`;
+    /// below that child the path continues by `child`.
     fn leaf_below(
         &self,
         (mut id, mut i, mut level): (u32, usize, u32),
@@ -154,7 +154,7 @@ impl Radix {
         }
     }
 
-    /// Calls `look` for every leaf in ascending order, with the way to it and its first position.
+    /// Calls `look` for every leaf in ascending order, with its path and its first position.
     pub(super) fn for_each_leaf(&self, mut look: impl FnMut(&Path, u64, &Leaf)) {
         let mut next = Some(0);
         while let Some(at) = next {

@@ -1,9 +1,9 @@
-//! An inner node: where its 64 children are, and the longest run that begins in each.
+//! An inner node: the indices of its 64 children, and the longest run that begins in each.
 
 use super::keys::{FAN, FAN_BITS, Keys};
 use super::run::LEAF_BITS;
 
-/// Stands for the index of a node or leaf that does not exist, because no run begins there.
+/// The index of a node or leaf that does not exist, because no run begins there.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Returns log2 of the number of granules below each child of a node at `level`; leaves are

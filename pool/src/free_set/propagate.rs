@@ -1,4 +1,4 @@
-//! The third verb, *propagate*: carries out a change of one leaf and tells everything above it.
+//! The third step, *propagate*: carries out a change of one leaf and updates everything above it.
 //!
 //! ```text
 //!   leaf ── the longest run that begins in it ──▶ node ──▶ node ──▶ root ──▶ `longest`
@@ -15,15 +15,15 @@ use super::rooms::Rooms;
 use super::run::{Change, Run, leaf_base};
 use alloc::vec::Vec;
 
-/// The radix tree with all that is known about it.
+/// The radix tree with all derived data.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
     pub radix: Radix,
     /// The length of the longest run, in granules.
     pub longest: u64,
-    /// The index for best fit; exists from the first best fit on.
+    /// The index for best fit, which exists from the first best fit on.
     pub best: Option<Best>,
-    /// An index for each alignment that was asked for, the one used last at the end.
+    /// An index for each alignment that was used, the most recently used one last.
     pub rooms: Vec<Rooms>,
 }
 
@@ -40,12 +40,12 @@ impl Tree {
         tree
     }
 
-    /// Returns whether the tree holds more memory than is worth keeping for an idle set.
+    /// Returns whether the tree uses more memory than is worth keeping for an idle set.
     pub(super) fn is_large(&self) -> bool {
         self.radix.leaves.bound() > 64
     }
 
-    /// Finds or makes the leaf that `change` is about and carries the change out.
+    /// Finds or creates the leaf of `change` and carries the change out.
     #[inline(never)]
     pub(super) fn propagate_to(&mut self, change: Change) {
         let at = change.at();
@@ -57,8 +57,8 @@ impl Tree {
         self.propagate(&path, place, &change);
     }
 
-    /// Carries out `change` in the leaf at the end of `path` and updates all that depends on it.
-    /// `place` is the place in the leaf of the first run that goes or comes.
+    /// Carries out `change` in the leaf at the end of `path` and updates all derived data. `place`
+    /// is the place in the leaf of the first run that is removed or added.
     #[inline(always)]
     pub(super) fn propagate(&mut self, path: &Path, place: usize, change: &Change) {
         let at = change.at();
@@ -77,7 +77,7 @@ impl Tree {
         }
         if longest != old {
             self.climb(path, at, longest);
-            // Without runs, the longest has no granules.
+            // Without runs, the length of the longest is zero.
             if longest == 0 {
                 self.close(path, at);
             }
@@ -85,8 +85,8 @@ impl Tree {
     }
 
     /// Cuts `n` granules off the front of `run`, which is at `place` in the leaf at the end of
-    /// `path`: the most frequent change by far, and one that leaves the list of runs in order.
-    /// Returns false, and changes nothing, where it is not as simple.
+    /// `path`: by far the most frequent change, which keeps the list of runs in order. Returns
+    /// false, and changes nothing, if it is not that simple.
     #[inline(always)]
     pub(super) fn advance(&mut self, path: &Path, place: usize, run: Run, n: u64) -> bool {
         let base = leaf_base(run.start);
@@ -130,7 +130,7 @@ impl Tree {
         }
     }
 
-    /// Sets the longest run that begins in the leaf that holds `at`, as far up as that matters.
+    /// Sets the longest run that begins in the leaf of `at`, as far up as it changes a node.
     #[inline(always)]
     fn climb(&mut self, path: &Path, at: u64, longest: u64) {
         let mut longest = longest;
@@ -160,7 +160,7 @@ impl Tree {
         self.longest = longest;
     }
 
-    /// Makes the leaf that holds `at`, and the nodes above it that are missing.
+    /// Creates the leaf of `at`, and the nodes above it that are missing.
     #[cold]
     fn open(&mut self, path: &mut Path, at: u64) {
         let radix = &mut self.radix;

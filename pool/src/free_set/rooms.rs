@@ -1,9 +1,9 @@
-//! The index for aligned searches: for one alignment, the room at aligned positions.
+//! The index for aligned searches: the room at aligned positions, for one alignment.
 //!
-//! That a run has `n` granules does not mean that it has them from an aligned position on; a
-//! search that looked would visit every run. An index of rooms keeps one number per child of
-//! every node: the most free granules from an aligned position on, in the runs that begin there.
-//! A search by that number never goes astray.
+//! A run of `n` granules need not have `n` granules from an aligned position on; a search without
+//! an index would visit every run. An index of rooms keeps one number per child of every node: the
+//! most free granules from an aligned position on, in the runs that begin there. A search by that
+//! number never descends in vain.
 
 use super::column::Column;
 use super::keys::{Keys, greatest};
@@ -11,7 +11,7 @@ use super::leaf::Leaf;
 use super::locate::{Path, Radix};
 use super::run::{Change, Grid};
 
-/// The rooms on one grid.
+/// The rooms for one grid.
 #[derive(Debug, Clone)]
 pub(super) struct Rooms {
     pub grid: Grid,
@@ -34,8 +34,8 @@ impl Rooms {
         self.rooms.keys(id)
     }
 
-    /// Follows a change of the leaf at the end of `path`, which begins at `base`. The tree has at
-    /// most `nodes` nodes.
+    /// Updates the index after a change of the leaf at the end of `path`, which begins at `base`.
+    /// The tree has at most `nodes` nodes.
     pub(super) fn update(
         &mut self,
         nodes: usize,

@@ -3,11 +3,11 @@
 //! A *position* is a granule, counted from the start of the chunk. Positions stay below 2^63, so
 //! the sum of two of them fits into 64 bits.
 
-/// log2 of [`LEAF_LEN`].
+/// The base-2 logarithm of [`LEAF_LEN`].
 pub(super) const LEAF_BITS: u32 = 12;
 /// The number of granules that one leaf describes.
 pub(super) const LEAF_LEN: u32 = 1 << LEAF_BITS;
-/// [`LEAF_LEN`] as a distance between positions.
+/// The constant [`LEAF_LEN`] as a distance between positions.
 pub(super) const LEAF_SPAN: u64 = 1 << LEAF_BITS;
 
 /// Returns the first position of the leaf that holds `at`.
@@ -16,15 +16,15 @@ pub(super) fn leaf_base(at: u64) -> u64 {
     at & !(LEAF_SPAN - 1)
 }
 
-/// Returns an offset into a leaf, or the end of the leaf, in the width leaves work with.
+/// Returns an offset into a leaf, or the end of the leaf, in the width that leaves use.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "a leaf has 4096 granules")]
 pub(super) fn local(offset: u64) -> u32 {
     offset as u32
 }
 
-/// A maximal stretch of free granules, `start..end`: what borders on it is used, or is an end of
-/// the set.
+/// A maximal sequence of free granules, `start..end`: adjacent granules are used, or the set ends
+/// there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
     pub start: u64,
@@ -32,7 +32,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// An empty run, which measures 0 by every measure.
+    /// An empty run, for which every measure is 0.
     const NONE: Self = Self { start: 0, end: 0 };
 
     pub(super) fn len(self) -> u64 {
@@ -50,7 +50,7 @@ impl Run {
 }
 
 /// Up to two runs, filled from the front.
-// Neither an array nor two `Option`s: in this form it stays in registers.
+// Not an array nor two `Option`s: in this form it stays in registers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pair {
     pub first: Run,
@@ -107,8 +107,8 @@ impl Pair {
     }
 }
 
-/// What happens to one leaf: the neighbouring runs `out`, which begin in it, are replaced by
-/// `into`, which begin in it as well.
+/// A change of one leaf: the neighbouring runs `out`, which begin in it, are replaced by `into`,
+/// which begin in it as well.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Change {
     pub out: Pair,
@@ -119,7 +119,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Returns a position in the leaf that the change is about.
+    /// Returns a position in the changed leaf.
     #[inline(always)]
     pub(super) fn at(&self) -> u64 {
         if self.out.count > 0 {
@@ -129,9 +129,9 @@ impl Change {
         }
     }
 
-    /// Returns the greatest measure among all runs of the leaf after the change, where it was
-    /// `old` before. Calls `search` to look at all of them only when it must: where the greatest
-    /// run went and none as great came.
+    /// Returns the greatest measure among all runs of the leaf after the change, given that it was
+    /// `old` before. Calls `search` to examine all of them only if necessary: if the greatest run
+    /// was removed and none as great was added.
     #[inline(always)]
     pub(super) fn greatest(
         &self,
@@ -184,7 +184,7 @@ impl Grid {
         at + (at.wrapping_add(self.off).wrapping_neg() & self.mask)
     }
 
-    /// Does what [`up`](Self::up) does inside a leaf; `None` if that leaves the leaf.
+    /// Works like [`up`](Self::up) inside a leaf; `None` if that leaves the leaf.
     pub(super) fn up_local(self, at: u32) -> Option<u32> {
         let up = self.up(at.into());
         (up < LEAF_SPAN).then(|| local(up))
@@ -206,7 +206,7 @@ impl Grid {
         latest.checked_sub(latest.wrapping_add(self.off) & self.mask)
     }
 
-    /// Returns the grid as it is seen from `base`.
+    /// Returns the grid relative to `base`.
     pub(super) fn shifted(self, base: u64) -> Self {
         Self {
             off: self.off.wrapping_add(base),

@@ -1,8 +1,8 @@
 //! Searches: every fit but best fit is "the first, or the last, run whose key is large enough".
 //!
 //! The key of a run is its length, or, for an alignment, its room: the granules from its first
-//! aligned position on. Nodes know the greatest key below each child, so a search without limits
-//! is one walk down. With limits, the run that crosses the limit is clipped and looked at first;
+//! aligned position on. Nodes store the greatest key below each child, so a search without limits
+//! is one walk down. With limits, the run that crosses the limit is clipped and examined first;
 //! from there the walk goes up until a sibling has a key that is large enough, and down again.
 
 use super::best::Best;
@@ -13,7 +13,7 @@ use super::propagate::Tree;
 use super::rooms::Rooms;
 use super::run::{Grid, LEAF_SPAN, Run, leaf_base};
 
-/// The number of alignments whose rooms are kept at once; the one used longest ago goes.
+/// The maximum number of alignments with an index; the least recently used one is dropped.
 const MAX_ROOMS: usize = 40;
 
 impl Tree {
@@ -39,7 +39,7 @@ impl Tree {
             let leaf = self.radix.leaves.get(path[0]);
             leaf.aligned_fit(base, n, grid)
         } else {
-            // The run that `low` lies in, or none.
+            // This is the run that contains `low`, if there is one.
             let (left, _) = self.radix.around(low);
             let clipped = left.map(|run| run.clipped(low, high));
             if let Some(at) = clipped.and_then(|run| grid.first(run, n)) {
@@ -73,7 +73,7 @@ impl Tree {
     /// below `high`, are free.
     pub(super) fn last_fit_in(&mut self, n: u64, grid: Grid, low: u64, high: u64) -> Option<u64> {
         self.prepare(n, grid)?;
-        // The last run that begins below `high`; all others end below it, too.
+        // This is the last run that begins below `high`; all others also end below it.
         let (last, _) = self.radix.around(high.checked_sub(1)?);
         let last = last?;
         if let Some(at) = grid.last(last.clipped(low, high), n) {
@@ -106,7 +106,7 @@ impl Tree {
         best.find(radix, n)
     }
 
-    /// Returns whether a search on `grid` can succeed at all, with the index it needs in place.
+    /// Prepares the index for a search on `grid`; returns `None` if the search cannot succeed.
     fn prepare(&mut self, n: u64, grid: Grid) -> Option<()> {
         if self.longest < n {
             return None;
@@ -121,7 +121,8 @@ impl Tree {
         Some(())
     }
 
-    /// Returns the keys by which runs on `grid` are found; [`prepare`](Self::prepare) came before.
+    /// Returns the keys by which runs on `grid` are found; [`prepare`](Self::prepare) must have
+    /// been called.
     fn keys<'a>(&'a self, id: u32, node: &'a Node, grid: Grid) -> &'a Keys {
         match self.rooms.last() {
             Some(rooms) if !grid.is_all() => rooms.keys(id),
@@ -129,7 +130,7 @@ impl Tree {
         }
     }
 
-    /// Moves the index of `grid` to the end of the list, or makes it.
+    /// Moves the index of `grid` to the end of the list, or creates it.
     fn use_rooms(&mut self, grid: Grid) {
         if let Some(i) = self.rooms.iter().position(|rooms| rooms.grid == grid) {
             if i + 1 < self.rooms.len() {

@@ -1,11 +1,11 @@
-//! Storage for nodes and leaves: small indices instead of pointers, and vacancies are reused.
+//! Storage for nodes and leaves: small indices instead of pointers, with reuse of vacancies.
 
 use alloc::vec::Vec;
 
-/// The number of places up to which a slab keeps its memory even when it is empty.
+/// The capacity up to which a slab keeps its memory even when it is empty.
 const SMALL: usize = 64;
 
-/// Values by index. Vacant places are used again before the vector grows.
+/// Values by index. Vacant places are reused before the vector grows.
 #[derive(Debug, Clone)]
 pub(super) struct Slab<T> {
     items: Vec<T>,
@@ -31,8 +31,8 @@ impl<T: Default> Slab<T> {
             *self.get_mut(id) = item;
             return id;
         }
-        // A node or leaf takes tens of bytes: memory ends long before indices do, and the two
-        // largest are markers.
+        // A node or leaf takes tens of bytes: memory is exhausted long before indices are, and the
+        // two largest are markers.
         let id = u32::try_from(self.items.len()).expect("fewer than 2^32 nodes fit in memory");
         self.items.push(item);
         id
@@ -43,8 +43,8 @@ impl<T: Default> Slab<T> {
         *self.get_mut(id) = T::default();
         self.vacant.push(id);
         if self.vacant.len() == self.items.len() && self.items.capacity() > SMALL {
-            // Nothing is left: free the memory. A small slab stays, because the next allocation
-            // would need it again.
+            // Nothing is left, so free the memory. A small slab is kept, because the next
+            // allocation would need it again.
             *self = Self::new();
         }
     }

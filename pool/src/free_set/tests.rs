@@ -1,15 +1,15 @@
-//! The free set against a plain bitmap, every answer after every step.
+//! Compares the free set with a plain bitmap, every answer after every step.
 
 use super::*;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// A small generator of its own: the crate has no dependency for it.
+/// A small generator, so that the crate needs no dependency for it.
 struct Rng(u64);
 
 impl Rng {
     fn below(&mut self, n: u64) -> u64 {
-        // splitmix64
+        // This is splitmix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ fn first_aligned(set: &mut FreeSet, n: u64, mask: u64, off: u64) -> Option<u64> 
     set.first_fit_in(n, Grid::new(mask, off), 0, u64::MAX)
 }
 
-/// What a set must answer, found by looking at every granule.
+/// The reference implementation, which examines every granule.
 struct Naive(Vec<bool>);
 
 impl Naive {
@@ -44,7 +44,7 @@ impl Naive {
         })
     }
 
-    /// Every position from which on `n` granules of `low..high` are free, on a grid.
+    /// Returns every position from which on `n` granules of `low..high` are free, on a grid.
     fn places(&self, n: u64, mask: u64, off: u64, low: u64, high: u64) -> Vec<u64> {
         let mut places = Vec::new();
         for (s, e) in self.runs() {
@@ -115,7 +115,7 @@ fn check(set: &mut FreeSet, naive: &Naive, rng: &mut Rng) {
     );
 }
 
-/// Every search inside limits, from both ends.
+/// Checks every search inside limits, from both ends.
 fn check_limits(set: &mut FreeSet, naive: &Naive, rng: &mut Rng, longest: u64) {
     for n in [1, 2, 1 + rng.below(longest + 2)] {
         let (a, b) = (rng.below(set.len() + 1), rng.below(set.len() + 70));
@@ -181,7 +181,7 @@ fn small_sets_agree_with_a_bitmap() {
 
 #[test]
 fn leaves_of_both_kinds_agree_with_a_bitmap() {
-    // Single granules make bitmaps out of lists; long runs make lists again.
+    // Single granules turn lists into bitmaps; long runs turn them back into lists.
     churn(4096, 2, 1500, 1);
     churn(4096, 300, 300, 2);
     churn(5000, 80, 400, 3);
@@ -258,7 +258,7 @@ fn an_idle_set_gives_its_memory_back() {
     set.give(4095 << 12, 1).unwrap();
     assert!(set.tree.is_none());
     assert_eq!(set.longest(), Some((0, 1 << 24)));
-    // A small tree is worth keeping.
+    // A small tree is kept.
     set.take(5, 1);
     set.give(5, 1).unwrap();
     assert!(set.tree.is_some());
@@ -278,7 +278,7 @@ fn nothing_is_found_at_or_after_the_end() {
 
 #[test]
 fn aligned_room_in_a_wholly_free_subtree_is_found() {
-    // Whole leaves and whole nodes that are free among used ones, at either side of a border.
+    // Whole leaves and whole nodes are free among used ones, on either side of a boundary.
     let len = 1 << 19;
     for (start, n) in [
         (4096, 4096),
@@ -291,7 +291,7 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
             let mut set = FreeSet::new(len);
             set.take(0, len);
             if known {
-                // The class is there before the room is.
+                // The index exists before the room does.
                 set.give(len - 1, 1).unwrap();
                 assert_eq!(first_aligned(&mut set, 1, 15, 0), None);
                 set.take(len - 1, 1);
@@ -301,7 +301,7 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
             assert_eq!(first_aligned(&mut set, n, 15, 0), Some(start));
             assert_eq!(first_aligned(&mut set, n, 15, 3), None);
             assert_eq!(first_aligned(&mut set, n - 13, 15, 3), Some(start + 13));
-            // Half of it, so that the uniform part becomes a node or leaf of its own.
+            // Take half of it, so that the uniform part becomes a node or leaf of its own.
             set.take(start, n / 2);
             assert_eq!(first_aligned(&mut set, n / 2, 15, 0), Some(start + n / 2));
             assert_eq!(first_aligned(&mut set, n / 2 + 1, 15, 0), None);
@@ -311,7 +311,7 @@ fn aligned_room_in_a_wholly_free_subtree_is_found() {
 
 #[test]
 fn indices_that_are_built_late_agree_with_a_bitmap() {
-    // Nothing is asked until the set is fragmented, so the first answers need a whole pass.
+    // There are no queries until the set is fragmented, so the first answers need a whole pass.
     for (seed, size) in [(8, 3), (9, 90), (10, 400), (11, 9000)] {
         let len = 60_000;
         let mut rng = Rng(seed);
@@ -334,7 +334,7 @@ fn indices_that_are_built_late_agree_with_a_bitmap() {
         for _ in 0..20 {
             check(&mut set, &naive, &mut rng);
         }
-        // Every length there is, and one less and one more.
+        // Check every length that occurs, and one less and one more.
         let lens: Vec<u64> = naive.runs().iter().map(|(s, e)| e - s).collect();
         for n in lens
             .iter()

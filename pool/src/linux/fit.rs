@@ -5,11 +5,11 @@ use crate::chunk::Chunk;
 use crate::fit::order_grid;
 use crate::free_set::{FreeSet, Grid};
 
-/// How an allocation chooses its place inside a chunk, by Linux's names and rules.
+/// The way in which an allocation chooses its place inside a chunk, by Linux's names and rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Algo {
-    /// The lowest place with room.
+    /// The lowest place with room, whatever its alignment.
     #[default]
     FirstFit,
     /// The lowest place with room that is aligned.
@@ -46,8 +46,8 @@ pub(super) fn search<O>(chunk: &mut Chunk<O>, order: u32, algo: Algo, n: u64) ->
     }
 }
 
-/// Does what `gen_pool_first_fit_align` does with its C types: `align` is an `int`, the masks have
-/// 64 bits.
+/// Works like `gen_pool_first_fit_align` with its C types: `align` is an `int`, the masks have 64
+/// bits.
 fn aligned(free: &mut FreeSet, base: u64, order: u32, align: u64, n: u64) -> Option<u64> {
     let granule_mask = 1_u64.wrapping_shl(order).wrapping_sub(1);
     let mask = c_int(align)
@@ -58,8 +58,8 @@ fn aligned(free: &mut FreeSet, base: u64, order: u32, align: u64, n: u64) -> Opt
     if mask.wrapping_add(1).is_power_of_two() {
         return free.first_fit_in(n, Grid::new(mask, off), 0, u64::MAX);
     }
-    // `bitmap_find_next_zero_area_off`, literally. The step goes from one used granule to the
-    // next, so this one quirk costs O(extents · log granules).
+    // This is a literal translation of `bitmap_find_next_zero_area_off`. It steps from one used
+    // granule to the next, so this one quirk costs O(extents · log granules).
     let mut start = 0_u64;
     loop {
         let next = free.next_free(start)?;
@@ -67,7 +67,7 @@ fn aligned(free: &mut FreeSet, base: u64, order: u32, align: u64, n: u64) -> Opt
         let end = index.checked_add(n).filter(|&end| end <= free.len())?;
         match free.next_used(index).filter(|&used| used < end) {
             None => return Some(index),
-            // Where rounding wraps backwards, Linux would search the same place for ever.
+            // If rounding wraps backwards, Linux would search the same place forever.
             Some(used) if used < start => return None,
             Some(used) => start = used.wrapping_add(1),
         }

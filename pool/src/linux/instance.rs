@@ -1,5 +1,5 @@
 //! The memory of a multikernel instance, as `kernel/multikernel/mem.c` of the October 2025 RFC
-//! takes it from the main pool and gives it back.
+//! allocates it from the main pool and frees it.
 
 use super::fit::Algo;
 use super::pool::GenPool;
@@ -12,14 +12,14 @@ use alloc::vec::Vec;
 /// The pool of one instance. The main pool is a [`GenPool`] of order 12.
 #[derive(Debug)]
 pub struct Instance {
-    /// In the order in which they were obtained, with the sizes that were requested.
+    /// The chunks in the order in which they were obtained, with the requested sizes.
     chunks: Vec<(u64, u64)>,
     pool: GenPool,
 }
 
 impl Instance {
-    /// Takes chunks of `main` until `size` bytes are reached. `None` where Linux fails: every
-    /// chunk has gone back then.
+    /// Takes chunks of `main` until `size` bytes are reached. `None` where Linux fails: all chunks
+    /// have been freed then.
     pub fn create(main: &mut GenPool, size: u64, order: u32) -> Option<Self> {
         if order < PAGE_ORDER {
             return None;
@@ -81,12 +81,12 @@ impl Instance {
         self.pool.avail()
     }
 
-    /// Gives every chunk back to `main`.
+    /// Frees all chunks in `main`.
     ///
     /// # Errors
     ///
     /// Returns [`Busy`] where Linux stops the machine: something is still allocated, or a chunk is
-    /// not allocated in `main` any more. Nothing has gone back then.
+    /// not allocated in `main` any more. Nothing has been freed then.
     pub fn destroy(self, main: &mut GenPool) -> Result<(), Busy<Self>> {
         let mut chunks = self.chunks.iter();
         let all_there = chunks.all(|&(base, size)| main.check_free(base, size).is_ok());
@@ -105,8 +105,8 @@ impl Instance {
     }
 }
 
-/// Takes the next chunk: all that remains, or 1 MiB, or 256 KiB, or one granule. The size returned
-/// is the size requested, even where the main pool rounded it up.
+/// Takes the next chunk: all of the remaining size, or 1 MiB, or 256 KiB, or one granule. The size
+/// returned is the requested size, even if the main pool rounded it up.
 fn next_chunk(main: &mut GenPool, remaining: u64, order: u32) -> Option<(u64, u64)> {
     let granule = 1_u64.wrapping_shl(order);
     let mut size = remaining;

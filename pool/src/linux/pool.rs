@@ -1,4 +1,4 @@
-//! `gen_pool` with everything that it accepts.
+//! An allocator that accepts everything that `gen_pool` accepts.
 
 use super::fit::{self, Algo};
 use crate::chunk::{Chunk, granules};
@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 pub struct GenPool {
     algo: Algo,
     chunks: Chunks<()>,
-    /// Whether some chunks overlap, wrap or are empty: then a search by address looks at all.
+    /// True if some chunks overlap, wrap or are empty: then a search by address examines all.
     irregular: bool,
 }
 
@@ -38,7 +38,7 @@ impl GenPool {
     }
 
     /// Adds `size` bytes at `base`, whatever they are (`gen_pool_add`). Nothing past the last
-    /// address is ever handed out.
+    /// address is ever allocated.
     pub fn add(&mut self, base: u64, size: u64) {
         let regular = AddrRange::with_size(base, size)
             .is_ok_and(|range| self.chunks.overlapping(range).is_none());
@@ -64,7 +64,7 @@ impl GenPool {
     }
 
     /// Allocates `size` bytes by `algo` (`gen_pool_alloc_algo`). `None` where Linux returns 0,
-    /// which it also does when it has taken memory at address 0.
+    /// which it also does after allocating memory at address 0.
     pub fn alloc_algo(&mut self, size: u64, algo: Algo) -> Option<u64> {
         let order = self.order();
         let n = granules(size, order);
@@ -104,8 +104,8 @@ impl GenPool {
         }
     }
 
-    /// Returns whether one chunk holds all of the `size` bytes at `addr` (`gen_pool_has_addr`).
-    /// A range that wraps past 2^64 is taken for one that ends early, as in Linux.
+    /// Returns whether one chunk contains all of the `size` bytes at `addr` (`gen_pool_has_addr`).
+    /// A range that wraps past 2^64 is treated as one that ends early, as in Linux.
     #[must_use]
     pub fn has_addr(&self, addr: u64, size: u64) -> bool {
         let end = addr.wrapping_add(size).wrapping_sub(1);
@@ -113,8 +113,8 @@ impl GenPool {
         chunks.any(|chunk| chunk.contains(addr) && end <= chunk.last())
     }
 
-    /// Returns the number of free bytes (`gen_pool_avail`). Counts raw bytes, so an exhausted pool
-    /// whose chunks have a tail says more than 0.
+    /// Returns the number of free bytes (`gen_pool_avail`). It counts raw bytes, so an exhausted
+    /// pool whose chunks have a tail reports more than 0.
     #[must_use]
     pub fn avail(&self) -> u64 {
         self.chunks.avail()

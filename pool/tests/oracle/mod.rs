@@ -1,5 +1,5 @@
-//! The oracle: genalloc over a bitmap, bit by bit, as its source defines it, and what `mkpool` adds
-//! to it in the same way. It shares no code with the crate.
+//! The oracle: genalloc over a bitmap, bit by bit, as its source defines it, and mkpool's additions
+//! in the same way. It shares no code with the crate.
 
 #![allow(
     dead_code,
@@ -20,16 +20,16 @@ pub enum How {
     FirstAlign(u64),
     OrderAlign,
     Best,
-    /// An offset into each chunk.
+    /// The offset into each chunk.
     Fixed(u64),
-    /// An address.
+    /// The address of the allocation.
     At(u64),
     Last,
     LastAlign(u64),
 }
 
 impl How {
-    /// Returns the algorithm of a strict pool, which knows addresses and no offsets.
+    /// Returns the algorithm of a strict pool, which has addresses and no offsets.
     pub fn strict(self) -> mkpool::Algo {
         use mkpool::Algo;
         match self {
@@ -44,7 +44,7 @@ impl How {
         }
     }
 
-    /// Returns the algorithm of Linux's pools, which know no addresses and no last fit.
+    /// Returns the algorithm of Linux's pools, which have no addresses and no last fit.
     #[cfg(feature = "linux")]
     pub fn linux(self) -> mkpool::linux::Algo {
         use mkpool::linux::Algo;
@@ -65,18 +65,18 @@ struct Chunk {
     size: u64,
     avail: u64,
     bits: u64,
-    /// Set bits are allocated granules.
+    /// The bitmap; set bits are allocated granules.
     words: Vec<u64>,
 }
 
-/// A gen_pool.
+/// The model of a gen_pool.
 pub struct Model {
     order: u32,
     chunks: Vec<Chunk>,
 }
 
 impl Chunk {
-    /// `find_next_bit` and `find_next_zero_bit`: `limit` if there is none below it.
+    /// Works like `find_next_bit` and `find_next_zero_bit`: `limit` if there is none below it.
     fn find(&self, set: bool, from: u64, limit: u64) -> u64 {
         let mut at = from;
         while at < limit {
@@ -90,7 +90,7 @@ impl Chunk {
         limit
     }
 
-    /// `bitmap_set` and `bitmap_clear`, word by word.
+    /// Works like `bitmap_set` and `bitmap_clear`, word by word.
     fn set(&mut self, from: u64, n: u64, used: bool) {
         let mut at = from;
         while at < from + n {
@@ -103,7 +103,7 @@ impl Chunk {
         }
     }
 
-    /// `bitmap_find_next_zero_area_off`; a result of `bits` or more means failure.
+    /// Works like `bitmap_find_next_zero_area_off`; a result of `bits` or more means failure.
     fn area(&self, start: u64, n: u64, mask: u64, off: u64) -> u64 {
         let mut start = start;
         loop {
@@ -117,7 +117,7 @@ impl Chunk {
                 return index;
             }
             if used < start {
-                // The kernel would be here for ever.
+                // The kernel would loop forever here.
                 return self.bits;
             }
             start = used + 1;
@@ -128,7 +128,7 @@ impl Chunk {
         match how {
             How::First => self.area(0, n, 0, 0),
             How::FirstAlign(align) => {
-                // `int align`, widened as C does it.
+                // This is `int align`, widened as in C.
                 let align = i64::from(align as u32 as i32) as u64;
                 let minus_one = i64::from((align as u32 as i32).wrapping_sub(1)) as u64;
                 let mask = (align.wrapping_add((1 << order) - 1) >> order).wrapping_sub(1);
@@ -172,7 +172,7 @@ impl Chunk {
         }
     }
 
-    /// The last place with `n` free granules at an address aligned to `align`.
+    /// Returns the last place with `n` free granules at an address aligned to `align`.
     fn last(&self, n: u64, align: u64, order: u32) -> u64 {
         let mut last = self.bits;
         let mut start = self.find(false, 0, self.bits);
@@ -190,7 +190,7 @@ impl Chunk {
         last
     }
 
-    /// The chunk with all granules used that do not lie wholly in `low..high`.
+    /// Returns the chunk with all granules used that do not lie wholly in `low..high`.
     fn limited(&self, (low, high): (u64, u64), order: u32) -> Self {
         let mut limited = self.clone();
         let low = low
@@ -235,7 +235,7 @@ impl Model {
         self.alloc_within(size, how, None)
     }
 
-    /// Allocates as `alloc` does, only with addresses of `limit`.
+    /// Allocates like `alloc`, only with addresses inside `limit`.
     pub fn alloc_within(&mut self, size: u64, how: How, limit: Option<(u64, u64)>) -> Option<u64> {
         if size == 0 {
             return None;
@@ -258,7 +258,7 @@ impl Model {
         None
     }
 
-    /// Whether it may be freed; where it may not, the kernel stops and we change nothing.
+    /// Returns whether it may be freed; if not, the kernel stops and the model is unchanged.
     pub fn free(&mut self, addr: u64, size: u64) -> bool {
         let order = self.order;
         let holds = |chunk: &&mut Chunk| chunk.base <= addr && addr - chunk.base < chunk.size;
@@ -280,7 +280,8 @@ impl Model {
         true
     }
 
-    /// Maximal extents that are used, or free, by chunk in address order: (address, size).
+    /// Returns the maximal extents that are used, or free, by chunk in address order: (address,
+    /// size).
     pub fn extents(&self, used: bool) -> Vec<(u64, u64)> {
         let mut chunks: Vec<&Chunk> = self.chunks.iter().rev().collect();
         chunks.sort_by_key(|chunk| chunk.base);

@@ -1,7 +1,7 @@
 //! The memory of a small VMM, written from mkpool's README alone.
 //!
-//! `cargo run --manifest-path pool/examples/tiny-vmm/Cargo.toml -- 256M 1G`: boots "guests" of
-//! these sizes on paper, prints the host's `/proc/iomem`-like picture, and shuts them down.
+//! `cargo run --manifest-path pool/examples/tiny-vmm/Cargo.toml -- 256M 1G`: simulates guests of
+//! these sizes, prints the host's resources like `/proc/iomem`, and shuts them down.
 
 use mkpool::instance::{ChunkPolicy, CreateError};
 use mkpool::main_pool::PAGE_ORDER;
@@ -11,20 +11,20 @@ use mkpool::resource::{ResourceError, ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, InstancePool, MainPool};
 use std::error::Error;
 
-/// What an e820 row says of a range.
+/// The type of an e820 row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Ram,
     Reserved,
 }
 
-/// One guest: its memory and where it stands in the host's tree.
+/// One guest: its memory and its entry in the host's tree.
 struct Guest {
     memory: InstancePool,
     entries: Vec<ResourceId>,
 }
 
-/// The host: all memory for guests, and who holds it.
+/// The host: all memory for guests, and its owners.
 struct Host {
     memory: MainPool,
     tree: ResourceTree,
@@ -40,7 +40,7 @@ impl Host {
     }
 
     fn start(&mut self, id: u32, size: u64) -> Result<Guest, Box<dyn Error>> {
-        // If anything fails from here on, dropping `memory` gives it back.
+        // If anything fails from here on, dropping `memory` frees it.
         let memory = InstancePool::create(&self.memory, id, size, PAGE_ORDER, ChunkPolicy::Rfc);
         let memory = memory.map_err(|error: CreateError| format!("no memory: {error}"))?;
         let regions = memory.regions();
