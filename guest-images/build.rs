@@ -1,8 +1,9 @@
-//! Builds the probe and checks that it is the image that its loaders expect.
+//! Builds the probe and checks that its image has the properties that loaders
+//! expect.
 //!
 //! The probe is not a package of its own because a package's target and flags
-//! are for the whole workspace: it is compiled here, with the compiler that
-//! compiles everything else, for the host's own target and without `std`.
+//! apply to the whole workspace: it is compiled here, with the same compiler as
+//! everything else, for the host's own target and without `std`.
 
 use std::env;
 use std::error::Error;
@@ -16,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("no CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
     let probe = here.join("probe");
-    // Cargo walks directories and compares times of the files in them.
+    // Cargo walks directories and compares the timestamps of the files in them.
     println!("cargo::rerun-if-changed=probe");
     println!("cargo::rerun-if-env-changed=RUSTC");
 
@@ -54,8 +55,8 @@ fn compile(probe: &Path, here: &Path, image: &Path) -> Result<(), Box<dyn Error>
             "codegen-units=1",
         ])
         .args(["-C", "relocation-model=pie", "-C", "strip=symbols"])
-        // The linker itself: a compiler driver would add start files, libraries
-        // and whatever its distribution thinks good for programs.
+        // Call the linker itself: a compiler driver would add start files,
+        // libraries and its distribution's default flags.
         .args(["-C", "linker-flavor=ld", "-C", "linker=ld"])
         .args([
             "-C",
@@ -77,7 +78,7 @@ fn compile(probe: &Path, here: &Path, image: &Path) -> Result<(), Box<dyn Error>
         ])
         .arg("-C")
         .arg(format!("link-arg=-T{}", probe.join("link.ld").display()))
-        // The same bytes wherever the sources lie.
+        // The output must not depend on the location of the sources.
         .arg(format!(
             "--remap-path-prefix={}=guest-images",
             here.display()
@@ -93,8 +94,9 @@ fn compile(probe: &Path, here: &Path, image: &Path) -> Result<(), Box<dyn Error>
     Ok(())
 }
 
-/// What loaders rely on: two segments at 2 MiB whose physical addresses are
-/// their virtual ones, and no relocation but those that the entry code does.
+/// Checks the properties that loaders rely on: two segments at 2 MiB whose
+/// physical addresses are their virtual ones, and only the relocations that the
+/// entry code handles.
 fn verify(elf: &[u8]) -> Result<(), String> {
     const PT_LOAD: u64 = 1;
     const RELATIVE: u64 = 8;

@@ -1,14 +1,14 @@
-//! The guest kernels that mkvmm carries with it.
+//! The guest kernels that are built into mkvmm.
 //!
 //! There is one, the *probe*: an ELF64 image for the 64-bit boot protocol of
-//! Linux that prints what it was given and whether that is true. The README of
-//! this crate has its command line and its output.
+//! Linux that prints the information it was given and checks it. The README of
+//! this crate describes its command line and its output.
 
-/// The probe's ELF image.
+/// The ELF image of the probe.
 ///
 /// Its segments lie at 2 MiB (`p_paddr` = `p_vaddr`), span less than 256 KiB
 /// and may be loaded at any 2 MiB boundary of guest-physical memory; the entry
-/// point moves along.
+/// point moves accordingly.
 pub static PROBE: &[u8] = include_bytes!(env!("MKVMM_PROBE"));
 
 /// The SHA-256 of [`PROBE`], taken when the crate was built.

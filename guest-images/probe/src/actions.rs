@@ -1,4 +1,4 @@
-//! What the user asks for on the command line, in the order of asking.
+//! The actions that the user requests on the command line, in order.
 
 use crate::Probe;
 use crate::checks::last_page;
@@ -8,16 +8,16 @@ use crate::pure::e820::USABLE;
 use crate::pure::range::{List, Range, subtract};
 use crate::service;
 
-/// What `touch` writes, made different for each address.
+/// The pattern that `touch` writes, combined with each address.
 const TOUCH: u64 = 0x6d6b_766d_6d00_0000;
-/// What `hold` fills pages with, made different for each word.
+/// The pattern that `hold` fills pages with, combined with each word.
 const HOLD: u64 = 0x686f_6c64_0000_0000;
-/// What `marks` writes to the POST port.
+/// The byte that `marks` writes to the POST port.
 const POST_CODE: u8 = 0x6d;
-/// What `marks` writes to the debug port.
+/// The line that `marks` writes to the debug port.
 const MARK: &[u8] = b"probe checked\n";
 
-/// Leaves a mark at each of the debug ports.
+/// Writes a mark to each of the debug ports.
 fn leave_marks() {
     service::write_port(0x80, POST_CODE);
     service::print_to(service::DEBUG_PORT, MARK);
@@ -47,9 +47,9 @@ impl Probe {
         }
     }
 
-    /// Marks the end of all our RAM and watches it. An initramfs that ends
-    /// there has been checked by now and is overwritten, so that it is always
-    /// the very last page that is watched.
+    /// Fills the end of all our RAM with a pattern and watches it. An initramfs
+    /// at the end has been checked by now and is overwritten, so that the very
+    /// last page is always watched.
     fn hold(&mut self, cycles: u64) {
         let mut pages = List::<512>::new();
         let image = [self.memory.image];
@@ -83,8 +83,9 @@ impl Probe {
         say!("hold ok {checks} checks");
     }
 
-    /// What an unmodified Linux does in ring 0 and a paravirtual KVM cannot
-    /// emulate. Where it cannot, KVM tells the VMM, and we are not heard again.
+    /// Executes instructions that an unmodified Linux executes in ring 0 and
+    /// that a paravirtual KVM may be unable to emulate. In that case KVM
+    /// reports it to the VMM, and the probe prints nothing more.
     fn caps(&mut self) {
         let features = service::cpuid(1).ecx;
         let mut tell = |name, ok| match ok {

@@ -1,4 +1,4 @@
-//! What the loader left for us: the zero page of the Linux boot protocol.
+//! The loader's data: the zero page of the Linux boot protocol.
 //!
 //! Offsets are those of `struct boot_params` in Linux'
 //! `arch/x86/include/uapi/asm/bootparam.h`.
@@ -20,19 +20,19 @@ const E820_TABLE: usize = 0x2d0;
 const E820_TABLE_LEN: usize = 128;
 
 const SETUP_E820_EXT: u32 = 1;
-/// `next`, `type` and `len` in front of each node's data.
+/// The size of `next`, `type` and `len` before each node's data.
 const NODE_HEADER: u64 = 16;
-/// More nodes than this are taken for a loop.
+/// The maximum number of nodes; more are considered a loop.
 const MAX_NODES: usize = 64;
 const MAX_CMDLINE: u64 = 64 << 10;
 
 pub struct BootParams {
     zero_page: &'static [u8],
-    /// Data of the `SETUP_E820_EXT` nodes, mostly none.
+    /// The data of the `SETUP_E820_EXT` nodes, usually none.
     extensions: [&'static [u8]; 8],
-    /// Where the chain of `setup_data` has the manifest.
+    /// The range of the manifest in the chain of `setup_data`.
     pub manifest: Option<Range>,
-    /// What was wrong with the chain.
+    /// The first error in the chain.
     pub complaint: Option<&'static str>,
 }
 
@@ -90,15 +90,16 @@ impl BootParams {
         u64::from(self.u32(low)) | u64::from(self.u32(high)) << 32
     }
 
-    /// Where the command line is.
+    /// Returns the address of the command line.
     pub fn cmdline_addr(&self) -> u64 {
         self.split_u64(CMD_LINE_PTR, EXT_CMD_LINE_PTR)
     }
 
-    /// The command line, if it is there and is text.
+    /// Returns the command line, if it is accessible and is text.
     pub fn cmdline(&self, memory: &mut Memory) -> Option<&'static str> {
         let addr = self.cmdline_addr();
-        // Not further than the first 1 MiB if it lies there: what follows need not be RAM.
+        // If it is in the first 1 MiB, read no further: what follows need not
+        // be RAM.
         let end = addr.saturating_add(MAX_CMDLINE);
         let end = if addr < 1 << 20 {
             end.min(1 << 20)
@@ -110,13 +111,13 @@ impl BootParams {
         core::str::from_utf8(&bytes[..len]).ok()
     }
 
-    /// Where the initramfs is, if there is one.
+    /// Returns the range of the initramfs, if there is one.
     pub fn initramfs(&self) -> Option<Range> {
         let addr = self.split_u64(RAMDISK_IMAGE, EXT_RAMDISK_IMAGE);
         Range::sized(addr, self.split_u64(RAMDISK_SIZE, EXT_RAMDISK_SIZE))
     }
 
-    /// The memory map, in its own order.
+    /// Returns the entries of the memory map, in its own order.
     pub fn e820(&self) -> impl Iterator<Item = Entry> + use<> {
         let len = usize::from(self.zero_page[E820_ENTRIES]).min(E820_TABLE_LEN);
         let table = &self.zero_page[E820_TABLE..E820_TABLE + len * ENTRY_LEN];

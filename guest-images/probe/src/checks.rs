@@ -1,4 +1,4 @@
-//! Is what we were told true?
+//! Checks that the information from the VMM is true.
 
 use crate::Probe;
 use crate::console::print_line;
@@ -7,9 +7,10 @@ use crate::pure::crc32::crc32;
 use crate::pure::e820::USABLE;
 use crate::pure::range::{List, Range, subtract};
 
-/// Where memory that belongs to the pool can begin.
+/// The lowest address at which memory of the pool can begin.
 pub const LOW_WINDOW: u64 = 1 << 20;
-/// Stretches of foreign pool memory that are read; each read is an MMIO exit.
+/// The number of foreign ranges of the pool that are read; each read is an MMIO
+/// exit.
 const STRETCHES: usize = 16;
 
 impl Probe {
@@ -29,7 +30,8 @@ impl Probe {
         self.check_reserved();
     }
 
-    /// Ascending without overlap, all of the pool named, RAM only in own chunks.
+    /// Checks that the map is ascending without overlaps, covers the whole
+    /// pool, and has RAM only in the instance's own chunks.
     fn check_map(&mut self) {
         let Some(pool) = self.pool else {
             bad!(self, "no pool");
@@ -84,7 +86,7 @@ impl Probe {
             let Some(range) = entry.range() else { continue };
             let mut ok = true;
             for page in [first_page(range), last_page(range)] {
-                // Changing ourselves while we run is no test of memory.
+                // Modifying the running probe itself is not a test of memory.
                 let write = !page.overlaps(self.memory.image);
                 for addr in [
                     page.start,
@@ -100,8 +102,8 @@ impl Probe {
         }
     }
 
-    /// Reads, and writes and puts back. Whatever lives there sees no change:
-    /// nothing else runs in this guest meanwhile.
+    /// Reads, writes, and restores the old value. Nothing notices the change,
+    /// since nothing else runs in this guest.
     fn check_word(&mut self, addr: u64, write: bool) -> bool {
         let Some(before) = self.memory.peek(addr) else {
             bad!(self, "usable {addr:#x} is out of reach");
@@ -126,7 +128,8 @@ impl Probe {
         true
     }
 
-    /// Memory that nobody has used yet: the middle of the largest free stretch.
+    /// Checks memory that nobody has used yet: the middle of the largest free
+    /// range.
     fn check_fresh(&mut self) {
         let mut taken = List::<2>::new();
         taken.push(Some(self.memory.image));
@@ -155,7 +158,7 @@ impl Probe {
         }
     }
 
-    /// The first of the words of `range` that is not `value`.
+    /// Returns the first of the words of `range` that is not `value`.
     pub fn first_not(&mut self, range: Range, value: u64) -> Option<u64> {
         (range.start..range.end)
             .step_by(8)
@@ -197,10 +200,10 @@ impl Probe {
         }
     }
 
-    /// What is not ours of the pool must not be there.
+    /// Checks that the rest of the pool does not exist in this guest.
     fn check_reserved(&mut self) {
         let Some(pool) = self.pool else { return };
-        // What is lost is not read, and said.
+        // Ranges that exceed the list are not read, and are reported.
         let mut stretches = List::<STRETCHES>::new();
         for stretch in subtract(pool, self.chunks.as_slice()) {
             stretches.push(Some(stretch));
@@ -242,7 +245,8 @@ pub fn last_page(range: Range) -> Range {
     Range { start, ..range }
 }
 
-/// A range as Linux prints resources, with the last address instead of the end.
+/// A range in Linux's format for resources, with the last address instead of
+/// the end.
 pub struct Mem(pub Range);
 
 impl core::fmt::Display for Mem {

@@ -1,10 +1,10 @@
-//! Whole lines to COM1.
+//! Prints whole lines to COM1.
 
 use core::fmt::{self, Write};
 
 use crate::service;
 
-/// A line being put together. What does not fit is cut.
+/// A line under construction. Text beyond its capacity is cut off.
 pub struct Line {
     bytes: [u8; 256],
     len: usize,
@@ -34,8 +34,9 @@ impl Line {
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            // One place stays free for the line end. A line within a line
-            // (only a panic message could have one) would lose its prefix.
+            // One byte is reserved for the line end. A newline within a line
+            // (only a panic message could contain one) would lead to a line
+            // without prefix.
             if self.len < self.bytes.len() - 1 {
                 self.bytes[self.len] = if byte == b'\n' { b' ' } else { byte };
                 self.len += 1;
@@ -45,7 +46,7 @@ impl Write for Line {
     }
 }
 
-/// Prints one line.
+/// Prints one line to COM1.
 #[inline(never)]
 pub fn print_line(start: &str, args: fmt::Arguments<'_>) {
     let mut line = Line::new(start);
@@ -53,7 +54,7 @@ pub fn print_line(start: &str, args: fmt::Arguments<'_>) {
     line.print();
 }
 
-/// Prints one line, `probe: ` and what `format!` would make of the arguments.
+/// Prints one line: `probe: ` and the formatted arguments.
 macro_rules! say {
     ($($args:tt)*) => { $crate::console::print_line("probe: ", format_args!($($args)*)) };
 }

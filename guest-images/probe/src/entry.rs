@@ -1,24 +1,27 @@
-//! Everything that runs in ring 0: the entry code, the exception entries and
-//! the services for ring 3, in assembly so that no SSE instruction can slip in.
+//! All code that runs in ring 0: the entry code, the exception entries and the
+//! services for ring 3, in assembly so that it contains no SSE instructions.
 //!
-//! A paravirtual KVM emulates supervisor code, about a million instructions a
-//! second, and knows only part of the instruction set, while ring 3 runs at
-//! full speed. So ring 0 does only what ring 3 cannot: about 700 instructions
-//! until the `iretq`, and per printed line some ten plus one per byte.
+//! A paravirtual KVM emulates supervisor code, about a million instructions per
+//! second, and supports only part of the instruction set, while ring 3 runs at
+//! full speed. So ring 0 does only what ring 3 cannot do: about 700
+//! instructions until the `iretq`, and about ten per printed line plus one per
+//! byte.
 //!
-//! Ring 3 asks for a service with `ud2` (`rax` = number, `r8` = [`MAGIC`]):
-//! an exception enters ring 0 on every kind of KVM, whereas `int n` from ring 3
-//! is refused by the paravirtual one, and so is I/O through `IOPL`.
+//! Ring 3 requests a service with `ud2` (`rax` = number, `r8` = [`MAGIC`]): an
+//! exception enters ring 0 on every kind of KVM, whereas a paravirtual one
+//! refuses `int n` from ring 3, and I/O through `IOPL`.
 
 // UNSAFETY: ring 0 is written in assembly.
 #![expect(unsafe_code, reason = "ring 0 is written in assembly")]
 
 use core::arch::global_asm;
 
-/// Marks a `ud2` as a service request; those of the compiler do not carry it.
+/// Marks a `ud2` as a service request, unlike those that the compiler
+/// generates.
 pub const MAGIC: u32 = 0x6d6b_766d;
 
-/// Page tables in the bss, the first ones used by the entry code itself.
+/// The number of page tables in the bss, of which the entry code uses the
+/// first.
 pub const PAGE_TABLES: usize = 32;
 
 pub const SERVICE_PRINT: u64 = 0;
@@ -33,10 +36,10 @@ pub const SERVICE_FLUSH: u64 = 8;
 pub const SERVICE_OUT16: u64 = 9;
 pub const SERVICE_READ: u64 = 10;
 
-/// Vector of the 8259's first line; COM1 has line 4.
+/// The vector of the 8259's first line; COM1 has line 4.
 const PIC_VECTORS: usize = 32;
 const COM1_VECTOR: usize = PIC_VECTORS + 4;
-/// Gates of the IDT.
+/// The number of gates in the IDT.
 const GATES: usize = COM1_VECTOR + 1;
 
 global_asm!(
@@ -49,8 +52,9 @@ _start:
     mov     r15, rsi                    // boot_params
     lea     rbx, [rip + __image_start]
 
-    // The map so far is the loader's and has no user pages. The first own map
-    // holds the low window and this image; ring 3 adds what it wants to look at.
+    // The current map is the loader's and has no user pages. The first map of
+    // our own covers the low window and this image; ring 3 adds the ranges that
+    // it accesses.
     lea     r14, [rip + page_tables + 0x1000]
     xor     edi, edi
     call    map_2m
@@ -60,7 +64,7 @@ _start:
     mov     cr3, rax
 
     // SSE for ring 3: OSFXSR, OSXMMEXCPT; no emulation, no trap on first use.
-    // SMEP and SMAP off, for all our pages are user pages.
+    // SMEP and SMAP are off, since all our pages are user pages.
     mov     rax, cr4
     and     eax, 0xffcfffff
     or      eax, 0x600
@@ -70,7 +74,8 @@ _start:
     or      eax, 0x2
     mov     cr0, rax
 
-    // GDT, with the TSS that names the stack for entries from ring 3.
+    // Set up the GDT, with the TSS that contains the stack for entries from
+    // ring 3.
     lea     rdi, [rip + gdt]
     lea     rax, [rip + tss]
     lea     rcx, [rip + supervisor_stack_top]
@@ -89,7 +94,8 @@ _start:
     mov     ax, 0x30
     ltr     ax
 
-    // IDT: one 8-byte stub per exception; #BP and #UD have entries of their own.
+    // Set up the IDT: one 8-byte stub per exception; #BP and #UD have entries
+    // of their own.
     lea     rdi, [rip + idt]
     lea     rdx, [rip + exception_stubs]
     mov     ecx, 32
@@ -122,7 +128,7 @@ _start:
     push    rcx
     iretq
 
-// Writes the gate for handler rax at rdi and steps rdi on. All gates are
+// Writes the gate for handler rax at rdi and advances rdi. All gates are
 // interrupt gates of ring 0.
 write_gate:
     mov     [rdi], ax
@@ -162,8 +168,8 @@ map_2m:
 // ---- ring 3 ------------------------------------------------------------
 
 user_start:
-    // Every entry is R_X86_64_RELATIVE (the build checks it): *(offset) = addend,
-    // both moved by how far we are from the link address.
+    // Every entry is R_X86_64_RELATIVE (the build checks it): *(offset) =
+    // addend, both moved by the distance from the link address.
     lea     rdi, [rip + __rela_start]
     lea     rdx, [rip + __rela_end]
     lea     rcx, [rbx - 0x200000]
@@ -214,8 +220,8 @@ invalid_opcode_entry:
 2:  mov     edi, 6
     xor     ecx, ecx
 
-// Continues at fault_main in ring 3, on a fresh stack: (vector, rip, cr2,
-// error code, cs). A second exception means that even that cannot run.
+// Continues at fault_main in ring 3, on a fresh stack: (vector, rip, cr2, error
+// code, cs). A second exception means that even this failed.
 report_exception:
     cmp     byte ptr [rip + reporting], 0
     jne     service_crash
@@ -237,7 +243,7 @@ breakpoint_entry:
     inc     byte ptr [rip + breakpoints]
     iretq
 
-// Comes only while service_read waits, which then looks what there is.
+// Occurs only while service_read waits, which then checks for input.
 com1_entry:
     push    rax
     mov     al, 0x20                    // end of interrupt
@@ -248,7 +254,7 @@ com1_entry:
 // ---- services: rax number; rdi, rsi, rdx arguments; results in rax and rdi ----
 
 service:
-    add     qword ptr [rsp], 2          // go on behind the ud2
+    add     qword ptr [rsp], 2          // continue after the ud2
     cmp     eax, {print}
     je      service_print
     cmp     eax, {out8}
@@ -277,8 +283,8 @@ service_crash:
     lidt    [rsp]
     ud2
 
-// The emulated 16550 never backs up, so nobody waits for its LSR; one exit per
-// byte from here costs a quarter of one from ring 3.
+// The emulated 16550 is always ready, so its LSR need not be polled; one exit
+// per byte costs a quarter of what it costs from ring 3.
 service_print:
     mov     rcx, rsi
     mov     rsi, rdi
@@ -309,7 +315,7 @@ service_int3:
     movzx   eax, byte ptr [rip + breakpoints]
     iretq
 
-// A failing and a matching exchange. rbx is the caller's.
+// Performs a failing and a matching exchange. rbx must be preserved.
 service_cmpxchg16b:
     mov     r9, rbx
     lea     rdi, [rip + scratch]
@@ -341,7 +347,8 @@ service_xsave:
     mov     eax, 1
     iretq
 
-// The CPUID that ring 3 sees may be the host's own. edx:eax and ebx:ecx.
+// In ring 3, CPUID may return the host's own values. Returns edx:eax and
+// ebx:ecx.
 service_cpuid:
     mov     r9, rbx
     mov     eax, edi
@@ -359,8 +366,8 @@ service_flush:
     mov     cr3, rax
     iretq
 
-// The first time, sets up the 8259 for COM1's interrupt alone, and COM1 to
-// raise it when it receives.
+// The first call sets up the 8259 for COM1's interrupt alone, and COM1 to raise
+// it when it receives data.
 service_read:
     cmp     byte ptr [rip + listens], 0
     jne     2f
@@ -385,7 +392,7 @@ service_read:
     in      al, dx
     test    al, 1                       // LSR: data ready
     jnz     3f
-    sti                                 // takes effect behind the hlt
+    sti                                 // takes effect after the hlt
     hlt
     cli
     jmp     2b

@@ -1,21 +1,23 @@
-//! The probe: the guest kernel that mkvmm carries with it.
+//! The probe: the guest kernel that is built into mkvmm.
 //!
-//! It says what it was given and whether that is true: its memory map, the ends
-//! of each usable range, its initramfs, and that the rest of the pool is not
-//! there. The lines it prints and the words it obeys are in the README of
-//! `guest-images`.
+//! It prints the information it was given and checks it: its memory map, the
+//! ends of each usable range, its initramfs, and that the rest of the pool does
+//! not exist in its address space. The README of `guest-images` describes the
+//! lines that it prints and the words that it accepts.
 //!
 //! - [`entry`]: ring 0, in assembly: page tables, GDT, IDT, services
-//! - [`service`]: asking ring 0 from ring 3
-//! - [`mem_functions`]: what the compiler expects to find
-//! - [`console`]: whole lines to COM1
-//! - [`memory`]: looking at any physical address
-//! - [`boot_params`]: what the loader left for us
+//! - [`service`]: requests from ring 3 to ring 0
+//! - [`mem_functions`]: functions that the compiler expects
+//! - [`console`]: prints whole lines to COM1
+//! - [`memory`]: access to any physical address
+//! - [`boot_params`]: the loader's data
 //! - [`checks`]: the checks; [`manifest`]: those of the manifest
-//! - [`actions`]: what the user asked for; [`shell`]: what he types
-//! - [`pure`]: all that only computes, tested on the host
+//! - [`actions`]: the actions that the user requested; [`shell`]: typed
+//!   commands
+//! - [`pure`]: pure computations, tested on the host
 //!
-//! Everything but `entry` runs in ring 3, at full speed on every kind of KVM.
+//! Everything except `entry` runs in ring 3, at full speed on every kind of
+//! KVM.
 
 #![no_std]
 #![no_main]
@@ -39,21 +41,22 @@ use memory::Memory;
 use pure::cmdline::{self, End, Word};
 use pure::range::{List, Range};
 
-/// What the command line says, and what has gone wrong so far.
+/// The contents of the command line, and the problems found so far.
 struct Probe {
     memory: Memory,
     boot_params: BootParams,
     cmdline: &'static str,
     name: Option<&'static str>,
     pool: Option<Range>,
-    /// The instance's own chunks, ascending.
+    /// The instance's own chunks, in ascending order.
     chunks: List<512>,
-    /// Size and checksum of the initramfs.
+    /// The size and checksum of the initramfs.
     initrd: Option<(u64, u32)>,
     problems: u32,
 }
 
-/// Called by `entry` in ring 3, relocated, with the low window and the image mapped.
+/// Called by `entry` in ring 3, relocated, with the low window and the image
+/// mapped.
 #[expect(unsafe_code, reason = "entry.rs calls it by its name")]
 #[unsafe(no_mangle)]
 extern "C" fn probe_main(
@@ -102,7 +105,7 @@ extern "C" fn probe_main(
     service::end(wanted.end);
 }
 
-/// What is to happen after the checks.
+/// The actions after the checks.
 struct Wanted {
     shell: bool,
     spin: bool,
@@ -110,7 +113,8 @@ struct Wanted {
 }
 
 impl Probe {
-    /// Takes in what the VMM says and names what is not for us.
+    /// Parses the command line and reports the words that are not for the
+    /// probe.
     fn read_words(&mut self) -> Wanted {
         let mut wanted = Wanted {
             shell: false,
@@ -131,7 +135,7 @@ impl Probe {
                 Word::Shell => wanted.shell = true,
                 Word::Spin => wanted.spin = true,
                 Word::End(value) => wanted.end = value,
-                // In their own order, by `act`.
+                // `act` handles them, in their own order.
                 Word::Touch(_) | Word::Hold(_) | Word::Caps | Word::Marks => {}
                 Word::Malformed(_) | Word::Unknown(_) => {}
             }
@@ -163,7 +167,7 @@ impl Probe {
     }
 }
 
-/// Called by `entry` after an exception that nobody expected.
+/// Called by `entry` after an unexpected exception.
 #[expect(unsafe_code, reason = "entry.rs calls it by its name")]
 #[unsafe(no_mangle)]
 extern "C" fn fault_main(vector: u64, rip: u64, cr2: u64, error: u64, cs: u64) -> ! {

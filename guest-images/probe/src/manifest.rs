@@ -1,4 +1,5 @@
-//! Is the manifest there, in both places, and does it say what the rest says?
+//! Checks that the manifest is in both places, and agrees with all other
+//! information.
 
 use crate::Probe;
 use crate::checks::{LOW_WINDOW, Mem};
@@ -7,14 +8,14 @@ use crate::pure::manifest::{FIRST_LEAF, END_LEAF, LEAF_STEP, Manifest, SIGNATURE
 use crate::pure::range::{Range, subtract};
 use crate::service::cpuid;
 
-/// What mkvmm's CPUID leaves say.
+/// The contents of mkvmm's CPUID leaves.
 struct Announced {
     pool: Option<Range>,
     manifest: Option<Range>,
     version: u32,
 }
 
-/// Finds the leaves: they may stand behind those of other hypervisors.
+/// Finds the leaves, which may follow those of other hypervisors.
 fn announced() -> Option<Announced> {
     let first = (FIRST_LEAF..END_LEAF).step_by(LEAF_STEP).find(|&leaf| {
         let found = cpuid(leaf);
@@ -31,7 +32,8 @@ fn announced() -> Option<Announced> {
 }
 
 impl Probe {
-    /// Reads the manifest where CPUID says and compares it with everything else.
+    /// Reads the manifest at the address in CPUID and compares it with
+    /// everything else.
     pub fn check_manifest(&mut self) {
         let Some(announced) = announced() else {
             bad!(self, "manifest is not announced by CPUID");
@@ -55,7 +57,7 @@ impl Probe {
         let node = self.boot_params.manifest;
         self.agree("place in setup_data", node == Some(place));
         self.agree("pool in CPUID", announced.pool == Some(manifest.pool));
-        // Leaf 1, EBX 23:16: logical processors.
+        // Leaf 1, EBX 23:16 is the number of logical processors.
         let cpus = cpuid(1).ebx >> 16 & 0xff;
         self.agree("number of CPUs", manifest.cpus == cpus);
         self.check_words_of(&manifest);
@@ -79,7 +81,7 @@ impl Probe {
         }
     }
 
-    /// With the command line.
+    /// Compares the manifest with the command line.
     fn check_words_of(&mut self, manifest: &Manifest<'_>) {
         self.agree("name", self.name == Some(manifest.name));
         self.agree("pool", self.pool == Some(manifest.pool));
@@ -88,7 +90,7 @@ impl Probe {
         self.agree("command line", manifest.cmdline == self.cmdline);
     }
 
-    /// With where things really are.
+    /// Compares the manifest with the actual places.
     fn check_places_of(&mut self, manifest: &Manifest<'_>) {
         let at = self.boot_params.cmdline_addr();
         self.agree("command line's address", manifest.cmdline_address == at);
@@ -103,9 +105,9 @@ impl Probe {
         self.agree("initramfs", initramfs == there);
     }
 
-    /// With the e820: RAM is all of our chunks but the low window's backing,
-    /// the control block and what was allocated. That RAM lies in our chunks is
-    /// checked elsewhere, so that equal sizes mean equal sets.
+    /// Compares the manifest with the e820: RAM is all of our chunks except the
+    /// low window's backing, the control block and allocations. That RAM lies
+    /// in our chunks is checked elsewhere, so equal sizes mean equal sets.
     fn check_map_of(&mut self, manifest: &Manifest<'_>) {
         let mut own: u64 = manifest.chunks().flatten().map(Range::size).sum();
         let pieces = [

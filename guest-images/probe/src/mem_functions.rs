@@ -1,5 +1,5 @@
-//! The functions that the compiler calls on its own and that a C library
-//! would have. Called in ring 3 only, where string instructions are fast.
+//! The functions that the compiler calls implicitly and that a C library would
+//! provide. They are called in ring 3 only, where string instructions are fast.
 
 // UNSAFETY: string functions are written in assembly.
 #![expect(unsafe_code, reason = "string functions are written in assembly")]

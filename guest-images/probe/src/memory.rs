@@ -1,13 +1,13 @@
-//! Looking at physical memory by address.
+//! Access to physical memory by address.
 //!
-//! Virtual is physical. Pages are mapped when they are first wanted, by 1 GiB
-//! where the processor can and by 2 MiB elsewhere, into tables that lie in our
+//! Virtual addresses equal physical ones. Pages are mapped on first use, by 1
+//! GiB if the processor supports it and by 2 MiB otherwise, into tables in our
 //! own user-accessible bss: adding an entry that was not present needs neither
-//! ring 0 nor a TLB flush. When the tables are used up, the mappings are dropped
-//! and made again as wanted, so that the tables stay few however large and
-//! scattered the pool is.
+//! ring 0 nor a TLB flush. When the tables are used up, the mappings are
+//! dropped and created again on demand, so that few tables suffice however
+//! large and scattered the pool is.
 
-// UNSAFETY: a kernel looks at physical memory by address.
+// UNSAFETY: a kernel accesses physical memory by address.
 #![expect(unsafe_code, reason = "physical memory by address")]
 
 use core::arch::asm;
@@ -19,20 +19,21 @@ use crate::service::{self, cpuid};
 
 pub const PAGE: u64 = 4096;
 const PAGE_2M: u64 = 2 << 20;
-/// Present, writable, user.
+/// The flags of a table: present, writable, user.
 const TABLE: u64 = 0x7;
-/// The same, and the entry maps a page itself.
+/// The flags of an entry that maps a page itself: present, writable, user, page
+/// size.
 const LARGE_PAGE: u64 = 0x87;
 
 pub struct Memory {
     page_tables: u64,
     next_table: u64,
-    /// Tables below are never given up.
+    /// The index of the first table that may be reused.
     first_spare: u64,
-    /// The probe itself.
+    /// The range of the probe itself.
     pub image: Range,
     huge_pages: bool,
-    /// First address that the processor cannot form.
+    /// The first address beyond those of the processor.
     limit: u64,
 }
 
@@ -50,12 +51,12 @@ impl Memory {
             first_spare: next_table,
             image,
             huge_pages,
-            // Half of the virtual addresses is ours: 47 bits.
+            // Half of the virtual addresses is available: 47 bits.
             limit: 1 << width.min(47),
         }
     }
 
-    /// The last page of our bss that nobody has touched yet.
+    /// Returns the last page of our bss that has not been touched yet.
     pub fn untouched(&self) -> Range {
         let end = self.tables_end();
         Range {
@@ -68,13 +69,13 @@ impl Memory {
         self.page_tables + entry::PAGE_TABLES as u64 * PAGE
     }
 
-    /// What is mapped now stays mapped.
+    /// Makes the current mappings permanent.
     pub fn keep(&mut self) {
         self.first_spare = self.next_table;
     }
 
-    /// Makes `range` accessible until the next call. False if the processor
-    /// has no such address or the range is too large for our tables.
+    /// Makes `range` accessible until the next call. Returns false if the
+    /// processor has no such address or the range is too large for our tables.
     pub fn map(&mut self, range: Range) -> bool {
         range.end <= self.limit
             && (self.try_map(range) || {
@@ -89,12 +90,13 @@ impl Memory {
             .all(|at| self.map_one(at))
     }
 
-    /// Empties the spare tables and takes them out of those that stay.
+    /// Empties the spare tables and removes them from the permanent ones.
     fn drop_mappings(&mut self) {
         let spare = self.first_spare..self.tables_end();
         for slot in (self.page_tables..self.next_table).step_by(8) {
             let entry = load(slot);
-            // Writes to live tables may be slow, so only where there is something.
+            // Writes to live tables may be slow, so write only where an entry
+            // is present.
             let points_to_spare =
                 entry & LARGE_PAGE == TABLE && spare.contains(&(entry & !(PAGE - 1)));
             if entry != 0 && (slot >= spare.start || points_to_spare) {
@@ -132,7 +134,7 @@ impl Memory {
         true
     }
 
-    /// The 8 bytes at `addr`.
+    /// Returns the 8 bytes at `addr`.
     pub fn peek(&mut self, addr: u64) -> Option<u64> {
         self.map(Range::sized(addr, 8)?).then(|| load(addr))
     }
@@ -142,22 +144,23 @@ impl Memory {
         self.map(Range::sized(addr, 8)?).then(|| store(addr, value))
     }
 
-    /// The memory of `range`, which nobody may change any more, for use before
-    /// the next range is mapped or [`Memory::keep`].
+    /// Returns the memory of `range`, which must not change any more, for use
+    /// before the next range is mapped or [`Memory::keep`] is called.
     pub fn bytes(&mut self, range: Range) -> Option<&'static [u8]> {
         if range.start == 0 || !self.map(range) {
             return None;
         }
         let pointer = core::ptr::with_exposed_provenance(range.start as usize);
-        // SAFETY: mapped just now and, by the contract above, not looked at once
-        // it is not mapped any more; not null; shorter than
-        // half of the address space. Whoever asks reads what the loader left
-        // there and what the probe leaves alone or puts back as it was.
+        // SAFETY: it was just mapped and, by the contract above, is not
+        // accessed once it is no longer mapped; it is not null, and is shorter
+        // than half of the address space. Callers read data of the loader that
+        // the probe does not change, or restores after changing it.
         Some(unsafe { core::slice::from_raw_parts(pointer, range.size() as usize) })
     }
 }
 
-/// In assembly because address 0 is a legal one here, and 8 bytes must be one access.
+/// Uses assembly because address 0 is legal here, and 8 bytes must be one
+/// access.
 fn load(addr: u64) -> u64 {
     let value;
     // SAFETY: callers have mapped the address; reading has no effect on memory.
@@ -168,13 +171,13 @@ fn load(addr: u64) -> u64 {
 }
 
 fn store(addr: u64, value: u64) {
-    // SAFETY: callers have mapped the address and write only to page tables
-    // that are theirs, to RAM outside the image, and to addresses that the
-    // user named.
+    // SAFETY: callers have mapped the address and write only to their own page
+    // tables, to RAM outside the image, and to addresses that the user
+    // specified.
     unsafe { asm!("mov [{}], {}", in(reg) addr, in(reg) value, options(nostack, preserves_flags)) };
 }
 
-/// The time stamp counter.
+/// Returns the time stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: every x86-64 processor has it, and CR4.TSD is clear.
     unsafe { _rdtsc() }

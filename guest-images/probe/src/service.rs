@@ -1,4 +1,4 @@
-//! Asking ring 0 for what ring 3 cannot do; `entry` has the other side.
+//! Requests to ring 0 for what ring 3 cannot do; `entry` has the other side.
 
 // UNSAFETY: ring 0 is entered by an instruction.
 #![expect(unsafe_code, reason = "the instruction that enters ring 0")]
@@ -8,19 +8,20 @@ use core::arch::asm;
 use crate::entry;
 use crate::pure::cmdline::End;
 
-/// COM1's data register.
+/// The data register of COM1.
 const COM1_PORT: u16 = 0x3f8;
-/// Text for whoever debugs the guest, a byte at a time.
+/// The port for debug text, one byte at a time.
 pub const DEBUG_PORT: u16 = 0xe9;
 
 /// # Safety
 ///
-/// The arguments must be what the service expects: for `SERVICE_PRINT` address
+/// The arguments must be valid for the service: for `SERVICE_PRINT` the address
 /// and length of readable bytes, and a port; for the others any.
 unsafe fn request(service: u64, [first, second, third]: [u64; 3]) -> (u64, u64) {
     let (result, more);
-    // SAFETY: the handler goes on behind the `ud2`, keeps the stack and every
-    // register but those named here, and reads only what the caller vouches for.
+    // SAFETY: the handler continues after the `ud2`, preserves the stack and
+    // every register except those named here, and reads only memory that the
+    // caller guarantees.
     unsafe {
         asm!(
             "ud2",
@@ -49,7 +50,7 @@ pub fn print_to(port: u16, bytes: &[u8]) {
     unsafe { request(entry::SERVICE_PRINT, arguments) };
 }
 
-/// The next byte that arrives at COM1; until then the processor sleeps.
+/// Returns the next byte that arrives at COM1; the processor sleeps until then.
 pub fn read() -> u8 {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_READ, [0; 3]).0 as u8 }
@@ -67,26 +68,26 @@ fn write_port16(port: u16, value: u16) {
     unsafe { request(entry::SERVICE_OUT16, [port.into(), value.into(), 0]) };
 }
 
-/// Whether ring 0 can take the breakpoint exception of an `int3`.
+/// Returns whether ring 0 can handle the breakpoint exception of an `int3`.
 pub fn int3() -> bool {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_INT3, [0; 3]).0 == 1 }
 }
 
-/// Whether ring 0 can exchange 16 bytes.
+/// Returns whether ring 0 can exchange 16 bytes.
 pub fn cmpxchg16b() -> bool {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_CMPXCHG16B, [0; 3]).0 == 1 }
 }
 
-/// Whether ring 0 can save and restore extended state.
+/// Returns whether ring 0 can save and restore extended state.
 pub fn xsave() -> bool {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_XSAVE, [0; 3]).0 == 1 }
 }
 
-/// What the processor is said to have. In ring 3, `cpuid` itself may tell of the
-/// host's processor, for a paravirtual KVM cannot intercept it there.
+/// The result of `cpuid`. In ring 3, `cpuid` itself may describe the host's
+/// processor, since a paravirtual KVM cannot intercept it there.
 pub struct Cpuid {
     pub eax: u32,
     pub ebx: u32,
@@ -106,13 +107,13 @@ pub fn cpuid(leaf: u32) -> Cpuid {
     }
 }
 
-/// Makes the processor forget translations that the tables no longer hold.
+/// Flushes translations that the tables no longer contain from the TLB.
 pub fn flush() {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_FLUSH, [0; 3]) };
 }
 
-/// Ends the guest; where the machine does not know the way, it halts.
+/// Ends the guest; if the machine does not support that way, it halts.
 pub fn end(how: End) -> ! {
     match how {
         // The keyboard controller pulses the reset line.
@@ -124,13 +125,13 @@ pub fn end(how: End) -> ! {
         // pvpanic: panicked.
         End::Panic => write_port(0x505, 1),
         End::Crash => {
-            // SAFETY: no memory is named. It does not come back.
+            // SAFETY: no memory is named. It does not return.
             unsafe { request(entry::SERVICE_CRASH, [0; 3]) };
         }
         End::Halt => {}
     }
     loop {
-        // SAFETY: no memory is named. It does not come back.
+        // SAFETY: no memory is named. It does not return.
         unsafe { request(entry::SERVICE_HALT, [0; 3]) };
     }
 }

@@ -1,4 +1,4 @@
-//! `shell`: answers lines that are typed on the console, until `exit`.
+//! `shell`: answers lines typed on the console, until `exit`.
 
 use core::str;
 
@@ -7,14 +7,14 @@ use crate::console::print_line;
 use crate::pure::cmdline;
 use crate::service;
 
-/// Longest line; what is typed beyond it is not taken.
+/// The maximum length of a line; further input is ignored.
 const LINE: usize = 128;
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// Ctrl-D: no more input.
+/// The byte of Ctrl-D: the end of the input.
 const END_OF_INPUT: u8 = 0x04;
 
-/// Prints one line as a terminal wants it, that does nothing of its own.
+/// Prints one line with the line end that a raw terminal needs.
 macro_rules! answer {
     ($($args:tt)*) => { print_line("", format_args!("{}\r", format_args!($($args)*))) };
 }
@@ -48,7 +48,7 @@ impl Probe {
     }
 }
 
-/// Prompts, and reads a line while showing it. `None` after Ctrl-D.
+/// Prompts, and reads a line while echoing it. `None` after Ctrl-D.
 fn read_line(buffer: &mut [u8; LINE]) -> Option<&str> {
     service::print(b"probe# ");
     let mut len = 0;

@@ -1,5 +1,5 @@
-//! Any bytes as a bzImage, in both ways to boot one. Whatever the input says
-//! otherwise, it gets the marks without which it would be refused at once.
+//! Parses any bytes as a bzImage, in both boot modes. The input is given valid
+//! magic numbers, since it would be refused at once without them.
 #![no_main]
 
 mod check;
@@ -7,7 +7,7 @@ mod check;
 use libfuzzer_sys::fuzz_target;
 use mkvmm_image::{BootMode, KernelImage};
 
-/// Offset and bytes: boot_flag, header, protocol 2.15.
+/// The offsets and values of boot_flag, header and protocol 2.15.
 const MARKS: [(usize, &[u8]); 3] = [
     (0x1fe, &[0x55, 0xaa]),
     (0x202, b"HdrS"),

@@ -1,14 +1,15 @@
-//! What holds for every image that was accepted.
+//! Checks the properties of every accepted image.
 
 use mkpool::instance::ChunkPolicy;
 use mkpool::{AddrRange, InstancePool, MainPool};
 use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_memory::placement;
 
-/// 2 GiB from 1 MiB on: both limits of a kernel's place can bite.
+/// The pool: 2 GiB from 1 MiB on, so that both limits of a kernel's place can
+/// take effect.
 const POOL: u64 = 2 << 30;
 
-/// Panics when `facts` promise what cannot be of a file of `len` bytes.
+/// Panics if `facts` are impossible for a file of `len` bytes.
 pub fn check(facts: &KernelFacts, len: u64) {
     facts.check(len).expect("what was parsed passes the check");
     let size = facts.mem_size;
@@ -25,7 +26,8 @@ pub fn check(facts: &KernelFacts, len: u64) {
     place(facts);
 }
 
-/// A plan keeps the kernel's limits; a refusal leaves the books as they were.
+/// Checks that a plan respects the kernel's limits, and that a refusal changes
+/// nothing.
 fn place(kernel: &KernelFacts) {
     let range = AddrRange::with_size(1 << 20, POOL).expect("a range");
     let main = MainPool::new(range, 12).expect("a pool");

@@ -1,5 +1,5 @@
-//! Any bytes as an ELF kernel. Whatever the input says otherwise, it gets the
-//! marks without which it would be refused at once.
+//! Parses any bytes as an ELF kernel. The input is given valid magic numbers,
+//! since it would be refused at once without them.
 #![no_main]
 
 mod check;
@@ -7,7 +7,7 @@ mod check;
 use libfuzzer_sys::fuzz_target;
 use mkvmm_image::{BootMode, KernelImage};
 
-/// Offset and bytes: magic, class and data; machine; e_phentsize.
+/// The offsets and values of magic, class and data; machine; e_phentsize.
 const MARKS: [(usize, &[u8]); 3] = [
     (0, &[0x7f, b'E', b'L', b'F', 2, 1]),
     (18, &[62, 0]),

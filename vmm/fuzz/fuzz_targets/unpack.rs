@@ -1,6 +1,6 @@
-//! Any bytes as the file that an unpacker is given. The first byte chooses
-//! what it is meant to be and how much it may use; the rest is the file, which
-//! gets the marks of a kernel if that byte says so.
+//! Unpacks any bytes as an image file. The first byte selects the role and the
+//! limits; the rest is the file, which is given the magic numbers of a kernel
+//! if that byte says so.
 #![no_main]
 
 mod check;
@@ -14,21 +14,22 @@ use mkvmm_image::unpack::unpack;
 use mkvmm_image::{BootMode, KernelImage};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// Offset and bytes: ELF's magic, class and data; machine; e_phentsize.
+/// The offsets and values of ELF's magic, class and data; machine; e_phentsize.
 const ELF: &[(usize, &[u8])] = &[
     (0, &[0x7f, b'E', b'L', b'F', 2, 1]),
     (18, &[62, 0]),
     (54, &[56, 0]),
 ];
-/// Offset and bytes: boot_flag, header, protocol 2.15.
+/// The offsets and values of boot_flag, header and protocol 2.15.
 const BZIMAGE: &[(usize, &[u8])] = &[
     (0x1fe, &[0x55, 0xaa]),
     (0x202, b"HdrS"),
     (0x206, &[0x0f, 0x02]),
 ];
-/// Room for what seeds unpack to, and not for what they may state: 64 KiB.
+/// A limit sufficient for the unpacked seeds, but not for what they may claim:
+/// 64 KiB.
 const TIGHT: u64 = 64 << 10;
-/// Room for everything but a bomb: 16 MiB.
+/// A limit sufficient for everything except a decompression bomb: 16 MiB.
 const ROOMY: u64 = 16 << 20;
 
 fuzz_target!(|data: &[u8]| {
@@ -55,8 +56,8 @@ fuzz_target!(|data: &[u8]| {
     run(file, role, room);
 });
 
-/// Unpacks as an unpacker does. What it answers is right; what it writes stays
-/// below the limit, whatever becomes of it.
+/// Unpacks like an unpacker. The answer must be valid, and the output must stay
+/// below the limit in any case.
 fn run(file: Vec<u8>, role: ImageRole, room: u64) {
     let limits = Limits {
         input: ROOMY,
@@ -65,7 +66,9 @@ fn run(file: Vec<u8>, role: ImageRole, room: u64) {
     };
     let job = Job { role, limits };
     let (image, output) = (memfd(), memfd());
-    image.write_all_at(&file, 0).expect("a memory file takes it");
+    image
+        .write_all_at(&file, 0)
+        .expect("a memory file takes it");
     let answer = unpack(&job, &image, &output);
     let len = output.metadata().expect("it is open").len();
     assert!(len <= room, "{len} bytes were written");

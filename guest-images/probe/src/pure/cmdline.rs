@@ -1,62 +1,63 @@
-//! The probe's command line: what the VMM says about the instance, then what
-//! the user asks for. README.md of this crate has the table of the keys.
+//! The probe's command line: the VMM's information about the instance, then the
+//! user's requests. README.md of this crate has the table of the keys.
 
 use super::range::Range;
 
 /// One word of the command line. Addresses are hexadecimal with `0x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word<'a> {
-    /// `name=NAME`
+    /// The word `name=NAME` with the instance's name.
     Name(&'a str),
-    /// `pool=START-END`
+    /// The word `pool=START-END` with the range of the pool.
     Pool(Range),
-    /// `chunks=START-END,…`, still to be taken apart with [`ranges`].
+    /// The word `chunks=START-END,…`, to be parsed by [`ranges`].
     Chunks(&'a str),
-    /// `initrd=SIZE:CRC32`
+    /// The word `initrd=SIZE:CRC32` with the initramfs.
     Initrd {
-        /// Bytes.
+        /// The size in bytes.
         size: u64,
-        /// Checksum of all of them.
+        /// The CRC-32 checksum of all bytes.
         crc32: u32,
     },
-    /// `touch=ADDR,…`, to be taken apart with [`addresses`].
+    /// The word `touch=ADDR,…`, to be parsed by [`addresses`].
     Touch(&'a str),
-    /// `hold=N`, in millions of TSC cycles.
+    /// The word `hold=N`, in millions of TSC cycles.
     Hold(u64),
-    /// `shell`
+    /// The word `shell`, which starts the shell.
     Shell,
-    /// `spin`
+    /// The word `spin`, for an endless loop.
     Spin,
-    /// `caps`
+    /// The word `caps`, which tests instructions.
     Caps,
-    /// `marks`
+    /// The word `marks`, which writes debug marks.
     Marks,
-    /// `end=reset|acpi-reset|poweroff|panic|crash|halt`
+    /// The word `end=reset|acpi-reset|poweroff|panic|crash|halt` with the way
+    /// to end.
     End(End),
-    /// A known key whose value cannot be read.
+    /// A known key with an invalid value.
     Malformed(&'a str),
-    /// Anything else, which is none of the probe's business.
+    /// Any other word, which the probe ignores.
     Unknown(&'a str),
 }
 
-/// How the probe ends after it has passed.
+/// The way in which the probe ends after it has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Reset through the keyboard controller.
+    /// The probe resets through the keyboard controller.
     Reset,
-    /// Reset through the register that ACPI names.
+    /// The probe resets through the ACPI reset register.
     AcpiReset,
-    /// ACPI soft-off.
+    /// The probe powers off through ACPI soft-off.
     Poweroff,
-    /// What a panicking kernel tells a pvpanic device.
+    /// The probe reports a panic to the pvpanic device.
     Panic,
-    /// Triple fault.
+    /// The probe causes a triple fault.
     Crash,
-    /// `cli; hlt`
+    /// The probe executes `cli; hlt`.
     Halt,
 }
 
-/// The words of a command line, in its order.
+/// Returns the words of a command line, in their order.
 pub fn words(cmdline: &str) -> impl Iterator<Item = Word<'_>> {
     cmdline.split_ascii_whitespace().map(word)
 }
@@ -88,20 +89,20 @@ fn word(text: &str) -> Word<'_> {
     known.unwrap_or(Word::Malformed(text))
 }
 
-/// The ranges of a `chunks` value; none where one cannot be read.
+/// Parses the ranges of a `chunks` value; `None` for an invalid one.
 pub fn ranges(value: &str) -> impl Iterator<Item = Option<Range>> {
     value.split(',').map(range)
 }
 
-/// The addresses of a `touch` value; none where one cannot be read.
+/// Parses the addresses of a `touch` value; `None` for an invalid one.
 pub fn addresses(value: &str) -> impl Iterator<Item = Option<u64>> {
     value.split(',').map(address)
 }
 
-/// One address.
+/// Parses one hexadecimal address.
 pub fn address(text: &str) -> Option<u64> {
     let digits = text.strip_prefix("0x")?;
-    // `from_str_radix` would take a sign.
+    // `from_str_radix` would accept a sign.
     if digits.starts_with(['+', '-']) {
         return None;
     }

@@ -1,5 +1,5 @@
 //! CRC-32 as in gzip and Ethernet (reflected polynomial 0xedb88320), eight
-//! bytes a step, because an initramfs may be a hundred megabytes.
+//! bytes per step, because an initramfs may have a hundred megabytes.
 
 const TABLES: [[u32; 256]; 8] = tables();
 
@@ -29,7 +29,7 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// The checksum of `data`.
+/// Returns the CRC-32 checksum of `data`.
 #[must_use]
 pub fn crc32(data: &[u8]) -> u32 {
     let mut crc = !0u32;

@@ -1,30 +1,31 @@
-//! The firmware memory map as `boot_params` carries it, and as Linux prints it.
+//! The firmware memory map as `boot_params` contains it, and as Linux prints
+//! it.
 
 use core::fmt;
 
 use super::range::Range;
 
-/// Bytes of one entry, packed: address, size, type.
+/// The size of one packed entry in bytes: address, size, type.
 pub const ENTRY_LEN: usize = 20;
 
-/// RAM.
+/// The type of usable RAM.
 pub const USABLE: u32 = 1;
-/// Not for the guest.
+/// The type of reserved memory.
 pub const RESERVED: u32 = 2;
 
-/// One entry.
+/// One entry of the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// First address.
+    /// The first address of the entry.
     pub addr: u64,
-    /// Bytes.
+    /// The size of the entry in bytes.
     pub size: u64,
-    /// [`USABLE`], [`RESERVED`] or another type of the firmware's.
+    /// The type: [`USABLE`], [`RESERVED`] or another type of the firmware.
     pub kind: u32,
 }
 
 impl Entry {
-    /// Reads an entry as it lies in memory.
+    /// Parses an entry from its representation in memory.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; ENTRY_LEN]) -> Self {
         let (words, rest) = bytes.as_chunks::<8>();
@@ -36,14 +37,14 @@ impl Entry {
         }
     }
 
-    /// The addresses, if there are any.
+    /// Returns the range of addresses, unless it is empty or wraps.
     #[must_use]
     pub fn range(self) -> Option<Range> {
         Range::sized(self.addr, self.size)
     }
 }
 
-/// The line that Linux prints for the entry at boot, to the byte.
+/// Formats the entry exactly as Linux prints it at boot.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = self.addr.wrapping_add(self.size).wrapping_sub(1);

@@ -1,11 +1,11 @@
-//! Reading a flattened device tree: properties of the root and of its children.
+//! Reads a flattened device tree: properties of the root and of its children.
 //!
 //! Format: Devicetree Specification 0.4, chapter 5. All numbers are big-endian.
 
 use super::range::Range;
 
 const MAGIC: u32 = 0xd00d_feed;
-/// The format that we read: version 17 and all that is compatible with 16.
+/// The format version that is supported: 17 and everything compatible with 16.
 const COMPATIBLE: u32 = 16;
 const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
@@ -13,14 +13,14 @@ const PROPERTY: u32 = 3;
 const NOP: u32 = 4;
 const END: u32 = 9;
 
-/// A tree whose structure has been walked once and found whole.
+/// A tree whose structure has been walked once and found valid.
 #[derive(Clone, Copy, Debug)]
 pub struct Fdt<'a> {
     structure: &'a [u8],
     strings: &'a [u8],
 }
 
-/// What stands in the structure block, one after the other.
+/// An item of the structure block.
 enum Item<'a> {
     Begin(&'a str),
     End,
@@ -28,10 +28,10 @@ enum Item<'a> {
 }
 
 impl<'a> Fdt<'a> {
-    /// The tree in `bytes`; what follows it there does not matter.
+    /// Parses the tree in `bytes`; bytes after it are ignored.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns a description of the problem.
     pub fn new(bytes: &'a [u8]) -> Result<Self, &'static str> {
         let field = |n: usize| u32_at(bytes, 4 * n).ok_or("is shorter than its header");
         if field(0)? != MAGIC {
@@ -65,8 +65,8 @@ impl<'a> Fdt<'a> {
         Ok(this)
     }
 
-    /// The value of property `name` of the root's child `node`, or of the
-    /// root itself if `node` is empty. The first one counts.
+    /// Returns the value of property `name` of the root's child `node`, or of
+    /// the root itself if `node` is empty. The first one counts.
     #[must_use]
     pub fn property(&self, node: &str, name: &str) -> Option<&'a [u8]> {
         let wanted = if node.is_empty() { 1 } else { 2 };
@@ -91,29 +91,29 @@ impl<'a> Fdt<'a> {
         None
     }
 
-    /// A property of 4 bytes.
+    /// Returns a property of 4 bytes.
     #[must_use]
     pub fn u32(&self, node: &str, name: &str) -> Option<u32> {
         let value = self.property(node, name)?.try_into().ok()?;
         Some(u32::from_be_bytes(value))
     }
 
-    /// A property of 8 bytes.
+    /// Returns a property of 8 bytes.
     #[must_use]
     pub fn u64(&self, node: &str, name: &str) -> Option<u64> {
         let value = self.property(node, name)?.try_into().ok()?;
         Some(u64::from_be_bytes(value))
     }
 
-    /// A property that is text with its NUL.
+    /// Returns a property that is text with its NUL.
     #[must_use]
     pub fn text(&self, node: &str, name: &str) -> Option<&'a str> {
         let (&nul, text) = self.property(node, name)?.split_last()?;
         (nul == 0).then_some(core::str::from_utf8(text).ok()?)
     }
 
-    /// The ranges that `reg` of a node lists, by start and size of 8 bytes each;
-    /// none for one that is empty or wraps.
+    /// Returns the ranges in `reg` of a node, by start and size of 8 bytes
+    /// each; `None` for one that is empty or wraps.
     pub fn reg(&self, node: &str) -> Option<impl Iterator<Item = Option<Range>> + use<'a>> {
         let (pairs, rest) = self.property(node, "reg")?.as_chunks::<16>();
         let range = |pair: &[u8; 16]| {
@@ -135,8 +135,8 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The next item; `Some(None)` at the end, `None` where it cannot be read.
-    /// Every call goes on by at least 4 bytes, so that a walk is bounded.
+    /// Returns the next item; `Some(None)` at the end, `None` if it is invalid.
+    /// Every call advances by at least 4 bytes, so a walk is bounded.
     fn next(&mut self) -> Option<Option<Item<'a>>> {
         let structure = self.fdt.structure;
         loop {
@@ -166,7 +166,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Goes on behind `len` bytes, at the next multiple of 4.
+    /// Advances by `len` bytes, to the next multiple of 4.
     fn skip(&mut self, len: usize) {
         self.at = (self.at + len).next_multiple_of(4);
     }
@@ -183,7 +183,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*word))
 }
 
-/// Text up to its NUL.
+/// Returns the text up to its NUL.
 fn text_at(bytes: &[u8], at: usize) -> Option<&str> {
     let rest = bytes.get(at..)?;
     let len = rest.iter().position(|&byte| byte == 0)?;
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use vm_fdt::FdtWriter;
 
-    /// A tree with all kinds of values, as `vm-fdt` writes it.
+    /// Returns a tree with all kinds of values, as `vm-fdt` writes it.
     fn written() -> Vec<u8> {
         let mut fdt = FdtWriter::new().unwrap();
         let root = fdt.begin_node("").unwrap();
@@ -275,7 +275,7 @@ mod tests {
         }
         let error = Fdt::new(&changed).unwrap_err();
         assert_eq!(error, "ends a node that it did not begin");
-        // The last end of a node, before the end of all, becomes one.
+        // The last end of a node, before the end of all, becomes a NOP.
         let tail = [END_NODE, END].map(u32::to_be_bytes);
         let at = bytes.windows(8).rposition(|w| w == tail.as_flattened());
         let at = at.unwrap();

@@ -1,58 +1,59 @@
-//! What mkvmm tells an instance about itself; `docs/manifest.md` has the format.
+//! Parses mkvmm's description of an instance; `docs/manifest.md` specifies the
+//! format.
 
 use super::fdt::Fdt;
 use super::range::Range;
 
-/// First leaf of the range in which hypervisors announce themselves in CPUID.
+/// The first leaf of the CPUID range in which hypervisors announce themselves.
 pub const FIRST_LEAF: u32 = 0x4000_0000;
-/// First leaf behind that range.
+/// The first leaf after that range.
 pub const END_LEAF: u32 = 0x4001_0000;
-/// Distance of two hypervisors in that range.
+/// The distance between two hypervisors in that range.
 pub const LEAF_STEP: usize = 0x100;
-/// EBX, ECX, EDX of mkvmm's first leaf.
+/// The EBX, ECX and EDX of mkvmm's first leaf.
 pub const SIGNATURE: [u8; 12] = *b"mkvmmkvmmkvm";
-/// Type of the `setup_data` node.
+/// The type of the `setup_data` node.
 pub const SETUP_DATA_TYPE: u32 = 0x6d6b_766d;
-/// The version that we read.
+/// The version that is supported.
 pub const VERSION: u32 = 1;
 
-/// A manifest, taken apart. Lists stay where they are: see [`Manifest::chunks`].
+/// A parsed manifest. Lists are parsed on access: see [`Manifest::chunks`].
 #[derive(Clone, Copy, Debug)]
 pub struct Manifest<'a> {
     fdt: Fdt<'a>,
-    /// Version of the format.
+    /// The version of the format.
     pub version: u32,
-    /// Where it says that it lies.
+    /// The address that the manifest states for itself.
     pub address: u64,
-    /// The whole pool.
+    /// The range of the whole pool.
     pub pool: Range,
-    /// The instance's number.
+    /// The number of the instance.
     pub id: u32,
-    /// The instance's name.
+    /// The name of the instance.
     pub name: &'a str,
-    /// Number of vCPUs.
+    /// The number of vCPUs.
     pub cpus: u32,
-    /// Backing of guest addresses below 1 MiB.
+    /// The backing of guest addresses below 1 MiB.
     pub low_window: Range,
-    /// What the VMM keeps for itself.
+    /// The range that the VMM keeps for itself.
     pub control_block: Range,
-    /// The kernel's memory.
+    /// The range of the kernel.
     pub kernel: Range,
-    /// Its entry.
+    /// The entry point of the kernel.
     pub entry: u64,
-    /// Place of the initramfs and its exact size.
+    /// The range of the initramfs and its exact size.
     pub initramfs: Option<(Range, u64)>,
-    /// Address of the command line.
+    /// The address of the command line.
     pub cmdline_address: u64,
-    /// The command line.
+    /// The text of the command line.
     pub cmdline: &'a str,
 }
 
 impl<'a> Manifest<'a> {
-    /// Takes apart the manifest in `bytes`.
+    /// Parses the manifest in `bytes`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns a description of the problem.
     pub fn new(bytes: &'a [u8]) -> Result<Self, &'static str> {
         let fdt = Fdt::new(bytes)?;
         if fdt.text("", "compatible") != Some("mkvmm,manifest") {
@@ -88,12 +89,12 @@ impl<'a> Manifest<'a> {
         })
     }
 
-    /// What somebody allocated before the start: not RAM.
+    /// Returns the allocations from before the start, which are not RAM.
     pub fn allocations(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
         self.fdt.reg("allocations").into_iter().flatten()
     }
 
-    /// The instance's chunks; none for one that is empty or wraps.
+    /// Returns the instance's chunks; `None` for one that is empty or wraps.
     pub fn chunks(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
         self.fdt.reg("instance").into_iter().flatten()
     }
@@ -104,7 +105,8 @@ mod tests {
     use super::*;
     use vm_fdt::FdtWriter;
 
-    /// A manifest as mkvmm writes it, with the version and initramfs given.
+    /// Returns a manifest as mkvmm writes it, with the given version and
+    /// initramfs.
     fn written(version: u32, initramfs: Option<[u64; 2]>) -> Vec<u8> {
         let mut fdt = FdtWriter::new().unwrap();
         let root = fdt.begin_node("").unwrap();

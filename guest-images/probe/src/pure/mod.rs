@@ -1,8 +1,8 @@
-//! The parts of the probe that only compute.
+//! The pure computations of the probe.
 //!
-//! The probe compiles them into its kernel and the `mkvmm-guest-images`
-//! library into its unit tests; whoever starts probes may use them too, to
-//! know what a probe will print.
+//! The probe compiles them into its kernel and the `mkvmm-guest-images` library
+//! into its unit tests; programs that start probes may use them too, to predict
+//! what a probe will print.
 
 pub mod cmdline;
 pub mod crc32;

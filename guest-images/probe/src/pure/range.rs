@@ -1,41 +1,44 @@
 //! Half-open address ranges, and lists of them without an allocator.
 
-/// The addresses from `start` up to, not including, `end`.
+/// The addresses from `start` up to, but not including, `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
-    /// First address.
+    /// The first address of the range.
     pub start: u64,
-    /// First address behind.
+    /// The first address after the range.
     pub end: u64,
 }
 
 impl Range {
-    /// The range, or none if it would be empty or end before it starts.
+    /// Returns the range, or `None` if it would be empty or end before its
+    /// start.
     #[must_use]
     pub fn new(start: u64, end: u64) -> Option<Self> {
         (start < end).then_some(Self { start, end })
     }
 
-    /// The range of `size` bytes at `start`, if it has any and ends in 64 bits.
+    /// Returns the range of `size` bytes at `start`, unless it is empty or
+    /// wraps.
     #[must_use]
     pub fn sized(start: u64, size: u64) -> Option<Self> {
         Self::new(start, start.checked_add(size)?)
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn size(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether the two have an address in common.
+    /// Returns whether the two ranges share an address.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 }
 
-/// Up to `N` ranges. What does not fit is counted, so that it can be said.
+/// A list of up to `N` ranges. Those that do not fit are counted, to be
+/// reported.
 #[derive(Clone, Debug)]
 pub struct List<const N: usize> {
     ranges: [Range; N],
@@ -44,7 +47,7 @@ pub struct List<const N: usize> {
 }
 
 impl<const N: usize> List<N> {
-    /// No ranges.
+    /// Creates an empty list.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -54,7 +57,7 @@ impl<const N: usize> List<N> {
         }
     }
 
-    /// Appends a range; none appends nothing.
+    /// Appends a range; `None` appends nothing.
     pub fn push(&mut self, range: Option<Range>) {
         let Some(range) = range else { return };
         match self.ranges.get_mut(self.len) {
@@ -66,13 +69,14 @@ impl<const N: usize> List<N> {
         }
     }
 
-    /// How many ranges did not fit.
+    /// Returns the number of ranges that did not fit.
     #[must_use]
     pub fn lost(&self) -> usize {
         self.lost
     }
 
-    /// The ranges in the order they were pushed, or ascending after [`List::sort`].
+    /// Returns the ranges in the order they were pushed, or ascending after
+    /// [`List::sort`].
     #[must_use]
     pub fn as_slice(&self) -> &[Range] {
         self.ranges.get(..self.len).unwrap_or(&[])
@@ -92,8 +96,8 @@ impl<const N: usize> Default for List<N> {
     }
 }
 
-/// What is left of `whole` without `holes`, which must be ascending; they may
-/// overlap each other and reach beyond `whole`.
+/// Returns the rest of `whole` without `holes`, which must be in ascending
+/// order; they may overlap each other and exceed `whole`.
 pub fn subtract(whole: Range, holes: &[Range]) -> impl Iterator<Item = Range> + '_ {
     let mut at = whole.start;
     let mut holes = holes.iter();
