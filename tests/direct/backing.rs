@@ -1,4 +1,4 @@
-//! What the pool is made of, and what is held back of it.
+//! Tests of the pool's backing, and of parts that are held back.
 
 use std::fs;
 use std::sync::Mutex;
@@ -22,7 +22,8 @@ fn expect_pass(run: &Finished) {
     assert!(consoles.has("a", "probe: pass"), "{run}");
 }
 
-/// Free pages of the hugetlb pool with pages of `kib`; 0 where there is none.
+/// Returns the number of free hugetlb pages of `kib`; 0 if there is no such
+/// pool.
 fn free_huge_pages(kib: u32) -> u64 {
     let path = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages");
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -46,7 +47,7 @@ fn transparent_huge_pages_are_there_or_refused_with_a_help() {
     }
     let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
     let run = with(&["--backing", "thp"]);
-    // `never` and `deny` switch them off, and so does a kernel without them.
+    // `never` and `deny` disable them, and some kernels do not support them.
     if setting.is_ok_and(|s| !s.contains("[never]") && !s.contains("[deny]")) {
         expect_pass(&run);
     } else {
@@ -55,7 +56,7 @@ fn transparent_huge_pages_are_there_or_refused_with_a_help() {
     }
 }
 
-/// The host's huge pages, which all tests share.
+/// Protects the host's huge pages, which all tests share.
 static HUGE_PAGES: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -114,7 +115,7 @@ fn backings_that_do_not_exist_are_refused() {
     }
 }
 
-/// KiB of memory that a running mkvmm has behind its pool.
+/// Returns the resident memory of a running mkvmm's pool in KiB.
 fn resident(args: &[&str]) -> u64 {
     let run = Mkvmm::run(POOL).guest(format!("{GUEST},cmdline=spin"));
     let mut run = args.iter().fold(run, |run, arg| run.arg(*arg)).spawn();
@@ -155,7 +156,8 @@ fn what_is_held_goes_to_no_guest() {
     if skips_without_kvm() {
         return;
     }
-    // Free: 5 MiB, 4, 4, 4, 4 and 38; the first fits nothing but small chunks.
+    // The free extents are 5 MiB, 4, 4, 4, 4 and 38; the first only fits small
+    // chunks.
     let holds = [
         0x1_0050_0000_u64,
         0x1_00a0_0000,
@@ -181,7 +183,7 @@ fn what_is_held_goes_to_no_guest() {
         let apart = |r: &(u64, u64)| r.1 < hold.start || hold.last < r.0;
         assert!(regions.iter().all(apart), "{hold:x?} {regions:x?}");
     }
-    // The probe found all of its regions, and that the manifest has them.
+    // The probe found all of its regions, and that the manifest lists them.
     report.check_map("a").unwrap();
     let consoles = run.consoles(&["a"]);
     assert_eq!(consoles.e820("a"), report.e820("a"), "{run}");
@@ -206,7 +208,7 @@ fn what_cannot_be_held_is_refused() {
         let run = with(&[&format!("--hold={hold}")]);
         assert!(run.expect_refusal(2).contains("--hold"), "{hold}\n{run}");
     }
-    // Outside the pool, and twice.
+    // Try a hold outside the pool, and a repeated one.
     for holds in [
         &["--hold=1M@0x200000000"] as &[&str],
         &["--hold=1M@0xfff00000"],

@@ -1,4 +1,4 @@
-//! Files that are not what they are taken for.
+//! Tests with files that are not images, or are damaged.
 
 use std::path::Path;
 
@@ -19,7 +19,8 @@ fn with_initramfs(path: &Path) -> Mkvmm {
     Mkvmm::run("64M@0x100000000").guest(spec)
 }
 
-/// Status 3, and the line says which file of which guest.
+/// Checks that the status is 3, and that the error names the file and the
+/// guest.
 #[track_caller]
 fn expect_refused_file(run: &Finished, path: &Path) {
     let error = run.expect_refusal(3);
@@ -63,7 +64,8 @@ fn a_truncated_kernel_is_refused() {
 fn a_file_that_is_no_kernel_is_refused() {
     let scratch = Scratch::new();
     let mut no_payload = vec![0; 4096];
-    // A boot sector and the header's magic, and nothing behind them.
+    // It has a boot sector and the header's magic number, and nothing after
+    // them.
     no_payload[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     no_payload[0x202..0x206].copy_from_slice(b"HdrS");
     for (name, bytes) in [
@@ -74,7 +76,7 @@ fn a_file_that_is_no_kernel_is_refused() {
         let path = scratch.file(name, bytes);
         expect_refused_file(&with_kernel(&path), &path);
     }
-    // An ELF file, and one that runs, but on an operating system.
+    // Try an ELF file, and one that runs on an operating system.
     let own = mkvmm_test_harness::mkvmm::binary();
     expect_refused_file(&with_kernel(&own), &own);
 }

@@ -1,4 +1,4 @@
-//! Guests that cannot be: one line, a status, nothing left behind.
+//! Tests with invalid guests: one line, a status, nothing left behind.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm};
@@ -41,7 +41,7 @@ fn two_guests_of_one_name_are_refused() {
     let a = "name=twin,kernel=probe,memory=8M";
     let run = with_guests(&[a, "name=other,kernel=probe,memory=8M", a]);
     assert!(run.expect_refusal(2).contains("twin"), "{run}");
-    // The name that a nameless guest gets counts as well.
+    // The name that a nameless guest gets also counts.
     let run = with_guests(&["name=guest2,kernel=probe", "kernel=probe"]);
     assert!(run.expect_refusal(2).contains("guest2"), "{run}");
 }

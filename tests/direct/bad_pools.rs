@@ -1,4 +1,4 @@
-//! Pools that cannot be: one line, a status, nothing left behind.
+//! Tests with invalid pools: one line, a status, nothing left behind.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm};
 
 fn with_pool(pool: &str) -> Finished {
-    // `=` lets a value begin with a dash.
+    // With `=` a value may begin with a dash.
     Mkvmm::new(["run".to_owned(), format!("--pool={pool}")])
         .guest("kernel=probe,memory=8M")
         .finish()
@@ -114,7 +114,7 @@ fn a_pool_above_the_address_width_is_refused() {
     if skips_without_kvm() {
         return;
     }
-    // No x86 has more than 52 bits.
+    // No x86 processor has more than 52 bits.
     for text in ["64M@0x10000000000000", "64M@0xfffffffffc000000"] {
         with_pool(text).expect_refusal(2);
     }

@@ -1,4 +1,4 @@
-//! How guests and mkvmm end, and with which status.
+//! Tests of how guests and mkvmm end, and with which status.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use mkvmm_test_harness::{Finished, Mkvmm, Scratch, Stdout};
 use rustix::process::Signal;
 
 const SPINNING: [&str; 3] = ["s1", "s2", "s3"];
-/// An interrupt is answered at once; this allows for a machine that is busy.
+/// The time limit for handling an interrupt, on a busy machine.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Three guests that never end by themselves.
+/// Returns three guests that never end by themselves.
 fn spinning() -> Mkvmm {
     SPINNING
         .iter()
@@ -36,7 +36,7 @@ fn ctrl_c_ends_all_guests() {
         return;
     }
     let run = interrupted_by(Signal::INT);
-    // What they printed before is there, and whole.
+    // Their previous output is complete.
     run.expect_code(130).consoles(&SPINNING);
 }
 
@@ -58,12 +58,12 @@ fn ctrl_c_ends_a_pool_that_is_being_populated() {
     let run = Mkvmm::new(["run"]).guest("name=a,kernel=probe,memory=8M");
     for command in [serve, run] {
         let mut command = command.arg("--pool").arg("3G").arg("--prealloc").spawn();
-        // Some of it is there, most of it is not.
+        // Some of it is populated, most of it is not.
         command.wait_until("some memory", |c| c.memory_files_kib() > 32 << 10);
         command.signal(Signal::INT);
         let command = command.wait();
         command.expect_code(130);
-        // It did not go on to become ready, or to run the guest.
+        // It did not become ready, or run the guest.
         assert_eq!(command.stdout, "", "{command}");
     }
 }
@@ -94,7 +94,7 @@ fn guests_end_when_their_consoles_cannot_be_written() {
     if skips_without_kvm() {
         return;
     }
-    // They would spin for ever; the status says that not all was well.
+    // They would spin forever; the status reports the failure.
     let run = spinning().stdout(Stdout::Closed).finish();
     run.expect_code(1);
     let errors = run.stderr.lines().filter(|l| l.starts_with("error: "));

@@ -1,4 +1,4 @@
-//! Kernels and initramfs from wherever they may come.
+//! Tests of kernels and initramfs from all kinds of sources.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,7 +11,8 @@ use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm, Scratch};
 use rustix::io::FdFlags;
 
-/// What mkvmm tells its own probe; with a kernel from a file the user does.
+/// The words that mkvmm passes to its own probe; for a kernel file the user has
+/// to.
 const TOLD: &str = "name=a pool=0x100000000-0x101000000 chunks=0x100000000-0x100800000";
 
 fn guest(kernel: &str, more: &str) -> Mkvmm {
@@ -32,13 +33,13 @@ fn expect_pass(run: &Finished) {
     assert!(consoles.has("a", "probe: pass"), "{run}");
 }
 
-/// Lets children have this descriptor, and returns its number.
+/// Lets children inherit this descriptor, and returns its number.
 fn inherit(fd: &impl AsFd) -> i32 {
     rustix::io::fcntl_setfd(fd, FdFlags::empty()).expect("it is open");
     fd.as_fd().as_raw_fd()
 }
 
-/// What `--show` and the probe say of an initramfs.
+/// Checks the lines of `--show` and of the probe about an initramfs.
 #[track_caller]
 fn expect_initramfs(run: &Finished, crc32: &str) {
     let consoles = run.expect_code(0).consoles(&["a"]);
@@ -95,7 +96,7 @@ fn one_descriptor_serves_several_guests() {
     });
     let run = run.finish();
     let said = run.consoles(&names);
-    // They were told nothing, so their checks fail, but they ran.
+    // They got no information, so their checks fail, but they ran.
     for name in names {
         assert!(said.has(name, "probe: ignored x"), "{name}\n{run}");
     }
@@ -108,7 +109,7 @@ fn a_kernel_boots_from_a_pipe() {
     }
     let (reader, mut writer) = std::io::pipe().unwrap();
     let fd = inherit(&reader);
-    // In pieces, the first before mkvmm reads and the last much later.
+    // Write it in pieces, the first before mkvmm reads and the last much later.
     let run = guest(&format!("fd:{fd}"), "").spawn();
     let sender = thread::spawn(move || {
         for piece in PROBE.chunks(PROBE.len() / 5) {
@@ -148,7 +149,8 @@ fn several_initramfs_come_one_after_the_other() {
     // The check value of CRC-32 is that of "123456789".
     let run = with_initramfs(&[first.clone(), second.clone()]);
     expect_initramfs(&run, "cbf43926");
-    // An archive begins at a multiple of four bytes: 5 bytes, 3 zeros, 4 bytes.
+    // An archive begins at a multiple of four bytes: 5 bytes, 3 zeroes, 4
+    // bytes.
     let run = with_initramfs(&[second, first]);
     let crc32 = format!("{:08x}", crc32fast::hash(b"56789\0\0\x001234"));
     expect_initramfs(&run, &crc32);

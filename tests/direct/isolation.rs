@@ -1,4 +1,4 @@
-//! A guest that touches its neighbour.
+//! Tests of a guest that accesses its neighbour's memory.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm};
@@ -6,7 +6,7 @@ use mkvmm_test_harness::{Finished, Mkvmm};
 const POOL: &str = "64M@0x100000000";
 const ALL_ONES: &str = "read 0xffffffffffffffff";
 
-/// Two guests; `intruder` and `victim` are their command lines.
+/// Runs two guests; `intruder` and `victim` are their command lines.
 fn pair(intruder: &str, victim: &str) -> Finished {
     Mkvmm::run(POOL)
         .show()
@@ -19,14 +19,15 @@ fn pair(intruder: &str, victim: &str) -> Finished {
         .finish()
 }
 
-/// The address of the victim's last page: there the probe puts its mark.
+/// Returns the address of the victim's last page, which the probe watches.
 fn victims_mark() -> u64 {
     let regions = pair("", "").expect_code(0).report().regions("victim");
     let (_, last) = *regions.last().expect("the victim has memory");
     last + 1 - 4096
 }
 
-/// The number in front of the word `violations` in the last line about `name`.
+/// Returns the number before the word `violations` in the last line about
+/// `name`.
 fn violations(run: &Finished, name: &str) -> u64 {
     let about = format!(" {name}: ");
     let number = run
@@ -54,7 +55,7 @@ fn a_neighbours_memory_reads_as_all_ones_and_stays_as_it_is() {
     assert!(touch.ends_with(ALL_ONES), "{run}");
     let held = consoles.starting("victim", "probe: hold").concat();
     assert!(held.starts_with("probe: hold ok"), "{run}");
-    // It was still watching when it happened.
+    // It was still watching when the access happened.
     let touched = run.stdout.find("intruder: probe: touch");
     assert!(touched < run.stdout.find("victim: probe: hold"), "{run}");
 }
@@ -84,7 +85,7 @@ fn every_access_is_counted_and_only_for_the_one_that_made_it() {
         return;
     }
     let mark = victims_mark();
-    // What the probe reads in its own checks counts as well.
+    // The probe's reads in its own checks count as well.
     let quiet = pair("", "");
     let touches = vec![format!("{mark:#x}"); 20].join(",,");
     let run = pair(&format!("touch={touches}"), "");
@@ -120,7 +121,8 @@ fn memory_of_nobody_reads_as_all_ones_too() {
     if skips_without_kvm() {
         return;
     }
-    // The pool's free end, behind the pool, and the 32-bit hole.
+    // These are the pool's free end, addresses after the pool, and the 32-bit
+    // hole.
     let run = pair("touch=0x103fff000,,0x104000000,,0xd0000000", "");
     let consoles = run.expect_code(0).consoles(&["intruder", "victim"]);
     let touches = consoles.starting("intruder", "probe: touch");
@@ -136,7 +138,7 @@ fn the_policy_stop_ends_a_guest_that_touches_and_only_that() {
     if skips_without_kvm() {
         return;
     }
-    // With a pool of its own the probe's checks touch nothing foreign.
+    // In a pool of its own, the probe's checks access nothing foreign.
     let alone = |cmdline: &str| {
         let spec = format!("name=a,kernel=probe,memory=16M,violation=stop,cmdline={cmdline}");
         Mkvmm::run("16M@0x100000000").guest(spec).finish()
@@ -154,7 +156,7 @@ fn a_guest_stopped_for_a_violation_does_not_take_its_neighbour_along() {
     if skips_without_kvm() {
         return;
     }
-    // The probe's own look at the reserved part is enough to be stopped.
+    // The probe's own check of the reserved part is sufficient to be stopped.
     let run = Mkvmm::run(POOL)
         .guest("name=bad,kernel=probe,memory=8M,violation=stop")
         .guest("name=good,kernel=probe,memory=8M,cmdline=hold=300")

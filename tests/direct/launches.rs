@@ -1,4 +1,4 @@
-//! What a launch does, and what it leaves alone.
+//! Tests of the effects of a launch.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Mkvmm, Scratch};
@@ -39,7 +39,7 @@ fn an_initramfs_arrives_as_it_is() {
         return;
     }
     let scratch = Scratch::new();
-    // The check value that every description of CRC-32 gives.
+    // This is the check value in every description of CRC-32.
     let small = scratch.file("small", b"123456789");
     let bytes: Vec<u8> = (0..(3_u32 << 20) + 123)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0])

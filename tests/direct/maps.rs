@@ -1,11 +1,11 @@
-//! Each guest gets its own memory map, and the one that was announced.
+//! Tests that each guest gets its own memory map, as announced.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm};
 
 const NAMES: [&str; 3] = ["web", "db", "cache"];
 
-/// Three guests of different sizes out of `pool`, each to its clean end.
+/// Runs three guests of different sizes from `pool`, each to its clean end.
 fn three_guests(pool: &str) -> Finished {
     let run = Mkvmm::run(pool)
         .show()
@@ -17,7 +17,7 @@ fn three_guests(pool: &str) -> Finished {
     run
 }
 
-/// What must hold wherever the pool lies.
+/// Checks properties that hold wherever the pool lies.
 fn check_maps(run: &Finished) {
     let (report, consoles) = (run.report(), run.consoles(&NAMES));
     for name in NAMES {

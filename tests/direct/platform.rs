@@ -1,11 +1,11 @@
-//! vCPUs, the manifest, and the timeline with the guest's marks.
+//! Tests of vCPUs, the manifest, and the timeline with the guest's marks.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm};
 use rustix::process::Signal;
 
-/// The probe's line about its manifest, which it checks against CPUID, its
-/// command line and its e820.
+/// Returns the probe's line about its manifest, which it checks against CPUID,
+/// its command line and its e820.
 fn manifest(run: &Finished, names: &[&str], name: &str) -> String {
     run.consoles(names)
         .starting(name, "probe: manifest ")
@@ -21,7 +21,7 @@ fn a_guest_boots_with_any_number_of_vcpus() {
         let run = Mkvmm::run("16M@0x100000000")
             .guest(format!("name=a,kernel=probe,memory=8M,cpus={cpus}"))
             .finish();
-        // The probe holds the manifest's number of CPUs against CPUID's.
+        // The probe checks the manifest's number of CPUs against CPUID's.
         let consoles = run.expect_code(0).consoles(&["a"]);
         assert!(consoles.has("a", "probe: pass"), "{run}");
         assert!(manifest(&run, &["a"], "a").ends_with(" ok"), "{run}");
@@ -117,7 +117,7 @@ fn the_timeline_has_the_stages_and_the_guests_marks_in_order() {
     ];
     let times = order.map(at);
     assert!(times.is_sorted(), "{text}");
-    // Nothing but these: waiting at port 0x80 makes no marks.
+    // There are no others: writes to port 0x80 as a delay make no marks.
     assert_eq!(entries.len(), order.len(), "{text}");
 }
 

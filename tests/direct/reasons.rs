@@ -1,15 +1,15 @@
-//! Each way in which a guest ends has a reason of its own, and a policy.
+//! Tests that each way in which a guest ends has its own reason and policy.
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm, Running};
 use rustix::process::Signal;
 
-/// One guest, `a`, with what its spec has besides.
+/// Returns a run of one guest, `a`, with additional keys.
 fn guest(more: &str) -> Mkvmm {
     Mkvmm::run("16M@0x100000000").guest(format!("name=a,kernel=probe,memory=8M,{more}"))
 }
 
-/// How a guest with `end=HOW` ended.
+/// Runs a guest with `end=HOW` to its end.
 fn ended(how: &str) -> Finished {
     let run = guest(&format!("cmdline=end={how}")).finish();
     assert!(run.consoles(&["a"]).has("a", "probe: pass"), "{run}");
@@ -71,7 +71,7 @@ fn a_guest_that_halts_does_not_end_its_neighbour() {
     if skips_without_kvm() {
         return;
     }
-    // It watches for longer than the VMM takes to notice that the other sleeps.
+    // It watches for longer than the VMM takes to detect that the other halted.
     let run = Mkvmm::run("16M@0x100000000")
         .guest("name=idle,kernel=probe,memory=8M,cmdline=end=halt")
         .guest("name=busy,kernel=probe,memory=8M,cmdline=hold=12000")
@@ -90,7 +90,7 @@ fn a_guest_that_spins_has_not_halted() {
     }
     let mut run = guest("cmdline=spin").spawn();
     run.wait_for_lines("probe: pass", 1);
-    // Several of the VMM's looks at who sleeps.
+    // This is enough for several of the VMM's checks for halted guests.
     std::thread::sleep(std::time::Duration::from_secs(4));
     run.signal(Signal::INT);
     let run = run.wait();
@@ -105,7 +105,8 @@ fn a_guest_may_restart_for_ever_in_memory_that_is_new_each_time() {
     }
     let run = interrupt_after_three_boots(guest("on-reboot=restart,cmdline=hold=1"));
     run.expect_said("a", "stopped (reboot)");
-    // Each boot found its memory zero, although the one before wrote to it.
+    // Each boot found its memory zero, although the previous one had written to
+    // it.
     let lines = run.stdout.lines();
     let fresh = lines.filter(|l| *l == "a: probe: fresh memory zero ok");
     assert!(fresh.count() >= 3, "{run}");

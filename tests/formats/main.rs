@@ -1,6 +1,6 @@
-//! Every payload format of Linux, packed by the format's own public tool the
-//! way Linux's build calls it, wrapped in a bzImage, loaded into a pool and
-//! read back byte for byte.
+//! Tests every payload format of Linux, compressed by the format's own public
+//! tool as in Linux's build, wrapped in a bzImage, loaded into a pool and read
+//! back byte for byte.
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
@@ -13,10 +13,11 @@ use mkvmm_test_harness::instance::{KernelFile, Pool};
 use mkvmm_test_harness::{images, tier};
 
 const MIB: u64 = 1 << 20;
-/// Memory that the kernels of these tests ask for.
+/// The memory that the kernels of these tests request.
 const INIT_SIZE: u32 = 32 << 20;
 
-/// `size` bytes: text that shrinks, and in the last quarter noise that does not.
+/// Returns `size` bytes: compressible text, and incompressible noise in the
+/// last quarter.
 fn content(size: usize) -> Vec<u8> {
     let mut x = 1_u32;
     let noise = (0..size / 4).map(|_| {
@@ -27,7 +28,8 @@ fn content(size: usize) -> Vec<u8> {
     text.cycle().take(size - size / 4).chain(noise).collect()
 }
 
-/// `data` through `tool`; `None`, announced, when it is not installed.
+/// Passes `data` through `tool`; returns `None`, with a message, if it is not
+/// installed.
 fn pack(tool: &str, arguments: &[&str], data: &[u8]) -> Option<Vec<u8>> {
     let child = Command::new(tool)
         .args(arguments)
@@ -45,7 +47,7 @@ fn pack(tool: &str, arguments: &[&str], data: &[u8]) -> Option<Vec<u8>> {
     let mut output = child.stdout.take().expect("it is piped");
     let mut packed = Vec::new();
     thread::scope(|scope| {
-        // Dropped at its end, so that the tool sees the end, too.
+        // It is dropped at its end, so that the tool sees the end, too.
         scope.spawn(move || input.write_all(data).expect("the tool reads"));
         output.read_to_end(&mut packed).expect("the tool writes");
     });
@@ -55,16 +57,17 @@ fn pack(tool: &str, arguments: &[&str], data: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Loads `file` into recycled memory and compares the guest's bytes with
-/// `content` and the zeros behind it.
+/// `content` and the zeroes after it.
 fn expect_loaded(file: &[u8], content: &[u8]) {
     let kernel = KernelFile::unpack(file, BootMode::Elf, 64 * MIB).expect("it is a kernel");
-    // One file of populated pages, which stays: a lazy pool makes a new one.
+    // Use one file of populated pages, which is kept: a lazy pool creates a new
+    // one.
     let config = ReservationConfig {
         prealloc: true,
         ..ReservationConfig::default()
     };
     let mut pool = Pool::new(64 * MIB, config);
-    // The second time the memory has been written before, BSS included.
+    // The second time the memory has been written before, including BSS.
     for _ in 0..2 {
         let instance = pool.make(64 * MIB, &kernel.facts).expect("it fits");
         instance.load(&kernel.file, &kernel.facts);
@@ -79,10 +82,10 @@ fn expect_loaded(file: &[u8], content: &[u8]) {
     }
 }
 
-/// As Linux's build does it, with the size appended (`size_append`) unless the
-/// format ends with it anyway.
+/// Checks a format as Linux's build uses it, with the size appended
+/// (`size_append`) unless the format ends with it anyway.
 fn expect_format(tool: &str, arguments: &[&str], magic: &[u8]) {
-    // Several blocks of every format: lz4's are the largest, 8 MiB.
+    // Use several blocks of every format: lz4's are the largest, 8 MiB.
     let content = content(if tool == "lz4" { 9 << 20 } else { 2 << 20 });
     let elf = images::elf(&content);
     let Some(mut payload) = pack(tool, arguments, &elf) else {
@@ -96,7 +99,7 @@ fn expect_format(tool: &str, arguments: &[&str], magic: &[u8]) {
     }
     assert!(payload.ends_with(&size.to_le_bytes()));
     expect_loaded(&images::bzimage(&payload, INIT_SIZE), &content);
-    // One byte of the payload less: refused, not booted.
+    // Without one byte of the payload it is refused, not booted.
     payload.remove(payload.len() / 2);
     let damaged = images::bzimage(&payload, INIT_SIZE);
     let unpacked = KernelFile::unpack(&damaged, BootMode::Elf, 64 * MIB);

@@ -67,7 +67,7 @@ void one_alloc(struct run *run, uint64_t cap)
         algo++;
     }
     if (algo == ALIGN) {
-        /* A C int: more than 2^30 is another matter (90_quirks). */
+        /* It is a C int: values above 2^30 are covered by 90_quirks. */
         extra = 1ULL << (chance(70) ? below(run->order + 10) : below(31));
         extra = min(extra, 1ULL << 30);
     }
@@ -92,7 +92,7 @@ static void forget(struct run *run, size_t which)
     run->live[which] = run->live[--run->live_count];
 }
 
-/* Part of an allocation, or a piece of several that touch. */
+/* Frees part of an allocation, or a range across several adjacent ones. */
 static void partial_free(struct run *run)
 {
     size_t which = pick_live(run);
@@ -112,7 +112,7 @@ static void partial_free(struct run *run)
         run->live[run->live_count++] = (struct live){
             found.addr + (count << run->order), (held - count) << run->order };
     size = bytes_for(run, count);
-    /* Only the granule of the address counts, and only the raw end is a bound. */
+    /* Only the granule of the address matters, and only the raw end is checked. */
     delta = chance(15) ? below(granule(run)) : 0;
     if (found.addr + delta + size - 1 > chunk->end_addr)
         delta = 0;
@@ -133,7 +133,7 @@ void one_free(struct run *run)
     found = run->live[which];
     forget(run, which);
     if (run->partial) {
-        /* What is left of it, which may be nothing. */
+        /* The rest of it remains, which may be empty. */
         uint64_t held = taken_from(run, found.addr, round_up(run, found.size) >> run->order);
         if (held == 0)
             return;
@@ -165,12 +165,12 @@ void one_question(struct run *run)
         return;
     }
     at = dice < 80 ? base + below(size) : base + (chance(50) ? size : 0) + below(5) - 2;
-    /* Not 2^64 - 1 where the size is 0: genalloc's sum wraps, and it says true. */
+    /* It is not 2^64 - 1 if the size is 0: genalloc's sum wraps, and it returns true. */
     ask_has_addr(run, at, chance(50) ? below(3) : chance(50) ? size + below(size ? 3 : 2) - !!size
                                                              : any_magnitude(size + 1));
 }
 
-/* Takes single granules in a row and gives every other one back. */
+/* Allocates single granules in a row and frees every other one. */
 static void comb(struct run *run, uint64_t teeth)
 {
     size_t first = run->live_count, i;
@@ -178,7 +178,7 @@ static void comb(struct run *run, uint64_t teeth)
     for (; teeth != 0; teeth--)
         if (alloc(run, bytes_for(run, 1), FIRST_FIT, 0) == 0)
             break;
-    /* From the end: what takes the place of a forgotten one has been passed. */
+    /* From the end: the entry that replaces a removed one has been visited. */
     for (i = run->live_count; i >= first + 2; i -= 2) {
         struct live found = run->live[i - 1];
         forget(run, i - 1);
@@ -198,7 +198,7 @@ void churn(struct run *run, uint64_t ops)
     largest >>= run->order;
     while (lines < end) {
         uint64_t phase_end = lines + 1 + any_magnitude(ops / 8 + 1);
-        /* Largest size of a phase: an eighth of the largest chunk at most, mostly far less. */
+        /* The largest size of a phase: at most an eighth of the largest chunk, mostly much less. */
         uint64_t cap = any_magnitude(chance(20) ? largest / 8 + 1 : largest / 4096 + 8);
         unsigned int growth = (unsigned int)(30 + below(66));
 
@@ -208,7 +208,7 @@ void churn(struct run *run, uint64_t ops)
             comb(run, min(ops / 20 + 1, 1 + below(4000)));
         while (lines < phase_end) {
             uint64_t used = total - gen_pool_avail(run->pool);
-            /* Without division, which would overflow at large totals. */
+            /* A division would overflow for large totals. */
             bool full = used / 100 >= total / 10000 * run->fill + total % 10000 / 100;
 
             if (chance(2))

@@ -1,21 +1,21 @@
-/* What a pool is asked: requests, frees and questions at random. */
+/* Random operations on a pool: allocations, frees and queries. */
 #ifndef GENALLOC_CHURN_H
 #define GENALLOC_CHURN_H
 
 #include "record.h"
 
-/* Bytes that need exactly `granules`, often fewer than all of them. */
+/* Returns a number of bytes that needs exactly `granules`, often not filling the last. */
 uint64_t bytes_for(const struct run *run, uint64_t granules);
 
-/* One request, mostly of at most `cap` granules; one free; one question. */
+/* One allocation, usually of at most `cap` granules; one free; one query. */
 void one_alloc(struct run *run, uint64_t cap);
 void one_free(struct run *run);
 void one_question(struct run *run);
 
-/* About `ops` operations, in phases that grow, shrink or keep what is allocated. */
+/* Performs about `ops` operations, in phases that grow, shrink or keep the allocated amount. */
 void churn(struct run *run, uint64_t ops);
 
-/* Gives everything back, allocation by allocation or in runs across them; the end of `run`. */
+/* Frees everything, by allocation or in ranges across them, and ends `run`. */
 void drain(struct run *run);
 
 #endif

@@ -2,7 +2,7 @@
 
 uint64_t random_state;
 
-/* splitmix64: every seed gives a full period. */
+/* This is splitmix64: every seed gives a full period. */
 uint64_t random_u64(void)
 {
     uint64_t mixed = (random_state += 0x9e3779b97f4a7c15);

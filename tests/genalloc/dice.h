@@ -1,4 +1,4 @@
-/* Random numbers that are the same for the same seed, on every machine. */
+/* Random numbers that depend only on the seed, not on the machine. */
 #ifndef GENALLOC_DICE_H
 #define GENALLOC_DICE_H
 
@@ -9,12 +9,12 @@ extern uint64_t random_state;
 
 uint64_t random_u64(void);
 
-/* A number below `bound`, 0 when that is 0. */
+/* Returns a number below `bound`, or 0 if that is 0. */
 uint64_t below(uint64_t bound);
 
 bool chance(unsigned int percent);
 
-/* From 1 to `most`, every magnitude as likely as the next. */
+/* Returns a number from 1 to `most`; all magnitudes are equally likely. */
 uint64_t any_magnitude(uint64_t most);
 
 #endif

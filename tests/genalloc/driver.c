@@ -1,16 +1,16 @@
 /*
  * Records traces of Linux's lib/genalloc.c, linked into this program, for
- * `mkvmm replay`: one JSON operation a line with the answer that came.
+ * `mkvmm replay`: one JSON operation per line, with its result.
  *
  *     driver FAMILY SEED POOL_BYTES OPS ORDER >TRACE
  *
  * FAMILY is the number of a family of traces (1 to 9, see families below),
- * ORDER the granule of its large pool. About OPS lines come out, then those
- * that empty the pools. The same arguments give the same lines, and what is
- * asked depends on the answers only through what is allocated.
+ * ORDER the granule of its large pool. It prints about OPS lines, then those that
+ * empty the pools. The same arguments give the same lines, and the requests depend
+ * on the results only through what is allocated.
  *
- * Built by scripts/genalloc-traces, which fetches genalloc. dice.h has the random
- * numbers, record.h the calls, churn.h what is asked, this file who asks it.
+ * scripts/genalloc-traces builds it, and fetches genalloc. dice.h has the random
+ * numbers, record.h the calls, churn.h the requests, this file the families.
  */
 #include "churn.h"
 #include "dice.h"
@@ -24,7 +24,7 @@ struct plan {
     unsigned int order;
 };
 
-/* Somewhere on a granule, low or in the kernel's half of the address space. */
+/* Returns the address of a granule, low or in the kernel's half of the address space. */
 static uint64_t any_base(unsigned int order)
 {
     uint64_t base = chance(20) ? 0xffff800000000000 : 0x100000000;
@@ -58,7 +58,7 @@ static void first_fit(const struct plan *plan)
     drain(&run);
 }
 
-/* 02: best fit by default, then first fit with best fit asked for. */
+/* 02: best fit by default, then first fit with best fit on request. */
 static void best_fit(const struct plan *plan)
 {
     struct run run;
@@ -75,7 +75,7 @@ static void best_fit(const struct plan *plan)
     drain(&run);
 }
 
-/* 03, 04, 05: the large pool, then small ones of other granules and bases. */
+/* 03, 04, 05: the large pool, then small ones with other granules and bases. */
 static void one_algo(const struct plan *plan, enum algo algo)
 {
     static const unsigned int orders[] = { 12, 16, 9, 21, 3 };
@@ -90,7 +90,7 @@ static void one_algo(const struct plan *plan, enum algo algo)
 
         snprintf(name, sizeof(name), "s%u", i);
         open_pool(&run, name, order);
-        /* Off the granule an aligned answer is off by as much, in Linux too. */
+        /* If the base is not on a granule, aligned results are off by the same amount, also in Linux. */
         if (chance(30))
             base += below(granule(&run));
         add_chunk(&run, base, size);
@@ -122,7 +122,7 @@ static void order_align(const struct plan *plan)
     one_algo(plan, ORDER_ALIGN);
 }
 
-/* 06: chunks of all sizes that touch or do not, more while in use, all algorithms. */
+/* 06: chunks of all sizes, adjacent or not, some added while in use, all algorithms. */
 static void multi_chunk(const struct plan *plan)
 {
     struct run run;
@@ -151,9 +151,9 @@ static void multi_chunk(const struct plan *plan)
 }
 
 /*
- * A pool that ends in BUG: some use of it, then one free, or the destruction,
- * that the kernel would stop at. Some of these calls turn out to be allowed;
- * the answer is recorded whatever it is, and the pool left alone after a BUG.
+ * A pool that ends in BUG: some use of it, then one free, or the destruction, at
+ * which the kernel would stop. Some of these calls turn out to be allowed; the result
+ * is always recorded, and the pool is not used after a BUG.
  */
 static void doomed(unsigned int number)
 {
@@ -184,10 +184,10 @@ static void doomed(unsigned int number)
     case 1: /* outside */
         alive = give_back(&run, chance(50) ? base - 1 - below(4096) : base + 4 * size, below(2));
         break;
-    case 2: /* longer than it is */
+    case 2: /* longer than the allocation */
         alive = give_back(&run, some->addr, some->size + g + below(8 * g));
         break;
-    case 3: /* over the raw end */
+    case 3: /* beyond the raw end */
         alive = give_back(&run, some->addr, size);
         break;
     case 4: /* in the tail, or the granule before it */
@@ -205,7 +205,7 @@ static void doomed(unsigned int number)
         free(run.live);
 }
 
-/* 07: frees of parts and of several at once, every default; and pools that end in BUG. */
+/* 07: frees of parts and of several allocations at once, every default; pools that end in BUG. */
 static void partial_frees(const struct plan *plan)
 {
     static const unsigned int orders[] = { 0, 12, 16, 6 };
@@ -232,7 +232,7 @@ static void partial_frees(const struct plan *plan)
         doomed(i);
 }
 
-/* 08: sizes and bases that are no multiples of anything, tails, chunks without a granule. */
+/* 08: sizes and bases that are not multiples of a granule, tails, chunks without a granule. */
 static void odd_sizes(const struct plan *plan)
 {
     static const unsigned int orders[] = { 12, 5, 13, 0, 16, 1, 12, 21 };
@@ -267,7 +267,7 @@ static void odd_sizes(const struct plan *plan)
     }
 }
 
-/* 09: filled until nothing fits, then kept there. */
+/* 09: filled until nothing fits, then kept full. */
 static void near_full(const struct plan *plan)
 {
     struct run run;
@@ -276,7 +276,7 @@ static void near_full(const struct plan *plan)
     open_pool(&run, "p", plan->order);
     add_chunk(&run, any_base(plan->order), plan->pool);
     set_algo(&run, any_default());
-    /* A fifth of the operations shall fill it. */
+    /* A fifth of the operations fill it. */
     cap = (plan->pool >> plan->order) / (plan->ops / 5 + 1) * 2 + 1;
     while (gen_pool_avail(run.pool) > plan->pool / 64 && lines < plan->ops / 3)
         if (alloc(&run, bytes_for(&run, 1 + below(cap)), DEFAULT, 0) == 0)
@@ -328,7 +328,7 @@ int main(int count, char **words)
         return 2;
     }
     setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
-    /* Pools of different sizes shall not see the same course. */
+    /* Pools of different sizes get different sequences. */
     for (i = 0; i < 5; i++)
         random_state = (random_state ^ numbers[i]) * 0x9e3779b97f4a7c15 + 1;
     families[numbers[0]](&plan);

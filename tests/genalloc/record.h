@@ -1,6 +1,6 @@
 /*
- * Pools of genalloc whose every call becomes a line of the trace on standard
- * output, with genalloc's answer.
+ * Pools of genalloc. Every call is written as a line of the trace to standard
+ * output, with genalloc's result.
  */
 #ifndef GENALLOC_RECORD_H
 #define GENALLOC_RECORD_H
@@ -19,20 +19,20 @@ struct run {
     char name[16];
     struct gen_pool *pool;
     unsigned int order;
-    /* Oldest first; genalloc searches from the end. */
+    /* The oldest is first; genalloc searches from the end. */
     struct { uint64_t base, size; } chunks[CHUNKS_MAX];
     unsigned int chunk_count;
-    /* What was allocated. With partial frees an entry may be stale. */
+    /* The allocations. With partial frees an entry may be stale. */
     struct live *live;
     size_t live_count, live_room;
-    /* How it is used. */
+    /* The way it is used. */
     unsigned int weights[ALGOS]; /* of the algorithms, in percent */
-    unsigned int fill;           /* percent beyond which frees prevail */
-    bool partial;                /* frees that follow no allocation */
-    bool odd;                    /* mind raw ends: requests of whole chunks and tails */
+    unsigned int fill;           /* percentage above which frees prevail */
+    bool partial;                /* frees that do not match an allocation */
+    bool odd;                    /* test raw ends: requests of whole chunks and tails */
 };
 
-/* Written so far. */
+/* The number of operations written so far. */
 extern uint64_t lines;
 
 uint64_t granule(const struct run *run);
@@ -45,21 +45,21 @@ void ask_avail(const struct run *run);
 void ask_size(const struct run *run);
 void ask_has_addr(const struct run *run, uint64_t addr, uint64_t size);
 
-/* The address or 0; `extra` is the alignment of ALIGN and the offset of FIXED. */
+/* Returns the address or 0; `extra` is the alignment of ALIGN and the offset of FIXED. */
 uint64_t alloc(struct run *run, uint64_t size, enum algo algo, uint64_t extra);
 
-/* Whether genalloc lived through it. After a BUG the pool is not for use. */
+/* Returns whether genalloc did not reach a BUG, after which the pool must not be used. */
 bool give_back(struct run *run, uint64_t addr, uint64_t size);
 
-/* The end of `run`, with a BUG if something is allocated. */
+/* Destroys the pool of `run`: a BUG if something is allocated. */
 void destroy(struct run *run);
 
-/* A look at genalloc's own books: the chunk that a free of `addr` would find. */
+/* Returns the chunk that genalloc's free of `addr` would find. */
 struct gen_pool_chunk *chunk_of(const struct run *run, uint64_t addr);
 
 uint64_t granules_of(const struct run *run, const struct gen_pool_chunk *chunk);
 
-/* Allocated granules from `addr` on, at most `most`. */
+/* Returns the number of allocated granules from `addr` on, at most `most`. */
 uint64_t taken_from(const struct run *run, uint64_t addr, uint64_t most);
 
 #endif

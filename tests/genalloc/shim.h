@@ -1,11 +1,11 @@
 /*
- * What lib/genalloc.c and lib/find_bit.c of Linux expect around them, for one
- * thread of a userspace program. scripts/genalloc-traces makes every header
- * they include a forward to this file, but for their own <linux/genalloc.h>.
+ * The definitions that lib/genalloc.c and lib/find_bit.c of Linux need, for one thread
+ * of a userspace program. scripts/genalloc-traces makes every header they include
+ * refer to this file, except their own <linux/genalloc.h>.
  *
- * Nothing here may change an address: memory is zeroed as the kernel's is,
- * locks and RCU are empty because there is one thread, and BUG() ends in
- * shim_bug(), where the driver notes it. The layouts are 64-bit Linux's.
+ * Nothing here may change an address: memory is zeroed as in the kernel, locks and
+ * RCU are empty because there is one thread, and BUG() calls shim_bug(), where the
+ * driver records it. The layouts are those of 64-bit Linux.
  */
 #ifndef GENALLOC_SHIM_H
 #define GENALLOC_SHIM_H
@@ -19,7 +19,7 @@
 
 _Static_assert(sizeof(long) == 8, "the recorded addresses are those of 64-bit Linux");
 
-/* Types, and words the compiler may ignore. */
+/* Types, and annotations that the compiler may ignore. */
 typedef uint32_t u32;
 typedef uint64_t u64;
 typedef uint64_t phys_addr_t;
@@ -34,18 +34,18 @@ typedef unsigned int gfp_t;
 #define READ_ONCE(place) (*(volatile __typeof__(place) *)&(place))
 #define ERR_PTR(error) ((void *)(long)(error))
 
-/* x86-64 selects it; without it genalloc asks whether it runs in an NMI. */
+/* x86-64 selects it; without it genalloc checks whether it runs in an NMI. */
 #define CONFIG_ARCH_HAVE_NMI_SAFE_CMPXCHG 1
 
-/* Where the kernel stops, the driver goes on with another pool. */
+/* The kernel would stop here; the driver continues with another pool. */
 _Noreturn void shim_bug(void);
 #define BUG() shim_bug()
 #define BUG_ON(condition) do { if (condition) shim_bug(); } while (0)
 #define WARN_ON(condition) (!!(condition))
 
 /*
- * Memory. A free in the unusable tail of a chunk looks at the word behind the
- * bitmap; here that word exists and is 0, so such a free is a BUG.
+ * Memory. A free in the unusable tail of a chunk reads the word after the bitmap;
+ * here that word exists and is 0, so such a free is a BUG.
  */
 #define SHIM_SLACK 64
 #define kmalloc_node(size, flags, node) calloc(1, (size))
@@ -55,7 +55,7 @@ _Noreturn void shim_bug(void);
 #define kfree_const(pointer) free((void *)(pointer))
 char *kstrdup_const(const char *text, gfp_t flags);
 
-/* One thread. */
+/* There is only one thread. */
 typedef struct { int unused; } spinlock_t;
 #define spin_lock_init(lock) ((void)(lock))
 #define spin_lock(lock) ((void)(lock))
@@ -122,7 +122,7 @@ static inline unsigned long roundup_pow_of_two(unsigned long number)
     return number < 2 ? 1 : 1UL << (BITS_PER_LONG - __builtin_clzl(number - 1));
 }
 
-/* From lib/find_bit.c; the kernel's own names for them are wrappers as these. */
+/* From lib/find_bit.c; as in the kernel, these names are wrappers. */
 unsigned long _find_first_bit(const unsigned long *map, unsigned long bits);
 unsigned long _find_next_bit(const unsigned long *map, unsigned long bits, unsigned long from);
 unsigned long _find_next_zero_bit(const unsigned long *map, unsigned long bits, unsigned long from);
@@ -145,7 +145,7 @@ static inline unsigned long find_next_zero_bit(const unsigned long *map, unsigne
     return _find_next_zero_bit(map, bits, from);
 }
 
-/* From lib/bitmap.c, the one function of it that genalloc needs. */
+/* From lib/bitmap.c: the only function of it that genalloc needs. */
 unsigned long bitmap_find_next_zero_area_off(unsigned long *map, unsigned long size,
                                              unsigned long start, unsigned int nr,
                                              unsigned long align_mask, unsigned long align_offset);
@@ -157,7 +157,7 @@ static inline unsigned long bitmap_find_next_zero_area(unsigned long *map, unsig
     return bitmap_find_next_zero_area_off(map, size, start, nr, align_mask, 0);
 }
 
-/* Pools that belong to devices are compiled, never called, and dropped by the linker. */
+/* The functions for pools of devices are compiled, not called, and removed by the linker. */
 struct device;
 void *devres_find(struct device *dev, void (*release)(struct device *, void *),
                   int (*match)(struct device *, void *, void *), void *data);

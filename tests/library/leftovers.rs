@@ -1,5 +1,5 @@
-//! Descriptors, threads, mappings, child processes, memory and books return to
-//! where they were.
+//! Tests that descriptors, threads, mappings, child processes, memory and the
+//! ledger return to their initial state.
 
 use std::fs;
 use std::io;
@@ -20,19 +20,19 @@ use mkvmm_test_harness::embedded::{Ground, block_on, memory_files, resolve};
 
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 128 * MIB;
-/// How long guests, and what goes by itself after them, may take.
+/// The time limit for guests, and for cleanup after them.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often the memory is looked at while guests run.
+/// The interval at which the memory is measured while guests run.
 const POLL: Duration = Duration::from_millis(1);
 
-/// What a process holds.
+/// The resources that a process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holdings {
     descriptors: usize,
     threads: usize,
-    /// Mappings of guest memory, consoles and boards.
+    /// The number of mappings of guest memory, consoles and boards.
     mappings: usize,
-    /// Processes that this one has started, zombies included.
+    /// The number of child processes of this process, including zombies.
     children: usize,
 }
 
@@ -48,7 +48,7 @@ impl Holdings {
         }
     }
 
-    /// Waits until the process holds this again.
+    /// Waits until the process holds the same resources again.
     #[track_caller]
     fn expect_again(self) {
         let end = Instant::now() + TIMEOUT;
@@ -68,7 +68,7 @@ fn children() -> usize {
     let of_this = format!("PPid:\t{}", process::id());
     let processes = fs::read_dir("/proc").expect("procfs is there");
     let is_child = |path: PathBuf| {
-        // A process that is gone by now is nobody's child.
+        // A process that is gone by now is not a child.
         let status = fs::read_to_string(path.join("status")).unwrap_or_default();
         status.lines().any(|line| line == of_this)
     };
@@ -76,9 +76,9 @@ fn children() -> usize {
     paths.filter(|path| is_child(path.clone())).count()
 }
 
-/// Returns the bytes of memory behind the guests of this process.
+/// Returns the number of bytes of memory of this process's guests.
 fn resident() -> u64 {
-    // One that a thread has closed meanwhile has nothing behind it.
+    // A file that a thread has closed meanwhile has no memory.
     let files = memory_files().into_iter().map(fs::metadata);
     files.flatten().map(|file| file.blocks()).sum::<u64>() * 512
 }
@@ -98,8 +98,8 @@ fn specs(count: usize, cmdline: &str) -> Vec<String> {
     (0..count).map(spec).collect()
 }
 
-/// Waits until all guests have ended; returns the most memory that was behind
-/// them meanwhile.
+/// Waits until all guests have ended; returns the maximum of their memory
+/// meanwhile.
 async fn run_to_end(fleet: &mut Fleet) -> u64 {
     let most = AtomicU64::new(0);
     let watch = async {
@@ -116,14 +116,14 @@ async fn run_to_end(fleet: &mut Fleet) -> u64 {
     most.into_inner()
 }
 
-/// Ends the stream, whose thread is gone when this returns.
+/// Closes the stream, whose thread is gone when this returns.
 fn close(fleet: Fleet) {
     let (_, stream) = fleet.into_parts();
     stream.close();
     stream.join().expect("nothing fails on a sink");
 }
 
-/// The books of a pool from which nothing is taken, while its manager lives.
+/// Checks the ledger of a pool without allocations, while its manager lives.
 #[track_caller]
 fn expect_full(manager: &Manager) {
     let registry = manager.registry();
@@ -137,7 +137,7 @@ fn expect_full(manager: &Manager) {
     assert!(left.is_empty(), "guest memory is left: {left:?}");
 }
 
-/// Launches guests, lets them end, and looks what is left.
+/// Launches guests, lets them end, and checks what is left.
 fn launch(count: usize) {
     block_on(async {
         let manager = manager();
@@ -146,7 +146,7 @@ fn launch(count: usize) {
         let before = resident();
         fleet.start().await.expect("they start");
         let most = run_to_end(&mut fleet).await;
-        // Otherwise the nothing below would say nothing.
+        // Otherwise the zero below would prove nothing.
         assert!(before > 0 && most >= before, "{before} {most}");
         assert_eq!(fleet.outcomes().len(), count);
         close(fleet);
@@ -155,7 +155,7 @@ fn launch(count: usize) {
 }
 
 pub fn a_launch_leaves_nothing_behind() {
-    launch(1); // whatever is made once is made now
+    launch(1); // creates everything that is created only once
     let holdings = Holdings::now();
     launch(24);
     holdings.expect_again();
@@ -204,7 +204,7 @@ pub fn guests_that_never_start_leave_nothing_behind() {
         close(fleet);
     });
     holdings.expect_again();
-    // Dropped while they run, without a word before.
+    // Drop it while they run, without ending them first.
     block_on(async {
         let built = build(&manager(), &specs(8, "spin")).await;
         let mut fleet = built.expect("it fits");
@@ -214,8 +214,8 @@ pub fn guests_that_never_start_leave_nothing_behind() {
     holdings.expect_again();
 }
 
-/// Memory that was populated at the start stays with the pool: all of it is
-/// there again, and nothing of a guest is in it.
+/// Tests that memory populated at startup stays with the pool: all of it is
+/// there again, and contains no data of a guest.
 pub fn a_populated_pool_is_whole_and_zero_again() {
     launch(1);
     let holdings = Holdings::now();

@@ -1,8 +1,9 @@
-//! The manager in this process, with this very program as its workers: what is
-//! left after guests have come and gone.
+//! Tests of the manager in this process, with this very program as its workers:
+//! they check what is left after guests have ended.
 //!
-//! Descriptors, threads, children and memory are the process's, so these tests
-//! run one after the other on the main thread, which libtest does not do.
+//! Descriptors, threads, children and memory belong to the whole process, so
+//! these tests run one after the other on the main thread, which libtest does
+//! not do.
 
 mod leftovers;
 
@@ -42,7 +43,7 @@ fn main() -> std::process::ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Runs `test` where KVM lets it.
+/// Runs `test` if KVM is available.
 fn run(test: fn()) -> Result<Completion, Failed> {
     match tier::probe() {
         Ok(()) => {

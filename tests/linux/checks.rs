@@ -1,4 +1,4 @@
-//! Each guest's memory, held against what `--show` announced.
+//! Checks each guest's memory against what `--show` announced.
 
 use mkvmm_test_harness::report::e820_entry;
 
@@ -6,10 +6,11 @@ use crate::launch::Launch;
 
 const LOW_MIB: u64 = 1 << 20;
 
-/// Each guest's report is whole, and nothing went wrong on the way.
+/// Checks that each guest's report is complete, and that nothing went wrong on
+/// the way.
 pub fn all_guests_reach_their_init_and_end_as_asked(launch: &Launch) {
     for (guest, _report) in launch.guests() {
-        // The whole story of a guest ends with what it asked for.
+        // The messages about a guest end with the requested end.
         let end = format!("mkvmm: {}: stopped ({})", guest.name, guest.end);
         let ended = |line: &str| line.starts_with(&end);
         assert!(launch.run.stderr.lines().any(ended), "{}", launch.run);
@@ -23,7 +24,7 @@ pub fn each_guest_runs_the_kernel_it_was_given(launch: &Launch) {
     }
 }
 
-/// What the kernel read is what `--show` printed, byte for byte.
+/// Checks that the kernel's map equals that of `--show`, byte for byte.
 pub fn bios_e820_equals_the_map_announced(launch: &Launch) {
     for (guest, report) in launch.guests() {
         assert_eq!(
@@ -53,8 +54,8 @@ pub fn firmware_memmap_equals_the_map_announced(launch: &Launch) {
     }
 }
 
-/// Above 1 MiB, System RAM is exactly what is usable, inside the guest's own
-/// chunks.
+/// Checks that above 1 MiB, System RAM is exactly the usable memory, inside the
+/// guest's own chunks.
 pub fn system_ram_is_what_the_guest_was_given(launch: &Launch) {
     for (guest, report) in launch.guests() {
         let ram: Vec<(u64, u64)> = report
@@ -84,7 +85,8 @@ pub fn system_ram_is_what_the_guest_was_given(launch: &Launch) {
     }
 }
 
-/// Every byte of the pool is in `/proc/iomem`, as System RAM or as Reserved.
+/// Checks that every byte of the pool is in `/proc/iomem`, as System RAM or as
+/// Reserved.
 pub fn the_rest_of_the_pool_is_reserved(launch: &Launch) {
     let (pool_start, pool_last) = launch.report.pool();
     for (guest, report) in launch.guests() {
@@ -104,20 +106,21 @@ pub fn the_rest_of_the_pool_is_reserved(launch: &Launch) {
     }
 }
 
-/// `Memory: AVAILABLEK/TOTALK available` has every usable page, whatever
-/// number of regions they lie in, and MemTotal most of them.
+/// Checks that `Memory: AVAILABLEK/TOTALK available` includes every usable
+/// page, however many regions there are, and MemTotal most of them.
 pub fn the_kernel_counts_every_page(launch: &Launch) {
     for (guest, report) in launch.guests() {
         let name = guest.name;
         assert_eq!(launch.report.regions(name).len(), guest.regions, "{name}");
         let line = report.log_line("Memory: ").map(|(_, line)| line);
         let total = line.and_then(|l| l.split_once("K/")?.1.split_once("K ")?.0.parse().ok());
-        // All but low window and control block, and of the low MiB what is
-        // left without page 0 and a part of a page below the EBDA.
+        // These are all pages except low window and control block, and of the
+        // low MiB the part without page 0 and a part of a page below the EBDA.
         let low_kib = (0x9f000 - 0x1000) >> 10;
         let usable_kib = ((guest.memory_mib - 2) << 10) + low_kib;
         assert_eq!(total, Some(usable_kib), "{name}: {line:?}");
-        // The kernel keeps its code, its page structs and the like.
+        // The kernel keeps memory for its code, its page structs and similar
+        // data.
         let mem_total = report.mem_total_kib;
         let least = usable_kib.saturating_sub(usable_kib / 16 + (48 << 10));
         assert!(

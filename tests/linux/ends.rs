@@ -1,6 +1,6 @@
-//! Four guests that end in four ways, beside one that goes on.
+//! Four guests that end in four ways, beside one that continues.
 //!
-//! The manager is in this process: `mkvmm run` kills all guests or none.
+//! The manager is in this process, since `mkvmm run` kills all guests or none.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -22,14 +22,14 @@ use crate::guest::Guest;
 use crate::guest_report::GuestReport;
 use crate::launch::TIMEOUT;
 
-/// From 4 GiB on.
+/// The size of the pool, which begins at 4 GiB.
 const POOL_SIZE: u64 = 640 << 20;
 
-/// Ended from outside, once it has said that it stays.
+/// The guest that is killed from outside, once it reports that it stays.
 const VICTIM: Guest = Guest::new("victim", "6.12", 128).end("hold");
-/// Says `tick N` every second, for ever.
+/// The guest that prints `tick N` every second, forever.
 const NEIGHBOUR: Guest = Guest::new("neighbour", "6.1", 112).end("hold");
-/// All of them, and how each is to end.
+/// All guests, and how each should end.
 const GUESTS: [(Guest, EndReason); 5] = [
     (NEIGHBOUR, EndReason::Killed),
     (
@@ -46,20 +46,20 @@ const GUESTS: [(Guest, EndReason); 5] = [
     ),
     (VICTIM, EndReason::Killed),
 ];
-/// So many ticks of the neighbour must follow the last end.
+/// The number of ticks of the neighbour that must follow the last end.
 const TICKS: usize = 3;
-/// How often the guests are looked at.
+/// The interval at which the guests are polled.
 const POLL: Duration = Duration::from_millis(100);
 
-/// A property of what was watched.
+/// A property of the observations.
 pub struct Check {
     /// The last part of a test's name.
     pub name: &'static str,
-    /// Panics where it does not hold.
+    /// Panics if the property does not hold.
     pub holds: fn(&Ends),
 }
 
-/// What must hold.
+/// All properties that must hold.
 pub const CHECKS: &[Check] = &[
     Check {
         name: "each_guest_ends_with_a_reason_of_its_own",
@@ -83,17 +83,17 @@ pub const CHECKS: &[Check] = &[
     },
 ];
 
-/// How a guest ended.
+/// The end of a guest.
 #[derive(Debug)]
 struct End {
     name: String,
     reason: EndReason,
     tail: String,
-    /// Ticks of the neighbour until then.
+    /// The number of the neighbour's ticks until then.
     ticks: usize,
 }
 
-/// What was watched.
+/// The observations of all guests.
 #[derive(Debug)]
 pub struct Ends {
     ends: Vec<End>,
@@ -102,7 +102,7 @@ pub struct Ends {
     problems: Vec<String>,
 }
 
-/// What the consoles' thread writes into.
+/// The buffer into which the consoles' thread writes.
 #[derive(Debug, Clone, Default)]
 struct Screen(Arc<Mutex<Vec<u8>>>);
 
@@ -136,16 +136,16 @@ impl Write for Screen {
 }
 
 impl Ends {
-    /// Launches the guests and watches them to their ends.
+    /// Launches the guests and observes them to their ends.
     ///
     /// # Errors
-    /// When they cannot be launched or do not end in time.
+    /// Returns an error if they cannot be launched or do not end in time.
     pub fn watch(images: &Path) -> Result<Self, String> {
         let started = Instant::now();
         let watched = block_on(async {
             let screen = Screen::default();
             let watched = tokio::time::timeout(TIMEOUT, watch(images, &screen)).await;
-            // Guests go with the runtime.
+            // Guests die with the runtime.
             watched.unwrap_or_else(|_| Err(format!("not in time:\n{}", screen.text())))
         });
         eprintln!("linux: ends took {:.1} s", started.elapsed().as_secs_f64());
@@ -161,7 +161,7 @@ impl Ends {
 
 async fn watch(images: &Path, screen: &Screen) -> Result<Ends, String> {
     let ground = Ground {
-        // No line is lost.
+        // Lossless, so that no line is lost.
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: true,
@@ -196,7 +196,7 @@ async fn watch(images: &Path, screen: &Screen) -> Result<Ends, String> {
     })
 }
 
-/// Kills the victim once it stays, and the neighbour once it has gone on for
+/// Kills the victim once it stays, and the neighbour once it has continued for
 /// long enough after all others. Returns when all have ended, with the
 /// neighbour's ticks until each end.
 async fn end_two(manager: &Rc<Manager>, screen: &Screen) -> BTreeMap<&'static str, usize> {
@@ -224,7 +224,7 @@ fn has_ended(manager: &Manager, guest: &Guest) -> bool {
     let registry = manager.registry();
     let of_name = |g: &&GuestRecord| g.name().as_str() == guest.name;
     let mut guests = registry.guests();
-    // One that has ended is gone soon.
+    // A guest that has ended is removed soon.
     guests.find(of_name).is_none_or(|g| g.reason().is_some())
 }
 
@@ -256,7 +256,7 @@ fn each_guest_had_reached_its_init(ends: &Ends) {
     }
 }
 
-/// Ticks are numbered: none is lost while the others go.
+/// Ticks are numbered: none is lost while the others end.
 fn the_neighbour_goes_on_after_every_end(ends: &Ends) {
     let tick = format!("{}: mkvmm-guest: tick ", NEIGHBOUR.name);
     let ticks = ends.text.lines().filter_map(|l| l.strip_prefix(&tick));

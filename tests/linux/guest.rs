@@ -1,22 +1,22 @@
-//! A guest of a scenario, and the `--guest` that makes it.
+//! A guest of a scenario, and the `--guest` that creates it.
 
 use std::path::{Path, PathBuf};
 
-/// The initramfs that all guests have unless they say otherwise.
+/// The default initramfs of all guests.
 pub const SMALL: &str = "initramfs.cpio.gz";
-/// An initramfs of just [`LARGE_SIZE`] bytes.
+/// An initramfs of exactly [`LARGE_SIZE`] bytes.
 pub const LARGE: &str = "initramfs-100M.cpio.gz";
-/// 100 MiB.
+/// The size of the large initramfs: 100 MiB.
 pub const LARGE_SIZE: u64 = 100 << 20;
-/// The same, for `scripts/linux-initramfs --size`.
+/// The size of the large initramfs for `scripts/linux-initramfs --size`.
 pub const LARGE_MIB: &str = "100";
 
-/// In which form mkvmm gets the kernel.
+/// The form in which mkvmm gets the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Debian's bzImage, which mkvmm unpacks.
     BzImage,
-    /// The `vmlinux` out of the bzImage.
+    /// The `vmlinux` extracted from the bzImage.
     Elf,
     /// Debian's bzImage, which unpacks itself in the guest.
     InGuest,
@@ -25,26 +25,26 @@ pub enum Form {
 /// One guest of a scenario.
 #[derive(Debug, Clone, Copy)]
 pub struct Guest {
-    /// Its name.
+    /// The name of the guest.
     pub name: &'static str,
-    /// Which of Debian's kernels: `6.1` or `6.12`.
+    /// The version of Debian's kernel: `6.1` or `6.12`.
     pub kernel: &'static str,
-    /// In which form.
+    /// The form of the kernel.
     pub form: Form,
     /// The file name of its initramfs.
     pub initramfs: &'static str,
-    /// Its memory, MiB.
+    /// The size of its memory in MiB.
     pub memory_mib: u64,
-    /// In how many regions.
+    /// The number of regions of its memory.
     pub regions: usize,
-    /// Its vCPUs.
+    /// The number of its vCPUs.
     pub cpus: u32,
-    /// How it ends: the value of `mkvmm.end`.
+    /// The way in which it ends: the value of `mkvmm.end`.
     pub end: &'static str,
 }
 
 impl Guest {
-    /// A guest with one vCPU and one region that is to restart.
+    /// Creates a guest with one vCPU and one region that ends with a restart.
     pub const fn new(name: &'static str, kernel: &'static str, memory_mib: u64) -> Self {
         Self {
             name,
@@ -58,38 +58,39 @@ impl Guest {
         }
     }
 
-    /// With its kernel in this form.
+    /// Sets the form of its kernel.
     pub const fn form(self, form: Form) -> Self {
         Self { form, ..self }
     }
 
-    /// With this initramfs.
+    /// Sets its initramfs.
     pub const fn initramfs(self, initramfs: &'static str) -> Self {
         Self { initramfs, ..self }
     }
 
-    /// With its memory in so many regions.
+    /// Sets the number of regions of its memory.
     pub const fn regions(self, regions: usize) -> Self {
         Self { regions, ..self }
     }
 
-    /// With so many vCPUs.
+    /// Sets the number of its vCPUs.
     pub const fn cpus(self, cpus: u32) -> Self {
         Self { cpus, ..self }
     }
 
-    /// Ending in this way.
+    /// Sets the way in which it ends.
     pub const fn end(self, end: &'static str) -> Self {
         Self { end, ..self }
     }
 
-    /// The command line of its kernel, which is quiet: an emulated host takes
-    /// long for each byte, and the init prints what matters of its log.
+    /// Returns the command line of its kernel, which is quiet: an emulated host
+    /// is slow for each byte, and the init prints the relevant parts of its
+    /// log.
     pub fn cmdline(&self) -> String {
         format!("console=ttyS0 quiet mkvmm.end={} mkvmm.tick=1", self.end)
     }
 
-    /// The file of its kernel.
+    /// Returns the file name of its kernel.
     pub fn kernel_file(&self) -> String {
         let kind = match self.form {
             Form::Elf => "vmlinux",
@@ -98,12 +99,12 @@ impl Guest {
         format!("{kind}-{}", self.kernel)
     }
 
-    /// The path of its initramfs.
+    /// Returns the path of its initramfs.
     pub fn initramfs_path(&self, images: &Path) -> PathBuf {
         images.join(self.initramfs)
     }
 
-    /// The value of its `--guest`.
+    /// Returns the value of its `--guest`.
     pub fn spec(&self, images: &Path) -> String {
         let boot = match self.form {
             Form::InGuest => ",boot=bzimage",

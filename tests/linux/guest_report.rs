@@ -1,37 +1,37 @@
-//! What the init of `guest-images/linux` prints, taken apart.
-//! `guest-images/README.md` has the format.
+//! Parses the output of the init in `guest-images/linux`.
+//! `guest-images/README.md` describes the format.
 
 use mkvmm_test_harness::report::TreeLine;
 
-/// In front of the init's own lines.
+/// The prefix of the init's own lines.
 const MARK: &str = "mkvmm-guest: ";
 
-/// One guest's words.
+/// The report of one guest.
 #[derive(Debug)]
 pub struct GuestReport {
-    /// `uname -r`.
+    /// The output of `uname -r`.
     pub release: String,
-    /// `/proc/cmdline`.
+    /// The content of `/proc/cmdline`.
     pub cmdline: String,
-    /// `nproc`.
+    /// The output of `nproc`.
     pub nproc: u64,
-    /// Processors in `/proc/cpuinfo`.
+    /// The number of processors in `/proc/cpuinfo`.
     pub cpuinfo: u64,
-    /// MemTotal of `/proc/meminfo`, KiB.
+    /// The MemTotal of `/proc/meminfo` in KiB.
     pub mem_total_kib: u64,
-    /// Bytes of the file `/padding`, where there is one.
+    /// The size of the file `/padding`, if it exists.
     pub padding: Option<u64>,
     /// The current clock source.
     pub clocksource: String,
     /// The kernel's lines `BIOS-e820: …`.
     pub e820: Vec<String>,
-    /// `/sys/firmware/memmap`, as `0xSTART-0xLAST TYPE`.
+    /// The entries of `/sys/firmware/memmap`, as `0xSTART-0xLAST TYPE`.
     pub memmap: Vec<String>,
-    /// `/proc/iomem`.
+    /// The lines of `/proc/iomem`.
     pub iomem: Vec<TreeLine>,
     /// The nodes of `/sys/kernel/boot_params/setup_data`: type and data.
     pub setup_data: Vec<(u32, Vec<u8>)>,
-    /// Chosen lines of the kernel's log, in its order.
+    /// Selected lines of the kernel's log, in its order.
     pub kernel: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ impl GuestReport {
     /// Finds the report among a guest's console lines.
     ///
     /// # Errors
-    /// The first part that is not there or cannot be read.
+    /// Returns an error for the first part that is missing or malformed.
     pub fn parse(lines: &[String]) -> Result<Self, String> {
         let own = || lines.iter().filter_map(|line| line.strip_prefix(MARK));
         if !own().any(|line| line == "begin") {
@@ -79,15 +79,15 @@ impl GuestReport {
         })
     }
 
-    /// The first line of the kernel's log that contains `text`: its number
-    /// and itself.
+    /// Returns the first line of the kernel's log that contains `text`, with
+    /// its number.
     pub fn log_line(&self, text: &str) -> Option<(usize, &str)> {
         let lines = self.kernel.iter().map(String::as_str).enumerate();
         lines.into_iter().find(|(_, line)| line.contains(text))
     }
 }
 
-/// The lines between `NAME begin` and `NAME end`.
+/// Returns the lines between `NAME begin` and `NAME end`.
 fn section<'a>(lines: &'a [String], name: &str) -> Result<&'a [String], String> {
     let find = |word| {
         let mark = format!("{MARK}{name} {word}");
@@ -99,7 +99,7 @@ fn section<'a>(lines: &'a [String], name: &str) -> Result<&'a [String], String> 
     }
 }
 
-/// Nodes out of pairs of lines `N/type 0xTYPE` and `N/data HEX`.
+/// Parses nodes from pairs of lines `N/type 0xTYPE` and `N/data HEX`.
 fn setup_data(lines: &[String]) -> Result<Vec<(u32, Vec<u8>)>, String> {
     let node = |pair: &[String]| {
         let [kind, data] = pair else { return None };

@@ -1,11 +1,11 @@
-//! What each kernel says of its platform.
+//! Checks of each kernel's messages about its platform.
 
 use mkvmm_test_harness::report::TreeLine;
 
 use crate::guest::{Form, LARGE, LARGE_SIZE};
 use crate::launch::Launch;
 
-/// `SETUP_RNG_SEED`, which the kernel wipes when it has used it.
+/// The node type `SETUP_RNG_SEED`, which the kernel wipes after use.
 const RNG_SEED: u32 = 9;
 
 pub fn each_guest_has_the_cpus_it_was_given(launch: &Launch) {
@@ -16,8 +16,8 @@ pub fn each_guest_has_the_cpus_it_was_given(launch: &Launch) {
     }
 }
 
-/// Where mkvmm unpacked it, its code is in the piece `kernel`; where it
-/// unpacked itself, which may move it, in its own RAM.
+/// Checks that the code is in the piece `kernel` if mkvmm unpacked it; if it
+/// unpacked itself, possibly to another address, in its own RAM.
 pub fn the_kernel_runs_where_it_was_placed(launch: &Launch) {
     for (guest, report) in launch.guests() {
         let name = guest.name;
@@ -43,7 +43,7 @@ pub fn time_comes_from_kvm_clock(launch: &Launch) {
         for line in ["Hypervisor detected: KVM", "kvm-clock: Using msrs"] {
             assert!(report.log_line(line).is_some(), "{name}: no {line:?}");
         }
-        // Linux prefers the TSC where KVM says that it is stable.
+        // Linux prefers the TSC if KVM declares it stable.
         let source = report.clocksource.as_str();
         assert!(matches!(source, "kvm-clock" | "tsc"), "{name}: {source}");
     }
@@ -70,7 +70,7 @@ pub fn the_acpi_tables_are_found(launch: &Launch) {
     }
 }
 
-/// It is read through, to the padding at its end.
+/// Checks that it is read completely, up to the padding at its end.
 pub fn a_large_initramfs_is_unpacked_whole(launch: &Launch) {
     for (guest, report) in launch.guests() {
         match report.padding {

@@ -1,4 +1,4 @@
-//! One run of mkvmm, whose result several checks look at.
+//! One run of mkvmm, whose result several checks examine.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use crate::guest::Guest;
 use crate::guest_report::GuestReport;
 use crate::scenarios::Scenario;
 
-/// How long a launch may take: an emulated host is tens of times slower.
+/// The time limit for a launch: an emulated host is tens of times slower.
 pub const TIMEOUT: Duration = Duration::from_secs(450);
 
 /// A scenario that was launched.
 #[derive(Debug)]
 pub struct Launch {
-    /// What was launched.
+    /// The scenario of the launch.
     pub scenario: &'static Scenario,
     /// The directory of the images.
     pub images: PathBuf,
-    /// How mkvmm ended and what it wrote.
+    /// The exit status and output of mkvmm.
     pub run: Finished,
-    /// What `--show` printed.
+    /// The output of `--show`.
     pub report: Report,
     consoles: Consoles,
 }
@@ -31,9 +31,9 @@ impl Launch {
     /// Launches `scenario` and waits for its end.
     ///
     /// # Errors
-    /// When there is nothing that checks could look at.
+    /// Returns an error if there is nothing for checks to examine.
     pub fn of(scenario: &'static Scenario, images: &Path) -> Result<Self, String> {
-        // As a value, so that not only the first check says what happened.
+        // Return it as a value, so that not only the first check reports it.
         panic::catch_unwind(AssertUnwindSafe(|| Self::attempt(scenario, images)))
             .unwrap_or_else(|_| Err(format!("{} did not end in time", scenario.name)))
     }
@@ -63,16 +63,16 @@ impl Launch {
         })
     }
 
-    /// What a guest's init printed.
+    /// Returns the report of a guest's init.
     ///
     /// # Panics
-    /// When it did not print it all.
+    /// Panics if the report is incomplete.
     pub fn guest(&self, guest: &Guest) -> GuestReport {
         GuestReport::parse(self.consoles.of(guest.name))
             .unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, self.run))
     }
 
-    /// Every guest with what its init printed.
+    /// Returns every guest with its report.
     pub fn guests(&self) -> impl Iterator<Item = (&'static Guest, GuestReport)> {
         let guests = self.scenario.guests.iter();
         guests.map(|guest| (guest, self.guest(guest)))

@@ -1,19 +1,19 @@
-//! Debian's kernels, several at a time out of one pool.
+//! Tests of Debian's kernels, several at a time from one pool.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | `scenarios` | the table: which guests out of which pool, and what must hold |
-//! | `guest` | a guest of a scenario, and the `--guest` that makes it |
-//! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
-//! | `ends` | four guests that end in four ways, beside one that goes on |
-//! | `session` | three guests through the control socket, one typed at |
-//! | `launch` | one run of mkvmm, whose result several checks look at |
-//! | `guest_report` | reads what the guests' init prints |
-//! | `place` | here, inside an emulated host, or nowhere |
+//! | `scenarios` | the table of guests, pools and properties |
+//! | `guest` | a guest of a scenario, and the `--guest` that creates it |
+//! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
+//! | `ends` | four guests that end in four ways, beside one that continues |
+//! | `session` | three guests through the control socket, with console input |
+//! | `launch` | one run of mkvmm, whose result several checks examine |
+//! | `guest_report` | parses the output of the guests' init |
+//! | `place` | where tests run: here, in an emulated host, or nowhere |
 //!
-//! The same code runs in both places: where this host's KVM runs no unmodified
-//! Linux, this executable runs itself once more inside `scripts/nested`, for
-//! all tests together, and passes on what that one prints and its status.
+//! The same code runs in both places: if this host's KVM cannot run an
+//! unmodified Linux, this executable runs itself again inside `scripts/nested`,
+//! for all tests together, and passes on its output and status.
 
 mod checks;
 mod ends;
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, ignored(&why)).exit_code()
 }
 
-/// All tests, each saying that it does not run and why.
+/// Returns all tests, each ignored with the reason.
 fn ignored(why: &str) -> Vec<Trial> {
     let trial = |name| {
         let why = why.to_owned();
@@ -76,8 +76,8 @@ fn ignored(why: &str) -> Vec<Trial> {
     tests().map(trial).collect()
 }
 
-/// Whether libtest-mimic would run `name`: an emulated host for nothing takes
-/// a minute.
+/// Returns whether libtest-mimic would run `name`, since starting an emulated
+/// host takes a minute.
 fn is_selected(arguments: &Arguments, name: &str) -> bool {
     let matches = |pattern: &String| match arguments.exact {
         true => name == pattern,

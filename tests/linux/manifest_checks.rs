@@ -1,4 +1,4 @@
-//! The manifest, as each guest read it from sysfs.
+//! Checks of the manifest that each guest read from sysfs.
 
 use std::fs;
 
@@ -62,7 +62,7 @@ pub fn the_manifest_has_the_images_exact_facts(launch: &Launch) {
         let (_, size) = manifest.initramfs.expect("every guest has one");
         assert_eq!(size, file.len(), "{name}");
         let offset = manifest.entry - manifest.kernel.start;
-        // The boot protocol's 64-bit entry of a bzImage lies 512 bytes in.
+        // The boot protocol's 64-bit entry point of a bzImage is at offset 512.
         match guest.form {
             Form::InGuest => assert_eq!(offset, 0x200, "{name}"),
             Form::BzImage | Form::Elf => assert!(manifest.entry < manifest.kernel.end, "{name}"),
@@ -70,7 +70,7 @@ pub fn the_manifest_has_the_images_exact_facts(launch: &Launch) {
     });
 }
 
-/// First and last byte, as the tree has them.
+/// Returns the first and last byte, as in the tree.
 fn inclusive(range: Range) -> (u64, u64) {
     (range.start, range.end - 1)
 }

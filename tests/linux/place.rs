@@ -1,4 +1,5 @@
-//! Where Linux guests run: here, inside an emulated host, or nowhere.
+//! Determines where Linux guests run: here, inside an emulated host, or
+//! nowhere.
 
 use std::env;
 use std::fs;
@@ -12,32 +13,33 @@ use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
 use crate::guest::{LARGE, LARGE_MIB, SMALL};
 
-/// Set in the emulated host: the directory of the guests' images.
+/// The variable that is set in the emulated host: the directory of the guests'
+/// images.
 const INSIDE: &str = "MKVMM_TEST_INSIDE";
-/// `off` leaves the Linux tier out.
+/// The variable that disables the Linux tests if it is `off`.
 const TIER: &str = "MKVMM_LINUX_TIER";
-/// Memory of the emulated host, MiB: the pool of the largest scenario, which
-/// must be there even where it is not touched, and more for the images, which
-/// lie there packed, unpacked and in mkvmm's cache.
+/// The memory of the emulated host in MiB: the pool of the largest scenario,
+/// which must exist even where it is not touched, and space for the images,
+/// which are stored packed, unpacked and in mkvmm's cache.
 const HOST_MEMORY: &str = "4096";
-/// More than all scenarios take on a slow machine, seconds.
+/// The time limit in seconds, more than all scenarios take on a slow machine.
 const HOST_TIMEOUT: &str = "1500";
-/// Debian's kernels.
+/// The versions of Debian's kernels.
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
-/// Where the tests run, with the directory of the guests' images.
+/// The place where the tests run, with the directory of the guests' images.
 pub enum Place {
-    /// In this process.
+    /// The tests run in this process.
     Here(PathBuf),
-    /// In another one, inside an emulated host.
+    /// The tests run in another process, inside an emulated host.
     Nested(PathBuf),
-    /// They were switched off; why.
+    /// The tests were disabled, for this reason.
     Off(String),
-    /// They cannot run; why.
+    /// The tests cannot run, for this reason.
     Nowhere(String),
 }
 
-/// Finds the place, and fetches what the guests need.
+/// Determines the place, and fetches the files that the guests need.
 pub fn find() -> Place {
     if let Some(images) = env::var_os(INSIDE) {
         return Place::Here(images.into());
@@ -73,7 +75,7 @@ fn check_tools(tools: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes sure that the kernels and the initramfs are there.
+/// Makes sure that the kernels and the initramfs exist.
 fn prepare() -> Result<PathBuf, String> {
     let images = root().join(".cache/guests");
     eprintln!("linux: kernels and initramfs (downloaded the first time)");
@@ -101,7 +103,7 @@ fn prepare() -> Result<PathBuf, String> {
     Ok(images)
 }
 
-/// Takes `vmlinux` out of a bzImage, unless it is there and newer.
+/// Extracts `vmlinux` from a bzImage, unless it exists and is newer.
 fn unpack(images: &Path, version: &str) -> Result<(), String> {
     let packed = images.join(format!("vmlinuz-{version}"));
     let vmlinux = images.join(format!("vmlinux-{version}"));
@@ -112,7 +114,7 @@ fn unpack(images: &Path, version: &str) -> Result<(), String> {
     let file = fs::read(&packed).map_err(|error| error.to_string())?;
     let header = bzimage::parse(&file).map_err(|error| error.to_string())?;
     let (_, elf) = bzimage::unpack(&file, &header).map_err(|error| error.to_string())?;
-    // Moved, not written in place: another test run may be reading it.
+    // Move it instead of writing in place: another test run may be reading it.
     let partial = images.join(format!(".vmlinux-{version}.{}", process::id()));
     let moved = fs::write(&partial, elf).and_then(|()| fs::rename(&partial, &vmlinux));
     moved.map_err(|error| error.to_string())
@@ -121,7 +123,8 @@ fn unpack(images: &Path, version: &str) -> Result<(), String> {
 /// Runs this executable inside an emulated host, with the same arguments.
 ///
 /// # Errors
-/// Why that could not be done; a failed test is not an error but a status.
+/// Returns an error if that is impossible; a failed test is not an error but a
+/// status.
 pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
     let this = env::current_exe().map_err(|error| error.to_string())?;
     let mut nested = Command::new(root().join("scripts/nested"));
@@ -146,7 +149,7 @@ pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
         nested.arg("--env").arg(format!("{name}={value}"));
     }
     nested.arg("--").arg(this).args(env::args_os().skip(1));
-    // There its output is a serial line, which looks like a terminal.
+    // Its output there is a serial line, which looks like a terminal.
     let says_colour = |arg: &String| arg.starts_with("--color");
     if !std::io::stdout().is_terminal() && !env::args().any(|arg| says_colour(&arg)) {
         nested.arg("--color=never");

@@ -1,4 +1,4 @@
-//! The table: which guests out of which pool, and what must hold.
+//! The table of guests, pools and the properties that must hold.
 //!
 //! A new scenario is a row here; a new property is a function in `checks`,
 //! `kernel_checks` or `manifest_checks`, and a row in [`EVERY`].
@@ -12,16 +12,16 @@ use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
 use crate::{checks, ends, kernel_checks, manifest_checks, session};
 
-/// One launch and what must hold of it.
+/// One launch and its properties.
 #[derive(Debug)]
 pub struct Scenario {
-    /// Its name, the first part of its tests' names.
+    /// The name of the scenario, which is the first part of its tests' names.
     pub name: &'static str,
-    /// `--pool`.
+    /// The value of `--pool`.
     pub pool: &'static str,
-    /// `--hold`, each.
+    /// The values of `--hold`.
     pub holds: &'static [&'static str],
-    /// The guests, all at the same time.
+    /// The guests, which run at the same time.
     pub guests: &'static [Guest],
 }
 
@@ -30,7 +30,7 @@ pub struct Scenario {
 pub struct Check {
     /// The last part of a test's name.
     pub name: &'static str,
-    /// Panics where it does not hold.
+    /// Panics if the property does not hold.
     pub holds: fn(&Launch),
 }
 
@@ -40,7 +40,7 @@ macro_rules! checks {
     };
 }
 
-/// What holds of every launch.
+/// The properties of every launch.
 const EVERY: &[Check] = checks![
     checks::all_guests_reach_their_init_and_end_as_asked,
     checks::each_guest_runs_the_kernel_it_was_given,
@@ -63,8 +63,8 @@ const EVERY: &[Check] = checks![
 
 /// All scenarios, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
-    // Everything at once. The last guest finds what the others and the holds
-    // have left: four times 8 MiB, and 96.
+    // This combines everything. The last guest gets what the others and the
+    // holds have left: four times 8 MiB, and 96.
     Scenario {
         name: "pool_above_4_gib",
         pool: "1G@0x100000000",
@@ -109,7 +109,7 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The test of the control socket.
 const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool";
 
-/// The names of all tests, in the order in which they run.
+/// Returns the names of all tests, in the order in which they run.
 pub fn tests() -> impl Iterator<Item = String> {
     let of_launch = |scenario: &Scenario| {
         let launch = scenario.name;
@@ -120,8 +120,8 @@ pub fn tests() -> impl Iterator<Item = String> {
     all.chain([SESSION.to_owned()])
 }
 
-/// All tests. Each scenario is launched once, by the first of its checks that
-/// runs.
+/// Returns all tests. Each scenario is launched once, by the first of its
+/// checks that runs.
 pub fn trials(images: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
     for scenario in SCENARIOS {
@@ -148,10 +148,10 @@ pub fn trials(images: &Path) -> Vec<Trial> {
     trials
 }
 
-/// What several checks look at.
+/// A value that several checks examine.
 type Shared<T> = Arc<dyn Fn(&dyn Fn(&T)) -> Result<(), Failed> + Send + Sync>;
 
-/// Makes what checks look at when the first of them comes.
+/// Creates the value when the first check needs it.
 fn shared<T: Send + Sync + 'static>(
     make: impl Fn() -> Result<T, String> + Send + Sync + 'static,
 ) -> Shared<T> {

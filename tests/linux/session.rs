@@ -10,15 +10,15 @@ use crate::guest::Guest;
 use crate::launch::TIMEOUT;
 
 const POOL: &str = "512M@4G";
-/// Answers at its console.
+/// The guest that answers at its console.
 const WEB: Guest = Guest::new("web", "6.1", 128).end("poweroff");
-/// Runs until it is killed.
+/// The guest that runs until it is killed.
 const DB: Guest = Guest::new("db", "6.12", 160).cpus(2).end("hold");
-/// Gets its images after it was made, and is never started: a third guest
-/// would make an emulated host half as slow again.
+/// The guest that gets its images after its creation, and is never started: a
+/// third running guest would slow an emulated host down by half.
 const OLD: Guest = Guest::new("old", "6.1", 112);
 
-/// `create` or `load` with a guest's images.
+/// Returns a `create` or `load` command with a guest's images.
 fn with_images(words: &[&str], guest: &Guest, images: &Path, more: &str) -> Vec<String> {
     let mut all: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
     for (option, value) in [
@@ -43,7 +43,7 @@ fn run(server: &Server, words: &[String]) {
     server.run_words(words).expect_code(0);
 }
 
-/// Three guests from an empty pool to an empty pool.
+/// Tests three guests from an empty pool to an empty pool.
 pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
     let server = Server::start_for(POOL, TIMEOUT * 2);
     let empty = server.json("pool show");
@@ -93,7 +93,7 @@ pub fn three_guests_from_an_empty_pool_to_an_empty_pool(images: &Path) {
     assert_eq!(server.json("pool show"), empty);
 }
 
-/// What can be looked at while they boot.
+/// Checks the views of the guests while they boot.
 fn expect_views(server: &Server) {
     let list = server.ok("list");
     assert_eq!(list.matches("active").count(), 2, "{list}");
@@ -122,8 +122,8 @@ fn expect_views(server: &Server) {
     assert!(log.contains("web"), "{log}");
 }
 
-/// Where a Linux that stands still is, through its own page tables: in its
-/// kernel's memory or another part of its sub-pool, and where KVM says.
+/// Checks the position of a halted Linux through its own page tables: in its
+/// kernel's memory or another part of its sub-pool, and as KVM translates it.
 fn expect_to_see_through(server: &Server) {
     server.ok("pause web");
     let regs = server.json("debug regs web");

@@ -1,11 +1,11 @@
-//! Malformed images: mutants of real headers are refused or are valid, never
-//! panic, never take more memory than the image accounts for, and leave the
-//! pool's books as they were. Where there is KVM, a manager and its confined
-//! children say the same of each mutant, and make a guest of those that are
-//! valid.
+//! Tests with malformed images: mutants of real headers are refused or are
+//! valid, never panic, never use more memory than the image accounts for, and
+//! leave the pool's ledger unchanged. If there is KVM, a manager and its
+//! confined children give the same answer for each mutant, and build a guest
+//! from the valid ones.
 //!
-//! Every mutant is made from a fixed seed: a failure names its number, and
-//! the same number is the same mutant the next time.
+//! Every mutant is derived from a fixed seed: a failure reports its number,
+//! which reproduces the mutant.
 
 mod mutate;
 
@@ -30,21 +30,21 @@ use mutate::{Field, Mutants};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Counting memory allows one test at a time.
+/// Measuring memory allows only one test at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
 const MIB: u64 = 1 << 20;
-/// Mutants of each header.
+/// The number of mutants of each header.
 const COUNT: u64 = 200;
-/// Memory that a mutant may take beyond the bytes of its file, of which the
+/// The memory that a mutant may use beyond the bytes of its file, of which the
 /// compressed part is kept: a decoder and its window (32 MiB for Linux's xz).
-/// What is unpacked goes into a file.
+/// The unpacked data goes into a file.
 const BEYOND_FILE: usize = 48 << 20;
-/// The pool, and what an instance has of it.
+/// The sizes of the pool, and of an instance.
 const POOL: u64 = 256 * MIB;
 const INSTANCE: u64 = 128 * MIB;
 
-/// Fields of the setup header that a loader acts on: offset, width.
+/// The fields of the setup header that a loader uses: offset, width.
 const SETUP_FIELDS: [Field; 18] = [
     (0x1f1, 1), // setup_sects
     (0x1f4, 4), // syssize
@@ -66,7 +66,8 @@ const SETUP_FIELDS: [Field; 18] = [
     (0x260, 4), // init_size
 ];
 
-/// Fields of an ELF file: its header's, and each program header's.
+/// Returns the fields of an ELF file: those of its header, and of each program
+/// header.
 fn elf_fields(file: &[u8]) -> Vec<Field> {
     let mut fields = vec![
         (4, 1),  // class
@@ -80,7 +81,7 @@ fn elf_fields(file: &[u8]) -> Vec<Field> {
     ];
     for i in 0..usize::from(file[56]) {
         let at = 64 + 56 * i;
-        // p_type, p_offset, p_paddr, p_filesz, p_memsz
+        // The fields are p_type, p_offset, p_paddr, p_filesz and p_memsz.
         fields.extend([
             (at, 4),
             (at + 8, 8),
@@ -92,14 +93,14 @@ fn elf_fields(file: &[u8]) -> Vec<Field> {
     fields
 }
 
-/// What instances are built in, and how.
+/// The environment in which instances are built.
 enum Bench {
     /// A manager, with the `mkvmm` binary as its children.
     Manager {
         manager: Rc<Manager>,
         scratch: Scratch,
     },
-    /// There is no KVM: kernels are loaded and no guests made.
+    /// There is no KVM: kernels are loaded without creating guests.
     Memory(Box<Pool>),
 }
 
@@ -121,7 +122,7 @@ impl Bench {
     }
 
     /// Builds a guest of `bytes` as far as this host can, and releases it.
-    /// `kernel` is what an unpacker in this process made of them.
+    /// `kernel` is the result of unpacking in this process.
     async fn build(&mut self, bytes: &[u8], boot: BootMode, kernel: Option<&KernelFile>) {
         match (self, kernel) {
             (Self::Manager { manager, scratch }, kernel) => {
@@ -146,7 +147,7 @@ impl Bench {
         }
     }
 
-    /// The books when nothing is in the pool.
+    /// Checks the ledger of an empty pool.
     fn expect_empty_books(&self) {
         let expect = |avail: u64, tree: String| {
             assert_eq!(avail, POOL);
@@ -166,7 +167,7 @@ impl Bench {
     }
 }
 
-/// Has a guest made, up to the moment before its first instruction.
+/// Has a guest built, up to the moment before its first instruction.
 async fn build_guest(manager: &Rc<Manager>, spec: String, is_valid: bool) {
     let mut configs = match embedded::resolve(manager, &[spec]).await {
         Ok(configs) => configs,
@@ -179,7 +180,7 @@ async fn build_guest(manager: &Rc<Manager>, spec: String, is_valid: bool) {
     assert!(is_valid, "only a process that is not confined refuses it");
     let config = configs.pop().expect("one guest was asked for");
     let name = config.instance.name.clone();
-    // What finds no place is refused now.
+    // An image that does not fit is refused now.
     let created = manager.create(config.instance, Some(config.images)).await;
     if created.is_ok() {
         let prepared = manager.prepare(&name).await;
@@ -188,13 +189,13 @@ async fn build_guest(manager: &Rc<Manager>, spec: String, is_valid: bool) {
     }
 }
 
-/// Tries `COUNT` mutants of `file` and says how many were refused.
+/// Tries `COUNT` mutants of `file` and reports how many were refused.
 fn expect_harmless(what: &str, file: &[u8], fields: &[Field], boot: BootMode) {
-    // A test that failed has left nothing to the next one.
+    // A failed test does not affect the next one.
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let refused = block_on(async {
         let mut bench = Bench::new();
-        // The file itself is good: what is refused, is so for its mutation.
+        // The file itself is valid: mutants are refused for their mutation.
         let good = KernelFile::unpack(file, boot, INSTANCE);
         let good = good.expect("the header itself is good");
         bench.build(file, boot, Some(&good)).await;
@@ -217,8 +218,8 @@ fn expect_harmless(what: &str, file: &[u8], fields: &[Field], boot: BootMode) {
     assert!(refused >= COUNT / 4, "{what}: only {refused} refused");
 }
 
-/// Unpacks a mutant in this process, where it can be seen what that takes;
-/// `None` when it is refused.
+/// Unpacks a mutant in this process, where its memory use can be measured;
+/// `None` if it is refused.
 fn unpack(what: &str, bytes: &[u8], boot: BootMode) -> Option<KernelFile> {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
@@ -237,8 +238,8 @@ fn unpack(what: &str, bytes: &[u8], boot: BootMode) -> Option<KernelFile> {
     }
 }
 
-/// A small kernel behind the real header of `file`: the payload's place is
-/// the only thing that changes.
+/// Returns a small kernel with the real header of `file`, in which only the
+/// payload's position changes.
 fn transplanted(file: &[u8]) -> Vec<u8> {
     let mut payload = PROBE.to_vec();
     let size = u32::try_from(PROBE.len()).expect("the probe is small");
@@ -258,7 +259,7 @@ fn debian(version: &str) -> Option<Vec<u8>> {
     Some(std::fs::read(path).expect("it can be read"))
 }
 
-/// The ELF kernel in Debian's bzImage.
+/// Returns the ELF kernel in Debian's bzImage.
 fn vmlinux(version: &str) -> Option<Vec<u8>> {
     let file = debian(version)?;
     let header = bzimage::parse(&file).expect("it is a bzImage");

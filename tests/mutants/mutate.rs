@@ -8,13 +8,14 @@ pub type Field = (usize, usize);
 /// All mutants of a file, by number.
 pub struct Mutants<'a> {
     fields: &'a [Field],
-    /// Values at which something may break.
+    /// The values that are likely to cause errors.
     values: Vec<u64>,
 }
 
 impl<'a> Mutants<'a> {
-    /// Mutants of `fields` of `file`: values around the ends of the file, of
-    /// the fields and of other fields, so that ranges overlap and sums wrap.
+    /// Creates mutants of `fields` of `file`, with values around the ends of
+    /// the file, of the fields and of other fields, so that ranges overlap and
+    /// sums wrap.
     pub fn new(file: &[u8], fields: &'a [Field]) -> Self {
         let len = file.len() as u64;
         let mut values = vec![0, 1, 2, 3, 4, 0x1ff, 0x200, 0xfff, 0x1000, 0x1001];
@@ -30,7 +31,7 @@ impl<'a> Mutants<'a> {
         Self { fields, values }
     }
 
-    /// The mutant with this number: one to three fields changed.
+    /// Returns the mutant with this number: one to three fields changed.
     pub fn number(&self, number: u64) -> Mutant {
         let mut random = Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let count = 1 + random.below(3);
@@ -42,11 +43,11 @@ impl<'a> Mutants<'a> {
     }
 }
 
-/// Fields and their new values.
+/// The changed fields and their new values.
 pub struct Mutant(Vec<(Field, u64)>);
 
 impl Mutant {
-    /// `file` with the changes.
+    /// Returns `file` with the changes.
     pub fn apply(&self, file: &[u8]) -> Vec<u8> {
         let mut bytes = file.to_vec();
         for &((at, width), value) in &self.0 {
@@ -72,7 +73,7 @@ fn read(file: &[u8], (at, width): Field) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// xorshift64: the same everywhere and for ever.
+/// A generator of pseudo-random numbers (xorshift64), the same everywhere.
 struct Random(u64);
 
 impl Random {

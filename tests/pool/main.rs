@@ -1,4 +1,4 @@
-//! Linux's recorded allocator traces, through `mkvmm replay`.
+//! Replays Linux's recorded allocator traces through `mkvmm replay`.
 
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! Five guests: four die, or should, and the fifth counts.
+//! Tests five guests: four of them die, or should, and the fifth counts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Bytes of the witness's initramfs: most of its memory, so that there is
-/// something to change.
+/// The size of the witness's initramfs in bytes: most of its memory, so that
+/// there is data to change.
 const PATTERN: usize = 4 << 20;
-/// Where in the witness's memory its enemy writes: in the initramfs, which
-/// lies at the end.
+/// The offset in the witness's memory at which its enemy writes: in the
+/// initramfs, at the end.
 const TARGET: u64 = 6 << 20;
 
-/// The guest that counts, and what is known of it.
+/// The guest that counts, and its known state.
 struct Witness {
     server: Server,
     scratch: Scratch,
@@ -58,11 +58,11 @@ impl Witness {
         witness
     }
 
-    /// The numbers that it has printed. Fails where one is missing.
+    /// Returns the number of lines printed. Fails if one is missing.
     #[track_caller]
     fn counted(&self) -> u32 {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        // The last line may not be whole yet.
+        // The last line may be incomplete.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let mut count = 0;
         for line in whole.lines() {
@@ -101,7 +101,7 @@ impl Witness {
         self.server.run_words(words).expect_code(0);
     }
 
-    /// Waits for an end, and checks which it was.
+    /// Waits for an end, and checks its state and reason.
     #[track_caller]
     fn expect_end(&self, name: &str, state: &str, reason: &str) {
         let instance = self.server.wait_for_state(name, state);
@@ -116,7 +116,7 @@ impl Witness {
         instance["violations"].as_u64().expect("a number")
     }
 
-    /// Waits until a guest has made more violations than it had.
+    /// Waits until a guest has caused more violations than before.
     #[track_caller]
     fn wait_for_attacks(&self, name: &str) {
         let (before, end) = (self.violations(name), Instant::now() + PATIENCE);
@@ -126,7 +126,8 @@ impl Witness {
         }
     }
 
-    /// Kills a process from outside, and waits until its instance has noticed.
+    /// Kills a process from outside, and waits until its instance is marked
+    /// accordingly.
     #[track_caller]
     fn shoot(&self, name: &str) -> Pid {
         let pid = self.server.worker_pid(name);
@@ -175,7 +176,7 @@ fn four_die_in_four_ways_and_the_fifth_never_notices() {
     server.ok("start enemy");
     witness.wait_for_attacks("enemy");
     let mut processes = vec![process];
-    // The second time from the images that they were made with.
+    // The second round uses the images that they were created with.
     for round in 0..2 {
         for name in ["panic", "crash", "shot"] {
             server.ok(&format!("start {name}"));
@@ -197,7 +198,7 @@ fn four_die_in_four_ways_and_the_fifth_never_notices() {
     processes.dedup();
     assert_eq!(processes.len(), 5, "each boot had a process of its own");
 
-    // All of it went on beside one that counts, and it still does.
+    // All of this happened beside a guest that counts, and still does.
     let counted = witness.wait_for_more();
     assert!(counted > 10, "{counted}");
     let (_, now) = server.http("GET", "/v1/instances/witness", "");

@@ -1,6 +1,6 @@
-//! Workers are killed from outside while a crowd of clients uses them.
+//! Kills workers from outside while a crowd of clients uses them.
 //!
-//! `MKVMM_CROWD_SECONDS` says for how long; 5 when it is not set.
+//! `MKVMM_CROWD_SECONDS` sets the duration; the default is 5.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,7 +17,7 @@ use serde_json::Value;
 const CLIENTS: u64 = 16;
 const INSTANCES: u64 = 8;
 
-/// One request: method, path, body.
+/// Returns a random request: method, path, body.
 fn request(random: &mut Random) -> (&'static str, String, String) {
     let name = format!("g{}", random.below(INSTANCES));
     let path = |rest: &str| format!("/v1/instances/{name}{rest}");
@@ -39,8 +39,8 @@ fn request(random: &mut Random) -> (&'static str, String, String) {
     }
 }
 
-/// Fails unless an answer is one that a client may get whose instance's worker
-/// may be gone at any moment.
+/// Fails unless the response is valid for a client whose instance's worker may
+/// disappear at any moment.
 fn check(asked: &str, status: u16, answer: &Value) {
     let message = answer["error"]["message"].as_str().unwrap_or_default();
     let is_expected = match status {
@@ -51,8 +51,8 @@ fn check(asked: &str, status: u16, answer: &Value) {
     assert!(is_expected, "{asked}: {status} {answer}");
 }
 
-/// Kills workers at random until `stop`. Returns how many, by the state that
-/// their instances were in.
+/// Kills workers at random until `stop`. Returns how many, by the state of
+/// their instances.
 fn hunt(server: &Server, stop: &AtomicBool) -> BTreeMap<String, u32> {
     let (mut random, mut kills) = (Random(99), BTreeMap::new());
     while !stop.load(Ordering::Relaxed) {
@@ -122,7 +122,7 @@ fn killed_workers_take_nobody_along(backing: &[&str]) {
         server.running.processes("").is_empty(),
         "processes are left"
     );
-    // Whoever gets the memory next finds nothing in it.
+    // The next owner of the memory finds no data in it.
     server.ok("create next --memory 40M");
     for (addr, hex) in server.memory("next") {
         assert!(

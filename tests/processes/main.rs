@@ -1,16 +1,17 @@
-//! One process per guest: what becomes of one is nobody else's matter.
+//! Tests that each guest has its own process, whose death affects no other
+//! guest.
 //!
 //! | module | behaviour |
 //! |---|---|
 //! | `deaths` | guests that die in every way beside one that counts |
 //! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
-//! | `soak` | instances made and taken down again and again |
+//! | `soak` | instances created and deleted repeatedly |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
 //!
-//! Workers that lie, flood or stand still are the manager's own tests.
+//! Tests of workers that lie, flood or hang are part of the manager's crate.
 //!
-//! Without a usable `/dev/kvm` the tests that need one say that they are
+//! Without a usable `/dev/kvm` the tests that need it report that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
 mod deaths;

@@ -1,7 +1,9 @@
-//! Instances are made, run and taken down again and again, and nothing grows.
+//! Tests that nothing grows while instances are created, run and deleted
+//! repeatedly.
 //!
-//! `MKVMM_SOAK_CYCLES` says how often; 200 when it is not set. With
-//! `MKVMM_SOAK_CSV` what was measured goes to that file: `scripts/soak` draws it.
+//! `MKVMM_SOAK_CYCLES` sets the number of cycles; the default is 200. With
+//! `MKVMM_SOAK_CSV` the measurements are written to that file, which
+//! `scripts/soak` plots.
 
 use std::env;
 use std::fmt::Write;
@@ -11,22 +13,23 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::tier::{announce, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 
-/// Cycles at the end of whose first tenth the manager's event log is full.
+/// The number of cycles after whose first tenth the manager's event log is
+/// full.
 const MANY: usize = 10_000;
-/// KiB that the manager may grow by, from the first tenth to the last, with a
-/// full event log and with one that fills up.
+/// The KiB by which the manager may grow from the first tenth to the last, with
+/// a full event log and with one that fills up.
 const GROWTH_KIB: (u64, u64) = (256, 2048);
 
-/// Descriptors and threads that come and go: of connections that are being
-/// closed, and of a pool of threads that end when they are idle.
+/// The number of temporary descriptors and threads: of connections being
+/// closed, and of pool threads that end when they are idle.
 const NOISE: u64 = 2;
 
-/// What was measured after a cycle.
+/// The measurements after a cycle.
 struct Sample {
-    /// Milliseconds that the cycle took.
+    /// The duration of the cycle in milliseconds.
     ms: u128,
     descriptors: u64,
-    /// Children of the manager.
+    /// The number of children of the manager.
     processes: u64,
     threads: u64,
     rss_kib: u64,
@@ -54,7 +57,7 @@ impl Sample {
     }
 }
 
-/// One life: created, loaded, started, ended and deleted.
+/// Runs one life cycle: created, loaded, started, ended and deleted.
 fn cycle(server: &Server, number: usize) {
     let post = |path: &str, body: &str| {
         let (status, answer) = server.http("POST", path, body);
@@ -129,7 +132,7 @@ fn nothing_grows_with_the_number_of_instances_that_were() {
     let both = |of: fn(&Sample) -> u64| (median(first, of), median(last, of));
     let descriptors = both(|s| s.descriptors);
     let threads = both(|s| s.threads);
-    // The most of each: the event log fills up during the first tenth.
+    // Compare the maxima, since the event log fills up during the first tenth.
     let most = |samples: &[Sample]| samples.iter().map(|s| s.rss_kib).max().unwrap_or(0);
     let memory = (most(first), most(last));
     announce(&format!(

@@ -1,4 +1,5 @@
-//! An ordinary user of the group that has `/dev/kvm` needs no more than that.
+//! Tests that membership in the group of `/dev/kvm` is sufficient for an
+//! ordinary user.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,16 +12,16 @@ use mkvmm_test_harness::tier::{announce, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Signal, geteuid, kill_process};
 
-/// Nobody, by number.
+/// The user ID of nobody.
 const NOBODY: u32 = 65534;
-/// Reading and writing, for the group of a file.
+/// The permission bits for reading and writing by a file's group.
 const GROUP: u32 = 0o060;
 
-/// The command that turns root into an ordinary user of the group of
-/// `/dev/kvm`; nothing where this is one already.
+/// Returns the command that turns root into an ordinary user of the group of
+/// `/dev/kvm`; `None` if this is one already.
 ///
 /// # Errors
-/// Why that cannot be.
+/// Returns an error if that is impossible.
 fn to_ordinary() -> Result<Option<Vec<OsString>>, String> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -57,7 +58,8 @@ fn an_ordinary_user_makes_runs_and_ends_guests() {
     }
     let wrapper = match to_ordinary() {
         Ok(wrapper) => wrapper,
-        // Not a matter of KVM: such a host has no ordinary users of it.
+        // This has nothing to do with KVM: such a host has no ordinary users of
+        // it.
         Err(why) => return announce(&format!("LEFT OUT, nobody tries this here: {why}")),
     };
     let uid = wrapper.as_ref().map_or(geteuid().as_raw(), |_| NOBODY);
@@ -85,7 +87,8 @@ fn guests_that_root_starts_belong_to_nobody() {
     live_and_die(&Server::start("32M@4G"), NOBODY);
 }
 
-/// Every way through an instance's life, all of whose processes are `uid`'s.
+/// Runs through an instance's life, checking that all processes belong to
+/// `uid`.
 fn live_and_die(server: &Server, uid: u32) {
     server.ok("create a --memory 8M --kernel probe");
     server.ok("start a");

@@ -1,4 +1,5 @@
-//! The standard output of `run`: whole lines, each with its guest's name.
+//! Parses the standard output of `run`: whole lines, each with its guest's
+//! name.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +10,10 @@ pub struct Consoles {
 }
 
 impl Consoles {
-    /// Takes `stdout` apart.
+    /// Parses `stdout` into the lines of each guest.
     ///
     /// # Errors
-    /// Names the first line that is not whole or belongs to none of `names`.
+    /// Returns the first line that is incomplete or belongs to none of `names`.
     pub fn parse(stdout: &str, names: &[&str]) -> Result<Self, String> {
         let empty = |name: &&str| ((*name).to_owned(), Vec::new());
         let mut lines: BTreeMap<String, Vec<String>> = names.iter().map(empty).collect();
@@ -31,23 +32,23 @@ impl Consoles {
         Ok(Self { lines })
     }
 
-    /// The lines of one guest, in order.
+    /// Returns the lines of one guest, in order.
     pub fn of(&self, name: &str) -> &[String] {
         self.lines.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Its lines that begin with `BIOS-e820: `.
+    /// Returns its lines that begin with `BIOS-e820: `.
     pub fn e820(&self, name: &str) -> Vec<&str> {
         self.starting(name, "BIOS-e820: ")
     }
 
-    /// Its lines that begin with `start`.
+    /// Returns its lines that begin with `start`.
     pub fn starting(&self, name: &str, start: &str) -> Vec<&str> {
         let lines = self.of(name).iter().map(String::as_str);
         lines.filter(|line| line.starts_with(start)).collect()
     }
 
-    /// Whether it printed just this line.
+    /// Returns whether it printed exactly this line.
     pub fn has(&self, name: &str, line: &str) -> bool {
         self.of(name).iter().any(|l| l == line)
     }

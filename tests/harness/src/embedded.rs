@@ -25,26 +25,26 @@ use mkvmm_memory::reservation::ReservationConfig;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
-/// The user and group that root's children become: nobody.
+/// The user and group ID of root's children: nobody.
 const NOBODY: &str = "65534";
-/// Bytes that unpackers may use together: 4 GiB.
+/// The total memory that unpackers may use at once: 4 GiB.
 const UNPACKING: u64 = 4 << 30;
 
-/// What a manager is founded on.
+/// The parameters of a manager.
 #[derive(Debug)]
 pub struct Ground {
-    /// The pool.
+    /// The range of the pool.
     pub range: AddrRange,
-    /// What its memory is made of.
+    /// The configuration of its memory.
     pub memory: ReservationConfig,
-    /// How consoles are kept.
+    /// The options of consoles.
     pub console: ConsoleOptions,
-    /// The program that children run; this one when `None`, whose `main` calls
-    /// [`child`] first then.
+    /// The program that children execute; this one if `None`, whose `main` must
+    /// call [`child`] first.
     pub program: Option<PathBuf>,
 }
 
-/// Does a child's work, in a child of a test; returns `None` in the test.
+/// Does a child's work in a child of a test; returns `None` in the test.
 pub fn child() -> Option<ExitCode> {
     mkvmm_children::run()
 }
@@ -59,7 +59,7 @@ pub fn block_on<F: Future>(work: F) -> F::Output {
 
 impl Ground {
     /// Returns a lazy pool of `size` bytes from 4 GiB on, with consoles whose
-    /// guests wait for nobody.
+    /// guests never wait.
     pub fn new(size: u64) -> Self {
         Self {
             range: AddrRange::with_size(0x1_0000_0000, size).expect("a range"),
@@ -72,13 +72,13 @@ impl Ground {
         }
     }
 
-    /// Makes the manager. Images may be named by any path, and none is kept
-    /// that no instance has.
+    /// Creates the manager. Images may have any path, and none is cached
+    /// without an instance using it.
     pub fn manager(self) -> Rc<Manager> {
         self.manager_with(Vec::new())
     }
 
-    /// The same with `more` in the environment of its children.
+    /// Creates the manager with `more` in the environment of its children.
     pub fn manager_with(self, more: Vec<(String, String)>) -> Rc<Manager> {
         let kvm = host::Host::open().expect("doctor found KVM");
         let device = File::options().read(true).write(true).open("/dev/kvm");
@@ -123,7 +123,7 @@ impl Ground {
     }
 }
 
-/// Guests' processes never belong to root.
+/// Returns the environment of children; guests' processes never run as root.
 fn environment() -> Vec<(String, String)> {
     if !rustix::process::geteuid().is_root() {
         return Vec::new();
@@ -132,10 +132,10 @@ fn environment() -> Vec<(String, String)> {
     vec![nobody(UID_VARIABLE), nobody(GID_VARIABLE)]
 }
 
-/// Reads `specs`, values of `--guest`, and their images.
+/// Resolves `specs`, values of `--guest`, including their images.
 ///
 /// # Errors
-/// [`ResolveError`] for the first image that is refused.
+/// Returns a [`ResolveError`] for the first image that is refused.
 pub async fn resolve(
     manager: &Rc<Manager>,
     specs: &[String],
@@ -145,8 +145,8 @@ pub async fn resolve(
     manager.resolve(configs.expect("good specs")).await
 }
 
-/// Returns the files of guest memory that this process holds. Its children
-/// hold no others, and each has its own no longer than it lives.
+/// Returns the files of guest memory that this process has open. Its children
+/// have no others, and each has its own only as long as it lives.
 pub fn memory_files() -> Vec<PathBuf> {
     let descriptors = fs::read_dir("/proc/self/fd").expect("procfs is there");
     let paths = descriptors.map(|entry| entry.expect("procfs can be listed").path());

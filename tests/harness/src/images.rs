@@ -1,13 +1,15 @@
-//! Images made by the tests: an ELF kernel, and a bzImage around anything.
+//! Images created by the tests: an ELF kernel, and a bzImage around any
+//! payload.
 
 use std::path::PathBuf;
 
-/// Bytes in front of an ELF kernel's segment.
+/// The number of bytes before an ELF kernel's segment.
 pub const ELF_HEAD: usize = 0x1000;
-/// Bytes of zeros behind it in memory.
+/// The number of zero bytes after it in memory.
 pub const ELF_BSS: u64 = 0x5000;
 
-/// An ELF kernel with `data` as its one segment, at 16 MiB, and its BSS.
+/// Returns an ELF kernel with `data` as its only segment, at 16 MiB, and its
+/// BSS.
 pub fn elf(data: &[u8]) -> Vec<u8> {
     let mut file = vec![0; ELF_HEAD];
     put(&mut file, 0, b"\x7fELF\x02\x01\x01");
@@ -26,30 +28,31 @@ pub fn elf(data: &[u8]) -> Vec<u8> {
     file
 }
 
-/// x86-64 code for [`elf`], as bytes: what these tests want a guest to do is
-/// too little for a compiler, and a paravirtual KVM emulates it.
+/// x86-64 code for [`elf`], as bytes: these tests need too little code to use a
+/// compiler, and a paravirtual KVM emulates it.
 pub mod code {
-    /// `mov rax, value`.
+    /// Returns `mov rax, value`.
     pub fn mov_rax(value: u64) -> Vec<u8> {
         [&[0x48, 0xb8], value.to_le_bytes().as_slice()].concat()
     }
 
-    /// `mov r15, value`.
+    /// Returns `mov r15, value`.
     pub fn mov_r15(value: u64) -> Vec<u8> {
         [&[0x49, 0xbf], value.to_le_bytes().as_slice()].concat()
     }
 
-    /// `jmp` to itself.
+    /// An endless loop: `jmp` to itself.
     pub const SPIN: &[u8] = &[0xeb, 0xfe];
-    /// `cli; hlt; jmp` back.
+    /// An endless halt: `cli; hlt; jmp` back.
     pub const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
-    /// `ud2`, for which no boot state has a handler: a triple fault.
+    /// A triple fault: `ud2`, for which no boot state has a handler.
     pub const CRASH: &[u8] = &[0x0f, 0x0b];
 
-    /// Resets by the i8042, at once.
+    /// An immediate reset through the i8042.
     pub const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
-    /// Has its power button told (PM1 enable, 0x602), looks until it is pressed
-    /// (PM1 status, 0x600), and resets then: a guest that evades its end.
+    /// Enables the power button's event (PM1 enable, 0x602), polls until it is
+    /// pressed (PM1 status, 0x600), and resets then: a guest that evades its
+    /// end.
     pub const EVADE: &[u8] = &[
         0x66, 0xba, 0x02, 0x06, // mov dx, 0x602
         0x66, 0xb8, 0x00, 0x01, // mov ax, 0x100
@@ -57,21 +60,21 @@ pub mod code {
         0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
         0x66, 0xed, // in ax, dx
         0x66, 0xa9, 0x00, 0x01, // test ax, 0x100
-        0x74, 0xf4, // jz, back to the look
+        0x74, 0xf4, // jz, back to the poll
         0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd, // as `RESET`
     ];
 
-    /// Prints `text` on COM1: `mov dx, 0x3f8`, then `mov al, byte; out dx, al`
-    /// for each.
+    /// Returns code that prints `text` on COM1: `mov dx, 0x3f8`, then `mov al,
+    /// byte; out dx, al` for each.
     pub fn print(text: &[u8]) -> Vec<u8> {
         let mut code = vec![0x66, 0xba, 0xf8, 0x03];
         code.extend(text.iter().flat_map(|&byte| [0xb0, byte, 0xee]));
         code
     }
 
-    /// Writes to and reads from `addr`, for ever: memory that is not the guest's
-    /// own, in the same GiB as its kernel. The boot page tables do not map it,
-    /// so they are changed first.
+    /// Returns code that writes to and reads from `addr` forever: memory it
+    /// does not own, in the same GiB as its kernel. The boot page tables do not
+    /// map it, so they are changed first.
     pub fn attack(addr: u64) -> Vec<u8> {
         let mut code = mov_rdi(addr);
         code.extend_from_slice(&[
@@ -96,12 +99,12 @@ pub mod code {
         code
     }
 
-    /// `mov rdi, value`.
+    /// Returns `mov rdi, value`.
     fn mov_rdi(value: u64) -> Vec<u8> {
         [&[0x48, 0xbf], value.to_le_bytes().as_slice()].concat()
     }
 
-    /// Prints the numbers from 0 on, a line each, for ever: eight digits, of
+    /// Prints the numbers from 0 on, one per line, forever: eight digits, of
     /// which `a` is 0 and `p` is 15. Uses no memory. See [`super::number`].
     pub const COUNT: &[u8] = &[
         0x31, 0xdb, //             0: xor ebx, ebx
@@ -122,12 +125,13 @@ pub mod code {
         0xeb, 0xdf, //            37: jmp 6
     ];
 
-    /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
+    /// Returns code that prints `byte` forever; to follow [`print()`], which
+    /// sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
     }
 
-    /// Prints what is typed, for ever.
+    /// Prints its input, forever.
     pub const ECHO: &[u8] = &[
         0x66, 0xba, 0xfd, 0x03, // 0: mov dx, 0x3fd (line status)
         0xec, //                   4: in al, dx
@@ -140,7 +144,7 @@ pub mod code {
     ];
 }
 
-/// Reads a line of [`code::COUNT`].
+/// Parses a line of [`code::COUNT`].
 pub fn number(line: &str) -> Option<u32> {
     let digit = |byte: u8| match byte {
         b'a'..=b'p' => Some(u32::from(byte - b'a')),
@@ -152,8 +156,8 @@ pub fn number(line: &str) -> Option<u32> {
     is_whole.then(|| digits.into_iter().try_fold(0, sum))?
 }
 
-/// A bzImage around `payload`, which must end with its unpacked size, for a
-/// kernel of up to `init_size` bytes.
+/// Returns a bzImage around `payload`, which must end with its unpacked size,
+/// for a kernel of up to `init_size` bytes.
 pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
     const SETUP: usize = 1024;
     const STUB: usize = 0x400;
@@ -177,11 +181,12 @@ pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
     file
 }
 
-/// Debian's kernel `version`, where `scripts/fetch-kernels` has put it; says
-/// so when it has not.
+/// Returns Debian's kernel `version` from `scripts/fetch-kernels`; prints a
+/// message if it is missing.
 ///
 /// # Panics
-/// When it has not, and [`is_required`](crate::tier::is_required).
+/// Panics if it is missing and [`is_required`](crate::tier::is_required) is
+/// true.
 pub fn debian_kernel(version: &str) -> Option<PathBuf> {
     let path = crate::root().join(format!(".cache/guests/vmlinuz-{version}"));
     if path.is_file() {

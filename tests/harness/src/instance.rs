@@ -1,6 +1,5 @@
-//! An instance's memory in the test's own process, without KVM: carved,
-//! placed, loaded, read and returned, as a manager and its children do it
-//! between them.
+//! An instance's memory in the test's own process, without KVM: carved, placed,
+//! loaded, read and returned, like a manager and its children do together.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,27 +21,27 @@ use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::ReservationConfig;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// What a kernel's file may hold beside what is loaded: 1 MiB, as with a
+/// The part of a kernel's file that is not loaded: at most 1 MiB, as with a
 /// manager's unpackers.
 const BESIDE: u64 = 1 << 20;
 
-/// A kernel as an unpacker leaves it.
+/// A kernel after unpacking.
 #[derive(Debug)]
 pub struct KernelFile {
-    /// The bytes that are loaded.
+    /// The file with the bytes that are loaded.
     pub file: OwnedFd,
-    /// Their number.
+    /// The size of the file.
     pub size: u64,
-    /// What is known of it, checked as a manager checks it.
+    /// The facts about it, checked as a manager checks them.
     pub facts: KernelFacts,
 }
 
 impl KernelFile {
-    /// Unpacks `file`, to be started as `boot` says in an instance of
-    /// `memory` bytes.
+    /// Unpacks `file`, to be started in mode `boot` in an instance of `memory`
+    /// bytes.
     ///
     /// # Errors
-    /// [`UnpackError`] of a file that is refused.
+    /// Returns an [`UnpackError`] for a file that is refused.
     pub fn unpack(file: &[u8], boot: BootMode, memory: u64) -> Result<Self, UnpackError> {
         let memfd = || {
             let fd = memfd_create("test-image", MemfdFlags::CLOEXEC);
@@ -75,9 +74,9 @@ impl KernelFile {
 /// A pool: its ledger and its memory.
 #[derive(Debug)]
 pub struct Pool {
-    /// The ledger.
+    /// The ledger of the pool.
     pub ledger: HostPool,
-    /// The memory.
+    /// The memory of the pool.
     pub memory: PoolMemory,
 }
 
@@ -88,7 +87,7 @@ pub struct Instance {
     files: Vec<MemoryFile>,
     parts: Vec<MemoryPart>,
     guest: GuestMemory,
-    /// Where the pieces lie.
+    /// The places of the pieces.
     pub plan: PlacementPlan,
 }
 
@@ -104,10 +103,10 @@ impl Pool {
         }
     }
 
-    /// Makes an instance of `size` bytes for a kernel.
+    /// Creates an instance of `size` bytes for a kernel.
     ///
     /// # Errors
-    /// [`HostPoolError`] when it finds no place; nothing is taken then.
+    /// Returns a [`HostPoolError`] if it does not fit; nothing is taken then.
     pub fn make(&mut self, size: u64, kernel: &KernelFacts) -> Result<Instance, HostPoolError> {
         let id = self.ledger.next_id();
         let name = "test".parse().expect("a name");
@@ -138,7 +137,7 @@ impl Pool {
         })
     }
 
-    /// Takes an instance's memory back, clean.
+    /// Releases an instance's memory, scrubbed.
     pub fn release(&mut self, instance: Instance) {
         instance.clean(Method::Zero);
         let Instance {
@@ -153,7 +152,7 @@ impl Pool {
 }
 
 impl Instance {
-    /// Copies the kernel that `file` and `facts` are to its place.
+    /// Copies the kernel with `file` and `facts` to its place.
     pub fn load(&self, file: &OwnedFd, facts: &KernelFacts) {
         for segment in &facts.segments {
             let start = self.plan.kernel.start() + segment.offset;
@@ -180,7 +179,7 @@ impl Instance {
         }
     }
 
-    /// Reads `len` bytes that lie in one region.
+    /// Reads `len` bytes, which must be in one region.
     pub fn read(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0xff; len];
         let mut files = self.files.iter();

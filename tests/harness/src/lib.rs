@@ -1,20 +1,20 @@
-//! What the integration tests share.
+//! The common code of the integration tests.
 //!
-//! | module | what for |
+//! | module | purpose |
 //! |---|---|
 //! | [`mkvmm`] | runs the binary: arguments, timeouts, signals, both streams |
-//! | [`console`] | takes the prefixed lines of many guests apart |
-//! | [`report`] | reads what `run --show` prints |
-//! | [`tier`] | what this host can do, and so which tests can run |
+//! | [`console`] | parses the prefixed lines of many guests |
+//! | [`report`] | parses the output of `run --show` |
+//! | [`tier`] | the abilities of this host, which determine the tests that can run |
 //! | [`embedded`] | a manager in the test's own process |
 //! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`instance`] | an instance's memory in the test's own process, without KVM |
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
-//! | [`random`] | numbers that look random, the same every time |
-//! | [`scratch`] | files that are gone when the test is |
+//! | [`random`] | reproducible pseudo-random numbers |
+//! | [`scratch`] | temporary files |
 //!
-//! Everything here panics with what it saw when that is not what a test may
-//! expect: a panic is how a test fails.
+//! Everything here panics with an explanation if a result is not as expected,
+//! which fails the test.
 
 pub mod console;
 pub mod embedded;
@@ -38,7 +38,7 @@ pub use server::Server;
 
 /// Returns the repository's top directory.
 pub fn root() -> &'static Path {
-    // Without `..`: an emulated host has the files that it is given at their
+    // Avoid `..`: an emulated host has the files that it is given at their
     // paths, and no other directories.
     let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests = harness.parent().expect("it lies in tests/");

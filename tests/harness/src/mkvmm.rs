@@ -1,4 +1,4 @@
-//! Runs `mkvmm` and never waits for ever.
+//! Runs `mkvmm`, always with a time limit.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -16,36 +16,37 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 
 use crate::{Consoles, Report};
 
-/// How long a command may take unless a test says otherwise: far longer than
-/// it does, since the machine may be busy.
+/// The default time limit of a command: far more than it takes, since the
+/// machine may be busy.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often something that is waited for is looked at.
+/// The interval of polling.
 const POLL: Duration = Duration::from_millis(5);
 
-/// The binary under test: the one cargo names, or the one beside this test.
+/// Returns the binary under test: the one cargo names, or the one beside this
+/// test.
 pub fn binary() -> PathBuf {
     if let Some(path) = env::var_os("CARGO_BIN_EXE_mkvmm") {
         return path.into();
     }
     let this = env::current_exe().expect("a running program has a path");
-    // target/PROFILE/deps/TEST and target/PROFILE/mkvmm
+    // The paths are target/PROFILE/deps/TEST and target/PROFILE/mkvmm.
     let profile = this.ancestors().nth(2).expect("tests lie in PROFILE/deps");
     profile.join("mkvmm")
 }
 
-/// What becomes of the standard output or error of a command.
+/// The handling of the standard output or error of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdout {
-    /// It is read all the time and kept.
+    /// It is read continuously and kept.
     Kept,
-    /// A pipe of one page that stays open and that nobody reads.
+    /// A pipe of one page that stays open and is never read.
     Unread,
-    /// A pipe whose reader has gone before the command starts.
+    /// A pipe whose reader was closed before the command starts.
     Closed,
 }
 
 impl Stdout {
-    /// What the command gets, and the end that nobody reads.
+    /// Returns the command's end, and the end that is never read.
     fn open(self) -> (Stdio, Option<PipeReader>) {
         if self == Self::Kept {
             return (Stdio::piped(), None);
@@ -65,12 +66,12 @@ pub struct Mkvmm {
     stdout: Stdout,
     stderr: Stdout,
     timeout: Duration,
-    /// A program that starts it, with its arguments.
+    /// A wrapper program that starts it, with its arguments.
     wrapper: Vec<OsString>,
 }
 
 impl Mkvmm {
-    /// `mkvmm` with these arguments.
+    /// Creates a command line of `mkvmm` with these arguments.
     pub fn new<I: IntoIterator<Item: Into<OsString>>>(args: I) -> Self {
         Self {
             args: args.into_iter().map(Into::into).collect(),
@@ -82,13 +83,13 @@ impl Mkvmm {
         }
     }
 
-    /// Started by a program that turns into what its arguments name.
+    /// Starts it by a wrapper program that executes its arguments.
     pub fn by<I: IntoIterator<Item: Into<OsString>>>(mut self, wrapper: I) -> Self {
         self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
-    /// `mkvmm run --pool POOL`.
+    /// Creates `mkvmm run --pool POOL`.
     pub fn run(pool: &str) -> Self {
         Self::new(["run", "--pool", pool])
     }
@@ -99,41 +100,43 @@ impl Mkvmm {
         self
     }
 
-    /// Adds `--guest SPEC`.
+    /// Adds the option `--guest SPEC`.
     pub fn guest(self, spec: impl Into<OsString>) -> Self {
         self.arg("--guest").arg(spec)
     }
 
-    /// Adds `--show`.
+    /// Adds the option `--show`.
     pub fn show(self) -> Self {
         self.arg("--show")
     }
 
-    /// With a standard input for [`Running::type_in`]; otherwise it has none.
+    /// Provides a standard input for [`Running::type_in`]; by default there is
+    /// none.
     pub fn typed(mut self) -> Self {
         self.stdin = Stdio::piped;
         self
     }
 
-    /// Says what becomes of its standard output.
+    /// Sets the handling of its standard output.
     pub fn stdout(mut self, stdout: Stdout) -> Self {
         self.stdout = stdout;
         self
     }
 
-    /// Says what becomes of its standard error.
+    /// Sets the handling of its standard error.
     pub fn stderr(mut self, stderr: Stdout) -> Self {
         self.stderr = stderr;
         self
     }
 
-    /// Has a shell run `command` first, in the same process: `ulimit`.
+    /// Has a shell run `command` first, in the same process, for example
+    /// `ulimit`.
     pub fn after(self, command: &str) -> Self {
         let script = format!("{command} && exec \"$0\" \"$@\"");
         self.by(["sh", "-c", &script])
     }
 
-    /// Says how long it may take.
+    /// Sets the time limit.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -144,7 +147,7 @@ impl Mkvmm {
         self.spawn().wait()
     }
 
-    /// Starts it.
+    /// Starts it in the background.
     pub fn spawn(self) -> Running {
         let mut words = self.wrapper.into_iter().chain([binary().into()]);
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -200,7 +203,7 @@ impl Stream {
     }
 }
 
-/// A command that runs; it is killed when the test goes before it.
+/// A running command; it is killed if the test ends before it.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -215,12 +218,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// What it has written to its standard output.
+    /// Returns its standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.as_ref().map(Stream::text).unwrap_or_default()
     }
 
-    /// What it has written to its standard error.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.as_ref().map(Stream::text).unwrap_or_default()
     }
@@ -241,19 +244,19 @@ impl Running {
         });
     }
 
-    /// Waits until the pipe that nobody reads has no more room.
+    /// Waits until the unread pipe is full.
     pub fn wait_for_full_pipe(&mut self) {
         self.wait_until("a full pipe", |this| {
             let pipe = this.unread.as_ref().expect("stdout is Stdout::Unread");
-            // A write that does not fit into the page waits whole.
+            // A write that does not fit into the page waits as a whole.
             rustix::io::ioctl_fionread(pipe).expect("a pipe has a length") > 3072
         });
     }
 
-    /// Waits until `happened`.
+    /// Waits until `happened` returns true.
     pub fn wait_until(&mut self, what: &str, happened: impl Fn(&Self) -> bool) {
         while !happened(self) {
-            // One more look: it may have happened just before the end.
+            // Check once more: it may have happened just before the end.
             if self.has_ended() && !happened(self) {
                 self.give_up(&format!("ended before {what}"));
             }
@@ -264,7 +267,7 @@ impl Running {
         }
     }
 
-    /// Its process.
+    /// Returns its process ID.
     pub fn pid(&self) -> Option<Pid> {
         Some(Pid::from_child(&self.child))
     }
@@ -274,7 +277,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
     }
 
-    /// A number of KiB out of its `/proc/PID/status`.
+    /// Returns a number of KiB from its `/proc/PID/status`.
     pub fn status_kib(&self, key: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).expect("it has not been waited for");
@@ -284,7 +287,8 @@ impl Running {
         parsed.unwrap_or_else(|| panic!("no {key} in\n{status}"))
     }
 
-    /// Directories in `/proc` of its children: the processes of its guests.
+    /// Returns the directories in `/proc` of its children, the processes of its
+    /// guests.
     fn children(&self) -> Vec<PathBuf> {
         let parent = format!("PPid:\t{}", self.child.id());
         let processes = std::fs::read_dir("/proc").expect("procfs is there");
@@ -296,10 +300,10 @@ impl Running {
         paths.filter(is_child).collect()
     }
 
-    /// Its children whose name in `ps` begins with `name`.
+    /// Returns its children whose name in `ps` begins with `name`.
     pub fn children_named(&self, name: &str) -> Vec<Pid> {
         let is_named = |process: &PathBuf| {
-            // A process may end between two looks.
+            // A process may end between two steps.
             let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
             line.starts_with(name.as_bytes())
         };
@@ -312,17 +316,17 @@ impl Running {
         named.filter_map(pid).collect()
     }
 
-    /// Number of descriptors that it has open.
+    /// Returns the number of its open descriptors.
     pub fn descriptors(&self) -> usize {
         let files = format!("/proc/{}/fd", self.child.id());
         let files = std::fs::read_dir(files).expect("it has not been waited for");
         files.count()
     }
 
-    /// Its children whose role begins with `role`.
+    /// Returns its children whose role begins with `role`.
     pub fn processes(&self, role: &str) -> Vec<Process> {
         let processes = self.children().into_iter().filter_map(|dir| {
-            // A process may end between two looks.
+            // A process may end between two steps.
             let pid = dir
                 .file_name()?
                 .to_str()?
@@ -341,7 +345,8 @@ impl Running {
         processes.collect()
     }
 
-    /// KiB of memory in the memory files that it has open: its pool's pages.
+    /// Returns the KiB of memory in its open memory files, which are its pool's
+    /// pages.
     pub fn memory_files_kib(&self) -> u64 {
         let files = format!("/proc/{}/fd", self.child.id());
         let files = std::fs::read_dir(files).expect("it has not been waited for");
@@ -358,11 +363,11 @@ impl Running {
         blocks.values().sum::<u64>() / 2
     }
 
-    /// A value out of `/proc/PID/task/TID/status` of each thread of its guests'
-    /// processes whose name begins with `name`.
+    /// Returns a value from `/proc/PID/task/TID/status` of each thread of its
+    /// guests' processes whose name begins with `name`.
     pub fn of_threads(&self, name: &str, key: &str) -> Vec<String> {
         let tasks = self.children().into_iter().filter_map(|process| {
-            // A process may end between two looks, and a thread, too.
+            // A process or a thread may end between two steps.
             std::fs::read_dir(process.join("task")).ok()
         });
         let status = |task: std::io::Result<std::fs::DirEntry>| {
@@ -411,7 +416,8 @@ impl Running {
         ended
     }
 
-    /// A stream that outlives its process is held by something left behind.
+    /// Waits for the streams; one that outlives its process is held by a
+    /// process left behind.
     fn wait_for_streams(&mut self) {
         let end = Instant::now() + Duration::from_secs(10);
         let streams = |this: &Self| {
@@ -427,7 +433,7 @@ impl Running {
     }
 
     fn give_up(&mut self, why: &str) -> ! {
-        // Nothing is lost when it has ended already.
+        // It does not matter if it has ended already.
         let _ = self.child.kill();
         panic!(
             "mkvmm {:?}: {why}\n--- stdout\n{}--- stderr\n{}",
@@ -440,7 +446,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -449,13 +455,13 @@ impl Drop for Running {
 /// A child of a [`Running`] mkvmm.
 #[derive(Debug)]
 pub struct Process {
-    /// Whose it is.
+    /// The instance or image it works for.
     pub label: String,
     handle: OwnedFd,
 }
 
 impl Process {
-    /// Kills it; false where it has ended already.
+    /// Kills it; returns false if it has ended already.
     pub fn kill(&self) -> bool {
         pidfd_send_signal(&self.handle, Signal::KILL).is_ok()
     }
@@ -465,17 +471,17 @@ impl Process {
 #[derive(Debug)]
 pub struct Finished {
     status: ExitStatus,
-    /// Its whole standard output.
+    /// Its complete standard output.
     pub stdout: String,
-    /// Its whole standard error.
+    /// Its complete standard error.
     pub stderr: String,
-    /// From its start to its end.
+    /// The time from its start to its end.
     pub elapsed: Duration,
     args: Vec<OsString>,
 }
 
 impl Finished {
-    /// Its exit status, where no signal ended it.
+    /// Returns its exit status, unless a signal killed it.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
@@ -491,26 +497,26 @@ impl Finished {
         self
     }
 
-    /// The lines of each guest; fails on a line that is no guest's.
+    /// Returns the lines of each guest; fails on any other line.
     #[track_caller]
     pub fn consoles(&self, names: &[&str]) -> Consoles {
         Consoles::parse(&self.stdout, names).unwrap_or_else(|why| panic!("{why}\n{self}"))
     }
 
-    /// What `--show` printed.
+    /// Returns the output of `--show`.
     #[track_caller]
     pub fn report(&self) -> Report {
         Report::parse(&self.stderr).unwrap_or_else(|why| panic!("{why}\n{self}"))
     }
 
-    /// Fails unless mkvmm said something on stderr that begins with `NAME: `
-    /// and then `text`.
+    /// Fails unless stderr contains a line that begins with `NAME: ` and then
+    /// `text`.
     #[track_caller]
     pub fn expect_said(&self, name: &str, text: &str) -> &Self {
         let start = format!("{name}: {text}");
         let said = self.stderr.lines().any(|line| {
             let line = line.strip_prefix("mkvmm: ").unwrap_or_default();
-            // As `log` marks what is not good news.
+            // The logger adds this prefix to errors.
             let line = line.strip_prefix("error: ").unwrap_or(line);
             line.starts_with(&start)
         });
@@ -518,9 +524,9 @@ impl Finished {
         self
     }
 
-    /// Fails unless this is a refusal as the interface has it: `code`, an
-    /// empty standard output, and on stderr one line `error: …`, after which
-    /// there may be one line `help: …`. Returns the error's line.
+    /// Fails unless this is a valid refusal: exit status `code`, empty standard
+    /// output, and on stderr one line `error: …`, optionally followed by one
+    /// line `help: …`. Returns the error's line.
     #[track_caller]
     pub fn expect_refusal(&self, code: i32) -> &str {
         self.expect_code(code);

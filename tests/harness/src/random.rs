@@ -1,11 +1,11 @@
-//! Numbers that look random, the same every time.
+//! A generator of reproducible pseudo-random numbers.
 
-/// Knuth's MMIX generator: a test that fails can be run again.
+/// Knuth's MMIX generator, so that a failed test can be reproduced.
 #[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self
             .0
@@ -14,7 +14,7 @@ impl Random {
         (self.0 >> 33) % bound
     }
 
-    /// One of `all`, of which there is at least one.
+    /// Returns one of `all`, which must not be empty.
     pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         let index = self.below(all.len() as u64);
         let index = usize::try_from(index).expect("below a usize");

@@ -1,23 +1,24 @@
-//! What `run --show` prints before the guests start: the resource tree, laid
-//! out as `/proc/iomem` is, and every guest's map as Linux prints it.
+//! Parses what `run --show` prints before the guests start: the resource tree,
+//! formatted like `/proc/iomem`, and every guest's map as Linux prints it.
 
 use std::collections::BTreeMap;
 
 /// A line of the tree; addresses are inclusive, as printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeLine {
-    /// 0 for the pool, 1 for regions of instances, 2 for what they hold.
+    /// The depth: 0 for the pool, 1 for regions of instances, 2 for their
+    /// pieces.
     pub depth: usize,
-    /// First byte.
+    /// The first byte of the range.
     pub start: u64,
-    /// Last byte.
+    /// The last byte of the range.
     pub last: u64,
-    /// What it is.
+    /// The name of the resource.
     pub name: String,
 }
 
 impl TreeLine {
-    /// Reads a line of `/proc/iomem` or of the tree; `None` for any other.
+    /// Parses a line of `/proc/iomem` or of the tree; `None` for any other.
     pub fn parse(line: &str) -> Option<Self> {
         let text = line.trim_start_matches(' ');
         let (range, name) = text.split_once(" : ")?;
@@ -31,19 +32,19 @@ impl TreeLine {
     }
 }
 
-/// The report.
+/// The parsed report of `--show`.
 #[derive(Debug)]
 pub struct Report {
-    /// The tree, top down.
+    /// The lines of the tree, from the top down.
     pub tree: Vec<TreeLine>,
     e820: BTreeMap<String, Vec<String>>,
 }
 
 impl Report {
-    /// Finds the report on stderr, among the VMM's own words.
+    /// Finds the report on stderr, among the VMM's messages.
     ///
     /// # Errors
-    /// When there is no tree or no map.
+    /// Returns an error if there is no tree or no map.
     pub fn parse(stderr: &str) -> Result<Self, String> {
         let tree: Vec<TreeLine> = stderr.lines().filter_map(TreeLine::parse).collect();
         let mut e820: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -62,22 +63,23 @@ impl Report {
         Ok(Self { tree, e820 })
     }
 
-    /// The map of one guest, as lines `BIOS-e820: …`.
+    /// Returns the map of one guest, as lines `BIOS-e820: …`.
     pub fn e820(&self, name: &str) -> &[String] {
         self.e820.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The pool: its first and its last byte.
+    /// Returns the first and the last byte of the pool.
     pub fn pool(&self) -> (u64, u64) {
         let pool = self.tree.first().expect("a report has a tree");
         (pool.start, pool.last)
     }
 
-    /// The regions of one guest, inclusive, ascending.
+    /// Returns the regions of one guest, inclusive, in ascending order.
     pub fn regions(&self, name: &str) -> Vec<(u64, u64)> {
         let own = |line: &&TreeLine| {
             let words = line.name.strip_prefix("mk-instance-");
-            // ID-NAME-region-N; the name itself may have dashes.
+            // The format is ID-NAME-region-N; the name itself may contain
+            // dashes.
             let named = words.and_then(|w| Some(w.split_once('-')?.1.rsplit_once("-region-")?.0));
             line.depth == 1 && named == Some(name)
         };
@@ -85,7 +87,8 @@ impl Report {
         regions.map(|line| (line.start, line.last)).collect()
     }
 
-    /// The pieces of guest `name` that are called `piece`, in its regions.
+    /// Returns the pieces of guest `name` that are called `piece`, in its
+    /// regions.
     pub fn pieces(&self, name: &str, piece: &str) -> Vec<&TreeLine> {
         let regions = self.regions(name);
         let inside = |l: &TreeLine| regions.iter().any(|r| r.0 <= l.start && l.last <= r.1);
@@ -93,12 +96,12 @@ impl Report {
         lines.filter(|line| inside(line)).collect()
     }
 
-    /// Holds the map of guest `name` against the tree: sorted, disjoint and
-    /// merged; above 1 MiB usable is what its regions have beside low window
-    /// and control block, and the rest of the pool is reserved.
+    /// Checks the map of guest `name` against the tree: sorted, disjoint and
+    /// merged; above 1 MiB usable memory is the guest's regions without low
+    /// window and control block, and the rest of the pool is reserved.
     ///
     /// # Errors
-    /// The first thing that is not so.
+    /// Returns a description of the first inconsistency.
     pub fn check_map(&self, name: &str) -> Result<(), String> {
         let entries: Vec<_> = self.e820(name).iter().map(|l| e820_entry(l)).collect();
         for pair in entries.windows(2) {
@@ -111,7 +114,7 @@ impl Report {
         let mut published = 0;
         let mut usable = 0;
         for &(start, last, kind) in entries.iter().filter(|e| e.1 >= pool_start) {
-            // An entry that the pool's first one was merged with begins before.
+            // An entry merged with the pool's first one begins before the pool.
             let size = last + 1 - start.max(pool_start);
             published += size;
             let own = self.regions(name);
@@ -119,7 +122,7 @@ impl Report {
             match kind {
                 "usable" if is_own => usable += size,
                 "reserved" if last <= pool_last => {}
-                _ => return Err(format!("{start:#x}-{last:#x} {kind} is not its own")),
+                _ => return Err(format!("{start:#x}-{last:#x} {kind} is not in its regions")),
             }
         }
         let sizes = self.regions(name).into_iter().map(|(a, z)| z + 1 - a);
@@ -134,11 +137,11 @@ impl Report {
     }
 }
 
-/// An e820 entry as `(first byte, last byte, type)`, out of a line
-/// `BIOS-e820: [mem 0x…-0x…] TYPE`.
+/// Parses a line `BIOS-e820: [mem 0x…-0x…] TYPE` into `(first byte, last byte,
+/// type)`.
 ///
 /// # Panics
-/// On any other line.
+/// Panics for any other line.
 pub fn e820_entry(line: &str) -> (u64, u64, &str) {
     let parse = || {
         let (range, kind) = line.strip_prefix("BIOS-e820: [mem 0x")?.split_once("] ")?;

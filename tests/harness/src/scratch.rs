@@ -1,4 +1,4 @@
-//! Files that a test needs for a while.
+//! Temporary files of a test.
 
 use std::env;
 use std::fs;
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory that goes when this value goes.
+/// A temporary directory that is removed when this value is dropped.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
-    /// An empty directory of its own.
+    /// Creates an empty directory.
     #[expect(clippy::new_without_default, reason = "it makes a directory")]
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -24,19 +24,19 @@ impl Scratch {
         Self { path }
     }
 
-    /// A path in it.
+    /// Returns a path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// A file in it.
+    /// Creates a file in it.
     pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).expect("the temporary directory takes files");
         path
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub fn dir(&self) -> &Path {
         &self.path
     }
@@ -44,7 +44,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is the temporary directory's to clean.
+        // Files that cannot be removed are left in the temporary directory.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,4 +1,4 @@
-//! A VMM that serves, and two ways to talk to it.
+//! A serving VMM, and two ways to talk to it.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -11,28 +11,28 @@ use serde_json::Value;
 
 use crate::{Finished, Mkvmm, Running, Scratch};
 
-/// How long something that is waited for may take on a busy machine.
+/// The time limit for awaited events on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a server lives unless a test says otherwise.
+/// The default lifetime of a server.
 const LONGEST: Duration = Duration::from_secs(180);
 
-/// `mkvmm serve`, killed when the test goes before it.
+/// A `mkvmm serve`, killed if the test ends before it.
 #[derive(Debug)]
 pub struct Server {
-    /// The process.
+    /// The running server process.
     pub running: Running,
     socket: PathBuf,
     _scratch: Scratch,
 }
 
 impl Server {
-    /// `mkvmm serve --pool POOL`, ready.
+    /// Starts `mkvmm serve --pool POOL`, and waits until it is ready.
     pub fn start(pool: &str) -> Self {
         Self::start_with(pool, &[])
     }
 
-    /// The same with more options.
+    /// Starts a server with more options.
     pub fn start_with(pool: &str, options: &[&str]) -> Self {
         Self::start_in(
             Scratch::new(),
@@ -46,17 +46,18 @@ impl Server {
         )
     }
 
-    /// The same for a test that takes up to `timeout`.
+    /// Starts a server for a test that takes up to `timeout`.
     pub fn start_for(pool: &str, timeout: Duration) -> Self {
         Self::start_in(Scratch::new(), |serve| serve, pool, timeout)
     }
 
-    /// The same, after `change` of its command.
+    /// Starts a server after `change` of its command.
     pub fn start_as(pool: &str, change: impl FnOnce(Mkvmm) -> Mkvmm) -> Self {
         Self::start_in(Scratch::new(), change, pool, LONGEST)
     }
 
-    /// The same with its socket in `scratch`, after `change` of its command.
+    /// Starts a server with its socket in `scratch`, after `change` of its
+    /// command.
     pub fn start_in(
         scratch: Scratch,
         change: impl FnOnce(Mkvmm) -> Mkvmm,
@@ -72,7 +73,7 @@ impl Server {
         }
     }
 
-    /// Its socket.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -82,18 +83,18 @@ impl Server {
         self.run_words(args.split_whitespace())
     }
 
-    /// The same with words that may hold blanks.
+    /// Runs a command against it, with arguments that may contain blanks.
     pub fn run_words<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Finished {
         self.command(args).finish()
     }
 
-    /// A command against it that is still to be run.
+    /// Returns a command against it that is not started yet.
     pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Mkvmm {
         let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         Mkvmm::new(args).arg("--socket").arg(&self.socket)
     }
 
-    /// Runs a command that succeeds; what it printed.
+    /// Runs a command that must succeed; returns its output.
     #[track_caller]
     pub fn ok(&self, args: &str) -> String {
         let run = self.run(args);
@@ -101,7 +102,7 @@ impl Server {
         run.stdout
     }
 
-    /// The JSON that a command prints.
+    /// Returns the JSON that a command prints.
     #[track_caller]
     pub fn json(&self, args: &str) -> Value {
         let text = self.ok(&format!("{args} --json"));
@@ -114,7 +115,7 @@ impl Server {
         self.wait_for_state_within(PATIENCE, name, state)
     }
 
-    /// The same for what may take up to `patience`.
+    /// Waits up to `patience` until an instance is in `state`.
     #[track_caller]
     pub fn wait_for_state_within(&self, patience: Duration, name: &str, state: &str) -> Value {
         let end = Instant::now() + patience;
@@ -128,12 +129,13 @@ impl Server {
         }
     }
 
-    /// One request on a connection of its own: status and JSON.
+    /// Sends one request on a new connection; returns status and JSON.
     pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         http(&self.socket, method, path, body)
     }
 
-    /// All of an instance's memory, by its address and its bytes in hexadecimal.
+    /// Returns all of an instance's memory, as addresses and bytes in
+    /// hexadecimal.
     #[track_caller]
     pub fn memory(&self, name: &str) -> Vec<(u64, String)> {
         const PART: u64 = 1 << 20;
@@ -155,15 +157,15 @@ impl Server {
         parts
     }
 
-    /// Takes down every instance that there is, however it is doing. Fails
-    /// unless the pool is free in one extent then, and the books are right.
+    /// Deletes all instances, whatever their state. Fails unless the pool is
+    /// free in one extent then, and the ledger is consistent.
     #[track_caller]
     pub fn tear_down(&self) {
         let (_, all) = self.http("GET", "/v1/instances", "");
         for instance in all.as_array().expect("a list") {
             let name = instance["name"].as_str().expect("a name");
             let path = format!("/v1/instances/{name}");
-            // An instance that runs has to end first; the others refuse.
+            // A running instance must be ended first; other states refuse this.
             self.http("POST", &format!("{path}/kill"), r#"{"force":true}"#);
             let (status, answer) = self.http("DELETE", &path, "");
             assert_eq!(status, 200, "{name}: {answer}");
@@ -185,7 +187,7 @@ impl Server {
         assert_eq!(pool["largest_free"], pool["avail"], "{pool}");
     }
 
-    /// The number of an instance's process.
+    /// Returns the process ID of an instance's worker.
     #[track_caller]
     pub fn worker_pid(&self, name: &str) -> Pid {
         let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
@@ -196,7 +198,7 @@ impl Server {
         pid.unwrap_or_else(|| panic!("{name} has no process: {instance}"))
     }
 
-    /// Fails unless the books are right.
+    /// Fails unless the ledger is consistent.
     #[track_caller]
     pub fn expect_audit(&self) {
         let (status, audit) = self.http("GET", "/v1/audit", "");
@@ -222,7 +224,7 @@ fn ready(command: Mkvmm) -> Running {
     running
 }
 
-/// One request over a Unix socket.
+/// Sends one request over a Unix socket.
 pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(socket).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");

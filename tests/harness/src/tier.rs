@@ -1,4 +1,4 @@
-//! What this host can do, as `mkvmm doctor --json` finds out.
+//! The abilities of this host, as determined by `mkvmm doctor --json`.
 
 use std::env;
 use std::io::{self, Write};
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::Mkvmm;
 
-/// With this variable set to 1, what would be skipped fails.
+/// If this variable is 1, tests that would be skipped fail.
 pub const REQUIRE: &str = "MKVMM_REQUIRE_KVM";
 
-/// Whether tests that the host cannot do are to fail.
+/// Returns whether tests that the host cannot run must fail.
 pub fn is_required() -> bool {
     env::var_os(REQUIRE).is_some_and(|value| value == "1")
 }
 
-/// What `doctor` says, asked once.
+/// Returns the findings of `doctor`, which runs once.
 fn findings() -> &'static Value {
     static FINDINGS: OnceLock<Value> = OnceLock::new();
     FINDINGS.get_or_init(|| {
@@ -31,7 +31,7 @@ fn findings() -> &'static Value {
     })
 }
 
-/// `Ok` when doctor answers `what` with yes, else why not.
+/// Returns `Ok` if the doctor's answer about `what` is yes, else the reason.
 fn can(what: &str) -> Result<(), String> {
     let answer = &findings()[what];
     match answer["ok"].as_bool() {
@@ -40,10 +40,10 @@ fn can(what: &str) -> Result<(), String> {
     }
 }
 
-/// Whether probe guests run here; if not, why.
+/// Returns `Ok` if probe guests run here.
 ///
 /// # Errors
-/// Doctor's reason.
+/// Returns the doctor's reason if they do not.
 pub fn probe() -> Result<(), String> {
     can("probe").map_err(|why| match can("kvm") {
         Ok(()) => why,
@@ -51,19 +51,19 @@ pub fn probe() -> Result<(), String> {
     })
 }
 
-/// Whether an unmodified Linux runs here; if not, why.
+/// Returns `Ok` if an unmodified Linux runs here.
 ///
 /// # Errors
-/// Doctor's reason.
+/// Returns the doctor's reason if it does not.
 pub fn linux() -> Result<(), String> {
     can("linux")
 }
 
-/// Whether this test is to return at once because probes do not run here. It
-/// says so past libtest, which keeps what passing tests print.
+/// Returns whether this test must return at once because probes do not run
+/// here. Prints a message even if libtest captures the output of passing tests.
 ///
 /// # Panics
-/// When [`is_required`].
+/// Panics if the test is skipped and [`is_required`] is true.
 pub fn skips_without_kvm() -> bool {
     let Err(why) = probe() else {
         return false;
@@ -72,11 +72,11 @@ pub fn skips_without_kvm() -> bool {
     true
 }
 
-/// Whether this test is to return at once because `tool`, a program that
+/// Returns whether this test must return at once because `tool`, a program that
 /// `scripts/install-deps` installs, cannot be started.
 ///
 /// # Panics
-/// When [`is_required`].
+/// Panics if the test is skipped and [`is_required`] is true.
 pub fn skips_without_tool(tool: &str) -> bool {
     if Command::new(tool).arg("--version").output().is_ok() {
         return false;
@@ -85,19 +85,19 @@ pub fn skips_without_tool(tool: &str) -> bool {
     true
 }
 
-/// Says that the current test, or a part of it, is left out, and why.
+/// Reports that the current test, or a part of it, is skipped, and why.
 ///
 /// # Panics
-/// When [`is_required`].
+/// Panics if [`is_required`] is true.
 pub fn skip(why: &str) {
     assert!(!is_required(), "{REQUIRE}=1, but {why}");
     announce(&format!("skipped: {why}"));
 }
 
-/// Says something about the current test past libtest.
+/// Prints a message about the current test even if libtest captures its output.
 pub fn announce(what: &str) {
     let thread = thread::current();
     let test = thread.name().unwrap_or("a test");
-    // A message that cannot be written changes nothing.
+    // An error of writing the message is ignored.
     let _ = writeln!(io::stderr(), "{test}: {what}");
 }

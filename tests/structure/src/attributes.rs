@@ -9,7 +9,7 @@ pub(crate) struct Mention {
     /// The segments; a leading `::` is an empty first segment.
     pub(crate) path: Vec<String>,
     pub(crate) line: usize,
-    /// Whether this is a method called on `self`, which is the one segment.
+    /// True for a method called on `self`, which is then the only segment.
     pub(crate) on_self: bool,
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn mentions_of_tokens(tokens: TokenStream) -> Vec<Mention> {
     mentions
 }
 
-/// Adds every path in `tokens` to `mentions`, and what is in groups.
+/// Adds every path in `tokens` to `mentions`, including those in groups.
 fn collect(tokens: TokenStream, with_strings: bool, mentions: &mut Vec<Mention>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use crate::imports::Import;
 use crate::source::{Crate, FileId};
 
-/// Files each of which is reached from each other one by imports.
+/// A set of files each of which is reachable from each other one through
+/// imports.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Circle {
-    /// The files, ascending.
+    /// The files, in ascending order.
     pub files: Vec<FileId>,
     /// The imports between them.
     pub imports: Vec<Import>,

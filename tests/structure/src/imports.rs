@@ -1,12 +1,14 @@
-//! Which file uses what of which other file of its crate.
+//! Lists which file uses what of which other file of its crate.
 //!
-//! An import counts where the thing is *defined*: through re-exports, a child
-//! that imports a sibling by way of its parent uses the sibling. A parent that
-//! only declares or re-exports its child does not use it.
+//! An import refers to the file in which the item is *defined*: through
+//! re-exports, a child that imports a sibling by way of its parent uses the
+//! sibling. A parent that only declares or re-exports its child does not use
+//! it.
 //!
-//! What cannot be seen without types is not counted: a method of another
-//! file's type, called on a value whose type is never named. Methods that one
-//! type has in several files are: `self.name(…)` and `Type::name`.
+//! Uses that cannot be recognised without types are not counted: a method of
+//! another file's type, called on a value whose type is never named. Methods
+//! that one type has in several files are counted: `self.name(…)` and
+//! `Type::name`.
 
 use std::collections::BTreeMap;
 
@@ -21,16 +23,16 @@ use crate::source::{Crate, FileId, ModuleId, Use, attributes_of, uses_of};
 pub struct Import {
     /// The file that imports.
     pub from: FileId,
-    /// The file that defines what is imported.
+    /// The file that defines the imported item.
     pub to: FileId,
-    /// The line in `from`.
+    /// The number of the line in `from`.
     pub line: usize,
-    /// The name of what is imported, as its file defines it; `*` for all.
+    /// The name of the imported item, as its file defines it; `*` for all.
     pub what: String,
 }
 
-/// Returns all imports between different files of `tree`, in order; a thing that
-/// a file uses several times is there once, with the first line.
+/// Returns all imports between different files of `tree`, in order; an item
+/// that a file uses several times is listed once, with the first line.
 pub fn imports(tree: &Crate) -> Vec<Import> {
     let modules = 0..tree.modules.len();
     let code: Vec<Code> = modules.clone().map(|id| Code::of(tree, id)).collect();
@@ -68,7 +70,7 @@ pub fn imports(tree: &Crate) -> Vec<Import> {
     imports
 }
 
-/// Returns the file that a `use` in `module` draws on, if any, and for what.
+/// Returns the file that a `use` in `module` uses, if any, and the item.
 fn used_by_import(tree: &Crate, module: ModuleId, it: &Use) -> Option<(FileId, String)> {
     let target = resolve(tree, module, &it.path)?;
     let other = &tree.modules[target.module()];
@@ -77,15 +79,15 @@ fn used_by_import(tree: &Crate, module: ModuleId, it: &Use) -> Option<(FileId, S
     }
     match target {
         Target::Item { name, .. } => Some((other.file, name)),
-        // A module's name alone draws on nothing; paths through it do.
+        // A module's name alone uses nothing; paths through it do.
         Target::Module(_) if it.name.is_some() || other.defined.is_empty() => None,
         Target::Module(_) => Some((other.file, "*".to_owned())),
     }
 }
 
-/// Returns the files that a path in the code of `module` draws on, and for what:
-/// that of the item and, for a method, that of the `impl`. `owner` is the type whose
-/// `impl` the code stands in.
+/// Returns the files that a path in the code of `module` uses, with the items:
+/// that of the item and, for a method, that of the `impl`. `owner` is the type
+/// whose `impl` contains the code.
 fn used_by_mention(
     tree: &Crate,
     module: ModuleId,
@@ -136,14 +138,14 @@ fn methods_of_types(tree: &Crate, code: &[Code]) -> Methods {
     methods
 }
 
-/// What the code of one module mentions.
+/// The names that the code of one module mentions.
 #[derive(Debug, Default)]
 struct Code {
-    /// Each with the type whose `impl` it stands in.
+    /// The mentions, each with the type whose `impl` contains it.
     mentions: Vec<(Option<Vec<String>>, Mention)>,
-    /// Imports inside of functions.
+    /// The imports inside of functions.
     uses: Vec<Use>,
-    /// Types and the methods that inherent `impl`s here give them.
+    /// The types and the methods that inherent `impl`s here give them.
     methods: Vec<(Vec<String>, String)>,
     /// The type of the `impl` that is being visited.
     owner: Option<Vec<String>>,
@@ -205,7 +207,7 @@ impl<'ast> Visit<'ast> for Code {
         visit::visit_path(self, path);
     }
 
-    // `pub(in path)` uses nothing of what it names.
+    // A `pub(in path)` does not use the module that it names.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {

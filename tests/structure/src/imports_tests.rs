@@ -4,7 +4,7 @@ use super::*;
 use crate::circles::circles;
 use crate::testing::Texts;
 
-/// The imports between `files`, the first of which is the root, as
+/// Returns the imports between `files`, the first of which is the root, as
 /// `from:line name to`.
 fn found(files: &[(&str, &str)]) -> Vec<String> {
     let tree = Crate::read(&Texts::new(files), Path::new(files[0].0)).unwrap();
@@ -13,7 +13,7 @@ fn found(files: &[(&str, &str)]) -> Vec<String> {
     imports(&tree).iter().map(say).collect()
 }
 
-/// The files of each circle.
+/// Returns the files of each circle.
 fn round(files: &[(&str, &str)]) -> Vec<Vec<String>> {
     let tree = Crate::read(&Texts::new(files), Path::new(files[0].0)).unwrap();
     let name = |&file: &FileId| tree.files[file].display().to_string();

@@ -1,10 +1,10 @@
-//! From a path in one module to the file that defines what it names.
+//! Resolves a path in one module to the file that defines its target.
 
 use std::collections::BTreeSet;
 
 use crate::source::{Crate, ModuleId};
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     /// A module, and nothing inside it.
@@ -26,16 +26,16 @@ impl Target {
     }
 }
 
-/// The look-ups under way, so that imports in a circle end.
+/// The lookups in progress, so that circular imports terminate.
 type Seen = BTreeSet<(ModuleId, String)>;
 
-/// Follows `path`, written in module `from`, through modules, imports and
-/// re-exports. Returns `None` for what lies outside the crate.
+/// Resolves `path`, written in module `from`, through modules, imports and
+/// re-exports. Returns `None` if the target is outside the crate.
 pub(crate) fn resolve(tree: &Crate, from: ModuleId, path: &[String]) -> Option<Target> {
     resolve_seen(tree, from, path, true, &mut Seen::new())
 }
 
-/// As [`resolve`]; `is_last` as in [`lookup`], for the end of the path.
+/// Works like [`resolve`]; `is_last` as in [`lookup`], for the end of the path.
 fn resolve_seen(
     tree: &Crate,
     from: ModuleId,
@@ -71,8 +71,8 @@ fn resolve_seen(
     Some(target)
 }
 
-/// Finds `name` in `module`. A module and a function may share a name: inside
-/// a path the module is meant, at its end (`is_last`) the other.
+/// Finds `name` in `module`. A module and a function may share a name: inside a
+/// path the module is meant, at its end (`is_last`) the other.
 fn lookup(
     tree: &Crate,
     module: ModuleId,
@@ -100,7 +100,7 @@ fn lookup(
     found.or(child)
 }
 
-/// Finds `name` among what `module` imports, by name before by glob.
+/// Finds `name` among the imports of `module`, by name before by glob.
 fn imported(
     tree: &Crate,
     module: ModuleId,

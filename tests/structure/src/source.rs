@@ -1,4 +1,4 @@
-//! The files of one crate as a tree of modules, tests left out.
+//! Reads the files of one crate into a tree of modules, without tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,24 +27,24 @@ pub struct Crate {
 pub(crate) struct Module {
     pub(crate) file: FileId,
     pub(crate) parent: Option<ModuleId>,
-    /// Whether it is declared `pub` without a restriction.
+    /// True if it is declared `pub` without a restriction.
     pub(crate) is_public: bool,
     pub(crate) children: BTreeMap<String, ModuleId>,
-    /// The names of what it defines itself, except modules.
+    /// The names that it defines itself, except modules.
     pub(crate) defined: BTreeSet<String>,
     pub(crate) uses: Vec<Use>,
     /// Its items, without modules and tests.
     pub(crate) items: Vec<Item>,
 }
 
-/// One name that a `use` brings in, or one glob.
+/// One name that a `use` imports, or one glob.
 #[derive(Debug, Clone)]
 pub(crate) struct Use {
     /// The name in this module; `None` for a glob.
     pub(crate) name: Option<String>,
     pub(crate) path: Vec<String>,
     pub(crate) line: usize,
-    /// Whether it is visible beyond its module, as a re-export is.
+    /// True if it is visible beyond its module, as a re-export is.
     pub(crate) is_reexport: bool,
 }
 
@@ -64,7 +64,7 @@ pub enum SourceError {
     Parse {
         /// The path of the file.
         file: PathBuf,
-        /// The parser's error, with the place.
+        /// The parser's error, with its position.
         source: syn::Error,
     },
     /// No file was found for `mod name;`.
@@ -82,11 +82,11 @@ pub trait Files {
     /// Returns the text of `file`, or `NotFound`.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Returns the errors of the file system.
     fn read(&self, file: &Path) -> io::Result<String>;
 }
 
-/// The file system.
+/// The file system, as a source of files.
 #[derive(Debug)]
 pub struct Disk;
 
@@ -101,7 +101,7 @@ impl Crate {
     /// under `#[cfg(test)]` and files named `*tests.rs` are left out.
     ///
     /// # Errors
-    /// [`SourceError`] for a file that is missing or that is not Rust.
+    /// Returns a [`SourceError`] for a file that is missing or is not Rust.
     pub fn read(files: &dyn Files, root: &Path) -> Result<Crate, SourceError> {
         let mut reader = Reader {
             files,
@@ -135,7 +135,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Adds the module in `file`, whose children's files lie in `directory`.
+    /// Adds the module in `file`, whose children's files are in `directory`.
     fn file(
         &mut self,
         file: &Path,
@@ -248,7 +248,7 @@ fn read(files: &dyn Files, file: &Path) -> Result<String, SourceError> {
     })
 }
 
-/// Returns the single names that a `use` brings in.
+/// Returns the single names that a `use` imports.
 pub(crate) fn uses_of(item: &syn::ItemUse) -> Vec<Use> {
     let mut uses = Vec::new();
     let start = item.leading_colon.as_ref().map(|_| String::new());

@@ -1,4 +1,4 @@
-//! Sources out of string literals.
+//! Reads sources from string literals.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,23 +1,23 @@
-//! The walls between crates: who may depend on whom.
+//! The allowed dependencies between crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The dependencies that one manifest names, by package name.
+/// The dependencies that one manifest lists, by package name.
 #[derive(Debug, Default)]
 pub struct Manifest {
     /// The name of the package.
     pub name: String,
-    /// What the crate itself is built with.
+    /// The dependencies of the crate itself.
     pub dependencies: BTreeSet<String>,
-    /// What only its tests and benches are built with.
+    /// The dependencies of its tests and benches only.
     pub dev_dependencies: BTreeSet<String>,
 }
 
 impl Manifest {
-    /// Reads the text of a `Cargo.toml`; `None` where it has no package.
+    /// Parses the text of a `Cargo.toml`; `None` if it has no package.
     ///
     /// # Errors
-    /// Those of the TOML parser.
+    /// Returns the errors of the TOML parser.
     pub fn parse(text: &str) -> Result<Option<Manifest>, toml::de::Error> {
         let table: toml::Table = text.parse()?;
         let Some(name) = table
@@ -56,21 +56,22 @@ fn names(table: &toml::Table, kind: &str) -> Vec<String> {
     dependencies.into_iter().flatten().map(name).collect()
 }
 
-/// One row of the table of walls: a crate and what it may see of the house.
+/// One row of the table: a crate and the workspace crates that it may depend
+/// on.
 #[derive(Debug)]
 pub struct Wall {
-    /// The package.
+    /// The name of the package.
     pub name: &'static str,
-    /// The packages of the house that it may depend on.
+    /// The workspace packages that it may depend on.
     pub sees: &'static [&'static str],
-    /// Packages from outside that it must not depend on.
+    /// The external packages that it must not depend on.
     pub never: &'static [&'static str],
-    /// The packages of the house that its tests may depend on besides.
+    /// The workspace packages that only its tests may depend on.
     pub tested_with: &'static [&'static str],
 }
 
 impl Wall {
-    /// Returns the row with what its tests may see besides.
+    /// Returns the row with additional dependencies for its tests.
     #[must_use]
     pub const fn tested_with(self, packages: &'static [&'static str]) -> Self {
         Self {
@@ -80,8 +81,8 @@ impl Wall {
     }
 }
 
-/// Compares `manifests` with `walls` and returns what is wrong, a line each.
-/// Only what is named in `walls` or has the prefix `mkvmm` is of the house;
+/// Compares `manifests` with `walls` and returns the violations, one per line.
+/// Packages in `walls` or with the prefix `mkvmm` belong to the workspace;
 /// tests may also use the packages in `for_tests`.
 #[must_use]
 pub fn breaches(manifests: &[Manifest], walls: &[Wall], for_tests: &[&str]) -> Vec<String> {
