@@ -74,7 +74,7 @@ pub(crate) fn path_attribute(attributes: &[Attribute]) -> Option<String> {
 }
 
 /// Returns the text of a string literal.
-pub(crate) fn string_value(value: &syn::Expr) -> Option<String> {
+fn string_value(value: &syn::Expr) -> Option<String> {
     match value {
         syn::Expr::Lit(syn::ExprLit {
             lit: syn::Lit::Str(text),
