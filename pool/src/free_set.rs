@@ -1,4 +1,4 @@
-//! [`FreeSet`]: which granules of one chunk are free, in O(log granules) whatever the
+//! [`FreeSet`]: which granules of one chunk are free, in O(log granules) regardless of the
 //! fragmentation.
 //!
 //! # A worked example

@@ -70,7 +70,7 @@
 //!
 //! # What it costs
 //!
-//! With *n* granules in a chunk, whatever the fragmentation:
+//! With *n* granules in a chunk, regardless of the fragmentation:
 //!
 //! | call | steps |
 //! |---|---|

@@ -51,7 +51,8 @@ impl<K: Copy + Eq> MemoryMap<K> {
     ///
     /// # Errors
     ///
-    /// Returns [`OverlapError`] if part of it is in the map, whatever its kind; nothing changes then.
+    /// Returns [`OverlapError`] if part of it is in the map, regardless of its kind; nothing
+    /// changes then.
     pub fn insert(&mut self, range: AddrRange, kind: K) -> Result<(), OverlapError> {
         if let Some(existing) = self.first_overlap(range) {
             return Err(OverlapError { range, existing });

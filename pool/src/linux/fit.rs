@@ -9,7 +9,7 @@ use crate::free_set::{FreeSet, Grid};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Algo {
-    /// The lowest place with room, whatever its alignment.
+    /// The lowest place with room, regardless of its alignment.
     #[default]
     FirstFit,
     /// The lowest place with room that is aligned.

@@ -359,7 +359,7 @@ impl Running {
                 blocks.insert(metadata.ino(), metadata.blocks());
             }
         }
-        // A block is 512 bytes, whatever the file system.
+        // A block is 512 bytes, regardless of the file system.
         blocks.values().sum::<u64>() / 2
     }
 

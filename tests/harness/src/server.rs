@@ -157,8 +157,8 @@ impl Server {
         parts
     }
 
-    /// Deletes all instances, whatever their state. Fails unless the pool is
-    /// free in one extent then, and the ledger is consistent.
+    /// Deletes all instances, regardless of their state. Fails unless the pool
+    /// is free in one extent then, and the ledger is consistent.
     #[track_caller]
     pub fn tear_down(&self) {
         let (_, all) = self.http("GET", "/v1/instances", "");

@@ -1,8 +1,8 @@
 //! Reads keys and values into any struct that implements `Deserialize`.
 //!
-//! The keys are the fields of the struct; the values are whatever its types
-//! read from text. So a key that is added to the struct is known wherever pairs
-//! are read.
+//! The keys are the fields of the struct, and the types of the fields parse the
+//! values. So a key that is added to the struct is known wherever pairs are
+//! read.
 
 use std::fmt::Display;
 

@@ -57,8 +57,8 @@ pub enum Recognised {
     BzImage,
 }
 
-/// Detects the kernel format by the first bytes of the file, whatever its name
-/// is.
+/// Detects the kernel format by the first bytes of the file regardless of its
+/// name.
 ///
 /// # Errors
 /// Returns an [`ImageError`] with the actual format, or if `boot` cannot start
@@ -101,7 +101,7 @@ pub struct KernelImage {
 }
 
 impl KernelImage {
-    /// Parses a kernel by its content, whatever its name is.
+    /// Parses a kernel by its content regardless of its name.
     ///
     /// # Errors
     /// Returns an [`ImageError`] with the invalid field and its value.

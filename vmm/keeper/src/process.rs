@@ -258,7 +258,7 @@ impl Child {
         self.pid.as_raw_pid()
     }
 
-    /// Kills the child, whatever its state is: running, stopped or attached to
+    /// Kills the child regardless of its state: running, stopped or attached to
     /// a debugger. Only a cgroup v1 freezer delays it until it is thawed. Has
     /// no effect if it has ended.
     ///

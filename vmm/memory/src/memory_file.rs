@@ -169,7 +169,7 @@ impl MemoryFile {
     /// Returns [`ReservationError::Memfd`] if fstat fails.
     pub fn resident(&self) -> Result<u64, ReservationError> {
         let stat = rustix::fs::fstat(&*self.file).map_err(ReservationError::Memfd)?;
-        // st_blocks counts 512-byte units whatever the page size is.
+        // st_blocks counts 512-byte units, regardless of the page size.
         let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
         Ok(blocks.saturating_mul(512))
     }

@@ -72,7 +72,7 @@ impl Hangup {
     /// # Panics
     /// Panics outside a tokio runtime with I/O enabled.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        // epoll reports a hang-up whatever the interest is, and there is no
+        // epoll reports a hang-up, regardless of the interest, and there is no
         // urgent data in these sockets.
         //
         // SAFETY: as in `Ready::new`; the AsyncFd owns the descriptor itself.

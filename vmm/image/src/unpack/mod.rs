@@ -40,8 +40,8 @@ use output::Output;
 
 /// Unpacks `image` into `output` as `job` says.
 ///
-/// `image` is a regular file, which is read from its beginning whatever the
-/// position of the descriptor is, or a pipe or a stream socket in non-blocking
+/// `image` is a regular file, which is read from its beginning, regardless of
+/// the position of the descriptor, or a pipe or a stream socket in non-blocking
 /// mode. `output` is a file that can be written at any offset below the job's
 /// limit; at the end its length is set to that of the output. After an error
 /// its content is undefined.

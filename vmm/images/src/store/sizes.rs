@@ -13,7 +13,8 @@ const MAX_INITRAMFS: u64 = 4 << 30;
 /// The part of a kernel's output that is not loaded, such as headers and setup
 /// sectors: 1 MiB.
 const BESIDE: u64 = 1 << 20;
-/// The size that any kernel may unpack to, whatever its file's size is: 64 MiB.
+/// The size that any kernel may unpack to regardless of its file's size: 64
+/// MiB.
 const UNPACKED: u64 = 64 << 20;
 /// The maximum ratio of unpacked size to file size beyond that; xz reaches 6
 /// with Linux.
@@ -43,8 +44,8 @@ pub enum SizeError {
     },
 }
 
-/// Returns the limits for an image of an instance with `memory` bytes, whatever
-/// the size of its file.
+/// Returns the limits for an image of an instance with `memory` bytes,
+/// regardless of the size of its file.
 fn limits(role: ImageRole, memory: u64) -> Limits {
     match role {
         ImageRole::Kernel(_) => {

@@ -47,7 +47,7 @@ impl HaltCheck {
             // A late vCPU must not wait for those that have left.
             round.abandon();
         }
-        // Measure every vCPU, whatever the results of the others are.
+        // Measure every vCPU, regardless of the results of the others.
         let idle = vcpus.iter_mut().map(VcpuHandle::was_idle);
         if idle.fold(true, |all, one| all & one) && !vcpus.is_empty() {
             let round = Arc::new(Round::new(vcpus.len()));

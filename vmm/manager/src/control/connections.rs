@@ -172,7 +172,7 @@ async fn refuse(stream: UnixStream, limit: usize, turn: OwnedSemaphorePermit) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
-    // The client is refused, whatever the result is.
+    // The client is refused, regardless of the result.
     let _ = tokio::time::timeout(REFUSAL, connection).await;
     drop(turn);
 }

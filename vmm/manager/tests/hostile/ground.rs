@@ -153,7 +153,7 @@ impl Ground {
         fs::remove_file(path.with_extension("deed")).expect("it was done");
     }
 
-    /// Loads and starts the bad instance, whatever its state is; the clock is
+    /// Loads and starts the bad instance regardless of its state; the clock is
     /// advanced if that takes longer than a moment after the deed.
     ///
     /// # Errors
