@@ -37,7 +37,7 @@ const AP_CODE: u64 = 0x5_1000;
 /// The address at which guests store their results.
 const DATA: u64 = 0x6_0000;
 /// The time limit for operations that take a guest microseconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Code that executes `cli; hlt` forever.
 const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
@@ -186,7 +186,7 @@ impl Guest {
 
     fn end(&self) -> EndReason {
         loop {
-            if let News::Ended { reason, .. } = self.news.recv_timeout(PATIENCE).unwrap() {
+            if let News::Ended { reason, .. } = self.news.recv_timeout(GUEST_TIMEOUT).unwrap() {
                 return reason;
             }
         }
@@ -206,7 +206,7 @@ impl Guest {
         loop {
             match self.word() {
                 word if word != old => return word,
-                _ => assert!(start.elapsed() < PATIENCE, "the guest does not run"),
+                _ => assert!(start.elapsed() < GUEST_TIMEOUT, "the guest does not run"),
             }
         }
     }
@@ -220,7 +220,7 @@ impl Guest {
         };
         self.vcpus[cpu].send(VcpuCommand::Read(request));
         loop {
-            let news = self.news.recv_timeout(PATIENCE).unwrap();
+            let news = self.news.recv_timeout(GUEST_TIMEOUT).unwrap();
             if let News::Registers {
                 ticket, registers, ..
             } = news
@@ -322,7 +322,7 @@ fn a_guest_whose_last_vcpu_halted_is_halted() {
     let mut guest = Guest::start(&host, 2, HALT);
     let (mut check, start) = (HaltCheck::default(), Instant::now());
     while !check.check(&mut guest.vcpus) {
-        assert!(start.elapsed() < PATIENCE, "no verdict");
+        assert!(start.elapsed() < GUEST_TIMEOUT, "no verdict");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -346,7 +346,10 @@ fn a_started_processor_that_sleeps_is_not_halted() {
     );
     let start = Instant::now();
     while !guest.sleeps(1) {
-        assert!(start.elapsed() < PATIENCE, "the processor does not start");
+        assert!(
+            start.elapsed() < GUEST_TIMEOUT,
+            "the processor does not start"
+        );
     }
     let mut check = HaltCheck::default();
     for _ in 0..20 {

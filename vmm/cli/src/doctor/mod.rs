@@ -30,7 +30,7 @@ use mkvmm_memory::reservation::ReservationConfig;
 use crate::cli::{ChildOptions, Ground, Treatment, block_on, found};
 
 /// The time after which the test guest is considered stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Examines the host. It never fails, since a failure is a finding.
 pub fn examine() -> Findings {
@@ -123,7 +123,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
         let stream = Stream::start(Box::new(std::io::sink()), || ())?;
         let mut fleet = Fleet::build(manager, stream, configs).await?;
         fleet.start().await?;
-        if tokio::time::timeout(PATIENCE, fleet.finish())
+        if tokio::time::timeout(PROBE_TIMEOUT, fleet.finish())
             .await
             .is_err()
         {

@@ -20,12 +20,12 @@ pub enum Failure {
     #[error("is not a regular file, a pipe or a socket")]
     NotAFile,
     /// A stream stopped without ending.
-    #[error("is a stream that delivered {read} bytes and then nothing for {} s", .patience.as_secs())]
+    #[error("is a stream that delivered {read} bytes and then nothing for {} s", .timeout.as_secs())]
     Stalled {
         /// The number of bytes read before.
         read: u64,
         /// The time without any data.
-        patience: Duration,
+        timeout: Duration,
     },
     /// The file changed while it was being read.
     #[error("changed while it was being read")]

@@ -17,7 +17,7 @@ use super::failure::Failure;
 use crate::image::ImageError;
 
 /// The maximum time without data from a stream: 5 s.
-const PATIENCE: Duration = Duration::from_secs(5);
+const DATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// The size of a file's beginning that must contain all headers: 1 MiB.
 pub const HEAD: usize = 1 << 20;
 /// The number of bytes that are read at a time: 256 KiB.
@@ -82,7 +82,7 @@ impl<'a> Input<'a> {
             kind @ (FileType::Fifo | FileType::Socket) => {
                 let socket = kind == FileType::Socket;
                 let mut stream = Stream { file, socket };
-                Self::open_stream(&mut stream, limit, PATIENCE)
+                Self::open_stream(&mut stream, limit, DATA_TIMEOUT)
             }
             _ => Err(Failure::NotAFile),
         }
@@ -113,9 +113,9 @@ impl<'a> Input<'a> {
     fn open_stream(
         stream: &mut Stream<'_>,
         limit: u64,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Self, Failure> {
-        let bytes = stream.read(limit, patience)?;
+        let bytes = stream.read(limit, timeout)?;
         if bytes.is_empty() {
             return Err(ImageError::Empty.into());
         }
@@ -192,14 +192,14 @@ impl Stream<'_> {
     /// Reads the stream to its end.
     ///
     /// # Errors
-    /// Returns a [`Failure`] for more than `limit` bytes, or after `patience`
+    /// Returns a [`Failure`] for more than `limit` bytes, or after `timeout`
     /// without data.
-    fn read(&mut self, limit: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
+    fn read(&mut self, limit: u64, timeout: Duration) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
         loop {
             let read = bytes.len() as u64;
-            if !self.wait(patience)? {
-                return Err(Failure::Stalled { read, patience });
+            if !self.wait(timeout)? {
+                return Err(Failure::Stalled { read, timeout });
             }
             bytes.try_reserve(PIECE)?;
             match self.read_some(&mut bytes) {
@@ -219,10 +219,10 @@ impl Stream<'_> {
         }
     }
 
-    /// Returns whether data or the end of the stream arrived before `patience`
+    /// Returns whether data or the end of the stream arrived before `timeout`
     /// was over. A FIFO that nobody has opened for writing yet has neither.
-    fn wait(&self, patience: Duration) -> Result<bool, Failure> {
-        let timeout = Timespec::try_from(patience)
+    fn wait(&self, timeout: Duration) -> Result<bool, Failure> {
+        let timeout = Timespec::try_from(timeout)
             .map_err(io::Error::other)
             .map_err(Failure::Read)?;
         let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)];

@@ -139,7 +139,7 @@ fn a_fifo_is_waited_for_until_its_writer_is_late() {
     assert!(matches!(error, Failure::Stalled { read: 0, .. }));
     let read = thread::scope(|scope| {
         scope.spawn(|| std::fs::write(&path, b"late, but whole").unwrap());
-        stream.read(LIMIT, PATIENCE).unwrap()
+        stream.read(LIMIT, DATA_TIMEOUT).unwrap()
     });
     assert_eq!(read, b"late, but whole");
     std::fs::remove_file(&path).unwrap();

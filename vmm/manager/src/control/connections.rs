@@ -29,14 +29,14 @@ use crate::control::places::{Answering, Place, Places};
 
 /// The timeouts of clients.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct Timeouts {
     /// The limit for the head of a request, and for idle connections.
     pub head: Duration,
     /// The limit for the body of a request.
     pub body: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             head: Duration::from_secs(60),
@@ -55,7 +55,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` to clients of our own user and of root, at most `limit` at
 /// once.
-pub async fn serve(listener: UnixListener, router: Router, limit: usize, patience: Patience) {
+pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeouts: Timeouts) {
     let places = Places::new(limit);
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
@@ -83,7 +83,7 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, patienc
                 stream,
                 router.clone(),
                 place,
-                patience,
+                timeouts,
             ))),
             None => {
                 if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
@@ -95,15 +95,15 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, patienc
 }
 
 /// Serves a client until it disconnects, times out, or its place is needed.
-async fn converse(stream: UnixStream, router: Router, place: Place, patience: Patience) {
+async fn converse(stream: UnixStream, router: Router, place: Place, timeouts: Timeouts) {
     let place = Arc::new(place);
     let kept = Arc::clone(&place);
     let answer = service_fn(move |request| {
-        answer(router.clone(), Arc::clone(&place), patience.body, request)
+        answer(router.clone(), Arc::clone(&place), timeouts.body, request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience.head)
+        .header_read_timeout(timeouts.head)
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
     tokio::select! {

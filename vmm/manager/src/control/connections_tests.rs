@@ -5,13 +5,13 @@ use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Serves one route in a local task; returns the path of its socket.
-fn served(name: &str, patience: Patience) -> std::path::PathBuf {
+fn served(name: &str, timeouts: Timeouts) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("mkvmm-{name}-{}", std::process::id()));
     // A failed test may have left it behind.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
     let router = Router::new().route("/", axum::routing::post(|| async { "hello" }));
-    tokio::spawn(serve(listener, router, 4, patience));
+    tokio::spawn(serve(listener, router, 4, timeouts));
     path
 }
 
@@ -33,7 +33,7 @@ async fn a_client_that_does_not_finish_is_hung_up_on() {
     let long = Duration::from_secs(3600);
     let path = served(
         "half-heads",
-        Patience {
+        Timeouts {
             head: short,
             body: long,
         },
@@ -50,7 +50,7 @@ async fn a_client_that_does_not_finish_is_hung_up_on() {
 
     let path = served(
         "half-bodies",
-        Patience {
+        Timeouts {
             head: long,
             body: short,
         },

@@ -14,7 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
 
-use crate::control::connections::{self, Patience};
+use crate::control::connections::{self, Timeouts};
 use crate::control::http::{Api, router};
 use mkvmm_base::{Class, Diagnose};
 
@@ -120,7 +120,7 @@ impl ControlSocket {
             let served = runtime.block_on(async {
                 let listener = UnixListener::from_std(listener)?;
                 let limit = api.connections;
-                connections::serve(listener, router(api), limit, Patience::default()).await;
+                connections::serve(listener, router(api), limit, Timeouts::default()).await;
                 Ok::<(), io::Error>(())
             });
             if let Err(error) = served {

@@ -22,7 +22,7 @@ use crate::worker::{PLANS, When};
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 64 * MIB;
 /// The time limit for awaited events on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time that a worker has for what it does by itself, before the clock is
 /// advanced.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -97,7 +97,11 @@ impl Ground {
         ground.good_pid = ground.pid_of(&ground.good);
         let begin = Instant::now();
         while !ground.printed_by_good().contains("probe: pass") {
-            assert!(begin.elapsed() < PATIENCE, "{}", ground.printed_by_good());
+            assert!(
+                begin.elapsed() < EVENT_TIMEOUT,
+                "{}",
+                ground.printed_by_good()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         ground
@@ -131,7 +135,10 @@ impl Ground {
     pub async fn liar(&self) -> i32 {
         let begin = Instant::now();
         while !self.is_done() {
-            assert!(begin.elapsed() < PATIENCE, "no worker carries out the plan");
+            assert!(
+                begin.elapsed() < EVENT_TIMEOUT,
+                "no worker carries out the plan"
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let path = self.plans.path(self.bad.as_str());
@@ -187,7 +194,7 @@ impl Ground {
     pub async fn wait_for(&self, state: State) {
         let (begin, mut moment) = (Instant::now(), Instant::now());
         while self.state_of_bad().0 != state {
-            assert!(begin.elapsed() < PATIENCE, "{:?}", self.state_of_bad());
+            assert!(begin.elapsed() < EVENT_TIMEOUT, "{:?}", self.state_of_bad());
             tokio::time::sleep(Duration::from_millis(1)).await;
             if self.is_done() && moment.elapsed() > MOMENT {
                 forward().await;
@@ -204,7 +211,7 @@ impl Ground {
             if status.is_ok_and(|status| status.contains("\nState:\tT")) {
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "{pid} is not stopped");
+            assert!(begin.elapsed() < EVENT_TIMEOUT, "{pid} is not stopped");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -225,7 +232,7 @@ impl Ground {
     pub async fn expect_gone(&self, pid: i32) {
         let begin = Instant::now();
         while fs::exists(format!("/proc/{pid}")).expect("procfs is there") {
-            assert!(begin.elapsed() < PATIENCE, "{pid} is there");
+            assert!(begin.elapsed() < EVENT_TIMEOUT, "{pid} is there");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
