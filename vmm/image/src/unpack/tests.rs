@@ -315,7 +315,7 @@ fn what_no_kernel_has_is_refused_by_the_unpacker_already() {
 }
 
 #[test]
-fn failures_of_the_surroundings_are_told_from_bad_images() {
+fn failures_of_the_host_are_distinguished_from_bad_images() {
     let job = Job {
         role: ELF,
         limits: ROOMY,

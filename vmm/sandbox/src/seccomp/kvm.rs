@@ -47,7 +47,7 @@ const INTERRUPTS: &str = "interrupt lines and messages of devices";
 const VCPU: &str = "initial state of a vCPU";
 /// The offset of a vCPU's TSC, which a pause shifts.
 const CLOCKS: &str = "the clocks of a guest that was paused";
-const LAST_WORDS: &str = "registers for debugging and after the end";
+const REGISTERS: &str = "registers for debugging and after the end";
 
 /// Requests and their purposes; the most frequent one comes first, since a
 /// filter is evaluated from the top.
@@ -72,29 +72,29 @@ pub(crate) const IOCTLS: [(u32, &str); 46] = [
     (iow::<kvm::kvm_enable_cap>(0xa3), SETUP), // KVM_ENABLE_CAP
     (iow::<kvm::kvm_userspace_memory_region>(0x46), SLOTS),
     (iow::<kvm::kvm_dirty_log>(0x42), SLOTS),
-    (ior::<kvm::kvm_regs>(0x81), LAST_WORDS),
+    (ior::<kvm::kvm_regs>(0x81), REGISTERS),
     (iow::<kvm::kvm_regs>(0x82), VCPU),
-    (ior::<kvm::kvm_sregs>(0x83), LAST_WORDS),
+    (ior::<kvm::kvm_sregs>(0x83), REGISTERS),
     (iow::<kvm::kvm_sregs>(0x84), VCPU),
-    (iowr::<kvm::kvm_translation>(0x85), LAST_WORDS),
-    (iowr::<kvm::kvm_msrs>(0x88), LAST_WORDS),
+    (iowr::<kvm::kvm_translation>(0x85), REGISTERS),
+    (iowr::<kvm::kvm_msrs>(0x88), REGISTERS),
     (iow::<kvm::kvm_msrs>(0x89), VCPU),
-    (ior::<kvm::kvm_fpu>(0x8c), LAST_WORDS),
+    (ior::<kvm::kvm_fpu>(0x8c), REGISTERS),
     (iow::<kvm::kvm_fpu>(0x8d), VCPU),
     (ior::<kvm::kvm_lapic_state>(0x8e), VCPU),
     (iow::<kvm::kvm_lapic_state>(0x8f), VCPU),
     (iow::<kvm::kvm_cpuid2>(0x90), VCPU),
-    (ior::<kvm::kvm_mp_state>(0x98), LAST_WORDS),
+    (ior::<kvm::kvm_mp_state>(0x98), REGISTERS),
     (iow::<kvm::kvm_mp_state>(0x99), VCPU),
     (io(0x9a), "KVM_NMI: a panic on request"),
     (iow::<kvm::kvm_guest_debug>(0x9b), "single-stepping"),
-    (ior::<kvm::kvm_vcpu_events>(0x9f), LAST_WORDS),
+    (ior::<kvm::kvm_vcpu_events>(0x9f), REGISTERS),
     (iow::<kvm::kvm_vcpu_events>(0xa0), VCPU),
     (io(0xa2), VCPU), // KVM_SET_TSC_KHZ
     (io(0xa3), VCPU), // KVM_GET_TSC_KHZ
     (io(0xad), "KVM_KVMCLOCK_CTRL: a guest was paused"),
     (iow::<kvm::kvm_clock_data>(0x7b), VCPU),
-    (ior::<kvm::kvm_clock_data>(0x7c), LAST_WORDS),
+    (ior::<kvm::kvm_clock_data>(0x7c), REGISTERS),
     (iow::<kvm::kvm_xcrs>(0xa7), VCPU),
     (iow::<kvm::kvm_device_attr>(0xe1), CLOCKS), // KVM_SET_DEVICE_ATTR
     (iow::<kvm::kvm_device_attr>(0xe2), CLOCKS), // KVM_GET_DEVICE_ATTR
