@@ -16,7 +16,7 @@ use mkvmm_manager::life::LifeError;
 use mkvmm_manager::run::Fleet;
 use mkvmm_manager::stream::Stream;
 use mkvmm_memory::reservation::ReservationConfig;
-use mkvmm_test_harness::embedded::{Ground, block_on, memory_files, resolve};
+use mkvmm_test_harness::embedded::{ManagerSetup, block_on, memory_files, resolve};
 
 const MIB: u64 = 1 << 20;
 const POOL: u64 = 128 * MIB;
@@ -84,7 +84,7 @@ fn resident() -> u64 {
 }
 
 fn manager() -> Rc<Manager> {
-    Ground::new(POOL).manager()
+    ManagerSetup::new(POOL).manager()
 }
 
 async fn build(manager: &Rc<Manager>, specs: &[String]) -> Result<Fleet, LifeError> {
@@ -224,9 +224,9 @@ pub fn a_populated_pool_is_whole_and_zero_again() {
             prealloc: true,
             ..ReservationConfig::default()
         };
-        let manager = Ground {
+        let manager = ManagerSetup {
             memory,
-            ..Ground::new(POOL)
+            ..ManagerSetup::new(POOL)
         }
         .manager();
         let files = memory_files().len();

@@ -16,7 +16,7 @@ use mkvmm_manager::run::{Fleet, Outcome};
 use mkvmm_manager::stream::Stream;
 use mkvmm_manager::{ConsoleOptions, Manager};
 use mkvmm_test_harness::Consoles;
-use mkvmm_test_harness::embedded::{Ground, block_on, resolve};
+use mkvmm_test_harness::embedded::{ManagerSetup, block_on, resolve};
 
 use crate::guest::Guest;
 use crate::guest_report::GuestReport;
@@ -160,15 +160,15 @@ impl Ends {
 }
 
 async fn watch(images: &Path, screen: &Screen) -> Result<Ends, String> {
-    let ground = Ground {
+    let setup = ManagerSetup {
         // Lossless, so that no line is lost.
         console: ConsoleOptions {
             ring: 64 << 10,
             lossless: true,
         },
-        ..Ground::new(POOL_SIZE)
+        ..ManagerSetup::new(POOL_SIZE)
     };
-    let manager = ground.manager();
+    let manager = setup.manager();
     let specs = GUESTS.map(|(guest, _)| guest.spec(images));
     let configs = resolve(&manager, &specs).await.map_err(|e| chain(&e))?;
     let stream = Stream::start(Box::new(screen.clone()), || ());

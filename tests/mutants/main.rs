@@ -20,7 +20,7 @@ use mkvmm_guest_images::PROBE;
 use mkvmm_image::bzimage;
 use mkvmm_manager::{Manager, audit};
 use mkvmm_memory::reservation::ReservationConfig;
-use mkvmm_test_harness::embedded::{self, Ground, block_on};
+use mkvmm_test_harness::embedded::{self, ManagerSetup, block_on};
 use mkvmm_test_harness::instance::{KernelFile, Pool};
 use mkvmm_test_harness::{Scratch, images, mkvmm, tier};
 use peak_alloc::PeakAlloc;
@@ -111,12 +111,12 @@ impl Bench {
             let pool = Pool::new(POOL, ReservationConfig::default());
             return Self::Memory(Box::new(pool));
         }
-        let ground = Ground {
+        let setup = ManagerSetup {
             program: Some(mkvmm::binary()),
-            ..Ground::new(POOL)
+            ..ManagerSetup::new(POOL)
         };
         Self::Manager {
-            manager: ground.manager(),
+            manager: setup.manager(),
             scratch: Scratch::new(),
         }
     }

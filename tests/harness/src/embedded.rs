@@ -32,7 +32,7 @@ const UNPACKING: u64 = 4 << 30;
 
 /// The parameters of a manager.
 #[derive(Debug)]
-pub struct Ground {
+pub struct ManagerSetup {
     /// The range of the pool.
     pub range: AddrRange,
     /// The configuration of its memory.
@@ -57,7 +57,7 @@ pub fn block_on<F: Future>(work: F) -> F::Output {
     LocalSet::new().block_on(&runtime, work)
 }
 
-impl Ground {
+impl ManagerSetup {
     /// Returns a lazy pool of `size` bytes from 4 GiB on, with consoles whose
     /// guests never wait.
     pub fn new(size: u64) -> Self {

@@ -9,7 +9,7 @@ use mkvmm_api::{ImagesSpec, KernelSource, Size};
 use mkvmm_base::InstanceName;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_manager::config::InstanceConfig;
-use mkvmm_test_harness::embedded::{self, Ground};
+use mkvmm_test_harness::embedded::{self, ManagerSetup};
 
 const MIB: u64 = 1 << 20;
 /// If this variable is 1, tests that would be skipped fail.
@@ -42,7 +42,7 @@ fn run(test: impl Future<Output = ()>) -> Result<Completion, Failed> {
 }
 
 async fn a_probe_runs_to_its_end() {
-    let manager = Ground::new(256 * MIB).manager();
+    let manager = ManagerSetup::new(256 * MIB).manager();
     let name: InstanceName = "a".parse().expect("a name");
     let config = InstanceConfig::new(name.clone(), Size::mib(8));
     let spec = ImagesSpec {

@@ -3,7 +3,7 @@
 //! This program is its own worker: [`worker`] carries out the plan that a test
 //! has set for one boot of an instance; without a plan it is honest.
 
-mod ground;
+mod fixture;
 mod worker;
 
 use std::env;
@@ -15,7 +15,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_test_harness::embedded;
 
-use ground::{Ground, logged};
+use fixture::{Fixture, logged};
 use worker::When;
 
 /// If this variable is 1, tests that would be skipped fail.
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     if let Some(exit) = embedded::child() {
         return exit;
     }
-    ground::log_here();
+    fixture::log_here();
     let mut arguments = Arguments::from_args();
     // Workers live as long as the thread that starts them.
     arguments.test_threads = Some(1);
@@ -89,54 +89,54 @@ fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + '
 /// A worker misbehaves once: only its own instance is affected, and the next
 /// boot is not.
 async fn one_falls(when: When, deed: &str) {
-    let ground = Ground::new().await;
-    ground.plan(when, deed);
-    let result = ground.load_and_start().await;
-    let liar = ground.liar().await;
+    let fixture = Fixture::new().await;
+    fixture.plan(when, deed);
+    let result = fixture.load_and_start().await;
+    let liar = fixture.liar().await;
     let (state, reason) = match when {
         When::Load => (State::Ready, None),
         When::Boot => (State::Loaded, None),
         When::Run => (State::Failed, Some(EndReason::Vmm)),
     };
     if when == When::Run {
-        ground.wait_for(state).await;
+        fixture.wait_for(state).await;
     } else {
         let error = result.expect_err("the worker has not done what it was told");
         let text = mkvmm_base::chain(&error);
         assert!(!text.contains('\x1b') && text.len() < 2000, "{text}");
     }
-    assert_eq!(ground.state_of_bad(), (state, reason));
-    ground.expect_gone(liar).await;
-    ground.expect_peace();
+    assert_eq!(fixture.state_of_bad(), (state, reason));
+    fixture.expect_gone(liar).await;
+    fixture.expect_peace();
     // Repeat with an honest worker.
-    ground.forget_the_deed();
-    let result = ground.load_and_start().await;
+    fixture.forget_the_deed();
+    let result = fixture.load_and_start().await;
     result.expect("an honest worker does it");
-    ground.wait_for(State::Stopped).await;
+    fixture.wait_for(State::Stopped).await;
     assert_eq!(
-        ground.state_of_bad(),
+        fixture.state_of_bad(),
         (State::Stopped, Some(EndReason::Reboot))
     );
-    ground.tear_down().await;
+    fixture.tear_down().await;
 }
 
 /// A worker sends notifications as fast as they are received: the others do not
 /// notice, and the log contains only a limited number of its lines.
 async fn flooded(deed: &str) {
-    let ground = Ground::new().await;
-    ground.plan(When::Run, deed);
-    let result = ground.load_and_start().await;
+    let fixture = Fixture::new().await;
+    fixture.plan(When::Run, deed);
+    let result = fixture.load_and_start().await;
     result.expect("it is honest until then");
-    let liar = ground.liar().await;
+    let liar = fixture.liar().await;
     let lines_before = logged().len();
     let (begin, mut looks) = (Instant::now(), Vec::new());
     while begin.elapsed() < FLOOD {
         let asked = Instant::now();
         tokio::time::sleep(Duration::from_millis(1)).await;
-        ground.expect_peace();
+        fixture.expect_peace();
         looks.push(asked.elapsed());
     }
-    ground.bother_the_neighbour().await;
+    fixture.bother_the_neighbour().await;
     let elapsed = begin.elapsed();
     looks.sort_unstable();
     let (median, worst) = (looks[looks.len() / 2], looks[looks.len() - 1]);
@@ -150,12 +150,12 @@ async fn flooded(deed: &str) {
         looks.len()
     );
 
-    ground.kill_bad().await;
+    fixture.kill_bad().await;
     assert_eq!(
-        ground.state_of_bad(),
+        fixture.state_of_bad(),
         (State::Stopped, Some(EndReason::Killed))
     );
-    ground.expect_gone(liar).await;
+    fixture.expect_gone(liar).await;
     let lines = logged().split_off(lines_before);
     let most = 200 + 10 * elapsed.as_secs();
     assert!(
@@ -168,24 +168,24 @@ async fn flooded(deed: &str) {
         let is_count = |line: &String| line.contains("of its lines were dropped");
         assert!(lines.iter().any(is_count), "{lines:?}");
     }
-    ground.tear_down().await;
+    fixture.tear_down().await;
 }
 
 /// A worker hangs: only a kill is requested of it.
 async fn killed_while_stopped() {
-    let ground = Ground::new().await;
-    ground.plan(When::Run, "stop");
-    let result = ground.load_and_start().await;
+    let fixture = Fixture::new().await;
+    fixture.plan(When::Run, "stop");
+    let result = fixture.load_and_start().await;
     result.expect("it is honest until then");
-    let liar = ground.liar().await;
-    ground.wait_until_stopped(liar).await;
-    assert_eq!(ground.state_of_bad(), (State::Active, None));
-    ground.kill_bad().await;
+    let liar = fixture.liar().await;
+    fixture.wait_until_stopped(liar).await;
+    assert_eq!(fixture.state_of_bad(), (State::Active, None));
+    fixture.kill_bad().await;
     assert_eq!(
-        ground.state_of_bad(),
+        fixture.state_of_bad(),
         (State::Stopped, Some(EndReason::Killed))
     );
-    ground.expect_gone(liar).await;
-    ground.expect_peace();
-    ground.tear_down().await;
+    fixture.expect_gone(liar).await;
+    fixture.expect_peace();
+    fixture.tear_down().await;
 }

@@ -59,7 +59,7 @@ pub fn logged() -> Vec<String> {
 }
 
 /// A manager and its two instances.
-pub struct Ground {
+pub struct Fixture {
     manager: Rc<Manager>,
     plans: Scratch,
     bad: InstanceName,
@@ -68,43 +68,47 @@ pub struct Ground {
     good_pid: Option<i32>,
 }
 
-impl Ground {
+impl Fixture {
     /// Creates both, and starts the honest one.
     pub async fn new() -> Self {
         let plans = Scratch::new();
         let environment = (PLANS.to_owned(), plans.dir().display().to_string());
-        let manager = embedded::Ground::new(POOL).manager_with(vec![environment]);
+        let manager = embedded::ManagerSetup::new(POOL).manager_with(vec![environment]);
         let name = |name: &str| name.parse().expect("a name");
         let (bad, good): (InstanceName, InstanceName) = (name("bad"), name("good"));
         for name in [&bad, &good] {
             let config = InstanceConfig::new(name.clone(), Size::mib(8));
             manager.create(config, None).await.expect("it fits");
         }
-        let mut ground = Self {
+        let mut fixture = Self {
             manager,
             plans,
             bad,
             good,
             good_pid: None,
         };
-        let images = ground.images(&ground.good, Some("spin")).await;
-        ground
+        let images = fixture.images(&fixture.good, Some("spin")).await;
+        fixture
             .manager
-            .load(&ground.good, images)
+            .load(&fixture.good, images)
             .await
             .expect("it fits");
-        ground.manager.start(&ground.good).await.expect("it starts");
-        ground.good_pid = ground.pid_of(&ground.good);
+        fixture
+            .manager
+            .start(&fixture.good)
+            .await
+            .expect("it starts");
+        fixture.good_pid = fixture.pid_of(&fixture.good);
         let begin = Instant::now();
-        while !ground.printed_by_good().contains("probe: pass") {
+        while !fixture.printed_by_good().contains("probe: pass") {
             assert!(
                 begin.elapsed() < EVENT_TIMEOUT,
                 "{}",
-                ground.printed_by_good()
+                fixture.printed_by_good()
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        ground
+        fixture
     }
 
     fn printed_by_good(&self) -> String {
