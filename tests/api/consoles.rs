@@ -16,11 +16,11 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::tcgetattr;
 
-use crate::server::{PATIENCE, Server};
+use crate::server::{EVENT_TIMEOUT, Server};
 
 #[track_caller]
 fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while !happened() {
         assert!(Instant::now() < end, "{what} did not come");
         thread::sleep(Duration::from_millis(5));
@@ -339,7 +339,7 @@ fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
     assert!(last < 8 << 20, "it does not wait for the guest");
     kill_process(Pid::from_child(&client), Signal::TERM).unwrap();
     let mut status = None;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while status.is_none() && Instant::now() < end {
         thread::sleep(Duration::from_millis(5));
         status = client.try_wait().unwrap();

@@ -47,7 +47,7 @@ fn hex(value: &Value) -> u64 {
 
 /// Waits until vCPU 0 has loaded the registers that `start` gave it.
 fn wait_for_registers(server: &Server, name: &str) -> Value {
-    let end = Instant::now() + crate::server::PATIENCE;
+    let end = Instant::now() + crate::server::EVENT_TIMEOUT;
     loop {
         let regs = get(server, &format!("{name}/regs"));
         if hex(&regs["cpus"][0]["general"]["r15"]) == R15 {
@@ -162,7 +162,7 @@ fn our_walk_through_page_tables_is_kvms() {
         .run_words([&create[..], &["--cmdline", "spin"]].concat())
         .expect_code(0);
     server.ok("start web");
-    let end = Instant::now() + crate::server::PATIENCE;
+    let end = Instant::now() + crate::server::EVENT_TIMEOUT;
     // The probe's own tables are in use when it is in ring 3.
     while get(&server, "web/regs?cpu=0")["cpus"][0]["cpl"] != 3 {
         assert!(Instant::now() < end, "the probe does not reach ring 3");

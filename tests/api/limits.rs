@@ -12,11 +12,11 @@ use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Scratch, Stdout};
 use rustix::process::{Signal, kill_process};
 
-use crate::server::{PATIENCE, Server, http};
+use crate::server::{EVENT_TIMEOUT, Server, http};
 
 #[track_caller]
 fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while !happened() {
         assert!(Instant::now() < end, "{what} did not come");
         thread::sleep(Duration::from_millis(10));
@@ -25,7 +25,9 @@ fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
 
 fn connect(server: &Server) -> UnixStream {
     let stream = UnixStream::connect(server.socket()).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream
+        .set_read_timeout(Some(EVENT_TIMEOUT))
+        .expect("a socket");
     stream
 }
 
@@ -367,7 +369,7 @@ fn an_image_is_looked_up_once_while_its_link_is_exchanged() {
         });
         wait_until("a link", || link.symlink_metadata().is_ok());
         let (mut inside, mut refused) = (0, 0);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         while (inside < 5 || refused < 5) && Instant::now() < end {
             let body = format!(
                 r#"{{"name":"a","memory":8388608,"kernel":"{}"}}"#,

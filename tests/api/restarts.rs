@@ -8,7 +8,7 @@ use mkvmm_test_harness::images::{code, elf};
 use mkvmm_test_harness::tier::skips_without_kvm;
 use serde_json::Value;
 
-use crate::server::{PATIENCE, Server};
+use crate::server::{EVENT_TIMEOUT, Server};
 
 /// Creates an instance whose guest is `code` and which is restarted when it
 /// resets, and starts it.
@@ -95,7 +95,7 @@ fn guests_that_reset_at_once_wait_longer_each_time_and_say_so() {
     for name in ["a", "b"] {
         start(&server, &scratch, name, code::RESET, "100M");
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     let mut has_waited = false;
     while boots(&server, "a") < 3 {
         let guest = server.json("show a");

@@ -9,7 +9,7 @@ use mkvmm_test_harness::{Mkvmm, Running, Scratch};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::server::{PATIENCE, Server, http};
+use crate::server::{EVENT_TIMEOUT, Server, http};
 
 /// The CPU time that a busy guest should use, in microseconds.
 const BUSY_US: u64 = 300_000;
@@ -29,7 +29,7 @@ fn sample(text: &str, family: &str, name: &str) -> f64 {
 
 /// Waits until instance `name` has used `cpu_us`, and returns its description.
 fn wait_for_use(server: &Server, name: &str, cpu_us: u64) -> Value {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     loop {
         let instance = server.json(&format!("show {name}"));
         if number(&instance, "cpu_us") >= cpu_us {
@@ -255,7 +255,7 @@ fn leaves_of_a_killed_server_are_removed_by_the_next() {
     running.signal(Signal::KILL);
     running.wait();
     // The worker dies with its parent, but not immediately.
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while Path::new(&format!("/proc/{}", made["pid"])).exists() {
         assert!(Instant::now() < end);
         std::thread::sleep(Duration::from_millis(10));

@@ -9,7 +9,7 @@ use mkvmm_test_harness::root;
 use mkvmm_test_harness::tier::{skips_without_kvm, skips_without_tool};
 use serde_json::Value;
 
-use crate::server::{PATIENCE, Server};
+use crate::server::{EVENT_TIMEOUT, Server};
 
 #[test]
 fn the_description_in_the_repository_is_the_one_that_is_served() {
@@ -69,7 +69,7 @@ fn a_body_that_comes_late_breaks_no_connection() {
     }
     let server = Server::start("64M@4G");
     let mut stream = UnixStream::connect(server.socket()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     // Some clients send head and body separately; this route does not use the
     // body.
     let head = "POST /v1/instances/a/start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
@@ -123,7 +123,7 @@ fn what_cannot_be_read_is_refused_in_json() {
 fn attach(server: &Server, name: &str) -> UnixStream {
     let mut stream = UnixStream::connect(server.socket()).expect("the console is there");
     stream
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(EVENT_TIMEOUT))
         .expect("the console is there");
     write!(
         stream,

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::images::{code, elf, number};
-use mkvmm_test_harness::server::PATIENCE;
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,7 +76,7 @@ impl Witness {
     /// called.
     #[track_caller]
     fn wait_for_more(&self) -> u32 {
-        let (before, end) = (self.counted(), Instant::now() + PATIENCE);
+        let (before, end) = (self.counted(), Instant::now() + EVENT_TIMEOUT);
         loop {
             let now = self.counted();
             if now > before + 1 {
@@ -119,7 +119,7 @@ impl Witness {
     /// Waits until a guest has caused more violations than before.
     #[track_caller]
     fn wait_for_attacks(&self, name: &str) {
-        let (before, end) = (self.violations(name), Instant::now() + PATIENCE);
+        let (before, end) = (self.violations(name), Instant::now() + EVENT_TIMEOUT);
         while self.violations(name) < before + 100 {
             assert!(Instant::now() < end, "{name} does not attack");
             thread::sleep(Duration::from_millis(20));

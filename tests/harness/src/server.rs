@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{Finished, Mkvmm, Running, Scratch};
 
 /// The time limit for awaited events on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The default lifetime of a server.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -112,13 +112,13 @@ impl Server {
     /// Waits until an instance is in `state`.
     #[track_caller]
     pub fn wait_for_state(&self, name: &str, state: &str) -> Value {
-        self.wait_for_state_within(PATIENCE, name, state)
+        self.wait_for_state_within(EVENT_TIMEOUT, name, state)
     }
 
-    /// Waits up to `patience` until an instance is in `state`.
+    /// Waits up to `timeout` until an instance is in `state`.
     #[track_caller]
-    pub fn wait_for_state_within(&self, patience: Duration, name: &str, state: &str) -> Value {
-        let end = Instant::now() + patience;
+    pub fn wait_for_state_within(&self, timeout: Duration, name: &str, state: &str) -> Value {
+        let end = Instant::now() + timeout;
         loop {
             let (_, instance) = self.http("GET", &format!("/v1/instances/{name}"), "");
             if instance["state"] == state {
@@ -227,7 +227,9 @@ fn ready(command: Mkvmm) -> Running {
 /// Sends one request over a Unix socket.
 pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(socket).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream
+        .set_read_timeout(Some(EVENT_TIMEOUT))
+        .expect("a socket");
     let length = body.len();
     write!(
         stream,
