@@ -1,5 +1,5 @@
-//! The worker of `run`'s first guest is made before anything is read, as a copy
-//! of the process: it is to be like any other all the same.
+//! Tests that the worker of `run`'s first guest, a copy of the process that is
+//! made before anything is read, has the same properties as any other.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What nobody but the manager is to know.
+/// The time limit for awaited events on a busy machine.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A value that only the manager may know.
 const SECRET: &str = "hunter2-hunter2";
 
 /// A launch of two guests that run until it is dropped.
@@ -35,7 +35,7 @@ impl Launch {
     fn worker(&self, name: &str) -> PathBuf {
         let title = format!("mkvmm-worker: {name}");
         let children = format!("/proc/{0}/task/{0}/children", self.0.id());
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         loop {
             let pids = fs::read_to_string(&children).unwrap_or_default();
             for pid in pids.split_whitespace() {

@@ -1,11 +1,12 @@
 //! Links the unwinder of gcc into the program.
 //!
-//! Its shared library examines the processor when it is loaded, which takes
-//! longer than all else that a program does to begin where CPUID traps, that is
-//! in a virtual machine; and each guest has a process of its own.
+//! Its shared library examines the processor when it is loaded. In a virtual
+//! machine, where CPUID traps, that takes longer than everything else at the
+//! start of a program; and each guest has its own process.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Whole, for what needs it comes later on the linker's command line.
+    // It is linked as a whole, since its users come later on the linker's
+    // command line.
     println!("cargo::rustc-link-lib=static:+whole-archive,-bundle=gcc_eh");
 }

@@ -1,10 +1,10 @@
-//! A worker that is begun before it is known whose it will be.
+//! Starts a worker before its instance is known.
 //!
-//! `mkvmm run` needs one process for its first guest, and making one takes
-//! longer than all the rest. So it is made at once, as a [copy] of a process
-//! that has read nothing yet, and while that one reads its arguments, finds a
-//! place for the pool and its images, the worker makes an empty VM and confines
-//! itself.
+//! `mkvmm run` needs one process for its first guest, and starting it takes
+//! longer than everything else. So it is started immediately, as a [copy] of a
+//! process that has read nothing yet. While that process parses its arguments
+//! and places the pool and its images, the worker creates an empty VM and
+//! confines itself.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use rustix::process::Pid;
 use crate::confine;
 use crate::failure::Failure;
 
-/// A worker that waits for its settings. Dropped, it ends.
+/// A worker that waits for its settings. It exits if this is dropped.
 #[derive(Debug)]
 pub struct Early {
     /// The process of the worker.
@@ -33,14 +33,14 @@ pub struct Early {
 /// The two processes in which [`early`] returns.
 #[derive(Debug)]
 pub enum Fork {
-    /// The one that called it, with the worker if there could be one.
+    /// The process that called it, with the worker if one could be started.
     Caller(Option<Early>),
-    /// The worker, which has ended and is to exit.
+    /// The worker, which has finished and must exit.
     Worker(ExitCode),
 }
 
-/// Begins a worker as a copy of this process, which is to have read nothing
-/// yet: neither its arguments nor a file nor a message.
+/// Starts a worker as a copy of this process, which must not have read anything
+/// yet: no arguments, no file and no message.
 pub fn early() -> Fork {
     let caller = rustix::process::getpid();
     let Ok((ours, theirs)) = channel::pair() else {
@@ -57,7 +57,8 @@ pub fn early() -> Fork {
             let done = work(theirs, caller, &processors);
             Fork::Worker(crate::exit_code("worker", done))
         }
-        // It will be made when it is needed, and if that fails, that is said.
+        // A worker is started when it is needed; if that fails too, the error
+        // is reported then.
         Err(_no_process) => Fork::Caller(None),
     }
 }
@@ -65,10 +66,10 @@ pub fn early() -> Fork {
 fn work(socket: OwnedFd, caller: Pid, processors: &Processors) -> Result<(), Failure> {
     child::enter_copy("worker", &socket, caller)?;
     let title = Title::clear()?;
-    // Nothing of anybody else's was read yet, so this need not be confined.
+    // No data of others was read yet, so this need not be confined.
     let vm = EarlyVm::new();
     let Some(settings) = Settings::receive(socket.as_fd())? else {
-        // Nobody needs it.
+        // The caller does not need a worker.
         return Ok(());
     };
     processors.use_all()?;

@@ -28,8 +28,8 @@ pub enum Failure {
     /// The child could not be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// It cannot become independent of the process that it is a copy of.
-    #[error("a copy cannot become a process of its own")]
+    /// It cannot become independent of the process of which it is a copy.
+    #[error("a copy of the process cannot become independent of it")]
     Copy(#[from] std::io::Error),
     /// The worker failed.
     #[error(transparent)]

@@ -152,8 +152,8 @@ impl KernelImage {
     /// the build.
     pub fn probe() -> Result<Self, ImageError> {
         let file = mkvmm_guest_images::PROBE.to_vec();
-        // No search for a version: the probe has none, and every start of a
-        // manager would wait for it.
+        // The version is not searched for: the probe has none, and every start
+        // of a manager would wait for the search.
         let mut facts = facts::of_elf(&elf::parse(&file)?, None);
         facts.cmdline_max = CMDLINE_MAX - 1;
         facts.check(file.len() as u64)?;
@@ -307,7 +307,7 @@ mod tests {
         let facts = Facts::Kernel(probe.kernel_facts().clone());
         assert_eq!(content.facts, facts);
         probe.kernel_facts().check(content.output_size).unwrap();
-        // The short way comes to what the long one says.
+        // The facts computed directly equal those of the parser.
         let bytes = mkvmm_guest_images::PROBE;
         assert_eq!(content.sha256.0, *Sha256::digest(bytes));
         let parsed = KernelImage::parse(bytes.to_vec(), BootMode::Elf).unwrap();

@@ -82,7 +82,7 @@ pub fn enter_copy(role: &str, channel: &OwnedFd, parent: Pid) -> Result<(), Chil
 }
 
 fn begin(role: &str, channel: &OwnedFd, keep: &[RawFd]) -> Result<(), ChildError> {
-    rustix::process::setsid().map_err(at("make a session of its own"))?;
+    rustix::process::setsid().map_err(at("create its own session"))?;
     sys::reset_signals().map_err(at("let signals through"))?;
     replace_stdin()?;
     let mut kept = vec![channel.as_raw_fd()];

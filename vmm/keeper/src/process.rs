@@ -152,12 +152,12 @@ impl Spawn<'_> {
     }
 }
 
-/// A child that may not have executed its program yet. Dropped, it ends, as a
-/// [`Child`] does.
+/// A child that may not have executed its program yet. It is killed if this is
+/// dropped, like a [`Child`].
 #[derive(Debug)]
 pub struct Starting {
     child: Child,
-    /// `None` in one that has executed its program, or needs none.
+    /// This is `None` for a child that has executed its program, or needs none.
     failure: Option<Failure>,
     role: String,
     label: String,

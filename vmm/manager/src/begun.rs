@@ -1,4 +1,4 @@
-//! Workers' processes that have begun and were not given anything yet.
+//! Processes of workers that have been started and have not received any order.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,42 +11,43 @@ use mkvmm_wire::settings::Settings;
 use crate::child::{Children, Role};
 use crate::worker::WorkerError;
 
-/// The hierarchies that a worker still has to enter.
+/// The cgroup hierarchies that a worker still has to enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// None: it was born in its leaf, or has none.
+    /// It has to enter none: it was started in its leaf, or has none.
     Done,
-    /// Those of v1.
+    /// It has to enter the v1 hierarchies only.
     Rest,
-    /// Every hierarchy that its leaf is in.
+    /// It has to enter every hierarchy of its leaf.
     All,
-    /// Every hierarchy that its leaf will be in, some time: it was begun before
-    /// there could be a leaf, and nothing is limited there.
+    /// It has to enter every hierarchy of its leaf later: it was started before
+    /// the leaf could be created, and its resources are not limited there.
     Later,
 }
 
-/// A worker's process that waits for its first order. Dropped, it ends.
+/// A worker's process that waits for its first order. It is killed if this is
+/// dropped.
 #[derive(Debug)]
 pub struct Begun {
-    /// The name of the instance that it is for.
+    /// The name of its instance.
     pub(crate) name: InstanceName,
     /// The process of the worker.
     pub(crate) child: Starting,
     /// This end of the socket to it.
     pub(crate) socket: OwnedFd,
-    /// The cgroup that it is to be in.
+    /// The cgroup that it has to enter.
     pub(crate) leaf: Option<Arc<Leaf>>,
-    /// How it still gets there.
+    /// The hierarchies that it still has to enter.
     pub(crate) entry: Entry,
 }
 
 impl Begun {
-    /// Takes over a worker that was begun before it was known whose it will be,
-    /// and tells it: it is for the first instance of this name. `socket` leads
-    /// to it.
+    /// Takes a worker that was started before its instance was known, and sends
+    /// it its settings: it is for the first instance of this name. `socket`
+    /// leads to it.
     ///
     /// # Errors
-    /// [`WorkerError::Wire`]; the worker is ended then.
+    /// Returns [`WorkerError::Wire`]; the worker is killed then.
     pub fn early(
         child: Child,
         socket: OwnedFd,
@@ -67,7 +68,7 @@ impl Begun {
         })
     }
 
-    /// Starts a worker, in `leaf` from its birth where that can be.
+    /// Starts a worker, directly in `leaf` if possible.
     pub(crate) fn start(
         children: &Children,
         name: InstanceName,
@@ -90,7 +91,8 @@ impl Begun {
                         name,
                     });
                 }
-                // An older kernel, a filter, no right to: or no process at all.
+                // The kernel is too old, a filter or missing permission
+                // prevents it, or no process can be started at all.
                 Err(error) => log::debug!("{label}: {}", chain(&error)),
             }
         }
@@ -103,7 +105,7 @@ impl Begun {
                 true => Entry::All,
                 false => Entry::Done,
             },
-            // Otherwise nobody is in it.
+            // Otherwise no process is in it.
             leaf: leaf.filter(|_| is_required),
             name,
         })

@@ -5,7 +5,7 @@
 //!     Identity [console, bell, board] ───────►
 //!     Memory   [a file per extent]   ────────►  (as often as needed)
 //!     Load     [kernel, archives …]  ────────►
-//!     Kvm      [/dev/kvm]            ────────►  (it makes its VM)
+//!     Kvm      [/dev/kvm]            ────────►  (it creates its VM)
 //!                                    ◄──────── Done(Ok(Loaded))
 //!     Boot                           ────────►
 //!                                    ◄──────── Done(Ok(Booted))

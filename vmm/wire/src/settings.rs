@@ -1,5 +1,6 @@
-//! What a worker is told before all else if it was begun before that was known.
-//! Others find it in their arguments and their environment.
+//! The settings of a worker that was started before its instance was known;
+//! they are its first packet. Other workers have them in their arguments and
+//! their environment.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::error::WireError;
 use crate::channel::socket;
 
-/// Whose a worker is, and how it is confined.
+/// The identity of a worker, and the parameters of its confinement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The name of its instance, for `ps`.
@@ -19,20 +20,20 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Sends the settings, as the first packet.
+    /// Sends the settings as the first packet.
     ///
     /// # Errors
-    /// [`WireError`].
+    /// Returns a [`WireError`].
     pub fn send(&self, socket: BorrowedFd<'_>) -> Result<(), WireError> {
         let packet = postcard::to_stdvec(self).map_err(WireError::Encode)?;
         socket::send(socket, &packet, &[])
     }
 
-    /// Waits for the settings; `None` when the peer has closed
+    /// Waits for the settings; returns `None` if the peer has closed the socket
     /// instead.
     ///
     /// # Errors
-    /// [`WireError`].
+    /// Returns a [`WireError`].
     pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Self>, WireError> {
         socket::wait(socket, PollFlags::IN, None)?;
         let Some(packet) = socket::receive(socket, 0)? else {

@@ -173,7 +173,7 @@ impl CheckedPool {
         let kvm = Host::open()?;
         let page = backing.page_size();
         let range = match place_pool(param, ADDRESS_BITS_MIN, page) {
-            // It depends on the processor, and asking takes its time.
+            // It depends on the processor, and querying it takes time.
             Err(MachineError::AddressWidth { .. }) => place_pool(param, kvm.address_bits(), page)?,
             placed => placed?,
         };

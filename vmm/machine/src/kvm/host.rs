@@ -106,13 +106,13 @@ impl Host {
         })
     }
 
-    /// Takes over an open `/dev/kvm` that another process has examined, with
-    /// the CPUID that it supports; asks for that anew where there are no
+    /// Takes ownership of an open `/dev/kvm` that another process has examined,
+    /// with the CPUID that it supports; queries that again if there are no
     /// leaves.
     ///
     /// # Errors
-    /// [`HostError::ApiVersion`] for any other descriptor, and
-    /// [`HostError::Leaves`].
+    /// Returns [`HostError::ApiVersion`] for any other descriptor, and
+    /// [`HostError::Leaves`] for too many leaves.
     pub fn examined(device: OwnedFd, leaves: &[CpuidLeaf]) -> Result<Self, HostError> {
         let kvm = from_device(device);
         check_version(&kvm)?;

@@ -72,7 +72,7 @@ impl BareVm {
     /// Creates the VM.
     ///
     /// # Errors
-    /// [`VmError`].
+    /// Returns a [`VmError`].
     pub fn new(kvm: &Kvm) -> Result<Self, VmError> {
         create_vm(kvm).map(Self)
     }

@@ -104,7 +104,7 @@ impl Manager {
         };
         let order = Order::Load(load_order(&loaded));
         let files = files(&loaded);
-        // While it copies, KVM can be asked.
+        // KVM can be queried while the worker copies.
         let loading = worker.ask(&order, &files);
         let (loaded, told) = tokio::join!(loading, self.give_kvm(&worker));
         if loaded? != Done::Loaded {

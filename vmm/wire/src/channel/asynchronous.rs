@@ -78,7 +78,8 @@ impl<M: Message> AsyncSender<M> {
         message: &M,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), WireError> {
-        // There mostly is room, and the runtime would have to be asked for it.
+        // There is room in most cases, and the runtime would have to be asked
+        // for it.
         match self.inner.try_send(message, descriptors) {
             Err(WireError::WouldBlock) => {}
             other => return other,

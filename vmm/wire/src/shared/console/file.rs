@@ -151,8 +151,8 @@ impl Console {
         // The load keeps the cache line shared while nobody waits.
         if flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::Relaxed) != 0 {
             bell.ring();
-            // A socket wakes its reader on this processor, where it would wait
-            // until the guest's turn is over.
+            // A socket wakes its reader on this processor, where it would
+            // otherwise wait until the guest's time slice is over.
             std::thread::yield_now();
         }
     }
