@@ -1,4 +1,4 @@
-//! A DMA pool: buffers of a driver out of one region, in units of 64 bytes, from several threads.
+//! A DMA pool: buffers of a driver from one region, in units of 64 bytes, from several threads.
 //!
 //! Small buffers are long-lived, large ones short-lived. Best fit keeps the large extents together.
 //!

@@ -41,7 +41,7 @@ use crate::cli::output::print;
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
-/// Several guest kernels out of one reserved memory pool, on KVM.
+/// Several guest kernels from one reserved memory pool, on KVM.
 #[derive(Debug, Parser)]
 #[command(name = "mkvmm", version, max_term_width = 100)]
 pub struct Cli {

@@ -33,7 +33,7 @@ use crate::event_log::Event;
 #[openapi(
     info(
         title = "mkvmm control socket",
-        description = "Several guest kernels out of one reserved memory pool, on KVM. \
+        description = "Several guest kernels from one reserved memory pool, on KVM. \
                        HTTP/1.1 with JSON over a Unix socket.",
         version = "1",
         license(name = "Apache-2.0 OR BSD-3-Clause")
