@@ -88,7 +88,7 @@ impl Ground {
             address_bits: kvm.address_bits(),
             has_huge_pages: kvm.has_huge_pages(),
             environment: environment().into_iter().chain(more).collect(),
-            child_output: Output::Inherit,
+            child_output: Output::Null,
             leaves: Leaves::Off,
         };
         let limits = Limits::of_host(Some(0)).expect("no connections are not too many");

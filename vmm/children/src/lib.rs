@@ -10,11 +10,14 @@
 //! ```
 //!
 //! What a child may do is decided by its parent and comes in the environment:
-//! see [`SANDBOX_VARIABLE`] and the others.
+//! see [`SANDBOX_VARIABLE`] and the others. What it has to say goes over its
+//! channel, where the manager knows whose words they are, and bounds them; its
+//! standard output and error lead nowhere.
 
 mod cleaner;
 mod confine;
 mod failure;
+mod last_words;
 mod unpacker;
 
 use std::process::ExitCode;
@@ -23,7 +26,9 @@ use mkvmm_base::chain;
 use mkvmm_keeper::child;
 use mkvmm_machine::worker;
 use mkvmm_sandbox::Profile;
+use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
+use mkvmm_wire::messages::{Cleaned, LogLevel, Report};
 
 use failure::Failure;
 
@@ -35,13 +40,11 @@ const FAILED: u8 = 1;
 /// Does a child's work, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {
     let role = child::role()?;
-    // The default hook reads files for a backtrace, which a confined process
-    // may not: it would end before it could say what happened.
-    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    last_words::keep();
     Some(match work(&role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mkvmm-{role}: {}", chain(&failure));
+            last_words::say(&chain(&failure));
             ExitCode::from(FAILED)
         }
     })
@@ -58,23 +61,45 @@ fn work(role: &str) -> Result<(), Failure> {
         }
     };
     let socket = child::enter(role, &[])?;
-    // What opening asks of the socket, a confined process may not ask.
+    // What opening asks of the socket, a confined process may not ask. Who
+    // cannot be confined says so instead of an answer.
     match profile {
         Profile::Worker => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
+            let mut channel = Channel::open(socket)?;
+            let confined = confine::confine(profile);
+            said(confined, |text| {
+                let level = LogLevel::Error;
+                channel.send(&Report::Log { level, text }, &[], None)
+            })?;
             worker::serve(channel)?;
         }
         Profile::Unpacker => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
+            let mut channel = Channel::open(socket)?;
+            let confined = confine::confine(profile);
+            said(confined, |text| {
+                channel.send(&unpacker::refusal(&text), &[], None)
+            })?;
             unpacker::serve(channel)?;
         }
         _ => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile)?;
+            let mut channel = Channel::open(socket)?;
+            let confined = confine::confine(profile);
+            said(confined, |text| {
+                channel.send(&Cleaned(Err(text)), &[], None)
+            })?;
             cleaner::serve(channel)?;
         }
     }
     Ok(())
+}
+
+/// Has a failure told to the manager before it is returned.
+fn said(
+    result: Result<(), Failure>,
+    tell: impl FnOnce(String) -> Result<(), WireError>,
+) -> Result<(), Failure> {
+    if let Err(failure) = &result {
+        tell(chain(failure))?;
+    }
+    result
 }

@@ -217,13 +217,19 @@ pub fn found(
 ) -> Result<Rc<Manager>, FoundingError> {
     let Ground { kvm, pool, memory } = ground;
     let device = File::options().read(true).write(true).open("/dev/kvm");
+    let is_debuggable = environment.iter().any(|(n, _)| n == DEBUGGABLE_VARIABLE);
     let host = Host {
         kvm: device.map_err(FoundingError::Kvm)?.into(),
         program: None,
         address_bits: kvm.address_bits(),
         has_huge_pages: kvm.has_huge_pages(),
         environment,
-        child_output: Output::Inherit,
+        // What they have to say comes over their channels. Nobody's guest
+        // writes to our terminal, or waits for whoever reads our log.
+        child_output: match is_debuggable {
+            true => Output::Inherit,
+            false => Output::Null,
+        },
         leaves: treatment.leaves,
     };
     let limits = Limits::of_host(treatment.connections)?;
