@@ -39,6 +39,8 @@ pub struct Ground {
     pub memory: ReservationConfig,
     /// How consoles are kept.
     pub console: ConsoleOptions,
+    /// What follows when a worker stands still.
+    pub on_stall: OnStall,
     /// The program that children run; this one when `None`, whose `main` calls
     /// [`child`] first then.
     pub program: Option<PathBuf>,
@@ -68,6 +70,7 @@ impl Ground {
                 ring: 64 << 10,
                 lossless: false,
             },
+            on_stall: OnStall::Wait,
             program: None,
         }
     }
@@ -94,7 +97,7 @@ impl Ground {
         let limits = Limits::of_host(Some(0)).expect("no connections are not too many");
         let options = Options {
             limits,
-            on_stall: OnStall::Wait,
+            on_stall: self.on_stall,
             console: self.console,
             images: Budget {
                 kept: 0,

@@ -112,7 +112,7 @@ pub enum SegmentKind {
     Allocation,
     /// The range was reserved at the start, for no instance.
     Held,
-    /// The range could not be scrubbed, and is permanently out of use.
+    /// The range could not be cleaned, and is out of use until it can be.
     Lost,
 }
 

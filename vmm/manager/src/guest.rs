@@ -86,6 +86,11 @@ pub struct Guest {
     pub(crate) busy: Option<Verb>,
     /// Whether somebody wants it dead; only an explicit start clears it.
     pub(crate) is_doomed: bool,
+    /// Whether its process stands still while something is waited for that
+    /// takes time.
+    pub(crate) is_stalled: bool,
+    /// Whether its memory could not be cleaned, and nobody may have it.
+    pub(crate) is_lost: bool,
     /// Whether it waits to be booted again, by its policy.
     pub(crate) is_restarting: bool,
     /// Boots in a row that ended soon.
@@ -115,9 +120,13 @@ impl Guest {
         &self.config.name
     }
 
-    /// Returns where its life stands.
+    /// Returns where its life stands, for people: one whose process stands
+    /// still while it is loaded or booted is `stalled`.
     pub fn state(&self) -> State {
-        self.state
+        match self.is_stalled {
+            true => State::Stalled,
+            false => self.state,
+        }
     }
 
     /// Returns why it ended, in `stopped` and `failed`.
@@ -147,6 +156,11 @@ impl Guest {
         let directories = self.leaf.as_ref()?.directories();
         let mut all = directories.v2.iter().chain(directories.v1.values());
         all.next().map(PathBuf::as_path)
+    }
+
+    /// Whether it was to be deleted, and its memory could not be cleaned.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Whether it ended and waits to be booted again by its policy.

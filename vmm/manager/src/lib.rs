@@ -11,6 +11,7 @@
 //! | `limits`, `budget` | how much there may be at once |
 //! | `console`, `status` | what its workers leave in shared memory |
 //! | `host`, `child`, `worker` | processes, and what is said to them |
+//! | `still` | whether they stand still |
 //! | `memory` | the files of its memory |
 //! | `usage`, `leaves` | what it costs the host, and its cgroup |
 //! | `guest`, `registry` | the record of one instance, and of all |
@@ -49,12 +50,13 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 pub mod status;
+mod still;
 pub mod stream;
 pub mod usage;
 pub mod view;
 pub mod worker;
 
-pub use child::Role;
+pub use child::{AskError, Role};
 pub use host::Host;
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

@@ -36,9 +36,6 @@ const TEXT: usize = 4096;
 /// Lines for the log, violations included, that are passed on at once, and
 /// then per second. An honest worker has fewer.
 const LINES: (u32, u32) = (128, 8);
-/// How long an honest worker may take over an order, beyond what copying
-/// images takes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a worker did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +90,8 @@ pub struct Worker {
     lines: RefCell<Pace>,
     /// Lines that were too many.
     dropped: Cell<u64>,
+    /// Whether somebody looks whether it stands still.
+    is_suspect: Cell<bool>,
     /// Whether it is being ended, or is no longer heard.
     is_ending: Cell<bool>,
     /// Holds how the process ended, once its end was dealt with.
@@ -118,11 +117,17 @@ impl Worker {
             meter,
             lines: RefCell::new(Pace::new(LINES.0, LINES.1)),
             dropped: Cell::new(0),
+            is_suspect: Cell::new(false),
             is_ending: Cell::new(false),
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
         worker
+    }
+
+    /// Returns which run of its instance it is.
+    pub(crate) fn run(&self) -> RunId {
+        self.run
     }
 
     /// Returns the number of the process.
@@ -135,7 +140,8 @@ impl Worker {
         &self.killer
     }
 
-    /// Sends an order that is not answered.
+    /// Sends an order that is not answered. Waits for room as long as the
+    /// worker lives, as [`Self::ask`] does.
     ///
     /// # Errors
     /// [`WorkerError::Wire`].
@@ -156,30 +162,13 @@ impl Worker {
         }
     }
 
-    /// Sends an order and waits for its answer. A worker that does not answer
-    /// is killed: what it would do later nobody could undo.
+    /// Sends an order and waits for its answer, for as long as the worker
+    /// lives: whoever waits has a limit of their own, or watches whether it
+    /// stands still.
     ///
     /// # Errors
     /// [`WorkerError`].
     pub(crate) async fn ask(
-        &self,
-        order: &Order,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Done, WorkerError> {
-        let answer = self.ask_patiently(order, descriptors);
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
-        answer.unwrap_or_else(|_elapsed| {
-            self.kill();
-            let timeout = ANSWER_TIMEOUT;
-            Err(WorkerError::Silent { timeout })
-        })
-    }
-
-    /// The same for as long as the worker lives: it may be standing still.
-    ///
-    /// # Errors
-    /// [`WorkerError`].
-    pub(crate) async fn ask_patiently(
         &self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
@@ -208,6 +197,16 @@ impl Worker {
         // before it was sent has none.
         self.answers.borrow_mut().push_back(answer);
         Ok(answered)
+    }
+
+    /// Whether nobody looks yet whether it stands still; from now on somebody
+    /// does, until [`Self::end_suspicion`].
+    pub(crate) fn begin_suspicion(&self) -> bool {
+        !self.is_suspect.replace(true)
+    }
+
+    pub(crate) fn end_suspicion(&self) {
+        self.is_suspect.set(false);
     }
 
     /// Ends a worker that has answered something else than it was asked.

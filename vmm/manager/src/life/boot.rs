@@ -11,6 +11,7 @@ use mkvmm_memory::e820::E820Entry;
 use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
 
 use crate::guest::{Guest, Loaded};
+use crate::life::attend::AT_WORK;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::manifest::{self, ManifestFacts};
@@ -86,8 +87,9 @@ impl Manager {
         }
         // Before the order: what the guest does then is news of a live one.
         self.announce(id);
-        worker.tell(&Order::Run, &[]).await?;
-        Ok(())
+        let told = Rc::clone(&worker);
+        let run = async move { told.tell(&Order::Run, &[]).await };
+        self.expect_soon(&worker, run, None).await
     }
 
     /// Loads the kept images again where they have run, and has the worker
@@ -118,7 +120,9 @@ impl Manager {
         let Some(worker) = worker else {
             return Ok(());
         };
-        let booted = worker.ask(&Order::Boot(Box::new(order)), &[]).await;
+        let order = Order::Boot(Box::new(order));
+        let booted = worker.ask(&order, &[]);
+        let booted = self.attend(&worker, AT_WORK, booted).await;
         // What it has done to the memory by then, nobody knows.
         let done = booted.inspect_err(|_| worker.kill())?;
         let Done::Booted { slots } = done else {

@@ -82,6 +82,8 @@ impl Manager {
             meter: Arc::default(),
             busy: Some(Verb::Load),
             is_doomed: false,
+            is_stalled: false,
+            is_lost: false,
             is_restarting: false,
             short_lives: 0,
             timeline,
@@ -123,6 +125,7 @@ impl Manager {
     async fn unmake(self: &Rc<Self>, id: InstanceId) {
         if let Err(error) = self.release(id).await {
             log::error!("undoing a creation failed: {}", mkvmm_base::chain(&error));
+            self.lose(id, None);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
@@ -10,8 +11,13 @@ use mkvmm_wire::messages::{Copy, Done, Extent, LoadOrder, Order};
 
 use crate::guest::Loaded;
 use crate::images::Images;
+use crate::life::attend::AT_WORK;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
+
+/// Bytes of images that a worker copies in each second beyond the first
+/// minute: 32 MiB, a hundredth of what an idle machine does.
+const COPIED_PER_SECOND: u64 = 32 << 20;
 
 impl Manager {
     /// Puts images into an instance's memory, in place of those it has.
@@ -100,8 +106,13 @@ impl Manager {
         let Some(loaded) = self.loaded(id) else {
             return Ok(());
         };
-        let order = Order::Load(load_order(&loaded));
-        if worker.ask(&order, &files(&loaded)).await? != Done::Loaded {
+        let order = load_order(&loaded);
+        let copies = order.kernel.iter().chain(&order.archives);
+        let bytes = copies.map(|copy| copy.file.len).sum::<u64>();
+        let limit = AT_WORK + Duration::from_secs(bytes / COPIED_PER_SECOND);
+        let (order, files) = (Order::Load(order), files(&loaded));
+        let done = worker.ask(&order, &files);
+        if self.attend(&worker, limit, done).await? != Done::Loaded {
             return Err(worker.condemn().into());
         }
         if let Some(guest) = self.registry_mut().guest_mut(id) {

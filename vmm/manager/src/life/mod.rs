@@ -5,11 +5,12 @@
 //! | `create` | create, and what a rehearsal of it says |
 //! | `load` | load, unload |
 //! | `boot` | start: worker, boot data, machine, run |
-//! | `pause` | pause, resume, and processes that stand still |
+//! | `pause` | pause, resume |
 //! | `halt` | kill, and what follows an end |
 //! | `restart` | booting again by policy |
 //! | `release` | delete |
 //! | `place` | where images go: before anything changes |
+//! | `attend` | workers that are waited for, and may stand still |
 //! | `listen` | what workers report |
 //! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: made, given their memory, cleaned up after |
@@ -17,6 +18,7 @@
 //! Every one checks everything first, then changes; what a later step fails
 //! at, the earlier ones give back.
 
+pub(crate) mod attend;
 pub mod boot;
 mod cgroups;
 pub mod create;
@@ -36,12 +38,22 @@ use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
 use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
+use mkvmm_wire::messages::RefusalKind;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
+use crate::child::AskError;
 use crate::manager::Manager;
 use crate::registry::RegistryError;
 use crate::worker::WorkerError;
+
+/// What helps when the host refuses a process, a thread or memory.
+const SHORTAGE: &str = "delete instances, take fewer vCPUs, or raise the limits of threads, \
+                        open files or memory of the host or of the cgroup";
+
+/// What helps where a limit cannot be set.
+const NO_CONTROLLER: &str = "leave the limit out, or name a cgroup that has controllers and no \
+                             processes";
 
 /// Why an instance was left as it is, or as close to that as could be.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +105,9 @@ pub enum StepError {
     /// Its worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// One of its other children failed.
+    #[error(transparent)]
+    Child(#[from] AskError),
     /// It can have no cgroup where it has to have one.
     #[error("its cgroup")]
     Cgroup(#[from] CgroupError),
@@ -152,9 +167,19 @@ impl Diagnose for StepError {
             Self::Pool(error) => error.class(),
             Self::Memory(error) => error.class(),
             Self::Cmdline(error) => error.class(),
-            Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
-            Self::Worker(WorkerError::Process(error)) if error.is_shortage() => Class::Exhausted,
+            Self::Worker(WorkerError::Refused(refusal)) => match refusal.kind {
+                RefusalKind::Room => Class::NoRoom,
+                RefusalKind::Shortage => Class::Exhausted,
+                RefusalKind::Failure => Class::VmmFailed,
+            },
+            Self::Worker(WorkerError::Process(error))
+            | Self::Child(AskError::Worker(WorkerError::Process(error)))
+                if error.is_shortage() =>
+            {
+                Class::Exhausted
+            }
             Self::Shortage(error) => error.class(),
+            Self::Cgroup(CgroupError::NoController { .. }) => Class::Invalid,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
@@ -167,6 +192,8 @@ impl Diagnose for StepError {
             Self::Stalled { .. } => Some(State::Stalled.legal_hint()),
             Self::Memory(error) => error.hint(),
             Self::Cmdline(error) => error.hint(),
+            Self::Cgroup(CgroupError::NoController { .. }) => Some(NO_CONTROLLER.to_owned()),
+            _ if self.class() == Class::Exhausted => Some(SHORTAGE.to_owned()),
             _ => None,
         }
     }
