@@ -28,6 +28,9 @@ use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
 
+/// Plans that are rehearsed at once, in threads that are there for files.
+const REHEARSALS: usize = 2;
+
 /// How a manager treats its guests.
 #[derive(Debug)]
 pub struct Options {
@@ -72,6 +75,8 @@ pub struct Manager {
     pub(crate) budget: Rc<Budget>,
     /// Bounds the boots by policy that are under way.
     pub(crate) restarts: Semaphore,
+    /// Bounds the plans that are rehearsed.
+    pub(crate) rehearsals: Semaphore,
     pub(crate) on_stall: OnStall,
     connections: usize,
     is_ending: Cell<bool>,
@@ -105,6 +110,7 @@ impl Manager {
             changed: Notify::new(),
             budget: Budget::new(limits.instances),
             restarts: Semaphore::new(limits.restarts),
+            rehearsals: Semaphore::new(REHEARSALS),
             on_stall,
             connections: limits.connections,
             is_ending: Cell::new(false),

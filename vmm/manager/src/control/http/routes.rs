@@ -27,8 +27,8 @@ use crate::control::http::api::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::objects;
-use crate::control::plan::{self, Planned};
+use crate::control::objects::{self, Measured};
+use crate::control::plan::{self, Books, Planned};
 use crate::images::Images;
 use crate::manager::Manager;
 use crate::registry::Registry;
@@ -46,7 +46,7 @@ const PLAN_INSTANCES: usize = 4096;
 const KILL_GRACE_MS: u32 = 5000;
 
 /// An instance as it is now.
-fn shown(registry: &Registry, name: &InstanceName) -> Result<Instance, ControlError> {
+fn shown(registry: &Registry, name: &InstanceName) -> Result<Measured, ControlError> {
     Ok(objects::instance(registry, registry.find(name)?)?)
 }
 
@@ -154,10 +154,7 @@ pub async fn pool_free(
 pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
     let look = |registry: &Registry| Ok(objects::instances(registry)?);
     let all = api.client.look(look).await?;
-    let read = move || {
-        let used = |(one, footprint)| objects::used(one, &footprint);
-        all.into_iter().map(used).collect()
-    };
+    let read = move || all.into_iter().map(Measured::read).collect();
     let read = tokio::task::spawn_blocking(read).await;
     Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
 }
@@ -175,7 +172,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
     let read = async move |manager: Rc<Manager>| planned(&manager, config, wanted).await;
     let create = async move |manager: Rc<Manager>, planned: Planned| {
         if dry_run {
-            return plan::dry_create(&mut manager.registry_mut(), &planned);
+            let instance = plan::dry_create(&mut manager.registry_mut(), &planned)?;
+            return Ok(instance.into());
         }
         let Planned { config, images } = planned;
         let name = config.name.clone();
@@ -183,7 +181,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
         shown(&manager.registry(), &name)
     };
     let label = change("create", &name);
-    let instance = api.client.prepare_and_change(label, read, create).await?;
+    let made = api.client.prepare_and_change(label, read, create).await?;
+    let instance = made.read();
     let status = if dry_run {
         StatusCode::OK
     } else {
@@ -250,7 +249,11 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
         Ok(all)
     };
     let rehearse = async move |manager: Rc<Manager>, all: Vec<Planned>| {
-        plan::plan(&mut manager.registry_mut(), &all)
+        // The semaphore is never closed.
+        let _turn = manager.rehearsals.acquire().await.ok();
+        let books = Books::copy(&manager.registry(), &all)?;
+        let rehearsed = tokio::task::spawn_blocking(move || books.plan(&all)).await;
+        rehearsed.map_err(|_cancelled| ControlError::Ending)?
     };
     let plan = api.client.prepare_and_change(name, read, rehearse).await?;
     Ok(Json(plan))
@@ -262,7 +265,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
 pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
     let name = name(path)?;
     let look = move |registry: &Registry| shown(registry, &name);
-    Ok(Json(api.client.look(look).await?))
+    Ok(Json(api.client.look(look).await?.read()))
 }
 
 /// Carries out a verb that needs nothing more than a name.
@@ -293,7 +296,8 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
         }
         shown(&manager.registry(), &name)
     };
-    Ok(Json(api.client.change(label, carry_out).await?).into_response())
+    let shown = api.client.change(label, carry_out).await?;
+    Ok(Json(shown.read()).into_response())
 }
 
 /// Gives an instance's memory back; answers with what it was.
@@ -331,7 +335,7 @@ pub async fn load(
         shown(&manager.registry(), &name)
     };
     let loaded = api.client.prepare_and_change(label, read, load).await?;
-    Ok(Json(loaded).into_response())
+    Ok(Json(loaded.read()).into_response())
 }
 
 /// Boots an instance.
@@ -394,7 +398,8 @@ pub async fn kill(
         }
         shown(&manager.registry(), &name)
     };
-    Ok(Json(api.client.change(label, kill).await?).into_response())
+    let shown = api.client.change(label, kill).await?;
+    Ok(Json(shown.read()).into_response())
 }
 
 /// Takes the images out of an instance's memory.
