@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use mkvmm_base::chain;
-use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, remove_stale};
+use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, ResourceLimits, remove_stale};
 
 /// Where guests have cgroups.
 #[derive(Debug, Clone, Default)]
@@ -54,16 +54,30 @@ impl Leaves {
         Ok(Self::Required(base))
     }
 
-    /// Makes a leaf, where guests have some. To be called where waiting does
-    /// no harm.
-    pub(crate) fn make(&self, name: &str) -> Result<Option<Leaf>, CgroupError> {
-        match self {
-            Self::Off => Ok(None),
-            Self::Offered(base) => Ok(Leaf::account(base, name)
-                .inspect_err(|error| log::debug!("{}", chain(error)))
-                .ok()),
-            Self::Required(base) => Leaf::create(base, name).map(Some),
-        }
+    /// Makes a leaf, where guests have some: below `base` where its user named
+    /// one, and with `limits`. To be called where waiting does no harm.
+    pub(crate) fn make(
+        &self,
+        name: &str,
+        base: Option<&Cgroups>,
+        limits: &ResourceLimits,
+    ) -> Result<Option<Leaf>, CgroupError> {
+        let is_limited = *limits != ResourceLimits::default();
+        let leaf = match (base, self) {
+            (Some(base), _) => Leaf::create(base, name)?,
+            (None, Self::Off) if is_limited => Leaf::create(&Cgroups::find(&Base::Own)?, name)?,
+            (None, Self::Off) => return Ok(None),
+            (None, Self::Offered(base)) if is_limited => Leaf::create(base, name)?,
+            (None, Self::Required(base)) => Leaf::create(base, name)?,
+            (None, Self::Offered(base)) => {
+                let leaf = Leaf::account(base, name);
+                return Ok(leaf
+                    .inspect_err(|error| log::debug!("{}", chain(error)))
+                    .ok());
+            }
+        };
+        leaf.limit(limits)?;
+        Ok(Some(leaf))
     }
 
     pub(crate) fn is_required(&self) -> bool {

@@ -24,16 +24,20 @@ impl Manager {
     /// Returns the leaf of an instance, made now if it has none.
     pub(crate) async fn leaf(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
         let leaves = self.host.leaves.clone();
-        let name = match self.registry().guest(id) {
+        let (name, base, limits) = match self.registry().guest(id) {
             Some(guest) if guest.leaf.is_some() => return Ok(guest.leaf.clone()),
+            Some(guest) if matches!(leaves, Leaves::Off) && !guest.config.needs_cgroup() => {
+                return Ok(None);
+            }
             // Never the kernel's name of a file, and never given twice.
-            Some(guest) => format!("{id}-{}", guest.name()),
+            Some(guest) => (
+                format!("{id}-{}", guest.name()),
+                guest.config.cgroup.clone(),
+                guest.config.resource_limits(),
+            ),
             None => return Ok(None),
         };
-        if matches!(leaves, Leaves::Off) {
-            return Ok(None);
-        }
-        let made = tokio::task::spawn_blocking(move || leaves.make(&name));
+        let made = tokio::task::spawn_blocking(move || leaves.make(&name, base.as_ref(), &limits));
         let leaf = made.await.map_err(std::io::Error::other)??.map(Arc::new);
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.leaf.clone_from(&leaf);
@@ -59,7 +63,10 @@ impl Manager {
             }
         }
         let begun = child::start(&self.host, Role::Worker, label, None)?;
-        if self.host.leaves.is_required() {
+        let registry = self.registry();
+        let needs = registry.guest(id).is_some_and(|g| g.config.needs_cgroup());
+        drop(registry);
+        if needs || self.host.leaves.is_required() {
             return Ok((begun, Entry::All));
         }
         if let Some(guest) = self.registry_mut().guest_mut(id) {

@@ -3,12 +3,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use mkpool::AddrRange;
 use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
@@ -18,10 +18,13 @@ use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
 use mkvmm_api::{ImagesSpec, InstanceSpec, Range};
 use mkvmm_base::InstanceName;
 use mkvmm_base::state::Verb;
+use mkvmm_keeper::cgroup::{Base, Cgroups};
+use rustix::process::Pid;
 
 use crate::audit;
 use crate::config::InstanceConfig;
 use crate::control::client::Change;
+use crate::control::connections::Peer;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{
@@ -163,11 +166,16 @@ pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, Control
 #[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
     responses((status = 200, body = Instance, description = "dry run"),
               (status = 201, body = Instance), Refusal))]
-pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+pub async fn create(
+    State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
     let dry_run = dry_run(query)?;
     let CreateBody(spec) = json(body).await?;
     let wanted = spec.images()?;
-    let config = configured(&api, spec, dry_run).await?;
+    let config = configured(&api, peer, spec, dry_run).await?;
     let name = config.name.clone();
     let read = async move |manager: Rc<Manager>| planned(&manager, config, wanted).await;
     let create = async move |manager: Rc<Manager>, planned: Planned| {
@@ -191,15 +199,24 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
     Ok((status, Json(instance)).into_response())
 }
 
-/// Checks what is to be made, and opens its console log.
+/// Checks what is to be made, opens its console log and finds its cgroup.
 async fn configured(
     api: &Api,
+    peer: Option<Extension<Peer>>,
     spec: InstanceSpec,
     dry_run: bool,
 ) -> Result<InstanceConfig, ControlError> {
     let mut config = InstanceConfig::of(spec)?;
     if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
+    }
+    let mine = || {
+        let peer = peer.and_then(|Extension(Peer(pid))| Pid::from_raw(pid));
+        peer.map(Base::Process).ok_or(ControlError::NoPeer)
+    };
+    if let Some(base) = config.cgroup_base(mine)? {
+        let found = tokio::task::spawn_blocking(move || Cgroups::find(&base)).await;
+        config.cgroup = Some(found.map_err(|_cancelled| ControlError::Ending)??);
     }
     Ok(config)
 }
@@ -225,7 +242,11 @@ async fn planned(
 /// What would come of making instances one after the other, to the byte.
 #[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
     responses((status = 200, body = Plan), Refusal))]
-pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, ControlError> {
+pub async fn plan(
+    State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
+    body: Body,
+) -> Result<Json<Plan>, ControlError> {
     let PlanBody { instances } = json(body).await?;
     let (count, limit) = (instances.len(), PLAN_INSTANCES);
     if count > limit {
@@ -234,7 +255,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
     let mut wanted = Vec::new();
     for CreateBody(spec) in instances {
         let images = spec.images()?;
-        wanted.push((configured(&api, spec, true).await?, images));
+        wanted.push((configured(&api, peer, spec, true).await?, images));
     }
     let name = Change {
         action: "plan",
