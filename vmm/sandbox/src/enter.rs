@@ -55,7 +55,7 @@ impl Confinement {
         };
         let ids = match (layers.identity, self.profile.is_confined()) {
             (false, _) => Outcome::SwitchedOff,
-            // Keeper and manager need their groups: `kvm`, the socket's.
+            // A manager needs its groups: `kvm`, the socket's.
             (true, false) if self.identity.is_none() => Outcome::NotInProfile,
             (true, _) => identity::assume(self.identity)?,
         };

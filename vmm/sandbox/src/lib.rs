@@ -1,6 +1,6 @@
 //! Confinement of mkvmm's processes.
 //!
-//! mkvmm is a manager, a keeper and one process per guest. A worker executes
+//! mkvmm is a manager and one process per guest. A worker executes
 //! what a hostile guest makes it execute, an unpacker parses what a stranger
 //! wrote; either may be taken over. This crate holds what is then left to
 //! them: a process says which [`Profile`] it has and [enters](Confinement::enter),
@@ -69,8 +69,10 @@
 //! - Inside, no `File::metadata` (use `rustix::fs::fstat`), no
 //!   `available_parallelism`, no `isatty`: they open files or make other calls
 //!   that are refused. Heap blocks grow by copying, as `mremap` is refused.
-//! - `PR_SET_PDEATHSIG` means the parent's thread: the keeper makes its
+//! - `PR_SET_PDEATHSIG` means the parent's thread: the manager makes its
 //!   children on a thread that lasts.
+//! - A manager enters before it has threads; its filter and `no_new_privs` hold
+//!   for its children as well, and each of them adds its own.
 #![forbid(unsafe_code)]
 
 mod domain;

@@ -15,9 +15,8 @@ pub enum Profile {
     Unpacker,
     /// Zeroes, punches or populates the files that it is given.
     Cleaner,
-    /// Holds files and sockets, makes and reaps all other processes.
-    Keeper,
-    /// Decides everything and talks to clients.
+    /// Decides everything, talks to clients, holds files and sockets, makes and
+    /// reaps all other processes.
     Manager,
 }
 
@@ -35,7 +34,6 @@ impl fmt::Display for Profile {
             Self::Worker => "worker",
             Self::Unpacker => "unpacker",
             Self::Cleaner => "cleaner",
-            Self::Keeper => "keeper",
             Self::Manager => "manager",
         })
     }
@@ -191,7 +189,7 @@ impl Limits {
                 open_files: Some(1024),
                 ..none
             },
-            Profile::Keeper | Profile::Manager => none,
+            Profile::Manager => none,
         }
     }
 }
@@ -211,7 +209,7 @@ pub struct Confinement {
     pub identity: Option<Identity>,
     /// The process whose end ends this one. `None` asks for no such thing.
     ///
-    /// The kernel means the *thread* that made this process: a keeper makes
+    /// The kernel means the *thread* that made this process: a manager makes
     /// its children on its main thread.
     pub parent: Option<Pid>,
     /// Resource limits (`setrlimit`), which the process keeps.

@@ -16,6 +16,7 @@ use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
 use mkvmm_manager::{ConsoleOptions, Host, Leaves, Manager, Options};
+use mkvmm_sandbox::{Confinement, Layers, Mode, Profile, SandboxError};
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -44,6 +45,9 @@ pub enum FoundingError {
     /// Guests cannot have cgroups where they are to have them.
     #[error("--cgroup")]
     Cgroup(#[from] CgroupError),
+    /// This process cannot be confined.
+    #[error("the sandbox of this process")]
+    Sandbox(#[from] SandboxError),
     /// `--worker-uid` is given, and nobody but root can follow it.
     #[error("--worker-uid: only root can give processes to another user")]
     NotRoot,
@@ -54,7 +58,7 @@ impl Diagnose for FoundingError {
         match self {
             Self::Root | Self::NotRoot | Self::Connections(_) => Class::Invalid,
             Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
-            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
+            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) | Self::Sandbox(_) => Class::VmmFailed,
         }
     }
 }
@@ -141,6 +145,30 @@ impl ChildOptions {
             Stall::Wait => OnStall::Wait,
             Stall::Kill => OnStall::Kill,
         }
+    }
+
+    /// Takes from this process what neither it nor its children ever need. To
+    /// be called while it has one thread. A call that is refused fails: a
+    /// mistake here is not worth everybody's guests.
+    ///
+    /// # Errors
+    /// [`FoundingError::Sandbox`].
+    pub fn confine_manager(&self) -> Result<(), FoundingError> {
+        let mut confinement = Confinement::new(Profile::Manager);
+        confinement.mode = match self.sandbox.unwrap_or_default() {
+            Sandbox::Kill | Sandbox::Errno => Mode::Errno,
+            Sandbox::Log => Mode::Log,
+            Sandbox::Off => return Ok(()),
+        };
+        confinement.layers = Layers {
+            // Whoever is its user may use its socket as well.
+            dumpable: false,
+            // It is nobody's child.
+            parent_death: false,
+            ..Layers::ALL
+        };
+        confinement.enter()?;
+        Ok(())
     }
 
     /// Returns where guests have cgroups.

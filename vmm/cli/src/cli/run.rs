@@ -108,6 +108,7 @@ pub fn run(args: &RunArgs) -> Result<ExitStatus, CliError> {
     }
     let request = args.pool.check()?;
     let environment = args.children.environment()?;
+    args.children.confine_manager()?;
     let configs = resolve::check(specs)?;
     let leaves = args.children.leaves()?;
 

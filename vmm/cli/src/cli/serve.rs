@@ -118,6 +118,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let request = args.pool.clone().or(file.pool).check()?;
     let children = args.children.clone().or(file.children);
     let environment = children.environment()?;
+    children.confine_manager()?;
     let leaves = children.leaves()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
