@@ -19,7 +19,8 @@ pub(crate) const STALL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Stillness {
     killer: Killer,
-    used: Option<Duration>,
+    /// The CPU time at the last look, if there was one.
+    used: Option<Option<Duration>>,
     /// How long it has stood still.
     still: Duration,
     /// How long it has been at work.
@@ -42,13 +43,14 @@ impl Stillness {
     pub async fn look(&mut self) {
         tokio::time::sleep(LOOK).await;
         let used = self.killer.cpu_time();
-        if self.used.is_some() && used == self.used {
-            self.still += LOOK;
-        } else {
-            self.still = Duration::ZERO;
-            self.worked += LOOK;
+        match self.used.replace(used) {
+            None => {}
+            Some(before) if before == used => self.still += LOOK,
+            Some(_) => {
+                self.still = Duration::ZERO;
+                self.worked += LOOK;
+            }
         }
-        self.used = used;
     }
 
     /// Whether it stands still.

@@ -36,6 +36,8 @@ impl Manager {
         let id = self.book(config).map_err(|error| error.of(&name))?;
         let made = self.furnish(id, images).await;
         if let Err(error) = made {
+            // Somebody may have killed it.
+            let error = self.explain(id, error).await;
             self.unmake(id).await;
             return Err(error.of(&name));
         }
