@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
@@ -20,6 +21,7 @@ use mkvmm_base::InstanceName;
 use mkvmm_base::state::Verb;
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use rustix::process::Pid;
+use serde::Serialize;
 
 use crate::audit;
 use crate::config::InstanceConfig;
@@ -43,7 +45,7 @@ type NamePath = Result<Path<String>, PathRejection>;
 /// The query of a change.
 type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
 
-/// Instances that a plan may have: everybody waits while it is rehearsed.
+/// Instances that a plan may have.
 const PLAN_INSTANCES: usize = 4096;
 /// How long a guest has between its power button and force.
 const KILL_GRACE_MS: u32 = 5000;
@@ -154,12 +156,22 @@ pub async fn pool_free(
 
 /// All instances by number.
 #[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
-pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
+pub async fn list(State(api): State<Api>) -> Answer {
     let look = |registry: &Registry| Ok(objects::instances(registry)?);
     let all = api.client.look(look).await?;
-    let read = move || all.into_iter().map(Measured::read).collect();
+    let read = move || {
+        let all: Vec<Instance> = all.into_iter().map(Measured::read).collect();
+        rendered(&all)
+    };
     let read = tokio::task::spawn_blocking(read).await;
-    Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
+    read.map_err(|_cancelled| ControlError::Ending)?
+}
+
+/// Renders what is long where that may take its time.
+fn rendered(long: &impl Serialize) -> Answer {
+    // Writing to memory does not fail, nor do our own types.
+    let json = serde_json::to_vec(long).or(Err(ControlError::Ending))?;
+    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// Makes an instance: `ready`, or `loaded` where there is a kernel.
@@ -242,11 +254,7 @@ async fn planned(
 /// What would come of making instances one after the other, to the byte.
 #[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
     responses((status = 200, body = Plan), Refusal))]
-pub async fn plan(
-    State(api): State<Api>,
-    peer: Option<Extension<Peer>>,
-    body: Body,
-) -> Result<Json<Plan>, ControlError> {
+pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: Body) -> Answer {
     let PlanBody { instances } = json(body).await?;
     let (count, limit) = (instances.len(), PLAN_INSTANCES);
     if count > limit {
@@ -273,11 +281,11 @@ pub async fn plan(
         // The semaphore is never closed.
         let _turn = manager.rehearsals.acquire().await.ok();
         let books = Books::copy(&manager.registry(), &all)?;
-        let rehearsed = tokio::task::spawn_blocking(move || books.plan(&all)).await;
+        let rehearse = move || rendered(&books.plan(&all)?);
+        let rehearsed = tokio::task::spawn_blocking(rehearse).await;
         rehearsed.map_err(|_cancelled| ControlError::Ending)?
     };
-    let plan = api.client.prepare_and_change(name, read, rehearse).await?;
-    Ok(Json(plan))
+    api.client.prepare_and_change(name, read, rehearse).await
 }
 
 /// One instance as it is now.
