@@ -88,3 +88,36 @@ fn a_stalled_guest_is_killed_where_the_policy_says_so() {
     server.ok("kill a --force");
     server.expect_audit();
 }
+
+#[test]
+fn a_stopped_process_is_noticed_when_it_does_not_say_its_registers() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("wait");
+    server.ok("debug regs a");
+    send(pid, Signal::STOP);
+    server.run("debug regs a");
+    server.wait_for_state("a", "stalled");
+    server.expect_audit();
+    send(pid, Signal::CONT);
+    server.wait_for_state("a", "active");
+    server.ok("debug regs a");
+    server.ok("kill a --force");
+}
+
+#[test]
+fn a_process_that_was_stopped_while_paused_is_noticed_when_it_is_to_go_on() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("wait");
+    server.ok("pause a");
+    send(pid, Signal::STOP);
+    server.ok("resume a");
+    server.wait_for_state("a", "stalled");
+    send(pid, Signal::CONT);
+    server.wait_for_state("a", "active");
+    server.ok("kill a --force");
+    server.expect_audit();
+}

@@ -289,3 +289,41 @@ fn cgroups_are_had_as_asked_for() {
     let _second = serve(&socket, &["--config", &file]).unwrap();
     assert_eq!(make(&socket, "web")["cgroup"], Value::Null);
 }
+
+#[test]
+fn an_instance_names_its_cgroup_and_limits() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let unknown = server.run("create no --memory 8M --cgroup /no/such");
+    let error = unknown.expect_refusal(2);
+    assert!(error.contains("there is no cgroup /no/such"), "{unknown}");
+    let limits = "--cpu-limit 50 --memory-limit 64M --thread-limit 4";
+    let spin = "--memory 8M --kernel probe --cmdline spin";
+    let made = server.run(&format!("create web {spin} --cgroup mine {limits}"));
+    if made.stderr.contains("controller") || made.stderr.contains("cannot make the cgroup") {
+        made.expect_refusal(2);
+        return skip(&format!("no cgroup limits anything here: {}", made.stderr));
+    }
+    made.expect_code(0);
+    server.ok("start web");
+    let web = server.json("show web");
+    assert!(membership(number(&web, "pid"), "1-web") > 1, "{web}");
+    assert_eq!(web["spec"]["cgroup"], "mine", "{web}");
+    let used = |web: &Value| number(web, "cpu_us");
+    // Half a processor at most, over two seconds and a period of the scheduler's.
+    let before = used(&server.json("show web"));
+    std::thread::sleep(Duration::from_secs(2));
+    let after = used(&server.json("show web"));
+    assert!(after - before <= 1_200_000, "{before} to {after}");
+    assert!(after > before, "it stands still");
+
+    let many = "--cpus 8 --thread-limit 4";
+    server.ok(&format!("create many {spin} {many}"));
+    let run = server.run("start many");
+    run.expect_refusal(5);
+    server.wait_for_state("many", "loaded");
+    server.ok("kill web --force");
+    server.tear_down();
+}

@@ -1,53 +1,37 @@
 //! Tests that membership in the group of `/dev/kvm` is sufficient for an
 //! ordinary user.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use mkvmm_test_harness::mkvmm::binary;
-use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::tier::{announce, skip, skips_without_kvm};
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Signal, geteuid, kill_process};
 
 /// The user ID of nobody.
 const NOBODY: u32 = 65534;
-/// The permission bits for reading and writing by a file's group.
-const GROUP: u32 = 0o060;
+/// Who `scripts/as-user` turns root into.
+const USER: u32 = 1000;
 
-/// Returns the command that turns root into an ordinary user of the group of
-/// `/dev/kvm`; `None` if this is one already.
-///
-/// # Errors
-/// Returns an error if that is impossible.
-fn to_ordinary() -> Result<Option<Vec<OsString>>, String> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    let device = fs::metadata("/dev/kvm").map_err(|error| error.to_string())?;
-    let (mode, group) = (device.mode(), device.gid());
-    if mode & GROUP != GROUP || group == 0 {
-        return Err(format!("/dev/kvm is mode {mode:o} of group {group}"));
-    }
-    let id = NOBODY.to_string();
-    let mut words = vec!["setpriv".to_owned(), "--reuid".to_owned(), id.clone()];
-    words.extend([
-        "--regid".to_owned(),
-        id,
-        "--groups".to_owned(),
-        group.to_string(),
-    ]);
-    let mut reach = Command::new("setpriv");
-    reach.args(&words[1..]).args(["test", "-x"]).arg(binary());
-    match reach.status() {
-        Ok(status) if status.success() => Ok(Some(words.into_iter().map(OsString::from).collect())),
-        Ok(_) => Err(format!(
-            "an ordinary user does not reach {}",
-            binary().display()
-        )),
-        Err(error) => Err(format!("setpriv: {error}")),
+/// The script that turns root into an ordinary user of the group that has
+/// `/dev/kvm`.
+fn as_user() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    root.join("scripts/as-user")
+}
+
+/// Whether such a user can use the binary here; if not, why.
+fn probe_user() -> Result<(), String> {
+    let mut doctor = Command::new(as_user());
+    doctor.arg(binary()).args(["doctor", "--json"]);
+    let output = doctor.output().map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
 }
 
@@ -56,21 +40,18 @@ fn an_ordinary_user_makes_runs_and_ends_guests() {
     if skips_without_kvm() {
         return;
     }
-    let wrapper = match to_ordinary() {
-        Ok(wrapper) => wrapper,
-        // This has nothing to do with KVM: such a host has no ordinary users of
-        // it.
-        Err(why) => return announce(&format!("LEFT OUT, nobody tries this here: {why}")),
-    };
-    let uid = wrapper.as_ref().map_or(geteuid().as_raw(), |_| NOBODY);
     let scratch = Scratch::new();
-    if wrapper.is_some() {
-        chown(scratch.dir(), Some(NOBODY), Some(NOBODY)).expect("root may");
-    }
-    let by = |serve: mkvmm_test_harness::Mkvmm| match wrapper {
-        Some(wrapper) => serve.by(wrapper),
-        None => serve,
+    let (uid, wrapper) = match geteuid() {
+        root if root.is_root() => {
+            if let Err(why) = probe_user() {
+                return skip(&format!("nobody can be an ordinary user: {why}"));
+            }
+            chown(scratch.dir(), Some(USER), Some(USER)).expect("root may");
+            (USER, vec![as_user()])
+        }
+        other => (other.as_raw(), Vec::new()),
     };
+    let by = |serve: mkvmm_test_harness::Mkvmm| serve.by(wrapper);
     let server = Server::start_in(scratch, by, "32M@4G", Duration::from_secs(180));
     live_and_die(&server, uid);
 }

@@ -39,6 +39,8 @@ pub struct ManagerSetup {
     pub memory: ReservationConfig,
     /// The options of consoles.
     pub console: ConsoleOptions,
+    /// The policy for stalled workers.
+    pub on_stall: OnStall,
     /// The program that children execute; this one if `None`, whose `main` must
     /// call [`child`] first.
     pub program: Option<PathBuf>,
@@ -68,6 +70,7 @@ impl ManagerSetup {
                 ring: 64 << 10,
                 lossless: false,
             },
+            on_stall: OnStall::Wait,
             program: None,
         }
     }
@@ -92,14 +95,14 @@ impl ManagerSetup {
             children: Children {
                 program: self.program,
                 environment: environment().into_iter().chain(more).collect(),
-                output: Output::Inherit,
+                output: Output::Null,
                 leaves: Leaves::Off,
             },
         };
         let limits = Limits::of_host(Some(0)).expect("no connections are not too many");
         let options = Options {
             limits,
-            on_stall: OnStall::Wait,
+            on_stall: self.on_stall,
             early: None,
             console: self.console,
             images: Budget {

@@ -104,7 +104,7 @@ mod tests {
     fn idioms_are_found_across_lines_and_only_as_whole_words() {
         let found = |text: &str| -> Vec<&str> {
             let passages = of_rust(text);
-            let all = passages.iter().flat_map(|it| idioms(it));
+            let all = passages.iter().flat_map(idioms);
             all.map(|it| it.phrase).collect()
         };
         assert_eq!(

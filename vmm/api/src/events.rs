@@ -38,6 +38,12 @@ pub enum EventKind {
     },
     /// An instance was deleted.
     Deleted,
+    /// An instance was to be deleted, and its memory could not be cleaned: it is
+    /// nobody's until that succeeds.
+    Lost {
+        /// The number of bytes.
+        size: u64,
+    },
     /// A guest accessed memory it does not own.
     Violation {
         /// The guest-physical addresses that were accessed.

@@ -41,5 +41,5 @@ pub use instance::Instance;
 pub use range::Range;
 pub use size::Size;
 pub use source::{KernelSource, Source};
-pub use spec::{ImagesSpec, InstanceSpec};
+pub use spec::{ImagesSpec, InstanceSpec, MINE};
 pub use spec_error::SpecError;

@@ -113,7 +113,7 @@ pub enum SegmentKind {
     Allocation,
     /// The range was held back at startup, for no instance.
     Held,
-    /// The range could not be scrubbed, and is permanently out of use.
+    /// The range could not be cleaned, and is out of use until it can be.
     Lost,
 }
 

@@ -26,6 +26,12 @@ use crate::spec_error::SpecError;
 pub const DEFAULT_MEMORY: Size = Size::mib(128);
 /// The largest number of vCPUs of an instance.
 pub const MAX_CPUS: u64 = 64;
+/// The largest limit of CPU time: 1024 processors.
+const MAX_CPU_LIMIT: u64 = 102_400;
+/// The largest limit of threads.
+const MAX_THREAD_LIMIT: u64 = 4096;
+/// The word for the cgroup of the client.
+pub const MINE: &str = "mine";
 /// The smallest order of an instance's sub-pool: a page of 4 KiB.
 const MIN_ORDER: u64 = 12;
 /// The largest order of an instance's sub-pool.
@@ -72,6 +78,31 @@ pub struct InstanceSpec {
     )]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
     pub console_log: Option<PathBuf>,
+    /// The cgroup below which the instance gets its own: a path, or `mine` for that
+    /// of the client; below that of mkvmm, if permitted, when absent.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_path"
+    )]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
+    pub cgroup: Option<PathBuf>,
+    /// The CPU time that its process may use, in percent of one processor; no limit when absent.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional::<u32, 1, MAX_CPU_LIMIT, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 102_400))]
+    pub cpu_limit: Option<u32>,
+    /// The host memory that its process may use, including guest memory that was touched; no limit when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Size>,
+    /// The number of threads that its process may have: one for each vCPU, and three; no limit when absent.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional::<u32, 1, MAX_THREAD_LIMIT, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 4096))]
+    pub thread_limit: Option<u32>,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +159,10 @@ impl Default for InstanceSpec {
             on_reboot: OnEnd::default(),
             on_panic: OnEnd::default(),
             console_log: None,
+            cgroup: None,
+            cpu_limit: None,
+            memory_limit: None,
+            thread_limit: None,
             kernel: None,
             initrd: Vec::new(),
             boot: None,

@@ -9,7 +9,8 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
-     on-reboot=restart,on-panic=restart,console-log=/l,kernel=/boot/vmlinuz,initrd=/i.gz,\
+     on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
+     memory-limit=300M,thread-limit=6,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
 fn every_key() -> InstanceSpec {
@@ -23,6 +24,10 @@ fn every_key() -> InstanceSpec {
         on_reboot: OnEnd::Restart,
         on_panic: OnEnd::Restart,
         console_log: Some("/l".into()),
+        cgroup: Some("/batch".into()),
+        cpu_limit: Some(150),
+        memory_limit: Some(Size::mib(300)),
+        thread_limit: Some(6),
         kernel: Some(KernelSource::File(Source::Path("/boot/vmlinuz".into()))),
         initrd: vec![Source::Path("/i.gz".into()), Source::Fd(3)],
         boot: Some(BootMode::BzImage),

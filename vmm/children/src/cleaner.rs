@@ -9,6 +9,8 @@ use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{CleanOrder, Cleaned};
 
+use crate::last_words;
+
 /// Receives one order, carries it out and answers it.
 pub fn serve(mut channel: Channel<Cleaned, CleanOrder>) -> Result<(), WireError> {
     let Some(received) = channel.recv(None)? else {
@@ -17,7 +19,8 @@ pub fn serve(mut channel: Channel<Cleaned, CleanOrder>) -> Result<(), WireError>
     let order = received.message;
     let files = received.descriptors.into_iter();
     let files: Vec<Arc<File>> = files.map(|fd| Arc::new(File::from(fd))).collect();
-    let answer = Cleaned(carry_out(&order, &files));
+    let done = last_words::catch(|| carry_out(&order, &files));
+    let answer = Cleaned(done.flatten());
     channel.send(&answer, &[], None)
 }
 

@@ -18,8 +18,9 @@ use mkvmm_wire::channel::{self, Channel};
 use mkvmm_wire::settings::Settings;
 use rustix::process::Pid;
 
-use crate::confine;
+use crate::confine::{self, DEBUGGABLE_VARIABLE};
 use crate::failure::Failure;
+use crate::last_words;
 
 /// A worker that waits for its settings. It exits if this is dropped.
 #[derive(Debug)]
@@ -53,9 +54,9 @@ pub fn early() -> Fork {
         })),
         Ok(Copy::Child(processors)) => {
             drop(ours);
-            crate::quiet_panics();
+            last_words::keep();
             let done = work(theirs, caller, &processors);
-            Fork::Worker(crate::exit_code("worker", done))
+            Fork::Worker(crate::exit_code(done))
         }
         // A worker is started when it is needed; if that fails too, the error
         // is reported then.
@@ -74,13 +75,18 @@ fn work(socket: OwnedFd, caller: Pid, processors: &Processors) -> Result<(), Fai
     };
     processors.use_all()?;
     title.show(&format!("mkvmm-worker: {}", settings.label));
-    let channel = Channel::open(socket)?;
+    let mut channel = Channel::open(socket)?;
     let find = |variable: &str| {
         let mut given = settings.environment.iter();
         let found = given.find(|(name, _)| name == variable);
         found.map(|(_, value)| value.clone())
     };
-    confine::confine(Profile::Worker, &find)?;
+    if find(DEBUGGABLE_VARIABLE).is_none() {
+        child::silence()?;
+    }
+    crate::said(confine::confine(Profile::Worker, &find), |text| {
+        crate::report(&mut channel, text)
+    })?;
     worker::serve(channel, vm)?;
     Ok(())
 }

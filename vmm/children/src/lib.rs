@@ -10,12 +10,15 @@
 //! ```
 //!
 //! The parent decides how a child is confined, and passes that in the
-//! environment: see [`SANDBOX_VARIABLE`] and the others.
+//! environment: see [`SANDBOX_VARIABLE`] and the others. Messages of a child go
+//! over its channel, where the manager knows the sender and bounds them; its
+//! standard output and error are `/dev/null`.
 
 mod cleaner;
 mod confine;
 mod early;
 mod failure;
+mod last_words;
 mod unpacker;
 
 use std::process::ExitCode;
@@ -24,7 +27,9 @@ use mkvmm_base::chain;
 use mkvmm_keeper::child;
 use mkvmm_machine::worker;
 use mkvmm_sandbox::Profile;
+use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
+use mkvmm_wire::messages::{Cleaned, LogLevel, Order, Report};
 
 use failure::Failure;
 
@@ -37,22 +42,15 @@ const FAILED: u8 = 1;
 /// Does the work of a child, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {
     let role = child::role()?;
-    quiet_panics();
-    Some(exit_code(&role, work(&role)))
+    last_words::keep();
+    Some(exit_code(work(&role)))
 }
 
-/// Makes panics print only their message: the default hook reads files for a
-/// backtrace, which is forbidden in a confined process, so it would be killed
-/// before it could print the message.
-fn quiet_panics() {
-    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
-}
-
-fn exit_code(role: &str, done: Result<(), Failure>) -> ExitCode {
+fn exit_code(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mkvmm-{role}: {}", chain(&failure));
+            last_words::say(&chain(&failure));
             ExitCode::from(FAILED)
         }
     }
@@ -70,23 +68,46 @@ fn work(role: &str) -> Result<(), Failure> {
     };
     let socket = child::enter(role, &[])?;
     // Opening a channel makes socket calls that are forbidden in a confined
-    // process.
+    // process. A child that cannot be confined reports that instead of an
+    // answer.
+    let confine = || confine::confine(profile, &confine::environment);
     match profile {
         Profile::Worker => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile, &confine::environment)?;
+            let mut channel = Channel::open(socket)?;
+            said(confine(), |text| report(&mut channel, text))?;
             worker::serve(channel, None)?;
         }
         Profile::Unpacker => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile, &confine::environment)?;
+            let mut channel = Channel::open(socket)?;
+            said(confine(), |text| {
+                channel.send(&unpacker::refusal(&text), &[], None)
+            })?;
             unpacker::serve(channel)?;
         }
         _ => {
-            let channel = Channel::open(socket)?;
-            confine::confine(profile, &confine::environment)?;
+            let mut channel = Channel::open(socket)?;
+            said(confine(), |text| {
+                channel.send(&Cleaned(Err(text)), &[], None)
+            })?;
             cleaner::serve(channel)?;
         }
     }
     Ok(())
+}
+
+/// Reports the failure of a worker.
+fn report(channel: &mut Channel<Report, Order>, text: String) -> Result<(), WireError> {
+    let level = LogLevel::Error;
+    channel.send(&Report::Log { level, text }, &[], None)
+}
+
+/// Has a failure told to the manager before it is returned.
+fn said(
+    result: Result<(), Failure>,
+    tell: impl FnOnce(String) -> Result<(), WireError>,
+) -> Result<(), Failure> {
+    if let Err(failure) = &result {
+        tell(chain(failure))?;
+    }
+    result
 }

@@ -131,6 +131,18 @@ fn replace_stdin() -> Result<(), ChildError> {
     rustix::stdio::dup2_stdin(null).map_err(at("replace descriptor 0"))
 }
 
+/// Makes standard output and error lead nowhere, in a child that has inherited
+/// those of its parent.
+///
+/// # Errors
+/// Returns a [`ChildError`]; then the process must end at once.
+pub fn silence() -> Result<(), ChildError> {
+    // Descriptor 0 leads there by now.
+    let null = rustix::stdio::stdin();
+    rustix::stdio::dup2_stdout(null).map_err(at("replace descriptor 1"))?;
+    rustix::stdio::dup2_stderr(null).map_err(at("replace descriptor 2"))
+}
+
 /// Closes all descriptors from [`FIRST`] on that are not in `kept`.
 fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), ChildError> {
     kept.retain(|fd| *fd >= FIRST);

@@ -400,6 +400,14 @@ impl Killer {
         rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options).is_ok()
     }
 
+    /// Whether a signal has stopped the child. A freezer or a debugger that
+    /// holds it is not seen.
+    pub fn is_stopped(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let found = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+        found.is_ok_and(|status| status.is_some())
+    }
+
     /// Kills the child. Has no effect if it has ended.
     ///
     /// # Errors

@@ -74,9 +74,17 @@ pub enum MachineError {
         /// The number of vCPUs requested.
         cpus: u8,
     },
-    /// The host has run out of threads.
-    #[error("the host has no more threads")]
-    Thread(#[from] std::io::Error),
+    /// The host gives no thread.
+    #[error("the host gives no thread for vCPU {index} of {cpus}")]
+    Thread {
+        /// The number of the vCPU, from 0.
+        index: usize,
+        /// How many there are.
+        cpus: u8,
+        /// The underlying error.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// The VM, devices and vCPUs of a guest.
@@ -161,8 +169,13 @@ impl Machine {
             let slot = slot.ok_or(MachineError::Cpus { cpus })?;
             let bus: Arc<dyn ExitBus> = Arc::clone(self.board.bus()) as Arc<dyn ExitBus>;
             let affinity = config.affinity.clone();
-            let handle = vcpu.start(config.name, affinity, slot, bus, &self.news)?;
-            self.vcpus.push(handle);
+            let started = vcpu.start(config.name, affinity, slot, bus, &self.news);
+            let thread_error = |source| MachineError::Thread {
+                index,
+                cpus,
+                source,
+            };
+            self.vcpus.push(started.map_err(thread_error)?);
         }
         Ok(())
     }

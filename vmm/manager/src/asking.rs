@@ -34,7 +34,7 @@ impl Manager {
         };
         let asked = asked(guest, cpu)?;
         let (sender, answers) = unbounded_channel();
-        match guest.worker.as_ref().filter(|_| guest.state().is_live()) {
+        match guest.worker.as_ref().filter(|_| guest.state.is_live()) {
             Some(worker) => {
                 let ticket = self.next_ticket();
                 let mut questions = self.questions.borrow_mut();

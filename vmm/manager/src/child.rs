@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mkvmm_keeper::process::{Child, Exit, Output, ProcessError, Spawn, Starting};
+use mkvmm_keeper::process::{Child, Exit, Killer, Output, ProcessError, Spawn, Starting};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
@@ -19,6 +19,12 @@ use crate::worker::WorkerError;
 const ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
 /// The time within which a child that has answered must exit by itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
+/// How often a child is looked at that has not answered.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks in a row that find a child stopped before it is killed.
+const STOPPED_LOOKS: u64 = 5;
+/// SIGKILL: sent by somebody, or by a kernel that has no memory left.
+const KILLED: i32 = 9;
 
 /// The role of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,39 +94,164 @@ impl Children {
     }
 }
 
-/// Starts a child for one request, and returns its answer once the child is
-/// gone. If the future is dropped, the child is killed.
-///
-/// # Errors
-/// Returns a [`WorkerError`] if the child exited without an answer.
-pub(crate) async fn ask<Out: Message, In: Message>(
-    children: &Children,
-    role: Role,
-    label: &str,
-    question: &Out,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<In, WorkerError> {
-    let (child, socket) = children.start(role, label, None)?;
-    let mut child = child.confirm()?;
-    let mut channel = AsyncChannel::<Out, In>::open(socket)?;
-    channel.sender.send(question, descriptors).await?;
-    let answer = channel.receiver.recv().await;
-    let exit = ended(&mut child).await?;
-    match answer {
-        Ok(Some(received)) => Ok(received.message),
-        Ok(None) | Err(WireError::Closed) => Err(WorkerError::Gone { exit }),
-        Err(error) => Err(error.into()),
+/// One question to a child that is made for it.
+#[derive(Debug)]
+pub(crate) struct Question<'a, Out> {
+    /// What the child is.
+    pub role: Role,
+    /// Whose it is, for people.
+    pub label: &'a str,
+    /// What it is asked.
+    pub message: &'a Out,
+    /// The descriptors that go with it.
+    pub descriptors: &'a [BorrowedFd<'a>],
+    /// How long an honest child takes at most; unlimited where it waits for
+    /// somebody else.
+    pub limit: Option<Duration>,
+}
+
+/// Why a child has not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It could not be made or asked.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// It ended without an answer.
+    #[error("the {role} process ended ({exit}) before it answered")]
+    Gone {
+        /// What it was.
+        role: &'static str,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// A signal had stopped it, and it was killed.
+    #[error("the {role} process was stopped for {STOPPED_LOOKS} s, and was killed")]
+    Stopped {
+        /// What it was.
+        role: &'static str,
+    },
+    /// It took longer than its work can take, and was killed.
+    #[error("the {role} process did not answer in {} s, and was killed", .limit.as_secs())]
+    Slow {
+        /// What it was.
+        role: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+}
+
+impl AskError {
+    /// Whether somebody outside is to blame, so that another child may do
+    /// better. One that broke down by itself would do so again.
+    pub(crate) fn is_from_outside(&self) -> bool {
+        match self {
+            Self::Stopped { .. } | Self::Slow { .. } => true,
+            Self::Gone { exit, .. } => *exit == Exit::Signal(KILLED),
+            Self::Worker(_) => false,
+        }
     }
 }
 
-/// Waits until a child that has answered is gone, and kills it if it does not
-/// exit: nothing may still have access to the files it was given.
-async fn ended(child: &mut Child) -> Result<Exit, ProcessError> {
-    match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
-        Ok(exit) => exit,
-        Err(_elapsed) => {
+/// Starts a child for one question, and returns its answer once the child is
+/// gone. One that a signal has stopped, or that takes too long, is killed.
+/// Dropped, it ends the child.
+///
+/// # Errors
+/// [`AskError`] when the child ended without an answer, or was killed; it is
+/// gone then.
+pub(crate) async fn ask<Out: Message, In: Message>(
+    children: &Children,
+    question: &Question<'_, Out>,
+) -> Result<In, AskError> {
+    let Question { role, label, .. } = *question;
+    let (child, socket) = children.start(role, label, None)?;
+    let child = child.confirm().map_err(WorkerError::from)?;
+    let channel = AsyncChannel::<Out, In>::open(socket).map_err(WorkerError::from)?;
+    let killer = child.killer();
+    let mut child = Asked(Some(child));
+    let role = role.word();
+    let answer = tokio::select! {
+        answer = talk(channel, question) => answer,
+        error = watch(&killer, role, question.limit) => Err(error),
+    };
+    let killed = matches!(
+        answer,
+        Err(AskError::Stopped { .. } | AskError::Slow { .. })
+    );
+    let exit = child.ended(killed).await.map_err(WorkerError::from)?;
+    match answer? {
+        Some(answer) => Ok(answer),
+        None => Err(AskError::Gone { role, exit }),
+    }
+}
+
+/// Asks and waits for the answer; `None` where the child is gone without one.
+async fn talk<Out: Message, In: Message>(
+    mut channel: AsyncChannel<Out, In>,
+    question: &Question<'_, Out>,
+) -> Result<Option<In>, AskError> {
+    let sent = channel.sender.send(question.message, question.descriptors);
+    let sent = sent.await;
+    // One that could not begin may have said why without being asked.
+    match channel.receiver.recv().await {
+        Ok(Some(received)) => Ok(Some(received.message)),
+        Ok(None) | Err(WireError::Closed) => Ok(None),
+        Err(error) => Err(WorkerError::from(sent.err().unwrap_or(error)).into()),
+    }
+}
+
+/// Returns once a child has been stopped for some seconds, or has had `limit`.
+/// Time is counted by looks, so that none passes while this process itself
+/// stands still.
+async fn watch(killer: &Killer, role: &'static str, limit: Option<Duration>) -> AskError {
+    let (mut passed, mut stopped) = (Duration::ZERO, 0);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        passed += LOOK;
+        stopped = if killer.is_stopped() { stopped + 1 } else { 0 };
+        if stopped >= STOPPED_LOOKS {
+            return AskError::Stopped { role };
+        }
+        if let Some(limit) = limit.filter(|limit| passed >= *limit) {
+            return AskError::Slow { role, limit };
+        }
+    }
+}
+
+/// A child that is ended when this is dropped, without anybody waiting for it.
+struct Asked(Option<Child>);
+
+impl Asked {
+    /// Waits until the child is gone, which has nothing more to say. One that
+    /// stays is ended: nothing may still have what it was given.
+    async fn ended(&mut self, kill: bool) -> Result<Exit, ProcessError> {
+        let Some(child) = &mut self.0 else {
+            return Ok(Exit::Code(-1));
+        };
+        if kill {
             child.kill()?;
-            child.ended().await
+        }
+        let exit = match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
+            Ok(exit) => exit,
+            Err(_elapsed) => {
+                child.kill()?;
+                child.ended().await
+            }
+        };
+        // It was reaped.
+        self.0 = None;
+        exit
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let Some(child) = self.0.take() else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Until the kernel has taken it down.
+            runtime.spawn_blocking(move || drop(child));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The validated configuration of an instance.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use mkpool::main_pool::PAGE_ORDER;
-use mkvmm_api::{InstanceSpec, Size, SpecError};
+use mkvmm_api::{InstanceSpec, MINE, Size, SpecError};
 use mkvmm_base::InstanceName;
+use mkvmm_keeper::cgroup::{Base, Cgroups, ResourceLimits};
 
 use crate::console_log::LogFile;
 
@@ -17,6 +19,8 @@ pub struct InstanceConfig {
     pub spec: InstanceSpec,
     /// The opened file for its console output.
     pub console_log: Option<Arc<LogFile>>,
+    /// The cgroup below which it has its own, found.
+    pub cgroup: Option<Cgroups>,
 }
 
 impl InstanceConfig {
@@ -31,6 +35,7 @@ impl InstanceConfig {
             },
             name,
             console_log: None,
+            cgroup: None,
         }
     }
 
@@ -46,7 +51,38 @@ impl InstanceConfig {
             name: name.ok_or(SpecError::Missing { key: "name" })?,
             spec,
             console_log: None,
+            cgroup: None,
         })
+    }
+
+    /// Returns the cgroup below which it is to have its own, if its user named
+    /// one; `mine` finds theirs. It is to be found where waiting does no harm.
+    ///
+    /// # Errors
+    /// What `mine` says.
+    pub fn cgroup_base<E>(
+        &self,
+        mine: impl FnOnce() -> Result<Base, E>,
+    ) -> Result<Option<Base>, E> {
+        match &self.spec.cgroup {
+            None => Ok(None),
+            Some(path) if path == Path::new(MINE) => mine().map(Some),
+            Some(path) => Ok(Some(Base::Path(path.clone()))),
+        }
+    }
+
+    /// Returns the limits of its cgroup.
+    pub(crate) fn resource_limits(&self) -> ResourceLimits {
+        ResourceLimits {
+            cpu_milli: self.spec.cpu_limit.map(|percent| u64::from(percent) * 10),
+            memory_bytes: self.spec.memory_limit.map(Size::bytes),
+            threads: self.spec.thread_limit.map(u64::from),
+        }
+    }
+
+    /// Whether its user wants it in a cgroup, so that it does not run outside.
+    pub(crate) fn needs_cgroup(&self) -> bool {
+        self.cgroup.is_some() || self.resource_limits() != ResourceLimits::default()
     }
 
     /// Returns its memory in bytes.

@@ -86,6 +86,11 @@ pub struct Guest {
     pub(crate) busy: Option<Verb>,
     /// True if it was killed; only an explicit start or load clears it.
     pub(crate) is_doomed: bool,
+    /// True if its process stands still while an order that takes time is
+    /// awaited.
+    pub(crate) is_stalled: bool,
+    /// True if its memory could not be cleaned, so nobody may have it.
+    pub(crate) is_lost: bool,
     /// True while it waits for a restart that its policy demands.
     pub(crate) is_restarting: bool,
     /// The number of consecutive boots that ended soon.
@@ -115,9 +120,13 @@ impl Guest {
         &self.config.name
     }
 
-    /// Returns the state of the instance.
+    /// Returns the state of the instance as people see it: one whose process
+    /// stands still while it is loaded or booted is `stalled`.
     pub fn state(&self) -> State {
-        self.state
+        match self.is_stalled {
+            true => State::Stalled,
+            false => self.state,
+        }
     }
 
     /// Returns the reason of its end, in `stopped` and `failed`.
@@ -148,6 +157,11 @@ impl Guest {
         let directories = self.leaf.as_ref()?.directories();
         let mut all = directories.v2.iter().chain(directories.v1.values());
         all.next().map(PathBuf::as_path)
+    }
+
+    /// Returns whether it was to be deleted and its memory could not be cleaned.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Returns whether it has ended and waits for a restart that its policy

@@ -1,24 +1,33 @@
 //! The contents loaded into an instance: unpacked images and a command line.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mkpool::AddrRange;
 use mkvmm_api::{ImagesSpec, KernelSource, Source};
 use mkvmm_base::cmdline::DEFAULT_LINUX;
 use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
-use mkvmm_base::{Class, Diagnose, InstanceName};
+use mkvmm_base::{Class, Diagnose, InstanceName, chain};
 use mkvmm_images::{
     Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
     Unpackers, UnpackersError,
 };
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
+use rustix::fs::FallocateFlags;
 use tokio::sync::Semaphore;
 
-use crate::child::{self, Role};
+use crate::child::{self, AskError, Question, Role};
 use crate::host::Host;
-use crate::worker::WorkerError;
+
+/// How long an unpacker may take, whatever the image: it has 60 s of CPU time,
+/// and may have to wait for others'.
+const UNPACKING: Duration = Duration::from_secs(180);
+/// Bytes of its file that it reads in each further second: 1 MiB, as slow as
+/// file systems over a network are on a bad day.
+const UNPACKED_PER_SECOND: u64 = 1 << 20;
 
 /// The contents loaded into an instance: the parameters of `load`.
 #[derive(Debug, Clone)]
@@ -214,18 +223,71 @@ impl Unpackers for UnpackerChildren {
     async fn unpack(
         &self,
         job: Job,
-        image: std::os::fd::OwnedFd,
-        output: std::os::fd::OwnedFd,
+        image: OwnedFd,
+        output: OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
-        use std::os::fd::AsFd;
         // There is no timeout: one image may take as long as its limits allow.
         let limit = self.limit;
         let crowded = |_no_room| UnpackersError::Crowded { limit };
         let _place = self.room.try_acquire().map_err(crowded)?;
-        let (order, files) = (UnpackOrder(job), [image.as_fd(), output.as_fd()]);
-        let answer = child::ask(&self.host.children, Role::Unpacker, "image", &order, &files).await;
-        let lost = |error: WorkerError| UnpackersError::Lost(Arc::new(error));
+        let size = size_of_file(&image);
+        let order = UnpackOrder(job);
+        let mut answer = self.ask(&order, &image, &output, size).await;
+        if let Err(error) = &answer
+            && error.is_from_outside()
+            && size.is_some()
+        {
+            log::warn!("an image is unpacked once more: {}", chain(error));
+            // As it was: what the first one wrote is in nobody's way.
+            empty(output.try_clone().map_err(lost)?).await?;
+            answer = self.ask(&order, &image, &output, size).await;
+        }
         let UnpackReport(unpacked) = answer.map_err(lost)?;
         Ok(unpacked?)
     }
+}
+
+impl UnpackerChildren {
+    async fn ask(
+        &self,
+        order: &UnpackOrder,
+        image: &OwnedFd,
+        output: &OwnedFd,
+        size: Option<u64>,
+    ) -> Result<UnpackReport, AskError> {
+        let question = Question {
+            role: Role::Unpacker,
+            label: "image",
+            message: order,
+            descriptors: &[image.as_fd(), output.as_fd()],
+            // Whoever writes into a pipe may take as long as they like.
+            limit: size.map(|size| UNPACKING + Duration::from_secs(size / UNPACKED_PER_SECOND)),
+        };
+        child::ask(&self.host.children, &question).await
+    }
+}
+
+fn lost(error: impl std::error::Error + Send + Sync + 'static) -> UnpackersError {
+    UnpackersError::Lost(Arc::new(error))
+}
+
+/// Returns the size of a regular file; `None` of what can be read once only.
+fn size_of_file(image: &OwnedFd) -> Option<u64> {
+    let stat = rustix::fs::fstat(image).ok()?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    is_file.then(|| u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+/// Makes a memory file read as zero, where that may take its time.
+async fn empty(output: OwnedFd) -> Result<(), UnpackersError> {
+    let punch = move || {
+        let size = rustix::fs::fstat(&output)?.st_size;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match u64::try_from(size) {
+            Ok(size) if size > 0 => rustix::fs::fallocate(&output, flags, 0, size),
+            _ => Ok(()),
+        }
+    };
+    let punched = tokio::task::spawn_blocking(punch).await;
+    punched.map_err(lost)?.map_err(lost)
 }

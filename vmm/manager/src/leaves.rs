@@ -7,7 +7,7 @@
 use std::sync::{Arc, OnceLock};
 
 use mkvmm_base::{InstanceId, InstanceName, chain};
-use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, remove_stale};
+use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Leaf, ResourceLimits, remove_stale};
 
 /// The cgroups that guests get.
 #[derive(Debug, Clone, Default)]
@@ -44,18 +44,30 @@ impl Leaves {
         Ok(Self::Required(base))
     }
 
-    /// Creates a leaf, if guests get any. Must be called where blocking is
-    /// allowed.
-    pub(crate) fn make(&self, name: &str) -> Result<Option<Leaf>, CgroupError> {
-        match self {
-            Self::Off => Ok(None),
-            Self::Offered(base) => {
+    /// Creates a leaf, if guests get any: below `base` if its user named one, and
+    /// with `limits`. Must be called where blocking is allowed.
+    pub(crate) fn make(
+        &self,
+        name: &str,
+        base: Option<&Cgroups>,
+        limits: &ResourceLimits,
+    ) -> Result<Option<Leaf>, CgroupError> {
+        let is_limited = *limits != ResourceLimits::default();
+        let leaf = match (base, self) {
+            (Some(base), _) => Leaf::create(base, name)?,
+            (None, Self::Off | Self::Offered(_)) if is_limited => {
+                Leaf::create(&Cgroups::find(&Base::Own)?, name)?
+            }
+            (None, Self::Off) => return Ok(None),
+            (None, Self::Required(base)) => Leaf::create(base, name)?,
+            (None, Self::Offered(base)) => {
                 let base = base.get_or_init(find_own);
                 let leaf = base.as_ref().map(|base| Leaf::account(base, name));
-                Ok(leaf.and_then(logged))
+                return Ok(leaf.and_then(logged));
             }
-            Self::Required(base) => Leaf::create(base, name).map(Some),
-        }
+        };
+        leaf.limit(limits)?;
+        Ok(Some(leaf))
     }
 
     pub(crate) fn is_required(&self) -> bool {

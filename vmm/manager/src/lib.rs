@@ -11,6 +11,7 @@
 //! | `limits`, `budget` | limits of simultaneous use |
 //! | `console`, `status` | the data of workers in shared memory |
 //! | `host`, `child`, `begun`, `worker` | child processes, and the communication with them |
+//! | `still` | whether they stand still |
 //! | `memory` | the files of its memory |
 //! | `usage`, `leaves` | resource usage, and cgroups |
 //! | `guest`, `registry` | the records of instances |
@@ -50,13 +51,14 @@ pub mod registry;
 pub mod resolve;
 pub mod run;
 pub mod status;
+mod still;
 pub mod stream;
 pub mod usage;
 pub mod view;
 pub mod worker;
 
 pub use begun::Begun;
-pub use child::{Children, Role};
+pub use child::{AskError, Children, Role};
 pub use host::{Facts, Host, KvmFacts};
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

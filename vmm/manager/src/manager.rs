@@ -30,6 +30,9 @@ use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
 
+/// Plans that are rehearsed at once, in threads for blocking work.
+const REHEARSALS: usize = 2;
+
 /// The options of a manager.
 #[derive(Debug)]
 pub struct Options {
@@ -76,6 +79,8 @@ pub struct Manager {
     pub(crate) budget: Rc<Budget>,
     /// Limits the number of restarts in progress.
     pub(crate) restarts: Semaphore,
+    /// Bounds the plans that are rehearsed.
+    pub(crate) rehearsals: Semaphore,
     pub(crate) on_stall: OnStall,
     early: RefCell<Option<Begun>>,
     connections: usize,
@@ -111,6 +116,7 @@ impl Manager {
             changed: Notify::new(),
             budget: Budget::new(limits.instances),
             restarts: Semaphore::new(limits.restarts),
+            rehearsals: Semaphore::new(REHEARSALS),
             on_stall,
             early: RefCell::new(early),
             connections: limits.connections,

@@ -202,7 +202,7 @@ impl Registry {
         let state = guest.state();
         let name = || name.clone();
         match guest.busy {
-            Some(Verb::Start) if verb == Verb::Kill => return Ok(guest.id()),
+            Some(Verb::Start | Verb::Load) if verb == Verb::Kill => return Ok(guest.id()),
             Some(busy) if verb != Verb::Kill => {
                 let name = name();
                 return Err(RegistryError::Busy { name, busy, verb });
@@ -298,7 +298,7 @@ impl Registry {
     /// which it does once its memory map is computed.
     fn for_allocation(&self, name: &InstanceName) -> Result<(InstanceId, bool), RegistryError> {
         let guest = self.find(name)?;
-        let is_live = guest.state().is_live() || guest.busy == Some(Verb::Start);
+        let is_live = guest.state.is_live() || guest.busy == Some(Verb::Start);
         Ok((guest.id(), is_live))
     }
 

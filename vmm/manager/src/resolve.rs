@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mkvmm_api::{ImagesSpec, InstanceSpec, SpecError};
 use mkvmm_base::{Class, Diagnose, InstanceName, Room};
 use mkvmm_images::Batch;
+use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups};
 
 use crate::config::InstanceConfig;
 use crate::console_log::{LogError, LogFile};
@@ -30,6 +31,15 @@ pub enum ResolveError {
         #[source]
         source: ImageError,
     },
+    /// The cgroup that it is to be in is not there.
+    #[error("guest {name}")]
+    Cgroup {
+        /// The name of the guest.
+        name: InstanceName,
+        /// Which cgroup, and why.
+        #[source]
+        source: CgroupError,
+    },
     /// A file cannot be used as a console log.
     #[error("guest {name}")]
     Log {
@@ -42,26 +52,27 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
-    fn inner(&self) -> &dyn Diagnose {
-        match self {
+    fn inner(&self) -> Option<&dyn Diagnose> {
+        Some(match self {
             Self::Spec(error) => error,
             Self::Image { source, .. } => source,
+            Self::Cgroup { .. } => return None,
             Self::Log { source, .. } => source,
-        }
+        })
     }
 }
 
 impl Diagnose for ResolveError {
     fn class(&self) -> Class {
-        self.inner().class()
+        self.inner().map_or(Class::Invalid, Diagnose::class)
     }
 
     fn hint(&self) -> Option<String> {
-        self.inner().hint()
+        self.inner()?.hint()
     }
 
     fn room(&self) -> Option<Room> {
-        self.inner().room()
+        self.inner()?.room()
     }
 }
 
@@ -140,8 +151,16 @@ pub fn check(specs: Vec<InstanceSpec>) -> Result<Vec<(InstanceConfig, ImagesSpec
             spec.name = Some(name.parse().map_err(SpecError::from)?);
         }
         let images = spec.images()?.ok_or(SpecError::NoKernel)?;
-        let instance = InstanceConfig::of(spec)?;
+        let mut instance = InstanceConfig::of(spec)?;
         let name = instance.name.clone();
+        // Whoever starts `run` is in its cgroup.
+        let base = instance.cgroup_base(|| Ok(Base::Own));
+        let find = |base: Option<Base>| base.map(|base| Cgroups::find(&base)).transpose();
+        let cgroup = base.and_then(find);
+        instance.cgroup = cgroup.map_err(|source| ResolveError::Cgroup {
+            name: name.clone(),
+            source,
+        })?;
         if !names.insert(name.clone()) {
             return Err(SpecError::SameName { name }.into());
         }

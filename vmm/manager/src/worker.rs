@@ -36,9 +36,6 @@ const TEXT: usize = 4096;
 /// The burst and the rate per second of log lines, including violations, that
 /// are passed on. An honest worker has fewer.
 const LINES: (u32, u32) = (128, 8);
-/// The time within which an honest worker must carry out an order, in addition
-/// to the time for copying images.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A reason why a worker did not carry out an order.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +90,8 @@ pub struct Worker {
     lines: RefCell<Pace>,
     /// The number of lines dropped because of that limit.
     dropped: Cell<u64>,
+    /// True if somebody checks whether it stands still.
+    is_suspect: Cell<bool>,
     /// True if it is being killed, or its reports are no longer read.
     is_ending: Cell<bool>,
     /// Holds how the process ended, once its end was handled.
@@ -118,11 +117,17 @@ impl Worker {
             meter,
             lines: RefCell::new(Pace::new(LINES.0, LINES.1)),
             dropped: Cell::new(0),
+            is_suspect: Cell::new(false),
             is_ending: Cell::new(false),
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
         worker
+    }
+
+    /// Returns which run of its instance it is.
+    pub(crate) fn run(&self) -> RunId {
+        self.run
     }
 
     /// Returns the process ID.
@@ -136,7 +141,8 @@ impl Worker {
         &self.killer
     }
 
-    /// Sends an order that has no answer.
+    /// Sends an order that has no answer. Waits for room as long as the worker
+    /// lives, as [`Self::ask`] does.
     ///
     /// # Errors
     /// Returns [`WorkerError::Wire`] if it cannot be sent.
@@ -158,31 +164,13 @@ impl Worker {
         }
     }
 
-    /// Sends an order and waits for its answer. A worker that does not answer
-    /// in time is killed, since a late effect could not be undone.
+    /// Sends an order and waits for its answer, for as long as the worker
+    /// lives: whoever waits has a limit of their own, or watches whether it
+    /// stands still.
     ///
     /// # Errors
     /// Returns a [`WorkerError`] if the order was not carried out.
     pub(crate) async fn ask(
-        &self,
-        order: &Order,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Done, WorkerError> {
-        let answer = self.ask_patiently(order, descriptors);
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
-        answer.unwrap_or_else(|_elapsed| {
-            self.kill();
-            let timeout = ANSWER_TIMEOUT;
-            Err(WorkerError::Silent { timeout })
-        })
-    }
-
-    /// Sends an order and waits for its answer without a time limit: the worker
-    /// may be stopped.
-    ///
-    /// # Errors
-    /// Returns a [`WorkerError`] if the order was not carried out.
-    pub(crate) async fn ask_patiently(
         &self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
@@ -212,6 +200,16 @@ impl Worker {
         // before it was sent has none.
         self.answers.borrow_mut().push_back(answer);
         Ok(answered)
+    }
+
+    /// Whether nobody looks yet whether it stands still; from now on somebody
+    /// does, until [`Self::end_suspicion`].
+    pub(crate) fn begin_suspicion(&self) -> bool {
+        !self.is_suspect.replace(true)
+    }
+
+    pub(crate) fn end_suspicion(&self) {
+        self.is_suspect.set(false);
     }
 
     /// Kills a worker that has sent a wrong answer.

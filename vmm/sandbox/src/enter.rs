@@ -56,8 +56,7 @@ impl Confinement {
         };
         let ids = match (layers.identity, self.profile.is_confined()) {
             (false, _) => Outcome::SwitchedOff,
-            // The keeper and the manager need their groups: `kvm`, and that of
-            // the socket.
+            // A manager needs its groups: `kvm`, and that of the socket.
             (true, false) if self.identity.is_none() => Outcome::NotInProfile,
             (true, _) => identity::assume(self.identity)?,
         };

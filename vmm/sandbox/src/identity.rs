@@ -69,22 +69,16 @@ fn drop_groups() -> Result<Outcome, SandboxError> {
     }
 }
 
-/// The capabilities of the keeper of a system service: it starts processes of
-/// another user, moves them to cgroups and kills them, locks memory and opens
-/// the files that its administrator named.
-const KEEPER: CapabilitySet = CapabilitySet::SETUID
+/// The capabilities that the manager of a system service works with: it opens
+/// images of any owner, gives its socket to a group, makes processes of another
+/// user, moves them to cgroups and ends them, and locks memory.
+const MANAGER: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::SYS_RESOURCE)
     .union(CapabilitySet::SYS_NICE)
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::DAC_OVERRIDE);
-
-/// The capabilities of the manager of a system service: it opens images of any
-/// owner, gives its socket to a group, and kills workers.
-const MANAGER: CapabilitySet = CapabilitySet::KILL
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -93,7 +87,6 @@ const MANAGER: CapabilitySet = CapabilitySet::KILL
 /// Returns the capabilities that a process with this profile may keep.
 fn kept(profile: Profile) -> CapabilitySet {
     match profile {
-        Profile::Keeper => KEEPER,
         Profile::Manager => MANAGER,
         Profile::Worker | Profile::Unpacker | Profile::Cleaner => CapabilitySet::empty(),
     }

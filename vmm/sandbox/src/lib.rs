@@ -1,6 +1,6 @@
 //! Confinement of mkvmm's processes.
 //!
-//! mkvmm consists of a manager, a keeper and one process per guest. A worker
+//! mkvmm consists of a manager and one process per guest. A worker
 //! executes a possibly hostile guest, and an unpacker parses untrusted input;
 //! either may be compromised. This crate limits what they can do then: a
 //! process selects its [`Profile`] and [enters](Confinement::enter) the sandbox
@@ -72,8 +72,10 @@
 //! - Inside, do not use `File::metadata` (use `rustix::fs::fstat`),
 //!   `available_parallelism` or `isatty`: they open files or make other
 //!   forbidden calls. Heap blocks grow by copying, as `mremap` is refused.
-//! - `PR_SET_PDEATHSIG` refers to the parent's thread: the keeper must start
-//!   its children on a thread that keeps running.
+//! - `PR_SET_PDEATHSIG` refers to the parent's thread: the manager must
+//!   start its children on a thread that keeps running.
+//! - A manager must call `enter` before it has threads; its filter and
+//!   `no_new_privs` apply to its children as well, and each adds its own.
 #![forbid(unsafe_code)]
 
 mod domain;

@@ -15,9 +15,8 @@ pub enum Profile {
     Unpacker,
     /// Zeroes, punches or populates the files that it receives.
     Cleaner,
-    /// Holds files and sockets, and starts and reaps all other processes.
-    Keeper,
-    /// Makes all decisions and talks to clients.
+    /// Makes all decisions, talks to clients, holds files and sockets, and starts
+    /// and reaps all other processes.
     Manager,
 }
 
@@ -36,7 +35,6 @@ impl fmt::Display for Profile {
             Self::Worker => "worker",
             Self::Unpacker => "unpacker",
             Self::Cleaner => "cleaner",
-            Self::Keeper => "keeper",
             Self::Manager => "manager",
         })
     }
@@ -194,7 +192,7 @@ impl Limits {
                 open_files: Some(1024),
                 ..none
             },
-            Profile::Keeper | Profile::Manager => none,
+            Profile::Manager => none,
         }
     }
 }
@@ -214,7 +212,7 @@ pub struct Confinement {
     /// The process with which this one dies. `None` requests no parent-death
     /// signal.
     ///
-    /// The kernel refers to the *thread* that started this process, so a keeper
+    /// The kernel refers to the *thread* that started this process, so a manager
     /// starts its children on its main thread.
     pub parent: Option<Pid>,
     /// The resource limits (`setrlimit`) of the process.

@@ -208,9 +208,19 @@ pub enum Done {
 pub struct Refusal {
     /// The error and its causes on one line.
     pub text: String,
-    /// True if the guest's images or memory map are the cause, and not KVM or
-    /// the host.
-    pub is_room: bool,
+    /// What is at fault.
+    pub kind: RefusalKind,
+}
+
+/// What is at fault when an order is not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// KVM, the host or mkvmm itself.
+    Failure,
+    /// The guest's images or map, which find no room.
+    Room,
+    /// The host, which has no more threads, memory or descriptors for it.
+    Shortage,
 }
 
 /// The level of a line of a child's log.

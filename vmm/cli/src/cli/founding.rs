@@ -18,6 +18,7 @@ use mkvmm_manager::limits::{Limits, TooManyConnections};
 use mkvmm_manager::{
     Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
 };
+use mkvmm_sandbox::{Confinement, Layers, Mode, Profile, SandboxError};
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -46,6 +47,9 @@ pub enum FoundingError {
     /// A cgroup for each guest was requested and cannot be created.
     #[error("--cgroup")]
     Cgroup(#[from] CgroupError),
+    /// This process cannot be confined.
+    #[error("the sandbox of this process")]
+    Sandbox(#[from] SandboxError),
     /// `--worker-uid` was given by a user other than root.
     #[error("--worker-uid: only root can run processes as another user")]
     NotRoot,
@@ -56,7 +60,7 @@ impl Diagnose for FoundingError {
         match self {
             Self::Root | Self::NotRoot | Self::Connections(_) => Class::Invalid,
             Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
-            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) => Class::VmmFailed,
+            Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) | Self::Sandbox(_) => Class::VmmFailed,
         }
     }
 }
@@ -148,6 +152,30 @@ impl ChildOptions {
         }
     }
 
+    /// Takes from this process what neither it nor its children ever need. To
+    /// be called while it has one thread. A call that is refused fails: a
+    /// mistake here is not worth everybody's guests.
+    ///
+    /// # Errors
+    /// [`FoundingError::Sandbox`].
+    pub fn confine_manager(&self) -> Result<(), FoundingError> {
+        let mut confinement = Confinement::new(Profile::Manager);
+        confinement.mode = match self.sandbox.unwrap_or_default() {
+            Sandbox::Kill | Sandbox::Errno => Mode::Errno,
+            Sandbox::Log => Mode::Log,
+            Sandbox::Off => return Ok(()),
+        };
+        confinement.layers = Layers {
+            // Whoever is its user may use its socket as well.
+            dumpable: false,
+            // It is nobody's child.
+            parent_death: false,
+            ..Layers::ALL
+        };
+        confinement.enter()?;
+        Ok(())
+    }
+
     /// Returns the parameters for starting the guests' processes. Logs a warning
     /// if they are less confined than usual.
     ///
@@ -158,7 +186,12 @@ impl ChildOptions {
         Ok(Children {
             program: None,
             environment: self.environment()?,
-            output: Output::Inherit,
+            // Messages of children come over their channels: no guest writes to
+            // the terminal, or waits for the reader of the log.
+            output: match self.debuggable {
+                true => Output::Inherit,
+                false => Output::Null,
+            },
             leaves: self.leaves()?,
         })
     }

@@ -114,6 +114,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     let early = early
         .zip(first)
         .and_then(|(early, name)| settle(early, &children, name));
+    args.children.confine_manager()?;
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {

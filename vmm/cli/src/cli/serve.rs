@@ -121,6 +121,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let request = args.pool.clone().or(file.pool).check()?;
     let children = args.children.clone().or(file.children);
     let processes = children.checked()?;
+    children.confine_manager()?;
     let image_dirs = if args.image_dirs.is_empty() {
         &file.image_dir
     } else {

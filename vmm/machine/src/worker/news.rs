@@ -1,6 +1,6 @@
 //! Reports of a worker to its manager, from any of its threads.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use mkvmm_base::state::EndReason;
@@ -11,6 +11,10 @@ use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::news::{News, NewsSink};
+
+/// How often a line for the log waits for another thread's message. A message
+/// takes a system call; a line that finds no gap is lost.
+const LOG_TRIES: usize = 1000;
 
 #[derive(Debug)]
 struct Inner {
@@ -135,7 +139,21 @@ impl Log for Reporter {
             Level::Debug | Level::Trace => LogLevel::Debug,
         };
         let text = record.args().to_string();
-        self.news(&Report::Log { level, text });
+        let report = Report::Log { level, text };
+        // A thread that panics while it sends must not wait for itself.
+        for _ in 0..LOG_TRIES {
+            let mut sender = match self.0.sender.try_lock() {
+                Ok(sender) => sender,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            // A manager that is gone needs no news.
+            let _ = sender.send_news(&report);
+            return;
+        }
     }
 
     fn flush(&self) {}

@@ -1,5 +1,7 @@
 //! Carries out the orders of the manager.
 
+use std::error::Error;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use mkvmm_base::{InstanceName, NameError, chain};
 use mkvmm_memory::e820::{E820Entry, E820Type};
 use mkvmm_wire::WireError;
 use mkvmm_wire::messages::{
-    BootOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal,
+    BootOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal, RefusalKind,
 };
 use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
@@ -78,15 +80,29 @@ pub enum OrderError {
 
 impl OrderError {
     fn refusal(&self) -> Refusal {
-        let is_room = matches!(
-            self,
-            Self::Machine(MachineError::BootData(error)) if error.is_room()
-        );
+        let kind = match self {
+            Self::Machine(MachineError::BootData(error)) if error.is_room() => RefusalKind::Room,
+            _ if is_shortage(self) => RefusalKind::Shortage,
+            _ => RefusalKind::Failure,
+        };
         Refusal {
             text: chain(self),
-            is_room,
+            kind,
         }
     }
+}
+
+/// Whether at the bottom of an error the host is short of something.
+fn is_shortage(error: &(dyn Error + 'static)) -> bool {
+    let number = match error.downcast_ref::<io::Error>() {
+        Some(error) => error.raw_os_error(),
+        None => error
+            .downcast_ref::<kvm_ioctls::Error>()
+            .map(|error| error.errno()),
+    };
+    let shortages = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    number.is_some_and(|number| shortages.contains(&number))
+        || error.source().is_some_and(is_shortage)
 }
 
 /// The identity of the worker, once it was received.

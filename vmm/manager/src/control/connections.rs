@@ -94,11 +94,19 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeout
     }
 }
 
+/// The number of a client's process, as the kernel tells; 0 where it cannot be
+/// seen from here.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Peer(pub i32);
+
 /// Serves a client until it disconnects, times out, or its place is needed.
 async fn converse(stream: UnixStream, router: Router, place: Place, timeouts: Timeouts) {
     let place = Arc::new(place);
     let kept = Arc::clone(&place);
-    let answer = service_fn(move |request| {
+    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let peer = Peer(peer.unwrap_or_default());
+    let answer = service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(peer);
         answer(router.clone(), Arc::clone(&place), timeouts.body, request)
     });
     let connection = http1::Builder::new()

@@ -7,6 +7,7 @@ use mkpool::range::RangeError;
 use mkvmm_api::SpecError;
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
+use mkvmm_keeper::cgroup::CgroupError;
 
 use crate::console_log::LogError;
 use crate::control::debug::error::DebugError;
@@ -97,6 +98,12 @@ pub enum ControlError {
     /// The console requires an upgrade of the connection.
     #[error("this route needs `Connection: upgrade` and `Upgrade: mkvmm-console`")]
     NoUpgrade,
+    /// The cgroup that an instance is to be in is not there.
+    #[error("the cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// The client's process is not to be seen from here.
+    #[error("the cgroup of a process in another pid namespace is not known here")]
+    NoPeer,
     /// A file cannot be used as a console log.
     #[error("the console log")]
     Log(#[from] LogError),
@@ -133,7 +140,7 @@ impl Diagnose for ControlError {
         }
         match self {
             Self::Name(_) => Class::Name,
-            Self::Data(_) | Self::Since { .. } => Class::Invalid,
+            Self::Data(_) | Self::Since { .. } | Self::Cgroup(_) | Self::NoPeer => Class::Invalid,
             Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => Class::BadRequest,
             Self::Body { .. } | Self::PlanSize { .. } => Class::TooLarge,
             Self::Slow { .. } => Class::BadRequest,

@@ -95,37 +95,59 @@ pub fn described(of: &Description<'_>) -> Instance {
     }
 }
 
-/// Returns the current description of an instance.
-///
-/// # Errors
-/// Returns the errors of [`mkvmm_memory::e820::build`].
-pub fn instance(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
-    let footprint = guest.footprint(registry.memory());
-    Ok(used(unmeasured(registry, guest)?, &footprint))
+/// An instance, and where to read what it uses: that opens a file, which is
+/// nothing for the manager's thread.
+#[derive(Debug)]
+pub struct Measured {
+    instance: Instance,
+    /// None of one that was only rehearsed.
+    footprint: Option<Footprint>,
 }
 
-/// Returns the current descriptions of all instances, with the sources of their
-/// resource usage, which take time to read if there are many.
-///
-/// # Errors
-/// Returns the errors of [`mkvmm_memory::e820::build`].
-pub fn instances(registry: &Registry) -> Result<Vec<(Instance, Footprint)>, RangeError> {
-    let both = |guest: &Guest| {
-        let footprint = guest.footprint(registry.memory());
-        Ok((unmeasured(registry, guest)?, footprint))
-    };
-    registry.guests().map(both).collect()
-}
-
-/// Adds the resource usage to the description of an instance.
-pub fn used(instance: Instance, footprint: &Footprint) -> Instance {
-    let usage = footprint.read();
-    Instance {
-        cpu_us: u64::try_from(usage.cpu_time.as_micros()).unwrap_or(u64::MAX),
-        resident: usage.resident,
-        process_memory: usage.process,
-        ..instance
+impl Measured {
+    /// Returns the instance with what it uses now.
+    pub fn read(self) -> Instance {
+        let Some(footprint) = self.footprint else {
+            return self.instance;
+        };
+        let usage = footprint.read();
+        Instance {
+            cpu_us: u64::try_from(usage.cpu_time.as_micros()).unwrap_or(u64::MAX),
+            resident: usage.resident,
+            process_memory: usage.process,
+            ..self.instance
+        }
     }
+}
+
+impl From<Instance> for Measured {
+    /// Takes an instance that uses nothing.
+    fn from(instance: Instance) -> Self {
+        Self {
+            instance,
+            footprint: None,
+        }
+    }
+}
+
+/// Returns the instance as it is now.
+///
+/// # Errors
+/// See [`mkvmm_memory::e820::build`].
+pub fn instance(registry: &Registry, guest: &Guest) -> Result<Measured, RangeError> {
+    Ok(Measured {
+        footprint: Some(guest.footprint(registry.memory())),
+        instance: unmeasured(registry, guest)?,
+    })
+}
+
+/// Returns all instances as they are now.
+///
+/// # Errors
+/// See [`mkvmm_memory::e820::build`].
+pub fn instances(registry: &Registry) -> Result<Vec<Measured>, RangeError> {
+    let one = |guest: &Guest| instance(registry, guest);
+    registry.guests().map(one).collect()
 }
 
 fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {

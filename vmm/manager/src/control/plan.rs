@@ -1,12 +1,15 @@
 //! Plans: determines the result of a launch by a dry run of the code that a
 //! launch uses.
 
+use std::time::{Duration, Instant};
+
 use mkpool::AddrRange;
 use mkvmm_api::Instance;
 use mkvmm_api::plan::{Piece, Plan, PlanProblem};
 use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose, InstanceId};
-use mkvmm_memory::host_pool::{Rehearsal, Wanted};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName};
+use mkvmm_memory::host_pool::{HostPool, Rehearsal, SubPool, Wanted};
+use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::config::InstanceConfig;
 use crate::control::error::ControlError;
@@ -19,9 +22,10 @@ use crate::registry::{Registry, RegistryError};
 
 /// The maximum number of instances suggested for deletion.
 const SUGGESTIONS: usize = 8;
-/// The maximum number of instances that are tried for that, since all other
-/// requests wait meanwhile.
+/// The maximum number of instances that are tried for that.
 const CANDIDATES: usize = 64;
+/// How long they are tried.
+const SEARCH: Duration = Duration::from_secs(1);
 
 /// An instance in a plan.
 #[derive(Debug)]
@@ -39,53 +43,107 @@ struct Rehearsed<'a> {
     loaded: Option<Loaded>,
 }
 
-/// Plans `wanted`, in this order.
-///
-/// # Errors
-/// Returns a [`ControlError`] for errors that more room would not solve, such
-/// as a duplicate name or an invalid value.
-pub fn plan(registry: &mut Registry, wanted: &[Planned]) -> Result<Plan, ControlError> {
-    check_names(registry, wanted)?;
-    let instances = registry.len();
-    let config = *registry.memory();
-    let mut rehearsal = registry.pool_mut().rehearse();
-    let mut done = Vec::new();
-    let mut refused = None;
-    for planned in wanted {
-        match rehearse(&mut rehearsal, planned) {
-            Ok(one) => done.push(one),
-            Err(error) => {
-                let error = ControlError::from(error.of(&planned.config.name));
-                if error.class() != Class::NoRoom {
-                    return Err(error);
+/// What plans are made on: a copy of the books, to be rehearsed on where that
+/// may take its time.
+#[derive(Debug)]
+pub struct Books {
+    pool: HostPool,
+    memory: ReservationConfig,
+    instances: Vec<Owner>,
+}
+
+/// An instance that has some of the pool.
+#[derive(Debug)]
+struct Owner {
+    name: InstanceName,
+    regions: Vec<AddrRange>,
+    size: u64,
+}
+
+impl Books {
+    /// Copies the books for a plan of `wanted`.
+    ///
+    /// # Errors
+    /// [`ControlError`] for a name that is taken, or given twice.
+    pub fn copy(registry: &Registry, wanted: &[Planned]) -> Result<Self, ControlError> {
+        check_names(registry, wanted)?;
+        let owner = |guest: &Guest| Owner {
+            name: guest.name().clone(),
+            regions: guest.regions().to_vec(),
+            size: guest.sub_pool().size(),
+        };
+        let pool = registry.pool().copy().map_err(RegistryError::from)?;
+        Ok(Self {
+            pool,
+            memory: *registry.memory(),
+            instances: registry.guests().map(owner).collect(),
+        })
+    }
+
+    /// Plans `wanted`, in this order.
+    ///
+    /// # Errors
+    /// [`ControlError`] for what no room would help: a value that is wrong.
+    pub fn plan(mut self, wanted: &[Planned]) -> Result<Plan, ControlError> {
+        let (memory, instances) = (self.memory, self.instances.len());
+        let mut rehearsal = self.pool.rehearse();
+        let mut done = Vec::new();
+        let mut refused = None;
+        for planned in wanted {
+            match rehearse(&mut rehearsal, planned) {
+                Ok(one) => done.push(one),
+                Err(error) => {
+                    let error = ControlError::from(error.of(&planned.config.name));
+                    if error.class() != Class::NoRoom {
+                        return Err(error);
+                    }
+                    refused = Some((planned, error));
+                    break;
                 }
-                refused = Some((planned, error));
-                break;
             }
         }
+        let objects = done.iter().zip(rehearsal.made());
+        let objects = objects.map(|(one, sub_pool)| object(&rehearsal, one, sub_pool));
+        let regions = |sub_pool: &SubPool| sub_pool.regions().to_vec();
+        let made: Vec<AddrRange> = rehearsal.made().iter().flat_map(regions).collect();
+        let mut plan = Plan {
+            fits: refused.is_none(),
+            instances: objects.collect::<Result<_, _>>()?,
+            pieces: done.iter().map(pieces).collect(),
+            pool: objects::pool(rehearsal.pool(), &memory, instances + done.len()),
+            problem: None,
+        };
+        let avail = rehearsal.pool().avail();
+        drop(rehearsal);
+        plan.problem = refused.map(|(planned, error)| PlanProblem {
+            name: planned.config.name.to_string(),
+            error: (&error).into(),
+            delete_one_of: self.makes_room(wanted, &made, avail),
+        });
+        Ok(plan)
     }
-    let objects = done.iter().zip(rehearsal.made());
-    let objects = objects.map(|(one, sub_pool)| object(&rehearsal, one, sub_pool));
-    let made: Vec<AddrRange> = rehearsal
-        .made()
-        .iter()
-        .flat_map(|s| s.regions().to_vec())
-        .collect();
-    let mut plan = Plan {
-        fits: refused.is_none(),
-        instances: objects.collect::<Result<_, _>>()?,
-        pieces: done.iter().map(pieces).collect(),
-        pool: objects::pool(rehearsal.pool(), &config, instances + done.len()),
-        problem: None,
-    };
-    let avail = rehearsal.pool().avail();
-    drop(rehearsal);
-    plan.problem = refused.map(|(planned, error)| PlanProblem {
-        name: planned.config.name.to_string(),
-        error: (&error).into(),
-        delete_one_of: makes_room(registry, wanted, &made, avail),
-    });
-    Ok(plan)
+
+    /// The smallest instances of which deleting any one would make room for
+    /// all of `wanted`; `made` is what fits without, and `avail` what is free
+    /// then.
+    fn makes_room(&self, wanted: &[Planned], made: &[AddrRange], avail: u64) -> Vec<String> {
+        let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
+        // Those that are too small for sure are not worth a try.
+        let room = made.iter().map(AddrRange::size).sum::<u64>() + avail;
+        let sizes = wanted.iter().map(|one| one.memory);
+        let needed = sizes.fold(0_u64, u64::saturating_add);
+        let enough = |owner: &&Owner| room + owner.size >= needed;
+        let mut candidates: Vec<&Owner> = self.instances.iter().filter(enough).collect();
+        candidates.sort_by_key(|owner| owner.size);
+        let end = Instant::now() + SEARCH;
+        let would_do = |owner: &&Owner| self.pool.would_fit(&owner.regions, &wanted);
+        let tried = candidates.into_iter().take(CANDIDATES);
+        let found = tried.take_while(|_| Instant::now() < end).filter(would_do);
+        found
+            .take(SUGGESTIONS)
+            .map(|owner| owner.name.to_string())
+            .collect()
+    }
 }
 
 /// Describes the instance that `planned` would become.
@@ -145,7 +203,7 @@ fn rehearse<'a>(
 fn object(
     rehearsal: &Rehearsal<'_>,
     one: &Rehearsed<'_>,
-    sub_pool: &mkvmm_memory::host_pool::SubPool,
+    sub_pool: &SubPool,
 ) -> Result<Instance, ControlError> {
     let loaded = one.loaded.as_ref();
     let e820 = guest::e820(rehearsal.pool(), sub_pool, loaded)?;
@@ -169,32 +227,6 @@ fn pieces(one: &Rehearsed<'_>) -> Vec<Piece> {
         range: range.into(),
     };
     pieces.map(piece).collect()
-}
-
-/// Returns the smallest instances of which deleting any one would make room for
-/// all of `wanted`; `made` is the part that fits without, and `avail` the free
-/// memory then.
-fn makes_room(
-    registry: &Registry,
-    wanted: &[Planned],
-    made: &[AddrRange],
-    avail: u64,
-) -> Vec<String> {
-    let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
-    // Instances that are certainly too small need not be tried.
-    let room = made.iter().map(AddrRange::size).sum::<u64>() + avail;
-    let needed = wanted
-        .iter()
-        .fold(0_u64, |all, one| all.saturating_add(one.memory));
-    let enough = |guest: &&Guest| room + guest.sub_pool().size() >= needed;
-    let mut candidates: Vec<&Guest> = registry.guests().filter(enough).collect();
-    candidates.sort_by_key(|guest| guest.sub_pool().size());
-    let would_do = |guest: &&Guest| registry.pool().would_fit(guest.regions(), &wanted);
-    let found = candidates.into_iter().take(CANDIDATES).filter(would_do);
-    found
-        .take(SUGGESTIONS)
-        .map(|guest| guest.name().to_string())
-        .collect()
 }
 
 fn wish(planned: &Planned) -> Wanted {

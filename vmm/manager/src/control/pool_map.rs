@@ -25,7 +25,8 @@ pub fn pool_map(registry: &Registry) -> PoolMap {
     let mut owners: Vec<(u64, Owner)> = Vec::new();
     for guest in registry.guests() {
         let name = guest.name().as_str();
-        let regions = guest.regions().iter();
+        // What is lost has no holder.
+        let regions = guest.regions().iter().filter(|_| !guest.is_lost());
         holders.extend(regions.map(|r| (r.start(), Holder::Instance(name))));
         let owner = Owner {
             id: guest.id().0,

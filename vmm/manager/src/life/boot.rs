@@ -11,6 +11,7 @@ use mkvmm_memory::e820::E820Entry;
 use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
 
 use crate::guest::{Guest, Loaded};
+use crate::life::attend::AT_WORK;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::manifest::{self, ManifestFacts};
@@ -88,7 +89,9 @@ impl Manager {
         // Announce before the order, so that later reports belong to a live
         // instance.
         self.announce(id);
-        worker.tell(&Order::Run, &[]).await?;
+        let told = Rc::clone(&worker);
+        let run = async move { told.tell(&Order::Run, &[]).await };
+        self.expect_soon(&worker, run, None).await?;
         self.move_later(id, worker);
         Ok(())
     }
@@ -121,7 +124,9 @@ impl Manager {
         let Some(worker) = worker else {
             return Ok(());
         };
-        let booted = worker.ask(&Order::Boot(Box::new(order)), &[]).await;
+        let order = Order::Boot(Box::new(order));
+        let booted = worker.ask(&order, &[]);
+        let booted = self.attend(&worker, AT_WORK, booted).await;
         // After a failure the contents of the memory are unknown.
         let done = booted.inspect_err(|_| worker.kill())?;
         let Done::Booted { slots } = done else {

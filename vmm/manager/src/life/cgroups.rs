@@ -23,15 +23,19 @@ impl Manager {
     /// Returns the leaf of an instance, which is created now if it has none.
     async fn leaf(&self, id: InstanceId) -> Result<Option<Arc<Leaf>>, StepError> {
         let leaves = self.host.children.leaves.clone();
-        let name = match self.registry().guest(id) {
+        let (name, base, limits) = match self.registry().guest(id) {
             Some(guest) if guest.leaf.is_some() => return Ok(guest.leaf.clone()),
-            Some(guest) => leaf_name(id, guest.name()),
+            Some(guest) if matches!(leaves, Leaves::Off) && !guest.config.needs_cgroup() => {
+                return Ok(None);
+            }
+            Some(guest) => (
+                leaf_name(id, guest.name()),
+                guest.config.cgroup.clone(),
+                guest.config.resource_limits(),
+            ),
             None => return Ok(None),
         };
-        if matches!(leaves, Leaves::Off) {
-            return Ok(None);
-        }
-        let made = spawn_blocking(move || leaves.make(&name));
+        let made = spawn_blocking(move || leaves.make(&name, base.as_ref(), &limits));
         Ok(made.await.map_err(std::io::Error::other)??.map(Arc::new))
     }
 

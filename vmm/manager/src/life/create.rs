@@ -36,6 +36,8 @@ impl Manager {
         let id = self.book(config).map_err(|error| error.of(&name))?;
         let made = self.furnish(id, images).await;
         if let Err(error) = made {
+            // Somebody may have killed it.
+            let error = self.explain(id, error).await;
             self.unmake(id).await;
             return Err(error.of(&name));
         }
@@ -83,6 +85,8 @@ impl Manager {
             meter: Arc::default(),
             busy: Some(Verb::Load),
             is_doomed: false,
+            is_stalled: false,
+            is_lost: false,
             is_restarting: false,
             short_lives: 0,
             timeline,
@@ -124,6 +128,7 @@ impl Manager {
     async fn unmake(self: &Rc<Self>, id: InstanceId) {
         if let Err(error) = self.release(id).await {
             log::error!("undoing a creation failed: {}", mkvmm_base::chain(&error));
+            self.lose(id, None);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
@@ -10,9 +11,14 @@ use mkvmm_wire::messages::{Copy, Done, Extent, LoadOrder, Order};
 
 use crate::guest::Loaded;
 use crate::images::Images;
+use crate::life::attend::AT_WORK;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::worker::{Worker, WorkerError};
+
+/// Bytes of images that a worker copies in each second beyond the first
+/// minute: 32 MiB, a hundredth of what an idle machine does.
+const COPIED_PER_SECOND: u64 = 32 << 20;
 
 impl Manager {
     /// Loads images into an instance's memory, replacing earlier ones.
@@ -102,15 +108,22 @@ impl Manager {
         let Some(loaded) = self.loaded(id) else {
             return Ok(());
         };
-        let order = Order::Load(load_order(&loaded));
-        let files = files(&loaded);
+        let order = load_order(&loaded);
+        let copies = order.kernel.iter().chain(&order.archives);
+        let bytes = copies.map(|copy| copy.file.len).sum::<u64>();
+        let limit = AT_WORK + Duration::from_secs(bytes / COPIED_PER_SECOND);
+        let (order, files) = (Order::Load(order), files(&loaded));
         // KVM can be queried while the worker copies.
         let loading = worker.ask(&order, &files);
-        let (loaded, told) = tokio::join!(loading, self.give_kvm(&worker));
-        if loaded? != Done::Loaded {
+        let loading = async { tokio::join!(loading, self.give_kvm(&worker)) };
+        let loading = async {
+            let (loaded, told) = loading.await;
+            let done = loaded?;
+            told.map(|()| done)
+        };
+        if self.attend(&worker, limit, loading).await? != Done::Loaded {
             return Err(worker.condemn().into());
         }
-        told?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.timeline.reach(Stage::Loaded);
         }

@@ -5,11 +5,12 @@
 //! | `create` | create, and its dry run |
 //! | `load` | load, unload |
 //! | `boot` | start: worker, boot data, machine, run |
-//! | `pause` | pause, resume, and stalled processes |
+//! | `pause` | pause, resume |
 //! | `halt` | kill, and handling of an end |
 //! | `restart` | restarts by policy |
 //! | `release` | delete |
 //! | `place` | placement of images, before anything changes |
+//! | `attend` | waiting for workers, which may stall |
 //! | `listen` | reports of workers |
 //! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: started, given their memory, scrubbed afterwards |
@@ -17,6 +18,7 @@
 //! Every verb first checks everything, then makes its changes; if a later step
 //! fails, the earlier ones are undone.
 
+pub(crate) mod attend;
 pub mod boot;
 mod cgroups;
 pub mod create;
@@ -36,12 +38,22 @@ use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
 use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
+use mkvmm_wire::messages::RefusalKind;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
+use crate::child::AskError;
 use crate::manager::Manager;
 use crate::registry::RegistryError;
 use crate::worker::WorkerError;
+
+/// What helps when the host refuses a process, a thread or memory.
+const SHORTAGE: &str = "delete instances, take fewer vCPUs, or raise the limits of threads, \
+                        open files or memory of the host or of the cgroup";
+
+/// What helps where a limit cannot be set.
+const NO_CONTROLLER: &str = "leave the limit out, or name a cgroup that has controllers and no \
+                             processes";
 
 /// A reason why a verb failed; the instance is unchanged, or as close to that
 /// as possible.
@@ -94,6 +106,9 @@ pub enum StepError {
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// Another child of the instance failed.
+    #[error(transparent)]
+    Child(#[from] AskError),
     /// A required cgroup cannot be created.
     #[error("its cgroup")]
     Cgroup(#[from] CgroupError),
@@ -153,9 +168,19 @@ impl Diagnose for StepError {
             Self::Pool(error) => error.class(),
             Self::Memory(error) => error.class(),
             Self::Cmdline(error) => error.class(),
-            Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
-            Self::Worker(WorkerError::Process(error)) if error.is_shortage() => Class::Exhausted,
+            Self::Worker(WorkerError::Refused(refusal)) => match refusal.kind {
+                RefusalKind::Room => Class::NoRoom,
+                RefusalKind::Shortage => Class::Exhausted,
+                RefusalKind::Failure => Class::VmmFailed,
+            },
+            Self::Worker(WorkerError::Process(error))
+            | Self::Child(AskError::Worker(WorkerError::Process(error)))
+                if error.is_shortage() =>
+            {
+                Class::Exhausted
+            }
             Self::Shortage(error) => error.class(),
+            Self::Cgroup(CgroupError::NoController { .. }) => Class::Invalid,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
@@ -168,6 +193,8 @@ impl Diagnose for StepError {
             Self::Stalled { .. } => Some(State::Stalled.legal_hint()),
             Self::Memory(error) => error.hint(),
             Self::Cmdline(error) => error.hint(),
+            Self::Cgroup(CgroupError::NoController { .. }) => Some(NO_CONTROLLER.to_owned()),
+            _ if self.class() == Class::Exhausted => Some(SHORTAGE.to_owned()),
             _ => None,
         }
     }

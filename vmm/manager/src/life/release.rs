@@ -11,7 +11,7 @@ use mkvmm_keeper::cgroup::Leaf;
 use crate::event_log::EventKind;
 use crate::leaves;
 use crate::life::{LifeError, StepError};
-use crate::manager::Manager;
+use crate::manager::{Busy, Manager};
 
 /// The time after which scrubbing that failed is retried.
 const RETRY: Duration = Duration::from_secs(5);
@@ -33,15 +33,35 @@ impl Manager {
         match self.release(id).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                let manager = Rc::clone(self);
                 // The record stays busy, so that no other verb uses it.
-                tokio::task::spawn_local(async move {
-                    let busy = busy;
-                    manager.release_later(busy.id).await;
-                });
+                self.lose(id, Some(busy));
                 Err(error.of(name))
             }
         }
+    }
+
+    /// Says that an instance's memory is lost, and tries again until it can be
+    /// cleaned.
+    pub(crate) fn lose(self: &Rc<Self>, id: InstanceId, busy: Option<Busy>) {
+        let manager = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let _busy = busy;
+            manager.release_later(id).await;
+        });
+        let mut registry = self.registry_mut();
+        let Some((guest, pool)) = registry.with_pool(id) else {
+            return;
+        };
+        guest.loaded = None;
+        guest.is_lost = true;
+        if let Err(error) = pool.lose(&mut guest.sub_pool) {
+            log::error!("{}: {}", guest.name(), chain(&error));
+        }
+        let (name, size) = (guest.name().to_string(), guest.sub_pool().size());
+        log::error!("{name}: its {size} bytes are lost until they can be cleaned");
+        registry.log().push(Some(name), EventKind::Lost { size });
+        drop(registry);
+        self.changed.notify_waiters();
     }
 
     async fn release_later(self: Rc<Self>, id: InstanceId) {

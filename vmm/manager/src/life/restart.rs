@@ -5,6 +5,7 @@
 //! after its boot waits before the next, longer each time, and a boot for which
 //! the host has no room is retried.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use mkvmm_base::state::{EndReason, State, Verb};
 use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
 
 use crate::guest::Guest;
+use crate::life::StepError;
 use crate::manager::Manager;
 
 /// A guest that ran for less than this is not restarted at once; the wait
@@ -36,18 +38,31 @@ impl Manager {
         loop {
             tokio::time::sleep(pause).await;
             // The semaphore is never closed.
-            let _turn = self.restarts.acquire().await.ok();
+            let turn = self.restarts.acquire().await.ok();
             let Some(name) = self.waiting(run) else {
                 return;
             };
             let Ok(busy) = self.begin(&name, Verb::Start) else {
                 return;
             };
-            let Err(error) = self.boot_and_go(busy.id).await else {
+            let mut boot = pin!(self.boot_and_go(busy.id));
+            let booted = tokio::select! {
+                booted = &mut boot => booted,
+                () = self.stalled(busy.id) => {
+                    // It may stand still for long, which is nobody else's matter.
+                    drop(turn);
+                    boot.await
+                }
+            };
+            let Err(error) = booted else {
                 self.forget_restart(busy.id);
                 return;
             };
             let error = self.explain(busy.id, error).await;
+            if let StepError::Stalled { .. } = error {
+                // It has booted, and goes on when its process does.
+                return;
+            }
             self.drop_worker(busy.id).await;
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(busy.id).filter(|g| g.is_restarting) else {
@@ -75,6 +90,17 @@ impl Manager {
         let guest = registry.guest(run.id)?;
         let waits = guest.is_restarting && guest.run_id() == run && guest.busy.is_none();
         waits.then(|| guest.name().clone())
+    }
+
+    /// Returns once the process of an instance stands still.
+    async fn stalled(&self, id: InstanceId) {
+        loop {
+            let changed = self.changed();
+            if self.registry().guest(id).is_some_and(|g| g.is_stalled) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn forget_restart(&self, id: InstanceId) {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkvmm_base::InstanceId;
+use mkvmm_base::{InstanceId, chain};
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_wire::channel::DESCRIPTORS_MAX;
@@ -13,12 +13,20 @@ use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
-use crate::child::{self, Role};
+use crate::child::{self, Question, Role};
 use crate::console_log::ConsoleLog;
+use crate::harmless::harmless;
 use crate::life::StepError;
+use crate::life::attend::AT_WORK;
 use crate::manager::Manager;
 use crate::memory::clean_order;
 use crate::worker::{Worker, WorkerError};
+
+/// How long a cleaner may take, whatever the memory.
+const CLEANING: Duration = Duration::from_secs(60);
+/// Bytes that it cleans in each further second: 64 MiB, a fiftieth of what an
+/// idle machine does.
+const CLEANED_PER_SECOND: u64 = 64 << 20;
 
 impl Manager {
     /// Starts a worker for a new boot of an instance and gives it the memory,
@@ -58,18 +66,21 @@ impl Manager {
         self.move_worker(&worker, begun.leaf, begun.entry).await?;
         let [console, bell] = console.descriptors();
         let descriptors = [console, bell, board_file.as_fd()];
-        worker
-            .tell(&Order::Identity(identity), &descriptors)
-            .await?;
-        for files in files.chunks(DESCRIPTORS_MAX) {
-            let extent = |file: &MemoryFile| Extent {
-                start: file.range().start(),
-                len: file.range().size(),
-            };
-            let extents = files.iter().map(extent).collect();
-            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-            worker.tell(&Order::Memory(extents), &files).await?;
-        }
+        let give = async {
+            let identity = Order::Identity(identity);
+            worker.tell(&identity, &descriptors).await?;
+            for files in files.chunks(DESCRIPTORS_MAX) {
+                let extent = |file: &MemoryFile| Extent {
+                    start: file.range().start(),
+                    len: file.range().size(),
+                };
+                let extents = files.iter().map(extent).collect();
+                let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                worker.tell(&Order::Memory(extents), &files).await?;
+            }
+            Ok(())
+        };
+        self.attend(&worker, AT_WORK, give).await?;
         Ok(worker)
     }
 
@@ -142,6 +153,8 @@ impl Manager {
         Ok(files)
     }
 
+    /// Has a cleaner do what it is told, and another one where the first
+    /// failed.
     async fn run_cleaner(
         self: &Rc<Self>,
         id: InstanceId,
@@ -153,15 +166,28 @@ impl Manager {
             None => String::new(),
         };
         let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        let cleaned = child::ask::<CleanOrder, Cleaned>(
-            &self.host.children,
-            Role::Cleaner,
-            &name,
-            order,
-            &descriptors,
-        );
-        let clean_error = |text| StepError::Clean { text };
-        cleaned.await?.0.map_err(clean_error)
+        let bytes = order.parts.iter().map(|part| part.extent.len).sum::<u64>();
+        let question = Question {
+            role: Role::Cleaner,
+            label: &name,
+            message: order,
+            descriptors: &descriptors,
+            limit: Some(CLEANING + Duration::from_secs(bytes / CLEANED_PER_SECOND)),
+        };
+        match self.ask_cleaner(&question).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                log::warn!("{name}: its memory is cleaned once more: {}", chain(&error));
+                self.ask_cleaner(&question).await
+            }
+        }
+    }
+
+    async fn ask_cleaner(&self, question: &Question<'_, CleanOrder>) -> Result<(), StepError> {
+        let cleaned: Cleaned = child::ask(&self.host.children, question).await?;
+        cleaned.0.map_err(|text| StepError::Clean {
+            text: harmless(&text),
+        })
     }
 
     /// Starts an instance's console log, if it should have one and has not yet.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log::{LevelFilter, Log, Metadata, Record};
 use mkvmm_api::{ImagesSpec, KernelSource, Size};
 use mkvmm_base::InstanceName;
-use mkvmm_base::state::{EndReason, State};
+use mkvmm_base::state::{EndReason, OnStall, State};
 use mkvmm_manager::Manager;
 use mkvmm_manager::audit::audit;
 use mkvmm_manager::config::InstanceConfig;
@@ -19,15 +19,15 @@ use mkvmm_test_harness::{Scratch, embedded};
 
 use crate::worker::{PLANS, When};
 
-const MIB: u64 = 1 << 20;
-const POOL: u64 = 64 * MIB;
+pub const MIB: u64 = 1 << 20;
+pub const POOL: u64 = 64 * MIB;
 /// The time limit for awaited events on a busy machine.
-const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The time that a worker has for what it does by itself, before the clock is
-/// advanced.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a worker has for what it does by itself, before the clock is put
+/// forward.
 const MOMENT: Duration = Duration::from_millis(300);
-/// The advance of the clock: longer than any timeout for a worker.
-const FORWARD: Duration = Duration::from_secs(61);
+/// How many seconds: longer than any child is waited for that has little to do.
+const FORWARD: u64 = 200;
 
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -60,9 +60,12 @@ pub fn logged() -> Vec<String> {
 
 /// A manager and its two instances.
 pub struct Fixture {
-    manager: Rc<Manager>,
-    plans: Scratch,
-    bad: InstanceName,
+    /// The manager of both.
+    pub manager: Rc<Manager>,
+    /// Where plans are laid down.
+    pub plans: Scratch,
+    /// The instance whose children misbehave.
+    pub bad: InstanceName,
     good: InstanceName,
     /// The process ID of the honest worker.
     good_pid: Option<i32>,
@@ -71,9 +74,18 @@ pub struct Fixture {
 impl Fixture {
     /// Creates both, and starts the honest one.
     pub async fn new() -> Self {
+        Self::with(OnStall::Wait, false).await
+    }
+
+    /// The same with a policy about workers that stand still, and with memory
+    /// that is populated beforehand or not.
+    pub async fn with(on_stall: OnStall, prealloc: bool) -> Self {
         let plans = Scratch::new();
         let environment = (PLANS.to_owned(), plans.dir().display().to_string());
-        let manager = embedded::ManagerSetup::new(POOL).manager_with(vec![environment]);
+        let mut setup = embedded::ManagerSetup::new(POOL);
+        setup.memory.prealloc = prealloc;
+        setup.on_stall = on_stall;
+        let manager = setup.manager_with(vec![environment]);
         let name = |name: &str| name.parse().expect("a name");
         let (bad, good): (InstanceName, InstanceName) = (name("bad"), name("good"));
         for name in [&bad, &good] {
@@ -284,9 +296,11 @@ impl Fixture {
     }
 }
 
-/// Advances the runtime's clock.
-async fn forward() {
+/// Puts the runtime's clock forward, second by second: so it is looked at.
+pub async fn forward() {
     tokio::time::pause();
-    tokio::time::advance(FORWARD).await;
+    for _ in 0..FORWARD {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
     tokio::time::resume();
 }

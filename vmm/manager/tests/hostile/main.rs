@@ -3,6 +3,7 @@
 //! This program is its own worker: [`worker`] carries out the plan that a test
 //! has set for one boot of an instance; without a plan it is honest.
 
+mod children;
 mod fixture;
 mod worker;
 
@@ -12,13 +13,20 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use mkvmm_base::state::{EndReason, State};
+use mkvmm_api::{ImagesSpec, KernelSource, Size};
+use mkvmm_base::InstanceName;
+use mkvmm_base::state::{EndReason, OnStall, State};
+use mkvmm_keeper::child;
+use mkvmm_manager::config::InstanceConfig;
 use mkvmm_test_harness::embedded;
+use rustix::process::{Pid, Signal, kill_process};
 
 use fixture::{Fixture, logged};
 use worker::When;
 
-/// If this variable is 1, tests that would be skipped fail.
+/// With this variable set to 1, what would be skipped fails.
+const SANDBOX_VARIABLE: &str = "MKVMM_SANDBOX";
+/// With this variable set to 1, what would be skipped fails.
 const REQUIRE: &str = "MKVMM_REQUIRE_KVM";
 /// The duration of each flood.
 const FLOOD: Duration = Duration::from_secs(1);
@@ -40,8 +48,10 @@ const DEEDS: [&str; 9] = [
 ];
 
 fn main() -> ExitCode {
-    if let Some((path, plan)) = worker::plan() {
-        return worker::serve(&path, &plan);
+    match (child::role().as_deref(), worker::plan()) {
+        (Some("worker"), Some((path, plan))) => return worker::serve(&path, &plan),
+        (_, Some((path, plan))) => worker::instead(&path, &plan),
+        (_, None) => {}
     }
     if let Some(exit) = embedded::child() {
         return exit;
@@ -53,7 +63,7 @@ fn main() -> ExitCode {
     let mut tests = Vec::new();
     for when in [When::Load, When::Boot, When::Run] {
         let deeds = DEEDS.into_iter().chain(["another answer"]);
-        let answered = ["an insult", "stop"]
+        let answered = ["an insult", "sleep", "spin"]
             .into_iter()
             .filter(|_| when != When::Run);
         for deed in deeds.chain(answered) {
@@ -61,13 +71,38 @@ fn main() -> ExitCode {
             tests.push(trial(&name, move || one_falls(when, deed)));
         }
     }
-    for deed in ["lines", "long lines", "violations", "marks"] {
+    for deed in ["lines", "long lines", "violations", "marks", "noise"] {
         tests.push(trial(&format!("flood of {deed}"), move || flooded(deed)));
     }
     tests.push(trial(
         "one that is stopped can be killed",
         killed_while_stopped,
     ));
+    tests.push(trial("one that cannot be confined says why", unconfined));
+    for when in [When::Load, When::Boot] {
+        let name = |what: &str| format!("{when:?}: {what}").to_lowercase();
+        tests.push(trial(&name("one that is stopped goes on"), move || {
+            goes_on(when)
+        }));
+        tests.push(trial(&name("one that is stopped is killed"), move || {
+            killed_while_stalled(when)
+        }));
+    }
+    for deed in ["stop", "die", "hang"] {
+        tests.push(trial(&format!("cleaner: {deed}"), move || {
+            children::cleaner_falls(deed)
+        }));
+        tests.push(trial(
+            &format!("cleaner: {deed}, again and again"),
+            move || children::cleaners_fall(deed),
+        ));
+        tests.push(trial(&format!("unpacker: {deed}"), move || {
+            children::unpacker_falls(deed)
+        }));
+        tests.push(trial(&format!("unpacker: {deed}, twice"), move || {
+            children::unpackers_fall(deed)
+        }));
+    }
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
@@ -86,10 +121,54 @@ fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + '
     })
 }
 
-/// A worker misbehaves once: only its own instance is affected, and the next
-/// boot is not.
-async fn one_falls(when: When, deed: &str) {
+/// A worker is stopped while something is waited for: its instance is stalled,
+/// and goes on where it was when the process does.
+async fn goes_on(when: When) {
     let fixture = Fixture::new().await;
+    fixture.plan(when, "pause");
+    let mut work = Box::pin(fixture.load_and_start());
+    tokio::select! {
+        _ = &mut work => panic!("it is stopped"),
+        () = fixture.wait_for(State::Stalled) => {}
+    }
+    fixture.expect_peace();
+    let pid = Pid::from_raw(fixture.liar().await).expect("a number");
+    fixture.forget_the_deed();
+    kill_process(pid, Signal::CONT).expect("it is there");
+    work.await.expect("it is honest");
+    assert_eq!(fixture.state_of_bad(), (State::Active, None));
+    fixture.kill_bad().await;
+    fixture.tear_down().await;
+}
+
+/// The same, but somebody has had enough.
+async fn killed_while_stalled(when: When) {
+    let fixture = Fixture::new().await;
+    fixture.plan(when, "pause");
+    let mut work = Box::pin(fixture.load_and_start());
+    tokio::select! {
+        _ = &mut work => panic!("it is stopped"),
+        () = fixture.wait_for(State::Stalled) => {}
+    }
+    let ((), result) = tokio::join!(fixture.kill_bad(), work);
+    let text = mkvmm_base::chain(&result.expect_err("it was killed"));
+    assert!(text.contains("killed meanwhile"), "{text}");
+    let state = match when {
+        When::Load => State::Ready,
+        _ => State::Loaded,
+    };
+    assert_eq!(fixture.state_of_bad(), (state, None));
+    fixture.expect_gone(fixture.liar().await).await;
+    fixture.expect_peace();
+    fixture.tear_down().await;
+}
+
+/// A worker misbehaves once: its instance alone has the damage, and none the
+/// next time.
+async fn one_falls(when: When, deed: &str) {
+    // One that says nothing at all is killed where the policy says so, and
+    // otherwise waited for.
+    let fixture = Fixture::with(OnStall::Kill, false).await;
     fixture.plan(when, deed);
     let result = fixture.load_and_start().await;
     let liar = fixture.liar().await;
@@ -128,6 +207,10 @@ async fn flooded(deed: &str) {
     let result = fixture.load_and_start().await;
     result.expect("it is honest until then");
     let liar = fixture.liar().await;
+    for stream in [1, 2] {
+        let leads_to = std::fs::read_link(format!("/proc/{liar}/fd/{stream}"));
+        assert_eq!(leads_to.expect("it is there"), Path::new("/dev/null"));
+    }
     let lines_before = logged().len();
     let (begin, mut looks) = (Instant::now(), Vec::new());
     while begin.elapsed() < FLOOD {
@@ -164,14 +247,35 @@ async fn flooded(deed: &str) {
         lines.len()
     );
     assert!(!lines.iter().any(|line| line.contains('\x1b')), "{lines:?}");
-    if deed != "marks" {
+    if ["lines", "long lines", "violations"].contains(&deed) {
         let is_count = |line: &String| line.contains("of its lines were dropped");
         assert!(lines.iter().any(is_count), "{lines:?}");
     }
     fixture.tear_down().await;
 }
 
-/// A worker hangs: only a kill is requested of it.
+/// A worker that cannot be confined says so over its channel.
+async fn unconfined() {
+    let sandbox = (SANDBOX_VARIABLE.to_owned(), "none".to_owned());
+    let manager = embedded::ManagerSetup::new(fixture::POOL).manager_with(vec![sandbox]);
+    let name: InstanceName = "odd".parse().expect("a name");
+    let config = InstanceConfig::new(name.clone(), Size::mib(8));
+    let spec = ImagesSpec {
+        kernel: KernelSource::Probe,
+        boot: None,
+        initrd: Vec::new(),
+        cmdline: None,
+    };
+    let images = manager.read_images(&name, spec, config.memory()).await;
+    let images = images.expect("the probe needs no file");
+    let created = manager.create(config, Some(images)).await;
+    created.expect_err("its worker ends");
+    let why = format!("odd: {SANDBOX_VARIABLE}=none is out of range");
+    assert!(logged().contains(&why), "{:?}", logged());
+    assert!(manager.registry().is_empty());
+}
+
+/// A worker stands still: nothing but a kill is asked of it.
 async fn killed_while_stopped() {
     let fixture = Fixture::new().await;
     fixture.plan(When::Run, "stop");

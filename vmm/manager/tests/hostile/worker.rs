@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::{Access, Violation};
 use mkvmm_keeper::child;
 use mkvmm_wire::channel::{self, Channel};
-use mkvmm_wire::messages::{Done, Extent, LogLevel, Order, Refusal, Report};
+use mkvmm_wire::messages::{Done, Extent, LogLevel, Order, Refusal, RefusalKind, Report};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -35,19 +35,40 @@ pub enum When {
     Run,
 }
 
-/// Takes the plan of this worker, if there is one: it applies to one boot. The
-/// process ID is left in its place.
+/// Takes the plan of this child, if there is one: it holds for one boot of a
+/// worker, and for as many other children as it has lines. In its place, the
+/// number of the process is left.
 pub fn plan() -> Option<(PathBuf, String)> {
-    if child::role()? != "worker" {
-        return None;
-    }
+    let role = child::role()?;
     // `mkvmm-worker: NAME`
     let label = env::args().next()?.split_once(": ")?.1.to_owned();
-    let path = PathBuf::from(env::var_os(PLANS)?).join(label);
-    let plan = fs::read_to_string(&path).ok()?;
+    let plans = PathBuf::from(env::var_os(PLANS)?);
+    let path = match role.as_str() {
+        "worker" => plans.join(label),
+        role => plans.join(role),
+    };
+    let all = fs::read_to_string(&path).ok()?;
     fs::write(path.with_extension("pid"), std::process::id().to_string()).ok()?;
-    fs::remove_file(&path).ok()?;
-    Some((path, plan))
+    match all.split_once('\n') {
+        Some((_, rest)) if !rest.is_empty() => fs::write(&path, rest).ok()?,
+        _ => fs::remove_file(&path).ok()?,
+    }
+    Some((path, all.lines().next()?.to_owned()))
+}
+
+/// Carries out the plan of a child that is no worker, instead of its work or
+/// before it. Returns only where it is to do its work then.
+pub fn instead(path: &Path, deed: &str) {
+    fs::write(path.with_extension("deed"), deed).expect("the directory is there");
+    let signal = |signal| kill_process(getpid(), signal).expect("it may");
+    match deed {
+        "stop" => signal(Signal::STOP),
+        "die" => signal(Signal::KILL),
+        "hang" => loop {
+            thread::sleep(Duration::from_secs(60));
+        },
+        other => panic!("nobody knows how to {other}"),
+    }
 }
 
 /// Carries out `plan`, which consists of a moment and a deed, and records it
@@ -76,7 +97,11 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
             Order::Run => (When::Run, None),
             Order::PowerButton | Order::Registers { .. } => continue,
         };
-        if format!("{due:?}") == when {
+        if format!("{due:?}") == when && deed == "pause" {
+            // It goes on when it is told to, and is honest again.
+            fs::write(path.with_extension("deed"), deed).expect("the directory is there");
+            kill_process(getpid(), Signal::STOP).expect("it may stop itself");
+        } else if format!("{due:?}") == when {
             fs::write(path.with_extension("deed"), deed).expect("the directory is there");
             return misbehave(deed, channel, &raw);
         }
@@ -135,7 +160,7 @@ fn misbehave(deed: &str, mut channel: Channel<Report, Order>, raw: &OwnedFd) -> 
             let text = "\x1b[2J".repeat(10_000);
             let answer = Report::Done(Err(Refusal {
                 text,
-                is_room: false,
+                kind: RefusalKind::Failure,
             }));
             channel.send(&answer, &[], None).expect("the manager reads");
         }
@@ -145,10 +170,21 @@ fn misbehave(deed: &str, mut channel: Channel<Report, Order>, raw: &OwnedFd) -> 
         }
         "hang up" => rustix::net::shutdown(raw, Shutdown::Both).expect("it is a socket"),
         "stop" => kill_process(getpid(), Signal::STOP).expect("it may stop itself"),
+        "sleep" => {}
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
         "exit" => return ExitCode::SUCCESS,
         "exit 3" => return ExitCode::from(3),
         "lines" => flood(&mut channel, |number| line(format!("{number} \x1b[2J"))),
         "long lines" => flood(&mut channel, |_| line("x".repeat(180_000))),
+        "noise" => {
+            let noise = [0x1b; 64 << 10];
+            for _ in 0..1024 {
+                io::stdout().write_all(&noise).expect("it leads nowhere");
+                io::stderr().write_all(&noise).expect("it leads nowhere");
+            }
+        }
         "violations" => flood(&mut channel, |number| Report::Violation {
             violation: Violation {
                 addr: number,

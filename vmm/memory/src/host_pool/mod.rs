@@ -35,6 +35,8 @@ use crate::placement::PlacementPlan;
 
 /// The name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
+/// What follows the name of memory that cannot be cleaned.
+const LOST: &str = "(lost)";
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
@@ -409,6 +411,33 @@ impl HostPool {
                 self.log.freed(caller, range);
             }
             self.tree.remove_subtree(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Enters a sub-pool as lost: its memory cannot be cleaned, so nobody gets
+    /// it. What lies in it is forgotten. [`Self::release`] still gives it back,
+    /// once it is clean after all.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]: bugs.
+    pub fn lose(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        self.unplace(sub_pool)?;
+        for allocation in std::mem::take(&mut sub_pool.allocations).into_values() {
+            // What was in the control block has gone with it.
+            if !allocation.in_control {
+                sub_pool.pool.free(allocation.range)?;
+            }
+            let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
+            self.log.freed(caller, allocation.range);
+        }
+        for entry in &mut sub_pool.entries {
+            let Some(region) = self.tree.get(*entry) else {
+                continue;
+            };
+            let (range, name) = (region.range(), format!("{} {LOST}", region.name()));
+            self.tree.remove_subtree(*entry)?;
+            *entry = self.tree.insert(Some(self.root), range, name)?;
         }
         Ok(())
     }

@@ -169,3 +169,24 @@ fn a_sub_pool_that_is_dropped_unscrubbed_stays_taken() {
     drop(pool.carve(id, &name("lost"), 32 * MIB).unwrap());
     assert_eq!(pool.avail(), 32 * MIB);
 }
+
+#[test]
+fn what_is_lost_is_nobodys_until_it_is_released() {
+    let mut pool = pool(1 << 30);
+    let id = pool.next_id();
+    let mut web = pool.carve(id, &name("web"), 256 * MIB).unwrap();
+    pool.place(&mut web, &facts(Some(2 * MIB))).unwrap();
+    pool.alloc_in(&mut web, 4096, 0, false).unwrap();
+    pool.alloc_in(&mut web, 4096, 0, true).unwrap();
+    pool.lose(&mut web).unwrap();
+    assert_eq!(
+        pool.to_string(),
+        "100000000-13fffffff : Multikernel Memory Pool\n\
+         \x20 100000000-10fffffff : mk-instance-1-web-region-0 (lost)\n"
+    );
+    assert_eq!((web.avail(), web.withheld().count()), (256 * MIB, 0));
+    assert_eq!(pool.avail(), (1 << 30) - 256 * MIB);
+    pool.release(web).unwrap();
+    assert_eq!(pool.avail(), 1 << 30);
+    assert_eq!(pool.to_string().lines().count(), 1);
+}

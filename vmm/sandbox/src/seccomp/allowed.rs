@@ -145,7 +145,7 @@ pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
             rules.when(libc::SYS_fcntl, &seals, "seals the file written")?;
         }
         Profile::Cleaner => rules.always(CLEANER),
-        Profile::Keeper | Profile::Manager => {}
+        Profile::Manager => {}
     }
     Ok(rules)
 }

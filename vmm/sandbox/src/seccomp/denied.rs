@@ -1,10 +1,11 @@
-//! The system calls that the keeper and the manager never need.
+//! The system calls that neither the manager nor its children, which inherit its
+//! filter, ever need.
 //!
-//! Both are trusted, and must open, fork and execute. The list only limits the
-//! effect of a bug in them: no tracing, no kernel programs, no mounts, no rings
-//! that bypass the filter. `clone3` is not on it, since a keeper uses it to
-//! start workers inside their cgroups; everything else that the keeper must do
-//! for its children is permitted as well.
+//! The manager is trusted, and must open, fork and execute. The list only limits
+//! the effect of a bug in it: no tracing, no kernel programs, no mounts, no rings
+//! that bypass the filter. `clone3` is not on it, since a manager uses it to start
+//! workers inside their cgroups; nor is `pidfd_getfd`, by which `run` takes a
+//! descriptor that its parent has left open.
 
 use crate::error::SandboxError;
 use crate::seccomp::rules::Rules;
@@ -17,11 +18,10 @@ const KEYS: &str = "kernel keyrings";
 const MEMORY: &str = "changes mappings without the owner's knowledge";
 
 /// Calls that are refused with any arguments, and the reasons.
-pub(crate) const DENIED: [(i64, &str); 44] = [
+pub(crate) const DENIED: [(i64, &str); 52] = [
     (libc::SYS_ptrace, TRACING),
     (libc::SYS_process_vm_readv, TRACING),
     (libc::SYS_process_vm_writev, TRACING),
-    (libc::SYS_pidfd_getfd, TRACING),
     (libc::SYS_kcmp, TRACING),
     (libc::SYS_perf_event_open, TRACING),
     (libc::SYS_process_madvise, TRACING),
@@ -37,6 +37,12 @@ pub(crate) const DENIED: [(i64, &str); 44] = [
     (libc::SYS_acct, KERNEL),
     (libc::SYS_syslog, KERNEL),
     (libc::SYS_settimeofday, KERNEL),
+    (libc::SYS_adjtimex, KERNEL),
+    (libc::SYS_clock_adjtime, KERNEL),
+    (libc::SYS_sethostname, KERNEL),
+    (libc::SYS_setdomainname, KERNEL),
+    (libc::SYS_quotactl, KERNEL),
+    (libc::SYS_vhangup, KERNEL),
     (libc::SYS_clock_settime, KERNEL),
     (libc::SYS_iopl, KERNEL),
     (libc::SYS_ioperm, KERNEL),
@@ -46,6 +52,8 @@ pub(crate) const DENIED: [(i64, &str); 44] = [
     (libc::SYS_pivot_root, MOUNTS),
     (libc::SYS_chroot, MOUNTS),
     (libc::SYS_fsopen, MOUNTS),
+    (libc::SYS_fsconfig, MOUNTS),
+    (libc::SYS_fspick, MOUNTS),
     (libc::SYS_fsmount, MOUNTS),
     (libc::SYS_move_mount, MOUNTS),
     (libc::SYS_open_tree, MOUNTS),
@@ -53,6 +61,7 @@ pub(crate) const DENIED: [(i64, &str); 44] = [
     (libc::SYS_unshare, MOUNTS),
     (libc::SYS_setns, MOUNTS),
     (libc::SYS_open_by_handle_at, MOUNTS),
+    (libc::SYS_fanotify_init, MOUNTS),
     (libc::SYS_io_uring_setup, RINGS),
     (libc::SYS_io_uring_enter, RINGS),
     (libc::SYS_io_uring_register, RINGS),

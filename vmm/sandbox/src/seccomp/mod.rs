@@ -1,8 +1,8 @@
 //! The seccomp filter: the system calls that a process may still make.
 //!
 //! Confined processes (worker, unpacker, cleaner) have an allow-list,
-//! [`allowed`]; keeper and manager, which must open, fork and execute, have a
-//! list of calls that they never need, [`denied`].
+//! [`allowed`]; a manager, which must open, fork and execute, has a list of calls
+//! that it and its children never need, [`denied`].
 //!
 //! A confined process gets two programs. The kernel runs both and applies the
 //! stricter result. So calls that the C library tries but can do without are
@@ -70,7 +70,8 @@ pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, 
     let refusal = refusal(mode);
     if !profile.is_confined() {
         let denied = denied::rules()?.into_map();
-        return Ok(vec![compile(denied, SeccompAction::Allow, refusal)?]);
+        let program = tree::compile_tree(denied, SeccompAction::Allow, refusal)?;
+        return Ok(vec![program]);
     }
     let mut fallbacks = Rules::default();
     fallbacks.always(FALLBACKS);

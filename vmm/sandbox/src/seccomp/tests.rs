@@ -70,10 +70,7 @@ fn fallbacks_stand_on_no_list_of_their_own() {
 
 #[test]
 fn every_profile_compiles_in_every_mode() {
-    let all = CONFINED
-        .into_iter()
-        .chain([Profile::Keeper, Profile::Manager]);
-    for profile in all {
+    for profile in CONFINED.into_iter().chain([Profile::Manager]) {
         for mode in [Mode::Kill, Mode::Log, Mode::Errno] {
             let programs = programs(profile, mode).unwrap();
             assert!(programs.iter().all(|program| !program.is_empty()));

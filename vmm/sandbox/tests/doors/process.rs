@@ -29,7 +29,11 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("process::is_not_dumpable", is_not_dumpable),
         Trial::test("process::debuggable_is_dumpable", debuggable_is_dumpable),
         Trial::test("process::status_is_as_reported", status_is_as_reported),
-        Trial::test("process::keeper_still_executes", keeper_still_executes),
+        Trial::test("process::manager_still_executes", manager_still_executes),
+        Trial::test(
+            "process::manager_is_refused_what_it_never_needs",
+            manager_is_refused_what_it_never_needs,
+        ),
     ];
     for &user in User::available() {
         let name = format!("process::ends_with_its_parent::{user:?}").to_lowercase();
@@ -37,8 +41,8 @@ pub fn trials() -> Vec<Trial> {
     }
     if User::available().contains(&User::Dropped) {
         trials.push(Trial::test("process::never_stays_root", never_stays_root));
-        let name = "process::keeper_of_a_service_makes_workers";
-        trials.push(Trial::test(name, keeper_of_a_service_makes_workers));
+        let name = "process::manager_of_a_service_makes_workers";
+        trials.push(Trial::test(name, manager_of_a_service_makes_workers));
     }
     trials
 }
@@ -238,14 +242,14 @@ fn look(role: &Role) -> io::Result<()> {
 
 /// Kills the keeper of a worker; the worker dies, whatever its IDs were.
 fn ends_with_its_parent(user: User) -> Result<(), Failed> {
-    let mut keeper = Puppet::start(&Setup::new("parent", Profile::Keeper, user))?;
-    let line = keeper.line()?;
+    let mut manager = Puppet::start(&Setup::new("parent", Profile::Manager, user))?;
+    let line = manager.line()?;
     let (_, worker) = line.split_once("following as ").ok_or(line.clone())?;
     let worker: i32 = worker.parse()?;
     let worker = Pid::from_raw(worker).ok_or("process id 0")?;
     let watched = pidfd_open(worker, PidfdFlags::empty())?;
-    keeper.child.kill()?;
-    keeper.child.wait()?;
+    manager.child.kill()?;
+    manager.child.wait()?;
     let mut ended = [rustix::event::PollFd::new(
         &watched,
         rustix::event::PollFlags::IN,
@@ -289,21 +293,21 @@ fn follower(role: &Role) -> io::Result<()> {
     Ok(())
 }
 
-/// A keeper can still execute programs; its children inherit only what does not
-/// restrict them.
-fn keeper_still_executes() -> Result<(), Failed> {
-    let keeper = Setup::new("executes", Profile::Keeper, any_user());
-    let (signal, said) = outcome_of(&keeper)?;
+/// A manager goes on executing programs; its children inherit only what they
+/// can do without.
+fn manager_still_executes() -> Result<(), Failed> {
+    let manager = Setup::new("executes", Profile::Manager, any_user());
+    let (signal, said) = outcome_of(&manager)?;
     expect(signal, None)?;
     check(said.contains("sandbox of this worker"), said.as_str())?;
     check(said.contains("the child ended with signal 31"), said)
 }
 
-/// A keeper that remains root keeps the capabilities to start workers that do
-/// not, including bounding set and groups.
-fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
-    let keeper = Setup::new("executes", Profile::Keeper, User::Dropped);
-    let (signal, said) = outcome_of(&keeper.word("keep_root"))?;
+/// A manager that stays root keeps the capabilities to make workers that do
+/// not, bounding set and groups included.
+fn manager_of_a_service_makes_workers() -> Result<(), Failed> {
+    let manager = Setup::new("executes", Profile::Manager, User::Dropped);
+    let (signal, said) = outcome_of(&manager.word("keep_root"))?;
     expect(signal, None)?;
     let (_, worker) = said
         .split_once("sandbox of this worker")
@@ -314,14 +318,66 @@ fn keeper_of_a_service_makes_workers() -> Result<(), Failed> {
     check(said.contains("the child ended with signal 31"), said)
 }
 
-/// Executes a worker from a keeper's sandbox.
+/// What a manager never needs is refused, by its filter alone, and it lives on.
+fn manager_is_refused_what_it_never_needs() -> Result<(), Failed> {
+    let mut manager = Setup::new("tries", Profile::Manager, User::Ordinary);
+    manager.layers = Layers {
+        seccomp: true,
+        ..Layers::NONE
+    };
+    manager.mode = Mode::Errno;
+    let (signal, said) = outcome_of(&manager)?;
+    expect(signal, None)?;
+    expect(said.as_str(), "all refused\n")?;
+    manager.mode = Mode::Off;
+    let (signal, said) = outcome_of(&manager)?;
+    expect(signal, None)?;
+    check(said.contains("ptrace is not refused"), said.as_str())?;
+    check(said.contains("unshare is not refused"), said)
+}
+
+/// Calls, without arguments, what its profile refuses.
+fn tries(role: &Role) -> io::Result<()> {
+    role.enter();
+    let calls = [
+        ("ptrace", libc::SYS_ptrace),
+        ("process_vm_readv", libc::SYS_process_vm_readv),
+        ("process_vm_writev", libc::SYS_process_vm_writev),
+        ("perf_event_open", libc::SYS_perf_event_open),
+        ("bpf", libc::SYS_bpf),
+        ("init_module", libc::SYS_init_module),
+        ("kexec_load", libc::SYS_kexec_load),
+        ("swapon", libc::SYS_swapon),
+        ("mount", libc::SYS_mount),
+        ("unshare", libc::SYS_unshare),
+        ("setns", libc::SYS_setns),
+        ("io_uring_setup", libc::SYS_io_uring_setup),
+        ("keyctl", libc::SYS_keyctl),
+        ("userfaultfd", libc::SYS_userfaultfd),
+        ("personality", libc::SYS_personality),
+    ];
+    let mut all = true;
+    for (name, number) in calls {
+        let answer = call(number, []).map_err(|error| error.raw_os_error());
+        if answer != Err(Some(libc::EPERM)) {
+            println!("{name} is not refused");
+            all = false;
+        }
+    }
+    if all {
+        println!("all refused");
+    }
+    Ok(())
+}
+
+/// Executes a worker out of a manager's sandbox.
 fn executes(role: &Role) -> io::Result<()> {
     let stays_root = role.words.iter().any(|word| word == "keep_root");
-    let mut keeper = role.confinement;
+    let mut manager = role.confinement;
     if stays_root {
-        keeper.identity = None;
+        manager.identity = None;
     }
-    println!("{}", keeper.enter().map_err(io::Error::other)?);
+    println!("{}", manager.enter().map_err(io::Error::other)?);
     let user = if stays_root {
         User::Dropped
     } else {
@@ -345,6 +401,7 @@ pub fn play(role: &Role) -> Option<io::Result<()>> {
         "parent" => parent(role),
         "follower" => follower(role),
         "executes" => executes(role),
+        "tries" => tries(role),
         _ => return None,
     })
 }

@@ -77,8 +77,7 @@ impl Setup {
             Profile::Worker => 0,
             Profile::Unpacker => 1,
             Profile::Cleaner => 2,
-            Profile::Keeper => 3,
-            _ => 4,
+            _ => 3,
         };
         let mode = match self.mode {
             Mode::Kill => 0,
@@ -116,7 +115,6 @@ impl Role {
             0 => Profile::Worker,
             1 => Profile::Unpacker,
             2 => Profile::Cleaner,
-            3 => Profile::Keeper,
             _ => Profile::Manager,
         };
         let mut confinement = Confinement::new(profile);

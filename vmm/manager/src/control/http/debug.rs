@@ -119,6 +119,16 @@ async fn gather(
         readings = ask(api, name, cpu, translate).await?;
         (all, _) = collect(&mut readings).await;
     }
+    if !in_time {
+        let name = name.clone();
+        let suspect = move |manager: &Rc<Manager>| {
+            let id = manager.registry().find(&name)?.id();
+            manager.suspect(id);
+            Ok(())
+        };
+        // An instance that is gone is no suspect.
+        let _ = api.client.ask(suspect).await;
+    }
     Ok((readings, all))
 }
 

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use mkpool::AddrRange;
 use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
@@ -18,17 +19,21 @@ use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
 use mkvmm_api::{ImagesSpec, InstanceSpec, Range};
 use mkvmm_base::InstanceName;
 use mkvmm_base::state::Verb;
+use mkvmm_keeper::cgroup::{Base, Cgroups};
+use rustix::process::Pid;
+use serde::Serialize;
 
 use crate::audit;
 use crate::config::InstanceConfig;
 use crate::control::client::Change;
+use crate::control::connections::Peer;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{
     AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
-use crate::control::objects;
-use crate::control::plan::{self, Planned};
+use crate::control::objects::{self, Measured};
+use crate::control::plan::{self, Books, Planned};
 use crate::images::Images;
 use crate::manager::Manager;
 use crate::registry::Registry;
@@ -40,14 +45,13 @@ type NamePath = Result<Path<String>, PathRejection>;
 /// The query of a request that changes something.
 type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
 
-/// The maximum number of instances of a plan, since planning blocks all other
-/// requests.
+/// The maximum number of instances of a plan.
 const PLAN_INSTANCES: usize = 4096;
 /// The default time between the power button and SIGKILL.
 const KILL_GRACE_MS: u32 = 5000;
 
 /// Returns the current description of an instance.
-fn shown(registry: &Registry, name: &InstanceName) -> Result<Instance, ControlError> {
+fn shown(registry: &Registry, name: &InstanceName) -> Result<Measured, ControlError> {
     Ok(objects::instance(registry, registry.find(name)?)?)
 }
 
@@ -152,31 +156,44 @@ pub async fn pool_free(
 
 /// All instances, ordered by number.
 #[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = [Instance]), Refusal))]
-pub async fn list(State(api): State<Api>) -> Result<Json<Vec<Instance>>, ControlError> {
+pub async fn list(State(api): State<Api>) -> Answer {
     let look = |registry: &Registry| Ok(objects::instances(registry)?);
     let all = api.client.look(look).await?;
     let read = move || {
-        let used = |(one, footprint)| objects::used(one, &footprint);
-        all.into_iter().map(used).collect()
+        let all: Vec<Instance> = all.into_iter().map(Measured::read).collect();
+        rendered(&all)
     };
     let read = tokio::task::spawn_blocking(read).await;
-    Ok(Json(read.map_err(|_cancelled| ControlError::Ending)?))
+    read.map_err(|_cancelled| ControlError::Ending)?
+}
+
+/// Renders what is long where that may take its time.
+fn rendered(long: &impl Serialize) -> Answer {
+    // Writing to memory does not fail, nor do our own types.
+    let json = serde_json::to_vec(long).or(Err(ControlError::Ending))?;
+    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// Creates an instance: `ready`, or `loaded` if there is a kernel.
 #[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
     responses((status = 200, body = Instance, description = "dry run"),
               (status = 201, body = Instance), Refusal))]
-pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> Answer {
+pub async fn create(
+    State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
     let dry_run = dry_run(query)?;
     let CreateBody(spec) = json(body).await?;
     let wanted = spec.images()?;
-    let config = configured(&api, spec, dry_run).await?;
+    let config = configured(&api, peer, spec, dry_run).await?;
     let name = config.name.clone();
     let read = async move |manager: Rc<Manager>| planned(&manager, config, wanted).await;
     let create = async move |manager: Rc<Manager>, planned: Planned| {
         if dry_run {
-            return plan::dry_create(&mut manager.registry_mut(), &planned);
+            let instance = plan::dry_create(&mut manager.registry_mut(), &planned)?;
+            return Ok(instance.into());
         }
         let Planned { config, images } = planned;
         let name = config.name.clone();
@@ -184,7 +201,8 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
         shown(&manager.registry(), &name)
     };
     let label = change("create", &name);
-    let instance = api.client.prepare_and_change(label, read, create).await?;
+    let made = api.client.prepare_and_change(label, read, create).await?;
+    let instance = made.read();
     let status = if dry_run {
         StatusCode::OK
     } else {
@@ -193,15 +211,24 @@ pub async fn create(State(api): State<Api>, query: DryRunQuery, body: Body) -> A
     Ok((status, Json(instance)).into_response())
 }
 
-/// Validates the specification, and opens its console log.
+/// Validates the specification, opens its console log and finds its cgroup.
 async fn configured(
     api: &Api,
+    peer: Option<Extension<Peer>>,
     spec: InstanceSpec,
     dry_run: bool,
 ) -> Result<InstanceConfig, ControlError> {
     let mut config = InstanceConfig::of(spec)?;
     if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
+    }
+    let mine = || {
+        let peer = peer.and_then(|Extension(Peer(pid))| Pid::from_raw(pid));
+        peer.map(Base::Process).ok_or(ControlError::NoPeer)
+    };
+    if let Some(base) = config.cgroup_base(mine)? {
+        let found = tokio::task::spawn_blocking(move || Cgroups::find(&base)).await;
+        config.cgroup = Some(found.map_err(|_cancelled| ControlError::Ending)??);
     }
     Ok(config)
 }
@@ -228,7 +255,7 @@ async fn planned(
 /// them.
 #[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
     responses((status = 200, body = Plan), Refusal))]
-pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, ControlError> {
+pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: Body) -> Answer {
     let PlanBody { instances } = json(body).await?;
     let (count, limit) = (instances.len(), PLAN_INSTANCES);
     if count > limit {
@@ -237,7 +264,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
     let mut wanted = Vec::new();
     for CreateBody(spec) in instances {
         let images = spec.images()?;
-        wanted.push((configured(&api, spec, true).await?, images));
+        wanted.push((configured(&api, peer, spec, true).await?, images));
     }
     let name = Change {
         action: "plan",
@@ -252,10 +279,14 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
         Ok(all)
     };
     let rehearse = async move |manager: Rc<Manager>, all: Vec<Planned>| {
-        plan::plan(&mut manager.registry_mut(), &all)
+        // The semaphore is never closed.
+        let _turn = manager.rehearsals.acquire().await.ok();
+        let books = Books::copy(&manager.registry(), &all)?;
+        let rehearse = move || rendered(&books.plan(&all)?);
+        let rehearsed = tokio::task::spawn_blocking(rehearse).await;
+        rehearsed.map_err(|_cancelled| ControlError::Ending)?
     };
-    let plan = api.client.prepare_and_change(name, read, rehearse).await?;
-    Ok(Json(plan))
+    api.client.prepare_and_change(name, read, rehearse).await
 }
 
 /// The current state of one instance.
@@ -264,7 +295,7 @@ pub async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Plan>, Cont
 pub async fn show(State(api): State<Api>, path: NamePath) -> Result<Json<Instance>, ControlError> {
     let name = name(path)?;
     let look = move |registry: &Registry| shown(registry, &name);
-    Ok(Json(api.client.look(look).await?))
+    Ok(Json(api.client.look(look).await?.read()))
 }
 
 /// Carries out a verb that needs no parameter but the name.
@@ -295,7 +326,8 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
         }
         shown(&manager.registry(), &name)
     };
-    Ok(Json(api.client.change(label, carry_out).await?).into_response())
+    let shown = api.client.change(label, carry_out).await?;
+    Ok(Json(shown.read()).into_response())
 }
 
 /// Deletes an instance and frees its memory; responds with its last state.
@@ -333,7 +365,7 @@ pub async fn load(
         shown(&manager.registry(), &name)
     };
     let loaded = api.client.prepare_and_change(label, read, load).await?;
-    Ok(Json(loaded).into_response())
+    Ok(Json(loaded.read()).into_response())
 }
 
 /// Boots an instance.
@@ -397,7 +429,8 @@ pub async fn kill(
         }
         shown(&manager.registry(), &name)
     };
-    Ok(Json(api.client.change(label, kill).await?).into_response())
+    let shown = api.client.change(label, kill).await?;
+    Ok(Json(shown.read()).into_response())
 }
 
 /// Removes the images from an instance's memory.

@@ -1,0 +1,354 @@
+//! Many guests in one `mkvmm serve`: what each costs, and what the end of one
+//! costs the others.
+//!
+//! Not a criterion benchmark: what is measured happens in other processes.
+//! `cargo bench -p mkvmm --bench crowd -- density|deaths [N]`; with `MKVMM_BIN`
+//! it measures that binary instead of this tree's.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Memory of each guest.
+const MEMORY: u64 = 8 << 20;
+/// How long guests are left alone before they are measured.
+const SETTLE: Duration = Duration::from_secs(3);
+/// From one death to the next.
+const PAUSE: Duration = Duration::from_millis(10);
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    // `cargo test --benches` calls every benchmark to see whether it starts.
+    if !arguments.iter().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let words: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let count = words.get(1).and_then(|word| word.parse().ok());
+    let done = match words.first() {
+        Some(&"density") => density(count.unwrap_or(1000)),
+        Some(&"deaths") => deaths(count.unwrap_or(200)),
+        _ => Err("say density or deaths".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crowd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A VMM that serves, with guests that wait for input.
+struct Server {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Server {
+    fn start(count: usize) -> Result<Self> {
+        let name = format!("mkvmm-crowd-{}.sock", std::process::id());
+        let socket = env::temp_dir().join(name);
+        let binary = env::var_os("MKVMM_BIN").unwrap_or(env!("CARGO_BIN_EXE_mkvmm").into());
+        let pool = format!("{}@4G", (count as u64 + 1) * MEMORY);
+        let mut process = Command::new(binary)
+            .args(["serve", "--grace", "0", "--console-ring", "65536"])
+            .args(["--pool", &pool, "--socket"])
+            .arg(&socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdout = process.stdout.take().ok_or("no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        if !line.starts_with("ready") {
+            return Err("it is not ready".into());
+        }
+        let server = Self { process, socket };
+        let mut client = server.client()?;
+        for number in 0..count {
+            client.make(number)?;
+        }
+        Ok(server)
+    }
+
+    fn client(&self) -> Result<Client> {
+        Ok(Client(BufReader::new(UnixStream::connect(&self.socket)?)))
+    }
+
+    fn workers(&self) -> Result<Vec<PathBuf>> {
+        let parent = format!("PPid:\t{}", self.process.id());
+        let mut workers = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+            if status.lines().any(|line| line == parent) {
+                workers.push(path);
+            }
+        }
+        Ok(workers)
+    }
+
+    /// The numbers of all processes of guests.
+    fn pids(&self) -> Result<Vec<String>> {
+        let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+        Ok(self.workers()?.into_iter().filter_map(name).collect())
+    }
+
+    /// Ends it; how long that took.
+    fn end(mut self) -> Result<Duration> {
+        let pid = self.process.id().to_string();
+        let begin = Instant::now();
+        Command::new("kill").arg(pid).status()?;
+        self.process.wait()?;
+        Ok(begin.elapsed())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail where it has ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// One connection.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn make(&mut self, number: usize) -> Result<()> {
+        let body = format!(
+            r#"{{"name":"g{number}","memory":{MEMORY},"kernel":"probe","cmdline":"shell"}}"#
+        );
+        self.ask("POST", "/v1/instances", &body)?;
+        self.ask("POST", &format!("/v1/instances/g{number}/start"), "")?;
+        Ok(())
+    }
+
+    /// One request; the body of its answer.
+    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
+        let length = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        self.0.get_mut().write_all((head + body).as_bytes())?;
+        let (mut status, mut length) = (String::new(), 0);
+        self.0.read_line(&mut status)?;
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line)?;
+            match line.trim().split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse()?;
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        match status.split(' ').nth(1) {
+            Some("200" | "201") => Ok(body),
+            _ => Err(format!(
+                "{method} {path}: {} {}",
+                status.trim(),
+                String::from_utf8_lossy(&body)
+            )
+            .into()),
+        }
+    }
+
+    /// How long each of `count` requests takes.
+    fn time(&mut self, path: &str, count: usize) -> Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let begin = Instant::now();
+            self.ask("GET", path, "")?;
+            times.push(begin.elapsed());
+        }
+        times.sort_unstable();
+        Ok(times)
+    }
+}
+
+/// What each of `count` idle guests costs.
+fn density(count: usize) -> Result<()> {
+    let begin = Instant::now();
+    let server = Server::start(count)?;
+    println!("{count} guests made and started in {:.1?}", begin.elapsed());
+    thread::sleep(SETTLE);
+    let workers = server.workers()?;
+    if workers.len() != count {
+        return Err(format!("{} processes of {count} guests", workers.len()).into());
+    }
+    let (mut own, mut tables, mut guest, mut threads) = (vec![], vec![], vec![], vec![]);
+    for worker in &workers {
+        let (of_process, of_guest) = shares(&fs::read_to_string(worker.join("smaps"))?);
+        own.push(of_process);
+        guest.push(of_guest);
+        let status = fs::read_to_string(worker.join("status"))?;
+        tables.push(number(&status, "VmPTE:"));
+        threads.push(number(&status, "Threads:"));
+    }
+    let both: Vec<u64> = own.iter().zip(&tables).map(|(a, b)| a + b).collect();
+    println!("of each worker                            median   most");
+    for (what, mut values) in [
+        ("proportional set size, KiB", own),
+        ("page tables, KiB", tables),
+        ("both, KiB", both),
+        ("memory of its guest, KiB", guest),
+        ("threads", threads),
+    ] {
+        values.sort_unstable();
+        println!(
+            "  {what:36} {:8} {:8}",
+            values[values.len() / 2],
+            values[values.len() - 1]
+        );
+    }
+    let manager = format!("/proc/{}", server.process.id());
+    let rollup = fs::read_to_string(format!("{manager}/smaps_rollup"))?;
+    let status = fs::read_to_string(format!("{manager}/status"))?;
+    println!(
+        "manager: {} KiB of proportional set size, {} KiB of page tables, {} threads",
+        number(&rollup, "Pss:"),
+        number(&status, "VmPTE:"),
+        number(&status, "Threads:")
+    );
+    let mut client = server.client()?;
+    for path in [
+        "/v1/pool",
+        "/v1/instances/g0",
+        "/v1/instances",
+        "/v1/metrics",
+    ] {
+        let times = client.time(path, 51)?;
+        println!(
+            "GET {path}: {:.3?} (median of {})",
+            times[times.len() / 2],
+            times.len()
+        );
+    }
+    println!("end of serve: {:.1?}", server.end()?);
+    Ok(())
+}
+
+/// KiB of what a process has for itself, and of its guest's memory.
+fn shares(smaps: &str) -> (u64, u64) {
+    let (mut own, mut guest, mut is_guest) = (0, 0, false);
+    for line in smaps.lines() {
+        if line
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            is_guest = line.contains("memfd:mkvmm-memory");
+        } else if line.starts_with("Pss:") {
+            let share = number(line, "Pss:");
+            *if is_guest { &mut guest } else { &mut own } += share;
+        }
+    }
+    (own, guest)
+}
+
+fn number(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let word = line.and_then(|line| line.split_whitespace().next());
+    word.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// What the deaths of guests, and their boots, cost whoever looks at the pool
+/// meanwhile, among `count`.
+fn deaths(count: usize) -> Result<()> {
+    let server = Server::start(count)?;
+    thread::sleep(SETTLE);
+    let mut client = server.client()?;
+    let pids = server.pids()?;
+    println!("GET /v1/pool among {count} guests, every millisecond");
+    let control = looks_during(&server, || {
+        thread::sleep(PAUSE * u32::try_from(count)?);
+        Ok(())
+    })?;
+    print_times("nothing else", &control);
+    let killed = looks_during(&server, || {
+        each(count, |number| {
+            let path = format!("/v1/instances/g{number}/kill");
+            client.ask("POST", &path, r#"{"force":true}"#)
+        })
+    })?;
+    print_times("kill --force", &killed);
+    let mut start =
+        |number: usize| client.ask("POST", &format!("/v1/instances/g{number}/start"), "");
+    let started = looks_during(&server, || each(count, &mut start))?;
+    print_times("start", &started);
+    let shot = looks_during(&server, || {
+        let now = server.pids()?;
+        each(count, |number| {
+            let pid = now.get(number).ok_or("no process")?;
+            Ok(Command::new("kill").arg("-9").arg(pid).status()?)
+        })
+    })?;
+    print_times("SIGKILL from outside", &shot);
+    if server.pids()?.iter().any(|pid| pids.contains(pid)) {
+        return Err("somebody has survived".into());
+    }
+    println!("end of serve: {:.1?}", server.end()?);
+    Ok(())
+}
+
+/// Does something to each guest, with pauses.
+fn each<T>(count: usize, mut deed: impl FnMut(usize) -> Result<T>) -> Result<()> {
+    for number in 0..count {
+        let next = Instant::now() + PAUSE;
+        deed(number)?;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    Ok(())
+}
+
+/// How long looks at the pool take while `work` is done.
+fn looks_during(server: &Server, work: impl FnOnce() -> Result<()>) -> Result<Vec<Duration>> {
+    let (stop, mut client) = (&AtomicBool::new(false), server.client()?);
+    thread::scope(|scope| {
+        let looker = scope.spawn(move || {
+            let mut times = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                client
+                    .ask("GET", "/v1/pool", "")
+                    .map_err(|error| error.to_string())?;
+                times.push(begin.elapsed());
+                thread::sleep(Duration::from_millis(1));
+            }
+            times.sort_unstable();
+            Ok::<_, String>(times)
+        });
+        let done = work();
+        stop.store(true, Ordering::Relaxed);
+        let times = looker.join().map_err(|_panic| "the looker has failed")??;
+        done.map(|()| times)
+    })
+}
+
+fn print_times(what: &str, times: &[Duration]) {
+    let of = |thousandths: usize| times[(times.len() - 1) * thousandths / 1000];
+    println!(
+        "  {what:20} median {:8.3?}  90 % {:8.3?}  99 % {:8.3?}  most {:8.3?}  of {}",
+        of(500),
+        of(900),
+        of(990),
+        of(1000),
+        times.len()
+    );
+}

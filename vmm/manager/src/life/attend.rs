@@ -1,0 +1,172 @@
+//! Waiting for workers, which may stand still.
+//!
+//! What a worker needs time for (images, a machine) is waited for as long as
+//! it is at work. While it stands still its instance is `stalled`, and goes on
+//! when the process does, unless the policy or somebody kills it. What it needs
+//! no time for is not waited for: whoever asked is told that it is stalled.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_base::state::{OnStall, State};
+use mkvmm_base::{InstanceId, RunId, chain};
+use mkvmm_wire::messages::Order;
+
+use crate::life::StepError;
+use crate::manager::Manager;
+use crate::still::{STALL, Stillness};
+use crate::worker::{Worker, WorkerError};
+
+/// How long a worker may be at work on an order, beyond what copying takes.
+pub(crate) const AT_WORK: Duration = Duration::from_secs(60);
+
+impl Manager {
+    /// Waits for what takes a worker some time, at most `limit` of work.
+    ///
+    /// # Errors
+    /// What `work` says, or [`WorkerError::Silent`]: the worker is gone then.
+    pub(crate) async fn attend<T>(
+        &self,
+        worker: &Worker,
+        limit: Duration,
+        work: impl Future<Output = Result<T, WorkerError>>,
+    ) -> Result<T, WorkerError> {
+        let (mut work, mut stillness) = (pin!(work), Stillness::of(worker.killer()));
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut work => break result,
+                () = stillness.look() => {}
+            }
+            let is_still = stillness.is_still();
+            let timeout = if is_still { STALL } else { limit };
+            if is_still && self.on_stall == OnStall::Kill || stillness.worked() >= limit {
+                worker.kill();
+                worker.gone().await;
+                break Err(WorkerError::Silent { timeout });
+            }
+            self.mark_stalled(worker.run(), is_still);
+        };
+        self.mark_stalled(worker.run(), false);
+        result
+    }
+
+    /// Waits for what takes the worker of a live instance no time.
+    ///
+    /// # Errors
+    /// What `work` says. [`StepError::Stalled`] where the worker stands still:
+    /// when it has done it after all it is told `undo`, and the instance is
+    /// active. [`WorkerError::Silent`] where the policy had it killed.
+    pub(crate) async fn expect_soon(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        work: impl Future<Output = Result<(), WorkerError>> + 'static,
+        undo: Option<Order>,
+    ) -> Result<(), StepError> {
+        let (mut work, timeout) = (Box::pin(work), STALL);
+        if let Ok(done) = tokio::time::timeout(timeout, &mut work).await {
+            return Ok(done?);
+        }
+        if self.on_stall == OnStall::Kill {
+            worker.kill();
+            worker.gone().await;
+            return Err(WorkerError::Silent { timeout }.into());
+        }
+        self.change_state(worker.run().id, State::Active, State::Stalled);
+        let (manager, worker) = (Rc::clone(self), Rc::clone(worker));
+        tokio::task::spawn_local(async move {
+            let done = async {
+                work.await?;
+                match undo {
+                    Some(order) => worker.tell(&order, &[]).await,
+                    None => Ok(()),
+                }
+            };
+            match done.await {
+                Ok(()) | Err(WorkerError::Refused(_)) => {
+                    manager.change_state(worker.run().id, State::Stalled, State::Active);
+                }
+                // What its end means is told elsewhere.
+                Err(error) => log::debug!("worker {}: {}", worker.pid(), chain(&error)),
+            }
+        });
+        Err(StepError::Stalled { timeout })
+    }
+
+    /// Looks for a while whether the process of a live instance stands still,
+    /// which has not answered something that nobody waits for.
+    pub fn suspect(self: &Rc<Self>, id: InstanceId) {
+        let worker = match self.registry().guest(id) {
+            Some(guest) if guest.state.is_live() => guest.worker.clone(),
+            _ => None,
+        };
+        if let Some(worker) = worker.filter(|worker| worker.begin_suspicion()) {
+            let manager = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::select! {
+                    () = manager.watch(&worker) => {}
+                    _ = worker.gone() => {}
+                }
+                worker.end_suspicion();
+            });
+        }
+    }
+
+    /// Returns once a worker is seen to be at work; until then its instance is
+    /// `stalled`.
+    async fn watch(&self, worker: &Worker) {
+        let mut stillness = Stillness::of(worker.killer());
+        while stillness.worked().is_zero() && !stillness.is_still() {
+            stillness.look().await;
+        }
+        if !stillness.is_still() {
+            return;
+        }
+        if self.on_stall == OnStall::Kill {
+            log::error!("worker {}: it stands still, and is killed", worker.pid());
+            return worker.kill();
+        }
+        let id = worker.run().id;
+        let state = self.registry().guest(id).map(|guest| guest.state);
+        let Some(state @ (State::Active | State::Paused)) = state else {
+            return;
+        };
+        self.change_state(id, state, State::Stalled);
+        while stillness.is_still() {
+            stillness.look().await;
+        }
+        self.change_state(id, State::Stalled, state);
+    }
+
+    /// Moves an instance from one live state to another, unless it has ended
+    /// meanwhile.
+    pub(crate) fn change_state(&self, id: InstanceId, from: State, to: State) {
+        let mut registry = self.registry_mut();
+        let Some(guest) = registry.guest_mut(id).filter(|g| g.state == from) else {
+            return;
+        };
+        if to == State::Stalled {
+            log::warn!("{}: its process stands still", guest.name());
+        }
+        guest.state = to;
+        drop(registry);
+        self.announce(id);
+    }
+
+    /// Says whether the process of an instance that is loaded or booted stands
+    /// still.
+    fn mark_stalled(&self, run: RunId, is_stalled: bool) {
+        let mut registry = self.registry_mut();
+        let guest = registry.guest_mut(run.id).filter(|g| g.run_id() == run);
+        let Some(guest) = guest.filter(|g| g.is_stalled != is_stalled) else {
+            return;
+        };
+        guest.is_stalled = is_stalled;
+        if is_stalled {
+            log::warn!("{}: its process stands still", guest.name());
+        }
+        drop(registry);
+        self.announce(run.id);
+    }
+}
