@@ -317,7 +317,7 @@ fn an_instance_names_its_cgroup_and_limits() {
     std::thread::sleep(Duration::from_secs(2));
     let after = used(&server.json("show web"));
     assert!(after - before <= 1_200_000, "{before} to {after}");
-    assert!(after > before, "it stands still");
+    assert!(after > before, "its CPU time does not grow");
 
     let many = "--cpus 8 --thread-limit 4";
     server.ok(&format!("create many {spin} {many}"));

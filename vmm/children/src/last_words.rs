@@ -26,7 +26,7 @@ pub fn say(text: &str) {
     eprintln!("{text}");
 }
 
-/// Does `work`.
+/// Does `work`, and keeps what it says when it panics.
 ///
 /// # Errors
 /// What it said when it panicked.

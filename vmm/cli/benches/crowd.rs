@@ -124,7 +124,7 @@ impl Drop for Server {
     }
 }
 
-/// One connection.
+/// One connection to the control socket.
 struct Client(BufReader<UnixStream>);
 
 impl Client {

@@ -93,7 +93,7 @@ pub fn name(head: &[u8]) -> Option<&'static str> {
     } else if start.iter().all(text) {
         Some("a text file")
     } else if start.iter().all(|&b| b == 0) {
-        Some("a file that begins with zeroes")
+        Some("a file that begins with zeros")
     } else {
         None
     }

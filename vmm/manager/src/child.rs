@@ -195,14 +195,17 @@ async fn talk<Out: Message, In: Message>(
     // One that could not begin may have said why without being asked.
     match channel.receiver.recv().await {
         Ok(Some(received)) => Ok(Some(received.message)),
-        Ok(None) | Err(WireError::Closed) => Ok(None),
-        Err(error) => Err(WorkerError::from(sent.err().unwrap_or(error)).into()),
+        Ok(None) => Ok(None),
+        Err(error) => match sent.err().unwrap_or(error) {
+            WireError::Closed => Ok(None),
+            error => Err(WorkerError::from(error).into()),
+        },
     }
 }
 
 /// Returns once a child has been stopped for some seconds, or has had `limit`.
 /// Time is counted by looks, so that none passes while this process itself
-/// stands still.
+/// is stopped.
 async fn watch(killer: &Killer, role: &'static str, limit: Option<Duration>) -> AskError {
     let (mut passed, mut stopped) = (Duration::ZERO, 0);
     loop {

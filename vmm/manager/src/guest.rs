@@ -86,7 +86,7 @@ pub struct Guest {
     pub(crate) busy: Option<Verb>,
     /// True if it was killed; only an explicit start or load clears it.
     pub(crate) is_doomed: bool,
-    /// True if its process stands still while an order that takes time is
+    /// True if its process is stopped while an order that takes time is
     /// awaited.
     pub(crate) is_stalled: bool,
     /// True if its memory could not be cleaned, so nobody may have it.
@@ -121,7 +121,7 @@ impl Guest {
     }
 
     /// Returns the state of the instance as people see it: one whose process
-    /// stands still while it is loaded or booted is `stalled`.
+    /// is stopped while it is loaded or booted is `stalled`.
     pub fn state(&self) -> State {
         match self.is_stalled {
             true => State::Stalled,

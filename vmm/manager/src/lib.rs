@@ -11,7 +11,7 @@
 //! | `limits`, `budget` | limits of simultaneous use |
 //! | `console`, `status` | the data of workers in shared memory |
 //! | `host`, `child`, `begun`, `worker` | child processes, and the communication with them |
-//! | `still` | whether they stand still |
+//! | `still` | whether they are stopped |
 //! | `memory` | the files of its memory |
 //! | `usage`, `leaves` | resource usage, and cgroups |
 //! | `guest`, `registry` | the records of instances |

@@ -1,9 +1,9 @@
-//! Processes that stand still while somebody waits for them.
+//! Processes that are stopped while somebody waits for them.
 //!
 //! A process that a signal, a freezer or a debugger holds uses no CPU time;
 //! nor does one that sleeps instead of answering. One that copies or makes a
 //! machine does. Time is counted by looks, so that none passes while the
-//! manager itself stands still.
+//! manager itself is stopped.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mkvmm_keeper::process::Killer;
 
 /// How often a process is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long it uses no CPU time until it is said to stand still: an order that
+/// How long it uses no CPU time until it is considered stopped: an order that
 /// is carried out never waits that long for anything.
 pub(crate) const STALL: Duration = Duration::from_secs(5);
 
@@ -53,7 +53,7 @@ impl Stillness {
         }
     }
 
-    /// Whether it stands still.
+    /// Whether it is stopped.
     pub fn is_still(&self) -> bool {
         self.still >= STALL
     }

@@ -90,7 +90,7 @@ pub struct Worker {
     lines: RefCell<Pace>,
     /// The number of lines dropped because of that limit.
     dropped: Cell<u64>,
-    /// True if somebody checks whether it stands still.
+    /// True if somebody checks whether it is stopped.
     is_suspect: Cell<bool>,
     /// True if it is being killed, or its reports are no longer read.
     is_ending: Cell<bool>,
@@ -166,7 +166,7 @@ impl Worker {
 
     /// Sends an order and waits for its answer, for as long as the worker
     /// lives: whoever waits has a limit of their own, or watches whether it
-    /// stands still.
+    /// is stopped.
     ///
     /// # Errors
     /// Returns a [`WorkerError`] if the order was not carried out.
@@ -202,7 +202,7 @@ impl Worker {
         Ok(answered)
     }
 
-    /// Whether nobody looks yet whether it stands still; from now on somebody
+    /// Whether nobody looks yet whether it is stopped; from now on somebody
     /// does, until [`Self::end_suspicion`].
     pub(crate) fn begin_suspicion(&self) -> bool {
         !self.is_suspect.replace(true)

@@ -116,7 +116,11 @@ fn a_stream_that_falls_silent_is_an_error_and_no_wait_for_ever() {
     assert!(matches!(error, Failure::Stalled { read: 4, .. }));
     writer.write_all(&[0; 1000]).unwrap();
     let error = Input::open_stream(&mut stream, 999, SHORT).unwrap_err();
-    assert!(error.to_string().starts_with("has 1000 bytes or more, 999"));
+    assert!(
+        error
+            .to_string()
+            .starts_with("has 1000 bytes or more, exceeding the limit of 999")
+    );
     drop(writer);
     let error = Input::open(&file, LIMIT).unwrap_err();
     assert!(matches!(error, Failure::Image(ImageError::Empty)));

@@ -178,19 +178,19 @@ fn what_is_too_large_is_refused_before_a_byte_is_written() {
             b"archive",
             ImageRole::Initramfs,
             tight(9, 6, 9),
-            "the initramfs has 7 bytes, 6 are",
+            "the initramfs has 7 bytes, exceeding the limit of 6",
         ),
         (
             &kernel(),
             ELF,
             tight(1 << 30, 0x8ff, 1 << 30),
-            "the kernel has 2304 bytes, 2303",
+            "the kernel has 2304 bytes, exceeding the limit of 2303",
         ),
         (
             &kernel(),
             ELF,
             tight(1 << 30, 1 << 30, 0x4fff),
-            "needs 20480 bytes of memory, 20479",
+            "needs 20480 bytes of memory, exceeding the limit of 20479",
         ),
         (
             &zstd,
@@ -208,7 +208,7 @@ fn what_is_too_large_is_refused_before_a_byte_is_written() {
             &zstd,
             ELF,
             tight(1 << 30, 1 << 20, 1 << 30),
-            "unpacks to 2404096 bytes, 1048576 are",
+            "unpacks to 2404096 bytes (limit: 1048576)",
         ),
     ];
     for (image, role, limits, words) in cases {

@@ -150,7 +150,7 @@ impl Log for Reporter {
                     continue;
                 }
             };
-            // A manager that is gone needs no news.
+            // Nobody reads it once the manager is gone.
             let _ = sender.send_news(&report);
             return;
         }

@@ -1,7 +1,7 @@
-//! Waiting for workers, which may stand still.
+//! Waiting for workers, which may be stopped.
 //!
 //! What a worker needs time for (images, a machine) is waited for as long as
-//! it is at work. While it stands still its instance is `stalled`, and goes on
+//! it is at work. While it is stopped its instance is `stalled`, and goes on
 //! when the process does, unless the policy or somebody kills it. What it needs
 //! no time for is not waited for: whoever asked is told that it is stalled.
 
@@ -55,7 +55,7 @@ impl Manager {
     /// Waits for what takes the worker of a live instance no time.
     ///
     /// # Errors
-    /// What `work` says. [`StepError::Stalled`] where the worker stands still:
+    /// What `work` says. [`StepError::Stalled`] where the worker is stopped:
     /// when it has done it after all it is told `undo`, and the instance is
     /// active. [`WorkerError::Silent`] where the policy had it killed.
     pub(crate) async fn expect_soon(
@@ -94,7 +94,7 @@ impl Manager {
         Err(StepError::Stalled { timeout })
     }
 
-    /// Looks for a while whether the process of a live instance stands still,
+    /// Looks for a while whether the process of a live instance is stopped,
     /// which has not answered something that nobody waits for.
     pub fn suspect(self: &Rc<Self>, id: InstanceId) {
         let worker = match self.registry().guest(id) {
@@ -124,7 +124,7 @@ impl Manager {
             return;
         }
         if self.on_stall == OnStall::Kill {
-            log::error!("worker {}: it stands still, and is killed", worker.pid());
+            log::error!("worker {}: it is stopped, and is killed", worker.pid());
             return worker.kill();
         }
         let id = worker.run().id;
@@ -147,15 +147,15 @@ impl Manager {
             return;
         };
         if to == State::Stalled {
-            log::warn!("{}: its process stands still", guest.name());
+            log::warn!("{}: its process is stopped", guest.name());
         }
         guest.state = to;
         drop(registry);
         self.announce(id);
     }
 
-    /// Says whether the process of an instance that is loaded or booted stands
-    /// still.
+    /// Says whether the process of an instance that is loaded or booted is
+    /// stopped.
     fn mark_stalled(&self, run: RunId, is_stalled: bool) {
         let mut registry = self.registry_mut();
         let guest = registry.guest_mut(run.id).filter(|g| g.run_id() == run);
@@ -164,7 +164,7 @@ impl Manager {
         };
         guest.is_stalled = is_stalled;
         if is_stalled {
-            log::warn!("{}: its process stands still", guest.name());
+            log::warn!("{}: its process is stopped", guest.name());
         }
         drop(registry);
         self.announce(run.id);

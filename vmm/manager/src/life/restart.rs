@@ -49,7 +49,7 @@ impl Manager {
             let booted = tokio::select! {
                 booted = &mut boot => booted,
                 () = self.stalled(busy.id) => {
-                    // It may stand still for long, which is nobody else's matter.
+                    // It may be stopped for long, which is nobody else's matter.
                     drop(turn);
                     boot.await
                 }
@@ -92,7 +92,7 @@ impl Manager {
         waits.then(|| guest.name().clone())
     }
 
-    /// Returns once the process of an instance stands still.
+    /// Returns once the process of an instance is stopped.
     async fn stalled(&self, id: InstanceId) {
         loop {
             let changed = self.changed();

@@ -1,6 +1,7 @@
 //! A manager with one instance that has an honest worker, and one that does
 //! not.
 
+use std::cell::Cell;
 use std::fs;
 use std::rc::Rc;
 use std::sync::Mutex;
@@ -77,7 +78,7 @@ impl Fixture {
         Self::with(OnStall::Wait, false).await
     }
 
-    /// The same with a policy about workers that stand still, and with memory
+    /// The same with a policy about workers that are stopped, and with memory
     /// that is populated beforehand or not.
     pub async fn with(on_stall: OnStall, prealloc: bool) -> Self {
         let plans = Scratch::new();
@@ -296,11 +297,40 @@ impl Fixture {
     }
 }
 
-/// Puts the runtime's clock forward, second by second: so it is looked at.
+thread_local! {
+    /// True while the runtime's clock is advanced by hand.
+    static IS_FROZEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The runtime's clock, which is advanced by hand until this is dropped.
+struct Frozen;
+
+impl Frozen {
+    /// Freezes the clock, unless another future has.
+    fn new() -> Option<Self> {
+        if IS_FROZEN.replace(true) {
+            return None;
+        }
+        tokio::time::pause();
+        Some(Self)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        IS_FROZEN.set(false);
+        tokio::time::resume();
+    }
+}
+
+/// Advances the runtime's clock second by second, since it is read each second.
+/// Several futures may do so at the same time, and be dropped at any time.
 pub async fn forward() {
-    tokio::time::pause();
+    let Some(_frozen) = Frozen::new() else {
+        // Another one advances it far enough.
+        return tokio::task::yield_now().await;
+    };
     for _ in 0..FORWARD {
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    tokio::time::resume();
 }

@@ -275,7 +275,7 @@ async fn unconfined() {
     assert!(manager.registry().is_empty());
 }
 
-/// A worker stands still: nothing but a kill is asked of it.
+/// A worker is stopped: nothing but a kill is asked of it.
 async fn killed_while_stopped() {
     let fixture = Fixture::new().await;
     fixture.plan(When::Run, "stop");

@@ -170,7 +170,7 @@ fn packets_beyond_the_limit_or_out_of_order_are_violations() {
     let cases: [(&[u8], &str); 4] = [
         (&too_long, "a message of 196609 bytes exceeds"),
         (&ahead, "received message number 1 instead of 0"),
-        (&trailing, "a packet has 1 bytes after its message"),
+        (&trailing, "a packet has 1 trailing bytes after its message"),
         (&[0, 0, 9], "a packet of 3 bytes cannot be decoded"),
     ];
     for (packet, words) in cases {
