@@ -61,7 +61,7 @@ impl Manager {
         let Prepared { name, busy } = prepared;
         match self.let_go(busy.id).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.explain(busy.id, error).await.of(&name)),
+            Err(error) => Err(self.explain_run(busy.id, error).await.of(&name)),
         }
     }
 
@@ -88,7 +88,9 @@ impl Manager {
         // Announce before the order, so that later reports belong to a live
         // instance.
         self.announce(id);
-        worker.tell(&Order::Run, &[]).await?;
+        let told = worker.tell(&Order::Run, &[]).await;
+        // It would stand there for ever, and be taken for one that runs.
+        told.inspect_err(|_| worker.kill())?;
         self.move_later(id, worker);
         Ok(())
     }

@@ -36,6 +36,7 @@ use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
 use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
+use mkvmm_wire::WireError;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
@@ -190,6 +191,14 @@ impl Diagnose for StepError {
 }
 
 impl StepError {
+    /// Whether the worker was lost.
+    fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Worker(WorkerError::Gone { .. } | WorkerError::Wire(WireError::Closed))
+        )
+    }
+
     /// Returns the error of instance `name`.
     pub fn of(self, name: &InstanceName) -> LifeError {
         LifeError::Instance {
@@ -200,25 +209,33 @@ impl StepError {
 }
 
 impl Manager {
-    /// Returns the error of a verb on an instance. If a verb failed because its
-    /// worker is gone, the error states the reason: it was killed, or its guest
-    /// ended.
+    /// Returns the error of a verb on an instance whose guest did not run. Where
+    /// the verb failed since its worker went, that says whether somebody killed
+    /// it.
     pub(crate) async fn explain(&self, id: InstanceId, error: StepError) -> StepError {
-        let StepError::Worker(WorkerError::Gone { .. } | WorkerError::Wire(_)) = error else {
+        if !error.is_loss() {
             return error;
-        };
+        }
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
-            // Its channel is closed or broken, so this does not take long.
+            // Its channel is closed, so this is soon.
             worker.gone().await;
         }
         match self.registry().guest(id) {
-            Some(guest) if guest.is_doomed => StepError::Killed,
-            Some(guest) => match guest.reason() {
-                Some(reason) if reason != EndReason::Vmm => StepError::Ended { reason },
-                _ => error,
-            },
-            None => StepError::Killed,
+            Some(guest) if !guest.is_doomed => error,
+            _ => StepError::Killed,
+        }
+    }
+
+    /// The same for a guest that ran, and so may have ended by itself.
+    pub(crate) async fn explain_run(&self, id: InstanceId, error: StepError) -> StepError {
+        let error = self.explain(id, error).await;
+        let reason = self.registry().guest(id).and_then(|guest| guest.reason());
+        match reason {
+            Some(reason) if error.is_loss() && reason != EndReason::Vmm => {
+                StepError::Ended { reason }
+            }
+            _ => error,
         }
     }
 }

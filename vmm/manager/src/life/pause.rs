@@ -27,7 +27,7 @@ impl Manager {
         if let Some(worker) = worker
             && let Err(error) = self.pause_worker(busy.id, worker).await
         {
-            return Err(self.explain(busy.id, error).await.of(name));
+            return Err(self.explain_run(busy.id, error).await.of(name));
         }
         self.set_state(busy.id, State::Active, State::Paused);
         Ok(())
@@ -94,7 +94,10 @@ impl Manager {
         if let Some(worker) = worker
             && let Err(error) = worker.tell(&Order::Run, &[]).await
         {
-            return Err(self.explain(busy.id, error.into()).await.of(name));
+            let error = self.explain_run(busy.id, error.into()).await;
+            // Unless it has ended, nobody has told it to go on.
+            self.set_state(busy.id, State::Active, State::Paused);
+            return Err(error.of(name));
         }
         Ok(())
     }
