@@ -32,7 +32,7 @@ pub(crate) mod workers;
 use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room, is_shortage};
 use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
@@ -148,17 +148,26 @@ impl Diagnose for LifeError {
     }
 }
 
-impl Diagnose for StepError {
-    fn class(&self) -> Class {
+impl StepError {
+    /// Returns the class of what no shortage of the host has brought about.
+    fn own_class(&self) -> Class {
         match self {
             Self::Pool(error) => error.class(),
             Self::Memory(error) => error.class(),
             Self::Cmdline(error) => error.class(),
             Self::Worker(WorkerError::Refused(refusal)) if refusal.is_room => Class::NoRoom,
-            Self::Worker(WorkerError::Process(error)) if error.is_shortage() => Class::Exhausted,
             Self::Shortage(error) => error.class(),
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
+        }
+    }
+}
+
+impl Diagnose for StepError {
+    fn class(&self) -> Class {
+        match self.own_class() {
+            Class::VmmFailed if is_shortage(self) => Class::Exhausted,
+            class => class,
         }
     }
 
