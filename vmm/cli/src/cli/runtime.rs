@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::io;
 
-use tokio::runtime::Builder;
+use mkvmm_manager::threads;
 use tokio::task::LocalSet;
 
-/// The number of threads for blocking work such as opening files: far more than
-/// the number of images that are read at once.
-const BLOCKING_THREADS: usize = 64;
+/// Threads for what may wait, such as opening files: as many as images are read
+/// at once.
+const BLOCKING_THREADS: usize = 16;
 
 /// Runs `work` on this thread, which owns the guests: their processes die with
 /// it.
@@ -16,10 +16,7 @@ const BLOCKING_THREADS: usize = 64;
 /// # Errors
 /// Fails if the host has run out of file descriptors.
 pub fn block_on<F: Future>(work: F) -> io::Result<F::Output> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
+    let runtime = threads::runtime("files", BLOCKING_THREADS)?;
     let output = LocalSet::new().block_on(&runtime, work);
     // A blocking thread may wait, for example for a file on a dead server; it
     // must not keep the process from exiting.
