@@ -73,10 +73,7 @@ impl Manager {
 
     async fn let_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.check_alive(id)?;
-        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
-        let Some(worker) = worker else {
-            return Ok(());
-        };
+        let worker = self.living_worker(id)?;
         {
             let mut registry = self.registry_mut();
             if let Some(guest) = registry.guest_mut(id) {
@@ -119,10 +116,7 @@ impl Manager {
             let e820 = guest.e820(registry.pool())?;
             (boot_order(&registry, guest, loaded, &e820)?, e820)
         };
-        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
-        let Some(worker) = worker else {
-            return Ok(());
-        };
+        let worker = self.living_worker(id)?;
         let booted = worker.ask(&Order::Boot(Box::new(order)), &[]).await;
         // After a failure the contents of the memory are unknown.
         let done = booted.inspect_err(|_| worker.kill())?;

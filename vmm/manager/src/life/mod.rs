@@ -95,7 +95,10 @@ pub enum StepError {
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// A required cgroup cannot be created.
+    /// Its worker went between two orders.
+    #[error("its worker process has ended meanwhile")]
+    Lost,
+    /// It can have no cgroup where it has to have one.
     #[error("its cgroup")]
     Cgroup(#[from] CgroupError),
     /// The memory map or the manifest cannot be computed: an internal error.
@@ -204,7 +207,8 @@ impl StepError {
     fn is_loss(&self) -> bool {
         matches!(
             self,
-            Self::Worker(WorkerError::Gone { .. } | WorkerError::Wire(WireError::Closed))
+            Self::Lost
+                | Self::Worker(WorkerError::Gone { .. } | WorkerError::Wire(WireError::Closed))
         )
     }
 
