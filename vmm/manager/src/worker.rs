@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mkvmm_base::state::EndReason;
-use mkvmm_base::{RunId, chain};
+use mkvmm_base::{RunId, chain, is_shortage};
 use mkvmm_keeper::process::{Child, Exit, Killer, ProcessError};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
@@ -36,8 +36,18 @@ const TEXT: usize = 4096;
 /// The burst and the rate per second of log lines, including violations, that
 /// are passed on. An honest worker has fewer.
 const LINES: (u32, u32) = (128, 8);
-/// The time within which an honest worker must carry out an order, in addition
-/// to the time for copying images.
+/// How long reports wait each time that the host has no memory for one; the
+/// worker is lost when it has none after these.
+const SHORTAGES: [Duration; 6] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// How long an honest worker may take over an order, beyond what copying
+/// images takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A reason why a worker did not carry out an order.
@@ -285,11 +295,13 @@ impl Worker {
     ) {
         let mut pace = Pace::new(REPORTS.0, REPORTS.1);
         let mut turn = 0;
-        // Nothing follows a guest's end except the end of the process.
+        let mut shortages = &SHORTAGES[..];
+        // Nothing follows a guest's end but that of the process.
         while word.is_none() {
             let wait;
             match receiver.recv().await {
                 Ok(Some(received)) => {
+                    shortages = &SHORTAGES[..];
                     wait = pace.charge(cost(&received.message), Instant::now());
                     if let Err(error) = self.on_message(received.message, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
@@ -298,6 +310,11 @@ impl Worker {
                     }
                 }
                 Ok(None) => return,
+                Err(error) if is_shortage(&error) && !shortages.is_empty() => {
+                    // Not the worker's fault, and nothing was taken out.
+                    log::warn!("worker {}: {}", self.pid(), chain(&error));
+                    wait = shortages.split_off_first().copied().unwrap_or_default();
+                }
                 Err(error) => {
                     log::error!("worker {}: {}", self.pid(), chain(&error));
                     self.kill();
