@@ -2,15 +2,15 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `scenarios` | the table: which guests out of which pool, and what must hold |
-//! | `guest` | a guest of a scenario, and the `--guest` that makes it |
-//! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
-//! | `ends` | four guests that end in four ways, beside one that goes on |
-//! | `survivor` | one beside four that die, one of them attacking, one shot; and again |
-//! | `session` | three guests through the control socket, one typed at |
-//! | `launch` | one run of mkvmm, whose result several checks look at |
-//! | `guest_report` | reads what the guests' init prints |
-//! | `place` | here, inside an emulated host, or nowhere |
+//! | `scenarios` | the table of guests, pools and properties |
+//! | `guest` | a guest of a scenario, and the `--guest` that creates it |
+//! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
+//! | `ends` | four guests that end in four ways, beside one that continues |
+//! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
+//! | `session` | three guests through the control socket, with console input |
+//! | `launch` | one run of mkvmm, whose result several checks examine |
+//! | `guest_report` | parses the output of the guests' init |
+//! | `place` | where tests run: here, in an emulated host, or nowhere |
 //!
 //! The same code runs in both places: if this host's KVM cannot run an
 //! unmodified Linux, this executable runs itself again inside `scripts/nested`,

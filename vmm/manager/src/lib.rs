@@ -12,12 +12,12 @@
 //! | `console`, `status` | the data of workers in shared memory |
 //! | `host`, `child`, `begun`, `worker` | child processes, and the communication with them |
 //! | `memory` | the files of its memory |
-//! | `usage`, `leaves` | what it costs the host, and its cgroup |
-//! | `guest`, `registry` | the record of one instance, and of all |
-//! | `manager` | the owner |
-//! | `questions`, `asking`, `news` | what workers are asked, answer and report |
-//! | `threads` | runtimes whose threads are there from the beginning |
-//! | `harmless`, `pace` | what of it is passed on, and how fast |
+//! | `usage`, `leaves` | resource usage, and cgroups |
+//! | `guest`, `registry` | the records of instances |
+//! | `manager` | the owner of all instances |
+//! | `questions`, `asking`, `news` | requests to workers, their answers and reports |
+//! | `threads` | runtimes whose threads are started at the beginning |
+//! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
