@@ -6,6 +6,7 @@
 //! | `guest` | a guest of a scenario, and the `--guest` that creates it |
 //! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
 //! | `ends` | four guests that end in four ways, beside one that continues |
+//! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
 //! | `session` | three guests through the control socket, with console input |
 //! | `launch` | one run of mkvmm, whose result several checks examine |
 //! | `guest_report` | parses the output of the guests' init |
@@ -25,6 +26,7 @@ mod manifest_checks;
 mod place;
 mod scenarios;
 mod session;
+mod survivor;
 
 use std::process::ExitCode;
 

@@ -10,7 +10,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
-use crate::{checks, ends, kernel_checks, manifest_checks, session};
+use crate::{checks, ends, kernel_checks, manifest_checks, session, survivor};
 
 /// One launch and its properties.
 #[derive(Debug)]
@@ -109,7 +109,10 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The test of the control socket.
 const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool";
 
-/// Returns the names of all tests, in the order in which they run.
+/// The test of one that goes on beside four deaths.
+const SURVIVOR: &str = "survivor::four_die_in_four_ways_and_the_fifth_never_notices";
+
+/// The names of all tests, in the order in which they run.
 pub fn tests() -> impl Iterator<Item = String> {
     let of_launch = |scenario: &Scenario| {
         let launch = scenario.name;
@@ -117,7 +120,7 @@ pub fn tests() -> impl Iterator<Item = String> {
     };
     let of_ends = ends::CHECKS.iter().map(|c| format!("ends::{}", c.name));
     let all = SCENARIOS.iter().flat_map(of_launch).chain(of_ends);
-    all.chain([SESSION.to_owned()])
+    all.chain([SESSION, SURVIVOR].map(str::to_owned))
 }
 
 /// Returns all tests. Each scenario is launched once, by the first of its
@@ -141,8 +144,13 @@ pub fn trials(images: &Path) -> Vec<Trial> {
         let name = format!("ends::{}", check.name);
         trials.push(Trial::test(name, move || ends(&check.holds)));
     }
+    let of_session = images.clone();
     trials.push(Trial::test(SESSION, move || {
-        session::three_guests_from_an_empty_pool_to_an_empty_pool(&images);
+        session::three_guests_from_an_empty_pool_to_an_empty_pool(&of_session);
+        Ok(())
+    }));
+    trials.push(Trial::test(SURVIVOR, move || {
+        survivor::four_die_in_four_ways_and_the_fifth_never_notices(&images);
         Ok(())
     }));
     trials

@@ -86,7 +86,6 @@ fn the_first_worker_is_like_any_other() {
         "CapEff:",
         "CapBnd:",
         "NoNewPrivs:",
-        "Seccomp_filters:",
         "SigBlk:",
         "SigIgn:",
         "Cpus_allowed:",

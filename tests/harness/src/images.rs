@@ -125,8 +125,17 @@ pub mod code {
         0xeb, 0xdf, //            37: jmp 6
     ];
 
-    /// Returns code that prints `byte` forever; to follow [`print()`], which
-    /// sets `dx`.
+    /// Counts for ever, in the eight bytes that lie 24 behind its start.
+    pub fn count_in_memory() -> Vec<u8> {
+        vec![
+            0x48, 0x8d, 0x1d, 17, 0, 0, 0, //  0: lea rbx, [24]
+            0x48, 0xff, 0x03, //               7: inc qword [rbx]
+            0xeb, 0xfb, //                    10: jmp 7
+            0, 0, 0, 0, //                    12: nothing, up to 16
+        ]
+    }
+
+    /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
     }

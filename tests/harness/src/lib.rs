@@ -7,6 +7,7 @@
 //! | [`report`] | parses the output of `run --show` |
 //! | [`tier`] | the abilities of this host, which determine the tests that can run |
 //! | [`embedded`] | a manager in the test's own process |
+//! | [`faults`] | system calls of mkvmm's processes that fail because a test says so |
 //! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`instance`] | an instance's memory in the test's own process, without KVM |
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
@@ -18,6 +19,7 @@
 
 pub mod console;
 pub mod embedded;
+pub mod faults;
 pub mod images;
 pub mod instance;
 pub mod mkvmm;

@@ -1,8 +1,14 @@
 //! Formats errors for people: each layer describes itself, on one common line.
 
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
 /// Formats an error and its causes on one line. A cause that its predecessor
 /// already quotes, as errors of some other crates do, is not repeated.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -16,6 +22,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether an error came about because the host has no descriptors, processes
+/// or memory left for it.
+pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
+    const SHORTAGES: [Errno; 5] = [
+        Errno::AGAIN,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::NOBUFS,
+    ];
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.any(|cause| {
+        let of_io = |error: &io::Error| Errno::from_io_error(error);
+        let shared = || cause.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref);
+        let errno = cause.downcast_ref::<Errno>().copied();
+        let errno = errno.or_else(|| of_io(cause.downcast_ref::<io::Error>().or_else(shared)?));
+        errno.is_some_and(|errno| SHORTAGES.contains(&errno))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,6 +49,20 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
     struct Told(&'static str, #[source] Option<Box<Self>>);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it failed")]
+    struct Failed(#[source] Arc<io::Error>);
+
+    #[test]
+    fn a_shortage_is_found_however_deep_it_lies() {
+        let failed = |errno: Errno| Failed(Arc::new(errno.into()));
+        assert!(is_shortage(&failed(Errno::MFILE)));
+        assert!(is_shortage(&io::Error::other(failed(Errno::NOMEM))));
+        assert!(is_shortage(&Errno::AGAIN));
+        assert!(!is_shortage(&failed(Errno::IO)));
+        assert!(!is_shortage(&Told("no such file", None)));
+    }
 
     #[test]
     fn nothing_is_said_twice() {

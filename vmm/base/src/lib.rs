@@ -18,6 +18,6 @@ pub mod unpacking;
 pub mod violation;
 
 pub use diagnose::{Class, Diagnose, Room};
-pub use error_chain::chain;
+pub use error_chain::{chain, is_shortage};
 pub use exit_counts::{ExitCounts, ExitKind};
 pub use names::{InstanceId, InstanceName, NameError, RunId};

@@ -46,16 +46,6 @@ pub enum ProcessError {
     },
 }
 
-impl ProcessError {
-    /// Returns whether the host lacks descriptors, processes or memory for it.
-    pub fn is_shortage(&self) -> bool {
-        let (Self::Start { source, .. } | Self::Handle { source, .. }) = self;
-        let errno = Errno::from_io_error(source);
-        let shortages = [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM];
-        errno.is_some_and(|errno| shortages.contains(&errno))
-    }
-}
-
 /// The destination of a child's standard output and error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {

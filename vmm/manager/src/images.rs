@@ -10,7 +10,7 @@ use mkvmm_api::{ImagesSpec, KernelSource, Source};
 use mkvmm_base::cmdline::DEFAULT_LINUX;
 use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
-use mkvmm_base::{Class, Diagnose, InstanceName, chain};
+use mkvmm_base::{Class, Diagnose, InstanceName, chain, is_shortage};
 use mkvmm_images::{
     Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
     Unpackers, UnpackersError,
@@ -120,8 +120,9 @@ pub struct ImageError {
     pub source: StoreError,
 }
 
-impl Diagnose for ImageError {
-    fn class(&self) -> Class {
+impl ImageError {
+    /// Returns the class of what no shortage of the host has brought about.
+    fn own_class(&self) -> Class {
         match &self.source {
             StoreError::Size(SizeError::Empty) => Class::File,
             StoreError::Size(_) => Class::NoRoom,
@@ -133,6 +134,15 @@ impl Diagnose for ImageError {
             StoreError::Unpackers(UnpackersError::Crowded { .. }) => Class::Overload,
             StoreError::Source(_) | StoreError::Changing => Class::File,
             _ => Class::VmmFailed,
+        }
+    }
+}
+
+impl Diagnose for ImageError {
+    fn class(&self) -> Class {
+        match self.own_class() {
+            Class::VmmFailed | Class::File if is_shortage(&self.source) => Class::Exhausted,
+            class => class,
         }
     }
 

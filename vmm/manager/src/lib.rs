@@ -17,6 +17,7 @@
 //! | `guest`, `registry` | the records of instances |
 //! | `manager` | the owner of all instances |
 //! | `questions`, `asking`, `news` | requests to workers, their answers and reports |
+//! | `threads` | runtimes whose threads are started at the beginning |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
@@ -53,6 +54,7 @@ pub mod run;
 pub mod status;
 mod still;
 pub mod stream;
+pub mod threads;
 pub mod usage;
 pub mod view;
 pub mod worker;

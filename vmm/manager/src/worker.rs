@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mkvmm_base::state::EndReason;
-use mkvmm_base::{RunId, chain};
+use mkvmm_base::{RunId, chain, is_shortage};
 use mkvmm_keeper::process::{Child, Exit, Killer, ProcessError};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
@@ -36,6 +36,16 @@ const TEXT: usize = 4096;
 /// The burst and the rate per second of log lines, including violations, that
 /// are passed on. An honest worker has fewer.
 const LINES: (u32, u32) = (128, 8);
+/// How long reports wait each time that the host has no memory for one; the
+/// worker is lost when it has none after these.
+const SHORTAGES: [Duration; 6] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
 
 /// A reason why a worker did not carry out an order.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +66,7 @@ pub enum WorkerError {
         exit: Exit,
     },
     /// The worker did not answer in time, and was killed.
-    #[error("the worker process did not answer within {} s", .timeout.as_secs())]
+    #[error("the worker process did not respond within {} s", .timeout.as_secs())]
     Silent {
         /// The time limit that was exceeded.
         timeout: Duration,
@@ -283,11 +293,13 @@ impl Worker {
     ) {
         let mut pace = Pace::new(REPORTS.0, REPORTS.1);
         let mut turn = 0;
-        // Nothing follows a guest's end except the end of the process.
+        let mut shortages = &SHORTAGES[..];
+        // Nothing follows a guest's end but that of the process.
         while word.is_none() {
             let wait;
             match receiver.recv().await {
                 Ok(Some(received)) => {
+                    shortages = &SHORTAGES[..];
                     wait = pace.charge(cost(&received.message), Instant::now());
                     if let Err(error) = self.on_message(received.message, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
@@ -296,6 +308,11 @@ impl Worker {
                     }
                 }
                 Ok(None) => return,
+                Err(error) if is_shortage(&error) && !shortages.is_empty() => {
+                    // Not the worker's fault, and nothing was taken out.
+                    log::warn!("worker {}: {}", self.pid(), chain(&error));
+                    wait = shortages.split_off_first().copied().unwrap_or_default();
+                }
                 Err(error) => {
                     log::error!("worker {}: {}", self.pid(), chain(&error));
                     self.kill();

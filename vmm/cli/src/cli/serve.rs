@@ -23,7 +23,7 @@ use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::cli::founding::{ChildOptions, Treatment, found};
 use crate::cli::pool_setup::PoolOptions;
-use crate::cli::runtime::block_on;
+use crate::cli::runtime::serve_on;
 use crate::cli::signals::Signals;
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
@@ -171,7 +171,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         doctor: Doctor::new(doctor::examine),
         connections: manager.connections(),
     })?;
-    block_on(async {
+    serve_on(async {
         tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
         notify(NotifyState::Ready);
         say_ready(&path)?;

@@ -4,6 +4,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
 
@@ -19,7 +21,10 @@ pub(super) const HOUSE: &str = "mkvmm";
 /// removed.
 const ATTEMPTS: usize = 4;
 
-/// The controllers that are enabled for the children of a v2 cgroup.
+/// Milliseconds that a leaf which is busy is waited for, each time that it is.
+const PAUSES_MS: [u64; 3] = [1, 5, 20];
+
+/// Controllers that are asked of a v2 tree for its children.
 const V2_CONTROLLERS: [&str; 3] = ["+cpu", "+memory", "+pids"];
 
 /// The period of CPU limits, which is the kernel's default.
@@ -277,7 +282,7 @@ impl Leaf {
     fn remove_all(&mut self) -> Result<(), CgroupError> {
         let mut result = Ok(());
         for path in self.directories.directories() {
-            match fs::remove_dir(&path) {
+            match remove_patiently(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     result = result.and(Err(CgroupError::Remove { path, source }));
                 }
@@ -333,8 +338,21 @@ fn make_below(parent: &Path, below: &Path, controllers: &[&str]) -> io::Result<(
     Ok(())
 }
 
-/// Removes `mkvmm/PID` and `mkvmm` above a leaf if they are empty. If others
-/// have leaves there, rmdir refuses, as it should.
+/// Removes a directory that the kernel may take for busy for a moment longer:
+/// until the last process of it is dead for everybody. To be called where
+/// waiting does no harm.
+fn remove_patiently(path: &Path) -> io::Result<()> {
+    for pause in PAUSES_MS.map(Duration::from_millis) {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(pause),
+            other => return other,
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Removes `mkvmm/PID` and `mkvmm` above a leaf, if they are empty. Where
+/// others have a leaf there, rmdir refuses, and that is right.
 fn remove_empty_parents(leaf: &Path) {
     for parent in leaf.ancestors().skip(1).take(2) {
         if fs::remove_dir(parent).is_err() {

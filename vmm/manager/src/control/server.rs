@@ -16,10 +16,11 @@ use tokio::net::UnixListener;
 
 use crate::control::connections::{self, Timeouts};
 use crate::control::http::{Api, router};
+use crate::threads;
 use mkvmm_base::{Class, Diagnose};
 
-/// The number of threads for blocking work: opening logs, and the doctor.
-const BLOCKING_THREADS: usize = 16;
+/// Threads for what may wait: opening logs, and the doctor.
+const BLOCKING_THREADS: usize = 8;
 
 /// A reason why the control socket cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -110,12 +111,8 @@ impl ControlSocket {
     /// Returns [`SocketError::Thread`] if the thread cannot be started.
     pub fn serve(&self, api: Api) -> Result<JoinHandle<()>, SocketError> {
         let listener = self.listener.try_clone().map_err(SocketError::Thread)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .thread_name("control-files")
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()
-            .map_err(SocketError::Thread)?;
+        let runtime = threads::runtime("control-files", BLOCKING_THREADS);
+        let runtime = runtime.map_err(SocketError::Thread)?;
         let body = move || {
             let served = runtime.block_on(async {
                 let listener = UnixListener::from_std(listener)?;

@@ -62,7 +62,7 @@ impl Manager {
         let Prepared { name, busy } = prepared;
         match self.let_go(busy.id).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.explain(busy.id, error).await.of(&name)),
+            Err(error) => Err(self.explain_run(busy.id, error).await.of(&name)),
         }
     }
 
@@ -74,10 +74,7 @@ impl Manager {
 
     async fn let_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.check_alive(id)?;
-        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
-        let Some(worker) = worker else {
-            return Ok(());
-        };
+        let worker = self.living_worker(id)?;
         {
             let mut registry = self.registry_mut();
             if let Some(guest) = registry.guest_mut(id) {
@@ -91,7 +88,13 @@ impl Manager {
         self.announce(id);
         let told = Rc::clone(&worker);
         let run = async move { told.tell(&Order::Run, &[]).await };
-        self.expect_soon(&worker, run, None).await?;
+        let gone = self.expect_soon(&worker, run, None).await;
+        gone.inspect_err(|error| {
+            if !matches!(error, StepError::Stalled { .. }) {
+                // It would wait for ever, and be taken for one that runs.
+                worker.kill();
+            }
+        })?;
         self.move_later(id, worker);
         Ok(())
     }
@@ -120,10 +123,7 @@ impl Manager {
             let e820 = guest.e820(registry.pool())?;
             (boot_order(&registry, guest, loaded, &e820)?, e820)
         };
-        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
-        let Some(worker) = worker else {
-            return Ok(());
-        };
+        let worker = self.living_worker(id)?;
         let order = Order::Boot(Box::new(order));
         let booted = worker.ask(&order, &[]);
         let booted = self.attend(&worker, AT_WORK, booted).await;

@@ -34,10 +34,11 @@ pub(crate) mod workers;
 use mkpool::range::RangeError;
 use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room, is_shortage};
 use mkvmm_keeper::cgroup::CgroupError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
+use mkvmm_wire::WireError;
 use mkvmm_wire::messages::RefusalKind;
 use mkvmm_wire::shared::SharedError;
 
@@ -109,6 +110,9 @@ pub enum StepError {
     /// Another child of the instance failed.
     #[error(transparent)]
     Child(#[from] AskError),
+    /// Its worker ended between two orders.
+    #[error("its worker process has ended meanwhile")]
+    Lost,
     /// A required cgroup cannot be created.
     #[error("its cgroup")]
     Cgroup(#[from] CgroupError),
@@ -162,8 +166,9 @@ impl Diagnose for LifeError {
     }
 }
 
-impl Diagnose for StepError {
-    fn class(&self) -> Class {
+impl StepError {
+    /// Returns the class of what no shortage of the host has brought about.
+    fn own_class(&self) -> Class {
         match self {
             Self::Pool(error) => error.class(),
             Self::Memory(error) => error.class(),
@@ -173,16 +178,19 @@ impl Diagnose for StepError {
                 RefusalKind::Shortage => Class::Exhausted,
                 RefusalKind::Failure => Class::VmmFailed,
             },
-            Self::Worker(WorkerError::Process(error))
-            | Self::Child(AskError::Worker(WorkerError::Process(error)))
-                if error.is_shortage() =>
-            {
-                Class::Exhausted
-            }
             Self::Shortage(error) => error.class(),
             Self::Cgroup(CgroupError::NoController { .. }) => Class::Invalid,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
+        }
+    }
+}
+
+impl Diagnose for StepError {
+    fn class(&self) -> Class {
+        match self.own_class() {
+            Class::VmmFailed if is_shortage(self) => Class::Exhausted,
+            class => class,
         }
     }
 
@@ -217,6 +225,15 @@ impl Diagnose for StepError {
 }
 
 impl StepError {
+    /// Whether the worker was lost.
+    fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Lost
+                | Self::Worker(WorkerError::Gone { .. } | WorkerError::Wire(WireError::Closed))
+        )
+    }
+
     /// Returns the error of instance `name`.
     pub fn of(self, name: &InstanceName) -> LifeError {
         LifeError::Instance {
@@ -227,25 +244,33 @@ impl StepError {
 }
 
 impl Manager {
-    /// Returns the error of a verb on an instance. If a verb failed because its
-    /// worker is gone, the error states the reason: it was killed, or its guest
-    /// ended.
+    /// Returns the error of a verb on an instance whose guest did not run. Where
+    /// the verb failed since its worker went, that says whether somebody killed
+    /// it.
     pub(crate) async fn explain(&self, id: InstanceId, error: StepError) -> StepError {
-        let StepError::Worker(WorkerError::Gone { .. } | WorkerError::Wire(_)) = error else {
+        if !error.is_loss() {
             return error;
-        };
+        }
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
-            // Its channel is closed or broken, so this does not take long.
+            // Its channel is closed, so this is soon.
             worker.gone().await;
         }
         match self.registry().guest(id) {
-            Some(guest) if guest.is_doomed => StepError::Killed,
-            Some(guest) => match guest.reason() {
-                Some(reason) if reason != EndReason::Vmm => StepError::Ended { reason },
-                _ => error,
-            },
-            None => StepError::Killed,
+            Some(guest) if !guest.is_doomed => error,
+            _ => StepError::Killed,
+        }
+    }
+
+    /// The same for a guest that ran, and so may have ended by itself.
+    pub(crate) async fn explain_run(&self, id: InstanceId, error: StepError) -> StepError {
+        let error = self.explain(id, error).await;
+        let reason = self.registry().guest(id).and_then(|guest| guest.reason());
+        match reason {
+            Some(reason) if error.is_loss() && reason != EndReason::Vmm => {
+                StepError::Ended { reason }
+            }
+            _ => error,
         }
     }
 }

@@ -29,7 +29,7 @@ impl Manager {
             // Whoever wanted it paused is told that it is not.
             let undo = Some(Order::Run);
             if let Err(error) = self.expect_soon(&worker, pause, undo).await {
-                return Err(self.explain(busy.id, error).await.of(name));
+                return Err(self.explain_run(busy.id, error).await.of(name));
             }
         }
         self.change_state(busy.id, State::Active, State::Paused);
@@ -50,7 +50,10 @@ impl Manager {
         let told = Rc::clone(&worker);
         let resume = async move { told.tell(&Order::Run, &[]).await };
         if let Err(error) = self.expect_soon(&worker, resume, None).await {
-            return Err(self.explain(busy.id, error).await.of(name));
+            let error = self.explain_run(busy.id, error).await;
+            // Unless it has ended or is stalled, nobody has told it to go on.
+            self.change_state(busy.id, State::Active, State::Paused);
+            return Err(error.of(name));
         }
         // That is not answered.
         self.suspect(busy.id);

@@ -13,8 +13,9 @@ use crate::leaves;
 use crate::life::{LifeError, StepError};
 use crate::manager::{Busy, Manager};
 
-/// The time after which scrubbing that failed is retried.
-const RETRY: Duration = Duration::from_secs(5);
+/// How long until memory that could not be cleaned is tried again: at first,
+/// and at most, since each wait is twice as long as the one before.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 impl Manager {
     /// Deletes an instance and frees its memory, scrubbed. While the memory is
@@ -65,8 +66,10 @@ impl Manager {
     }
 
     async fn release_later(self: Rc<Self>, id: InstanceId) {
+        let mut pause = RETRY.0;
         loop {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
+            pause = RETRY.1.min(pause * 2);
             match self.release(id).await {
                 Ok(()) => return,
                 Err(error) => log::error!("instance {id}: {}", chain(&error)),

@@ -84,8 +84,17 @@ impl Manager {
         Ok(worker)
     }
 
-    /// Kills the process that has an instance's memory, if there is one, and
-    /// waits until it is gone.
+    /// Returns the worker of an instance.
+    ///
+    /// # Errors
+    /// [`StepError::Lost`] where it is gone or going.
+    pub(crate) fn living_worker(&self, id: InstanceId) -> Result<Rc<Worker>, StepError> {
+        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+        worker.filter(|w| w.is_there()).ok_or(StepError::Lost)
+    }
+
+    /// Ends the process that has an instance's memory, if one has, and waits
+    /// until it is gone.
     pub(crate) async fn drop_worker(&self, id: InstanceId) {
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {

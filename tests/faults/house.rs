@@ -1,0 +1,398 @@
+//! An mkvmm with a neighbour, and what must be as before.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::faults::Injector;
+use mkvmm_test_harness::images::{code, elf};
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use mkvmm_test_harness::{Scratch, Server};
+use rustix::process::{Pid, setpriority_process};
+use serde_json::Value;
+
+/// The instance whose calls fail.
+pub const NAME: &str = "subject";
+/// The neighbour, which runs the whole time.
+const NEIGHBOUR: &str = "neighbour";
+/// Longer than a walk takes on a slow machine.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How long an answer may take: longer than a worker that does not answer.
+const ANSWER: Duration = Duration::from_secs(90);
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(2);
+
+/// What must be the same before and after an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Census {
+    /// Descriptors by what they stand for.
+    descriptors: BTreeMap<String, usize>,
+    /// Children, dead ones that nobody has reaped among them.
+    children: Vec<i32>,
+    /// Names of threads.
+    threads: Vec<String>,
+    /// What the pool has free.
+    pool: Value,
+    /// Cgroups of its guests.
+    cgroups: usize,
+}
+
+/// An mkvmm that serves, whose calls can be made to fail.
+#[derive(Debug)]
+pub struct House {
+    pub injector: Injector,
+    server: Server,
+    scratch: Scratch,
+    process: Pid,
+    /// Where the neighbour counts.
+    counter: u64,
+    empty: Option<Census>,
+}
+
+impl House {
+    /// Starts it with `options`, and the neighbour in it.
+    pub fn start(options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        let started = Injector::start(move || {
+            let change = |serve| options.iter().fold(serve, mkvmm_test_harness::Mkvmm::arg);
+            let server = Server::start_in(Scratch::new(), change, "64M@4G", LONGEST);
+            let process = server.running.pid();
+            (server, process)
+        });
+        let (injector, server) = started.expect("Linux 5.19 has such filters");
+        let process = server.running.pid().expect("it runs");
+        let mut house = Self {
+            injector,
+            server,
+            scratch: Scratch::new(),
+            process,
+            counter: 0,
+            empty: None,
+        };
+        house.move_in();
+        house
+    }
+
+    /// Starts the neighbour, which counts in its memory and asks for nothing.
+    fn move_in(&mut self) {
+        const MARK: u64 = 0x6b72_616d_6d76_6b6d;
+        let kernel = elf(&[&code::count_in_memory(), &MARK.to_le_bytes()[..], &[0; 8]].concat());
+        let kernel = self.scratch.file("neighbour", &kernel);
+        let body = format!(
+            r#"{{"name":"{NEIGHBOUR}","memory":8388608,"kernel":"{}"}}"#,
+            kernel.display()
+        );
+        self.expect_ask("POST", "/v1/instances", &body);
+        loop {
+            let began = self.said().len();
+            self.ask("POST", &format!("/v1/instances/{NEIGHBOUR}/start"), "");
+            // Its threads have begun, and make no more calls.
+            thread::sleep(Duration::from_millis(300));
+            if !self.was_interrupted(began) {
+                break;
+            }
+        }
+        let mut mark = String::new();
+        for byte in MARK.to_le_bytes() {
+            write!(mark, "{byte:02x}").expect("a string takes it");
+        }
+        let found = self
+            .server
+            .memory(NEIGHBOUR)
+            .into_iter()
+            .find_map(|(addr, hex)| {
+                // The mark is aligned to eight bytes, as the counter behind it.
+                let at = (0..hex.len())
+                    .step_by(16)
+                    .find(|&at| hex[at..].starts_with(&mark))?;
+                Some(addr + at as u64 / 2 + 8)
+            });
+        self.counter = found.expect("its kernel was loaded");
+        let state = self.state(NEIGHBOUR);
+        assert_eq!(state.as_deref(), Some("active"), "{}", self.said());
+        // It leaves the machine to the others where they want it.
+        let worker = self.server.worker_pid(NEIGHBOUR).as_raw_nonzero();
+        for thread in fs::read_dir(format!("/proc/{worker}/task")).expect("it runs") {
+            let name = thread.expect("procfs can be listed").file_name();
+            let thread = name.to_str().and_then(|name| name.parse().ok());
+            let thread = thread.and_then(Pid::from_raw).expect("a number");
+            setpriority_process(Some(thread), 19).expect("it may be nicer");
+        }
+        self.expect_neighbour();
+    }
+
+    /// What the neighbour has counted.
+    fn counted(&self) -> u64 {
+        let path = format!(
+            "/v1/instances/{NEIGHBOUR}/memory?addr={:#x}&len=8",
+            self.counter
+        );
+        let answer = self.expect_ask("GET", &path, "");
+        let hex = answer["hex"].as_str().expect("digits");
+        u64::from_str_radix(hex, 16).expect("digits").swap_bytes()
+    }
+
+    /// Fails unless the neighbour goes on.
+    #[track_caller]
+    pub fn expect_neighbour(&self) {
+        let (before, end) = (self.counted(), Instant::now() + EVENT_TIMEOUT);
+        while self.counted() <= before {
+            assert!(Instant::now() < end, "the neighbour stands at {before}");
+            thread::sleep(POLL);
+        }
+        let neighbour = self.instance(NEIGHBOUR).expect("it is there");
+        assert_eq!(neighbour["state"], "active", "{neighbour:#}");
+        assert_eq!(neighbour["violations"], 0, "{neighbour:#}");
+    }
+
+    /// The body of a load. The kernel is a new file every time, so that it has
+    /// to be read.
+    pub fn images(&self) -> String {
+        let guest = [&code::print(b"here\n")[..], code::EVADE].concat();
+        let kernel = self.scratch.path("kernel");
+        let early = self.scratch.file("kernel.new", &elf(&guest));
+        fs::rename(early, &kernel).expect("the directory is ours");
+        format!(r#"{{"kernel":"{}"}}"#, kernel.display())
+    }
+
+    /// One request; `None` where the connection is closed without an answer.
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        let stream = UnixStream::connect(self.server.socket());
+        let mut stream = stream.unwrap_or_else(|error| panic!("{error}\n{}", self.said()));
+        stream.set_read_timeout(Some(ANSWER)).expect("a socket");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        let mut answer = Vec::new();
+        // Whoever is hung up on early has nothing to read.
+        let _ = stream.write_all(request.as_bytes());
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            let is_late = error.kind() == std::io::ErrorKind::WouldBlock;
+            if is_late {
+                let fault = self.injector.disarm();
+                panic!("{method} {path}: no answer: {fault:?}\n{}", self.said());
+            }
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        Some((status?, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    #[track_caller]
+    fn expect_ask(&self, method: &str, path: &str, body: &str) -> Value {
+        match self.ask(method, path, body) {
+            Some((200 | 201, answer)) => answer,
+            other => panic!("{method} {path}: {other:?}"),
+        }
+    }
+
+    /// An instance, if there is one of this name.
+    #[track_caller]
+    pub fn instance(&self, name: &str) -> Option<Value> {
+        match self.ask("GET", &format!("/v1/instances/{name}"), "") {
+            Some((200, instance)) => Some(instance),
+            Some((404, _)) => None,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    /// Its state.
+    #[track_caller]
+    pub fn state(&self, name: &str) -> Option<String> {
+        let instance = self.instance(name)?;
+        Some(instance["state"].as_str().expect("a word").to_owned())
+    }
+
+    /// Whether a process that has an instance's memory is confined.
+    ///
+    /// # Errors
+    /// What it is not.
+    pub fn check_confined(&self, name: &str) -> Result<(), String> {
+        let instance = self.instance(name).unwrap_or_default();
+        let Some(pid) = instance["pid"].as_i64() else {
+            return Ok(());
+        };
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            return Ok(());
+        };
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.map(|value| value.trim().to_owned())
+        };
+        // One filter is the test's own.
+        let filters = value("Seccomp_filters:").and_then(|n| n.parse().ok());
+        let uid = value("Uid:").unwrap_or_default();
+        let is_root = uid.split_whitespace().any(|id| id == "0");
+        if filters < Some(2_u32)
+            || is_root
+            || value("CapEff:").is_none_or(|c| c != "0000000000000000")
+        {
+            return Err(format!("its worker is not confined:\n{status}"));
+        }
+        Ok(())
+    }
+
+    /// Whether the books are right.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn audit(&self) -> Result<(), String> {
+        let audit = self.expect_ask("GET", "/v1/audit", "");
+        match audit["ok"] == true {
+            true => Ok(()),
+            false => Err(format!("the books: {audit:#}")),
+        }
+    }
+
+    /// Remembers how everything is without the subject.
+    pub fn remember(&mut self) {
+        let mut census = self.census();
+        // Until it is the same twice: what it did before may still go on.
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let next = self.census();
+            if next == census {
+                break;
+            }
+            census = next;
+        }
+        self.empty = Some(census);
+    }
+
+    /// Whether everything is as it was remembered.
+    ///
+    /// # Errors
+    /// What is not.
+    pub fn check_empty(&self) -> Result<(), String> {
+        let empty = self.empty.as_ref().expect("it was remembered");
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = self.census();
+            if now == *empty {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(difference(empty, &now));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn census(&self) -> Census {
+        let pid = self.process.as_raw_nonzero();
+        let mut descriptors = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs") {
+            let path = entry.expect("procfs can be listed").path();
+            // It may be closed between two looks.
+            let target = fs::read_link(path).unwrap_or_default();
+            let target = target.display().to_string();
+            let kind = target.split(['[', ' ']).next().unwrap_or_default();
+            *descriptors.entry(kind.to_owned()).or_default() += 1;
+        }
+        let children = self.server.running.children_named("");
+        let mut children: Vec<i32> = children
+            .iter()
+            .map(|pid| pid.as_raw_nonzero().get())
+            .collect();
+        children.sort_unstable();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        let name = |task: std::io::Result<fs::DirEntry>| {
+            let name = fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
+            Some(name.trim().to_owned())
+        };
+        let mut threads: Vec<String> = tasks.filter_map(name).collect();
+        threads.sort_unstable();
+        let mut pool = self.expect_ask("GET", "/v1/pool", "");
+        if let Some(pool) = pool.as_object_mut() {
+            // What guests have touched, and how often it was asked.
+            pool.retain(|key, _| {
+                ["used", "avail", "free_extents", "largest_free", "instances"]
+                    .contains(&key.as_str())
+            });
+        }
+        Census {
+            descriptors,
+            children,
+            threads,
+            pool,
+            cgroups: self.cgroups(),
+        }
+    }
+
+    /// Cgroups beside the neighbour's, and its own.
+    fn cgroups(&self) -> usize {
+        let neighbour = self.instance(NEIGHBOUR).expect("it is there");
+        let Some(leaf) = neighbour["cgroup"].as_str().map(PathBuf::from) else {
+            return 0;
+        };
+        let parent = leaf.parent().expect("it lies below another");
+        let entries = fs::read_dir(parent).expect("its neighbour's is there");
+        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        entries.flatten().filter(is_directory).count()
+    }
+
+    /// Takes the subject down whatever it is doing, and remembers anew.
+    pub fn clear(&mut self) {
+        let path = format!("/v1/instances/{NAME}");
+        let end = Instant::now() + EVENT_TIMEOUT;
+        while self.instance(NAME).is_some() {
+            assert!(Instant::now() < end, "the subject stays\n{}", self.said());
+            self.ask("POST", &format!("{path}/kill"), r#"{"force":true}"#);
+            self.ask("DELETE", &path, "");
+            thread::sleep(POLL);
+        }
+        self.remember();
+    }
+
+    /// Whether a worker has died since `began` because a call of its was
+    /// interrupted that the kernel never interrupts: by a signal that came
+    /// between the filter and the one who answers. Such a death is the test's.
+    pub fn was_interrupted(&self, began: usize) -> bool {
+        let said = self.said();
+        let new = said.get(began..).unwrap_or_default();
+        new.contains("its worker process ended") && new.contains("Interrupted system call")
+    }
+
+    /// What it has said on its standard error.
+    pub fn said(&self) -> String {
+        self.server.running.stderr()
+    }
+
+    /// Ends the neighbour; fails unless nothing is left then.
+    pub fn tear_down(&self) {
+        self.expect_neighbour();
+        self.server.tear_down();
+        assert!(self.server.running.children_named("").is_empty());
+    }
+}
+
+fn difference(before: &Census, now: &Census) -> String {
+    let mut text = "not as before:".to_owned();
+    let mut part = |what: &str, before: String, now: String| {
+        if before != now {
+            text += &format!("\n  {what}: {before}\n  {:>1$}: {now}", "now", what.len());
+        }
+    };
+    let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
+    part(
+        "descriptors",
+        shown(&before.descriptors),
+        shown(&now.descriptors),
+    );
+    part("children", shown(&before.children), shown(&now.children));
+    part("threads", shown(&before.threads), shown(&now.threads));
+    part("pool", shown(&before.pool), shown(&now.pool));
+    part("cgroups", shown(&before.cgroups), shown(&now.cgroups));
+    text
+}

@@ -1,0 +1,232 @@
+//! The verbs: asked for, looked at, made up for.
+
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use serde_json::Value;
+
+use crate::house::{House, NAME};
+
+/// Milliseconds that a guest has between its power button and force.
+const GRACE_MS: u64 = 1000;
+/// How long a guest that was started may say nothing before somebody looks
+/// whether it has a reason.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(2);
+
+/// A step in the life of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    Create,
+    Load,
+    Start,
+    /// A kill by the power button.
+    Stop,
+    /// A start of a guest that has ended.
+    Restart,
+    /// A kill by force.
+    Kill,
+    Delete,
+}
+
+/// What a client has heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// It was not done.
+    Refused {
+        status: u16,
+        class: String,
+        message: String,
+    },
+    /// The connection was closed without an answer.
+    None,
+}
+
+impl Answer {
+    fn new(answer: Option<(u16, Value)>) -> Self {
+        let Some((status, body)) = answer else {
+            return Self::None;
+        };
+        if matches!(status, 200 | 201) {
+            return Self::Done;
+        }
+        let text = |key: &str| body["error"][key].as_str().unwrap_or_default().to_owned();
+        Self::Refused {
+            status,
+            class: text("code"),
+            message: text("message"),
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = format!("{self:?}").to_lowercase();
+        f.pad(&name)
+    }
+}
+
+impl Verb {
+    /// A life: each leads to the next.
+    pub const ALL: [Self; 7] = [
+        Self::Create,
+        Self::Load,
+        Self::Start,
+        Self::Stop,
+        Self::Restart,
+        Self::Kill,
+        Self::Delete,
+    ];
+
+    /// Asks for it.
+    pub fn ask(self, house: &House) -> Answer {
+        let of = |rest: &str| format!("/v1/instances/{NAME}{rest}");
+        let answer = match self {
+            Self::Create => {
+                let body = format!(r#"{{"name":"{NAME}","memory":8388608}}"#);
+                house.ask("POST", "/v1/instances", &body)
+            }
+            Self::Load => house.ask("POST", &of("/load"), &house.images()),
+            Self::Start | Self::Restart => house.ask("POST", &of("/start"), ""),
+            Self::Stop => {
+                let body = format!(r#"{{"grace_ms":{GRACE_MS}}}"#);
+                house.ask("POST", &of("/kill"), &body)
+            }
+            Self::Kill => house.ask("POST", &of("/kill"), r#"{"force":true}"#),
+            Self::Delete => house.ask("DELETE", &of(""), ""),
+        };
+        Answer::new(answer)
+    }
+
+    /// Waits until what it sets off has happened.
+    pub fn settle(self, house: &House) {
+        if matches!(self, Self::Start | Self::Restart) {
+            wait_for_output(house);
+        }
+    }
+
+    /// The states from which it leads on.
+    fn before(self) -> &'static [Option<&'static str>] {
+        match self {
+            Self::Create => &[None],
+            Self::Load => &[Some("ready")],
+            Self::Start => &[Some("loaded")],
+            Self::Stop | Self::Kill => &[Some("active")],
+            Self::Restart | Self::Delete => &[Some("stopped"), Some("failed")],
+        }
+    }
+
+    /// The states that it may leave an instance in that it could not be done to;
+    /// `None` for one that does not exist.
+    fn undone(self) -> &'static [Option<&'static str>] {
+        match self {
+            Self::Create => &[None],
+            Self::Load => &[Some("ready")],
+            // One that has failed has lost its worker, and says so.
+            Self::Start => &[Some("loaded"), Some("failed")],
+            Self::Restart => &[Some("stopped"), Some("failed")],
+            // What ends has no way to fail.
+            Self::Stop | Self::Kill => &[],
+            Self::Delete => &[Some("cleaning"), None],
+        }
+    }
+
+    /// The state that it is to lead to.
+    fn done(self) -> &'static [Option<&'static str>] {
+        match self {
+            Self::Create => &[Some("ready")],
+            Self::Load => &[Some("loaded")],
+            Self::Start | Self::Restart => &[Some("active")],
+            Self::Stop | Self::Kill => &[Some("stopped")],
+            Self::Delete => &[None],
+        }
+    }
+
+    /// Holds an answer against what has become of the instance, and brings it
+    /// to where the verb was to.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn make_up(self, house: &House, answer: &Answer) -> Result<(), String> {
+        let state = house.state(NAME);
+        let is_in = |states: &[Option<&str>]| states.contains(&state.as_deref());
+        let fits = match answer {
+            // Its worker may have been hit just after its answer.
+            Answer::Done => is_in(self.done()) || state.as_deref() == Some("failed"),
+            Answer::Refused { .. } => is_in(self.undone()),
+            // It may not have been heard at all.
+            Answer::None => is_in(self.done()) || is_in(self.undone()) || is_in(self.before()),
+        };
+        if !fits {
+            return Err(format!("the instance is {state:?}"));
+        }
+        if is_in(self.done()) {
+            return Ok(());
+        }
+        match self {
+            // It is deleted as soon as its memory can be cleaned.
+            Self::Delete if state.as_deref() == Some("cleaning") => {
+                return wait_until_gone(house);
+            }
+            // It has ended, which is what was asked for.
+            Self::Stop | Self::Kill if state.as_deref() != Some("active") => return Ok(()),
+            // Its images are still its own.
+            Self::Load if state.as_deref() == Some("failed") => {
+                return self.insist(house);
+            }
+            _ => {}
+        }
+        self.insist(house)
+    }
+
+    /// Does it without a fault.
+    ///
+    /// # Errors
+    /// What came of it instead.
+    pub fn insist(self, house: &House) -> Result<(), String> {
+        loop {
+            let began = house.said().len();
+            let answer = self.ask(house);
+            self.settle(house);
+            let state = house.state(NAME);
+            let is_done = self.done().contains(&state.as_deref());
+            if answer == Answer::Done && is_done {
+                return Ok(());
+            }
+            if !house.was_interrupted(began) {
+                return Err(format!("without a fault: {answer:?}, it is {state:?}"));
+            }
+        }
+    }
+}
+
+/// Waits until a guest that runs has said something.
+fn wait_for_output(house: &House) {
+    let end = Instant::now() + SILENCE;
+    while Instant::now() < end {
+        let Some(instance) = house.instance(NAME) else {
+            return;
+        };
+        let has_spoken = !instance["timeline"]["first_output"].is_null();
+        if instance["state"] != "active" || has_spoken {
+            return;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn wait_until_gone(house: &House) -> Result<(), String> {
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while let Some(state) = house.state(NAME) {
+        if Instant::now() > end {
+            return Err(format!("it is not deleted but {state}"));
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
