@@ -67,6 +67,17 @@ fn a_range_that_wraps_is_in_a_chunk() {
 }
 
 #[test]
+fn nothing_is_freed_by_a_size_of_0() {
+    let mut pool = pool(4 * GIB, 2 * PAGE + 5);
+    assert!(pool.chunks().eq([(4 * GIB, 2 * PAGE + 5)]));
+    for taken in [0, PAGE] {
+        pool.free(4 * GIB, 0).unwrap();
+        assert_eq!(pool.avail(), 2 * PAGE + 5 - taken);
+        pool.alloc(PAGE).unwrap();
+    }
+}
+
+#[test]
 fn address_0_is_taken_and_reported_as_a_failure() {
     let mut pool = pool(0, 2 * PAGE);
     assert_eq!(pool.alloc(PAGE), None);

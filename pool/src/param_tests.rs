@@ -10,6 +10,8 @@ fn strict_sizes_know_byte_units() {
         ("1KB", 1024),
         ("1kib", 1024),
         ("1GiB", 1 << 30),
+        ("3T", 3 << 40),
+        ("5PiB", 5 << 50),
         ("0x10M", 16 << 20),
         ("0x1B", 0x1b),
     ] {
@@ -42,6 +44,16 @@ fn strict_sizes_know_byte_units() {
         );
     }
     assert_eq!(parse_size("15E"), Ok(15 << 60));
+}
+
+#[test]
+fn a_number_that_wraps_more_than_once_is_still_too_large() {
+    // Eleven times 2^64 wraps at its last two digits, and is 0 in the end.
+    let nines = (20..60).map(|digits| "9".repeat(digits));
+    for text in nines.chain(["202914184810805067776".to_owned()]) {
+        let got = parse_size(&text);
+        assert!(matches!(got, Err(ParamError::Overflow { .. })), "{text}");
+    }
 }
 
 #[test]

@@ -58,6 +58,19 @@ fn a_bitmap_with_few_runs_left_is_a_list_again() {
 }
 
 #[test]
+fn first_fit_alone_takes_each_granule_once() {
+    // Runs of two in a bitmap, and no index that would make every change take the long way.
+    let mut set = FreeSet::new(600);
+    for start in (2..600).step_by(3) {
+        set.take(start, 1);
+    }
+    assert!(!is_list(&set, 0));
+    let taken: Vec<u64> = core::iter::from_fn(|| set.take_first(1)).collect();
+    assert!(taken.into_iter().eq((0..600).filter(|at| at % 3 != 2)));
+    assert_eq!((set.free(), set.longest()), (0, None));
+}
+
+#[test]
 fn requests_of_more_than_32_bits_are_not_cut_short() {
     // The first leaf is a bitmap, and the last of its runs is the only long one.
     let len = 1 << 34;
