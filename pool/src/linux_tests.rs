@@ -151,6 +151,15 @@ fn an_instance_may_be_hollow() {
 }
 
 #[test]
+fn an_instance_without_alignment_may_have_granules_beyond_a_c_int() {
+    let mut main = pool(8 * GIB, 16 * GIB);
+    let mut instance = Instance::create(&mut main, 8 * GIB, 32).unwrap();
+    for (align, want) in [(0, Some(8 * GIB)), (2, None), (1, Some(12 * GIB))] {
+        assert_eq!(instance.alloc(1, align), want, "{align}");
+    }
+}
+
+#[test]
 fn a_failed_instance_gives_everything_back() {
     let mut main = pool(4 * GIB, MIB);
     main.alloc(PAGE).unwrap();
