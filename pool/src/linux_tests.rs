@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::param::PoolParam;
+use crate::range::AddrRange;
 use alloc::vec::Vec;
 
 const GIB: u64 = 1 << 30;
@@ -64,6 +65,39 @@ fn a_range_that_wraps_is_in_a_chunk() {
     }
     assert!(!pool.has_addr(4 * GIB, MIB + 1));
     assert!(!pool.has_addr(4 * GIB - 1, 1));
+}
+
+#[test]
+fn a_pool_keeps_the_algorithm_it_was_given() {
+    let mut pool = pool(4 * GIB, 8 * PAGE);
+    assert_eq!(pool.algo(), Algo::FirstFit);
+    let fixed = Algo::Fixed { offset: 5 * PAGE };
+    pool.set_algo(fixed);
+    assert_eq!(pool.algo(), fixed);
+    assert_eq!(pool.alloc(PAGE), Some(4 * GIB + 5 * PAGE));
+}
+
+#[test]
+fn a_free_goes_to_the_newest_chunk_with_the_address() {
+    let mut pool = pool(4 * GIB, 2 * PAGE);
+    pool.add(8 * GIB, 2 * PAGE);
+    while pool.alloc(PAGE).is_some() {}
+    // No other chunk has these addresses.
+    for addr in [4 * GIB, 8 * GIB] {
+        pool.free(addr, PAGE).unwrap();
+        assert_eq!(pool.alloc(PAGE), Some(addr));
+    }
+    // Now two chunks have the second page of the older one, and both are full.
+    pool.add(8 * GIB + PAGE, PAGE);
+    pool.alloc(PAGE).unwrap();
+    pool.free(8 * GIB + PAGE, PAGE).unwrap();
+    let left: Vec<AddrRange> = pool.free_extents().collect();
+    assert_eq!(left, [AddrRange::with_size(8 * GIB + PAGE, PAGE).unwrap()]);
+    // The older chunk still counts it as taken, so it can be freed only once.
+    assert!(pool.free(8 * GIB + PAGE, PAGE).is_err());
+    for addr in [4 * GIB, 8 * GIB] {
+        pool.free(addr, PAGE).unwrap();
+    }
 }
 
 #[test]

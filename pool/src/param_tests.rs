@@ -48,9 +48,10 @@ fn strict_sizes_know_byte_units() {
 
 #[test]
 fn a_number_that_wraps_more_than_once_is_still_too_large() {
-    // Eleven times 2^64 wraps at its last two digits, and is 0 in the end.
     let nines = (20..60).map(|digits| "9".repeat(digits));
-    for text in nines.chain(["202914184810805067776".to_owned()]) {
+    // Twice and eleven times 2^64, which are 0 after the last wrap.
+    let multiples = ["36893488147419103232", "202914184810805067776"];
+    for text in nines.chain(multiples.map(str::to_owned)) {
         let got = parse_size(&text);
         assert!(matches!(got, Err(ParamError::Overflow { .. })), "{text}");
     }
