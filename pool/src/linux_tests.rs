@@ -78,9 +78,23 @@ fn a_pool_keeps_the_algorithm_it_was_given() {
 }
 
 #[test]
+fn a_pool_is_destroyed_only_when_nothing_is_allocated() {
+    let mut pool = pool(4 * GIB, 8 * PAGE);
+    let page = |first: u64, n: u64| AddrRange::with_size(4 * GIB + first * PAGE, n * PAGE).unwrap();
+    pool.alloc(3 * PAGE).unwrap();
+    assert_eq!(pool.largest_free(), Some(page(3, 5)));
+    let busy = pool.destroy().unwrap_err();
+    assert_eq!(busy.allocations, [page(0, 3)]);
+    let mut pool = *busy.pool;
+    pool.free(4 * GIB, 3 * PAGE).unwrap();
+    assert_eq!(pool.largest_free(), Some(page(0, 8)));
+    pool.destroy().unwrap();
+}
+
+#[test]
 fn a_free_goes_to_the_newest_chunk_with_the_address() {
     let mut pool = pool(4 * GIB, 2 * PAGE);
-    pool.add(8 * GIB, 2 * PAGE);
+    pool.add(8 * GIB, 3 * PAGE);
     while pool.alloc(PAGE).is_some() {}
     // No other chunk has these addresses.
     for addr in [4 * GIB, 8 * GIB] {
@@ -95,7 +109,8 @@ fn a_free_goes_to_the_newest_chunk_with_the_address() {
     assert_eq!(left, [AddrRange::with_size(8 * GIB + PAGE, PAGE).unwrap()]);
     // The older chunk still counts it as taken, so it can be freed only once.
     assert!(pool.free(8 * GIB + PAGE, PAGE).is_err());
-    for addr in [4 * GIB, 8 * GIB] {
+    // The pages before and after it are in the older chunk only.
+    for addr in [4 * GIB, 8 * GIB, 8 * GIB + 2 * PAGE] {
         pool.free(addr, PAGE).unwrap();
     }
 }
@@ -222,6 +237,12 @@ fn an_alignment_of_3_pages_rounds_as_c_does() {
     let algo = Algo::FirstFitAlign { align: 3 * PAGE };
     // The expected granule is (3 + 2) & !2 = 5.
     assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 5 * PAGE));
+    // Granule 5 is taken, so the search continues behind it: (6 + 2) & !2 = 8.
+    assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 8 * PAGE));
+    // (9 + 2) & !2 = 9, which is large enough although granule 10 is taken.
+    let fixed = Algo::Fixed { offset: 10 * PAGE };
+    pool.alloc_algo(PAGE, fixed).unwrap();
+    assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 9 * PAGE));
 }
 
 #[test]
