@@ -259,4 +259,6 @@ impl FreeSet {
 }
 
 #[cfg(test)]
+mod corner_tests;
+#[cfg(test)]
 mod tests;

@@ -53,10 +53,12 @@ fn the_halving_policy_needs_fewer_chunks() {
 #[test]
 fn a_pool_says_what_it_is_made_of() {
     let main = holes(4, MIB);
-    let mut web = InstancePool::create(&main, 1, 2 * MIB, 13, ChunkPolicy::Rfc).unwrap();
-    assert_eq!((web.id(), web.order(), web.size()), (1, 13, 2 * MIB));
+    let mut web = InstancePool::create(&main, 7, 2 * MIB, 13, ChunkPolicy::Rfc).unwrap();
+    assert_eq!((web.id(), web.order(), web.size()), (7, 13, 2 * MIB));
     // The chunk obtained last is searched first.
     let newest = web.chunks()[0];
+    let beside = AddrRange::with_size(newest.end(), PAGE).unwrap();
+    assert!(web.contains(newest) && !web.contains(beside));
     assert_eq!(web.alloc(PAGE, 0).unwrap().size(), 2 * PAGE);
     let largest = web.largest_free().unwrap();
     assert_eq!(largest.size(), MIB);

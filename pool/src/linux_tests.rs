@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::param::PoolParam;
+use crate::range::AddrRange;
 use alloc::vec::Vec;
 
 const GIB: u64 = 1 << 30;
@@ -64,6 +65,65 @@ fn a_range_that_wraps_is_in_a_chunk() {
     }
     assert!(!pool.has_addr(4 * GIB, MIB + 1));
     assert!(!pool.has_addr(4 * GIB - 1, 1));
+}
+
+#[test]
+fn a_pool_keeps_the_algorithm_it_was_given() {
+    let mut pool = pool(4 * GIB, 8 * PAGE);
+    assert_eq!(pool.algo(), Algo::FirstFit);
+    let fixed = Algo::Fixed { offset: 5 * PAGE };
+    pool.set_algo(fixed);
+    assert_eq!(pool.algo(), fixed);
+    assert_eq!(pool.alloc(PAGE), Some(4 * GIB + 5 * PAGE));
+}
+
+#[test]
+fn a_pool_is_destroyed_only_when_nothing_is_allocated() {
+    let mut pool = pool(4 * GIB, 8 * PAGE);
+    let page = |first: u64, n: u64| AddrRange::with_size(4 * GIB + first * PAGE, n * PAGE).unwrap();
+    pool.alloc(3 * PAGE).unwrap();
+    assert_eq!(pool.largest_free(), Some(page(3, 5)));
+    let busy = pool.destroy().unwrap_err();
+    assert_eq!(busy.allocations, [page(0, 3)]);
+    let mut pool = *busy.pool;
+    pool.free(4 * GIB, 3 * PAGE).unwrap();
+    assert_eq!(pool.largest_free(), Some(page(0, 8)));
+    pool.destroy().unwrap();
+}
+
+#[test]
+fn a_free_goes_to_the_newest_chunk_with_the_address() {
+    let mut pool = pool(4 * GIB, 2 * PAGE);
+    pool.add(8 * GIB, 3 * PAGE);
+    while pool.alloc(PAGE).is_some() {}
+    // No other chunk has these addresses.
+    for addr in [4 * GIB, 8 * GIB] {
+        pool.free(addr, PAGE).unwrap();
+        assert_eq!(pool.alloc(PAGE), Some(addr));
+    }
+    // Now two chunks have the second page of the older one, and both are full.
+    pool.add(8 * GIB + PAGE, PAGE);
+    pool.alloc(PAGE).unwrap();
+    pool.free(8 * GIB + PAGE, PAGE).unwrap();
+    let left: Vec<AddrRange> = pool.free_extents().collect();
+    assert_eq!(left, [AddrRange::with_size(8 * GIB + PAGE, PAGE).unwrap()]);
+    // The older chunk still counts it as taken, so it can be freed only once.
+    assert!(pool.free(8 * GIB + PAGE, PAGE).is_err());
+    // The pages before and after it are in the older chunk only.
+    for addr in [4 * GIB, 8 * GIB, 8 * GIB + 2 * PAGE] {
+        pool.free(addr, PAGE).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_freed_by_a_size_of_0() {
+    let mut pool = pool(4 * GIB, 2 * PAGE + 5);
+    assert!(pool.chunks().eq([(4 * GIB, 2 * PAGE + 5)]));
+    for taken in [0, PAGE] {
+        pool.free(4 * GIB, 0).unwrap();
+        assert_eq!(pool.avail(), 2 * PAGE + 5 - taken);
+        pool.alloc(PAGE).unwrap();
+    }
 }
 
 #[test]
@@ -140,6 +200,15 @@ fn an_instance_may_be_hollow() {
 }
 
 #[test]
+fn an_instance_without_alignment_may_have_granules_beyond_a_c_int() {
+    let mut main = pool(8 * GIB, 16 * GIB);
+    let mut instance = Instance::create(&mut main, 8 * GIB, 32).unwrap();
+    for (align, want) in [(0, Some(8 * GIB)), (2, None), (1, Some(12 * GIB))] {
+        assert_eq!(instance.alloc(1, align), want, "{align}");
+    }
+}
+
+#[test]
 fn a_failed_instance_gives_everything_back() {
     let mut main = pool(4 * GIB, MIB);
     main.alloc(PAGE).unwrap();
@@ -168,6 +237,12 @@ fn an_alignment_of_3_pages_rounds_as_c_does() {
     let algo = Algo::FirstFitAlign { align: 3 * PAGE };
     // The expected granule is (3 + 2) & !2 = 5.
     assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 5 * PAGE));
+    // Granule 5 is taken, so the search continues behind it: (6 + 2) & !2 = 8.
+    assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 8 * PAGE));
+    // (9 + 2) & !2 = 9, which is large enough although granule 10 is taken.
+    let fixed = Algo::Fixed { offset: 10 * PAGE };
+    pool.alloc_algo(PAGE, fixed).unwrap();
+    assert_eq!(pool.alloc_algo(PAGE, algo), Some(GIB + 9 * PAGE));
 }
 
 #[test]

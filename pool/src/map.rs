@@ -162,6 +162,7 @@ mod tests {
     #[test]
     fn equal_neighbours_merge_and_others_do_not() {
         let mut map = MemoryMap::new();
+        assert_eq!((map.len(), map.is_empty()), (0, true));
         map.insert(r(4, 6), 'a').unwrap();
         map.insert(r(8, 9), 'a').unwrap();
         map.insert(r(2, 4), 'b').unwrap();

@@ -10,6 +10,8 @@ fn strict_sizes_know_byte_units() {
         ("1KB", 1024),
         ("1kib", 1024),
         ("1GiB", 1 << 30),
+        ("3T", 3 << 40),
+        ("5PiB", 5 << 50),
         ("0x10M", 16 << 20),
         ("0x1B", 0x1b),
     ] {
@@ -42,6 +44,17 @@ fn strict_sizes_know_byte_units() {
         );
     }
     assert_eq!(parse_size("15E"), Ok(15 << 60));
+}
+
+#[test]
+fn a_number_that_wraps_more_than_once_is_still_too_large() {
+    let nines = (20..60).map(|digits| "9".repeat(digits));
+    // Twice and eleven times 2^64, which are 0 after the last wrap.
+    let multiples = ["36893488147419103232", "202914184810805067776"];
+    for text in nines.chain(multiples.map(str::to_owned)) {
+        let got = parse_size(&text);
+        assert!(matches!(got, Err(ParamError::Overflow { .. })), "{text}");
+    }
 }
 
 #[test]

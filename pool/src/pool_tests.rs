@@ -22,8 +22,9 @@ fn the_newest_chunk_is_searched_first() {
     pool.add_chunk(r(4 * GIB, PAGE), ()).unwrap();
     assert_eq!(pool.alloc(1).unwrap().start(), 4 * GIB);
     assert_eq!(pool.alloc(1).unwrap().start(), GIB);
-    let bases: Vec<u64> = pool.chunks().map(|chunk| chunk.range().start()).collect();
-    assert_eq!(bases, [4 * GIB, GIB]);
+    let left = |chunk: &Chunk<()>| (chunk.range().start(), chunk.avail());
+    let chunks: Vec<(u64, u64)> = pool.chunks().map(left).collect();
+    assert_eq!(chunks, [(4 * GIB, 0), (GIB, (1 << 20) - PAGE)]);
 }
 
 #[test]
@@ -115,6 +116,11 @@ fn bad_frees_are_refused_and_change_nothing() {
         };
         assert_eq!(pool.free(r(addr, size)), Err(past));
     }
+    // One granule by its size, but its last byte lies behind the chunk.
+    let top = pool.alloc_with(1, Algo::LastFit).unwrap();
+    let past = pool.free(r(top.start() + 1, PAGE));
+    assert!(matches!(past, Err(FreeError::PastChunk { .. })), "{past:?}");
+    pool.free(top).unwrap();
     assert_eq!(pool.avail(), 2 * PAGE);
     assert_eq!(
         pool.used_extents().collect::<Vec<_>>(),
@@ -157,6 +163,7 @@ fn bad_chunks_are_refused() {
         (r(0, PAGE), PoolError::AtZero { chunk: r(0, PAGE) }),
         (r(1, PAGE), unaligned(r(1, PAGE))),
         (r(PAGE, 1), unaligned(r(PAGE, 1))),
+        (r(1, 1), unaligned(r(1, 1))),
     ] {
         assert_eq!(pool.add_chunk(chunk, ()), Err(why));
     }

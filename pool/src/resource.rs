@@ -444,6 +444,22 @@ mod tests {
     }
 
     #[test]
+    fn a_resource_says_what_it_is() {
+        let mut tree = ResourceTree::new();
+        assert_eq!((tree.len(), tree.is_empty()), (0, true));
+        let top = tree.insert(None, r(0, 8), "top").unwrap();
+        let leaf = tree.insert(Some(top), r(2, 4), "leaf").unwrap();
+        assert_eq!((tree.len(), tree.is_empty()), (2, false));
+        let resource = tree.get(leaf).unwrap();
+        assert_eq!((resource.id(), resource.name()), (leaf, "leaf"));
+        assert_eq!((resource.range(), resource.parent()), (r(2, 4), Some(top)));
+        assert_eq!(tree.get(top).unwrap().parent(), None);
+        assert!(tree.get(top).unwrap().children().eq([leaf]));
+        tree.remove_subtree(top).unwrap();
+        assert!(tree.get(leaf).is_none() && tree.is_empty());
+    }
+
+    #[test]
     fn names_cannot_forge_lines() {
         let mut tree = ResourceTree::new();
         let forged = tree.insert(None, r(1, 2), "a\n00000000-00000000 : b");

@@ -331,4 +331,12 @@ impl Leaf {
     }
 }
 
+#[cfg(test)]
+impl Leaf {
+    /// Returns whether the runs are a list, which no answer of a set shows.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.runs, Runs::List(_))
+    }
+}
+
 const _: () = assert!(size_of::<Leaf>() == 128);

@@ -81,4 +81,13 @@ mod tests {
             (0, 0, 0)
         );
     }
+
+    #[test]
+    fn a_small_slab_keeps_its_memory() {
+        let mut slab = Slab::new();
+        let ids: Vec<u32> = (0..SMALL).map(|_| slab.insert(1_u64)).collect();
+        slab.items.shrink_to_fit();
+        ids.into_iter().for_each(|id| slab.remove(id));
+        assert_eq!((slab.bound(), slab.items.capacity()), (SMALL, SMALL));
+    }
 }
