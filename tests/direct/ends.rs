@@ -94,11 +94,11 @@ fn guests_end_when_their_consoles_cannot_be_written() {
     if skips_without_kvm() {
         return;
     }
-    // They would spin forever; the status reports the failure.
+    // They would spin for ever; the status says that not all was well. Whoever
+    // stopped reading is told nothing about it.
     let run = spinning().stdout(Stdout::Closed).finish();
     run.expect_code(1);
-    let errors = run.stderr.lines().filter(|l| l.starts_with("error: "));
-    assert_eq!(errors.count(), 1, "{run}");
+    assert!(!run.stderr.contains("error"), "{run}");
 }
 
 #[test]

@@ -178,8 +178,10 @@ async fn converse(
             Some(count)
         };
         tokio::select! {
+            // Standard output has failed; the writer says how. A guest that
+            // prints nothing more would not let that be noticed otherwise.
+            () = output.closed() => break End::Left,
             received = received => match received {
-                // Standard output has failed; the writer returns the error.
                 None => break End::Left,
                 Some(0) => break End::HungUp,
                 Some(_) => {}
