@@ -9,7 +9,8 @@
 //! | `images` | kernels and initramfs from all kinds of sources |
 //! | `backing` | the pool's backing, and parts that are held back |
 //! | `ends` | how mkvmm ends, and with which status |
-//! | `reasons` | all reasons of ends, and restarts |
+//! | `deaths` | the rows of docs/ends.md |
+//! | `reasons` | each way in which a guest ends, and starting again |
 //! | `bad_pools`, `bad_guests`, `bad_files` | refusals: one line, a status, nothing left |
 //!
 //! Without a usable `/dev/kvm` the tests that need it report that they are
@@ -19,6 +20,7 @@ mod backing;
 mod bad_files;
 mod bad_guests;
 mod bad_pools;
+mod deaths;
 mod ends;
 mod images;
 mod isolation;
