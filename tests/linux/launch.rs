@@ -10,8 +10,8 @@ use crate::guest::Guest;
 use crate::guest_report::GuestReport;
 use crate::scenarios::Scenario;
 
-/// The time limit for a launch: an emulated host is tens of times slower.
-pub const TIMEOUT: Duration = Duration::from_secs(450);
+/// How long a launch may take: an emulated host is tens of times slower.
+pub const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// A scenario that was launched.
 #[derive(Debug)]
@@ -72,9 +72,14 @@ impl Launch {
             .unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, self.run))
     }
 
-    /// Returns every guest with its report.
+    /// The lines of a guest's console.
+    pub fn said(&self, guest: &Guest) -> &[String] {
+        self.consoles.of(guest.name)
+    }
+
+    /// Every guest that reports, with what its init printed.
     pub fn guests(&self) -> impl Iterator<Item = (&'static Guest, GuestReport)> {
-        let guests = self.scenario.guests.iter();
+        let guests = self.scenario.guests.iter().filter(|guest| !guest.kexec);
         guests.map(|guest| (guest, self.guest(guest)))
     }
 }

@@ -2,27 +2,35 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `scenarios` | the table of guests, pools and properties |
-//! | `guest` | a guest of a scenario, and the `--guest` that creates it |
-//! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
-//! | `ends` | four guests that end in four ways, beside one that continues |
-//! | `session` | three guests through the control socket, with console input |
-//! | `launch` | one run of mkvmm, whose result several checks examine |
-//! | `guest_report` | parses the output of the guests' init |
-//! | `place` | where tests run: here, in an emulated host, or nowhere |
+//! | `scenarios` | the table: which guests out of which pool, and what must hold |
+//! | `guest` | a guest of a scenario, and the `--guest` that makes it |
+//! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
+//! | `kernels` | Debian's kernels, and which of them have their turn |
+//! | `rotation` | the kernels that have their turn, in every way |
+//! | `pauses` | the same, paused for a minute |
+//! | `deaths` | what goes wrong in a Linux: the third table of docs/ends.md |
+//! | `ends` | four guests that end in four ways, beside one that goes on |
+//! | `session` | three guests through the control socket, one typed at |
+//! | `launch` | one run of mkvmm, whose result several checks look at |
+//! | `guest_report` | reads what the guests' init prints |
+//! | `place` | here, inside an emulated host, or nowhere |
 //!
 //! The same code runs in both places: if this host's KVM cannot run an
 //! unmodified Linux, this executable runs itself again inside `scripts/nested`,
 //! for all tests together, and passes on its output and status.
 
 mod checks;
+mod deaths;
 mod ends;
 mod guest;
 mod guest_report;
 mod kernel_checks;
+mod kernels;
 mod launch;
 mod manifest_checks;
+mod pauses;
 mod place;
+mod rotation;
 mod scenarios;
 mod session;
 
@@ -44,6 +52,7 @@ fn main() -> ExitCode {
     if arguments.list || !tests().any(|name| is_selected(&arguments, &name)) {
         return libtest_mimic::run(&arguments, ignored("")).exit_code();
     }
+    eprintln!("linux: in turn: {}", kernels::in_turn().join(", "));
     let why = match place::find() {
         Place::Here(images) => {
             let trials = scenarios::trials(&images);
