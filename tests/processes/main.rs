@@ -6,7 +6,8 @@
 //! | `deaths` | guests that die in every way beside one that counts |
 //! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
-//! | `soak` | instances created and deleted repeatedly |
+//! | `soak` | instances made and taken down again and again |
+//! | `storm` | everything at once, with calms between |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
 //!
 //! Tests of workers that lie, flood or hang are part of the manager's crate.
@@ -18,4 +19,5 @@ mod deaths;
 mod early;
 mod kills;
 mod soak;
+mod storm;
 mod user;
