@@ -243,7 +243,10 @@ fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
     let body = move || {
         let mut out = io::stdout().lock();
         let mut result = Ok(());
-        while let (Ok(()), Some(bytes)) = (&result, receiver.blocking_recv()) {
+        // What failed once is not waited for again.
+        while result.is_ok()
+            && let Some(bytes) = receiver.blocking_recv()
+        {
             result = out.write_all(&bytes).and_then(|()| out.flush());
         }
         drop(receiver);
