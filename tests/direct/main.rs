@@ -10,7 +10,7 @@
 //! | `backing` | the pool's backing, and parts that are held back |
 //! | `ends` | how mkvmm ends, and with which status |
 //! | `deaths` | the rows of docs/ends.md |
-//! | `reasons` | each way in which a guest ends, and starting again |
+//! | `reasons` | all reasons of ends, and restarts |
 //! | `bad_pools`, `bad_guests`, `bad_files` | refusals: one line, a status, nothing left |
 //!
 //! Without a usable `/dev/kvm` the tests that need it report that they are

@@ -19,7 +19,7 @@ pub fn kexec(kernel: &str) -> String {
     format!("kexec-{kernel}.cpio")
 }
 
-/// In which form mkvmm gets the kernel.
+/// The form in which mkvmm gets the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Debian's bzImage, which mkvmm unpacks.
@@ -35,7 +35,7 @@ pub enum Form {
 pub struct Guest {
     /// The name of the guest.
     pub name: &'static str,
-    /// Which of Debian's kernels: see `kernels`.
+    /// The name of Debian's kernel, as in `kernels`.
     pub kernel: &'static str,
     /// The form of the kernel.
     pub form: Form,

@@ -10,7 +10,7 @@ use crate::guest::Guest;
 use crate::guest_report::GuestReport;
 use crate::scenarios::Scenario;
 
-/// How long a launch may take: an emulated host is tens of times slower.
+/// The time limit for a launch: an emulated host is tens of times slower.
 pub const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// A scenario that was launched.
@@ -72,12 +72,12 @@ impl Launch {
             .unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, self.run))
     }
 
-    /// The lines of a guest's console.
+    /// Returns the lines of a guest's console.
     pub fn said(&self, guest: &Guest) -> &[String] {
         self.consoles.of(guest.name)
     }
 
-    /// Every guest that reports, with what its init printed.
+    /// Returns every guest that reports, with its report.
     pub fn guests(&self) -> impl Iterator<Item = (&'static Guest, GuestReport)> {
         let guests = self.scenario.guests.iter().filter(|guest| !guest.kexec);
         guests.map(|guest| (guest, self.guest(guest)))

@@ -2,18 +2,18 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `scenarios` | the table: which guests out of which pool, and what must hold |
-//! | `guest` | a guest of a scenario, and the `--guest` that makes it |
-//! | `checks`, `kernel_checks`, `manifest_checks` | what can be held against what |
-//! | `kernels` | Debian's kernels, and which of them have their turn |
-//! | `rotation` | the kernels that have their turn, in every way |
-//! | `pauses` | the same, paused for a minute |
-//! | `deaths` | what goes wrong in a Linux: the third table of docs/ends.md |
-//! | `ends` | four guests that end in four ways, beside one that goes on |
-//! | `session` | three guests through the control socket, one typed at |
-//! | `launch` | one run of mkvmm, whose result several checks look at |
-//! | `guest_report` | reads what the guests' init prints |
-//! | `place` | here, inside an emulated host, or nowhere |
+//! | `scenarios` | the table of guests, pools and properties |
+//! | `guest` | a guest of a scenario, and the `--guest` that creates it |
+//! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
+//! | `kernels` | Debian's kernels, and which of them this run tests |
+//! | `rotation` | these kernels, unpacked, in their own form, and by kexec |
+//! | `pauses` | the same kernels, paused for a minute |
+//! | `deaths` | failures of a Linux: the third table of docs/ends.md |
+//! | `ends` | four guests that end in four ways, beside one that continues |
+//! | `session` | three guests through the control socket, with console input |
+//! | `launch` | one run of mkvmm, whose result several checks examine |
+//! | `guest_report` | parses the output of the guests' init |
+//! | `place` | where tests run: here, in an emulated host, or nowhere |
 //!
 //! The same code runs in both places: if this host's KVM cannot run an
 //! unmodified Linux, this executable runs itself again inside `scripts/nested`,
@@ -52,7 +52,10 @@ fn main() -> ExitCode {
     if arguments.list || !tests().any(|name| is_selected(&arguments, &name)) {
         return libtest_mimic::run(&arguments, ignored("")).exit_code();
     }
-    eprintln!("linux: in turn: {}", kernels::in_turn().join(", "));
+    eprintln!(
+        "linux: kernels of this run: {}",
+        kernels::in_turn().join(", ")
+    );
     let why = match place::find() {
         Place::Here(images) => {
             let trials = scenarios::trials(&images);

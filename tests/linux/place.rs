@@ -24,7 +24,7 @@ const TIER: &str = "MKVMM_LINUX_TIER";
 /// which must exist even where it is not touched, and space for the images,
 /// which are stored packed, unpacked and in mkvmm's cache.
 const HOST_MEMORY: &str = "4096";
-/// More than all scenarios take on a slow machine, seconds.
+/// The time limit in seconds, more than all scenarios take on a slow machine.
 const HOST_TIMEOUT: &str = "2400";
 /// The same where all kernels have their turn.
 const HOST_TIMEOUT_ALL: &str = "7200";
@@ -124,7 +124,7 @@ fn files() -> Vec<String> {
     all.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
-/// Takes `vmlinux` out of a bzImage, unless it is there and newer.
+/// Extracts `vmlinux` from a bzImage, unless it exists and is newer.
 fn unpack(images: &Path, version: &str) -> Result<(), String> {
     let packed = images.join(format!("vmlinuz-{version}"));
     let vmlinux = images.join(format!("vmlinux-{version}"));

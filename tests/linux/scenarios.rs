@@ -119,7 +119,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     SCENARIOS.iter().chain(rotation::scenarios())
 }
 
-/// The names of all tests, in the order in which they run.
+/// Returns the names of all tests, in the order in which they run.
 pub fn tests() -> impl Iterator<Item = String> {
     let of_launch = |scenario: &'static Scenario| {
         let launch = scenario.name;

@@ -6,8 +6,8 @@
 //! | `deaths` | guests that die in every way beside one that counts |
 //! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
-//! | `soak` | instances made and taken down again and again |
-//! | `storm` | everything at once, with calms between |
+//! | `soak` | instances created and deleted repeatedly |
+//! | `storm` | random load, kills and hostile clients, with pauses in which all is deleted |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
 //!
 //! Tests of workers that lie, flood or hang are part of the manager's crate.
