@@ -7,7 +7,7 @@ use mkvmm_test_harness::images::{code, elf};
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Finished, Mkvmm, Scratch, root};
 
-/// `mov dx, port; mov al, value; out dx, al; hlt` for ever.
+/// `mov dx, port; mov al, value; out dx, al; hlt`, in a loop.
 fn outb(port: u16, value: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();
     vec![0x66, 0xba, low, high, 0xb0, value, 0xee, 0xf4, 0xeb, 0xfd]
@@ -59,7 +59,7 @@ fn rows() -> Vec<Row> {
         row("soft-off", &[], SOFT_OFF, "stopped (poweroff)", None),
         row("halt", &[], code::HALT, "stopped (halt)", None),
         row("pvpanic", &[], &pvpanic, "failed (panic)", panic),
-        // Of the pool, and not its own.
+        // Memory of the pool that it does not own.
         row(
             "violation",
             &[],

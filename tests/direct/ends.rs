@@ -94,8 +94,8 @@ fn guests_end_when_their_consoles_cannot_be_written() {
     if skips_without_kvm() {
         return;
     }
-    // They would spin for ever; the status says that not all was well. Whoever
-    // stopped reading is told nothing about it.
+    // They would spin forever; the status reports the failure. No error is
+    // printed for a reader that has gone.
     let run = spinning().stdout(Stdout::Closed).finish();
     run.expect_code(1);
     assert!(!run.stderr.contains("error"), "{run}");

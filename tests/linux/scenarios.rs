@@ -114,7 +114,7 @@ const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool
 /// The test of pauses.
 const PAUSES: &str = "pauses::guests_do_not_notice_that_they_were_paused";
 
-/// All scenarios.
+/// Returns the fixed scenarios and those of the kernels of this run.
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     SCENARIOS.iter().chain(rotation::scenarios())
 }

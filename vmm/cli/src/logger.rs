@@ -54,8 +54,8 @@ pub fn print_now(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Returns `text` without what does something to a terminal, but for the ends
-/// of its lines: it may quote anybody.
+/// Returns `text` without characters that a terminal interprets, except line
+/// ends and tabs: it may quote guests and clients.
 fn harmless(text: &str) -> String {
     let text = anstream::adapter::strip_str(text).to_string();
     text.replace(|c: char| c != '\n' && c != '\t' && !is_plain(c), "")

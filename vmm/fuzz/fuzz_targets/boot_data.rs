@@ -14,7 +14,7 @@ use mkvmm_memory::e820::{E820Entry, E820Type};
 /// Rows of the table in the page, and bytes of a row.
 const ROWS: usize = 128;
 const ROW: usize = 20;
-/// `SETUP_E820_EXT`.
+/// The type of a node with further rows: `SETUP_E820_EXT`.
 const E820_EXT: u32 = 1;
 
 fuzz_target!(|data: &[u8]| {

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `Kernel panic - not syncing: …` | what ends the guest now is that panic |
 //! | `Linux version …`, after that | a crash kernel runs, and its end is still that panic's |
-//! | `---[ end Kernel panic - not syncing: …` | with `panic=0`: it stands still for ever, and prints nothing more |
+//! | `---[ end Kernel panic - not syncing: …` | with `panic=0`: it loops forever, and prints nothing more |
 //! | `reboot: Restarting system`, `Power down`, `System halted` | somebody asked for the end |
 //!
 //! All of it is printed whatever the log level is, except for level 0. It is
@@ -42,7 +42,7 @@ enum Said {
     /// Nothing, or that it was long ago.
     #[default]
     Nothing,
-    /// It panics.
+    /// The kernel panics.
     Panic,
     /// It has panicked, will print nothing more, and has printed nothing more.
     Stands,
@@ -93,13 +93,13 @@ impl KernelLog {
     }
 
     /// Returns whether the last that the guest printed is that it has panicked
-    /// and stands still.
+    /// and loops.
     pub fn stands(&self) -> bool {
         self.lock().said == Said::Stands
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A line and a word: valid whatever panicked.
+        // A line and a state: valid even if the lock is poisoned.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
-//! Noticing a guest that stands still after a panic.
+//! Detects a guest that loops after a panic.
 //!
-//! A Linux with `panic=0`, which is its own default, loops for ever when it
+//! A Linux with `panic=0`, which is its own default, loops forever when it
 //! has panicked. Its console says so, and nothing more after that
 //! ([`crate::kernel_log`]); but so does one on which somebody looked at an old
 //! log, if that was the last that was printed. So the vCPUs are looked at, too:
@@ -26,7 +26,7 @@ pub struct Standstill {
 impl Standstill {
     /// Returns whether the guest has stood still for long enough. To be called
     /// once a second while the guest runs, with whether its console says that
-    /// it stands still; it does not wait for the vCPUs.
+    /// it loops; it does not wait for the vCPUs.
     pub fn check(&mut self, says_so: bool, vcpus: &[VcpuHandle]) -> bool {
         if !says_so {
             *self = Self::default();
