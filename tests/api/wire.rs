@@ -173,7 +173,7 @@ fn consoles_replay_from_the_first_byte_to_many_viewers() {
 /// answer. The server closes the connection of a request that it cannot read.
 fn answer_to(server: &Server, request: &str) -> String {
     let mut stream = UnixStream::connect(server.socket()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     let mut answer = Vec::new();
@@ -312,7 +312,7 @@ fn a_console_is_an_upgrade_as_rfc_9110_has_them() {
         let path = "/v1/instances/a/console";
         let request = format!("{method} {path} HTTP/{version}\r\nHost: x\r\n{headers}\r\n\r\n");
         let mut stream = UnixStream::connect(server.socket()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let head = read_until(&mut stream, "\r\n\r\n");
         let got = head.split(' ').nth(1);

@@ -24,7 +24,7 @@ use mkvmm_machine::console::Console;
 use mkvmm_machine::devices::board::Board;
 use mkvmm_machine::devices::violation::ViolationCounter;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
-use mkvmm_machine::kvm::{Host, Vm};
+use mkvmm_machine::kvm::{BareVm, Host, Vm};
 use mkvmm_machine::loading::BootEntry;
 use mkvmm_machine::memory::{GuestMemory, MemoryPart, PoolMapping};
 use mkvmm_machine::news::{News, NewsSink};
@@ -133,7 +133,7 @@ fn run(host: &Host, code: &[u8]) -> Ran {
     ] {
         memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
     }
-    let vm = Vm::new(host, Arc::clone(&memory)).unwrap();
+    let vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
     let setup = VcpuSetup {
         cpus: 1,
         entry: BootEntry {
