@@ -6,6 +6,7 @@
 //! | `session` | a session as a new user would type it, and refusals |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
+//! | `pipes` | standard output that nobody reads |
 //! | `pool_views` | the pool's map and log |
 //! | `metrics` | the metrics and their format |
 //! | `usage` | processes, CPU time, memory and cgroups of guests |
@@ -26,6 +27,7 @@ mod debug;
 mod guide;
 mod limits;
 mod metrics;
+mod pipes;
 mod pool_views;
 mod restarts;
 mod serving;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
@@ -165,5 +166,168 @@ fn consoles_replay_from_the_first_byte_to_many_viewers() {
     server.wait_for_state("web", "stopped");
     let mut late = attach(&server, "web");
     assert_eq!(read_until(&mut late, "probe: pass\n"), seen);
+    server.expect_audit();
+}
+
+/// Sends `request` as it is, says that no more comes, and returns the whole
+/// answer. The server closes the connection of a request that it cannot read.
+fn answer_to(server: &Server, request: &str) -> String {
+    let mut stream = UnixStream::connect(server.socket()).expect("the server listens");
+    stream
+        .set_read_timeout(Some(EVENT_TIMEOUT))
+        .expect("the server listens");
+    stream
+        .write_all(request.as_bytes())
+        .expect("the server listens");
+    stream
+        .shutdown(Shutdown::Write)
+        .expect("the server listens");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the server listens");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_body_that_is_broken_is_a_bad_request_and_not_a_long_one() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let post = "POST /v1/instances HTTP/1.1\r\nHost: x\r\n";
+    let body = r#"{"name":"a","memory":8388608}"#;
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n";
+    let long = "x".repeat(70 << 10);
+    for (what, rest, status) in [
+        (
+            "no number",
+            format!("{chunked}ZZ\r\n{body}\r\n0\r\n\r\n"),
+            "400",
+        ),
+        (
+            "a negative one",
+            format!("{chunked}-1\r\n{body}\r\n0\r\n\r\n"),
+            "400",
+        ),
+        (
+            "one too large",
+            format!("{chunked}fffffffffffffffff\r\n{body}"),
+            "400",
+        ),
+        (
+            "no end of line",
+            format!("{chunked}1d\r\n{body}0\r\n\r\n"),
+            "400",
+        ),
+        ("no last chunk", format!("{chunked}1d\r\n{body}\r\n"), "400"),
+        ("a cut chunk", format!("{chunked}ff\r\n{body}"), "400"),
+        (
+            "a cut body",
+            format!("Content-Length: 100\r\n\r\n{body}"),
+            "400",
+        ),
+        (
+            "two lengths",
+            "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}".to_owned(),
+            "400",
+        ),
+        ("no length", "Content-Length: x\r\n\r\n{}".to_owned(), "400"),
+        (
+            "too long",
+            format!("Content-Length: 71680\r\n\r\n{long}"),
+            "413",
+        ),
+        (
+            "too long in a chunk",
+            format!("{chunked}11800\r\n{long}\r\n0\r\n\r\n"),
+            "413",
+        ),
+        (
+            "whole",
+            format!("{chunked}1d\r\n{body}\r\n0\r\n\r\n"),
+            "201",
+        ),
+    ] {
+        let answer = answer_to(&server, &format!("{post}{rest}"));
+        let start = format!("HTTP/1.1 {status} ");
+        assert!(answer.starts_with(&start), "{what}: {answer}");
+    }
+    server.expect_audit();
+}
+
+#[test]
+fn a_console_is_an_upgrade_as_rfc_9110_has_them() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create a --memory 8M");
+    for (method, version, headers, status) in [
+        (
+            "GET",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console",
+            "101",
+        ),
+        (
+            "GET",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console, h2c",
+            "101",
+        ),
+        (
+            "GET",
+            "1.1",
+            "Connection: close, Upgrade\r\nUpgrade: h2c,MKVMM-console",
+            "101",
+        ),
+        (
+            "GET",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: mkvmm-console",
+            "101",
+        ),
+        ("GET", "1.1", "Connection: upgrade\r\nUpgrade: h2c", "400"),
+        (
+            "GET",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console/2",
+            "400",
+        ),
+        ("GET", "1.1", "Upgrade: mkvmm-console", "400"),
+        ("GET", "1.1", "Connection: upgrade", "400"),
+        (
+            "GET",
+            "1.0",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console",
+            "400",
+        ),
+        (
+            "HEAD",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console",
+            "400",
+        ),
+        ("HEAD", "1.1", "Connection: close", "400"),
+        (
+            "POST",
+            "1.1",
+            "Connection: upgrade\r\nUpgrade: mkvmm-console",
+            "405",
+        ),
+    ] {
+        let path = "/v1/instances/a/console";
+        let request = format!("{method} {path} HTTP/{version}\r\nHost: x\r\n{headers}\r\n\r\n");
+        let mut stream = UnixStream::connect(server.socket()).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let head = read_until(&mut stream, "\r\n\r\n");
+        let got = head.split(' ').nth(1);
+        assert_eq!(got, Some(status), "{request}{head}");
+    }
+    // Asking about a stream that never ends is answered, and has no body.
+    let ask = "HEAD /v1/events?follow=true HTTP/1.1\r\nHost: x\r\n\r\n";
+    let answer = answer_to(&server, ask);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     server.expect_audit();
 }

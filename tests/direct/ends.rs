@@ -94,11 +94,11 @@ fn guests_end_when_their_consoles_cannot_be_written() {
     if skips_without_kvm() {
         return;
     }
-    // They would spin forever; the status reports the failure.
+    // They would spin forever; the status reports the failure. No error is
+    // printed for a reader that has gone.
     let run = spinning().stdout(Stdout::Closed).finish();
     run.expect_code(1);
-    let errors = run.stderr.lines().filter(|l| l.starts_with("error: "));
-    assert_eq!(errors.count(), 1, "{run}");
+    assert!(!run.stderr.contains("error"), "{run}");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! | `images` | kernels and initramfs from all kinds of sources |
 //! | `backing` | the pool's backing, and parts that are held back |
 //! | `ends` | how mkvmm ends, and with which status |
+//! | `deaths` | the rows of docs/ends.md |
 //! | `reasons` | all reasons of ends, and restarts |
 //! | `bad_pools`, `bad_guests`, `bad_files` | refusals: one line, a status, nothing left |
 //!
@@ -19,6 +20,7 @@ mod backing;
 mod bad_files;
 mod bad_guests;
 mod bad_pools;
+mod deaths;
 mod ends;
 mod images;
 mod isolation;

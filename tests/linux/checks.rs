@@ -2,6 +2,7 @@
 
 use mkvmm_test_harness::report::e820_entry;
 
+use crate::kernels;
 use crate::launch::Launch;
 
 const LOW_MIB: u64 = 1 << 20;
@@ -19,8 +20,12 @@ pub fn all_guests_reach_their_init_and_end_as_asked(launch: &Launch) {
 
 pub fn each_guest_runs_the_kernel_it_was_given(launch: &Launch) {
     for (guest, report) in launch.guests() {
-        let version = format!("{}.", guest.kernel);
-        assert!(report.release.starts_with(&version), "{}", report.release);
+        let (start, end) = kernels::release(guest.kernel);
+        let release = &report.release;
+        assert!(
+            release.starts_with(&start) && release.ends_with(end),
+            "{release}"
+        );
     }
 }
 

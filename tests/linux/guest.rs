@@ -11,6 +11,14 @@ pub const LARGE_SIZE: u64 = 100 << 20;
 /// The size of the large initramfs for `scripts/linux-initramfs --size`.
 pub const LARGE_MIB: &str = "100";
 
+/// The archive of Linux's tools.
+pub const TOOLS: &str = "tools.cpio.gz";
+
+/// The file name of the archive with which a guest starts `kernel` itself.
+pub fn kexec(kernel: &str) -> String {
+    format!("kexec-{kernel}.cpio")
+}
+
 /// The form in which mkvmm gets the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -27,7 +35,7 @@ pub enum Form {
 pub struct Guest {
     /// The name of the guest.
     pub name: &'static str,
-    /// The version of Debian's kernel: `6.1` or `6.12`.
+    /// The name of Debian's kernel, as in `kernels`.
     pub kernel: &'static str,
     /// The form of the kernel.
     pub form: Form,
@@ -41,6 +49,10 @@ pub struct Guest {
     pub cpus: u32,
     /// The way in which it ends: the value of `mkvmm.end`.
     pub end: &'static str,
+    /// Whether it asks Linux's tools about its devices.
+    pub tools: bool,
+    /// Whether it starts its next kernel itself, instead of reporting.
+    pub kexec: bool,
 }
 
 impl Guest {
@@ -55,6 +67,24 @@ impl Guest {
             regions: 1,
             cpus: 1,
             end: "reboot",
+            tools: false,
+            kexec: false,
+        }
+    }
+
+    /// Asking Linux's tools about its devices.
+    pub const fn tools(self) -> Self {
+        Self {
+            tools: true,
+            ..self
+        }
+    }
+
+    /// Starting its next kernel itself.
+    pub const fn kexec(self) -> Self {
+        Self {
+            kexec: true,
+            ..self
         }
     }
 
@@ -87,7 +117,21 @@ impl Guest {
     /// is slow for each byte, and the init prints the relevant parts of its
     /// log.
     pub fn cmdline(&self) -> String {
-        format!("console=ttyS0 quiet mkvmm.end={} mkvmm.tick=1", self.end)
+        let tools = if self.tools { " mkvmm.tools" } else { "" };
+        let kexec = if self.kexec { " mkvmm.kexec" } else { "" };
+        format!(
+            "console=ttyS0 quiet mkvmm.end={} mkvmm.tick=1{tools}{kexec}",
+            self.end
+        )
+    }
+
+    /// The file name of an archive behind its initramfs, if it has one.
+    fn archive(&self) -> Option<String> {
+        match (self.tools, self.kexec) {
+            (true, _) => Some(TOOLS.to_owned()),
+            (_, true) => Some(kexec(self.kernel)),
+            _ => None,
+        }
     }
 
     /// Returns the file name of its kernel.
@@ -110,6 +154,9 @@ impl Guest {
             Form::InGuest => ",boot=bzimage",
             Form::BzImage | Form::Elf => "",
         };
+        let archive = self.archive().map(|name| images.join(name));
+        let archive = archive.map(|path| format!(",initrd={}", path.display()));
+        let boot = format!("{boot}{}", archive.unwrap_or_default());
         format!(
             "name={},kernel={},initrd={},memory={}M,cpus={}{boot},cmdline={}",
             self.name,

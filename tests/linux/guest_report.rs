@@ -33,6 +33,8 @@ pub struct GuestReport {
     pub setup_data: Vec<(u32, Vec<u8>)>,
     /// Selected lines of the kernel's log, in its order.
     pub kernel: Vec<String>,
+    /// What Linux's tools said, where they were asked.
+    pub tools: Vec<String>,
 }
 
 impl GuestReport {
@@ -76,6 +78,7 @@ impl GuestReport {
                 .collect::<Result<_, _>>()?,
             setup_data: setup_data(section(lines, "setup_data")?)?,
             kernel: section(lines, "kernel")?.to_vec(),
+            tools: section(lines, "tools").unwrap_or_default().to_vec(),
         })
     }
 

@@ -11,7 +11,7 @@ use crate::guest_report::GuestReport;
 use crate::scenarios::Scenario;
 
 /// The time limit for a launch: an emulated host is tens of times slower.
-pub const TIMEOUT: Duration = Duration::from_secs(450);
+pub const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// A scenario that was launched.
 #[derive(Debug)]
@@ -72,9 +72,14 @@ impl Launch {
             .unwrap_or_else(|why| panic!("{}: {why}\n{}", guest.name, self.run))
     }
 
-    /// Returns every guest with its report.
+    /// Returns the lines of a guest's console.
+    pub fn said(&self, guest: &Guest) -> &[String] {
+        self.consoles.of(guest.name)
+    }
+
+    /// Returns every guest that reports, with its report.
     pub fn guests(&self) -> impl Iterator<Item = (&'static Guest, GuestReport)> {
-        let guests = self.scenario.guests.iter();
+        let guests = self.scenario.guests.iter().filter(|guest| !guest.kexec);
         guests.map(|guest| (guest, self.guest(guest)))
     }
 }

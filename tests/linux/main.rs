@@ -5,6 +5,10 @@
 //! | `scenarios` | the table of guests, pools and properties |
 //! | `guest` | a guest of a scenario, and the `--guest` that creates it |
 //! | `checks`, `kernel_checks`, `manifest_checks` | checks of the guests' reports |
+//! | `kernels` | Debian's kernels, and which of them this run tests |
+//! | `rotation` | these kernels, unpacked, in their own form, and by kexec |
+//! | `pauses` | the same kernels, paused for a minute |
+//! | `deaths` | failures of a Linux: the third table of docs/ends.md |
 //! | `ends` | four guests that end in four ways, beside one that continues |
 //! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
 //! | `session` | three guests through the control socket, with console input |
@@ -17,13 +21,17 @@
 //! for all tests together, and passes on its output and status.
 
 mod checks;
+mod deaths;
 mod ends;
 mod guest;
 mod guest_report;
 mod kernel_checks;
+mod kernels;
 mod launch;
 mod manifest_checks;
+mod pauses;
 mod place;
+mod rotation;
 mod scenarios;
 mod session;
 mod survivor;
@@ -46,6 +54,10 @@ fn main() -> ExitCode {
     if arguments.list || !tests().any(|name| is_selected(&arguments, &name)) {
         return libtest_mimic::run(&arguments, ignored("")).exit_code();
     }
+    eprintln!(
+        "linux: kernels of this run: {}",
+        kernels::in_turn().join(", ")
+    );
     let why = match place::find() {
         Place::Here(images) => {
             let trials = scenarios::trials(&images);

@@ -1,6 +1,7 @@
 //! Determines where Linux guests run: here, inside an emulated host, or
 //! nowhere.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::IsTerminal;
@@ -11,7 +12,8 @@ use std::time::Instant;
 use mkvmm_image::bzimage;
 use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
-use crate::guest::{LARGE, LARGE_MIB, SMALL};
+use crate::guest::{LARGE, LARGE_MIB, SMALL, TOOLS, kexec};
+use crate::kernels;
 
 /// The variable that is set in the emulated host: the directory of the guests'
 /// images.
@@ -23,9 +25,9 @@ const TIER: &str = "MKVMM_LINUX_TIER";
 /// which are stored packed, unpacked and in mkvmm's cache.
 const HOST_MEMORY: &str = "4096";
 /// The time limit in seconds, more than all scenarios take on a slow machine.
-const HOST_TIMEOUT: &str = "1500";
-/// The versions of Debian's kernels.
-const KERNELS: [&str; 2] = ["6.1", "6.12"];
+const HOST_TIMEOUT: &str = "2400";
+/// The same where all kernels have their turn.
+const HOST_TIMEOUT_ALL: &str = "7200";
 
 /// The place where the tests run, with the directory of the guests' images.
 pub enum Place {
@@ -79,28 +81,47 @@ fn check_tools(tools: &[&str]) -> Result<(), String> {
 fn prepare() -> Result<PathBuf, String> {
     let images = root().join(".cache/guests");
     eprintln!("linux: kernels and initramfs (downloaded the first time)");
-    let large = images.join(LARGE).display().to_string();
-    let scripts: [&[&str]; 3] = [
-        &["scripts/fetch-kernels"],
-        &["scripts/linux-initramfs"],
-        &["scripts/linux-initramfs", &large, "--size", LARGE_MIB],
-    ];
-    for script in scripts {
-        let (script, args) = (script[0], &script[1..]);
-        let status = Command::new(root().join(script))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .map_err(|error| format!("{script}: {error}"))?;
-        if !status.success() {
-            return Err(format!("{script} failed ({status})"));
-        }
+    let path = |name: &str| images.join(name).display().to_string();
+    let kernels = kernels::in_turn();
+    let fetch = kernels.iter().flat_map(|kernel| ["--kernel", *kernel]);
+    script("scripts/fetch-kernels", &fetch.collect::<Vec<_>>())?;
+    let initramfs = |args: &[&str]| script("scripts/linux-initramfs", args);
+    initramfs(&[])?;
+    initramfs(&[&path(LARGE), "--size", LARGE_MIB])?;
+    initramfs(&["--tools", &path(TOOLS)])?;
+    for kernel in kernels {
+        initramfs(&["--kexec", kernel, &path(&kexec(kernel))])?;
     }
-    for version in KERNELS {
+    for version in kernels::BASE {
         unpack(&images, version).map_err(|why| format!("vmlinux-{version}: {why}"))?;
     }
     Ok(images)
+}
+
+/// Runs a script of the repository.
+fn script(name: &str, args: &[&str]) -> Result<(), String> {
+    let status = Command::new(root().join(name))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|error| format!("{name}: {error}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{name} failed ({status})")),
+    }
+}
+
+/// The names of all files that guests are made of.
+fn files() -> Vec<String> {
+    let unpacked = kernels::BASE.map(|kernel| format!("vmlinux-{kernel}"));
+    let base = kernels::BASE.map(|kernel| format!("vmlinuz-{kernel}"));
+    let turn = kernels::in_turn().into_iter();
+    let turn = turn.flat_map(|kernel| [format!("vmlinuz-{kernel}"), kexec(kernel)]);
+    let archives = [SMALL, LARGE, TOOLS].map(str::to_owned);
+    let all = unpacked.into_iter().chain(base).chain(archives).chain(turn);
+    // Each once: a kernel of every run may have its turn.
+    all.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
 /// Extracts `vmlinux` from a bzImage, unless it exists and is newer.
@@ -127,21 +148,26 @@ fn unpack(images: &Path, version: &str) -> Result<(), String> {
 /// status.
 pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
     let this = env::current_exe().map_err(|error| error.to_string())?;
+    let timeout = match kernels::are_all() {
+        true => HOST_TIMEOUT_ALL,
+        false => HOST_TIMEOUT,
+    };
     let mut nested = Command::new(root().join("scripts/nested"));
     nested
         .current_dir(root())
         .stdin(Stdio::null())
-        .args(["--memory", HOST_MEMORY, "--timeout", HOST_TIMEOUT])
+        .args(["--memory", HOST_MEMORY, "--timeout", timeout])
         .arg("--file")
         .arg(binary::binary());
-    let of_kernel = |version| [format!("vmlinuz-{version}"), format!("vmlinux-{version}")];
-    let kernels = KERNELS.into_iter().flat_map(of_kernel);
-    for file in kernels.chain([SMALL, LARGE].map(str::to_owned)) {
+    for file in files() {
         nested.arg("--file").arg(images.join(file));
     }
+    nested.arg("--file").arg(root().join("docs/ends.md"));
     let binary = binary::binary().display().to_string();
     for (name, value) in [
         (INSIDE, images.display().to_string()),
+        // By the time it looks, others might have their turn.
+        (kernels::VARIABLE, kernels::in_turn().join(",")),
         ("CARGO_BIN_EXE_mkvmm", binary),
         (tier::REQUIRE, "1".to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),

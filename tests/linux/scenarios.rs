@@ -10,7 +10,9 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
-use crate::{checks, ends, kernel_checks, manifest_checks, session, survivor};
+use crate::{
+    checks, deaths, ends, kernel_checks, manifest_checks, pauses, rotation, session, survivor,
+};
 
 /// One launch and its properties.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ const EVERY: &[Check] = checks![
     manifest_checks::the_manifest_names_the_instance,
     manifest_checks::the_manifest_equals_the_tree_announced,
     manifest_checks::the_manifest_has_the_images_exact_facts,
+    rotation::linuxs_tools_find_what_is_there_and_nothing_else,
+    rotation::a_guest_may_start_its_next_kernel_itself,
 ];
 
 /// All scenarios, in the order in which they run.
@@ -111,23 +115,34 @@ const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool
 
 /// The test of one that goes on beside four deaths.
 const SURVIVOR: &str = "survivor::four_die_in_four_ways_and_the_fifth_never_notices";
+/// The test of pauses.
+const PAUSES: &str = "pauses::guests_do_not_notice_that_they_were_paused";
 
-/// The names of all tests, in the order in which they run.
+/// Returns the fixed scenarios and those of the kernels of this run.
+fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    SCENARIOS.iter().chain(rotation::scenarios())
+}
+
+/// Returns the names of all tests, in the order in which they run.
 pub fn tests() -> impl Iterator<Item = String> {
-    let of_launch = |scenario: &Scenario| {
+    let of_launch = |scenario: &'static Scenario| {
         let launch = scenario.name;
         EVERY.iter().map(move |c| format!("{launch}::{}", c.name))
     };
     let of_ends = ends::CHECKS.iter().map(|c| format!("ends::{}", c.name));
-    let all = SCENARIOS.iter().flat_map(of_launch).chain(of_ends);
-    all.chain([SESSION, SURVIVOR].map(str::to_owned))
+    let of_deaths = deaths::CHECKS.iter().map(|c| format!("deaths::{}", c.name));
+    let all = scenarios()
+        .flat_map(of_launch)
+        .chain(of_ends)
+        .chain(of_deaths);
+    all.chain([PAUSES, SESSION, SURVIVOR].map(str::to_owned))
 }
 
 /// Returns all tests. Each scenario is launched once, by the first of its
 /// checks that runs.
 pub fn trials(images: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for scenario in SCENARIOS {
+    for scenario in scenarios() {
         let images = images.to_owned();
         let launch = shared(move || Launch::of(scenario, &images));
         for check in EVERY {
@@ -144,6 +159,18 @@ pub fn trials(images: &Path) -> Vec<Trial> {
         let name = format!("ends::{}", check.name);
         trials.push(Trial::test(name, move || ends(&check.holds)));
     }
+    let of_deaths = images.clone();
+    let deaths = shared(move || deaths::Deaths::watch(&of_deaths));
+    for check in deaths::CHECKS {
+        let deaths = Arc::clone(&deaths);
+        let name = format!("deaths::{}", check.name);
+        trials.push(Trial::test(name, move || deaths(&check.holds)));
+    }
+    let of_pauses = images.clone();
+    trials.push(Trial::test(PAUSES, move || {
+        pauses::guests_do_not_notice_that_they_were_paused(&of_pauses);
+        Ok(())
+    }));
     let of_session = images.clone();
     trials.push(Trial::test(SESSION, move || {
         session::three_guests_from_an_empty_pool_to_an_empty_pool(&of_session);

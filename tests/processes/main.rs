@@ -7,6 +7,7 @@
 //! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
 //! | `soak` | instances created and deleted repeatedly |
+//! | `storm` | random load, kills and hostile clients, with pauses in which all is deleted |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
 //!
 //! Tests of workers that lie, flood or hang are part of the manager's crate.
@@ -18,4 +19,5 @@ mod deaths;
 mod early;
 mod kills;
 mod soak;
+mod storm;
 mod user;

@@ -5,17 +5,18 @@ use std::str::FromStr;
 
 use mkpool::param::{ParamError, parse_size};
 use serde::de::{Error, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::number::exact;
 
 /// A number of bytes that is not zero and can be rounded up to whole pages in
 /// 64 bits.
 ///
-/// It is serialized as a number. It is read from text that the kernel's
-/// `memparse` accepts, for example `32M`, or from a number of at most 2^52: no
-/// processor has more address bits, and JSON numbers are exact up to there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// It is written as a number, and read as text that the kernel's `memparse`
+/// takes, for instance `32M`, or as a number of at most 2^52: no processor has
+/// more address bits, and JSON's numbers are exact up to there. One that is
+/// larger is written as text, so that what is written can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(u64);
 
 /// A reason why a size was refused.
@@ -79,6 +80,16 @@ impl FromStr for Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self <= Self::MAX_NUMBER {
+            serializer.serialize_u64(self.0)
+        } else {
+            serializer.collect_str(self)
+        }
     }
 }
 
@@ -169,6 +180,12 @@ mod tests {
             assert_eq!(read(json).unwrap(), 8 << 20, "{json}");
         }
         assert_eq!(serde_json::to_string(&Size::mib(8)).unwrap(), "8388608");
+        // As far as text goes, what is written is read again.
+        for text in ["4503599627370496", "4503599627370497", "0xfffffffffffff000"] {
+            let size: Size = text.parse().unwrap();
+            let json = serde_json::to_string(&size).unwrap();
+            assert_eq!(read(&json).unwrap(), size.bytes(), "{json}");
+        }
         for bad in [
             "0",
             "-1",

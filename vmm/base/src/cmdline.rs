@@ -3,10 +3,11 @@
 use crate::{Class, Diagnose};
 use std::ffi::{CString, NulError};
 
-/// The default command line of Linux guests: a console, and a reset when the
-/// kernel panics. Reboot and poweroff go through ACPI. No device does DMA, and
-/// a pool above 4 GiB has no memory for bounce buffers.
-pub const DEFAULT_LINUX: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
+/// What Linux guests get when nothing is given: a console from the first line
+/// on, so that a kernel that dies early says so, and an end when the kernel
+/// panics. Reboot and poweroff go through ACPI. No device does DMA, and a pool
+/// above 4 GiB has no memory for bounce buffers.
+pub const DEFAULT_LINUX: &str = "console=ttyS0 earlyprintk=ttyS0 panic=-1 swiotlb=noforce";
 
 /// A reason why a command line was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

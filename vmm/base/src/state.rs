@@ -32,7 +32,8 @@ pub enum EndReason {
     Halt,
     /// The VMM ended it, on request.
     Killed,
-    /// The guest's kernel panicked and reported it (pvpanic).
+    /// The guest's kernel panicked and said so (pvpanic, or its console before
+    /// it reset).
     Panic,
     /// The guest caused an exception that it could not handle.
     TripleFault,

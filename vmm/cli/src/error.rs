@@ -1,10 +1,13 @@
 //! Errors of the command line: exit status, cause and hint.
 
+use std::error::Error;
 use std::process::{ExitCode, Termination};
 
 use mkvmm_base::{Class, Diagnose, chain};
 
-/// The exit status of `mkvmm`; the numbers are part of the interface.
+use crate::cli::HostIoError;
+
+/// How `mkvmm` ends; the numbers are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Everything that was requested is done.
@@ -91,6 +94,14 @@ impl CliError {
         ExitStatus::of(self.0.class())
     }
 
+    /// Returns whether the command only failed to print to somebody who had
+    /// stopped reading: nothing is to be said about that.
+    pub fn is_unread(&self) -> bool {
+        let error: &dyn Error = &*self.0;
+        let error = error.downcast_ref::<HostIoError>();
+        error.is_some_and(HostIoError::is_unread)
+    }
+
     /// Returns the lines for stderr, without the final newline.
     pub fn render(&self) -> String {
         // Keep it on one line, even if a path contains a newline.
@@ -106,7 +117,6 @@ impl CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::HostIoError;
     use std::io;
 
     #[test]

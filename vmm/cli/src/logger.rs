@@ -12,6 +12,7 @@ use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use mkvmm_base::is_plain;
 
 /// The number of lines that may wait for stderr.
 const QUEUE: usize = 1024;
@@ -44,7 +45,23 @@ pub fn finish() {
     LOGGER.flush();
 }
 
-/// An item of the writing thread's queue.
+/// Prints `text`, which may have many lines, before this returns.
+pub fn print_now(text: &str) {
+    // In order with what was said before.
+    finish();
+    let text = harmless(text);
+    // Nobody is left to tell when stderr is gone.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Returns `text` without characters that a terminal interprets, except line
+/// ends and tabs: it may quote guests and clients.
+fn harmless(text: &str) -> String {
+    let text = anstream::adapter::strip_str(text).to_string();
+    text.replace(|c: char| c != '\n' && c != '\t' && !is_plain(c), "")
+}
+
+/// What the writing thread gets.
 #[derive(Debug)]
 enum Item {
     /// A complete line, including its newline.
@@ -74,8 +91,7 @@ impl Logger {
     }
 
     fn queue(&self, line: &str) {
-        // Escape sequences in quoted text must not reach the terminal.
-        let line = anstream::adapter::strip_str(line).to_string();
+        let line = harmless(line);
         let Some(sender) = self.sender() else {
             // If stderr is gone, there is nowhere left to report it.
             let _ = io::stderr().write_all(line.as_bytes());

@@ -24,10 +24,14 @@ fn main() -> ExitCode {
     };
     logger::install();
     let status = match cli::parse() {
-        Ok(cli) => cli.run(early).unwrap_or_else(|error| {
-            logger::say(&error.render());
-            error.status()
-        }),
+        Ok(cli) => match cli.run(early) {
+            Ok(status) => status,
+            Err(error) if error.is_unread() => ExitStatus::Done,
+            Err(error) => {
+                logger::say(&error.render());
+                error.status()
+            }
+        },
         Err(error) => refuse(&error),
     };
     logger::finish();

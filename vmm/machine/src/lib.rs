@@ -13,8 +13,8 @@
 //! | `loading` | copies images to their planned places |
 //! | `boot::gdt`, `boot::page_tables`, `boot::acpi`, `boot::boot_params`, `boot::writer`, `boot` | the data that a kernel reads at entry |
 //! | `kvm::device`, `kvm::host`, `kvm::vm`, `kvm::cpuid`, `kvm::msrs`, `kvm::regs`, `kvm::snapshot`, `kvm::clock`, `kvm::kick`, `kvm::run`, `kvm` | a typed layer over KVM |
-//! | `news`, `progress`, `console` | notifications about a guest, and its serial line |
-//! | `vcpu::exit`, `vcpu::stop`, `vcpu::thread_clock`, `vcpu::sleep`, `vcpu::round`, `vcpu::command`, `vcpu::run`, `vcpu::handle`, `vcpu::cpu`, `vcpu::halt`, `vcpu::pause`, `vcpu` | a thread per vCPU |
+//! | `news`, `progress`, `kernel_log`, `console` | notifications about a guest, and its serial line |
+//! | `vcpu::exit`, `vcpu::stop`, `vcpu::thread_clock`, `vcpu::sleep`, `vcpu::round`, `vcpu::modes`, `vcpu::command`, `vcpu::run`, `vcpu::handle`, `vcpu::cpu`, `vcpu::halt`, `vcpu::standstill`, `vcpu::pause`, `vcpu` | a thread per vCPU |
 //! | `devices::irq`, `devices::device`, `devices::range_map`, `devices::violation`, `devices::bus` | the interface of devices, and the bus |
 //! | `devices::platform::acpi_pm`, `devices::platform::i8042`, `devices::platform::marks`, `devices::platform::pvpanic`, `devices::platform::serial`, `devices::platform` | devices at the fixed addresses of a PC |
 //! | `devices::pci::host_bridge`, `devices::pci` | PCI |
@@ -25,6 +25,7 @@
 pub mod boot;
 pub mod console;
 pub mod devices;
+pub mod kernel_log;
 pub mod kvm;
 pub mod loading;
 pub mod machine;

@@ -10,6 +10,7 @@ use mkpool::AddrRange;
 use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
 use mkvmm_base::layout;
+use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_wire::shared::board::BoardWriter;
 
@@ -17,15 +18,16 @@ use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
 use crate::devices::violation::ViolationCounter;
+use crate::kernel_log::KernelLog;
 use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::host::Host;
 use crate::kvm::vm::{BareVm, Vm, VmError};
 use crate::loading::BootEntry;
 use crate::memory::GuestMemory;
-use crate::news::NewsSink;
+use crate::news::{News, NewsSink};
 use crate::progress::Progress;
 use crate::vcpu::cpu::{Vcpu, VcpuError, VcpuSetup};
-use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, VcpuCommand, VcpuHandle};
+use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, Standstill, VcpuCommand, VcpuHandle};
 
 /// The configuration of a boot.
 #[derive(Debug)]
@@ -95,9 +97,29 @@ pub struct Machine {
     board: Board,
     vm: Vm,
     halt: HaltCheck,
+    standstill: Standstill,
+    log: Arc<KernelLog>,
     paused: Option<Paused>,
     status: BoardWriter,
     news: Arc<dyn NewsSink>,
+}
+
+/// Passes news on, and says of an end what the guest's console said of it.
+#[derive(Debug)]
+struct Judged {
+    log: Arc<KernelLog>,
+    news: Arc<dyn NewsSink>,
+}
+
+impl NewsSink for Judged {
+    fn tell(&self, news: News) {
+        self.news.tell(match news {
+            News::Ended { reason } => News::Ended {
+                reason: self.log.judge(reason),
+            },
+            other => other,
+        });
+    }
 }
 
 impl Machine {
@@ -123,7 +145,8 @@ impl Machine {
         } = connections;
         let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
-        let board = Board::new(console, &progress, Arc::new(violations))?;
+        let log = Arc::default();
+        let board = Board::new(console, &progress, &log, Arc::new(violations))?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
         }
@@ -132,9 +155,14 @@ impl Machine {
             board,
             vm,
             halt: HaltCheck::default(),
+            standstill: Standstill::default(),
             paused: None,
             status,
-            news,
+            news: Arc::new(Judged {
+                log: Arc::clone(&log),
+                news,
+            }),
+            log,
         })
     }
 
@@ -235,10 +263,18 @@ impl Machine {
         }
     }
 
-    /// Returns whether all vCPUs have halted permanently. To be called once a
-    /// second while the guest runs.
-    pub fn is_halted(&mut self) -> bool {
-        self.paused.is_none() && self.halt.check(&mut self.vcpus)
+    /// Returns why the guest has come to an end that no vCPU leaves it for: all
+    /// of them have halted permanently, or loop after a panic. To be asked once
+    /// a second while the guest runs.
+    pub fn silent_end(&mut self) -> Option<EndReason> {
+        if self.paused.is_some() {
+            return None;
+        }
+        if self.halt.check(&mut self.vcpus) {
+            return Some(self.log.judge(EndReason::Halt));
+        }
+        let stands = self.standstill.check(self.log.stands(), &self.vcpus);
+        stands.then_some(EndReason::Panic)
     }
 
     /// Stops all vCPUs. Their registers are on the board afterwards.

@@ -178,8 +178,10 @@ async fn converse(
             Some(count)
         };
         tokio::select! {
+            // Standard output has failed; the writer says how. A guest that
+            // prints nothing more would not let that be noticed otherwise.
+            () = output.closed() => break End::Left,
             received = received => match received {
-                // Standard output has failed; the writer returns the error.
                 None => break End::Left,
                 Some(0) => break End::HungUp,
                 Some(_) => {}
@@ -241,7 +243,10 @@ fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
     let body = move || {
         let mut out = io::stdout().lock();
         let mut result = Ok(());
-        while let (Ok(()), Some(bytes)) = (&result, receiver.blocking_recv()) {
+        // What failed once is not waited for again.
+        while result.is_ok()
+            && let Some(bytes) = receiver.blocking_recv()
+        {
             result = out.write_all(&bytes).and_then(|()| out.flush());
         }
         drop(receiver);

@@ -42,6 +42,14 @@ pub enum HostIoError {
     WorkingDirectory(#[source] io::Error),
 }
 
+impl HostIoError {
+    /// Returns whether nobody reads standard output any more, as behind
+    /// `| head`: whoever left knows, and wants no more.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
 impl Diagnose for HostIoError {
     fn class(&self) -> Class {
         match self {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::HostIoError;
 use crate::error::{CliError, ExitStatus};
+use crate::logger;
 use mkpool_replay::{self as replay, Options};
 use mkvmm_base::chain;
 
@@ -35,7 +36,7 @@ pub fn run(args: &ReplayArgs) -> Result<ExitStatus, CliError> {
     let outcome = replay::run(&args.files, options, &mut io::stdout().lock());
     let outcome = outcome.map_err(HostIoError::Output)?;
     for error in &outcome.errors {
-        eprintln!("error: {}", chain(error));
+        logger::say(&format!("error: {}", chain(error)));
     }
     Ok(if !outcome.errors.is_empty() {
         ExitStatus::File

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
 use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose, InstanceName};
+use mkvmm_base::{Class, Diagnose, InstanceName, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::config::InstanceConfig;
@@ -182,9 +182,7 @@ async fn build(
     let stream = stream.map_err(|error| HostIoError::Signals(io::Error::other(error)))?;
     let mut fleet = Fleet::build(manager, stream, configs).await?;
     if args.show {
-        // Keep this in order with the log lines before it.
-        logger::finish();
-        eprint!("{}", fleet.report().map_err(RunError::Report)?);
+        logger::print_now(&fleet.report().map_err(RunError::Report)?.to_string());
     }
     if args.dry_run {
         return Ok(None);
@@ -227,9 +225,9 @@ impl Launch {
         }
         balanced(&fleet)?;
         if args.timeline {
-            logger::finish();
             for outcome in fleet.outcomes() {
-                eprintln!("{}: timeline: {}", outcome.name, outcome.timeline);
+                let Outcome { name, timeline, .. } = outcome;
+                logger::print_now(&format!("{name}: timeline: {timeline}\n"));
             }
         }
         let (outcomes, stream) = fleet.into_parts();
@@ -243,7 +241,11 @@ impl Launch {
             }
             return Ok(ExitStatus::Interrupted);
         }
-        stream.join().map_err(HostIoError::Output)?;
+        match stream.join().map_err(HostIoError::Output) {
+            // Whoever left knows. But the guests were ended for it.
+            Err(error) if error.is_unread() => return Ok(ExitStatus::Failed),
+            written => written?,
+        }
         let failed = |outcome: &Outcome| outcome.reason.state() == State::Failed;
         Ok(if outcomes.iter().any(failed) {
             ExitStatus::GuestFailed
@@ -264,9 +266,9 @@ fn console_output() -> Box<dyn Write + Send> {
     }
 }
 
-/// Removes control sequences from each line. Each line is processed separately:
-/// a sequence that one guest leaves unterminated must not swallow another's
-/// lines.
+/// Takes out of each line what a terminal does not show but obeys. Lines are
+/// looked at one by one: a sequence that one guest leaves open, or a character
+/// of which it prints only the first byte, must not swallow another's lines.
 struct StripLines<W>(W);
 
 impl<W: Write> Write for StripLines<W> {
@@ -276,8 +278,11 @@ impl<W: Write> Write for StripLines<W> {
             Some((b'\n', text)) => (text, &b"\n"[..]),
             _ => (line, &b""[..]),
         };
-        self.0
-            .write_all(&anstream::adapter::strip_bytes(text).into_vec())?;
+        // Sequences as a whole first: without their ESC they would be noise.
+        let text = anstream::adapter::strip_bytes(text).into_vec();
+        let text = String::from_utf8_lossy(&text);
+        let text = text.replace(|c: char| c != '\t' && !is_plain(c), "");
+        self.0.write_all(text.as_bytes())?;
         self.0.write_all(end)?;
         Ok(line.len())
     }
@@ -303,5 +308,29 @@ mod tests {
         }
         let text = String::from_utf8(out.0).unwrap();
         assert_eq!(text, "bad: \ngood: red\ngood: plain\n");
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_leaves_a_guests_line() {
+        for (printed, shown) in [
+            // As a sequence of eight bits, in both ways to write one.
+            (
+                &b"a: \xc2\x9b1G\xc2\x9b2Kdb: lost\n"[..],
+                "a: 1G2Kdb: lost\n",
+            ),
+            (b"a: \x9b1G\x9b2Kdb: lost\n", "a: "),
+            (b"a: one\x0ctwo\x0bthree\x08four\n", "a: onetwothreefour\n"),
+            (b"a: \xe2\x80\xaetsol :bd\n", "a: tsol :bd\n"),
+            (b"a: tab\there \xc3\x84\n", "a: tab\there \u{c4}\n"),
+            // The first half of a character does not take the newline along.
+            (b"a: half \xe2\x82\n", "a: half "),
+        ] {
+            let mut out = StripLines(Vec::new());
+            out.write_all(printed).unwrap();
+            let text = String::from_utf8(out.0).unwrap();
+            assert!(text.starts_with(shown) && text.ends_with('\n'), "{text:?}");
+            let obeyed = |c: char| c != '\n' && c != '\t' && !is_plain(c);
+            assert!(!text.contains(obeyed), "{text:?}");
+        }
     }
 }

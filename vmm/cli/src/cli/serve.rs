@@ -227,7 +227,11 @@ fn open_image_dirs(dirs: &[PathBuf]) -> Result<ImageDirs, HostIoError> {
 fn say_ready(path: &Path) -> io::Result<()> {
     let line = format!("ready: {}\n", path.display());
     let mut out = io::stdout().lock();
-    out.write_all(line.as_bytes()).and_then(|()| out.flush())
+    match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+        // Nobody waits for it there. Clients may come all the same.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        said => said,
+    }
 }
 
 /// Notifies systemd, if it asked for notifications.

@@ -14,6 +14,7 @@ use crate::devices::platform::marks::{DebugPort, PostPort};
 use crate::devices::platform::pvpanic::Pvpanic;
 use crate::devices::platform::serial::SerialPort;
 use crate::devices::violation::ViolationCounter;
+use crate::kernel_log::KernelLog;
 use crate::progress::Progress;
 use mkvmm_base::layout::{COM1_IRQ, SCI_IRQ};
 
@@ -38,25 +39,31 @@ pub struct Board {
 }
 
 impl Board {
-    /// Creates the devices of a guest whose serial port is connected to
-    /// `console`.
+    /// Makes the devices of a guest whose serial port is `console`, which `log`
+    /// reads along.
     ///
     /// # Errors
     /// Returns a [`BoardError`] if a device cannot be created.
     pub fn new(
         console: Arc<dyn Console>,
         progress: &Arc<Progress>,
+        log: &Arc<KernelLog>,
         violations: Arc<ViolationCounter>,
     ) -> Result<Self, BoardError> {
         let com1 = IrqLine::new(COM1_IRQ)?;
-        let serial = Arc::new(SerialPort::new(com1, console, Arc::clone(progress)));
+        let serial = Arc::new(SerialPort::new(
+            com1,
+            console,
+            Arc::clone(progress),
+            Arc::clone(log),
+        ));
         let pm = Arc::new(AcpiPm::new(IrqLine::new(SCI_IRQ)?));
         let devices: [Arc<dyn Device>; _] = [
             Arc::clone(&serial) as Arc<dyn Device>,
             Arc::clone(&pm) as Arc<dyn Device>,
             Arc::new(I8042::default()),
             Arc::new(HostBridge::default()),
-            Arc::new(Pvpanic::new(Arc::clone(progress))),
+            Arc::new(Pvpanic::new(Arc::clone(progress), Arc::clone(log))),
             Arc::new(PostPort::new(Arc::clone(progress))),
             Arc::new(DebugPort::new(Arc::clone(progress))),
         ];

@@ -102,7 +102,7 @@ fn board() -> (Board, Arc<Heard>) {
     );
     let progress = Arc::new(Progress::new(heard.clone()));
     let console = Arc::new(Recorder::default());
-    let board = Board::new(console, &progress, Arc::new(violations)).unwrap();
+    let board = Board::new(console, &progress, &Arc::default(), Arc::new(violations)).unwrap();
     (board, heard)
 }
 

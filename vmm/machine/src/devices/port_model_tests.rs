@@ -30,7 +30,13 @@ impl Guest {
             heard.clone(),
         );
         let progress = Arc::new(Progress::new(heard.clone()));
-        let board = Board::new(console.clone(), &progress, Arc::new(violations)).unwrap();
+        let board = Board::new(
+            console.clone(),
+            &progress,
+            &Arc::default(),
+            Arc::new(violations),
+        )
+        .unwrap();
         Self {
             board,
             console,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::kvm::clock::TscShift;
+use crate::vcpu::modes::Modes;
 use crate::vcpu::round::Round;
 
 /// A request for a vCPU's state. It is answered by
@@ -28,7 +29,9 @@ pub enum VcpuCommand {
     /// Participate in a round that checks whether all vCPUs have halted
     /// permanently.
     Look(Arc<Round>),
-    /// Report the registers, and continue as before.
+    /// Say whether the guest is in user mode.
+    Mode(Arc<Modes>),
+    /// Tell what the registers hold, and go on as before.
     Read(ReadRequest),
     /// Leave the guest permanently.
     Stop,

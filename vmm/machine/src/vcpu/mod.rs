@@ -22,10 +22,12 @@ pub mod cpu;
 pub mod exit;
 pub mod halt;
 pub mod handle;
+pub mod modes;
 pub mod pause;
 pub mod round;
 mod run;
 mod sleep;
+pub mod standstill;
 pub mod stop;
 mod thread_clock;
 
@@ -35,4 +37,5 @@ pub use exit::{ExitBus, ExitOutcome};
 pub use halt::HaltCheck;
 pub use handle::VcpuHandle;
 pub use pause::{Paused, pause};
+pub use standstill::Standstill;
 pub use stop::is_stopping;

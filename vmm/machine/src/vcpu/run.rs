@@ -70,6 +70,7 @@ impl Body {
                 // It is not in the guest yet: dropping the sender reports that.
                 Ok(VcpuCommand::Pause(_) | VcpuCommand::Shift(..)) => {}
                 Ok(VcpuCommand::Look(round)) => round.abandon(),
+                Ok(VcpuCommand::Mode(_)) => {}
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 // A handle that is dropped before the start also stops the
                 // thread.
@@ -154,6 +155,7 @@ impl Body {
                 Ok(VcpuCommand::Look(round)) => {
                     round.attend(|| round::is_halted(target.vcpu()));
                 }
+                Ok(VcpuCommand::Mode(modes)) => modes.attend(target.vcpu()),
                 Ok(VcpuCommand::Read(request)) => self.read(target.vcpu(), &request),
                 Ok(VcpuCommand::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,

@@ -168,8 +168,8 @@ impl Worker {
             BELL => self.guest.on_typed(),
             TIMER => {
                 self.timer.wait()?;
-                if self.guest.is_halted() {
-                    self.end(EndReason::Halt);
+                if let Some(reason) = self.guest.silent_end() {
+                    self.end(reason);
                 }
             }
             ENDED => {

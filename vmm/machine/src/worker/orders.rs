@@ -10,6 +10,7 @@ use kvm_ioctls::Kvm;
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
 use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::state::EndReason;
 use mkvmm_base::{InstanceName, NameError, chain};
 use mkvmm_memory::e820::{E820Entry, E820Type};
 use mkvmm_wire::WireError;
@@ -195,9 +196,10 @@ impl Guest {
         }
     }
 
-    /// Returns whether all vCPUs have halted permanently.
-    pub fn is_halted(&mut self) -> bool {
-        self.is_running && self.machine.as_mut().is_some_and(Machine::is_halted)
+    /// Returns why the guest has ended, if it has without a vCPU that left it.
+    pub fn silent_end(&mut self) -> Option<EndReason> {
+        let machine = self.machine.as_mut().filter(|_| self.is_running)?;
+        machine.silent_end()
     }
 
     /// Stops the vCPUs.

@@ -44,14 +44,17 @@ pub enum ControlError {
     /// The body is JSON, but not valid for the route.
     #[error("the body is not valid for this route")]
     Data(#[source] serde_json::Error),
-    /// The body is too long or incomplete.
-    #[error("the body is longer than {max} bytes, or incomplete")]
+    /// The body is too long.
+    #[error("the body is longer than {max} bytes")]
     Body {
         /// The maximum size of a body in bytes.
         max: usize,
     },
-    /// The body did not arrive in time.
-    #[error("the request did not arrive within {} s", .limit.as_secs())]
+    /// The body broke off, or its chunks are none.
+    #[error("the body broke off, or is not in the chunks that it should be in")]
+    Broken(#[source] axum::Error),
+    /// The body did not come.
+    #[error("the request did not come in {} s", .limit.as_secs())]
     Slow {
         /// The time limit for the body.
         limit: Duration,
@@ -141,7 +144,11 @@ impl Diagnose for ControlError {
         match self {
             Self::Name(_) => Class::Name,
             Self::Data(_) | Self::Since { .. } | Self::Cgroup(_) | Self::NoPeer => Class::Invalid,
-            Self::Syntax(_) | Self::Query(_) | Self::Path(_) | Self::NoUpgrade => Class::BadRequest,
+            Self::Syntax(_)
+            | Self::Broken(_)
+            | Self::Query(_)
+            | Self::Path(_)
+            | Self::NoUpgrade => Class::BadRequest,
             Self::Body { .. } | Self::PlanSize { .. } => Class::TooLarge,
             Self::Slow { .. } => Class::BadRequest,
             Self::Crowded { .. } | Self::Requests { .. } => Class::Overload,

@@ -1,17 +1,19 @@
 //! The control socket, and the thread that serves it.
 //!
-//! A lock on a file beside the socket protects it: a lock is released when its
-//! holder dies, so the socket of a dead VMM is replaced and that of a live one
-//! is refused.
+//! The socket is taken by a lock on a file beside it: a lock dies with its
+//! holder, so a socket left by a dead VMM is replaced and that of a live one
+//! is refused. Nothing else that lies there is touched, whatever it is called.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::UnixListener;
 
 use crate::control::connections::{self, Timeouts};
@@ -19,8 +21,10 @@ use crate::control::http::{Api, router};
 use crate::threads;
 use mkvmm_base::{Class, Diagnose};
 
-/// Threads for what may wait: opening logs, and the doctor.
+/// The number of threads for blocking work: opening logs, and the doctor.
 const BLOCKING_THREADS: usize = 8;
+/// Names that are tried for a socket that is not to be found yet.
+const NAMES: usize = 16;
 
 /// A reason why the control socket cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +44,20 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
-    /// The path exists and is not a socket.
-    #[error("{} exists and is not a socket", .path.display())]
+    /// What lies where the lock belongs cannot be one.
+    #[error("the lock {} is there and is no regular file", .path.display())]
+    NotALock {
+        /// The path of what is there.
+        path: PathBuf,
+    },
+    /// Another program listens there.
+    #[error("another program listens at {}", .path.display())]
+    Answered {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// Something that is no socket lies there.
+    #[error("{} is there and is no socket", .path.display())]
     NotASocket {
         /// The path of the existing file.
         path: PathBuf,
@@ -70,6 +86,8 @@ impl Diagnose for SocketError {
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
+    /// Which file it is: what lies at `path` later may be another's.
+    id: (u64, u64),
     listener: StdListener,
     _lock: File,
 }
@@ -82,23 +100,28 @@ impl ControlSocket {
     pub fn take(path: &Path) -> Result<Self, SocketError> {
         let lock = lock(path)?;
         match fs::symlink_metadata(path) {
-            Ok(metadata) if !is_socket(&metadata) => {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
                 let path = path.to_owned();
                 return Err(SocketError::NotASocket { path });
             }
-            // Its owner is dead, or it would hold the lock.
-            Ok(_) => fs::remove_file(path).map_err(bind_error(path))?,
-            Err(_) => {}
+            Ok(_) if is_answered(path) => {
+                let path = path.to_owned();
+                return Err(SocketError::Answered { path });
+            }
+            _ => {}
         }
-        // Nobody can connect before the mode is set: the umask belongs to the
-        // whole process, so the socket gets its final name only afterwards.
-        let mut early = path.as_os_str().to_owned();
-        early.push(".new");
-        let early = PathBuf::from(early);
-        let listener = bind(&early).map_err(bind_error(path))?;
-        fs::rename(&early, path).map_err(bind_error(path))?;
+        // Nobody can connect before the mode is right: the mask is the
+        // process's, so the socket gets its name only afterwards. That
+        // replaces one whose owner is dead.
+        let (listener, early) = bind_beside(path).map_err(bind_error(path))?;
+        let named = name(&listener, &early, path).map_err(bind_error(path));
+        let id = named.inspect_err(|_| {
+            // Ours, and nobody's use now.
+            let _ = fs::remove_file(&early);
+        })?;
         Ok(Self {
             path: path.to_owned(),
+            id,
             listener,
             _lock: lock,
         })
@@ -131,16 +154,40 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // If it cannot be removed now, the next process replaces it.
-        let _ = fs::remove_file(&self.path);
+        let is_ours = |metadata: fs::Metadata| id(&metadata) == self.id;
+        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+            // Whoever comes next replaces it if it cannot be removed now.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
-fn is_socket(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    metadata.file_type().is_socket()
+/// Returns which file something is, whatever its name.
+fn id(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
+/// Returns whether somebody listens at `path`: another program, since a VMM
+/// would hold the lock. Does not wait.
+fn is_answered(path: &Path) -> bool {
+    let connected = || {
+        let kind = (
+            SocketType::STREAM,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+        );
+        let socket = socket_with(AddressFamily::UNIX, kind.0, kind.1, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    match connected() {
+        // Its owner is dead, or it was gone a moment later.
+        Err(Errno::CONNREFUSED | Errno::NOENT) => false,
+        // One with a full queue among them.
+        _ => true,
+    }
+}
+
+/// Opens the lock file beside `path` and locks it. A link is not followed and
+/// a pipe is not waited for; and nothing is written to it.
 fn lock(path: &Path) -> Result<File, SocketError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lock");
@@ -149,31 +196,51 @@ fn lock(path: &Path) -> Result<File, SocketError> {
         path: beside.clone(),
         source,
     };
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(failed)?;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = flags | OFlags::WRONLY | OFlags::CREATE;
+    let file = rustix::fs::open(&beside, flags, Mode::RUSR | Mode::WUSR);
+    let file = File::from(file.map_err(|errno| match errno {
+        // A link, or a pipe that nobody reads.
+        Errno::LOOP | Errno::NXIO => SocketError::NotALock {
+            path: beside.clone(),
+        },
+        errno => failed(errno.into()),
+    })?);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(SocketError::NotALock { path: beside });
+    }
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Taken {
+        Err(Errno::WOULDBLOCK) => Err(SocketError::Taken {
             path: path.to_owned(),
         }),
         Err(errno) => Err(failed(errno.into())),
     }
 }
 
-fn bind(path: &Path) -> io::Result<StdListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// Binds a socket to a name beside `path` that nobody has: binding never
+/// replaces anything.
+fn bind_beside(path: &Path) -> io::Result<(StdListener, PathBuf)> {
+    for number in 0..NAMES {
+        let mut early = path.as_os_str().to_owned();
+        early.push(format!(".n{number}"));
+        let early = PathBuf::from(early);
+        match StdListener::bind(&early) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return Ok((bound?, early)),
+        }
     }
-    let listener = StdListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
+/// Gives the socket that was bound at `early` its mode and its name; returns
+/// which file it is.
+fn name(listener: &StdListener, early: &Path, path: &Path) -> io::Result<(u64, u64)> {
+    fs::set_permissions(early, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
-    Ok(listener)
+    let id = id(&fs::symlink_metadata(early)?);
+    fs::rename(early, path)?;
+    Ok(id)
 }
 
 fn bind_error(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -186,6 +253,8 @@ fn bind_error(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::FileType;
+    use std::os::unix::net::UnixStream as StdStream;
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_is_refused() {
@@ -209,6 +278,85 @@ mod tests {
             ControlSocket::take(&path),
             Err(SocketError::NotASocket { .. })
         ));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// A directory of this test's own.
+    fn directory(name: &str) -> PathBuf {
+        let name = format!("mkvmm-socket-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_lies_beside_the_socket_is_nobodys_but_its_owners() {
+        let dir = directory("beside");
+        let path = dir.join("s");
+        for number in 0..NAMES - 1 {
+            fs::write(dir.join(format!("s.n{number}")), "precious").unwrap();
+        }
+        fs::write(dir.join("s.new"), "precious").unwrap();
+        drop(ControlSocket::take(&path).unwrap());
+        fs::write(dir.join(format!("s.n{}", NAMES - 1)), "precious").unwrap();
+        let taken = ControlSocket::take(&path);
+        assert!(matches!(taken, Err(SocketError::Bind { .. })), "{taken:?}");
+        let mut files: Vec<_> = fs::read_dir(&dir).unwrap().map(|f| f.unwrap()).collect();
+        files.retain(|file| file.file_name() != "s.lock");
+        assert_eq!(files.len(), NAMES + 1);
+        for file in files {
+            assert_eq!(fs::read(file.path()).unwrap(), b"precious");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_none_is_refused_at_once_and_left_as_it_is() {
+        let dir = directory("lock");
+        let (path, lock) = (dir.join("s"), dir.join("s.lock"));
+        let refused = || {
+            matches!(
+                ControlSocket::take(&path),
+                Err(SocketError::NotALock { .. })
+            )
+        };
+        let fifo = |mode| rustix::fs::mknodat(rustix::fs::CWD, &lock, FileType::Fifo, mode, 0);
+        fifo(Mode::RUSR | Mode::WUSR).unwrap();
+        assert!(refused(), "a pipe that nobody reads");
+        let reader = rustix::fs::open(&lock, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
+        assert!(refused(), "a pipe that somebody reads");
+        drop(reader);
+        fs::remove_file(&lock).unwrap();
+        let target = dir.join("target");
+        std::os::unix::fs::symlink(&target, &lock).unwrap();
+        assert!(refused(), "a link");
+        assert!(!target.exists(), "what it leads to was not made");
+        fs::write(&target, "precious").unwrap();
+        assert!(refused(), "a link to a file");
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+        assert!(!path.exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_socket_of_another_program_is_left_to_it() {
+        let dir = directory("other");
+        let path = dir.join("s");
+        let theirs = StdListener::bind(&path).unwrap();
+        let taken = ControlSocket::take(&path);
+        assert!(
+            matches!(taken, Err(SocketError::Answered { .. })),
+            "{taken:?}"
+        );
+        assert!(StdStream::connect(&path).is_ok());
+        drop(theirs);
+        // Dead now. And one that has ours replaced keeps its own.
+        let ours = ControlSocket::take(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let theirs = StdListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(StdStream::connect(&path).is_ok());
+        drop(theirs);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::devices::device::{Claim, Device, Place};
+use crate::kernel_log::KernelLog;
 use crate::progress::Progress;
 use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::PVPANIC_PORT;
@@ -22,12 +23,13 @@ const CAPABILITIES: u8 = PANICKED | CRASH_LOADED;
 #[derive(Debug)]
 pub struct Pvpanic {
     progress: Arc<Progress>,
+    log: Arc<KernelLog>,
 }
 
 impl Pvpanic {
-    /// Creates a device that reports a crash kernel to `progress`.
-    pub fn new(progress: Arc<Progress>) -> Self {
-        Self { progress }
+    /// Creates a device that tells `progress` and `log` of a crash kernel.
+    pub fn new(progress: Arc<Progress>, log: Arc<KernelLog>) -> Self {
+        Self { progress, log }
     }
 }
 
@@ -50,7 +52,8 @@ impl Device for Pvpanic {
             return Some(EndReason::Panic);
         }
         if events & CRASH_LOADED != 0 {
-            self.progress.note("panic; a crash kernel takes over");
+            self.progress.note("panic, a crash kernel takes over");
+            self.log.crash_kernel();
         }
         None
     }

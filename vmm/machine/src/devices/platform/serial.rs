@@ -22,6 +22,7 @@ use vm_superio::serial::{NoEvents, Serial};
 use crate::console::Console;
 use crate::devices::device::{Claim, Device, Place, lock};
 use crate::devices::irq::IrqLine;
+use crate::kernel_log::KernelLog;
 use crate::progress::Progress;
 use crate::vcpu::exit::ExitOutcome;
 use mkvmm_base::layout::{COM1_BASE, COM1_PORTS};
@@ -46,12 +47,14 @@ const POLLS: u8 = 16;
 struct Line {
     console: Arc<dyn Console>,
     progress: Arc<Progress>,
+    log: Arc<KernelLog>,
 }
 
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.progress.reach(Stage::FirstOutput);
         self.console.print(bytes);
+        self.log.read(bytes);
         Ok(bytes.len())
     }
 
@@ -77,12 +80,18 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// Creates a port that interrupts through `line`, prints to `console`, and
-    /// reads the input typed there.
-    pub fn new(line: IrqLine, console: Arc<dyn Console>, progress: Arc<Progress>) -> Self {
+    /// Creates a port that interrupts through `line`, prints to `console` and
+    /// `log`, and reads what is typed at the console.
+    pub fn new(
+        line: IrqLine,
+        console: Arc<dyn Console>,
+        progress: Arc<Progress>,
+        log: Arc<KernelLog>,
+    ) -> Self {
         let out = Line {
             console: Arc::clone(&console),
             progress,
+            log,
         };
         let port = Port {
             uart: Serial::new(line.clone(), out),
@@ -177,7 +186,8 @@ mod tests {
     fn port() -> (SerialPort, Arc<Recorder>, Arc<Heard>) {
         let (recorder, heard) = (Arc::new(Recorder::default()), Arc::new(Heard::default()));
         let progress = Arc::new(Progress::new(heard.clone()));
-        let port = SerialPort::new(IrqLine::new(4).unwrap(), recorder.clone(), progress);
+        let (line, log) = (IrqLine::new(4).unwrap(), Arc::default());
+        let port = SerialPort::new(line, recorder.clone(), progress, log);
         (port, recorder, heard)
     }
 

@@ -1,8 +1,11 @@
 //! Extracts the parts of requests, with mkvmm's own errors.
 
+use std::error::Error;
+
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request};
+use http_body_util::LengthLimitError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -127,8 +130,14 @@ pub async fn received(request: Request) -> Result<Request, ControlError> {
 }
 
 async fn bounded(body: Body, max: usize) -> Result<Bytes, ControlError> {
-    let bytes = to_bytes(body, max).await;
-    bytes.map_err(|_too_long| ControlError::Body { max })
+    to_bytes(body, max).await.map_err(|error| {
+        let cause = error.source();
+        if cause.is_some_and(|cause| cause.is::<LengthLimitError>()) {
+            ControlError::Body { max }
+        } else {
+            ControlError::Broken(error)
+        }
+    })
 }
 
 /// Parses the JSON of a body that was [`received`].

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -108,7 +108,7 @@ pub async fn console(
     let look = move |registry: &Registry| Ok(Arc::clone(registry.find(&name)?.console()));
     let console = api.client.look(look).await?;
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let (Some(upgrade), true) = (upgrade, asks_for_console(request.headers())) else {
+    let (Some(upgrade), true) = (upgrade, asks_for_console(&request)) else {
         return Err(ControlError::NoUpgrade);
     };
     // The connection belongs to this task now, and so does its place.
@@ -131,9 +131,25 @@ pub async fn console(
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
-fn asks_for_console(headers: &HeaderMap) -> bool {
-    let protocol = headers.get(header::UPGRADE);
-    protocol.is_some_and(|value| value.as_bytes() == CONSOLE_PROTOCOL.as_bytes())
+/// Whether a request may be answered with an upgrade to a console: it names the
+/// protocol, perhaps among others, and says that the connection is to be
+/// upgraded. `HEAD` only asks about a `GET`, and HTTP/1.0 knows no upgrades.
+///
+/// Source: RFC 9110, sections 7.6.1, 7.8 and 9.3.2.
+fn asks_for_console(request: &Request) -> bool {
+    let headers = request.headers();
+    request.method() == Method::GET
+        && request.version() >= Version::HTTP_11
+        && lists(headers, &header::CONNECTION, "upgrade")
+        && lists(headers, &header::UPGRADE, CONSOLE_PROTOCOL)
+}
+
+/// Whether a header, a list that may come in several lines, has `word`.
+fn lists(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    let lines = headers.get_all(name).into_iter();
+    let lines = lines.filter_map(|value| value.to_str().ok());
+    let mut words = lines.flat_map(|line| line.split(','));
+    words.any(|one| one.trim().eq_ignore_ascii_case(word))
 }
 
 /// Copies until the client disconnects, or the instance is deleted. A slow

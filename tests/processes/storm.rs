@@ -1,0 +1,360 @@
+//! Everything at once, for as long as one likes: random instances with guests
+//! that reset, panic, crash and touch what is not theirs, processes killed from
+//! outside, a pool in pieces, and clients that mean no good. In calms between,
+//! all is taken down: every byte is back, and nothing has grown.
+//!
+//! `MKVMM_STORM_SECONDS` says for how long; 20 when it is not set. With
+//! `MKVMM_SOAK_CSV` what was measured in each calm goes to that file:
+//! `scripts/soak --minutes` draws it.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::server::http;
+use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::{Random, Scratch, Server};
+
+const CLIENTS: u64 = 6;
+const INSTANCES: u64 = 12;
+/// How long a storm lasts before the next calm.
+const STORM: Duration = Duration::from_secs(9);
+/// Descriptors and threads that come and go, as in `soak`.
+const NOISE: u64 = 2;
+/// KiB that the manager may grow by, from the calm after the first fifth on.
+const GROWTH_KIB: u64 = 4096;
+/// How long it may take until all that is being taken down is gone.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// How guests end, or do not.
+const CMDLINES: [&str; 10] = [
+    "",
+    "end=panic",
+    "end=crash",
+    "end=poweroff",
+    "end=acpi-reset",
+    "end=halt",
+    "spin",
+    "hold=1 spin",
+    // Of the pool, and mostly somebody else's.
+    "touch=0x100200000,0x104000000,0x10fff0000 end=panic",
+    "shell",
+];
+
+/// What was counted during the storms.
+#[derive(Debug, Default)]
+struct Counts {
+    answers: Mutex<BTreeMap<u16, u64>>,
+    kills: AtomicU64,
+    hostile: AtomicU64,
+    /// The longest answer to `GET /v1/pool` of a storm, milliseconds.
+    slowest_ms: AtomicU64,
+}
+
+/// What was measured in a calm.
+struct Sample {
+    second: u64,
+    requests: u64,
+    kills: u64,
+    hostile: u64,
+    slowest_ms: u64,
+    descriptors: u64,
+    threads: u64,
+    rss_kib: u64,
+}
+
+/// One request: method, path, body.
+fn request(random: &mut Random) -> (&'static str, String, String) {
+    let name = format!("g{}", random.below(INSTANCES));
+    let path = |rest: &str| format!("/v1/instances/{name}{rest}");
+    let post = |rest: &str| ("POST", path(rest), String::new());
+    let cmdline = *random.pick(&CMDLINES);
+    match random.below(18) {
+        0..=2 => {
+            let size = (4 + random.below(16)) << 20;
+            let order = random.pick(&[12, 12, 12, 16, 20, 21]);
+            let policy = random.pick(&["log", "stop"]);
+            let (reboot, panic) = (
+                random.pick(&["stop", "restart"]),
+                random.pick(&["stop", "restart"]),
+            );
+            let cpus = 1 + random.below(3);
+            let body = format!(
+                r#"{{"name":"{name}","memory":{size},"order":{order},"cpus":{cpus},"violation":"{policy}","on-reboot":"{reboot}","on-panic":"{panic}","kernel":"probe","cmdline":"{cmdline}"}}"#
+            );
+            ("POST", "/v1/instances".to_owned(), body)
+        }
+        3 => {
+            let body = format!(r#"{{"kernel":"probe","cmdline":"{cmdline}"}}"#);
+            ("POST", path("/load"), body)
+        }
+        4..=7 => post("/start"),
+        8 => post("/pause"),
+        9 => post("/resume"),
+        10 => ("POST", path("/kill"), r#"{"grace_ms":20}"#.to_owned()),
+        11 => ("POST", path("/kill"), r#"{"force":true}"#.to_owned()),
+        12 => post("/unload"),
+        13 => ("DELETE", path(""), String::new()),
+        14 => {
+            let (size, align) = (4096 << random.below(9), 4096 << random.below(5));
+            let body = format!(r#"{{"size":{size},"align":{align}}}"#);
+            ("POST", "/v1/pool/allocations".to_owned(), body)
+        }
+        15 => {
+            // Where it may have been allocated, or not.
+            let addr = (4_u64 << 30) + 4096 * random.below(40_000);
+            (
+                "DELETE",
+                format!("/v1/pool/allocations/{addr}"),
+                String::new(),
+            )
+        }
+        16 => ("GET", path("/regs"), String::new()),
+        _ => ("GET", "/v1/iomem".to_owned(), String::new()),
+    }
+}
+
+/// A client that does what is allowed, as far as it can know.
+fn client(server: &Server, seed: u64, stop: &AtomicBool, counts: &Counts) {
+    let mut random = Random(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let (method, path, body) = request(&mut random);
+        let (status, answer) = http(server.socket(), method, &path, &body);
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        let is_expected = match status {
+            200 | 201 | 404 | 409 | 422 | 503 | 507 => true,
+            // Its process may be gone at any moment.
+            500 => ["worker", "unpacker", "cleaner"]
+                .iter()
+                .any(|who| message.contains(who)),
+            _ => false,
+        };
+        assert!(is_expected, "{method} {path} {body}: {status} {answer}");
+        let mut answers = counts.answers.lock().expect("nobody has failed");
+        *answers.entry(status).or_default() += 1;
+    }
+}
+
+/// Kills children of the manager, whatever they are doing.
+fn hunter(server: &Server, seed: u64, stop: &AtomicBool, counts: &Counts) {
+    let mut random = Random(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let children = server.running.processes("");
+        if !children.is_empty() && random.pick(&children).kill() {
+            counts.kills.fetch_add(1, Ordering::Relaxed);
+        }
+        thread::sleep(Duration::from_millis(20 + random.below(200)));
+    }
+}
+
+/// A client that sends what it likes, says nothing, or leaves in the middle.
+fn hostile(server: &Server, seed: u64, stop: &AtomicBool, counts: &Counts) {
+    let mut random = Random(seed);
+    let mut kept = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let mut stream = UnixStream::connect(server.socket()).expect("it listens");
+        let name = format!("g{}", random.below(INSTANCES));
+        let text = match random.below(7) {
+            0 => format!(
+                "GET /v1/instances/{name}/console HTTP/1.1\r\nHost: x\r\n\
+                 Connection: upgrade\r\nUpgrade: mkvmm-console\r\n\r\ntyped"
+            ),
+            1 => "GET /v1/events?follow=true HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+            2 => "POST /v1/instances HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{"
+                .to_owned(),
+            3 => "POST /v1/plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
+                .to_owned(),
+            4 => "GET /v1/pool HTTP/1.1\r\nHost: ".to_owned(),
+            5 => (0..200)
+                .map(|_| char::from(b' ' + u8::try_from(random.below(90)).expect("small")))
+                .collect(),
+            _ => String::new(),
+        };
+        // It may have hung up on this one already.
+        let _ = stream.write_all(text.as_bytes());
+        if random.below(2) == 0 {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(5)));
+            let _ = stream.read(&mut [0; 512]);
+        }
+        if random.below(3) == 0 {
+            kept.push(stream);
+        }
+        if kept.len() > 30 {
+            kept.clear();
+        }
+        counts.hostile.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(random.below(20)));
+    }
+}
+
+/// Asks a question that takes no time, and looks at the books.
+fn watcher(server: &Server, stop: &AtomicBool, counts: &Counts) {
+    while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        assert_eq!(server.http("GET", "/v1/pool", "").0, 200);
+        let ms = u64::try_from(asked.elapsed().as_millis()).expect("small");
+        counts.slowest_ms.fetch_max(ms, Ordering::Relaxed);
+        server.expect_audit();
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Runs everybody for a while.
+fn storm(server: &Server, round: u64, length: Duration, counts: &Counts) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stop = &stop;
+        for number in 0..CLIENTS {
+            scope.spawn(move || client(server, 1000 * round + number, stop, counts));
+        }
+        scope.spawn(move || hunter(server, round, stop, counts));
+        scope.spawn(move || hostile(server, round, stop, counts));
+        scope.spawn(move || watcher(server, stop, counts));
+        thread::sleep(length);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Takes everything down, allocations too, and waits until it is gone.
+fn calm(server: &Server) {
+    let end = Instant::now() + SETTLING;
+    loop {
+        let (_, all) = server.http("GET", "/v1/instances", "");
+        let all = all.as_array().expect("a list").clone();
+        for name in all.iter().filter_map(|instance| instance["name"].as_str()) {
+            let path = format!("/v1/instances/{name}");
+            server.http("POST", &format!("{path}/kill"), r#"{"force":true}"#);
+            server.http("DELETE", &path, "");
+        }
+        let (_, map) = server.http("GET", "/v1/iomem", "");
+        for row in map.as_array().expect("rows") {
+            if row["name"]
+                .as_str()
+                .is_some_and(|name| name.contains("allocation"))
+            {
+                let addr = row["start"].as_u64().or(row["range"]["start"].as_u64());
+                let addr = addr.expect("a row is a range");
+                server.http("DELETE", &format!("/v1/pool/allocations/{addr}"), "");
+            }
+        }
+        server.expect_audit();
+        let (_, pool) = server.http("GET", "/v1/pool", "");
+        if pool["used"] == 0 && pool["instances"] == 0 && server.running.processes("").is_empty() {
+            return server.expect_empty();
+        }
+        assert!(
+            Instant::now() < end,
+            "not all is back: {pool}\n{}",
+            server.ok("iomem")
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+impl Sample {
+    fn take(server: &Server, began: Instant, counts: &Counts) -> Self {
+        // Connections of clients that have left are being closed.
+        thread::sleep(Duration::from_millis(500));
+        let process = server.running.pid().expect("it runs").as_raw_pid();
+        let entries = |of: &str| {
+            let entries = fs::read_dir(format!("/proc/{process}/{of}"));
+            entries.expect("it runs").count() as u64
+        };
+        let answers = counts.answers.lock().expect("nobody has failed");
+        Self {
+            second: began.elapsed().as_secs(),
+            requests: answers.values().sum(),
+            kills: counts.kills.load(Ordering::Relaxed),
+            hostile: counts.hostile.load(Ordering::Relaxed),
+            slowest_ms: counts.slowest_ms.swap(0, Ordering::Relaxed),
+            descriptors: entries("fd"),
+            threads: entries("task"),
+            rss_kib: server.running.status_kib("VmRSS"),
+        }
+    }
+}
+
+fn write_csv(samples: &[Sample]) {
+    let Some(path) = env::var_os("MKVMM_SOAK_CSV") else {
+        return;
+    };
+    let mut text =
+        "second,requests,kills,hostile,slowest_ms,descriptors,threads,rss_kib\n".to_owned();
+    for s in samples {
+        let row = [
+            s.second,
+            s.requests,
+            s.kills,
+            s.hostile,
+            s.slowest_ms,
+            s.descriptors,
+            s.threads,
+            s.rss_kib,
+        ];
+        let row: Vec<String> = row.iter().map(u64::to_string).collect();
+        writeln!(text, "{}", row.join(",")).expect("a string takes it");
+    }
+    fs::write(path, text).expect("the file can be written");
+}
+
+#[test]
+fn after_every_storm_all_is_back_and_nothing_has_grown() {
+    if skips_without_kvm() {
+        return;
+    }
+    let seconds = env::var("MKVMM_STORM_SECONDS").ok();
+    let seconds = seconds.map_or(20, |text| text.parse().expect("a number"));
+    let length = Duration::from_secs(seconds);
+    // The calms may take as long as the storms.
+    let timeout = 4 * length + Duration::from_secs(300);
+    let server = Server::start_in(Scratch::new(), |serve| serve, "160M@4G", timeout);
+    let (began, counts) = (Instant::now(), Counts::default());
+    let mut samples = Vec::new();
+    for round in 1.. {
+        storm(&server, round, STORM.min(length), &counts);
+        calm(&server);
+        samples.push(Sample::take(&server, began, &counts));
+        write_csv(&samples);
+        if began.elapsed() >= length {
+            break;
+        }
+    }
+    let answers = counts.answers.lock().expect("nobody has failed");
+    let (kills, hostile) = (
+        counts.kills.load(Ordering::Relaxed),
+        counts.hostile.load(Ordering::Relaxed),
+    );
+    announce(&format!(
+        "answers {answers:?}, {kills} kills, {hostile} hostile clients"
+    ));
+    assert!(
+        answers.get(&200).is_some_and(|count| *count > 20),
+        "{answers:?}"
+    );
+    assert!(
+        kills > 5 && hostile > 50,
+        "{kills} kills, {hostile} hostile clients"
+    );
+    // Of the first fifth, everything that fills up once may be full.
+    let settled = &samples[samples.len() / 5];
+    let last = samples.last().expect("there was a storm");
+    let grown = |of: fn(&Sample) -> u64| (of(settled), of(last));
+    let (descriptors, threads) = (grown(|s| s.descriptors), grown(|s| s.threads));
+    let memory = grown(|s| s.rss_kib);
+    announce(&format!(
+        "descriptors {descriptors:?}, threads {threads:?}, KiB {memory:?}"
+    ));
+    assert!(
+        descriptors.1 <= descriptors.0 + NOISE,
+        "descriptors {descriptors:?}"
+    );
+    assert!(threads.1 <= threads.0 + NOISE, "threads {threads:?}");
+    assert!(memory.1 <= memory.0 + GROWTH_KIB, "KiB {memory:?}");
+}
