@@ -181,6 +181,6 @@ mod tests {
         let text = String::from_utf8(written).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
-        assert!(lines[1].contains("3 lines were lost"), "{text}");
+        assert!(lines[1].contains("3 log lines were dropped"), "{text}");
     }
 }

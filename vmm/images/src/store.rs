@@ -405,7 +405,16 @@ impl<U: Unpackers + 'static> Inner<U> {
             cache.alike(&image)
         };
         if let Some(held) = alike {
-            if compare::are_equal(&image, &held).await {
+            let is_equal = compare::are_equal(&image, &held).await;
+            let Ok(is_equal) = is_equal else {
+                // It belongs to its guest alone: a later one finds the other.
+                self.state.borrow_mut().cache.counters.misses += 1;
+                return Done {
+                    image,
+                    known: false,
+                };
+            };
+            if is_equal {
                 let cache = &mut self.state.borrow_mut().cache;
                 cache.counters.hits_by_content += 1;
                 cache.insert_again(&held, key);

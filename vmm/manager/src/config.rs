@@ -80,8 +80,9 @@ impl InstanceConfig {
         }
     }
 
-    /// Whether its user wants it in a cgroup, so that it does not run outside.
-    pub(crate) fn needs_cgroup(&self) -> bool {
+    /// Returns whether its user wants it in a cgroup, so that it must not run
+    /// outside.
+    pub fn needs_cgroup(&self) -> bool {
         self.cgroup.is_some() || self.resource_limits() != ResourceLimits::default()
     }
 

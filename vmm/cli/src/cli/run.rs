@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
 use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose, InstanceName, is_plain};
+use mkvmm_base::{Class, Diagnose, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::config::InstanceConfig;
@@ -110,10 +110,10 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     let request = args.pool.check()?;
     let children = args.children.checked()?;
     let configs = resolve::check(specs)?;
-    let first = configs.first().map(|(config, _)| &config.name);
+    let first = configs.first().map(|(config, _)| config);
     let early = early
         .zip(first)
-        .and_then(|(early, name)| settle(early, &children, name));
+        .and_then(|(early, config)| settle(early, &children, config));
     args.children.confine_manager()?;
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
@@ -147,15 +147,16 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     .map_err(HostIoError::Signals)?
 }
 
-/// Assigns a worker that was started early to the guest `name`. If that fails,
-/// another one is started when it is needed, and any error is reported then.
-fn settle(early: Early, children: &Children, name: &InstanceName) -> Option<Begun> {
-    if matches!(children.leaves, Leaves::Required(_)) {
+/// Assigns a worker that was started early to the guest of `config`. If that
+/// fails, another one is started when it is needed, and any error is reported
+/// then.
+fn settle(early: Early, children: &Children, config: &InstanceConfig) -> Option<Begun> {
+    if matches!(children.leaves, Leaves::Required(_)) || config.needs_cgroup() {
         // It would have to be started in its cgroup.
         return None;
     }
     let Early { child, socket } = early;
-    Begun::early(child, socket, children, name).ok()
+    Begun::early(child, socket, children, &config.name).ok()
 }
 
 /// The guests of this command while they run.

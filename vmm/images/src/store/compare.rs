@@ -13,15 +13,17 @@ use crate::stored::StoredImage;
 /// The number of bytes that are compared at a time: 256 KiB.
 const PIECE: usize = 256 << 10;
 
-/// Compares two images of equal size, on a thread that may block. Images that
-/// cannot be compared are considered different.
-pub async fn are_equal(a: &Arc<StoredImage>, b: &Arc<StoredImage>) -> bool {
+/// Compares two images of equal size, on a thread that may block.
+///
+/// # Errors
+/// Returns an error if they cannot be compared.
+pub async fn are_equal(a: &Arc<StoredImage>, b: &Arc<StoredImage>) -> io::Result<bool> {
     let (a, b) = (Arc::clone(a), Arc::clone(b));
     let compared = spawn_blocking(move || {
         let (x, y) = (a.file().try_clone()?, b.file().try_clone()?);
         files_are_equal(&File::from(x), &File::from(y), a.size())
     });
-    matches!(compared.await, Ok(Ok(true)))
+    compared.await.map_err(io::Error::other)?
 }
 
 fn files_are_equal(a: &File, b: &File, size: u64) -> io::Result<bool> {
