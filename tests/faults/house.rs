@@ -207,7 +207,7 @@ impl House {
         }
     }
 
-    /// Its state.
+    /// Returns the state of an instance.
     #[track_caller]
     pub fn state(&self, name: &str) -> Option<String> {
         let instance = self.instance(name)?;
@@ -243,7 +243,7 @@ impl House {
         Ok(())
     }
 
-    /// Whether the books are right.
+    /// Returns whether the audit finds nothing.
     ///
     /// # Errors
     /// What is wrong.

@@ -125,7 +125,7 @@ pub mod code {
         0xeb, 0xdf, //            37: jmp 6
     ];
 
-    /// Counts for ever, in the eight bytes that lie 24 behind its start.
+    /// Counts forever, in the eight bytes that lie 24 behind its start.
     pub fn count_in_memory() -> Vec<u8> {
         vec![
             0x48, 0x8d, 0x1d, 17, 0, 0, 0, //  0: lea rbx, [24]
@@ -135,7 +135,7 @@ pub mod code {
         ]
     }
 
-    /// Prints `byte` for ever; behind [`print()`], which sets `dx`.
+    /// Prints `byte` forever; behind [`print()`], which sets `dx`.
     pub fn print_for_ever(byte: u8) -> Vec<u8> {
         vec![0xb0, byte, 0xee, 0xeb, 0xfd]
     }

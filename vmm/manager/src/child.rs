@@ -166,7 +166,11 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     let Question { role, label, .. } = *question;
     let (child, socket) = children.start(role, label, None)?;
     let child = child.confirm().map_err(WorkerError::from)?;
-    let channel = AsyncChannel::<Out, In>::open(socket).map_err(WorkerError::from)?;
+    let channel = match AsyncChannel::<Out, In>::open(socket) {
+        // It has ended already, and says with which status.
+        Err(WireError::Closed) => None,
+        opened => Some(opened.map_err(WorkerError::from)?),
+    };
     let killer = child.killer();
     let mut child = Asked(Some(child));
     let role = role.word();
@@ -174,11 +178,10 @@ pub(crate) async fn ask<Out: Message, In: Message>(
         answer = talk(channel, question) => answer,
         error = watch(&killer, role, question.limit) => Err(error),
     };
-    let killed = matches!(
-        answer,
-        Err(AskError::Stopped { .. } | AskError::Slow { .. })
-    );
-    let exit = child.ended(killed).await.map_err(WorkerError::from)?;
+    let exit = child
+        .ended(answer.is_err())
+        .await
+        .map_err(WorkerError::from)?;
     match answer? {
         Some(answer) => Ok(answer),
         None => Err(AskError::Gone { role, exit }),
@@ -187,19 +190,23 @@ pub(crate) async fn ask<Out: Message, In: Message>(
 
 /// Asks and waits for the answer; `None` where the child is gone without one.
 async fn talk<Out: Message, In: Message>(
-    mut channel: AsyncChannel<Out, In>,
+    channel: Option<AsyncChannel<Out, In>>,
     question: &Question<'_, Out>,
 ) -> Result<Option<In>, AskError> {
+    let Some(mut channel) = channel else {
+        return Ok(None);
+    };
     let sent = channel.sender.send(question.message, question.descriptors);
-    let sent = sent.await;
-    // One that could not begin may have said why without being asked.
+    match sent.await {
+        // One that could not begin may have said why without being asked.
+        Ok(()) | Err(WireError::Closed) => {}
+        // It waits for the question.
+        Err(error) => return Err(WorkerError::from(error).into()),
+    }
     match channel.receiver.recv().await {
         Ok(Some(received)) => Ok(Some(received.message)),
-        Ok(None) => Ok(None),
-        Err(error) => match sent.err().unwrap_or(error) {
-            WireError::Closed => Ok(None),
-            error => Err(WorkerError::from(error).into()),
-        },
+        Ok(None) | Err(WireError::Closed) => Ok(None),
+        Err(error) => Err(WorkerError::from(error).into()),
     }
 }
 

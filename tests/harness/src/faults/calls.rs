@@ -11,7 +11,7 @@
 //! - `futex`, `epoll_wait`, `poll`, `nanosleep`: they wait, and end with what
 //!   was waited for or with `EINTR`, which their callers know;
 //! - `kill`, `tgkill`, `pidfd_send_signal` to a child, `shutdown`, `getsockopt`,
-//!   `setsockopt`, `fcntl` but for two of its commands, `ioctl` but for KVM's,
+//!   `setsockopt`, `fcntl` except two of its commands, `ioctl` except KVM's,
 //!   `epoll_ctl` that changes or removes, `landlock_create_ruleset` that
 //!   only asks for the version: they allocate nothing;
 //! - reading and writing of eventfds and timers, and reading of a pipe: only
@@ -164,7 +164,7 @@ pub(super) fn numbers() -> Vec<u32> {
 
 /// The request that the filter does not ask about.
 pub(super) const KVM_RUN: u32 = 0xae80;
-/// Its call.
+/// The number of the call ioctl.
 pub(super) const IOCTL: u32 = 16;
 
 /// A call that may fail.
@@ -185,7 +185,7 @@ impl Call {
         row.map(Self)
     }
 
-    /// Its name.
+    /// Returns the name of the call.
     pub fn name(&self) -> &'static str {
         self.0.1
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::calls::{IOCTL, KVM_RUN};
 
-/// `AUDIT_ARCH_X86_64`.
+/// The number `AUDIT_ARCH_X86_64` of <linux/audit.h>.
 const ARCH: u32 = 0xc000_003e;
 /// Offsets in the kernel's `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -33,9 +33,9 @@ pub(super) struct Question {
     id: u64,
     /// The thread that makes it.
     pub thread: u32,
-    /// Its number.
+    /// The number of the call.
     pub call: u64,
-    /// Its arguments.
+    /// The arguments of the call.
     pub arguments: [u64; 6],
 }
 

@@ -43,7 +43,7 @@ pub const NEWBORN: &str = "newborn";
 /// A call that was made to fail.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// Its name.
+    /// The name of the call.
     pub call: &'static str,
     /// The error that it had.
     pub errno: rustix::io::Errno,

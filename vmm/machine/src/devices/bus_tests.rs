@@ -283,7 +283,7 @@ fn marks_and_stages_are_told() {
     assert_eq!(bus.pio_write(PVPANIC_PORT, &[2]), None);
     assert_eq!(
         heard.marks(),
-        ["0x42", "init", "panic; a crash kernel takes over"]
+        ["0x42", "init", "panic, a crash kernel takes over"]
     );
     bus.first_exit();
     bus.pio_write(COM1_BASE, b"x");

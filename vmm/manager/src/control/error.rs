@@ -54,7 +54,7 @@ pub enum ControlError {
     #[error("the body broke off, or is not in the chunks that it should be in")]
     Broken(#[source] axum::Error),
     /// The body did not come.
-    #[error("the request did not come in {} s", .limit.as_secs())]
+    #[error("the request did not arrive within {} s", .limit.as_secs())]
     Slow {
         /// The time limit for the body.
         limit: Duration,

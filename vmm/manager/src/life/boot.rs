@@ -91,7 +91,7 @@ impl Manager {
         let gone = self.expect_soon(&worker, run, None).await;
         gone.inspect_err(|error| {
             if !matches!(error, StepError::Stalled { .. }) {
-                // It would wait for ever, and be taken for one that runs.
+                // It would wait forever, and be taken for one that runs.
                 worker.kill();
             }
         })?;
