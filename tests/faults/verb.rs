@@ -9,6 +9,11 @@ use serde_json::Value;
 
 use crate::house::{House, NAME};
 
+/// How often a verb is repeated if the host is short of something without a fault.
+const SHORTAGES: u32 = 5;
+/// The pause before each repetition.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Milliseconds that a guest has between its power button and force.
 const GRACE_MS: u64 = 1000;
 /// How long a guest that was started may say nothing before somebody looks
@@ -189,6 +194,7 @@ impl Verb {
     /// # Errors
     /// What came of it instead.
     pub fn insist(self, house: &House) -> Result<(), String> {
+        let mut shortages = 0;
         loop {
             let began = house.said().len();
             let answer = self.ask(house);
@@ -197,6 +203,13 @@ impl Verb {
             let is_done = self.done().contains(&state.as_deref());
             if answer == Answer::Done && is_done {
                 return Ok(());
+            }
+            // The host itself may be short of something for a moment.
+            let is_short = matches!(&answer, Answer::Refused { class, .. } if class == "exhausted");
+            if is_short && shortages < SHORTAGES {
+                shortages += 1;
+                thread::sleep(PAUSE);
+                continue;
             }
             if !house.was_interrupted(began) {
                 return Err(format!("without a fault: {answer:?}, it is {state:?}"));

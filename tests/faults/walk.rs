@@ -22,7 +22,7 @@ const QUIET: u32 = 2;
 /// Classes of errors that tell a client of the host's need, or of a file's.
 const CLASSES: [&str; 5] = ["vmm-failed", "exhausted", "overload", "no-room", "file"];
 /// Failures after which a walk is given up.
-const EVENT_TIMEOUT: usize = 40;
+const MAX_FAILURES: usize = 40;
 
 /// A walk through the calls of one mkvmm.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Walk {
             if let Err(failure) = self.live(role, number, &mut spared) {
                 announce(&failure);
                 self.failures.push(failure);
-                assert!(self.failures.len() < EVENT_TIMEOUT, "{}", self.report());
+                assert!(self.failures.len() < MAX_FAILURES, "{}", self.report());
                 self.house.clear();
             }
             self.lives += 1;
