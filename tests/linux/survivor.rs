@@ -30,7 +30,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The guests, their ends, and what else their kernels are told.
 const WITNESS: (&str, &str, &str) = ("witness", "hold", "mkvmm.tick=1 mkvmm.keep=4");
 const PANICS: (&str, &str, &str) = ("panics", "panic", "");
-const CRASHES: (&str, &str, &str) = ("crashes", "reboot", "reboot=t");
+const CRASHES: (&str, &str, &str) = ("crashes", "reset", "reboot=t");
 const SHOT: (&str, &str, &str) = ("shot", "hold", "");
 const ENEMY: (&str, &str, &str) = ("enemy", "attack", "");
 
