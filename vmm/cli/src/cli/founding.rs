@@ -29,6 +29,15 @@ const UNPACKING: u64 = 4 << 30;
 /// The user and group ID of root's child processes: nobody.
 const NOBODY: u32 = 65534;
 
+/// The layers of the manager's own sandbox.
+const MANAGER_LAYERS: Layers = Layers {
+    // Whoever has its user ID may use its socket as well.
+    dumpable: false,
+    // It is not a child process.
+    parent_death: false,
+    ..Layers::ALL
+};
+
 /// A reason why the manager cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum FoundingError {
@@ -152,26 +161,47 @@ impl ChildOptions {
         }
     }
 
-    /// Takes from this process what neither it nor its children ever need. To
-    /// be called while it has one thread. A call that is refused fails: a
-    /// mistake here is not worth everybody's guests.
+    /// Takes from this process what neither it nor its children ever need. Must
+    /// be called while it has one thread. Refused calls fail: a mistake here must
+    /// not kill all guests.
     ///
     /// # Errors
     /// [`FoundingError::Sandbox`].
     pub fn confine_manager(&self) -> Result<(), FoundingError> {
+        self.confine(MANAGER_LAYERS)
+    }
+
+    /// Does the part of [`Self::confine_manager`] that needs a single thread: all
+    /// but the filter, which takes longer to install than all the rest.
+    ///
+    /// # Errors
+    /// [`FoundingError::Sandbox`].
+    pub fn confine_manager_early(&self) -> Result<(), FoundingError> {
+        self.confine(Layers {
+            seccomp: false,
+            ..MANAGER_LAYERS
+        })
+    }
+
+    /// Installs the filter for all threads of this process.
+    ///
+    /// # Errors
+    /// [`FoundingError::Sandbox`].
+    pub fn filter_manager(&self) -> Result<(), FoundingError> {
+        self.confine(Layers {
+            seccomp: true,
+            ..Layers::NONE
+        })
+    }
+
+    fn confine(&self, layers: Layers) -> Result<(), FoundingError> {
         let mut confinement = Confinement::new(Profile::Manager);
         confinement.mode = match self.sandbox.unwrap_or_default() {
             Sandbox::Kill | Sandbox::Errno => Mode::Errno,
             Sandbox::Log => Mode::Log,
             Sandbox::Off => return Ok(()),
         };
-        confinement.layers = Layers {
-            // Whoever is its user may use its socket as well.
-            dumpable: false,
-            // It is nobody's child.
-            parent_death: false,
-            ..Layers::ALL
-        };
+        confinement.layers = layers;
         confinement.enter()?;
         Ok(())
     }

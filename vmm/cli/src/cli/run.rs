@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::cli::HostIoError;
 use crate::cli::fleet_file;
-use crate::cli::founding::{ChildOptions, Treatment, found};
+use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::block_on;
 use crate::cli::signals::Signals;
@@ -31,6 +31,8 @@ use crate::logger;
 /// The size of the buffer between a guest and the output stream: 64 KiB. A
 /// guest waits while its buffer is full.
 const CONSOLE_RING: usize = 64 << 10;
+/// The time after which the filter of the manager is installed.
+const FILTER_DELAY: Duration = Duration::from_millis(20);
 /// How long the last lines may take after an interrupt.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
@@ -114,7 +116,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     let early = early
         .zip(first)
         .and_then(|(early, config)| settle(early, &children, config));
-    args.children.confine_manager()?;
+    args.children.confine_manager_early()?;
 
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
@@ -157,6 +159,16 @@ fn settle(early: Early, children: &Children, config: &InstanceConfig) -> Option<
     }
     let Early { child, socket } = early;
     Begun::early(child, socket, children, &config.name).ok()
+}
+
+/// Confines this process further once its guests run, as the first output must
+/// not wait for that. Returns only if that fails.
+async fn confine(children: &ChildOptions) -> FoundingError {
+    tokio::time::sleep(FILTER_DELAY).await;
+    match children.filter_manager() {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
 }
 
 /// The guests of this command while they run.
@@ -214,6 +226,11 @@ impl Launch {
             tokio::pin!(finished);
             tokio::select! {
                 () = &mut finished => {}
+                error = confine(&args.children) => {
+                    manager.kill_all();
+                    finished.await;
+                    return Err(error.into());
+                }
                 _ = signals.wait() => {
                     manager.kill_all();
                     finished.await;
