@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The longest path that Linux accepts, in bytes without the NUL.
 const PATH_MAX: usize = 4095;
 
-/// A path is longer than Linux accepts.
+/// A path is empty, or longer than Linux accepts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a path of {len} bytes is too long (max {PATH_MAX})")]
+#[error("a path of {len} bytes is out of range (1..={PATH_MAX})")]
 pub struct PathError {
     /// The length of the path in bytes.
     len: usize,
@@ -59,10 +59,10 @@ impl KernelSource {
     }
 }
 
-/// Returns `text` as a path, unless it is too long.
+/// Returns `text` as a path, unless it is empty or too long.
 fn path(text: String) -> Result<PathBuf, PathError> {
     match text.len() {
-        0..=PATH_MAX => Ok(text.into()),
+        1..=PATH_MAX => Ok(text.into()),
         len => Err(PathError { len }),
     }
 }

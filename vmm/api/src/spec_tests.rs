@@ -193,7 +193,7 @@ fn paths_that_no_file_has_are_refused() {
         let error = spec(&format!("{key}=/{}", "x".repeat(4095))).unwrap_err();
         let message = error.to_string();
         assert!(
-            message.ends_with("4096 bytes is too long (max 4095)"),
+            message.ends_with("4096 bytes is out of range (1..=4095)"),
             "{message}"
         );
         assert!(message.len() < 200, "the error repeats the path");

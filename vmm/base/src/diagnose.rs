@@ -29,6 +29,8 @@ pub enum Class {
     Name,
     /// The requested processors are not available on the host.
     Affinity,
+    /// A cgroup cannot be used, or cannot enforce a limit.
+    Cgroup,
     /// A kernel is required and was not given.
     NoKernel,
     /// A file cannot be used.

@@ -53,6 +53,7 @@ impl ExitStatus {
             | Class::Invalid
             | Class::Name
             | Class::Affinity
+            | Class::Cgroup
             | Class::NoKernel
             | Class::NoMemory
             | Class::NoCpu

@@ -143,7 +143,8 @@ impl Diagnose for ControlError {
         }
         match self {
             Self::Name(_) => Class::Name,
-            Self::Data(_) | Self::Since { .. } | Self::Cgroup(_) | Self::NoPeer => Class::Invalid,
+            Self::Data(_) | Self::Since { .. } => Class::Invalid,
+            Self::Cgroup(_) | Self::NoPeer => Class::Cgroup,
             Self::Syntax(_)
             | Self::Broken(_)
             | Self::Query(_)
@@ -190,6 +191,7 @@ pub const fn status(class: Class) -> StatusCode {
         Class::Invalid
         | Class::Name
         | Class::Affinity
+        | Class::Cgroup
         | Class::NoKernel
         | Class::File
         | Class::NoMemory

@@ -179,7 +179,7 @@ impl StepError {
                 RefusalKind::Failure => Class::VmmFailed,
             },
             Self::Shortage(error) => error.class(),
-            Self::Cgroup(CgroupError::NoController { .. }) => Class::Invalid,
+            Self::Cgroup(CgroupError::NoController { .. }) => Class::Cgroup,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
