@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -21,7 +22,7 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::errno;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 thread_local! {
     /// The `immediate_exit` of the vCPU that this thread runs; null if there is
@@ -42,8 +43,26 @@ fn kick_signal() -> c_int {
 /// Returns the error of sigaction.
 pub fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), errno::Error>> = OnceLock::new();
-    let installed = INSTALLED.get_or_init(|| register_signal_handler(kick_signal(), on_kick));
+    let installed = INSTALLED.get_or_init(set_handler);
     installed.map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Has `on_kick` handle the signal. All system calls but KVM_RUN, which never
+/// restarts, go on after it (`SA_RESTART`): a tracer or a seccomp listener makes
+/// even calls interruptible that cannot fail with EINTR otherwise, such as mmap.
+fn set_handler() -> Result<(), errno::Error> {
+    // SAFETY: all fields of a sigaction may be zero: no flags, no signal in the
+    // mask, no restorer (the C library has its own).
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = on_kick as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+    // SAFETY: `action` lives throughout the call, nothing is returned through
+    // the null pointer, and `on_kick` has the signature that SA_SIGINFO demands
+    // and does only what is allowed in a handler (see there).
+    match unsafe { libc::sigaction(kick_signal(), &raw const action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => errno::errno_result(),
+    }
 }
 
 /// Kicks the vCPU thread behind `thread`. Has no effect if it has ended.
