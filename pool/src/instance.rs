@@ -87,6 +87,58 @@ pub enum CreateError {
     },
 }
 
+/// The reason why an instance pool was not restored. The main pool is unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The granule is smaller than a page, or does not fit 64 bits.
+    #[error("instance {id}: order {order} is out of range ({min}..=63)")]
+    BadOrder {
+        /// The name of the instance.
+        id: u32,
+        /// The order that was given.
+        order: u32,
+        /// The smallest order that is allowed.
+        min: u32,
+    },
+    /// The instance would have no memory.
+    #[error("instance {id}: there are no chunks")]
+    NoChunks {
+        /// The name of the instance.
+        id: u32,
+    },
+    /// A chunk is not made of whole granules, overlaps another one or starts at address 0.
+    #[error("instance {id}: a chunk was refused")]
+    Chunk {
+        /// The name of the instance.
+        id: u32,
+        /// The underlying error.
+        source: PoolError,
+    },
+    /// Part of a chunk is not free in the main pool, or does not belong to it.
+    #[error("instance {id}: the main pool cannot provide the chunk {chunk}")]
+    Taken {
+        /// The name of the instance.
+        id: u32,
+        /// The chunk to be taken.
+        chunk: AddrRange,
+        /// The main pool's error.
+        source: AllocError,
+    },
+    /// The size that was requested is not one that is rounded up to that of the chunks.
+    #[error("instance {id}: {requested:#x} bytes are not rounded up to {size:#x} by {granule:#x}")]
+    BadRequest {
+        /// The name of the instance.
+        id: u32,
+        /// The size that was requested, as it was given.
+        requested: u64,
+        /// The number of bytes of all chunks.
+        size: u64,
+        /// The granule in bytes.
+        granule: u64,
+    },
+}
+
 /// The reason why an instance pool was not destroyed. The pool is returned unchanged; dropping it
 /// frees its chunks nevertheless.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +239,96 @@ impl InstancePool {
         // On failure the drop frees the chunks.
         instance.gather(policy, granule)?;
         Ok(instance)
+    }
+
+    /// Takes exactly `chunks` of `main`, all or nothing: the pool that another one was, with
+    /// nothing allocated.
+    ///
+    /// The arguments are what [`id`](Self::id), [`chunks`](Self::chunks) (the chunk obtained last
+    /// comes first), [`order`](Self::order) and [`rounded_from`](Self::rounded_from) of the other
+    /// pool returned. Once everything that was allocated in it is allocated again with
+    /// [`Algo::At`], in any order, both pools return the same addresses for the same calls.
+    ///
+    /// ```
+    /// use mkpool::{AddrRange, Algo, InstancePool, MainPool};
+    /// use mkpool::{instance::ChunkPolicy, main_pool::PAGE_ORDER};
+    /// let range = AddrRange::with_size(4 << 30, 1 << 30)?;
+    /// let main = MainPool::new(range, PAGE_ORDER)?;
+    /// let mut web = InstancePool::create(&main, 1, 64 << 20, PAGE_ORDER, ChunkPolicy::Rfc)?;
+    /// let kernel = web.alloc(32 << 20, 2 << 20)?;
+    ///
+    /// // Another process has only the numbers.
+    /// let main = MainPool::new(range, PAGE_ORDER)?;
+    /// let mut same = InstancePool::restore(&main, 1, &web.chunks(), PAGE_ORDER, web.rounded_from())?;
+    /// same.alloc_with(kernel.size(), Algo::At(kernel.start()))?;
+    /// assert_eq!(same.alloc(4096, 0)?, web.alloc(4096, 0)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RestoreError`]; all chunks have been freed then.
+    pub fn restore(
+        main: &MainPool,
+        id: u32,
+        chunks: &[AddrRange],
+        order: u32,
+        rounded_from: Option<u64>,
+    ) -> Result<Self, RestoreError> {
+        let min = PAGE_ORDER;
+        if order < min || order > 63 {
+            return Err(RestoreError::BadOrder { id, order, min });
+        }
+        if chunks.is_empty() {
+            return Err(RestoreError::NoChunks { id });
+        }
+        let refused = |source| RestoreError::Chunk { id, source };
+        let mut instance = Self {
+            id,
+            size: 0,
+            requested: 0,
+            main: main.clone(),
+            identity: Arc::new(()),
+            changes: 0,
+            chunks: Vec::new(),
+            pool: GenPool::new(order).map_err(refused)?,
+        };
+        let granule = 1_u64.wrapping_shl(order.max(main.order()));
+        // On failure the drop frees the chunks taken so far.
+        for &chunk in chunks.iter().rev() {
+            instance.take_again(chunk, granule)?;
+        }
+        let size = instance.pool.size();
+        let requested = rounded_from.unwrap_or(size);
+        let rounded = requested.checked_next_multiple_of(granule);
+        if requested == 0 || rounded != Some(size) || rounded_from == Some(size) {
+            return Err(RestoreError::BadRequest {
+                id,
+                requested,
+                size,
+                granule,
+            });
+        }
+        (instance.size, instance.requested) = (size, requested);
+        Ok(instance)
+    }
+
+    /// Takes `chunk`, which is searched before all others from now on.
+    fn take_again(&mut self, chunk: AddrRange, granule: u64) -> Result<(), RestoreError> {
+        let id = self.id;
+        if (chunk.start() | chunk.size()) & granule.wrapping_sub(1) != 0 {
+            let source = PoolError::Unaligned { chunk, granule };
+            return Err(RestoreError::Chunk { id, source });
+        }
+        self.pool
+            .add_chunk(chunk, ())
+            .map_err(|source| RestoreError::Chunk { id, source })?;
+        let taken = self
+            .main
+            .alloc_with(chunk.size(), Algo::At(chunk.start()))
+            .map_err(|source| RestoreError::Taken { id, chunk, source })?;
+        self.chunks.push(taken);
+        Ok(())
     }
 
     /// Takes chunks until nothing remains.

@@ -310,3 +310,188 @@ fn a_draft_goes_back_only_to_the_state_it_was_made_of() {
     }
     assert_eq!(one.avail(), 61_440);
 }
+
+/// Returns a pool of `range` as fresh as in another process.
+fn fresh(main: &MainPool) -> MainPool {
+    MainPool::new(main.range(), main.order()).unwrap()
+}
+
+/// Restores what `pool` is, with its allocations.
+fn restored(main: &MainPool, pool: &InstancePool) -> InstancePool {
+    let (id, order) = (pool.id(), pool.order());
+    let chunks = pool.chunks();
+    let mut same = InstancePool::restore(main, id, &chunks, order, pool.rounded_from()).unwrap();
+    for range in pool.allocations() {
+        same.alloc_with(range.size(), Algo::At(range.start()))
+            .unwrap();
+    }
+    same
+}
+
+/// Checks that nobody can tell the two pools apart.
+fn assert_same(one: &InstancePool, other: &InstancePool) {
+    let numbers = |pool: &InstancePool| (pool.id(), pool.order(), pool.size(), pool.avail());
+    assert_eq!(numbers(one), numbers(other));
+    assert_eq!(one.rounded_from(), other.rounded_from());
+    assert_eq!(one.chunks(), other.chunks());
+    assert_eq!(one.regions(), other.regions());
+    assert_eq!(one.free_extents(), other.free_extents());
+    assert_eq!(one.largest_free(), other.largest_free());
+}
+
+#[test]
+fn a_restored_pool_searches_its_chunks_in_the_same_order() {
+    let main = holes(4, MIB + 512 * 1024);
+    let mut web = InstancePool::create(&main, 3, 4 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    assert!(web.chunks().len() > 2);
+    let first = web.alloc(MIB, 0).unwrap();
+    let second = web.alloc(3 * PAGE, 0).unwrap();
+    web.free(AddrRange::with_size(first.start() + PAGE, PAGE).unwrap())
+        .unwrap();
+    let elsewhere = fresh(&main);
+    let mut same = restored(&elsewhere, &web);
+    assert_same(&web, &same);
+    for (size, align) in [(PAGE, 0), (2 * PAGE, 0), (PAGE, 8 * PAGE), (MIB, 0), (1, 1)] {
+        assert_eq!(web.alloc(size, align), same.alloc(size, align));
+    }
+    web.free(second).unwrap();
+    same.free(second).unwrap();
+    assert_same(&web, &same);
+    same.destroy_forced().unwrap();
+    assert_eq!(elsewhere.free_extents(), [elsewhere.range()]);
+}
+
+#[test]
+fn a_restored_pool_remembers_what_was_requested() {
+    let main = main_pool(64 * MIB);
+    for (size, order) in [(3 * MIB, 21), (4 * MIB, 21), (5 * PAGE - 1, 12)] {
+        let web = InstancePool::create(&main, 1, size, order, ChunkPolicy::Halving).unwrap();
+        assert_same(&web, &restored(&fresh(&main), &web));
+    }
+    // The main pool's granule may be the larger one.
+    let main = MainPool::new(AddrRange::with_size(1 << 30, 64 * MIB).unwrap(), 21).unwrap();
+    let mut web = InstancePool::create(&main, 1, 5 * MIB, 12, ChunkPolicy::Rfc).unwrap();
+    web.alloc(PAGE, 0).unwrap();
+    assert_same(&web, &restored(&fresh(&main), &web));
+}
+
+#[test]
+fn random_histories_are_restored() {
+    let mut state = 12_u64;
+    let mut dice = |sides: u64| {
+        // This is a linear congruential generator; its high bits are random enough.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % sides
+    };
+    for _ in 0..200 {
+        let main = main_pool(16 * MIB);
+        let mut taken: Vec<AddrRange> = Vec::new();
+        for _ in 0..dice(40) {
+            taken.extend(main.alloc((dice(64) + 1) * PAGE).ok());
+        }
+        for range in taken.into_iter().step_by(2) {
+            main.free(range).unwrap();
+        }
+        let order = [12, 13, 16][usize::try_from(dice(3)).unwrap()];
+        let size = dice(4 * MIB) + 1;
+        let policy = [ChunkPolicy::Rfc, ChunkPolicy::Halving][usize::try_from(dice(2)).unwrap()];
+        let mut web = InstancePool::create(&main, 9, size, order, policy).unwrap();
+        let mut live: Vec<AddrRange> = Vec::new();
+        for _ in 0..dice(60) {
+            if dice(3) == 0 && !live.is_empty() {
+                let index = usize::try_from(dice(live.len() as u64)).unwrap();
+                web.free(live.swap_remove(index)).unwrap();
+            } else {
+                live.extend(web.alloc(dice(40 * PAGE) + 1, 1 << dice(16)).ok());
+            }
+        }
+        // All that others have is taken there first.
+        let elsewhere = fresh(&main);
+        for range in main.used_extents() {
+            elsewhere
+                .alloc_with(range.size(), Algo::At(range.start()))
+                .unwrap();
+        }
+        elsewhere.free_all(&web.chunks()).unwrap();
+        let mut same = restored(&elsewhere, &web);
+        assert_same(&web, &same);
+        assert_eq!(main.free_extents(), elsewhere.free_extents());
+        for _ in 0..20 {
+            let (size, align) = (dice(20 * PAGE) + 1, 1 << dice(16));
+            assert_eq!(web.alloc(size, align), same.alloc(size, align));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_have_been_is_not_restored() {
+    let main = main_pool(16 * MIB);
+    let r = |start: u64, size: u64| AddrRange::with_size(BASE + start, size).unwrap();
+    let used = main.alloc_with(PAGE, Algo::At(BASE + 8 * MIB)).unwrap();
+    let before = main.free_extents();
+    let restore = |chunks: &[AddrRange], order, rounded_from| {
+        let error = InstancePool::restore(&main, 5, chunks, order, rounded_from).unwrap_err();
+        assert_eq!(main.free_extents(), before, "{error}");
+        error
+    };
+    let bad = |order| RestoreError::BadOrder {
+        id: 5,
+        order,
+        min: 12,
+    };
+    assert_eq!(restore(&[r(0, PAGE)], 11, None), bad(11));
+    assert_eq!(restore(&[r(0, PAGE)], 64, None), bad(64));
+    assert_eq!(restore(&[], 12, None), RestoreError::NoChunks { id: 5 });
+    for (chunk, order) in [(r(1, PAGE), 12), (r(0, 1), 12), (r(PAGE, 2 * PAGE), 13)] {
+        assert!(matches!(
+            restore(&[chunk, r(MIB, MIB)], order, None),
+            RestoreError::Chunk {
+                id: 5,
+                source: PoolError::Unaligned { .. }
+            }
+        ));
+    }
+    assert!(matches!(
+        restore(&[r(0, 2 * PAGE), r(PAGE, PAGE)], 12, None),
+        RestoreError::Chunk {
+            source: PoolError::Overlap { .. },
+            ..
+        }
+    ));
+    let below = AddrRange::with_size(PAGE, MIB).unwrap();
+    let beyond = r(15 * MIB, 2 * MIB);
+    for chunk in [used, r(7 * MIB, 2 * MIB), below, beyond] {
+        let refused = restore(&[chunk, r(0, MIB)], 12, None);
+        assert!(
+            matches!(refused, RestoreError::Taken { chunk: of, .. } if of == chunk),
+            "{refused}"
+        );
+    }
+    for requested in [0, 1, MIB - PAGE, MIB, MIB + 1, u64::MAX] {
+        let refused = restore(&[r(0, MIB)], 12, Some(requested));
+        assert!(
+            matches!(refused, RestoreError::BadRequest { requested: r, size: MIB, .. } if r == requested),
+            "{refused}"
+        );
+    }
+    InstancePool::restore(&main, 5, &[r(0, MIB)], 12, Some(MIB - PAGE + 1)).unwrap();
+}
+
+#[test]
+fn a_main_pool_of_huge_pages_gives_no_part_of_one() {
+    let main = MainPool::new(AddrRange::with_size(1 << 30, 64 * MIB).unwrap(), 21).unwrap();
+    let part = AddrRange::with_size(1 << 30, MIB).unwrap();
+    assert!(matches!(
+        InstancePool::restore(&main, 1, &[part], 12, None),
+        Err(RestoreError::Chunk {
+            source: PoolError::Unaligned {
+                granule: 0x20_0000,
+                ..
+            },
+            ..
+        })
+    ));
+    assert_eq!(main.avail(), 64 * MIB);
+}
