@@ -5,25 +5,39 @@
 //! does to its mappings: the file contains nothing else.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mkpool::AddrRange;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 use rustix::mm::MapFlags;
 
 use crate::reservation::backing::Backing;
 use crate::reservation::mapping::Mapping;
 use crate::reservation::{HUGE_ALIGN, ReservationConfig, ReservationError};
 
+/// The seals of every memory file. A file that cannot shrink cannot turn an
+/// access into SIGBUS.
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+/// The number of the next file of this process.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+/// The limit of numbers, which no manager reaches, so that counting on from a
+/// number that is adopted never overflows.
+const NUMBER_MAX: u64 = 1 << 63;
+
 /// A sealed file that is the memory of `range`. Clones share the file.
 #[derive(Debug, Clone)]
 pub struct MemoryFile {
+    number: u64,
     range: AddrRange,
     file: Arc<File>,
     /// A mapping that keeps the pages locked, if the pool is to be locked.
-    _locked: Option<Arc<Mapping>>,
+    locked: Option<Arc<Mapping>>,
 }
 
 impl MemoryFile {
@@ -45,16 +59,102 @@ impl MemoryFile {
         let fd =
             rustix::fs::memfd_create("mkvmm-memory", flags).map_err(ReservationError::Memfd)?;
         rustix::fs::ftruncate(&fd, range.size()).map_err(ReservationError::Memfd)?;
-        // A file that cannot shrink cannot turn an access into SIGBUS.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&fd, seals).map_err(ReservationError::Memfd)?;
+        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(ReservationError::Memfd)?;
         let mut made = Self {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             range,
             file: Arc::new(File::from(fd)),
-            _locked: None,
+            locked: None,
         };
         made.configure(config)?;
         Ok(made)
+    }
+
+    /// Adopts the file with this number, which an earlier manager of the same
+    /// pool made for `range`. Its pages remain as they are; they are locked if
+    /// `config` asks for that. Files that are made from now on have higher
+    /// numbers.
+    ///
+    /// # Errors
+    /// Returns a [`ReservationError`] if the file is not sealed as
+    /// [`Self::make`] does it, is not as long as the range, or cannot be
+    /// locked, or if the number cannot be one.
+    pub fn adopt(
+        range: AddrRange,
+        fd: OwnedFd,
+        number: u64,
+        config: &ReservationConfig,
+    ) -> Result<Self, ReservationError> {
+        if number == 0 || number >= NUMBER_MAX {
+            return Err(ReservationError::Number { number });
+        }
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(ReservationError::Memfd)?;
+        // A file that cannot be written was not made here, either.
+        let read_only = SealFlags::WRITE | SealFlags::FUTURE_WRITE;
+        if !seals.contains(SEALS) || seals.intersects(read_only) {
+            let seals = seals.bits();
+            return Err(ReservationError::Seals { range, seals });
+        }
+        let stat = rustix::fs::fstat(&fd).map_err(ReservationError::Memfd)?;
+        let size = stat.st_size.cast_unsigned();
+        if size != range.size() {
+            return Err(ReservationError::Size { range, size });
+        }
+        let mut adopted = Self {
+            number,
+            range,
+            file: Arc::new(File::from(fd)),
+            locked: None,
+        };
+        // Pages of the hugetlb pool are never swapped out.
+        if config.lock && !config.backing.is_hugetlb() {
+            adopted.lock_resident(config)?;
+        }
+        NEXT_NUMBER.fetch_max(number + 1, Ordering::Relaxed);
+        Ok(adopted)
+    }
+
+    /// Locks the pages that the file has. Locking populates the others, which
+    /// may be in use in files of their own meanwhile.
+    fn lock_resident(&mut self, config: &ReservationConfig) -> Result<(), ReservationError> {
+        let mapping = self.map(config)?;
+        let mut end = 0;
+        while let Some(start) = self.seek(SeekFrom::Data(end))? {
+            // There is always a hole at the end.
+            end = self
+                .seek(SeekFrom::Hole(start))?
+                .unwrap_or(self.range.size());
+            let from = self.range.start().saturating_add(start);
+            let until = self.range.start().saturating_add(end);
+            if let Ok(part) = AddrRange::new(from, until) {
+                self.lock_part(&mapping, part)?;
+            }
+        }
+        self.locked = Some(Arc::new(mapping));
+        Ok(())
+    }
+
+    /// Returns the offset that `to` leads to; `None` if there is nothing of
+    /// that kind up to the end.
+    fn seek(&self, to: SeekFrom) -> Result<Option<u64>, ReservationError> {
+        match rustix::fs::seek(&*self.file, to) {
+            Ok(offset) => Ok(Some(offset)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(ReservationError::Memfd(error)),
+        }
+    }
+
+    fn lock_part(&self, mapping: &Mapping, part: AddrRange) -> Result<(), ReservationError> {
+        let requested = part.size();
+        let (offset, len) = self.span(part)?;
+        let failed = |source| ReservationError::Lock { requested, source };
+        mapping.lock(offset, len).map_err(failed)
+    }
+
+    /// Returns the number of the file, which no other file of the pool has or
+    /// had, whichever manager made it.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Sets the policy first, then populates, then locks: pages follow the
@@ -72,10 +172,8 @@ impl MemoryFile {
             self.populate_part(&mapping, self.range)?;
         }
         if config.lock {
-            let requested = self.range.size();
-            let lock = |source| ReservationError::Lock { requested, source };
-            mapping.lock().map_err(lock)?;
-            self._locked = Some(Arc::new(mapping));
+            self.lock_part(&mapping, self.range)?;
+            self.locked = Some(Arc::new(mapping));
         }
         Ok(())
     }
@@ -105,9 +203,7 @@ impl MemoryFile {
 
     fn populate_part(&self, mapping: &Mapping, part: AddrRange) -> Result<(), ReservationError> {
         let requested = part.size();
-        let too_wide = |_| ReservationError::AddressSpace { requested };
-        let offset = usize::try_from(self.offset(part)?).map_err(too_wide)?;
-        let len = usize::try_from(requested).map_err(too_wide)?;
+        let (offset, len) = self.span(part)?;
         let failed = |source| ReservationError::Prealloc { requested, source };
         mapping.populate(offset, len).map_err(failed)
     }
@@ -122,7 +218,14 @@ impl MemoryFile {
         part: AddrRange,
         config: &ReservationConfig,
     ) -> Result<(), ReservationError> {
-        self.populate_part(&self.map(config)?, part)
+        match &self.locked {
+            // What a mapping of its own populates would not be locked.
+            Some(locked) => {
+                self.populate_part(locked, part)?;
+                self.lock_part(locked, part)
+            }
+            None => self.populate_part(&self.map(config)?, part),
+        }
     }
 
     /// Gives the pages of `part` back to the host.
@@ -177,6 +280,15 @@ impl MemoryFile {
     #[cfg(test)]
     pub(crate) fn file_for_tests(&self) -> &File {
         &self.file
+    }
+
+    /// Returns offset and length of `part` in a mapping of the file.
+    fn span(&self, part: AddrRange) -> Result<(usize, usize), ReservationError> {
+        let requested = part.size();
+        let too_wide = |_| ReservationError::AddressSpace { requested };
+        let offset = usize::try_from(self.offset(part)?).map_err(too_wide)?;
+        let len = usize::try_from(requested).map_err(too_wide)?;
+        Ok((offset, len))
     }
 
     /// Returns the offset of `part` in the file.

@@ -16,7 +16,7 @@
 //! holds bytes of two owners. Granules of files are independent of the
 //! allocator: addresses are decided by the ledger alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,6 +82,58 @@ impl PoolMemory {
             config,
             granules,
         })
+    }
+
+    /// Rebuilds the memory of a pool that another manager had: `granules` are
+    /// the adopted files that no owner has, `lent` are the ranges of the files
+    /// that owners have. If that manager died while it took or returned a part
+    /// of a granule, the step is completed here, which may take time.
+    ///
+    /// # Errors
+    /// Returns a [`ReservationError`] if the files are not those of the pool:
+    /// one too few, too many, at a wrong place, or with two owners.
+    pub fn restore(
+        range: AddrRange,
+        config: ReservationConfig,
+        granules: Vec<MemoryFile>,
+        lent: &[AddrRange],
+    ) -> Result<Self, ReservationError> {
+        let lent = disjoint(range, lent)?;
+        let mut numbers = BTreeSet::new();
+        let mut files = BTreeMap::new();
+        for file in granules {
+            let range = file.range();
+            let is_new = numbers.insert(file.number());
+            if files.insert(range.start(), file).is_some() || !is_new {
+                return Err(ReservationError::Twice { range });
+            }
+        }
+        let mut restored = Vec::new();
+        if config.is_populated() {
+            let mut lent = lent.into_iter().peekable();
+            for range in self::granules(range, config.backing.page_size()) {
+                let mut parts = BTreeMap::new();
+                while let Some(part) = lent.next_if(|part| part.start() < range.end()) {
+                    parts.insert(part.start(), part);
+                }
+                let file = files.remove(&range.start());
+                restored.push(Granule::restore(range, file, parts, &config)?);
+            }
+        }
+        if let Some((_, file)) = files.pop_first() {
+            let range = file.range();
+            return Err(ReservationError::NoGranule { range });
+        }
+        Ok(Self {
+            range,
+            config,
+            granules: restored,
+        })
+    }
+
+    /// Returns the files of the granules that no owner has, in ascending order.
+    pub fn at_home(&self) -> impl Iterator<Item = &MemoryFile> {
+        self.granules.iter().filter_map(|of| of.file.as_ref())
     }
 
     /// Returns the pool's range.
@@ -159,6 +211,70 @@ impl PoolMemory {
 }
 
 impl Granule {
+    /// Rebuilds a granule of which owners have the parts `lent`.
+    fn restore(
+        range: AddrRange,
+        file: Option<MemoryFile>,
+        lent: BTreeMap<u64, AddrRange>,
+        config: &ReservationConfig,
+    ) -> Result<Self, ReservationError> {
+        if let Some(&part) = lent.values().find(|part| !range.contains_range(part)) {
+            return Err(ReservationError::NoGranule { range: part });
+        }
+        let is_lent = lent.values().any(|part| *part == range);
+        match file {
+            Some(file) if file.range() != range => {
+                let range = file.range();
+                Err(ReservationError::NoGranule { range })
+            }
+            Some(_) if is_lent => Err(ReservationError::Twice { range }),
+            None if !is_lent => Err(ReservationError::NoFile { range }),
+            // The owner has the granule's own file.
+            None => Ok(Self {
+                file: None,
+                range,
+                lent: BTreeMap::new(),
+            }),
+            Some(file) => {
+                let granule = Self {
+                    file: Some(file),
+                    range,
+                    lent,
+                };
+                granule.complete(config)?;
+                Ok(granule)
+            }
+        }
+    }
+
+    /// Makes the file have exactly the pages that no owner has in a file of its
+    /// own: others were given up, or allocated, by a step that was not
+    /// completed.
+    fn complete(&self, config: &ReservationConfig) -> Result<(), ReservationError> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let away: u64 = self.lent.values().map(AddrRange::size).sum();
+        if file.resident()? == self.range.size().saturating_sub(away) {
+            return Ok(());
+        }
+        let mut start = self.range.start();
+        let mut kept = Vec::new();
+        for part in self.lent.values() {
+            file.punch(*part)?;
+            kept.extend(AddrRange::new(start, part.start()));
+            start = part.end();
+        }
+        kept.extend(AddrRange::new(start, self.range.end()));
+        for part in kept {
+            if let Err(error) = file.populate(part, config) {
+                // As after a failed return: the next owner has to obtain it.
+                log::error!("memory of {part:?} cannot be populated again: {error}");
+            }
+        }
+        Ok(())
+    }
+
     fn take(
         &mut self,
         part: AddrRange,
@@ -193,12 +309,12 @@ impl Granule {
         config: &ReservationConfig,
     ) -> Result<(), ReservationError> {
         let range = file.range();
+        self.lent.remove(&range.start());
         if range == self.range && self.file.is_none() {
             self.file = Some(file);
             return Ok(());
         }
         drop(file);
-        self.lent.remove(&range.start());
         self.fill(range, config)
     }
 
@@ -208,6 +324,27 @@ impl Granule {
             None => Ok(()),
         }
     }
+}
+
+/// Returns the ranges that owners have, in ascending order.
+///
+/// # Errors
+/// Returns [`ReservationError::Outside`] if one does not lie in the pool, and
+/// [`ReservationError::Twice`] if two overlap.
+fn disjoint(pool: AddrRange, lent: &[AddrRange]) -> Result<Vec<AddrRange>, ReservationError> {
+    let mut sorted = lent.to_vec();
+    sorted.sort_unstable();
+    if let Some(&range) = sorted.iter().find(|range| !pool.contains_range(range)) {
+        return Err(ReservationError::Outside { range, pool });
+    }
+    for pair in sorted.windows(2) {
+        if let [first, second] = *pair
+            && first.overlaps(&second)
+        {
+            return Err(ReservationError::Twice { range: second });
+        }
+    }
+    Ok(sorted)
 }
 
 /// Returns the parts of a lazy region. Files begin at their offset 0, and huge

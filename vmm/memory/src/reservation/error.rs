@@ -94,6 +94,46 @@ pub enum ReservationError {
         #[source]
         source: std::io::Error,
     },
+    /// A file that is to be adopted has not the seals of a memory file.
+    #[error("the file of {range:?} is not sealed as memory files are (seals {seals:#x})")]
+    Seals {
+        /// The range that the file is to back.
+        range: AddrRange,
+        /// The seals of the file.
+        seals: u32,
+    },
+    /// A file that is to be adopted has another size than its range.
+    #[error("the file of {range:?} has {size} bytes")]
+    Size {
+        /// The range that the file is to back.
+        range: AddrRange,
+        /// The size of the file in bytes.
+        size: u64,
+    },
+    /// No manager ever assigned the number to a file.
+    #[error("{number} is not the number of a memory file")]
+    Number {
+        /// The number that was given.
+        number: u64,
+    },
+    /// A file belongs to the pool, but backs none of its granules.
+    #[error("the file of {range:?} is not that of a granule of the pool")]
+    NoGranule {
+        /// The range of the file.
+        range: AddrRange,
+    },
+    /// Two files back the same memory, or one file backs two ranges.
+    #[error("{range:?} has two files, or shares one")]
+    Twice {
+        /// A range that is affected.
+        range: AddrRange,
+    },
+    /// No file backs a granule of the pool.
+    #[error("the granule {range:?} of the pool has no file")]
+    NoFile {
+        /// The range of the granule.
+        range: AddrRange,
+    },
     /// The work was stopped on request.
     #[error("interrupted while the pool's pages were populated")]
     Stopped,

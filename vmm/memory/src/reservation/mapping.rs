@@ -102,14 +102,17 @@ impl Mapping {
         self.advise(offset, len, Advice::LinuxPopulateWrite)
     }
 
-    /// Keeps all pages from being swapped out.
+    /// Populates the pages of `[offset, offset + len)`, and keeps them from
+    /// being swapped out.
     ///
     /// # Errors
     /// Returns the error of mlock: EPERM or ENOMEM if the limit does not allow
     /// it.
-    pub fn lock(&self) -> Result<(), Errno> {
-        // SAFETY: base and len are this mapping; locking changes no content.
-        unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.len) }
+    pub fn lock(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let start = self.part(offset, len)?;
+        // SAFETY: the range is part of this mapping, which `part` checked;
+        // locking changes no content.
+        unsafe { rustix::mm::mlock(start.as_ptr().cast(), len) }
     }
 
     /// Binds the mapping to NUMA node `node`, for pages that are allocated
@@ -144,14 +147,20 @@ impl Mapping {
     }
 
     fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+        let start = self.part(offset, len)?;
+        // SAFETY: the range is part of this mapping, which `part` checked, and
+        // none of the advice used here changes its content or protection.
+        unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, advice) }
+    }
+
+    /// Returns the start of `[offset, offset + len)`, all of which lies in the
+    /// mapping; EINVAL otherwise.
+    fn part(&self, offset: usize, len: usize) -> Result<NonNull<u8>, Errno> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(Errno::INVAL);
         }
         // SAFETY: offset was just checked to lie in the mapping.
-        let start = unsafe { self.base.add(offset) };
-        // SAFETY: the range is part of this mapping, and none of the advice
-        // used here changes its content or protection.
-        unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, advice) }
+        Ok(unsafe { self.base.add(offset) })
     }
 }
 
