@@ -10,13 +10,14 @@ use std::fmt;
 use mkpool::instance::Draft;
 use mkpool::pool::AllocError;
 use mkpool::{AddrRange, Algo};
+use serde::{Deserialize, Serialize};
 
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 use mkvmm_base::{Class, Diagnose};
 
 /// The places of all pieces, in pool addresses (which are guest addresses).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacementPlan {
     /// The backing of the guest addresses `[0, 1 MiB)`.
     pub low_window: AddrRange,

@@ -10,6 +10,7 @@ use std::fmt;
 use mkpool::AddrRange;
 use mkpool::instance::CreateError;
 use mkpool::pool::AllocError;
+use serde::{Deserialize, Serialize};
 
 use mkvmm_base::{InstanceName, timeline};
 
@@ -17,7 +18,7 @@ use mkvmm_base::{InstanceName, timeline};
 const KEPT: usize = 4096;
 
 /// An operation of the allocator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Op {
     /// Memory was allocated.
     Alloc,
@@ -81,7 +82,7 @@ impl fmt::Display for Caller {
 pub const CHUNK: &str = "chunk";
 
 /// The outcome of an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Outcome {
     /// The operation succeeded.
     Done,
@@ -186,6 +187,22 @@ pub struct AllocLog {
 }
 
 impl AllocLog {
+    /// Creates a log that continues an earlier one, of which the records are
+    /// gone: after the record `last_seq`, with these numbers of operations.
+    pub(super) fn continued(last_seq: u64, counts: BTreeMap<CountKey, u64>) -> Self {
+        Self {
+            kept: VecDeque::new(),
+            last_seq,
+            counts,
+            paused: false,
+        }
+    }
+
+    /// Returns the sequence number of the last record, or 0 if there was none.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
     /// Stops or resumes recording; returns the previous setting.
     pub fn pause(&mut self, paused: bool) -> bool {
         std::mem::replace(&mut self.paused, paused)

@@ -6,6 +6,7 @@ use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::ResourceError;
 use mkvmm_base::{Class, Diagnose, Room};
 
+use crate::host_pool::state::StateError;
 use crate::placement::PlacementError;
 
 /// A reason why the ledger refused an operation.
@@ -81,6 +82,9 @@ pub enum HostPoolError {
     /// The tree refused an entry: the ledger is inconsistent, a bug.
     #[error("the resource tree refused an entry; internal accounting error, please report it")]
     Tree(#[from] ResourceError),
+    /// No ledger can have had the state that is to be restored.
+    #[error("the ledger cannot be restored")]
+    State(#[from] StateError),
     /// The main pool refused to free a sub-pool: the ledger is inconsistent, a
     /// bug.
     #[error("a sub-pool could not be freed; internal accounting error, please report it")]
@@ -101,9 +105,12 @@ impl Diagnose for HostPoolError {
             Self::Alloc(_) | Self::Hold { .. } => Class::Invalid,
             Self::NoAllocation { .. } => Class::NoAllocation,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,
-            Self::Pool(_) | Self::Free(_) | Self::Stale(_) | Self::Tree(_) | Self::Destroy(_) => {
-                Class::VmmFailed
-            }
+            Self::Pool(_)
+            | Self::Free(_)
+            | Self::Stale(_)
+            | Self::Tree(_)
+            | Self::State(_)
+            | Self::Destroy(_) => Class::VmmFailed,
         }
     }
 

@@ -8,6 +8,8 @@ pub mod alloc_log;
 mod allocation;
 mod error;
 mod rehearsal;
+mod restore;
+pub mod state;
 mod sub_pool;
 mod what_if;
 
@@ -35,8 +37,11 @@ use crate::placement::PlacementPlan;
 
 /// The name of the whole pool in the tree, as the kernel prints it.
 const POOL_NAME: &str = "Multikernel Memory Pool";
+/// The name of memory that is reserved for no instance.
+const HELD_NAME: &str = "held";
 /// What follows the name of memory that cannot be cleaned.
-const LOST: &str = "(lost)";
+const LOST: &str = " (lost)";
+
 /// The pool of this VMM.
 #[derive(Debug)]
 pub struct HostPool {
@@ -47,6 +52,8 @@ pub struct HostPool {
     /// The allocations in the main pool, by start address.
     allocations: BTreeMap<u64, Allocation>,
     held: Vec<AddrRange>,
+    /// The instances that own the sub-pools, by ID.
+    owners: BTreeMap<u32, InstanceName>,
     log: AllocLog,
 }
 
@@ -67,6 +74,7 @@ impl HostPool {
             next_id: InstanceId::FIRST.0,
             allocations: BTreeMap::new(),
             held: Vec::new(),
+            owners: BTreeMap::new(),
             log: AllocLog::default(),
         })
     }
@@ -139,10 +147,10 @@ impl HostPool {
     pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
         let at = Algo::At(range.start());
         let held = self.main.alloc_with(range.size(), at);
-        let caller = Caller::vmm("held");
+        let caller = Caller::vmm(HELD_NAME);
         self.log.answered(caller, range.size(), &held);
         let held = held.map_err(|source| HostPoolError::Hold { range, source })?;
-        self.tree.insert(Some(self.root), held, "held")?;
+        self.tree.insert(Some(self.root), held, HELD_NAME)?;
         self.held.push(held);
         Ok(())
     }
@@ -211,6 +219,7 @@ impl HostPool {
         align: u64,
         is_live: bool,
     ) -> Result<AddrRange, HostPoolError> {
+        let in_control = is_live && sub_pool.control.is_some();
         let range = match &mut sub_pool.control {
             Some(control) if is_live => control.alloc_with(size, fit(align, control.order())),
             _ => sub_pool.pool.alloc(size, align),
@@ -223,7 +232,7 @@ impl HostPool {
         let allocation = Allocation {
             range,
             entry,
-            in_control: is_live,
+            in_control,
         };
         sub_pool.allocations.insert(range.start(), allocation);
         Ok(range)
@@ -303,11 +312,13 @@ impl HostPool {
             regions: pool.regions(),
             pool: ManuallyDrop::new(pool),
             entries: Vec::new(),
+            placed: None,
             pieces: Vec::new(),
             control: None,
             allocations: BTreeMap::new(),
+            is_lost: false,
         };
-        if let Err(error) = self.enter(&mut sub_pool, id) {
+        if let Err(error) = self.enter(&mut sub_pool) {
             let paused = self.log.pause(true);
             self.undo(sub_pool);
             self.log.pause(paused);
@@ -321,9 +332,10 @@ impl HostPool {
         Ok(sub_pool)
     }
 
-    /// Adds a new sub-pool's regions to the tree.
-    fn enter(&mut self, sub_pool: &mut SubPool, id: InstanceId) -> Result<(), HostPoolError> {
-        let name = &sub_pool.name;
+    /// Adds a new sub-pool's owner, and its regions to the tree.
+    fn enter(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
+        let (id, name) = (sub_pool.pool.id(), &sub_pool.name);
+        self.owners.insert(id, name.clone());
         let regions = sub_pool.regions.len();
         if regions > MAX_REGIONS {
             return Err(HostPoolError::TooManyRegions {
@@ -333,7 +345,8 @@ impl HostPool {
             });
         }
         for (i, &region) in sub_pool.regions.iter().enumerate() {
-            let entry = format!("mk-instance-{id}-{name}-region-{i}");
+            let lost = if sub_pool.is_lost { LOST } else { "" };
+            let entry = format!("mk-instance-{id}-{name}-region-{i}{lost}");
             let entry = self.tree.insert(Some(self.root), region, entry)?;
             sub_pool.entries.push(entry);
         }
@@ -368,17 +381,30 @@ impl HostPool {
         plan: &PlacementPlan,
         next: Draft,
     ) -> Result<(), HostPoolError> {
-        let mut control = GenPool::new(PAGE_ORDER)?;
-        control.add_chunk(plan.control_block, ())?;
+        let control = control_of(plan)?;
         sub_pool.pool.adopt(next)?;
         self.remove_pieces(sub_pool)?;
-        sub_pool.control = Some(control);
+        self.enter_pieces(sub_pool, plan, control)?;
+        for (name, range) in plan.pieces() {
+            let caller = Caller::instance(&sub_pool.name, name);
+            self.log.taken(caller, range);
+        }
+        Ok(())
+    }
+
+    /// Adds the pieces of a plan, for which the sub-pool has memory allocated,
+    /// to the tree.
+    fn enter_pieces(
+        &mut self,
+        sub_pool: &mut SubPool,
+        plan: &PlacementPlan,
+        control: GenPool,
+    ) -> Result<(), HostPoolError> {
+        (sub_pool.placed, sub_pool.control) = (Some(*plan), Some(control));
         for (name, range) in plan.pieces() {
             let parent = sub_pool.entry_of(range);
             let entry = self.tree.insert(parent, range, name)?;
             sub_pool.pieces.push((range, entry));
-            let caller = Caller::instance(&sub_pool.name, name);
-            self.log.taken(caller, range);
         }
         Ok(())
     }
@@ -404,7 +430,7 @@ impl HostPool {
     }
 
     fn remove_pieces(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
-        sub_pool.control = None;
+        (sub_pool.placed, sub_pool.control) = (None, None);
         for (range, entry) in sub_pool.pieces.drain(..) {
             if let Some(piece) = self.tree.get(entry) {
                 let caller = Caller::instance(&sub_pool.name, piece.name());
@@ -431,11 +457,13 @@ impl HostPool {
             let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
             self.log.freed(caller, allocation.range);
         }
+        let was_lost = std::mem::replace(&mut sub_pool.is_lost, true);
+        let suffix = if was_lost { "" } else { LOST };
         for entry in &mut sub_pool.entries {
             let Some(region) = self.tree.get(*entry) else {
                 continue;
             };
-            let (range, name) = (region.range(), format!("{} {LOST}", region.name()));
+            let (range, name) = (region.range(), format!("{}{suffix}", region.name()));
             self.tree.remove_subtree(*entry)?;
             *entry = self.tree.insert(Some(self.root), range, name)?;
         }
@@ -454,7 +482,9 @@ impl HostPool {
         }
         let (name, chunks) = (sub_pool.name.clone(), sub_pool.chunks());
         let pool = ManuallyDrop::into_inner(sub_pool.pool);
+        let id = pool.id();
         pool.destroy_forced().map_err(Box::new)?;
+        self.owners.remove(&id);
         for chunk in chunks {
             self.log.freed(Caller::instance(&name, CHUNK), chunk);
         }
@@ -476,6 +506,13 @@ impl HostPool {
         let owner = path.get(1).or_else(|| path.first())?;
         Some(owner.name().to_owned())
     }
+}
+
+/// Returns an allocator for the control block of `plan`, all of it free.
+fn control_of(plan: &PlacementPlan) -> Result<GenPool, HostPoolError> {
+    let mut control = GenPool::new(PAGE_ORDER)?;
+    control.add_chunk(plan.control_block, ())?;
+    Ok(control)
 }
 
 /// Returns first fit for `align` 0 and 1, and aligned first fit otherwise.

@@ -32,12 +32,16 @@ pub struct SubPool {
     pub(super) regions: Vec<AddrRange>,
     /// The tree's entries for the regions, in the same order.
     pub(super) entries: Vec<ResourceId>,
+    /// The plan by which the images' pieces are placed, if they are.
+    pub(super) placed: Option<PlacementPlan>,
     /// The pieces of the images, with their entries.
     pub(super) pieces: Vec<(AddrRange, ResourceId)>,
     /// The control block's own allocator, if there is a control block.
     pub(super) control: Option<GenPool>,
     /// The allocations, by start address.
     pub(super) allocations: BTreeMap<u64, Allocation>,
+    /// True if the memory could not be cleaned.
+    pub(super) is_lost: bool,
 }
 
 impl SubPool {
