@@ -6,6 +6,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::error::WireError;
 use super::{Channel, Message, Received, Receiver, Sender};
@@ -47,7 +48,23 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
     /// # Panics
     /// Panics outside a tokio runtime with I/O enabled.
     pub fn open(socket: OwnedFd) -> Result<Self, WireError> {
-        let (sender, receiver) = Channel::open(socket)?.split();
+        Self::register(Channel::open(socket)?)
+    }
+
+    /// Takes the place of another process, as [`Channel::resume`] does without
+    /// waiting, and registers the socket with the current runtime.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Channel::resume`], and [`WireError::Async`].
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime with I/O enabled.
+    pub fn resume(socket: OwnedFd) -> Result<Self, WireError> {
+        Self::register(Channel::resume(socket, Some(Instant::now()))?)
+    }
+
+    fn register(channel: Channel<Out, In>) -> Result<Self, WireError> {
+        let (sender, receiver) = channel.split();
         let registered = Ready::new(Arc::clone(receiver.socket()), true);
         let readiness = Arc::new(registered.map_err(WireError::Async)?);
         Ok(Self {

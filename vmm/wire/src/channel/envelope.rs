@@ -9,7 +9,7 @@ use super::message::MESSAGE_MAX;
 
 /// The version of the protocol: the format that [`encode`] writes and the
 /// messages inside. It is incremented whenever a message changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The prefix of a hello, in all versions.
 const HELLO: [u8; 8] = *b"mkvmm-w\n";
@@ -24,6 +24,11 @@ pub fn hello() -> [u8; HELLO_LEN] {
     mark.copy_from_slice(&HELLO);
     version.copy_from_slice(&VERSION.to_le_bytes());
     bytes
+}
+
+/// Returns whether a packet is a hello, of any version.
+pub fn is_hello(packet: &[u8]) -> bool {
+    packet.len() == HELLO_LEN && packet.starts_with(&HELLO)
 }
 
 /// Checks the peer's first packet.
@@ -77,6 +82,19 @@ pub fn encode<M: Serialize>(sequence: u64, lost: u64, message: &M) -> Result<Vec
 /// # Errors
 /// Returns a [`WireError`] that is a protocol violation.
 pub fn decode<M: DeserializeOwned>(packet: &[u8], expected: u64) -> Result<(M, u64), WireError> {
+    let (message, header) = decode_at(packet, Some(expected))?;
+    Ok((message, header.lost))
+}
+
+/// Decodes an envelope like [`decode`], with any sequence number if none is
+/// expected.
+///
+/// # Errors
+/// Returns the errors of [`decode`].
+pub fn decode_at<M: DeserializeOwned>(
+    packet: &[u8],
+    expected: Option<u64>,
+) -> Result<(M, Header), WireError> {
     let bytes = packet.len();
     if bytes > MESSAGE_MAX {
         return Err(WireError::TooLong { bytes });
@@ -85,13 +103,13 @@ pub fn decode<M: DeserializeOwned>(packet: &[u8], expected: u64) -> Result<(M, u
     let (header, body) = postcard::take_from_bytes::<Header>(packet).map_err(undecodable)?;
     // Check this before the body, so that a stray packet is reported as such
     // and not as malformed.
-    if header.sequence != expected {
+    if let Some(expected) = expected.filter(|expected| header.sequence != *expected) {
         let found = header.sequence;
         return Err(WireError::Sequence { expected, found });
     }
     let (message, rest) = postcard::take_from_bytes::<M>(body).map_err(undecodable)?;
     match rest.len() {
-        0 => Ok((message, header.lost)),
+        0 => Ok((message, header)),
         bytes => Err(WireError::Trailing { bytes }),
     }
 }

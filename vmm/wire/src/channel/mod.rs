@@ -75,6 +75,26 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         })
     }
 
+    /// Takes the place of a process that had `socket`, and says hello to its
+    /// peer, which must [allow](Receiver::allow_restarts) that. What the peer has
+    /// sent to that process is received first; see [`Receiver::is_behind`].
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::open`], and [`WireError::TimedOut`] if the
+    /// socket has no room until `deadline`.
+    pub fn resume(socket: OwnedFd, deadline: Option<Instant>) -> Result<Self, WireError> {
+        socket::check(socket.as_fd())?;
+        let socket = Arc::new(socket);
+        let mut sender = Sender::new(Arc::clone(&socket));
+        match sender.restart(deadline) {
+            // What it has sent before its end can still be received.
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => return Err(error),
+        }
+        let receiver = Receiver::resumed(socket);
+        Ok(Self { sender, receiver })
+    }
+
     /// Sends a message, waiting for room in the socket until `deadline`; `None`
     /// waits indefinitely.
     ///

@@ -25,6 +25,18 @@ pub struct Received<M> {
     pub lost: u64,
 }
 
+/// What the next packet must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The hello.
+    Hello,
+    /// A message with this sequence number.
+    Message { due: u64 },
+    /// Messages to an earlier process, with this sequence number if one is
+    /// known, and then the hello.
+    Leftover { due: Option<u64> },
+}
+
 /// Receives messages of type `M`.
 ///
 /// After an error for which [`WireError::is_violation`] is true, the receiver
@@ -32,8 +44,11 @@ pub struct Received<M> {
 #[derive(Debug)]
 pub struct Receiver<M> {
     socket: Arc<OwnedFd>,
-    /// The sequence number of the next packet; `None` before the hello.
-    next: Option<u64>,
+    next: Next,
+    /// True if the peer may say hello again.
+    may_restart: bool,
+    /// The number of times that it did.
+    restarts: u64,
     messages: PhantomData<fn() -> M>,
 }
 
@@ -41,9 +56,37 @@ impl<M: Message> Receiver<M> {
     pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
         Self {
             socket,
-            next: None,
+            next: Next::Hello,
+            may_restart: false,
+            restarts: 0,
             messages: PhantomData,
         }
+    }
+
+    /// Creates the receiver of a process that continues for an earlier one: what
+    /// that has not received comes first.
+    pub(super) fn resumed(socket: Arc<OwnedFd>) -> Self {
+        Self {
+            next: Next::Leftover { due: None },
+            ..Self::new(socket)
+        }
+    }
+
+    /// Allows the peer to say hello again at any time: another process has taken
+    /// its place, and begins to count from 0. The caller notices it by
+    /// [`Self::restarts`] and answers with [`Sender::restart`](super::Sender).
+    pub fn allow_restarts(&mut self) {
+        self.may_restart = true;
+    }
+
+    /// Returns how often another process has taken the place of the peer.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// Returns whether messages to an earlier process are being received.
+    pub fn is_behind(&self) -> bool {
+        matches!(self.next, Next::Leftover { .. })
     }
 
     /// Returns the socket, for registration with a runtime.
@@ -64,9 +107,24 @@ impl<M: Message> Receiver<M> {
             let Some(packet) = socket::receive(self.socket.as_fd(), M::DESCRIPTORS_MAX)? else {
                 return Ok(None);
             };
-            match self.next {
-                Some(due) => return self.open(packet, due).map(Some),
-                None => self.greet(&packet)?,
+            let is_hello = envelope::is_hello(&packet.bytes);
+            match &mut self.next {
+                Next::Hello => self.greet(&packet)?,
+                Next::Message { .. } if is_hello && self.may_restart => {
+                    self.restarts += 1;
+                    self.greet(&packet)?;
+                }
+                Next::Leftover { .. } if is_hello => self.greet(&packet)?,
+                Next::Message { due } => {
+                    let expected = Some(*due);
+                    *due = due.wrapping_add(1);
+                    return open(packet, expected).map(|(received, _)| Some(received));
+                }
+                Next::Leftover { due } => {
+                    let (received, sequence) = open(packet, *due)?;
+                    *due = Some(sequence.wrapping_add(1));
+                    return Ok(Some(received));
+                }
             }
         }
     }
@@ -95,20 +153,24 @@ impl<M: Message> Receiver<M> {
             let expected = 0..=0;
             return Err(WireError::Descriptors { found, expected });
         }
-        self.next = Some(0);
+        self.next = Next::Message { due: 0 };
         Ok(())
     }
+}
 
-    fn open(&mut self, packet: socket::Packet, due: u64) -> Result<Received<M>, WireError> {
-        let (message, lost) = envelope::decode::<M>(&packet.bytes, due)?;
-        check_descriptors(&message, packet.descriptors.len())?;
-        self.next = Some(due.wrapping_add(1));
-        Ok(Received {
-            message,
-            descriptors: packet.descriptors,
-            lost,
-        })
-    }
+/// Decodes a packet; returns its sequence number as well.
+fn open<M: Message>(
+    packet: socket::Packet,
+    due: Option<u64>,
+) -> Result<(Received<M>, u64), WireError> {
+    let (message, header) = envelope::decode_at::<M>(&packet.bytes, due)?;
+    check_descriptors(&message, packet.descriptors.len())?;
+    let received = Received {
+        message,
+        descriptors: packet.descriptors,
+        lost: header.lost,
+    };
+    Ok((received, header.sequence))
 }
 
 impl<M> AsFd for Receiver<M> {

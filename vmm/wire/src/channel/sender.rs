@@ -95,6 +95,26 @@ impl<M: Message> Sender<M> {
         self.lost
     }
 
+    /// Says hello to a process that has taken the place of the peer, and counts
+    /// from 0 again. Waits for room in the socket until `deadline`.
+    ///
+    /// # Errors
+    /// Returns [`WireError::TimedOut`], or [`WireError::Closed`] if that is gone,
+    /// too.
+    pub fn restart(&mut self, deadline: Option<Instant>) -> Result<(), WireError> {
+        loop {
+            match socket::send(self.socket.as_fd(), &envelope::hello(), &[]) {
+                Err(WireError::WouldBlock) => {
+                    socket::wait(self.socket.as_fd(), PollFlags::OUT, deadline)?;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        (self.next, self.lost) = (0, 0);
+        Ok(())
+    }
+
     fn encode(&self, message: &M, descriptors: &[BorrowedFd<'_>]) -> Result<Vec<u8>, WireError> {
         check_descriptors(message, descriptors.len())?;
         envelope::encode(self.next, self.lost, message)

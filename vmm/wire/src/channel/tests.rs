@@ -364,3 +364,52 @@ mod asynchronous {
         });
     }
 }
+
+/// Returns the next message that has arrived.
+fn next(channel: &mut Channel<Plain, Plain>) -> Plain {
+    channel.receiver.try_recv().unwrap().unwrap().message
+}
+
+/// A manager is replaced by another one: what the worker had sent to the first
+/// reaches the second, and both count from 0 again.
+#[test]
+fn another_process_continues_with_the_socket() {
+    let (ours, theirs) = pair().unwrap();
+    let kept = ours.try_clone().unwrap();
+    let mut first: Channel<Plain, Plain> = Channel::open(ours).unwrap();
+    let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
+    worker.receiver.allow_restarts();
+    for number in 0..3 {
+        first.send(&Plain(number), &[], None).unwrap();
+        assert_eq!(next(&mut worker), Plain(number));
+        worker.send(&Plain(10 + number), &[], None).unwrap();
+    }
+    assert_eq!(next(&mut first), Plain(10));
+    drop(first);
+
+    let mut second: Channel<Plain, Plain> = Channel::resume(kept, None).unwrap();
+    assert_eq!(next(&mut second), Plain(11));
+    assert!(second.receiver.is_behind());
+    second.send(&Plain(50), &[], None).unwrap();
+    assert_eq!(worker.receiver.restarts(), 0);
+    assert_eq!(next(&mut worker), Plain(50));
+    assert_eq!(worker.receiver.restarts(), 1);
+    worker.sender.restart(None).unwrap();
+    worker.send(&Plain(60), &[], None).unwrap();
+    assert_eq!(next(&mut second), Plain(12));
+    assert_eq!(next(&mut second), Plain(60));
+    assert!(!second.receiver.is_behind());
+}
+
+/// Only a receiver that allows it is told hello again.
+#[test]
+fn a_second_hello_is_a_violation_unless_it_is_allowed() {
+    let (ours, theirs) = pair().unwrap();
+    let mut sender: Channel<Plain, Plain> = Channel::open(ours).unwrap();
+    let mut receiver: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
+    sender.send(&Plain(1), &[], None).unwrap();
+    assert_eq!(next(&mut receiver), Plain(1));
+    sender.sender.restart(None).unwrap();
+    let refused = receiver.receiver.try_recv();
+    assert!(refused.is_err_and(|error| error.is_violation()));
+}
