@@ -1,6 +1,7 @@
 //! Errors that keep a child from doing its work.
 
 use mkvmm_keeper::child::ChildError;
+use mkvmm_keeper::server::ServerError;
 use mkvmm_machine::worker::WorkerError;
 use mkvmm_sandbox::SandboxError;
 use mkvmm_wire::WireError;
@@ -34,6 +35,9 @@ pub enum Failure {
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The keeper could not continue.
+    #[error(transparent)]
+    Keeper(#[from] ServerError),
     /// The channel failed.
     #[error(transparent)]
     Wire(#[from] WireError),

@@ -21,10 +21,12 @@ mod failure;
 mod last_words;
 mod unpacker;
 
+use std::env;
 use std::process::ExitCode;
 
 use mkvmm_base::chain;
 use mkvmm_keeper::child;
+use mkvmm_keeper::server::{self, OnManagerExit};
 use mkvmm_machine::worker;
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::WireError;
@@ -35,6 +37,12 @@ use failure::Failure;
 
 pub use confine::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 pub use early::{Early, Fork, early};
+
+/// The role of a keeper.
+pub const KEEPER: &str = "keeper";
+/// The variable that tells a keeper what happens when its manager ends without
+/// ending the guests: `keep` (the default) or `kill`.
+pub const ON_MANAGER_EXIT_VARIABLE: &str = "MKVMM_ON_MANAGER_EXIT";
 
 /// The exit status of a child that could not do its work.
 const FAILED: u8 = 1;
@@ -57,6 +65,9 @@ fn exit_code(done: Result<(), Failure>) -> ExitCode {
 }
 
 fn work(role: &str) -> Result<(), Failure> {
+    if role == KEEPER {
+        return keep();
+    }
     let profile = match role {
         "worker" => Profile::Worker,
         "unpacker" => Profile::Unpacker,
@@ -92,6 +103,18 @@ fn work(role: &str) -> Result<(), Failure> {
             cleaner::serve(channel)?;
         }
     }
+    Ok(())
+}
+
+/// Does the work of a keeper, which is confined like the manager that has started
+/// it.
+fn keep() -> Result<(), Failure> {
+    let listener = child::enter_independent(KEEPER)?;
+    let on_exit = match env::var(ON_MANAGER_EXIT_VARIABLE).as_deref() {
+        Ok("kill") => OnManagerExit::Kill,
+        _ => OnManagerExit::Keep,
+    };
+    server::serve(listener, env!("CARGO_PKG_VERSION"), on_exit)?;
     Ok(())
 }
 

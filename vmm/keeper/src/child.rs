@@ -71,6 +71,18 @@ pub fn enter(role: &str, keep: &[RawFd]) -> Result<OwnedFd, ChildError> {
     Ok(channel)
 }
 
+/// Initializes this process like [`enter`], except that it outlives its parent: as a
+/// keeper.
+///
+/// # Errors
+/// Returns the errors of [`enter`], except [`ChildError::Orphan`].
+pub fn enter_independent(role: &str) -> Result<OwnedFd, ChildError> {
+    let channel = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST)
+        .map_err(at("take its socket from descriptor 0"))?;
+    begin(role, &channel, &[])?;
+    Ok(channel)
+}
+
 /// Initializes a [copy](crate::copy) of the process `parent`, which already has
 /// its channel, like [`enter`].
 ///

@@ -21,11 +21,15 @@
 //!
 //! This crate parses no untrusted data, and does not know about guests. The
 //! process that uses it is the parent and reaper of all others: the manager, or
-//! a keeper process of its own below the manager.
+//! a keeper process ([`server`]) that outlives its managers, who use it through
+//! a [`client`].
 
 mod birth;
 pub mod cgroup;
 pub mod child;
+pub mod client;
 pub mod copy;
 pub mod process;
+mod reaper;
+pub mod server;
 mod sys;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mkvmm_wire::keeping::ChildEnd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
@@ -17,6 +18,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use crate::birth::{Birth, Born, Failure};
 use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
+use crate::reaper::Reaper;
 use crate::sys;
 
 /// A reason why a child could not be started, killed or reaped.
@@ -209,6 +211,7 @@ impl fmt::Display for Exit {
 /// A child process. When dropped it is killed, if it still runs, and reaped;
 /// that waits until the kernel has torn it down (about 20 ms for a virtual
 /// machine), so where time matters, [`Child::kill`] it and await its end first.
+/// A child of a keeper process is reaped by the keeper.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -217,6 +220,8 @@ pub struct Child {
     exit: Option<Exit>,
     /// The CPU time that it had used by its end.
     used: Option<Duration>,
+    /// The keeper that reaps it; this process does if there is none.
+    keeper: Option<Reaper>,
 }
 
 impl Child {
@@ -226,7 +231,29 @@ impl Child {
             pidfd: Arc::new(pidfd),
             exit: None,
             used: None,
+            keeper: None,
         }
+    }
+
+    /// Creates a child of a keeper process.
+    pub(crate) fn of_keeper(pid: Pid, pidfd: OwnedFd, keeper: Reaper) -> Self {
+        let mut child = Self::new(pid, pidfd);
+        child.keeper = Some(keeper);
+        child
+    }
+
+    /// Returns how a child of a keeper process has ended, if it has.
+    fn look(&mut self, end: Option<ChildEnd>) -> Option<Exit> {
+        if let Some(ChildEnd {
+            code,
+            signal,
+            used_ns,
+        }) = end
+        {
+            self.exit = Some(code.map_or(Exit::Signal(signal), Exit::Code));
+            self.used = Some(Duration::from_nanos(used_ns));
+        }
+        self.exit
     }
 
     /// Returns the CPU time that the child has used with all its threads, in
@@ -259,6 +286,12 @@ impl Child {
         self.killer().kill()
     }
 
+    /// Lets the child live without this process: nobody waits for it here.
+    pub fn detach(mut self) {
+        // What has ended is neither killed nor reaped when it is dropped.
+        self.exit = Some(Exit::Code(0));
+    }
+
     /// Returns a handle that can kill the child while somebody else waits for
     /// it.
     pub fn killer(&self) -> Killer {
@@ -273,11 +306,16 @@ impl Child {
     /// # Errors
     /// Returns [`ProcessError::Handle`] if somebody else has reaped it.
     pub fn try_wait(&mut self) -> Result<Option<Exit>, ProcessError> {
+        if let Some(keeper) = &self.keeper {
+            let end = keeper.end();
+            return Ok(self.look(end));
+        }
         self.reap(WaitIdOptions::NOHANG)
     }
 
     /// Waits for the end of the child until `deadline` (indefinitely if
-    /// `None`), and reaps it. Returns `None` if it still runs.
+    /// `None`), and reaps it. Returns `None` if it still runs. It must not be a
+    /// child of a keeper, whose reports arrive in the runtime of this thread.
     ///
     /// # Errors
     /// Returns the errors of [`Self::try_wait`].
@@ -308,8 +346,13 @@ impl Child {
     ///
     /// # Panics
     /// Panics outside a tokio runtime with I/O enabled.
-    #[cfg(feature = "tokio")]
     pub async fn ended(&mut self) -> Result<Exit, ProcessError> {
+        if let Some(keeper) = &mut self.keeper {
+            let end = keeper.wait().await;
+            let exit = self.look(end);
+            // Children die with the keeper.
+            return Ok(exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw())));
+        }
         let ready = mkvmm_wire::ready::Ready::new(Arc::clone(&self.pidfd), false)
             .map_err(|error| self.failed("watching", error))?;
         loop {
@@ -387,15 +430,28 @@ impl Killer {
     /// it.
     fn is_there(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options).is_ok()
+        match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            Ok(_) => true,
+            // It is the keeper's, which reaps it as soon as it has ended; before
+            // that, its number is its own.
+            Err(Errno::CHILD) => !self.has_ended(),
+            Err(_) => false,
+        }
+    }
+
+    /// Returns whether the child has ended, by its pidfd.
+    fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+        let now = Timespec::default();
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)));
+        ready.is_ok_and(|count| count > 0)
     }
 
     /// Whether a signal has stopped the child. A freezer or a debugger that
     /// holds it is not seen.
     pub fn is_stopped(&self) -> bool {
-        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let found = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
-        found.is_ok_and(|status| status.is_some())
+        let state = cgroup::process_state(self.pid).ok();
+        state == Some('T') && self.is_there()
     }
 
     /// Kills the child. Has no effect if it has ended.
@@ -432,6 +488,12 @@ impl AsFd for Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            if keeper.end().is_none() {
+                let _ = self.kill();
+            }
+            return keeper.forget();
+        }
         if self.exit.is_none() && self.kill().is_ok() {
             // If somebody else has reaped it, there is nothing to do.
             let _ = self.reap(WaitIdOptions::empty());

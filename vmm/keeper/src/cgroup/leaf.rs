@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -43,8 +44,18 @@ pub struct ResourceLimits {
     pub threads: Option<u64>,
 }
 
+/// The process whose ID is in the path of leaves; 0 for this process.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Names leaves that are created from now on after `keeper`, which is the parent
+/// of their processes and outlives this one.
+pub fn name_after(keeper: Pid) {
+    OWNER.store(keeper.as_raw_pid(), Ordering::Relaxed);
+}
+
 /// The cgroup of one guest: `mkvmm/PID/NAME` below its base, in every hierarchy
-/// in which it can be created. PID is the process ID of this process.
+/// in which it can be created. PID is the process ID of this process, or of its
+/// [keeper](name_after).
 #[derive(Debug)]
 pub struct Leaf {
     directories: Cgroups,
@@ -79,7 +90,8 @@ impl Leaf {
     }
 
     fn make_all(base: &Cgroups, name: &str, controllers: &[&str]) -> Result<Self, CgroupError> {
-        let below = Path::new(HOUSE).join(getpid().as_raw_nonzero().to_string());
+        let owner = Pid::from_raw(OWNER.load(Ordering::Relaxed)).unwrap_or_else(getpid);
+        let below = Path::new(HOUSE).join(owner.as_raw_nonzero().to_string());
         let below = below.join(checked(name)?);
         let mut leaf = Self {
             directories: Cgroups::default(),
@@ -104,6 +116,14 @@ impl Leaf {
             return Err(leaf.missed.pop().unwrap_or(CgroupError::NoHierarchy));
         }
         Ok(leaf)
+    }
+
+    /// Takes over a leaf that an earlier process has created.
+    pub fn adopt(directories: Cgroups) -> Self {
+        Self {
+            directories,
+            missed: Vec::new(),
+        }
     }
 
     /// Creates one directory, recording the error if that fails.

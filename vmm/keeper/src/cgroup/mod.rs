@@ -37,11 +37,12 @@ mod usage;
 
 pub use controller::Controller;
 pub use error::CgroupError;
-pub use leaf::{Leaf, ResourceLimits};
+pub use leaf::{Leaf, ResourceLimits, name_after};
 pub use locate::{Base, Cgroups};
 pub use stale::remove_stale;
 pub use usage::{
     CpuSource, CpuTime, Memory, MemorySource, private_memory, process_cpu_time, process_memory,
+    process_state,
 };
 
 #[cfg(test)]

@@ -127,6 +127,19 @@ pub fn private_memory(pid: Pid) -> Result<u64, CgroupError> {
     Ok(pages.saturating_mul(page_size))
 }
 
+/// Returns the state of one process as a letter, such as `T` for one that a
+/// signal has stopped (proc_pid_stat(5), field 3).
+///
+/// # Errors
+/// Returns [`CgroupError::Read`], probably because the process has ended, or
+/// [`CgroupError::Content`].
+pub fn process_state(pid: Pid) -> Result<char, CgroupError> {
+    parsed(file_of(pid, "stat"), |text| {
+        let (_, fields) = text.rsplit_once(')')?;
+        fields.trim_start().chars().next()
+    })
+}
+
 fn file_of(pid: Pid, name: &str) -> std::path::PathBuf {
     format!("/proc/{}/{name}", pid.as_raw_nonzero()).into()
 }

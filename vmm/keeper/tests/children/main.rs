@@ -64,7 +64,6 @@ fn test() -> ExitCode {
             "a_failed_start_leaves_nothing",
             a_failed_start_leaves_nothing,
         ),
-        #[cfg(feature = "tokio")]
         Trial::test("an_end_can_be_awaited", an_end_can_be_awaited),
     ];
     tests.extend(cgroups::trials());
@@ -320,7 +319,6 @@ fn a_failed_start_leaves_nothing() -> Outcome {
     Ok(())
 }
 
-#[cfg(feature = "tokio")]
 fn an_end_can_be_awaited() -> Outcome {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build()?.block_on(async {

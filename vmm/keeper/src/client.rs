@@ -1,0 +1,397 @@
+//! The manager's side of a keeper process: orders to it, and its reports.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::Received;
+use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
+use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
+use rustix::process::Pid;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+
+use crate::process::Child;
+use crate::reaper::Reaper;
+
+/// The time within which a keeper takes an order, or hands over one thing more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A reason why a keeper cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Another manager is connected.
+    #[error("its keeper serves another manager, process {pid}")]
+    Occupied {
+        /// The process ID of the other manager.
+        pid: i32,
+    },
+    /// The keeper has ended, which ends all guests.
+    #[error("the keeper process has ended")]
+    Lost,
+    /// The keeper sent something unexpected.
+    #[error("the keeper violated the protocol")]
+    Protocol,
+    /// The channel failed.
+    #[error("the channel to the keeper failed")]
+    Wire(#[from] WireError),
+}
+
+/// Descriptors that the keeper holds. It closes them when this is dropped, but
+/// not when this process is killed.
+#[derive(Debug)]
+pub struct Held {
+    key: Key,
+    /// False if the descriptors are not to be closed.
+    is_current: bool,
+    later: UnboundedSender<KeeperOrder>,
+}
+
+impl Held {
+    /// Returns what they are for.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Leaves the descriptors with the keeper, because others are held for the
+    /// same key by now.
+    pub fn forget(mut self) {
+        self.is_current = false;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_current {
+            // A keeper that is lost holds nothing.
+            let _ = self.later.send(KeeperOrder::Release(self.key));
+        }
+    }
+}
+
+/// A child that an earlier manager had started.
+#[derive(Debug)]
+pub struct KeptChild {
+    /// The number of the child.
+    pub serial: u64,
+    /// The role of the child.
+    pub role: String,
+    /// The child itself.
+    pub child: Child,
+    /// This end of the channel to it.
+    pub channel: OwnedFd,
+}
+
+/// Everything that earlier managers have left to a keeper.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// The version of the keeper.
+    pub version: String,
+    /// The process ID of the keeper.
+    pub pid: i32,
+    /// The number that identifies the keeper.
+    pub identity: u64,
+    /// The descriptors it holds. Those that are taken out and not held again
+    /// are closed when the [`Held`] is dropped.
+    pub held: BTreeMap<Key, (Vec<OwnedFd>, Held)>,
+    /// The children that it has not forgotten.
+    pub children: BTreeMap<u64, KeptChild>,
+}
+
+impl Inventory {
+    /// Returns the journal, if there is one.
+    pub fn journal(&self) -> Option<BorrowedFd<'_>> {
+        let (files, _) = self.held.get(&Key::Journal)?;
+        files.first().map(AsFd::as_fd)
+    }
+}
+
+/// Parameters of a child to be started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// The role of the child.
+    pub role: &'a str,
+    /// The instance or image it works for.
+    pub label: &'a str,
+    /// The environment of the child.
+    pub environment: &'a [(&'a str, &'a str)],
+    /// True if its output is that of the keeper.
+    pub has_output: bool,
+    /// The open directory of a v2 cgroup to start it in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// The child's end of its channel.
+    pub theirs: BorrowedFd<'a>,
+    /// The manager's end of its channel, which the keeper holds.
+    pub ours: BorrowedFd<'a>,
+}
+
+type Started = Result<Child, i32>;
+
+#[derive(Debug)]
+struct Inner {
+    sender: RefCell<AsyncSender<KeeperOrder>>,
+    starting: RefCell<BTreeMap<u64, oneshot::Sender<Started>>>,
+    ends: RefCell<BTreeMap<u64, watch::Sender<Option<ChildEnd>>>>,
+    last_serial: RefCell<u64>,
+    later: UnboundedSender<KeeperOrder>,
+    lost: watch::Sender<bool>,
+}
+
+/// A connection to a keeper, for the thread that owns the manager. Clones are
+/// the same connection.
+#[derive(Debug, Clone)]
+pub struct Keeper(Rc<Inner>);
+
+impl Keeper {
+    /// Connects over `socket`, receives what earlier managers have left, and has
+    /// children execute `program` from now on. Must be called in a `LocalSet`.
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`], for instance if the keeper has a manager.
+    pub async fn connect(
+        socket: OwnedFd,
+        program: BorrowedFd<'_>,
+    ) -> Result<(Self, Inventory), KeeperError> {
+        let (sender, mut receiver) = AsyncChannel::open(socket)?.split();
+        let (later, queue) = unbounded_channel();
+        let mut inventory = Inventory::default();
+        let last_serial = match next(&mut receiver).await?.message {
+            KeeperReport::Welcome {
+                version,
+                pid,
+                identity,
+                last_serial,
+            } => {
+                inventory.version = version;
+                inventory.pid = pid;
+                inventory.identity = identity;
+                last_serial
+            }
+            KeeperReport::Occupied { pid } => return Err(KeeperError::Occupied { pid }),
+            _ => return Err(KeeperError::Protocol),
+        };
+        let keeper = Self(Rc::new(Inner {
+            sender: RefCell::new(sender),
+            starting: RefCell::default(),
+            ends: RefCell::default(),
+            last_serial: RefCell::new(last_serial),
+            later: later.clone(),
+            lost: watch::Sender::new(false),
+        }));
+        loop {
+            let Received {
+                message,
+                descriptors,
+                ..
+            } = next(&mut receiver).await?;
+            match message {
+                KeeperReport::Held(key) => {
+                    let later = later.clone();
+                    let held = Held {
+                        key,
+                        is_current: true,
+                        later,
+                    };
+                    inventory.held.insert(key, (descriptors, held));
+                }
+                KeeperReport::Child(facts) => {
+                    let kept = keeper.kept(facts, descriptors)?;
+                    inventory.children.insert(kept.serial, kept);
+                }
+                KeeperReport::Ended { serial, end } => keeper.on_end(serial, end),
+                KeeperReport::Complete => break,
+                _ => return Err(KeeperError::Protocol),
+            }
+        }
+        keeper.send(&KeeperOrder::Program, &[program])?;
+        tokio::task::spawn_local(keeper.clone().attend(receiver, queue));
+        Ok((keeper, inventory))
+    }
+
+    fn kept(&self, facts: ChildFacts, descriptors: Vec<OwnedFd>) -> Result<KeptChild, KeeperError> {
+        let ChildFacts {
+            serial,
+            pid,
+            role,
+            end,
+        } = facts;
+        let [pidfd, channel]: [OwnedFd; 2] =
+            descriptors.try_into().or(Err(KeeperError::Protocol))?;
+        let child = self.child(serial, pid, pidfd)?;
+        if let Some(end) = end {
+            self.on_end(serial, end);
+        }
+        Ok(KeptChild {
+            serial,
+            role,
+            child,
+            channel,
+        })
+    }
+
+    fn child(&self, serial: u64, pid: i32, pidfd: OwnedFd) -> Result<Child, KeeperError> {
+        let pid = Pid::from_raw(pid).ok_or(KeeperError::Protocol)?;
+        let sender = watch::Sender::new(None);
+        let reaper = Reaper::new(serial, sender.subscribe(), self.0.later.clone());
+        self.0.ends.borrow_mut().insert(serial, sender);
+        Ok(Child::of_keeper(pid, pidfd, reaper))
+    }
+
+    /// Returns the number of the child that will be started next.
+    pub fn next_serial(&self) -> u64 {
+        *self.0.last_serial.borrow() + 1
+    }
+
+    /// Has the keeper start a child. Returns it with its number.
+    ///
+    /// # Errors
+    /// Returns the kernel's error, or an error without a number if the keeper is
+    /// lost.
+    pub async fn start(&self, start: &Start<'_>) -> std::io::Result<(u64, Child)> {
+        let serial = {
+            let mut last = self.0.last_serial.borrow_mut();
+            *last += 1;
+            *last
+        };
+        let environment = start.environment.iter();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let order = KeeperOrder::Start(StartOrder {
+            serial,
+            role: start.role.to_owned(),
+            label: start.label.to_owned(),
+            environment: environment.map(owned).collect(),
+            has_output: start.has_output,
+            has_cgroup: start.cgroup.is_some(),
+        });
+        let mut descriptors = vec![start.theirs, start.ours];
+        descriptors.extend(start.cgroup);
+        let (sender, started) = oneshot::channel();
+        self.0.starting.borrow_mut().insert(serial, sender);
+        let sent = self.send(&order, &descriptors);
+        sent.map_err(std::io::Error::other)?;
+        match started.await {
+            Ok(Ok(child)) => Ok((serial, child)),
+            Ok(Err(errno)) => Err(std::io::Error::from_raw_os_error(errno)),
+            Err(_lost) => Err(std::io::Error::other(KeeperError::Lost)),
+        }
+    }
+
+    /// Has the keeper hold duplicates of descriptors, in place of earlier ones
+    /// for the same key.
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`] if the keeper is lost.
+    pub fn hold(&self, key: Key, descriptors: &[BorrowedFd<'_>]) -> Result<Held, KeeperError> {
+        self.send(&KeeperOrder::Hold(key), descriptors)?;
+        let later = self.0.later.clone();
+        Ok(Held {
+            key,
+            is_current: true,
+            later,
+        })
+    }
+
+    /// Tells the keeper that another manager comes after this one.
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`] if the keeper is lost.
+    pub fn stay(&self) -> Result<(), KeeperError> {
+        self.send(&KeeperOrder::Stay, &[])
+    }
+
+    /// Kills all children and ends the keeper; returns when it is gone.
+    pub async fn quit(&self) {
+        if self.send(&KeeperOrder::Quit, &[]).is_ok() {
+            self.lost().await;
+        }
+    }
+
+    /// Waits until the keeper has ended.
+    pub async fn lost(&self) {
+        let mut lost = self.0.lost.subscribe();
+        // The sender is in `self`.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
+    /// Sends an order. The keeper takes orders at once, and never waits for its
+    /// manager.
+    fn send(&self, order: &KeeperOrder, descriptors: &[BorrowedFd<'_>]) -> Result<(), KeeperError> {
+        let mut sender = self.0.sender.borrow_mut();
+        let deadline = Instant::now() + PATIENCE;
+        Ok(sender.now().send(order, descriptors, Some(deadline))?)
+    }
+
+    /// Receives reports and sends what was left for later, until the keeper is
+    /// gone.
+    async fn attend(
+        self,
+        mut receiver: AsyncReceiver<KeeperReport>,
+        mut queue: UnboundedReceiver<KeeperOrder>,
+    ) {
+        loop {
+            tokio::select! {
+                received = receiver.recv() => match received {
+                    Ok(Some(received)) => self.on_report(received),
+                    Ok(None) => break,
+                    Err(error) => {
+                        log::error!("the keeper: {error}");
+                        break;
+                    }
+                },
+                Some(order) = queue.recv() => {
+                    if self.send(&order, &[]).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.0.starting.borrow_mut().clear();
+        self.0.ends.borrow_mut().clear();
+        self.0.lost.send_replace(true);
+    }
+
+    fn on_report(&self, received: Received<KeeperReport>) {
+        let Received {
+            message,
+            mut descriptors,
+            ..
+        } = received;
+        match message {
+            KeeperReport::Started { serial, pid } => {
+                let waiting = self.0.starting.borrow_mut().remove(&serial);
+                let child = descriptors.pop();
+                let child = child.and_then(|pidfd| self.child(serial, pid, pidfd).ok());
+                if let (Some(waiting), Some(child)) = (waiting, child) {
+                    // A requester that has stopped waiting drops the child.
+                    let _ = waiting.send(Ok(child));
+                }
+            }
+            KeeperReport::Failed { serial, errno } => {
+                if let Some(waiting) = self.0.starting.borrow_mut().remove(&serial) {
+                    let _ = waiting.send(Err(errno));
+                }
+            }
+            KeeperReport::Ended { serial, end } => self.on_end(serial, end),
+            _ => log::error!("the keeper: {}", KeeperError::Protocol),
+        }
+    }
+
+    fn on_end(&self, serial: u64, end: ChildEnd) {
+        if let Some(sender) = self.0.ends.borrow_mut().remove(&serial) {
+            sender.send_replace(Some(end));
+        }
+    }
+}
+
+/// Receives one report of the inventory.
+async fn next(
+    receiver: &mut AsyncReceiver<KeeperReport>,
+) -> Result<Received<KeeperReport>, KeeperError> {
+    match tokio::time::timeout(PATIENCE, receiver.recv()).await {
+        Ok(received) => received?.ok_or(KeeperError::Lost),
+        Err(_elapsed) => Err(WireError::TimedOut.into()),
+    }
+}

@@ -1,0 +1,452 @@
+//! The keeper process: the parent of all children, which outlives its managers.
+//!
+//! It holds descriptors and makes and reaps processes, as one manager after the
+//! other tells it; it parses nothing else, and decides nothing. Everything is on
+//! one thread, which never waits for a manager: reports that the socket has no
+//! room for are queued.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mkvmm_wire::WireError;
+use mkvmm_wire::channel::{Channel, Received, Receiver, Sender};
+use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with, sockopt};
+
+use crate::process::{Child, Exit, Output, ProcessError, Spawn};
+
+/// Tokens of watched descriptors. A child's is its serial number, from 1 on.
+const LISTENER: u64 = u64::MAX;
+const MANAGER: u64 = u64::MAX - 1;
+/// Events that are handled at once.
+const EVENTS: usize = 64;
+/// The pause when the kernel has too many descriptors in flight.
+const IN_FLIGHT_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+/// A reason why the keeper could not continue.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The kernel refused one of the steps.
+    #[error("the keeper cannot {step}")]
+    Step {
+        /// The step that failed.
+        step: &'static str,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What happens to the guests when their manager ends without ending them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnManagerExit {
+    /// They run on until the next manager.
+    Keep,
+    /// They are killed.
+    Kill,
+}
+
+struct KeptChild {
+    child: Child,
+    role: String,
+    channel: Arc<OwnedFd>,
+    pidfd: Arc<OwnedFd>,
+    end: Option<ChildEnd>,
+    /// True if no manager is interested in its end.
+    is_forgotten: bool,
+}
+
+/// The connected manager.
+struct Manager {
+    sender: Sender<KeeperReport>,
+    receiver: Receiver<KeeperOrder>,
+    pid: i32,
+    /// The reports that the socket had no room for, with their descriptors.
+    queue: VecDeque<(KeeperReport, Vec<Arc<OwnedFd>>)>,
+    /// True if the socket is watched for room.
+    is_full: bool,
+    /// True if another manager comes after this one.
+    has_successor: bool,
+}
+
+struct Keeper {
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    children: BTreeMap<u64, KeptChild>,
+    held: BTreeMap<Key, Vec<Arc<OwnedFd>>>,
+    program: Option<OwnedFd>,
+    manager: Option<Manager>,
+    version: String,
+    identity: u64,
+    last_serial: u64,
+    on_exit: OnManagerExit,
+    is_quitting: bool,
+}
+
+/// Serves managers that connect to `listener`, a `SOCK_SEQPACKET` socket, until
+/// one of them tells the keeper to quit.
+///
+/// # Errors
+/// Returns a [`ServerError`]; all children die with this process.
+pub fn serve(listener: OwnedFd, version: &str, on_exit: OnManagerExit) -> Result<(), ServerError> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(at("watch descriptors"))?;
+    let mut identity = [0; 8];
+    rustix::rand::getrandom(&mut identity, rustix::rand::GetRandomFlags::empty())
+        .map_err(at("draw a number"))?;
+    let mut keeper = Keeper {
+        epoll,
+        listener,
+        children: BTreeMap::new(),
+        held: BTreeMap::new(),
+        program: None,
+        manager: None,
+        version: version.to_owned(),
+        identity: u64::from_ne_bytes(identity),
+        last_serial: 0,
+        on_exit,
+        is_quitting: false,
+    };
+    let listener = keeper.listener.as_fd();
+    watch(&keeper.epoll, listener, LISTENER, epoll::EventFlags::IN)?;
+    keeper.run()
+}
+
+fn watch(
+    epoll: &OwnedFd,
+    fd: impl AsFd,
+    token: u64,
+    flags: epoll::EventFlags,
+) -> Result<(), ServerError> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), flags).map_err(at("watch a descriptor"))
+}
+
+impl Keeper {
+    fn run(&mut self) -> Result<(), ServerError> {
+        let mut events = Vec::with_capacity(EVENTS);
+        while !self.is_quitting {
+            let is_stuck = self.flush()?;
+            let timeout = is_stuck.then_some(&IN_FLIGHT_PAUSE);
+            events.clear();
+            let space = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, space, timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(at("wait")(errno)),
+            }
+            // Ends first: they need no answer, and free what they held.
+            let mut tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+            tokens.sort_unstable();
+            for token in tokens {
+                match token {
+                    LISTENER => self.on_connection()?,
+                    MANAGER => self.on_orders(),
+                    serial => self.on_end(serial),
+                }
+            }
+        }
+        self.end_all();
+        Ok(())
+    }
+
+    /// Kills all children and waits for their ends.
+    fn end_all(&mut self) {
+        for kept in self.children.values() {
+            // What cannot be killed has ended, or dies with this process.
+            let _ = kept.child.kill();
+        }
+        // Dropping them waits for each.
+        self.children.clear();
+    }
+
+    /// Accepts a manager, unless there is one.
+    fn on_connection(&mut self) -> Result<(), ServerError> {
+        let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        {
+            Ok(socket) => socket,
+            // It has gone away already, or descriptors are short.
+            Err(_refused) => return Ok(()),
+        };
+        // The previous one may just have ended.
+        self.on_orders();
+        let Ok(peer) = sockopt::socket_peercred(&socket) else {
+            return Ok(());
+        };
+        let is_allowed = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
+        let Ok(channel) = Channel::<KeeperReport, KeeperOrder>::open(socket) else {
+            return Ok(());
+        };
+        let (mut sender, receiver) = channel.split();
+        if let Some(manager) = &self.manager {
+            let pid = manager.pid;
+            // Whoever does not read it notices the end of the connection.
+            let _ = sender.try_send(&KeeperReport::Occupied { pid }, &[]);
+            return Ok(());
+        }
+        if !is_allowed {
+            return Ok(());
+        }
+        watch(&self.epoll, &receiver, MANAGER, epoll::EventFlags::IN)?;
+        let queue = self.inventory();
+        self.manager = Some(Manager {
+            sender,
+            receiver,
+            pid: peer.pid.as_raw_pid(),
+            queue,
+            is_full: false,
+            has_successor: false,
+        });
+        Ok(())
+    }
+
+    /// Returns the reports that a new manager gets.
+    fn inventory(&self) -> VecDeque<(KeeperReport, Vec<Arc<OwnedFd>>)> {
+        let welcome = KeeperReport::Welcome {
+            version: self.version.clone(),
+            pid: rustix::process::getpid().as_raw_pid(),
+            identity: self.identity,
+            last_serial: self.last_serial,
+        };
+        let held = self
+            .held
+            .iter()
+            .map(|(key, fds)| (KeeperReport::Held(*key), fds.clone()));
+        let known = self.children.iter().filter(|(_, kept)| !kept.is_forgotten);
+        let children = known.map(|(&serial, kept)| {
+            let facts = ChildFacts {
+                serial,
+                pid: kept.child.pid(),
+                role: kept.role.clone(),
+                end: kept.end,
+            };
+            let descriptors = vec![Arc::clone(&kept.pidfd), Arc::clone(&kept.channel)];
+            (KeeperReport::Child(facts), descriptors)
+        });
+        let welcome = std::iter::once((welcome, Vec::new()));
+        let complete = std::iter::once((KeeperReport::Complete, Vec::new()));
+        welcome
+            .chain(held)
+            .chain(children)
+            .chain(complete)
+            .collect()
+    }
+
+    /// Carries out the orders that have arrived.
+    fn on_orders(&mut self) {
+        loop {
+            let Some(manager) = &mut self.manager else {
+                return;
+            };
+            match manager.receiver.try_recv() {
+                Ok(Some(received)) => self.carry_out(received),
+                Err(WireError::WouldBlock) => return,
+                // It has ended, or is of a version that is not understood.
+                Ok(None) | Err(_) => {
+                    let is_last = !manager.has_successor;
+                    // Closing the descriptor ends its being watched.
+                    self.manager = None;
+                    self.is_quitting |= is_last && self.on_exit == OnManagerExit::Kill;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, received: Received<KeeperOrder>) {
+        let Received {
+            message,
+            mut descriptors,
+            ..
+        } = received;
+        match message {
+            KeeperOrder::Program => self.program = descriptors.pop(),
+            KeeperOrder::Start(order) => {
+                let serial = order.serial;
+                let report = match self.start(order, descriptors) {
+                    Ok((pid, pidfd)) => (KeeperReport::Started { serial, pid }, vec![pidfd]),
+                    Err(errno) => (KeeperReport::Failed { serial, errno }, Vec::new()),
+                };
+                self.report(report);
+            }
+            KeeperOrder::Forget { serial } => {
+                if let Some(kept) = self.children.get_mut(&serial) {
+                    kept.is_forgotten = true;
+                    if kept.end.is_some() {
+                        self.children.remove(&serial);
+                    }
+                }
+            }
+            KeeperOrder::Hold(key) => {
+                let descriptors = descriptors.into_iter().map(Arc::new);
+                self.held.insert(key, descriptors.collect());
+            }
+            KeeperOrder::Release(key) => {
+                self.held.remove(&key);
+            }
+            KeeperOrder::Stay => {
+                if let Some(manager) = &mut self.manager {
+                    manager.has_successor = true;
+                }
+            }
+            KeeperOrder::Quit => self.is_quitting = true,
+        }
+    }
+
+    /// Starts a child; returns its process ID and pidfd, or the error number.
+    fn start(
+        &mut self,
+        order: StartOrder,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(i32, Arc<OwnedFd>), i32> {
+        let StartOrder {
+            serial,
+            role,
+            label,
+            environment,
+            has_output,
+            has_cgroup: _,
+        } = order;
+        let mut descriptors = descriptors.into_iter();
+        let (Some(theirs), Some(ours)) = (descriptors.next(), descriptors.next()) else {
+            return Err(Errno::INVAL.raw_os_error());
+        };
+        let cgroup = descriptors.next();
+        self.last_serial = self.last_serial.max(serial);
+        let environment: Vec<(&str, &str)> = environment
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        // The program of the manager, which may be newer than this one.
+        let program = self
+            .program
+            .as_ref()
+            .map(|program| PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())));
+        let spawn = Spawn {
+            role: &role,
+            label: &label,
+            channel: theirs,
+            environment: &environment,
+            output: match has_output {
+                true => Output::Inherit,
+                false => Output::Null,
+            },
+            program: program.as_deref(),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        };
+        let child = spawn.start().map_err(|error| number_of(&error))?;
+        let pidfd = child
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| error.raw_os_error().unwrap_or(0))?;
+        let token = epoll::EventData::new_u64(serial);
+        epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN)
+            .map_err(Errno::raw_os_error)?;
+        let (pid, pidfd) = (child.pid(), Arc::new(pidfd));
+        let kept = KeptChild {
+            child,
+            role,
+            channel: Arc::new(ours),
+            pidfd: Arc::clone(&pidfd),
+            end: None,
+            is_forgotten: false,
+        };
+        self.children.insert(serial, kept);
+        Ok((pid, pidfd))
+    }
+
+    /// Reaps a child that has ended.
+    fn on_end(&mut self, serial: u64) {
+        let Some(kept) = self.children.get_mut(&serial) else {
+            return;
+        };
+        let Ok(Some(exit)) = kept.child.try_wait() else {
+            return;
+        };
+        let _ = epoll::delete(&self.epoll, &kept.pidfd);
+        let used = kept.child.cpu_time().unwrap_or(Duration::ZERO);
+        let (code, signal) = match exit {
+            Exit::Code(code) => (Some(code), 0),
+            Exit::Signal(signal) => (None, signal),
+        };
+        let end = ChildEnd {
+            code,
+            signal,
+            used_ns: u64::try_from(used.as_nanos()).unwrap_or(u64::MAX),
+        };
+        kept.end = Some(end);
+        if kept.is_forgotten {
+            self.children.remove(&serial);
+        } else {
+            self.report((KeeperReport::Ended { serial, end }, Vec::new()));
+        }
+    }
+
+    fn report(&mut self, report: (KeeperReport, Vec<Arc<OwnedFd>>)) {
+        // The next manager learns it from the inventory.
+        if let Some(manager) = &mut self.manager {
+            manager.queue.push_back(report);
+        }
+    }
+
+    /// Sends queued reports as far as there is room. Returns whether to try
+    /// again after a pause.
+    fn flush(&mut self) -> Result<bool, ServerError> {
+        let Some(manager) = &mut self.manager else {
+            return Ok(false);
+        };
+        let (mut is_full, mut is_stuck) = (false, false);
+        while let Some((report, descriptors)) = manager.queue.front() {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            match manager.sender.try_send(report, &descriptors) {
+                Ok(()) => {
+                    manager.queue.pop_front();
+                }
+                Err(WireError::WouldBlock) => {
+                    is_full = true;
+                    break;
+                }
+                Err(WireError::DescriptorsInFlight { .. }) => {
+                    is_stuck = true;
+                    break;
+                }
+                // It has ended, which its half of the socket says as well.
+                Err(_) => {
+                    manager.queue.clear();
+                }
+            }
+        }
+        if is_full != manager.is_full {
+            manager.is_full = is_full;
+            let room = match is_full {
+                true => epoll::EventFlags::OUT,
+                false => epoll::EventFlags::empty(),
+            };
+            let data = epoll::EventData::new_u64(MANAGER);
+            let flags = epoll::EventFlags::IN | room;
+            epoll::modify(&self.epoll, &manager.receiver, data, flags)
+                .map_err(at("watch its manager"))?;
+        }
+        Ok(is_stuck)
+    }
+}
+
+fn number_of(error: &ProcessError) -> i32 {
+    let source = match error {
+        ProcessError::Start { source, .. } | ProcessError::Handle { source, .. } => source,
+    };
+    source.raw_os_error().unwrap_or(0)
+}
+
+fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ServerError {
+    move |error| ServerError::Step {
+        step,
+        source: error.into(),
+    }
+}
