@@ -97,6 +97,7 @@ impl ManagerSetup {
                 environment: environment().into_iter().chain(more).collect(),
                 output: Output::Null,
                 leaves: Leaves::Off,
+                keeper: None,
             },
         };
         let limits = Limits::of_host(Some(0)).expect("no connections are not too many");

@@ -40,6 +40,27 @@ pub struct PlanBody {
     pub instances: Vec<CreateBody>,
 }
 
+/// The body of `POST /v1/upgrade`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct UpgradeBody {
+    /// The absolute path of the new `mkvmm`.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub binary: std::path::PathBuf,
+}
+
+/// The answer to `POST /v1/upgrade`: the new program has accepted the journal,
+/// and takes over at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Upgrade {
+    /// The number of the manager that ends now.
+    pub manager: u32,
+    /// What the new program says about the journal.
+    pub check: String,
+}
+
 /// The body of `…/kill`; an empty body stands for the defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

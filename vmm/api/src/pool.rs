@@ -184,6 +184,23 @@ pub struct Version {
     pub api: u32,
     /// The process ID of the VMM.
     pub pid: u32,
+    /// The number of the manager, from 1: how many processes have managed these
+    /// guests so far.
+    pub manager: u32,
+    /// The keeper process, with which guests outlive the manager; absent without
+    /// `--state-dir`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<KeeperVersion>,
+}
+
+/// The keeper of a VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KeeperVersion {
+    /// The version of the keeper.
+    pub version: String,
+    /// The process ID of the keeper.
+    pub pid: i32,
 }
 
 impl Version {
@@ -194,6 +211,8 @@ impl Version {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: 1,
             pid: std::process::id(),
+            manager: 1,
+            keeper: None,
         }
     }
 }

@@ -162,6 +162,20 @@ impl Timeline {
         self.lock().clone()
     }
 
+    /// Returns the times of all stages, 0 for those that were not reached.
+    pub fn times(&self) -> Vec<u64> {
+        let times = self.stages.iter();
+        times.map(|cell| cell.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Sets the times of all stages, as [`Self::times`] returned them in an
+    /// earlier process.
+    pub fn restore(&self, times: &[u64]) {
+        for (cell, at) in self.stages.iter().zip(times) {
+            cell.store(*at, Ordering::Relaxed);
+        }
+    }
+
     /// Returns the stages reached, in order, with their names.
     pub fn stages(&self) -> impl Iterator<Item = (&'static str, u64)> {
         STAGES
@@ -205,8 +219,29 @@ pub fn monotonic() -> u64 {
 /// started, which is the time of the first call, in `main`. Earlier times
 /// become 0.
 pub fn since_start(monotonic_ns: u64) -> u64 {
-    static START: OnceLock<u64> = OnceLock::new();
-    monotonic_ns.saturating_sub(*START.get_or_init(monotonic))
+    monotonic_ns.saturating_sub(start())
+}
+
+/// The time in nanoseconds of CLOCK_MONOTONIC at which the VMM started; 0 if it
+/// is not known yet.
+static START: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the time in nanoseconds of CLOCK_MONOTONIC at which the VMM started.
+pub fn start() -> u64 {
+    match START.load(Ordering::Relaxed) {
+        0 => {
+            let now = monotonic();
+            let first = START.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            first.map_or_else(|known| known, |_| now)
+        }
+        known => known,
+    }
+}
+
+/// Sets the time at which the VMM started, in a process that continues for an
+/// earlier one, so that its times continue as well.
+pub fn continue_from(start: u64) {
+    START.store(start, Ordering::Relaxed);
 }
 
 /// Returns the nanoseconds since the VMM started.

@@ -32,7 +32,11 @@ fn main() -> ExitCode {
                 error.status()
             }
         },
-        Err(error) => refuse(&error),
+        Err(error) => {
+            // After an upgrade, the arguments are those of the program before.
+            cli::go_back(&error.render().to_string());
+            refuse(&error)
+        }
     };
     logger::finish();
     status.report()

@@ -26,6 +26,11 @@ impl StoredImage {
         }
     }
 
+    /// Takes over an image that an earlier process has checked and sealed.
+    pub fn adopt(file: OwnedFd, role: ImageRole, content: Unpacked) -> Self {
+        Self::new(file, role, content)
+    }
+
     /// Returns the sealed memory file, of [`Self::size`] bytes.
     pub fn file(&self) -> &OwnedFd {
         &self.file
@@ -66,7 +71,7 @@ impl StoredImage {
     }
 
     /// Returns the report of its unpacker.
-    pub(crate) fn content(&self) -> &Unpacked {
+    pub fn content(&self) -> &Unpacked {
         &self.content
     }
 
@@ -102,7 +107,8 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    pub(crate) fn new(image: &StoredImage, path: PathBuf, cached: bool, took: Duration) -> Self {
+    /// Describes an image from `path` which took that long to be loaded.
+    pub fn new(image: &StoredImage, path: PathBuf, cached: bool, took: Duration) -> Self {
         let kernel = image.kernel();
         Self {
             role: image.role,

@@ -8,7 +8,7 @@ use mkvmm_keeper::cgroup::Leaf;
 use mkvmm_keeper::process::{Child, Starting};
 use mkvmm_wire::settings::Settings;
 
-use crate::child::{Children, Role};
+use crate::child::{Children, Role, Started};
 use crate::worker::WorkerError;
 
 /// The cgroup hierarchies that a worker still has to enter.
@@ -35,6 +35,8 @@ pub struct Begun {
     pub(crate) child: Starting,
     /// This end of the socket to it.
     pub(crate) socket: OwnedFd,
+    /// Its number, if it is a child of the keeper.
+    pub(crate) serial: Option<u64>,
     /// The cgroup that it has to enter.
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The hierarchies that it still has to enter.
@@ -63,13 +65,14 @@ impl Begun {
             name: name.clone(),
             child: child.into(),
             socket,
+            serial: None,
             leaf: None,
             entry: Entry::Later,
         })
     }
 
     /// Starts a worker, directly in `leaf` if possible.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         children: &Children,
         name: InstanceName,
         leaf: Option<Arc<Leaf>>,
@@ -77,8 +80,13 @@ impl Begun {
         let label = name.as_str();
         let birthplace = leaf.as_deref().map(Leaf::birthplace).transpose();
         if let (Some(leaf), Ok(Some(Some(place)))) = (&leaf, &birthplace) {
-            match children.start(Role::Worker, label, Some(place.as_fd())) {
-                Ok((child, socket)) => {
+            let cgroup = Some(place.as_fd());
+            match children.start(Role::Worker, label, cgroup).await {
+                Ok(Started {
+                    child,
+                    socket,
+                    serial,
+                }) => {
                     let entry = match leaf.is_to_be_moved() {
                         true => Entry::Rest,
                         false => Entry::Done,
@@ -86,6 +94,7 @@ impl Begun {
                     return Ok(Self {
                         child,
                         socket,
+                        serial,
                         entry,
                         leaf: Some(Arc::clone(leaf)),
                         name,
@@ -96,11 +105,12 @@ impl Begun {
                 Err(error) => log::debug!("{label}: {}", chain(&error)),
             }
         }
-        let (child, socket) = children.start(Role::Worker, label, None)?;
+        let started = children.start(Role::Worker, label, None).await?;
         let is_required = children.leaves.is_required();
         Ok(Self {
-            child,
-            socket,
+            child: started.child,
+            socket: started.socket,
+            serial: started.serial,
             entry: match is_required {
                 true => Entry::All,
                 false => Entry::Done,

@@ -1,9 +1,10 @@
 //! Starts the manager's child processes and communicates with them.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mkvmm_keeper::client::{Keeper, Start};
 use mkvmm_keeper::process::{Child, Exit, Killer, Output, ProcessError, Spawn, Starting};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
@@ -62,24 +63,60 @@ pub struct Children {
     pub output: Output,
     /// The cgroups that guests get.
     pub leaves: Leaves,
+    /// The keeper process that starts children; this process does if there is
+    /// none.
+    pub keeper: Option<Keeper>,
+}
+
+/// A child that was started.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// The process.
+    pub child: Starting,
+    /// This end of the socket to it.
+    pub socket: OwnedFd,
+    /// Its number, if it is a child of the keeper.
+    pub serial: Option<u64>,
 }
 
 impl Children {
     /// Begins to start a child of `role` for `label`, in the v2 cgroup whose
-    /// open directory is given, if any. Returns this end of the socket to it.
+    /// open directory is given, if any.
     ///
     /// # Errors
     /// Returns a [`WorkerError`]; no process is left then.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         &self,
         role: Role,
         label: &str,
         cgroup: Option<BorrowedFd<'_>>,
-    ) -> Result<(Starting, OwnedFd), WorkerError> {
+    ) -> Result<Started, WorkerError> {
         let (ours, theirs) = channel::pair()?;
         let given = self.environment.iter();
         let given = given.map(|(name, value)| (name.as_str(), value.as_str()));
         let environment: Vec<(&str, &str)> = given.chain(ENVIRONMENT).collect();
+        if let Some(keeper) = &self.keeper {
+            let start = Start {
+                role: role.word(),
+                label,
+                environment: &environment,
+                has_output: self.output == Output::Inherit,
+                cgroup,
+                theirs: theirs.as_fd(),
+                ours: ours.as_fd(),
+            };
+            let started = keeper.start(&start).await;
+            let (serial, child) = started.map_err(|source| ProcessError::Start {
+                role: role.word().to_owned(),
+                label: label.to_owned(),
+                source,
+            })?;
+            return Ok(Started {
+                child: child.into(),
+                socket: ours,
+                serial: Some(serial),
+            });
+        }
         let child = Spawn {
             role: role.word(),
             label,
@@ -90,7 +127,11 @@ impl Children {
             cgroup,
         }
         .begin()?;
-        Ok((child, ours))
+        Ok(Started {
+            child,
+            socket: ours,
+            serial: None,
+        })
     }
 }
 
@@ -164,7 +205,7 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     question: &Question<'_, Out>,
 ) -> Result<In, AskError> {
     let Question { role, label, .. } = *question;
-    let (child, socket) = children.start(role, label, None)?;
+    let Started { child, socket, .. } = children.start(role, label, None).await?;
     let child = child.confirm().map_err(WorkerError::from)?;
     let channel = match AsyncChannel::<Out, In>::open(socket) {
         // It has ended already, and says with which status.

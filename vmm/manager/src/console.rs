@@ -63,6 +63,36 @@ impl GuestConsole {
         [self.file.as_fd(), self.workers_bell.as_fd()]
     }
 
+    /// Returns the descriptors of all its parts, for [`Self::adopt`].
+    pub(crate) fn parts(&self) -> [BorrowedFd<'_>; 3] {
+        [
+            self.file.as_fd(),
+            self.workers_bell.as_fd(),
+            self.bell.as_fd(),
+        ]
+    }
+
+    /// Takes over the console whose [`Self::parts`] these are.
+    ///
+    /// # Errors
+    /// Returns a [`SharedError`] if they are none.
+    pub(crate) fn adopt(parts: [OwnedFd; 3]) -> Result<Arc<Self>, SharedError> {
+        let [file, workers_bell, bell] = parts;
+        let console = Console::open(&file)?;
+        let (workers_bell, bell) = (Bell::from(workers_bell), Bell::from(bell));
+        let printed = console.viewer().printed();
+        Ok(Arc::new(Self {
+            viewer: console.viewer(),
+            typist: Mutex::new(console.typist(&bell)),
+            printed: watch::Sender::new(printed),
+            over: watch::Sender::new(false),
+            room: Notify::new(),
+            file,
+            workers_bell,
+            bell,
+        }))
+    }
+
     /// Returns the doorbell that workers ring, for callers that handle it
     /// instead of [`Self::attend`].
     pub(crate) fn bell(&self) -> &Bell {

@@ -13,6 +13,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -188,9 +189,25 @@ impl LogFile {
         }))
     }
 
+    /// Takes over a file that an earlier process has opened and locked: the lock
+    /// belongs to the open file.
+    pub(crate) fn adopt(file: File, path: PathBuf) -> Self {
+        Self {
+            file,
+            path,
+            is_new: AtomicBool::new(false),
+        }
+    }
+
     /// Returns the path of the log.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl AsFd for LogFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -258,17 +275,47 @@ impl ConsoleLog {
         name: &InstanceName,
         on_error: impl FnOnce(io::Error) + Send + 'static,
     ) -> io::Result<Self> {
+        let position = ring.printed();
+        let begin = move |file: &LogFile| {
+            file.file.set_len(0)?;
+            file.is_new.store(false, Ordering::Relaxed);
+            Ok(())
+        };
+        Self::spawn(file, ring, name, position, begin, on_error)
+    }
+
+    /// Continues the log of an earlier process: writes the output that is not in
+    /// `file` yet, and all later output.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of threads.
+    pub(crate) fn resume(
+        file: Arc<LogFile>,
+        ring: Arc<GuestConsole>,
+        name: &InstanceName,
+        on_error: impl FnOnce(io::Error) + Send + 'static,
+    ) -> io::Result<Self> {
+        let position = ring.viewer().logged(file.file.metadata()?.len());
+        Self::spawn(file, ring, name, position, |_| Ok(()), on_error)
+    }
+
+    fn spawn(
+        file: Arc<LogFile>,
+        ring: Arc<GuestConsole>,
+        name: &InstanceName,
+        position: u64,
+        begin: impl FnOnce(&LogFile) -> io::Result<()> + Send + 'static,
+        on_error: impl FnOnce(io::Error) + Send + 'static,
+    ) -> io::Result<Self> {
         let (ended, has_ended) = watch::channel(false);
         // It only waits for two channels, and needs no descriptor for that.
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let position = ring.printed();
         // The kernel keeps 15 bytes of a thread's name.
         let thread = Builder::new()
             .name(format!("conlog:{name}"))
             .spawn(move || {
-                let written = file.file.set_len(0).and_then(|()| {
-                    file.is_new.store(false, Ordering::Relaxed);
-                    runtime.block_on(follow(&ring, position, has_ended, &mut &file.file))
+                let written = begin(&file).and_then(|()| {
+                    runtime.block_on(follow(&ring, position, has_ended, &file.file))
                 });
                 if let Err(error) = written {
                     on_error(error);
@@ -317,7 +364,7 @@ async fn follow(
     ring: &GuestConsole,
     mut position: u64,
     mut ended: watch::Receiver<bool>,
-    out: &mut impl Write,
+    mut out: &File,
 ) -> io::Result<()> {
     let mut printed = ring.watch();
     loop {
@@ -331,6 +378,8 @@ async fn follow(
         }
         out.write_all(&bytes)?;
         position = end;
+        // For a process that continues the log.
+        ring.viewer().note_logged(end, out.metadata()?.len());
         if is_last {
             return Ok(());
         }
@@ -459,12 +508,12 @@ mod tests {
         ring.printer().print(&printed, &|| false);
         ring.refresh();
         let dir = scratch("lost");
-        let mut out = File::create(dir.join("log")).unwrap();
+        let out = File::create(dir.join("log")).unwrap();
         let (sender, ended) = watch::channel(true);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        runtime.block_on(follow(&ring, 0, ended, &mut out)).unwrap();
+        runtime.block_on(follow(&ring, 0, ended, &out)).unwrap();
         drop(sender);
         let text = fs::read_to_string(dir.join("log")).unwrap();
         let kept = "1".repeat(4096);

@@ -5,11 +5,13 @@
 //! number of the first one it gets.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use mkvmm_api::events::{Event, EventKind};
 use mkvmm_base::timeline;
 use tokio::sync::watch;
+
+use crate::journal::Journal;
 
 /// The number of events that are kept.
 const KEPT: usize = 4096;
@@ -25,6 +27,7 @@ struct Kept {
 pub struct EventLog {
     kept: Mutex<Kept>,
     newest: watch::Sender<u64>,
+    journal: OnceLock<Arc<Journal>>,
 }
 
 impl Default for EventLog {
@@ -35,6 +38,7 @@ impl Default for EventLog {
                 next: 1,
             }),
             newest: watch::Sender::new(0),
+            journal: OnceLock::new(),
         }
     }
 }
@@ -48,14 +52,40 @@ impl EventLog {
         if kept.events.len() == KEPT {
             kept.events.pop_front();
         }
-        kept.events.push_back(Event {
+        let event = Event {
             seq,
             at: timeline::now(),
             instance,
             kind,
-        });
+        };
+        if let Some(journal) = self.journal.get() {
+            // Before anybody can see it: its number is not used again.
+            journal.append_event(&event);
+        }
+        kept.events.push_back(event);
         drop(kept);
         self.newest.send_replace(seq);
+    }
+
+    /// Continues with the events of an earlier process.
+    pub(crate) fn restore(&self, events: impl IntoIterator<Item = Event>) {
+        let mut kept = self.lock();
+        for event in events {
+            if kept.events.len() == KEPT {
+                kept.events.pop_front();
+            }
+            kept.next = event.seq.saturating_add(1);
+            kept.events.push_back(event);
+        }
+        let newest = kept.next - 1;
+        drop(kept);
+        self.newest.send_replace(newest);
+    }
+
+    /// Adds all events to `journal` from now on.
+    pub(crate) fn record_in(&self, journal: Arc<Journal>) {
+        // There is one journal for each process.
+        let _ = self.journal.set(journal);
     }
 
     /// Returns the events with numbers above `seq` that are kept.

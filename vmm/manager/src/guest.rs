@@ -15,6 +15,7 @@ use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};
 use mkvmm_keeper::cgroup::Leaf;
+use mkvmm_keeper::client::Held;
 use mkvmm_memory::e820::{self, E820Entry, E820Facts};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::memory_file::MemoryFile;
@@ -43,6 +44,11 @@ pub struct Loaded {
     pub e820: Vec<E820Entry>,
     /// The memory slots of the running guest, as reported by its worker.
     pub slots: Vec<AddrRange>,
+    /// The number of the load.
+    pub(crate) generation: u32,
+    /// The images' files at the keeper, if there is one.
+    #[expect(dead_code, reason = "they are held as long as this exists")]
+    pub(crate) held: Option<Rc<Held>>,
 }
 
 impl Loaded {
@@ -57,6 +63,18 @@ impl Loaded {
         let place = self.plan.initramfs?;
         AddrRange::with_size(place.start(), self.images.initramfs_size()?).ok()
     }
+}
+
+/// The descriptors of an instance that the keeper holds, if there is one.
+#[derive(Debug, Default)]
+#[expect(dead_code, reason = "they are held as long as this exists")]
+pub(crate) struct Holdings {
+    /// The console and its doorbells.
+    pub console: Option<Held>,
+    /// The board of the last worker.
+    pub board: Option<Held>,
+    /// The console log.
+    pub log: Option<Held>,
 }
 
 /// The record of an instance in any state.
@@ -82,10 +100,19 @@ pub struct Guest {
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The CPU time of all its workers.
     pub(crate) meter: Arc<Meter>,
+    /// The number of that process, if it is a child of the keeper.
+    pub(crate) serial: Option<u64>,
     /// The verb in progress, if there is one.
     pub(crate) busy: Option<Verb>,
+    /// True while it is being created.
+    pub(crate) is_new: bool,
+    /// The number of times that images were loaded into it.
+    pub(crate) loads: u32,
     /// True if it was killed; only an explicit start or load clears it.
     pub(crate) is_doomed: bool,
+    /// When it is killed by force, in nanoseconds of CLOCK_MONOTONIC, if it was
+    /// asked to end.
+    pub(crate) kill_at: Option<u64>,
     /// True if its process is stopped while an order that takes time is
     /// awaited.
     pub(crate) is_stalled: bool,
@@ -99,6 +126,7 @@ pub struct Guest {
     pub(crate) console: Arc<GuestConsole>,
     pub(crate) status: Status,
     pub(crate) log: Option<ConsoleLog>,
+    pub(crate) held: Holdings,
 }
 
 impl Guest {

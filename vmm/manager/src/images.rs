@@ -9,7 +9,7 @@ use mkpool::AddrRange;
 use mkvmm_api::{ImagesSpec, KernelSource, Source};
 use mkvmm_base::cmdline::DEFAULT_LINUX;
 use mkvmm_base::image_facts::KernelFacts;
-use mkvmm_base::unpacking::{Job, UnpackErrorClass, Unpacked};
+use mkvmm_base::unpacking::{ImageRole, Job, UnpackErrorClass, Unpacked};
 use mkvmm_base::{Class, Diagnose, InstanceName, chain, is_shortage};
 use mkvmm_images::{
     Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
@@ -21,6 +21,8 @@ use tokio::sync::Semaphore;
 
 use crate::child::{self, AskError, Question, Role};
 use crate::host::Host;
+use crate::journal::file::JournalError;
+use crate::journal::record::{self, LoadedRecord};
 
 /// How long an unpacker may take, whatever the image: it has 60 s of CPU time,
 /// and may have to wait for others'.
@@ -47,6 +49,43 @@ pub struct Images {
 }
 
 impl Images {
+    /// Takes over the images of a record, whose files the keeper has held: the
+    /// kernel's, then those of the archives.
+    ///
+    /// # Errors
+    /// Returns a [`JournalError`] if they do not match.
+    pub(crate) fn adopt(record: &LoadedRecord, files: Vec<OwnedFd>) -> Result<Self, JournalError> {
+        let mismatch = || JournalError::Contradiction {
+            what: "images that do not match their files".to_owned(),
+        };
+        let LoadedRecord {
+            contents, paths, ..
+        } = record;
+        if files.len() != contents.len() || paths.len() != contents.len() {
+            return Err(mismatch());
+        }
+        let images = files.into_iter().zip(contents);
+        let images =
+            images.map(|(file, (role, content))| StoredImage::adopt(file, *role, content.clone()));
+        let images: Vec<Arc<StoredImage>> = images.map(Arc::new).collect();
+        let infos = images.iter().zip(paths);
+        let infos =
+            infos.map(|(image, path)| ImageInfo::new(image, path.clone(), true, Duration::ZERO));
+        let infos = infos.collect();
+        let mut images = images.into_iter();
+        let kernel = images.next().ok_or_else(mismatch)?;
+        let facts = kernel.kernel().cloned().ok_or_else(mismatch)?;
+        Ok(Self {
+            kernel,
+            facts,
+            is_probe: record.is_probe,
+            initramfs: Initramfs::new(images.collect()),
+            infos,
+            cmdline: record.cmdline.clone(),
+            spec: record::images_of(record)?,
+        })
+    }
+
     /// Returns the kernel.
     pub fn kernel(&self) -> &Arc<StoredImage> {
         &self.kernel
@@ -71,6 +110,26 @@ impl Images {
     /// Returns the descriptions of the kernel's file and of the archives.
     pub fn infos(&self) -> &[ImageInfo] {
         &self.infos
+    }
+
+    /// Returns whether the kernel is the built-in probe.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
+    /// Returns the command line without what is added for an instance.
+    pub(crate) fn cmdline(&self) -> &str {
+        &self.cmdline
+    }
+
+    /// Returns the purposes of the kernel and of the archives, and the unpackers'
+    /// reports on them.
+    pub(crate) fn contents(&self) -> Vec<(ImageRole, Unpacked)> {
+        let archives = self.archives().map(|(_, archive)| archive);
+        std::iter::once(&self.kernel)
+            .chain(archives)
+            .map(|image| (image.role(), image.content().clone()))
+            .collect()
     }
 
     /// Returns the specification as the user wrote it.

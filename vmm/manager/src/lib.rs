@@ -18,11 +18,14 @@
 //! | `manager` | the owner of all instances |
 //! | `questions`, `asking`, `news` | requests to workers, their answers and reports |
 //! | `threads` | runtimes whose threads are started at the beginning |
+//! | `journal/`, `journaling`, `adopt` | continuing after another manager |
+//! | `upgrade` | continuing with another program |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
 
+pub mod adopt;
 mod asking;
 pub mod audit;
 mod begun;
@@ -39,6 +42,8 @@ pub mod guest;
 mod harmless;
 pub mod host;
 pub mod images;
+pub mod journal;
+mod journaling;
 mod leaves;
 pub mod life;
 pub mod limits;
@@ -55,6 +60,7 @@ pub mod status;
 mod still;
 pub mod stream;
 pub mod threads;
+pub mod upgrade;
 pub mod usage;
 pub mod view;
 pub mod worker;
@@ -62,5 +68,6 @@ pub mod worker;
 pub use begun::Begun;
 pub use child::{AskError, Children, Role};
 pub use host::{Facts, Host, KvmFacts};
+pub use journaling::RegistryMut;
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

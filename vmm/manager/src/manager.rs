@@ -7,16 +7,19 @@
 //! marked busy, which refuses every other verb except a kill, and verbs check
 //! for a kill after every await.
 
-use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mkvmm_base::state::{OnStall, Verb};
 use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_images::{Access, Budget as ImageBudget, BuiltIn, ImageStore};
+use mkvmm_keeper::client::{Held, KeeperError};
 use mkvmm_memory::host_pool::HostPool;
 use mkvmm_memory::pool_memory::PoolMemory;
+use mkvmm_wire::keeping::Key;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::begun::Begun;
@@ -25,10 +28,12 @@ use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
 use crate::host::Host;
 use crate::images::UnpackerChildren;
+use crate::journaling::{Journaling, RegistryMut};
 use crate::limits::Limits;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
+use crate::upgrade::Continuity;
 
 /// Plans that are rehearsed at once, in threads for blocking work.
 const REHEARSALS: usize = 2;
@@ -89,6 +94,12 @@ pub struct Manager {
     pub(crate) questions: RefCell<BTreeMap<u64, Question>>,
     tickets: Cell<u64>,
     pub(crate) closing: RefCell<ClosingLogs>,
+    /// The memory that the keeper holds, by the numbers of the files.
+    pub(crate) memory_held: RefCell<BTreeMap<u64, Held>>,
+    /// What connects it with earlier and later managers.
+    pub(crate) continuity: OnceCell<Continuity>,
+    /// The journal, if there is a keeper.
+    pub(crate) journaling: OnceCell<Journaling>,
 }
 
 impl Manager {
@@ -124,6 +135,9 @@ impl Manager {
             questions: RefCell::default(),
             tickets: Cell::new(0),
             closing: RefCell::default(),
+            memory_held: RefCell::default(),
+            continuity: OnceCell::new(),
+            journaling: OnceCell::new(),
         })
     }
 
@@ -135,14 +149,40 @@ impl Manager {
 
     /// Returns the instances and the ledger, for changes. Must not be held
     /// across an await.
-    pub fn registry_mut(&self) -> RefMut<'_, Registry> {
-        self.registry.borrow_mut()
+    pub fn registry_mut(&self) -> RegistryMut<'_> {
+        RegistryMut::new(self.registry.borrow_mut(), self.journaling.get())
+    }
+
+    /// Has the keeper hold descriptors, if there is a keeper.
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`].
+    pub(crate) fn hold(
+        &self,
+        key: Key,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Option<Held>, KeeperError> {
+        let keeper = self.host.children.keeper.as_ref();
+        keeper
+            .map(|keeper| keeper.hold(key, descriptors))
+            .transpose()
     }
 
     /// Returns a future that completes when an instance changes its state after
     /// the call.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Sets what connects it with earlier and later managers.
+    pub fn set_continuity(&self, continuity: Continuity) {
+        // It is set once, before any request.
+        let _ = self.continuity.set(continuity);
+    }
+
+    /// Returns the number of this manager, from 1.
+    pub fn ordinal(&self) -> u32 {
+        self.continuity.get().map_or(1, |it| it.ordinal)
     }
 
     /// Returns the maximum number of connected clients.
@@ -207,7 +247,7 @@ impl Manager {
 /// Exclusive use of an instance by a verb, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Busy {
-    manager: Rc<Manager>,
+    pub manager: Rc<Manager>,
     /// The number of the instance.
     pub id: InstanceId,
 }

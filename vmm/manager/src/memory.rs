@@ -30,6 +30,11 @@ impl Files {
         *self.lock().config()
     }
 
+    /// Returns the files of a populated pool that nobody has.
+    pub(crate) fn at_home(&self) -> Vec<MemoryFile> {
+        self.lock().at_home().cloned().collect()
+    }
+
     /// Takes the memory of `regions`: at once if it is allocated lazily, in a
     /// separate thread if pages have to be populated.
     ///

@@ -1,6 +1,7 @@
 //! The records of all instances, and the ledger of their pool.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::Arc;
 
 use mkpool::AddrRange;
@@ -101,6 +102,24 @@ pub struct Registry {
     memory: ReservationConfig,
     log: Arc<EventLog>,
     boots: BootSpans,
+    /// What has changed since it was asked last, if anybody asks.
+    changes: Option<Changes>,
+}
+
+/// What has changed in a registry.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Instances that have changed, are new, or are gone.
+    pub instances: BTreeSet<InstanceId>,
+    /// True if the ledger has changed.
+    pub pool: bool,
+}
+
+impl Changes {
+    /// Returns whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty() && !self.pool
+    }
 }
 
 impl Registry {
@@ -114,6 +133,7 @@ impl Registry {
             memory,
             log: Arc::default(),
             boots: BootSpans::default(),
+            changes: None,
         }
     }
 
@@ -122,8 +142,34 @@ impl Registry {
         &self.pool
     }
 
+    /// Records changes from now on.
+    pub(crate) fn record_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// Returns what has changed since the last call.
+    pub(crate) fn take_changes(&mut self) -> Changes {
+        self.changes.as_mut().map(mem::take).unwrap_or_default()
+    }
+
+    /// Adds changes that were not handled.
+    pub(crate) fn return_changes(&mut self, unhandled: Changes) {
+        if let Some(changes) = &mut self.changes {
+            changes.instances.extend(unhandled.instances);
+            changes.pool |= unhandled.pool;
+        }
+    }
+
+    fn note(&mut self, id: Option<InstanceId>, pool: bool) {
+        if let Some(changes) = &mut self.changes {
+            changes.instances.extend(id);
+            changes.pool |= pool;
+        }
+    }
+
     /// Returns the ledger, for allocations.
     pub fn pool_mut(&mut self) -> &mut HostPool {
+        self.note(None, true);
         &mut self.pool
     }
 
@@ -164,11 +210,13 @@ impl Registry {
 
     /// Returns the record of an instance, for changes.
     pub(crate) fn guest_mut(&mut self, id: InstanceId) -> Option<&mut Guest> {
+        self.note(Some(id), false);
         self.guests.get_mut(&id)
     }
 
     /// Returns the record of an instance together with the ledger.
     pub(crate) fn with_pool(&mut self, id: InstanceId) -> Option<(&mut Guest, &mut HostPool)> {
+        self.note(Some(id), true);
         Some((self.guests.get_mut(&id)?, &mut self.pool))
     }
 
@@ -248,9 +296,11 @@ impl Registry {
         align: u64,
     ) -> Result<AddrRange, RegistryError> {
         let Some(name) = instance else {
+            self.note(None, true);
             return Ok(self.pool.alloc(size, align)?);
         };
         let (id, is_live) = self.for_allocation(name)?;
+        self.note(Some(id), true);
         match self.guests.get_mut(&id) {
             Some(guest) => Ok(self
                 .pool
@@ -285,9 +335,11 @@ impl Registry {
         addr: u64,
     ) -> Result<AddrRange, RegistryError> {
         let Some(name) = instance else {
+            self.note(None, true);
             return Ok(self.pool.free(addr)?);
         };
         let (id, is_live) = self.for_allocation(name)?;
+        self.note(Some(id), true);
         match self.guests.get_mut(&id) {
             Some(guest) => Ok(self.pool.free_in(&mut guest.sub_pool, addr, is_live)?),
             None => Err(RegistryError::Unknown { name: name.clone() }),
@@ -304,12 +356,14 @@ impl Registry {
 
     /// Adds an instance whose name is free.
     pub(crate) fn add(&mut self, guest: Guest) {
+        self.note(Some(guest.id()), true);
         self.names.insert(guest.name().clone(), guest.id());
         self.guests.insert(guest.id(), guest);
     }
 
     /// Removes an instance.
     pub(crate) fn remove(&mut self, id: InstanceId) -> Option<Guest> {
+        self.note(Some(id), true);
         let guest = self.guests.remove(&id)?;
         self.names.remove(guest.name());
         Some(guest)

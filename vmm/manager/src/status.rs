@@ -28,6 +28,26 @@ impl Status {
         self.last_words.clear();
     }
 
+    /// Returns the exits and the violations of previous boots.
+    pub(crate) fn earlier(&self) -> (&[[u64; ExitKind::ALL.len()]], u64) {
+        (&self.exits, self.violations)
+    }
+
+    /// Continues with the exits and the violations of previous boots, and the
+    /// board of the last one.
+    pub(crate) fn restored(
+        exits: Vec<[u64; ExitKind::ALL.len()]>,
+        violations: u64,
+        board: Option<BoardReader>,
+    ) -> Self {
+        Self {
+            board,
+            exits,
+            violations,
+            last_words: BTreeMap::new(),
+        }
+    }
+
     /// Keeps the registers that a vCPU reported before it was killed.
     pub(crate) fn keep(&mut self, cpu: u8, registers: Registers) {
         self.last_words.insert(cpu, registers);

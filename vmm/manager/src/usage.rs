@@ -24,6 +24,19 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Continues with the time of workers that were reaped, in nanoseconds.
+    pub(crate) fn restored(ended: u64) -> Self {
+        Self {
+            ended: AtomicU64::new(ended),
+            told: AtomicU64::new(ended),
+        }
+    }
+
+    /// Returns the time of workers that were reaped, in nanoseconds.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Adds the time of a worker, once it was reaped.
     pub(crate) fn add(&self, used: Duration) {
         self.ended.fetch_add(nanoseconds(used), Ordering::AcqRel);

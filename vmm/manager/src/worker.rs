@@ -19,7 +19,7 @@ use mkvmm_base::{RunId, chain, is_shortage};
 use mkvmm_keeper::process::{Child, Exit, Killer, ProcessError};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
-use mkvmm_wire::messages::{Done, Order, Refusal, Report};
+use mkvmm_wire::messages::{Done, Order, Refusal, Report, WorkerState};
 use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::harmless::harmless;
@@ -94,6 +94,8 @@ pub struct Worker {
     killer: Killer,
     sender: Mutex<AsyncSender<Order>>,
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
+    /// The requester of the worker's state.
+    state: RefCell<Option<oneshot::Sender<WorkerState>>>,
     /// The CPU time of the instance.
     meter: Arc<Meter>,
     /// Limits the rate of its log lines.
@@ -124,6 +126,7 @@ impl Worker {
             killer: child.killer(),
             sender: Mutex::new(sender),
             answers: RefCell::default(),
+            state: RefCell::default(),
             meter,
             lines: RefCell::new(Pace::new(LINES.0, LINES.1)),
             dropped: Cell::new(0),
@@ -189,6 +192,22 @@ impl Worker {
         match answered.await {
             Ok(answer) => Ok(answer?),
             // The sender is dropped only with the process.
+            Err(_dropped) => Err(WorkerError::Gone {
+                exit: self.gone().await,
+            }),
+        }
+    }
+
+    /// Asks what the worker is doing, after another manager was killed.
+    ///
+    /// # Errors
+    /// Returns a [`WorkerError`] if it has ended.
+    pub(crate) async fn state(&self) -> Result<WorkerState, WorkerError> {
+        let (answer, answered) = oneshot::channel();
+        self.state.replace(Some(answer));
+        self.tell(&Order::State, &[]).await?;
+        match answered.await {
+            Ok(state) => Ok(state),
             Err(_dropped) => Err(WorkerError::Gone {
                 exit: self.gone().await,
             }),
@@ -278,6 +297,7 @@ impl Worker {
         // Reports that it sent before its end are still in the socket.
         self.drain(&mut receiver, &listener, &mut word);
         self.answers.borrow_mut().clear();
+        self.state.take();
         self.tell_dropped();
         listener.on_gone(self.run, exit, word.filter(|_| exit.is_success()));
         self.gone.send_replace(Some(exit));
@@ -301,7 +321,9 @@ impl Worker {
                 Ok(Some(received)) => {
                     shortages = &SHORTAGES[..];
                     wait = pace.charge(cost(&received.message), Instant::now());
-                    if let Err(error) = self.on_message(received.message, listener, word) {
+                    let is_late = receiver.now().is_behind();
+                    let message = received.message;
+                    if let Err(error) = self.on_message(message, is_late, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
                         self.kill();
                         return;
@@ -339,19 +361,29 @@ impl Worker {
             let Ok(Some(received)) = receiver.now().try_recv() else {
                 return;
             };
-            if self.on_message(received.message, listener, word).is_err() {
+            let is_late = receiver.now().is_behind();
+            let message = received.message;
+            if self.on_message(message, is_late, listener, word).is_err() {
                 return;
             }
         }
     }
 
+    /// Handles a report, which is late if it was sent to an earlier manager.
     fn on_message(
         &self,
         report: Report,
+        is_late: bool,
         listener: &Rc<impl Listener>,
         word: &mut Option<EndReason>,
     ) -> Result<(), WorkerError> {
         match report {
+            // Nobody waits for them any more.
+            Report::Done(_) | Report::Registers { .. } | Report::State(_) if is_late => {}
+            Report::State(state) => {
+                let asked = self.state.take();
+                let _ = asked.ok_or(WorkerError::Protocol)?.send(state);
+            }
             Report::Done(answer) => {
                 let asked = self.answers.borrow_mut().pop_front();
                 // The requester may have stopped waiting.

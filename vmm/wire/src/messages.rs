@@ -16,6 +16,9 @@
 //!                                    ◄──────── Ended, and the process exits
 //! ```
 //!
+//! A manager that takes the place of another says hello again and asks for the
+//! [`WorkerState`].
+//!
 //! [`Order::Load`], [`Order::Boot`] and [`Order::Pause`] are each answered by
 //! one [`Report::Done`], in the order in which they were sent. All other
 //! reports are notifications: they may be dropped when the socket is full, and
@@ -171,6 +174,9 @@ pub enum Order {
         /// A guest-virtual address that KVM should translate as well.
         translate: Option<u64>,
     },
+    /// Asks what the worker is doing: the first order of a manager that has
+    /// taken the place of another.
+    State,
 }
 
 impl Message for Order {
@@ -284,9 +290,24 @@ pub enum Report {
         /// The text, one line without a newline.
         text: String,
     },
+    /// Answers [`Order::State`].
+    State(WorkerState),
 }
 
 impl Message for Report {}
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerState {
+    /// It has no machine yet.
+    Preparing,
+    /// Its machine was created and has never run.
+    Booted,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs were made to leave the guest.
+    Paused,
+}
 
 /// A range of one of the files that came with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use mkvmm_image::{ImageError, KernelImage};
 use mkvmm_images::{Access, Budget, BuiltIn};
 use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
+use mkvmm_machine::kvm::host::Host as KvmHost;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
 use mkvmm_manager::{
     Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
@@ -223,6 +224,7 @@ impl ChildOptions {
                 false => Output::Null,
             },
             leaves: self.leaves()?,
+            keeper: None,
         })
     }
 
@@ -301,6 +303,19 @@ pub fn found(
     treatment: Treatment,
 ) -> Result<Rc<Manager>, FoundingError> {
     let Ground { kvm, pool, memory } = ground;
+    let (host, options) = prepare(kvm, children, treatment)?;
+    Ok(Manager::new(host, pool, memory, options))
+}
+
+/// Prepares what a manager needs apart from its pool.
+///
+/// # Errors
+/// Returns [`FoundingError`] if a manager cannot be created.
+pub fn prepare(
+    kvm: KvmHost,
+    children: Children,
+    treatment: Treatment,
+) -> Result<(Host, Options), FoundingError> {
     let device = File::options().read(true).write(true).open("/dev/kvm");
     let host = Host {
         kvm: device.map_err(FoundingError::Kvm)?.into(),
@@ -325,7 +340,7 @@ pub fn found(
         on_stall: treatment.on_stall,
         early: treatment.early,
     };
-    Ok(Manager::new(host, pool, memory, options))
+    Ok((host, options))
 }
 
 /// Returns the kernel that is part of this program.

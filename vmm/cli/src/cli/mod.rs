@@ -3,6 +3,7 @@
 mod client;
 mod config_file;
 mod console;
+mod continuity;
 mod debug;
 mod exchange;
 mod fleet_file;
@@ -22,7 +23,10 @@ mod runtime;
 mod serve;
 mod signals;
 mod spec_args;
+mod state_dir;
+mod successor;
 mod tables;
+mod upgrade;
 mod usage;
 
 pub use founding::{ChildOptions, Treatment, found};
@@ -56,6 +60,11 @@ enum Command {
     Run(run::RunArgs),
     /// Reserve a pool and serve it through a control socket
     Serve(serve::ServeArgs),
+    /// Continue a running serve with another mkvmm; the guests run on
+    Upgrade(upgrade::UpgradeArgs),
+    /// Check a journal on standard input
+    #[command(hide = true)]
+    CheckJournal(successor::CheckArgs),
     #[command(flatten)]
     Remote(remote::RemoteCommand),
     /// Report what this host supports, and why not
@@ -92,6 +101,8 @@ enum RunCommand {
     Run(run::RunArgs),
 }
 
+pub use successor::go_back;
+
 /// Parses the command line.
 ///
 /// # Errors
@@ -118,7 +129,9 @@ impl Cli {
     pub fn run(self, early: Option<Early>) -> Result<ExitStatus, CliError> {
         match self.command {
             Command::Run(args) => run::run(&args, early),
-            Command::Serve(args) => serve::run(&args),
+            Command::Serve(args) => serve::run(&args).inspect_err(|error| go_back(&error.render())),
+            Command::Upgrade(args) => upgrade::run(&args),
+            Command::CheckJournal(args) => successor::check(&args),
             Command::Remote(command) => remote::run(command),
             Command::Doctor { json } => print_doctor(json),
             Command::Replay(args) => replay::run(&args),

@@ -47,6 +47,16 @@ pub enum PoolSetupError {
     /// The host cannot provide the memory of the pool.
     #[error("--pool")]
     Reservation(#[from] ReservationError),
+    /// The guests of a state directory are in another pool.
+    #[error(
+        "--pool: the state directory has guests in a pool of {}@{:#x}, backing {backing}", range.size(), range.start()
+    )]
+    Other {
+        /// The addresses of that pool.
+        range: AddrRange,
+        /// The kind of its pages.
+        backing: Backing,
+    },
     /// The ledger of the pool cannot be created.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
@@ -62,7 +72,11 @@ impl PoolSetupError {
             Self::Host(error) => error,
             Self::Reservation(error) => error,
             Self::Pool(error) => error,
-            Self::Missing | Self::Param(_) | Self::Hold(_) | Self::HoldRange(_) => return None,
+            Self::Missing
+            | Self::Param(_)
+            | Self::Hold(_)
+            | Self::HoldRange(_)
+            | Self::Other { .. } => return None,
         })
     }
 }
@@ -75,6 +89,7 @@ impl Diagnose for PoolSetupError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Missing => Some("for example --pool 1G".to_owned()),
+            Self::Other { .. } => Some("use the same options, or end the guests first".to_owned()),
             _ => self.inner()?.hint(),
         }
     }
@@ -166,6 +181,27 @@ pub struct Ground {
 }
 
 impl CheckedPool {
+    /// Checks that these options describe a pool that exists already, at `range`
+    /// and with memory of `config`. Its holds are as they were.
+    ///
+    /// # Errors
+    /// Returns [`PoolSetupError::Other`].
+    pub fn check_same(
+        &self,
+        range: AddrRange,
+        config: &ReservationConfig,
+    ) -> Result<(), PoolSetupError> {
+        let size = self.param.size.next_multiple_of(config.backing.page_size());
+        let is_there = self.param.start.is_none_or(|start| start == range.start());
+        if self.config == *config && size == range.size() && is_there {
+            return Ok(());
+        }
+        Err(PoolSetupError::Other {
+            range,
+            backing: config.backing,
+        })
+    }
+
     /// Opens KVM and reserves the pool, so that guests can be created. Gives up
     /// when `stop` is set.
     pub fn reserve(self, stop: &AtomicBool) -> Result<Ground, PoolSetupError> {

@@ -21,10 +21,12 @@ use mkvmm_manager::control::server::ControlSocket;
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
-use crate::cli::founding::{ChildOptions, Treatment, found};
+use crate::cli::continuity::{End, Founded, Founding};
+use crate::cli::founding::{ChildOptions, Treatment};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
 use crate::cli::signals::Signals;
+use crate::cli::state_dir::{OnManagerExit, StateDir};
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
@@ -62,6 +64,14 @@ pub struct ServeArgs {
     /// killed
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// Keep guests running when this process ends without ending them, and take
+    /// over those of an earlier one: their keeper is found in this directory
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What happens to guests when this process ends without ending them
+    /// [default: keep]
+    #[arg(long, value_name = "POLICY", value_enum, requires = "state_dir")]
+    on_manager_exit: Option<OnManagerExit>,
     /// The limit on simultaneous clients [default: 128, or an eighth of the
     /// open files allowed]
     #[arg(long, value_name = "N")]
@@ -82,16 +92,20 @@ struct ServeFile {
     console_ring: Option<usize>,
     grace: Option<u64>,
     connections: Option<usize>,
+    state_dir: Option<PathBuf>,
+    on_manager_exit: Option<OnManagerExit>,
 }
 
 /// The keys besides those of the pool.
-const KEYS: [&str; 6] = [
+const KEYS: [&str; 8] = [
     "socket",
     "image-dir",
     "log-dir",
     "console-ring",
     "grace",
     "connections",
+    "state-dir",
+    "on-manager-exit",
 ];
 
 /// Returns the default path of the socket.
@@ -137,16 +151,14 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let ring = args.console_ring.or(file.console_ring);
     let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
 
+    let state_dir = args.state_dir.clone().or(file.state_dir);
+    let state_dir = state_dir.as_deref().map(StateDir::open).transpose()?;
+    let on_manager_exit = args.on_manager_exit.or(file.on_manager_exit);
     let signals = Signals::listen().map_err(HostIoError::Signals)?;
     // Guests keep running when the terminal is closed.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = ControlSocket::take(&path)?;
-    let ground = match request.reserve(signals.flag()) {
-        Ok(ground) => ground,
-        Err(_) if signals.came() => return Ok(ExitStatus::Interrupted),
-        Err(error) => return Err(error.into()),
-    };
     let treatment = Treatment {
         console: ConsoleOptions {
             ring: ring.unwrap_or(CONSOLE_RING),
@@ -158,31 +170,54 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         on_stall: children.on_stall(),
         early: None,
     };
-    let manager = found(ground, processes, treatment)?;
-    if signals.came() {
-        // A signal arrived while the pool was being set up.
-        return Ok(ExitStatus::Interrupted);
-    }
-    let (client, requests) = client::channel();
-    socket.serve(Api {
-        client,
-        log: manager.log(),
-        log_dirs: log_dirs.into(),
-        doctor: Doctor::new(doctor::examine),
-        connections: manager.connections(),
-    })?;
-    serve_on(async {
+    let founding = Founding {
+        request,
+        children: processes,
+        treatment,
+        on_manager_exit: on_manager_exit.unwrap_or_default(),
+    };
+    let served = serve_on(async {
+        let founded = match &state_dir {
+            Some(dir) => founding.in_state_dir(dir, signals.flag()).await,
+            None => founding.alone(signals.flag()),
+        };
+        let Founded { manager, kept } = match founded {
+            // A signal arrived while the pool was being set up.
+            _ if signals.came() => return Ok(ExitStatus::Interrupted),
+            founded => founded?,
+        };
+        let (client, requests) = client::channel();
+        socket.serve(Api {
+            client,
+            log: manager.log(),
+            log_dirs: log_dirs.into(),
+            doctor: Doctor::new(doctor::examine),
+            connections: manager.connections(),
+        })?;
         tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
         notify(NotifyState::Ready);
-        say_ready(&path)?;
-        let waited = signals.wait().await;
-        notify(NotifyState::Stopping);
-        manager.end_all(grace).await;
-        waited
-    })
-    .flatten()
-    .map_err(HostIoError::Signals)?;
-    Ok(ExitStatus::Done)
+        say_ready(&path).map_err(HostIoError::Signals)?;
+        let end = match &kept {
+            Some(kept) => kept.serve(&manager, &signals).await?,
+            None => {
+                signals.wait().await.map_err(HostIoError::Signals)?;
+                End::Guests
+            }
+        };
+        match end {
+            End::Guests => {
+                notify(NotifyState::Stopping);
+                manager.end_all(grace).await;
+                if let (Some(kept), Some(dir)) = (kept, &state_dir) {
+                    kept.end(dir).await;
+                }
+                Ok(ExitStatus::Done)
+            }
+            End::Manager => Ok(ExitStatus::Done),
+            End::Keeper => Ok(ExitStatus::Failed),
+        }
+    });
+    served.map_err(HostIoError::Signals)?
 }
 
 /// Returns the canonical paths of the directories of an option; those of the

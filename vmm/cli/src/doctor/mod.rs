@@ -111,6 +111,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
     };
     let children = Children {
         leaves: Leaves::Off,
+        keeper: None,
         ..ChildOptions::default().checked()?
     };
     let ground = Ground { kvm, pool, memory };

@@ -71,7 +71,8 @@ const ENDED: u32 = 3;
 /// # Errors
 /// Returns a [`WorkerError`]; the process must exit then.
 pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<(), WorkerError> {
-    let (sender, receiver) = channel.split();
+    let (sender, mut receiver) = channel.split();
+    receiver.allow_restarts();
     let ended = EventFd::new(EFD_NONBLOCK)?;
     let reporter = Reporter::new(sender, ended.try_clone()?);
     reporter.log_here();
@@ -84,6 +85,7 @@ pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<
         ended,
         has_bell: false,
         outcome: None,
+        restarts: 0,
     })));
     loop {
         manager.run()?;
@@ -134,12 +136,20 @@ struct Worker {
     has_bell: bool,
     /// Set when the worker is to exit.
     outcome: Option<Result<(), WorkerError>>,
+    /// How often another manager has taken over.
+    restarts: u64,
 }
 
 impl Worker {
     fn on_orders(&mut self, ops: &mut EventOps<'_>) -> Result<(), WorkerError> {
         loop {
-            let received = match self.receiver.try_recv() {
+            let received = self.receiver.try_recv();
+            if self.restarts != self.receiver.restarts() {
+                // Before any answer to the new manager.
+                self.restarts = self.receiver.restarts();
+                self.guest.reporter().restart()?;
+            }
+            let received = match received {
                 Ok(Some(received)) => received,
                 // The manager is gone, so the guest must end.
                 Ok(None) => {

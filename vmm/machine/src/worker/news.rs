@@ -7,7 +7,7 @@ use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::{Stage, monotonic};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Sender;
-use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report};
+use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report, WorkerState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::news::{News, NewsSink};
@@ -58,6 +58,22 @@ impl Reporter {
     /// Returns a [`WireError`] if the manager is gone.
     pub fn answer(&self, answer: Result<Done, Refusal>) -> Result<(), WireError> {
         lock(&self.0.sender).send(&Report::Done(answer), &[], None)
+    }
+
+    /// Says hello to another manager. Waits for room, which it makes by reading.
+    ///
+    /// # Errors
+    /// Returns a [`WireError`] if the manager is gone.
+    pub fn restart(&self) -> Result<(), WireError> {
+        lock(&self.0.sender).restart(None)
+    }
+
+    /// Reports the worker's state to another manager.
+    ///
+    /// # Errors
+    /// Returns a [`WireError`] if the manager is gone.
+    pub fn report_state(&self, state: WorkerState) -> Result<(), WireError> {
+        lock(&self.0.sender).send(&Report::State(state), &[], None)
     }
 
     /// Reports that the guest has ended. If the channel is full, the manager

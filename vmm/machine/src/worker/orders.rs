@@ -16,6 +16,7 @@ use mkvmm_memory::e820::{E820Entry, E820Type};
 use mkvmm_wire::WireError;
 use mkvmm_wire::messages::{
     BootOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal, RefusalKind,
+    WorkerState,
 };
 use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
@@ -144,6 +145,8 @@ pub struct Guest {
     parts: Vec<MemoryPart>,
     mapping: Option<Arc<PoolMapping>>,
     is_running: bool,
+    /// True once the vCPUs were started.
+    has_run: bool,
     subscribers: Vec<Arc<dyn EventSubscriber + Send + Sync>>,
 }
 
@@ -159,6 +162,7 @@ impl Guest {
             parts: Vec::new(),
             mapping: None,
             is_running: false,
+            has_run: false,
             subscribers: Vec::new(),
         }
     }
@@ -244,7 +248,7 @@ impl Guest {
             Order::Run => {
                 if let Some(machine) = &mut self.machine {
                     machine.run();
-                    self.is_running = true;
+                    (self.is_running, self.has_run) = (true, true);
                 }
             }
             Order::Pause => {
@@ -268,8 +272,18 @@ impl Guest {
                     machine.read_registers(cpu, ReadRequest { ticket, translate });
                 }
             }
+            Order::State => self.reporter.report_state(self.state())?,
         }
         Ok(())
+    }
+
+    fn state(&self) -> WorkerState {
+        match (&self.machine, self.is_running, self.has_run) {
+            (None, ..) => WorkerState::Preparing,
+            (Some(_), true, _) => WorkerState::Running,
+            (Some(_), false, true) => WorkerState::Paused,
+            (Some(_), false, false) => WorkerState::Booted,
+        }
     }
 
     fn answer(&self, result: Result<Done, OrderError>) -> Result<(), OrderError> {

@@ -14,6 +14,7 @@ use crate::control::debug::error::DebugError;
 use crate::life::LifeError;
 use crate::registry::RegistryError;
 use crate::resolve::ResolveError;
+use crate::upgrade::UpgradeError;
 use mkvmm_base::NameError;
 use mkvmm_base::state::State;
 
@@ -32,6 +33,9 @@ pub enum ControlError {
     /// The name is not valid for an instance.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Another program does not take over.
+    #[error("upgrade")]
+    Upgrade(#[from] UpgradeError),
     /// The guest cannot be inspected.
     #[error(transparent)]
     Debug(#[from] DebugError),
@@ -129,6 +133,7 @@ impl ControlError {
             Self::Life(error) => error,
             Self::Resolve(error) => error,
             Self::Spec(error) => error,
+            Self::Upgrade(error) => error,
             Self::Debug(error) => error,
             Self::Log(error) => error,
             _ => return None,

@@ -54,6 +54,7 @@ impl IntoResponse for ControlError {
 fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(routes::version))
+        .routes(routes!(routes::upgrade))
         .routes(routes!(describe))
         .routes(routes!(routes::pool))
         .routes(routes!(pool_routes::map))

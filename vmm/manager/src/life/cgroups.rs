@@ -48,7 +48,10 @@ impl Manager {
         };
         let begun = match self.take_early(&name) {
             Some(early) => early,
-            None => Begun::start(&self.host.children, name, self.leaf(id).await?)?,
+            None => {
+                let leaf = self.leaf(id).await?;
+                Begun::start(&self.host.children, name, leaf).await?
+            }
         };
         if begun.entry == Entry::Later {
             return Ok(begun);

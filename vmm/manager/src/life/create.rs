@@ -1,5 +1,6 @@
 //! Creates instances and reserves their resources.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -7,11 +8,12 @@ use mkvmm_base::InstanceId;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
+use mkvmm_wire::keeping::Key;
 
 use crate::budget::Amounts;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
-use crate::guest::Guest;
+use crate::guest::{Guest, Holdings};
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
@@ -44,7 +46,7 @@ impl Manager {
         let mut registry = self.registry_mut();
         let boots = registry.boots().clone();
         if let Some(guest) = registry.guest_mut(id) {
-            guest.busy = None;
+            (guest.busy, guest.is_new) = (None, false);
             guest.timeline.measure_with(Arc::new(boots));
         }
         drop(registry);
@@ -57,8 +59,16 @@ impl Manager {
     fn book(self: &Rc<Self>, config: InstanceConfig) -> Result<InstanceId, StepError> {
         let console = GuestConsole::new(self.console.ring)?;
         console.viewer().set_lossless(self.console.lossless);
+        let id = self.registry_mut().pool_mut().next_id();
+        let held = Holdings {
+            console: self.hold(Key::Console(id.0), &console.parts())?,
+            log: match &config.console_log {
+                Some(file) => self.hold(Key::Log(id.0), &[file.as_fd()])?,
+                None => None,
+            },
+            board: None,
+        };
         let mut registry = self.registry_mut();
-        let id = registry.pool_mut().next_id();
         let timeline = Arc::new(Timeline::default());
         let booking = self
             .budget
@@ -83,8 +93,12 @@ impl Manager {
             worker: None,
             leaf: None,
             meter: Arc::default(),
+            serial: None,
             busy: Some(Verb::Load),
+            is_new: true,
+            loads: 0,
             is_doomed: false,
+            kill_at: None,
             is_stalled: false,
             is_lost: false,
             is_restarting: false,
@@ -93,6 +107,7 @@ impl Manager {
             console,
             status: Status::default(),
             log: None,
+            held,
         });
         Ok(id)
     }
@@ -113,7 +128,7 @@ impl Manager {
         };
         // Reserve at least a file for each region, and later the actual number.
         self.book_files(id, regions.len(), images.as_ref())?;
-        let files = self.files.take(regions).await?;
+        let files = self.take_memory(regions).await?;
         self.book_files(id, files.len(), images.as_ref())?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.files = files;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
-use mkvmm_base::timeline::Stage;
+use mkvmm_base::timeline::{self, Stage};
 use mkvmm_base::{InstanceId, InstanceName, RunId};
 use mkvmm_keeper::process::Exit;
 use mkvmm_wire::messages::Order;
@@ -35,7 +35,7 @@ impl Manager {
         Ok(())
     }
 
-    async fn kill_guest(self: &Rc<Self>, id: InstanceId, grace: Duration) {
+    pub(crate) async fn kill_guest(self: &Rc<Self>, id: InstanceId, grace: Duration) {
         let (worker, state) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
@@ -43,6 +43,9 @@ impl Manager {
             };
             guest.is_doomed = true;
             guest.is_restarting = false;
+            let now = Duration::from_nanos(timeline::monotonic());
+            let at = u64::try_from(now.saturating_add(grace).as_nanos());
+            guest.kill_at = Some(at.unwrap_or(u64::MAX));
             (guest.worker.clone(), guest.state)
         };
         let Some(worker) = worker else {
@@ -102,6 +105,7 @@ impl Manager {
             return;
         };
         guest.worker = None;
+        (guest.serial, guest.kill_at) = (None, None);
         guest.is_clean = false;
         guest.console.refresh();
         let was_live = guest.state.is_live();

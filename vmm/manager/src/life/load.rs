@@ -7,6 +7,7 @@ use std::time::Duration;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{Copy, Done, Extent, LoadOrder, Order};
 
 use crate::guest::Loaded;
@@ -75,6 +76,7 @@ impl Manager {
         let Some((loaded, next)) = self.place(id, &images)? else {
             return Ok(());
         };
+        let loaded = self.hold_images(id, loaded)?;
         if let Some((guest, pool)) = self.registry_mut().with_pool(id) {
             pool.book(&mut guest.sub_pool, &loaded.plan, next)?;
             guest.loaded = Some(loaded);
@@ -97,6 +99,23 @@ impl Manager {
             pool.unplace(&mut guest.sub_pool)?;
         }
         filled
+    }
+
+    /// Has the keeper hold the images, for restarts by another manager.
+    fn hold_images(&self, id: InstanceId, loaded: Loaded) -> Result<Loaded, StepError> {
+        let generation = match self.registry_mut().guest_mut(id) {
+            Some(guest) => {
+                guest.loads = guest.loads.wrapping_add(1);
+                guest.loads
+            }
+            None => 0,
+        };
+        let held = self.hold(Key::Images(id.0, generation), &files(&loaded))?;
+        Ok(Loaded {
+            generation,
+            held: held.map(Rc::new),
+            ..loaded
+        })
     }
 
     /// Has a new worker copy the images of an instance into memory that reads
@@ -165,7 +184,7 @@ impl Manager {
         Ok(())
     }
 
-    async fn empty(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+    pub(crate) async fn empty(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.check_idle(id)?;
         self.drop_worker(id).await;
         self.clean(id).await?;

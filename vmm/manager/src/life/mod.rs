@@ -11,7 +11,9 @@
 //! | `release` | delete |
 //! | `place` | placement of images, before anything changes |
 //! | `attend` | waiting for workers, which may stall |
+//! | `complete` | what an earlier manager did not complete |
 //! | `listen` | reports of workers |
+//! | `memory` | memory, taken and returned |
 //! | `cgroups` | workers in the cgroups of their guests |
 //! | `workers` | processes: started, given their memory, scrubbed afterwards |
 //!
@@ -21,10 +23,12 @@
 pub(crate) mod attend;
 pub mod boot;
 mod cgroups;
+mod complete;
 pub mod create;
 pub mod halt;
 mod listen;
 pub mod load;
+pub(crate) mod memory;
 pub mod pause;
 pub mod place;
 pub mod release;
@@ -36,6 +40,7 @@ use mkvmm_base::cmdline::CmdlineError;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room, is_shortage};
 use mkvmm_keeper::cgroup::CgroupError;
+use mkvmm_keeper::client::KeeperError;
 use mkvmm_memory::host_pool::HostPoolError;
 use mkvmm_memory::reservation::ReservationError;
 use mkvmm_wire::WireError;
@@ -110,6 +115,9 @@ pub enum StepError {
     /// Another child of the instance failed.
     #[error(transparent)]
     Child(#[from] AskError),
+    /// The keeper does not hold a descriptor.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// Its worker ended between two orders.
     #[error("its worker process has ended meanwhile")]
     Lost,

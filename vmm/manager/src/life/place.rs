@@ -71,6 +71,8 @@ pub fn place(
         cmdline: text,
         e820: Vec::new(),
         slots: Vec::new(),
+        generation: 0,
+        held: None,
     };
     Ok((loaded, next))
 }

@@ -91,7 +91,7 @@ impl Manager {
             self.announce(id);
         }
         let files = self.clean_for_others(id).await?;
-        self.files.put_back(files).await;
+        self.return_memory(files).await;
         if let Some(leaf) = self.forget(id)? {
             leaves::remove(leaf).await;
         }

@@ -5,16 +5,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkvmm_base::{InstanceId, chain};
+use mkvmm_base::{InstanceId, InstanceName, chain};
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
 use mkvmm_wire::channel::DESCRIPTORS_MAX;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
+use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
 use crate::child::{self, Question, Role};
-use crate::console_log::ConsoleLog;
+use crate::console_log::{ConsoleLog, LogFile};
 use crate::harmless::harmless;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
@@ -37,13 +38,17 @@ impl Manager {
     ) -> Result<Rc<Worker>, StepError> {
         let (board, board_file) = Board::create()?;
         let begun = self.begin_worker(id).await?;
+        let epoch = self.registry().guest(id).map_or(0, |guest| guest.epoch + 1);
+        let held = self.hold(Key::Board(id.0, epoch), &[board_file.as_fd()])?;
         let config = self.files.config();
         let (run, identity, console, files, meter) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
                 return Err(StepError::Killed);
             };
-            guest.epoch += 1;
+            guest.epoch = epoch;
+            guest.serial = begun.serial;
+            guest.held.board = held;
             guest.status.renew(guest.config.cpus(), board.reader());
             // From here on it may write to the memory.
             guest.is_clean = false;
@@ -124,12 +129,12 @@ impl Manager {
         let is_populated = self.files.config().is_populated();
         if !is_populated && kept.is_empty() {
             // New files are zero, and quicker than scrubbing these.
-            let fresh = self.files.take(regions).await?;
+            let fresh = self.take_memory(regions).await?;
             if let Some(guest) = self.registry_mut().guest_mut(id) {
                 guest.files = fresh;
                 guest.is_clean = true;
             }
-            self.files.put_back(files).await;
+            self.return_memory(files).await;
             return Ok(());
         }
         let order = clean_order(&files, kept.into_iter(), is_populated);
@@ -208,25 +213,49 @@ impl Manager {
         let Some(file) = guest.config.console_log.clone() else {
             return Ok(());
         };
-        let (path, name) = (file.path().to_owned(), guest.name().clone());
-        let (failed, failure) = tokio::sync::oneshot::channel();
-        let on_error = move |error| {
-            // Without a manager nobody needs to know.
-            let _ = failed.send(error);
+        let (console, name) = (guest.console.clone(), guest.name().clone());
+        let on_error = self.log_failure(&name, &file);
+        guest.log = Some(ConsoleLog::start(file, console, &name, on_error)?);
+        Ok(())
+    }
+
+    /// Continues an instance's console log, if an earlier manager had started it.
+    pub(crate) fn resume_log(
+        self: &Rc<Self>,
+        id: InstanceId,
+        has_log: bool,
+    ) -> Result<(), StepError> {
+        let mut registry = self.registry_mut();
+        let Some(guest) = registry.guest_mut(id).filter(|_| has_log) else {
+            return Ok(());
         };
-        guest.log = Some(ConsoleLog::start(
-            file,
-            guest.console.clone(),
-            &name,
-            on_error,
-        )?);
+        let Some(file) = guest.config.console_log.clone() else {
+            return Ok(());
+        };
+        let (console, name) = (guest.console.clone(), guest.name().clone());
+        let on_error = self.log_failure(&name, &file);
+        guest.log = Some(ConsoleLog::resume(file, console, &name, on_error)?);
+        Ok(())
+    }
+
+    /// Returns what a console log calls when it cannot be written any more.
+    fn log_failure(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        file: &LogFile,
+    ) -> impl FnOnce(std::io::Error) + Send + 'static {
+        let (path, name) = (file.path().to_owned(), name.clone());
+        let (failed, failure) = tokio::sync::oneshot::channel();
         let manager = Rc::downgrade(self);
         tokio::task::spawn_local(async move {
             if let (Ok(error), Some(manager)) = (failure.await, manager.upgrade()) {
                 manager.on_log_failed(&name, &path, &error);
             }
         });
-        Ok(())
+        move |error| {
+            // Without a manager nobody needs to know.
+            let _ = failed.send(error);
+        }
     }
 
     /// Requests the registers of a guest that is to be killed, and keeps those

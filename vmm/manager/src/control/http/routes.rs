@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use mkpool::AddrRange;
-use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody, Upgrade, UpgradeBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
@@ -22,6 +22,7 @@ use mkvmm_base::state::Verb;
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use rustix::process::Pid;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use crate::audit;
 use crate::config::InstanceConfig;
@@ -37,6 +38,7 @@ use crate::control::plan::{self, Books, Planned};
 use crate::images::Images;
 use crate::manager::Manager;
 use crate::registry::Registry;
+use crate::upgrade::{UpgradeError, UpgradeRequest};
 
 /// The result of a handler.
 type Answer = Result<Response, ControlError>;
@@ -63,9 +65,40 @@ fn change(action: &'static str, instance: &InstanceName) -> Change {
 }
 
 /// The version of the VMM and of this API.
-#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
-pub async fn version() -> Json<Version> {
-    Json(Version::current())
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version), Refusal))]
+pub async fn version(State(api): State<Api>) -> Result<Json<Version>, ControlError> {
+    let ask = |manager: &Rc<Manager>| {
+        let mut version = Version::current();
+        if let Some(continuity) = manager.continuity.get() {
+            version.manager = continuity.ordinal;
+            version.keeper = Some(continuity.keeper.clone());
+        }
+        Ok(version)
+    };
+    Ok(Json(api.client.ask(ask).await?))
+}
+
+/// Continues with another program, which takes over all guests. It is started in
+/// place of this one if it accepts the journal.
+#[utoipa::path(post, path = "/v1/upgrade", request_body = UpgradeBody,
+    responses((status = 202, body = Upgrade), Refusal))]
+pub async fn upgrade(State(api): State<Api>, body: Body) -> Answer {
+    let UpgradeBody { binary } = json(body).await?;
+    let change = Change {
+        action: "upgrade",
+        instance: None,
+    };
+    let upgrade = api.client.change(change, |manager| async move {
+        let continuity = manager.continuity.get().ok_or(UpgradeError::NoStateDir)?;
+        let (reply, replied) = oneshot::channel();
+        let request = UpgradeRequest { binary, reply };
+        let sent = continuity.upgrades.send(request);
+        sent.map_err(|_ending| ControlError::Ending)?;
+        let answer = replied.await.map_err(|_ending| ControlError::Ending)?;
+        Ok(answer?)
+    });
+    let upgrade = upgrade.await?;
+    Ok((StatusCode::ACCEPTED, Json(upgrade)).into_response())
 }
 
 /// The current state of the pool.

@@ -45,6 +45,10 @@ pub mod word {
     pub const TYPED: usize = 18;
     /// Written by the manager: input before this position is discarded.
     pub const DISCARD: usize = 19;
+    /// Written by the manager: the position up to which output is in its log.
+    pub const LOGGED: usize = 20;
+    /// Written by the manager: the length of the log file then.
+    pub const LOG_LEN: usize = 21;
     /// Written by both: set while the manager waits for output.
     pub const OUTPUT_AWAITED: usize = 24;
     /// Written by both: set while the manager waits for room in the input ring.

@@ -136,6 +136,23 @@ impl Viewer {
         (bytes, end)
     }
 
+    /// Notes that the output up to `position` is in a log file, which has `len`
+    /// bytes now.
+    pub fn note_logged(&self, position: u64, len: u64) {
+        let word = |index| self.console.word(index);
+        word(word::LOGGED).store(position, Ordering::Relaxed);
+        word(word::LOG_LEN).store(len, Ordering::Release);
+    }
+
+    /// Returns the position up to which output is in a log file of `len` bytes:
+    /// what was noted, and what was written after that.
+    pub fn logged(&self, len: u64) -> u64 {
+        let noted_len = self.console.word(word::LOG_LEN).load(Ordering::Acquire);
+        let noted = self.console.word(word::LOGGED).load(Ordering::Relaxed);
+        let more = len.saturating_sub(noted_len);
+        noted.saturating_add(more).min(self.printed())
+    }
+
     /// Requests a ring of the doorbell at the next output after `position`.
     /// Returns whether to wait for it; false means that there is output
     /// already.

@@ -1,0 +1,209 @@
+//! How `serve` gets its manager: a new one, or one that continues for another
+//! with what that has left to the keeper.
+
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+
+use mkvmm_api::pool::KeeperVersion;
+use mkvmm_base::timeline;
+use mkvmm_keeper::cgroup;
+use mkvmm_keeper::client::{Inventory, Keeper};
+use mkvmm_machine::kvm::host::Host as KvmHost;
+use mkvmm_manager::adopt::{AdoptError, memory_of, record_of};
+use mkvmm_manager::journal::contents::Contents;
+use mkvmm_manager::journal::file::Binding;
+use mkvmm_manager::journal::record::ManagerRecord;
+use mkvmm_manager::upgrade::Continuity;
+use mkvmm_manager::{Children, Manager, journal};
+use mkvmm_memory::reservation::host::raise_descriptor_limit;
+use rustix::process::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::cli::HostIoError;
+use crate::cli::founding::{Treatment, found, prepare};
+use crate::cli::pool_setup::{CheckedPool, PoolSetupError};
+use crate::cli::signals::Signals;
+use crate::cli::state_dir::{OnManagerExit, StateDir, StateDirError};
+use crate::cli::successor;
+use crate::error::CliError;
+
+/// What a manager is created from.
+#[derive(Debug)]
+pub struct Founding {
+    /// The options of the pool.
+    pub request: CheckedPool,
+    /// How the guests' processes are started.
+    pub children: Children,
+    /// The manager's settings.
+    pub treatment: Treatment,
+    /// What happens to the guests if the manager ends without ending them.
+    pub on_manager_exit: OnManagerExit,
+}
+
+/// A manager, with its keeper if it has one.
+#[derive(Debug)]
+pub struct Founded {
+    /// The manager itself.
+    pub manager: Rc<Manager>,
+    /// Its keeper, if its guests outlive it.
+    pub kept: Option<Kept>,
+}
+
+/// What a manager with a keeper has.
+#[derive(Debug)]
+pub struct Kept {
+    keeper: Keeper,
+    version: KeeperVersion,
+    ordinal: u32,
+}
+
+/// What ends when `serve` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The guests, too.
+    Guests,
+    /// The manager only.
+    Manager,
+    /// The keeper has ended, and the guests with it.
+    Keeper,
+}
+
+impl Founding {
+    /// Creates a manager that is the parent of its guests' processes.
+    ///
+    /// # Errors
+    /// Returns a [`CliError`]; nothing is left behind.
+    pub fn alone(self, stop: &AtomicBool) -> Result<Founded, CliError> {
+        let ground = self.request.reserve(stop)?;
+        Ok(Founded {
+            manager: found(ground, self.children, self.treatment)?,
+            kept: None,
+        })
+    }
+
+    /// Creates a manager whose guests outlive it, or continues for one that has
+    /// left its guests in `dir`.
+    ///
+    /// # Errors
+    /// Returns a [`CliError`]; what was left in `dir` is still there.
+    pub async fn in_state_dir(
+        mut self,
+        dir: &StateDir,
+        stop: &AtomicBool,
+    ) -> Result<Founded, CliError> {
+        let socket = match dir.find_keeper()? {
+            Some(socket) => socket,
+            None => dir.start_keeper(self.on_manager_exit)?,
+        };
+        let (keeper, inventory) = dir.connect(socket).await?;
+        if let Some(pid) = Pid::from_raw(inventory.pid) {
+            cgroup::name_after(pid);
+        }
+        self.children.keeper = Some(keeper.clone());
+        let version = KeeperVersion {
+            version: inventory.version.clone(),
+            pid: inventory.pid,
+        };
+        let binding = StateDir::binding(inventory.identity)?;
+        let contents = inventory.journal().map(|file| {
+            let bytes = journal::file::read(file)?;
+            journal::contents::read(&bytes, binding)
+        });
+        let (manager, record) = match contents.transpose().map_err(AdoptError::from)? {
+            Some(contents) => self.adopted(contents, inventory, &keeper, binding).await?,
+            None => self.first(inventory, &keeper, binding, stop).await?,
+        };
+        Ok(Founded {
+            manager,
+            kept: Some(Kept {
+                keeper,
+                version,
+                ordinal: record.ordinal,
+            }),
+        })
+    }
+
+    /// Creates the first manager of a keeper.
+    async fn first(
+        self,
+        inventory: Inventory,
+        keeper: &Keeper,
+        binding: Binding,
+        stop: &AtomicBool,
+    ) -> Result<(Rc<Manager>, ManagerRecord), CliError> {
+        let ground = self.request.reserve(stop)?;
+        let record = record_of(ground.memory.config());
+        let manager = found(ground, self.children, self.treatment)?;
+        manager.take_over(inventory, &mut []).await?;
+        manager.write_journal(keeper, binding, record.clone())?;
+        Ok((manager, record))
+    }
+
+    /// Continues for an earlier manager.
+    async fn adopted(
+        self,
+        contents: Contents,
+        mut inventory: Inventory,
+        keeper: &Keeper,
+        binding: Binding,
+    ) -> Result<(Rc<Manager>, ManagerRecord), CliError> {
+        let config = memory_of(&contents.manager).map_err(AdoptError::from)?;
+        self.request.check_same(contents.pool.range, &config)?;
+        timeline::continue_from(contents.manager.start);
+        raise_descriptor_limit();
+        let mut record = contents.manager.clone();
+        record.ordinal = record.ordinal.saturating_add(1);
+        let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
+        let (host, options) = prepare(kvm, self.children, self.treatment)?;
+        let (manager, mut adopted) = Manager::adopt(host, contents, &mut inventory, options)?;
+        manager.take_over(inventory, &mut adopted).await?;
+        manager.write_journal(keeper, binding, record.clone())?;
+        log::info!("{} instances were taken over", adopted.len());
+        manager.complete(adopted);
+        Ok((manager, record))
+    }
+}
+
+impl Kept {
+    /// Waits until `manager` is to end: by a signal, by an upgrade, or with its
+    /// keeper.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of file descriptors.
+    pub async fn serve(&self, manager: &Rc<Manager>, signals: &Signals) -> Result<End, CliError> {
+        let (upgrades, mut requests) = unbounded_channel();
+        manager.set_continuity(Continuity {
+            ordinal: self.ordinal,
+            keeper: self.version.clone(),
+            upgrades,
+        });
+        let mut leave = signal(SignalKind::user_defined1()).map_err(HostIoError::Signals)?;
+        loop {
+            tokio::select! {
+                waited = signals.wait() => {
+                    waited.map_err(HostIoError::Signals)?;
+                    return Ok(End::Guests);
+                }
+                _ = leave.recv() => {
+                    log::info!("the guests run on without a manager");
+                    self.keeper.stay().map_err(StateDirError::from)?;
+                    return Ok(End::Manager);
+                }
+                () = self.keeper.lost() => {
+                    log::error!("the keeper process has ended, and with it all guests");
+                    return Ok(End::Keeper);
+                }
+                Some(request) = requests.recv() => {
+                    successor::carry_out(request, manager, &self.keeper).await;
+                }
+            }
+        }
+    }
+
+    /// Ends the keeper, whose guests have ended.
+    pub async fn end(self, dir: &StateDir) {
+        self.keeper.quit().await;
+        dir.clear();
+    }
+}

@@ -1,0 +1,186 @@
+//! Continues with another program: `serve`'s side of `mkvmm upgrade`.
+//!
+//! ```text
+//!   client ── POST /v1/upgrade ──► serve: NEW check-journal < journal
+//!                                    │ refused: nothing has changed
+//!                                    ▼ accepted
+//!                                  exec NEW serve …      the same process
+//!                                    │ fails: exec OLD serve …
+//!                                    ▼
+//!                                  takes over like after a kill
+//! ```
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mkvmm_api::bodies::Upgrade;
+use mkvmm_base::chain;
+use mkvmm_keeper::client::Keeper;
+use mkvmm_manager::adopt::{self, AdoptError};
+use mkvmm_manager::journal::file::{self, Binding};
+use mkvmm_manager::upgrade::{UpgradeError, UpgradeRequest};
+use mkvmm_manager::{Manager, journal};
+use rustix::io::FdFlags;
+
+use crate::cli::output::print;
+use crate::error::{CliError, ExitStatus};
+use crate::logger;
+
+/// The variable that names the descriptor of the program before the upgrade.
+const BEFORE_VARIABLE: &str = "MKVMM_BEFORE";
+/// The time within which the new program must have checked the journal.
+const CHECK: Duration = Duration::from_secs(30);
+/// How long the answer to the client may take to be sent.
+const ANSWER: Duration = Duration::from_millis(50);
+
+/// Arguments of `mkvmm check-journal`, which one mkvmm runs for another.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// The boot of the host that the journal belongs to
+    #[arg(long)]
+    boot: u128,
+    /// The keeper that the journal belongs to
+    #[arg(long)]
+    keeper: u64,
+}
+
+/// Runs the command `mkvmm check-journal`: reads the journal on standard input,
+/// and reports whether this program can continue with it.
+///
+/// # Errors
+/// Returns a [`CliError`], which determines the exit status.
+pub fn check(args: &CheckArgs) -> Result<ExitStatus, CliError> {
+    let binding = Binding {
+        boot: args.boot,
+        keeper: args.keeper,
+    };
+    let bytes = file::read(io::stdin().as_fd()).map_err(AdoptError::from)?;
+    let contents = journal::contents::read(&bytes, binding).map_err(AdoptError::from)?;
+    let count = adopt::check(&contents)?;
+    print(format!("{count} instances, their books balance\n").as_bytes())
+}
+
+/// Carries out a request for an upgrade. Returns only if it is refused, or the
+/// new program cannot be executed.
+pub async fn carry_out(request: UpgradeRequest, manager: &Rc<Manager>, keeper: &Keeper) {
+    let UpgradeRequest { binary, reply } = request;
+    let journal = match manager.journal() {
+        Ok(journal) => journal,
+        Err(error) => {
+            let text = chain(&error);
+            let _ = reply.send(Err(UpgradeError::Refused { path: binary, text }));
+            return;
+        }
+    };
+    let path = binary.clone();
+    let checked = tokio::task::spawn_blocking(move || check_with(&path, journal));
+    let checked = checked.await.unwrap_or_else(|error| {
+        Err(UpgradeError::Execute {
+            path: binary.clone(),
+            source: io::Error::other(error),
+        })
+    });
+    let check = match checked {
+        Ok(check) => check,
+        Err(error) => {
+            let _ = reply.send(Err(error));
+            return;
+        }
+    };
+    log::info!("continuing with {}: {check}", binary.display());
+    let manager = manager.ordinal();
+    let _ = reply.send(Ok(Upgrade { manager, check }));
+    // The control socket's thread sends the answer meanwhile.
+    tokio::time::sleep(ANSWER).await;
+    if let Err(error) = keeper.stay() {
+        log::error!("{}", chain(&error));
+        return;
+    }
+    let error = exec(&binary, kept_open());
+    log::error!("{} cannot be executed: {error}", binary.display());
+}
+
+/// Has the program at `path` check the journal; returns what it says.
+fn check_with(path: &Path, (journal, binding): (OwnedFd, Binding)) -> Result<String, UpgradeError> {
+    let failed = |source| UpgradeError::Execute {
+        path: path.to_owned(),
+        source,
+    };
+    let mut child = Command::new(path)
+        .arg("check-journal")
+        .arg(format!("--boot={}", binding.boot))
+        .arg(format!("--keeper={}", binding.keeper))
+        .stdin(journal)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let end = Instant::now() + CHECK;
+    while child.try_wait().map_err(failed)?.is_none() {
+        if Instant::now() > end {
+            // It is reaped below.
+            let _ = child.kill();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    let said = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let line = text.trim().chars().take(400);
+        line.map(|c| if c.is_control() { ' ' } else { c }).collect()
+    };
+    match output.status.success() {
+        true => Ok(said(&output.stdout)),
+        false => Err(UpgradeError::Refused {
+            path: path.to_owned(),
+            text: match said(&output.stderr) {
+                text if text.is_empty() => output.status.to_string(),
+                text => text,
+            },
+        }),
+    }
+}
+
+/// Returns the program of this process, open in the next one, too.
+fn kept_open() -> Option<File> {
+    let program = File::open("/proc/self/exe").ok()?;
+    rustix::io::fcntl_setfd(&program, FdFlags::empty()).ok()?;
+    Some(program)
+}
+
+/// Executes the program at `path` in place of this one, with the same arguments.
+fn exec(path: &Path, before: Option<File>) -> io::Error {
+    let mut command = Command::new(path);
+    command.args(env::args_os().skip(1));
+    command.env_remove(BEFORE_VARIABLE);
+    if let Some(before) = &before {
+        command.env(BEFORE_VARIABLE, before.as_raw_fd().to_string());
+    }
+    // What was said so far is lost otherwise.
+    logger::finish();
+    command.exec()
+}
+
+/// Continues with the program before the upgrade, if this one came by an
+/// upgrade and cannot continue because of `error`. Returns if it did not.
+pub fn go_back(error: &str) {
+    let before = env::var_os(BEFORE_VARIABLE);
+    let number = before
+        .as_deref()
+        .and_then(|text| text.to_str()?.parse::<u32>().ok());
+    let Some(number) = number else {
+        return;
+    };
+    log::error!("{}; going back to the program before", error.trim());
+    let path = OsString::from(format!("/proc/self/fd/{number}"));
+    let error = exec(Path::new(&path), None);
+    log::error!("it cannot be executed: {error}");
+}

@@ -1,0 +1,66 @@
+//! What a journal says in the end: the last record of everything.
+
+use std::collections::BTreeMap;
+
+use mkvmm_api::events::Event;
+use mkvmm_memory::host_pool::state::PoolState;
+
+use crate::journal::file::{self, Binding, JournalError};
+use crate::journal::record::{self, InstanceRecord, ManagerRecord, Record};
+
+/// The last record of everything.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Contents {
+    /// What all managers have in common.
+    pub manager: ManagerRecord,
+    /// The ledger without its instances.
+    pub pool: PoolState,
+    /// The instances by number.
+    pub instances: BTreeMap<u32, InstanceRecord>,
+    /// The events in order.
+    pub events: Vec<Event>,
+}
+
+/// Reads a journal.
+///
+/// # Errors
+/// Returns a [`JournalError`] for a journal that is not this one, is of an
+/// unknown version, or is damaged.
+pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
+    let (mut manager, mut pool) = (None, None);
+    let (mut instances, mut events) = (BTreeMap::new(), Vec::new());
+    for (offset, content) in file::frames(bytes, binding)? {
+        for record in record::decode(offset, content)? {
+            match record {
+                Record::Manager(it) => manager = Some(it),
+                Record::Pool(it) => pool = Some(it),
+                Record::Instance(it) => {
+                    instances.insert(it.sub_pool.id, *it);
+                }
+                Record::Deleted(id) => {
+                    instances.remove(&id);
+                }
+                Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
+            }
+        }
+    }
+    let missing = |what: &str| JournalError::Contradiction {
+        what: format!("it has no {what}"),
+    };
+    Ok(Contents {
+        manager: manager.ok_or_else(|| missing("manager"))?,
+        pool: pool.ok_or_else(|| missing("pool"))?,
+        instances,
+        events,
+    })
+}
+
+fn push(events: &mut Vec<Event>, event: Event) -> Result<(), JournalError> {
+    let last = events.last().map_or(event.seq.saturating_sub(1), |e| e.seq);
+    if last.checked_add(1) != Some(event.seq) {
+        let what = format!("event {} follows event {last}", event.seq);
+        return Err(JournalError::Contradiction { what });
+    }
+    events.push(event);
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! The journal: what another manager needs to continue after this one was
+//! killed.
+//!
+//! ```text
+//!   Registry ── changed ──► Changes dropped ── records ──► one frame ──► memory file
+//!   EventLog ── pushed ───────────────────────────────────► one frame ──►   (held by the keeper)
+//!                                                                              │
+//!   next manager: frames ──► Contents ──► ledger, instances, events ◄──────────┘
+//! ```
+//!
+//! The records of everything that changed in one borrow of the registry are one
+//! frame: the journal is never between two states. What a manager has done with
+//! processes and descriptors after its last frame is found out from the workers
+//! and the keeper.
+
+pub mod contents;
+pub mod file;
+pub mod record;
+pub(crate) mod snapshot;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use mkvmm_api::events::Event;
+use mkvmm_keeper::client::{Held, Keeper, KeeperError};
+use mkvmm_wire::keeping::Key;
+
+use file::{Binding, JournalError, JournalFile};
+use record::Record;
+
+/// The length beyond which a journal is rewritten, if that is also twice what
+/// it was after the last time.
+const REWRITE_AT: u64 = 4 << 20;
+
+/// The journal of a manager. It can be appended to in any thread.
+#[derive(Debug)]
+pub struct Journal {
+    binding: Binding,
+    file: RwLock<Arc<JournalFile>>,
+}
+
+impl Journal {
+    /// Creates an empty journal, which the keeper does not hold yet.
+    ///
+    /// # Errors
+    /// Returns [`JournalError::Io`].
+    pub fn create(binding: Binding) -> Result<Self, JournalError> {
+        let file = JournalFile::create(binding)?;
+        Ok(Self {
+            binding,
+            file: RwLock::new(Arc::new(file)),
+        })
+    }
+
+    fn file(&self) -> Arc<JournalFile> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&file)
+    }
+
+    /// Returns a descriptor of the journal, and what it belongs to.
+    ///
+    /// # Errors
+    /// Returns [`JournalError::Io`] if the host has no more descriptors.
+    pub fn descriptor(&self) -> Result<(OwnedFd, Binding), JournalError> {
+        Ok((self.file().descriptor()?, self.binding))
+    }
+
+    /// Appends records as one frame. Returns whether that succeeded; otherwise
+    /// they must be appended again later.
+    pub fn append(&self, records: &[Record]) -> bool {
+        let written = self.file().append(&record::encode(records));
+        if let Err(error) = &written {
+            log::error!("{}", mkvmm_base::chain(error));
+        }
+        written.is_ok()
+    }
+
+    /// Appends an event.
+    pub fn append_event(&self, event: &Event) {
+        self.append(&[record::of_event(event)]);
+    }
+
+    /// Returns the size of the journal in bytes.
+    pub fn size(&self) -> u64 {
+        self.file().size()
+    }
+
+    /// Returns whether it is time to rewrite a journal which had `before` bytes
+    /// after the last time.
+    pub fn is_due(&self, before: u64) -> bool {
+        self.size() > REWRITE_AT.max(before.saturating_mul(2))
+    }
+
+    /// Replaces the journal by a new one with these records. Until the keeper
+    /// holds that, it holds the old one.
+    ///
+    /// # Errors
+    /// Returns a [`RewriteError`]; the old journal goes on then.
+    pub fn rewrite(&self, records: &[Record], keeper: &Keeper) -> Result<Held, RewriteError> {
+        let new = JournalFile::create(self.binding)?;
+        for record in records {
+            new.append(&record::encode(std::slice::from_ref(record)))?;
+        }
+        let descriptor = new.descriptor()?;
+        let held = keeper.hold(Key::Journal, &[descriptor.as_fd()])?;
+        let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        *file = Arc::new(new);
+        Ok(held)
+    }
+}
+
+/// A reason why a journal was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// The new one cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The keeper does not take it.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+}

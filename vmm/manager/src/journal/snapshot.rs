@@ -1,0 +1,71 @@
+//! The records of what is there now.
+
+use crate::guest::{Guest, Loaded};
+use crate::journal::record::{FileRecord, InstanceRecord, LeafRecord, LoadedRecord, Record, json};
+
+/// Returns the record of an instance.
+pub fn of_guest(guest: &Guest) -> Record {
+    let leaf = guest.leaf.as_ref().map(|leaf| {
+        let directories = leaf.directories();
+        let v1 = directories.v1.iter();
+        LeafRecord {
+            v2: directories.v2.clone(),
+            v1: v1
+                .map(|(controller, path)| (controller.name().to_owned(), path.clone()))
+                .collect(),
+        }
+    });
+    let files = guest.files.iter().map(|file| FileRecord {
+        number: file.number(),
+        range: file.range(),
+    });
+    let (exits, violations) = guest.status.earlier();
+    Record::Instance(Box::new(InstanceRecord {
+        sub_pool: guest.sub_pool.state(),
+        spec: json(&guest.config.spec),
+        epoch: guest.epoch,
+        state: guest.state,
+        reason: guest.reason,
+        busy: guest.busy,
+        is_new: guest.is_new,
+        loads: guest.loads,
+        is_clean: guest.is_clean,
+        is_doomed: guest.is_doomed,
+        kill_at: guest.kill_at,
+        is_restarting: guest.is_restarting,
+        short_lives: guest.short_lives,
+        files: files.collect(),
+        worker: guest.serial,
+        loaded: guest.loaded.as_ref().map(of_loaded),
+        used: guest.meter.ended(),
+        exits: exits.iter().map(|kinds| kinds.to_vec()).collect(),
+        violations,
+        stages: guest.timeline.times(),
+        leaf,
+        has_log: guest.log.is_some(),
+    }))
+}
+
+fn of_loaded(loaded: &Loaded) -> LoadedRecord {
+    let images = &loaded.images;
+    LoadedRecord {
+        generation: loaded.generation,
+        spec: json(images.spec()),
+        paths: images
+            .infos()
+            .iter()
+            .map(|info| info.path.clone())
+            .collect(),
+        contents: images.contents(),
+        is_probe: images.is_probe(),
+        cmdline: images.cmdline().to_owned(),
+        plan: loaded.plan,
+        full_cmdline: loaded.cmdline.clone(),
+        e820: loaded
+            .e820
+            .iter()
+            .map(|entry| (entry.range, entry.kind.raw()))
+            .collect(),
+        slots: loaded.slots.clone(),
+    }
+}

@@ -1,0 +1,135 @@
+//! Writes the journal: after every change of the registry, before anybody else
+//! can see it.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use mkvmm_keeper::client::{Held, Keeper};
+
+use crate::journal::record::{self, ManagerRecord, Record};
+use crate::journal::{Journal, RewriteError, snapshot};
+use crate::registry::Registry;
+
+/// The journal of a manager with a keeper.
+#[derive(Debug)]
+pub(crate) struct Journaling {
+    journal: Arc<Journal>,
+    keeper: Keeper,
+    manager: ManagerRecord,
+    held: RefCell<Option<Held>>,
+    /// The length of the journal when it was last rewritten.
+    rewritten: Cell<u64>,
+}
+
+impl Journaling {
+    /// Creates the writer of an empty journal.
+    pub fn new(journal: Journal, keeper: Keeper, manager: ManagerRecord) -> Self {
+        Self {
+            journal: Arc::new(journal),
+            keeper,
+            manager,
+            held: RefCell::default(),
+            rewritten: Cell::new(0),
+        }
+    }
+
+    /// Writes everything anew, and records all changes from then on.
+    ///
+    /// # Errors
+    /// Returns a [`RewriteError`].
+    pub fn begin(&self, registry: &mut Registry) -> Result<(), RewriteError> {
+        self.rewrite(registry)?;
+        registry.record_changes();
+        registry.log().record_in(Arc::clone(&self.journal));
+        Ok(())
+    }
+
+    /// Returns the journal.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    fn rewrite(&self, registry: &Registry) -> Result<(), RewriteError> {
+        let mut records = vec![
+            Record::Manager(self.manager.clone()),
+            Record::Pool(registry.pool().state()),
+        ];
+        records.extend(registry.guests().map(snapshot::of_guest));
+        let events = registry.log().since(0);
+        records.extend(events.iter().map(record::of_event));
+        let new = self.journal.rewrite(&records, &self.keeper)?;
+        if let Some(old) = self.held.replace(Some(new)) {
+            // The key is the same, so nothing is to be released.
+            old.forget();
+        }
+        self.rewritten.set(self.journal.size());
+        Ok(())
+    }
+
+    /// Writes what has changed since the last call.
+    fn flush(&self, registry: &mut Registry) {
+        let changes = registry.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        let instance = |id: &mkvmm_base::InstanceId| match registry.guest(*id) {
+            Some(guest) => snapshot::of_guest(guest),
+            None => Record::Deleted(id.0),
+        };
+        let mut records: Vec<Record> = changes.instances.iter().map(instance).collect();
+        if changes.pool {
+            records.push(Record::Pool(registry.pool().state()));
+        }
+        if !self.journal.append(&records) {
+            // Tried again with the next change.
+            registry.return_changes(changes);
+            return;
+        }
+        if self.journal.is_due(self.rewritten.get())
+            && let Err(error) = self.rewrite(registry)
+        {
+            log::error!("{}", mkvmm_base::chain(&error));
+        }
+    }
+}
+
+/// The registry, borrowed for changes, which are in the journal when this is
+/// dropped.
+#[derive(Debug)]
+pub struct RegistryMut<'a> {
+    registry: RefMut<'a, Registry>,
+    journaling: Option<&'a Journaling>,
+}
+
+impl Deref for RegistryMut<'_> {
+    type Target = Registry;
+
+    fn deref(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl DerefMut for RegistryMut<'_> {
+    fn deref_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+}
+
+impl Drop for RegistryMut<'_> {
+    fn drop(&mut self) {
+        if let Some(journaling) = self.journaling {
+            journaling.flush(&mut self.registry);
+        }
+    }
+}
+
+impl<'a> RegistryMut<'a> {
+    /// Borrows a registry whose changes `journaling` writes down, if there is one.
+    pub(crate) fn new(registry: RefMut<'a, Registry>, journaling: Option<&'a Journaling>) -> Self {
+        Self {
+            registry,
+            journaling,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Completes or undoes what an earlier manager was doing when it was killed.
+//!
+//! | it was doing | then |
+//! |---|---|
+//! | create | the instance is deleted: nobody was told of it |
+//! | load | it has no images |
+//! | start | it runs if its machine was told to, and is as before otherwise |
+//! | pause, resume | its state is that of its vCPUs |
+//! | unload, delete | done again from the beginning |
+//! | kill | done after what is left of the grace |
+//! | restart by policy | done again |
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_base::state::{State, Verb};
+use mkvmm_base::{InstanceId, chain, timeline};
+use mkvmm_wire::messages::{Order, WorkerState};
+
+use crate::adopt::Adopted;
+use crate::life::StepError;
+use crate::manager::{Busy, Manager};
+
+impl Manager {
+    /// Begins to complete or undo what an earlier manager was doing with the
+    /// instances, each in a task of its own.
+    pub fn complete(self: &Rc<Self>, adopted: Vec<Adopted>) {
+        for one in adopted {
+            if let Err(error) = self.resume_log(one.id, one.record.has_log) {
+                log::error!("instance {}: {}", one.id, chain(&error));
+            }
+            let manager = Rc::clone(self);
+            tokio::task::spawn_local(async move { manager.complete_one(one.id).await });
+        }
+    }
+
+    async fn complete_one(self: Rc<Self>, id: InstanceId) {
+        let found = self.registry().guest(id).map(|guest| {
+            (
+                guest.busy,
+                guest.is_new,
+                guest.is_doomed,
+                guest.worker.is_some(),
+            )
+        });
+        let Some((busy, is_new, is_doomed, has_worker)) = found else {
+            return;
+        };
+        let busy = busy.map(|verb| (verb, self.busy(id)));
+        match busy {
+            Some((_, busy)) if is_new => {
+                if let Err(error) = self.release(id).await {
+                    log::error!("instance {id}: {}", chain(&error));
+                    self.lose(id, Some(busy));
+                }
+            }
+            Some((Verb::Delete, busy)) => {
+                if let Err(error) = self.release(id).await {
+                    log::error!("instance {id}: {}", chain(&error));
+                    self.lose(id, Some(busy));
+                }
+            }
+            Some((verb, busy)) => {
+                let completed = match verb {
+                    Verb::Load => self.undo_load(id).await,
+                    Verb::Unload => self.empty(id).await,
+                    _ => self.ask_what_runs(id).await,
+                };
+                if let Err(error) = completed {
+                    log::error!("instance {id}: {verb}: {}", chain(&error));
+                }
+                drop(busy);
+                self.announce(id);
+            }
+            None => {}
+        }
+        if is_doomed && has_worker && self.is_live(id) {
+            let at = self.registry().guest(id).and_then(|guest| guest.kill_at);
+            let left = at.unwrap_or(0).saturating_sub(timeline::monotonic());
+            self.kill_guest(id, Duration::from_nanos(left)).await;
+        } else if !has_worker && self.is_live(id) {
+            self.lose_run(id);
+        }
+        self.restart_again(id);
+    }
+
+    fn busy(self: &Rc<Self>, id: InstanceId) -> Busy {
+        Busy {
+            manager: Rc::clone(self),
+            id,
+        }
+    }
+
+    fn is_live(&self, id: InstanceId) -> bool {
+        self.registry().guest(id).is_some_and(|g| g.state.is_live())
+    }
+
+    /// Ends a load that was never completed.
+    async fn undo_load(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        self.drop_worker(id).await;
+        let mut registry = self.registry_mut();
+        if let Some((guest, pool)) = registry.with_pool(id) {
+            guest.loaded = None;
+            (guest.state, guest.reason) = (State::Ready, None);
+            pool.unplace(&mut guest.sub_pool)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the state of an instance by what its worker says, after a verb that
+    /// its worker may have carried out.
+    async fn ask_what_runs(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        let Some(worker) = self.worker_of(id) else {
+            return Ok(());
+        };
+        let state = match worker.state().await {
+            Ok(state) => state,
+            // It has ended, which is handled like any end.
+            Err(_gone) => return Ok(()),
+        };
+        let was = self.registry().guest(id).map(|guest| guest.state);
+        match (state, was) {
+            (WorkerState::Running, _) => self.set_live(id, State::Active),
+            (WorkerState::Paused, _) => self.set_live(id, State::Paused),
+            // All was done but the last step.
+            (WorkerState::Booted, Some(State::Active)) => worker.tell(&Order::Run, &[]).await?,
+            (WorkerState::Booted | WorkerState::Preparing, _) => self.drop_worker(id).await,
+        }
+        Ok(())
+    }
+
+    fn set_live(&self, id: InstanceId, state: State) {
+        if let Some(guest) = self.registry_mut().guest_mut(id)
+            && guest.worker.is_some()
+        {
+            (guest.state, guest.reason) = (state, None);
+        }
+    }
+
+    /// Handles an instance whose worker has ended without anybody knowing how.
+    fn lose_run(self: &Rc<Self>, id: InstanceId) {
+        let run = self.registry().guest(id).map(|guest| guest.run_id());
+        if let Some(run) = run {
+            self.on_end(run, mkvmm_keeper::process::Exit::Code(-1), None);
+        }
+    }
+
+    /// Begins the wait for a restart again.
+    fn restart_again(self: &Rc<Self>, id: InstanceId) {
+        let mut registry = self.registry_mut();
+        if let Some(guest) = registry.guest_mut(id)
+            && guest.is_restarting
+            && !guest.state.is_live()
+            && guest.busy.is_none()
+        {
+            self.restart_later(guest);
+        }
+    }
+}
