@@ -47,6 +47,30 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// The list of all reasons, in the order of their numbers.
+    const ALL: [Self; 9] = [
+        Self::Poweroff,
+        Self::Reboot,
+        Self::Halt,
+        Self::Killed,
+        Self::Panic,
+        Self::TripleFault,
+        Self::Violation,
+        Self::KvmError,
+        Self::Vmm,
+    ];
+
+    /// Returns the number of the reason in shared memory, from 1.
+    pub const fn number(self) -> u64 {
+        self as u64 + 1
+    }
+
+    /// Returns the reason with this number, if there is one.
+    pub fn from_number(number: u64) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|reason| reason.number() == number)
+    }
+
     /// Returns the state after this end: `failed` or `stopped`.
     pub const fn state(self) -> State {
         match self {

@@ -442,24 +442,26 @@ fn restore_memory(
         .iter()
         .flat_map(|(_, _, files)| files.iter().map(MemoryFile::range))
         .collect();
+    let granules = PoolMemory::granules(range, &config);
     let mut home = Vec::new();
-    if config.is_populated() {
-        let keys: Vec<Key> = inventory.held.keys().copied().collect();
-        for key in keys {
-            let Key::Memory {
-                number,
-                start,
-                size,
-            } = key
-            else {
-                continue;
-            };
-            let part =
-                AddrRange::with_size(start, size).map_err(|error| contradiction(chain(&error)))?;
-            let (fd, one) = take_one(inventory, key)?;
-            home.push(MemoryFile::adopt(part, fd, number, &config)?);
-            held.insert(number, one);
-        }
+    let keys: Vec<Key> = inventory.held.keys().copied().collect();
+    for key in keys {
+        let Key::Memory {
+            number,
+            start,
+            size,
+        } = key
+        else {
+            continue;
+        };
+        // Others were parts of granules, for instances that were never recorded.
+        let is_granule = |range: &&AddrRange| range.start() == start && range.size() == size;
+        let Some(granule) = granules.iter().find(is_granule) else {
+            continue;
+        };
+        let (fd, one) = take_one(inventory, key)?;
+        home.push(MemoryFile::adopt(*granule, fd, number, &config)?);
+        held.insert(number, one);
     }
     Ok(PoolMemory::restore(range, config, home, &lent)?)
 }

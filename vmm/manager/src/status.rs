@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use mkvmm_base::ExitKind;
 use mkvmm_base::registers::Registers;
+use mkvmm_base::state::EndReason;
 use mkvmm_wire::shared::board::{self, BoardReader};
 
 /// The counters of an instance over all its boots.
@@ -57,6 +58,11 @@ impl Status {
     pub fn violations(&self) -> u64 {
         let now = self.board.as_ref().map_or(0, BoardReader::violations);
         self.violations.saturating_add(now)
+    }
+
+    /// Returns the reason of the last boot's end, as its worker left it.
+    pub(crate) fn ended(&self) -> Option<EndReason> {
+        EndReason::from_number(self.board.as_ref()?.ended()?)
     }
 
     /// Returns the exits of one vCPU, by [`ExitKind`].

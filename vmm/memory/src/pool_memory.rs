@@ -84,6 +84,15 @@ impl PoolMemory {
         })
     }
 
+    /// Returns the ranges of the granules of a populated pool, in ascending
+    /// order; none if memory is allocated lazily.
+    pub fn granules(range: AddrRange, config: &ReservationConfig) -> Vec<AddrRange> {
+        match config.is_populated() {
+            true => granules(range, config.backing.page_size()),
+            false => Vec::new(),
+        }
+    }
+
     /// Rebuilds the memory of a pool that another manager had: `granules` are
     /// the adopted files that no owner has, `lent` are the ranges of the files
     /// that owners have. If that manager died while it took or returned a part

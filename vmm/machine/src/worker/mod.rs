@@ -196,6 +196,7 @@ impl Worker {
     /// manager is notified.
     fn end(&mut self, reason: EndReason) {
         self.guest.stop();
+        self.guest.note_end(reason);
         self.guest.reporter().report_end(reason);
         self.outcome = Some(Ok(()));
     }

@@ -206,6 +206,14 @@ impl Guest {
         machine.silent_end()
     }
 
+    /// Leaves the reason of the end in shared memory, for a manager whose channel
+    /// has no room for it.
+    pub fn note_end(&self, reason: EndReason) {
+        if let Some(me) = &self.me {
+            me.board.end(reason.number());
+        }
+    }
+
     /// Stops the vCPUs.
     pub fn stop(&mut self) {
         self.is_running = false;

@@ -113,7 +113,9 @@ impl Manager {
         if !was_live && (guest.busy.is_some() || guest.state != State::Loaded) {
             return;
         }
-        let reason = match word {
+        // Without room in its channel a worker leaves the reason behind.
+        let left = || guest.status.ended().filter(|_| exit.is_success());
+        let reason = match word.or_else(left) {
             Some(word) => word,
             None if guest.is_doomed => EndReason::Killed,
             None => EndReason::Vmm,
