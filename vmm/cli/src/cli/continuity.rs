@@ -25,7 +25,7 @@ use crate::cli::founding::{Treatment, found, prepare};
 use crate::cli::pool_setup::{CheckedPool, PoolSetupError};
 use crate::cli::signals::Signals;
 use crate::cli::state_dir::{OnManagerExit, StateDir, StateDirError};
-use crate::cli::successor;
+use crate::cli::{last_fleet, successor};
 use crate::error::CliError;
 
 /// What a manager is created from.
@@ -39,6 +39,8 @@ pub struct Founding {
     pub treatment: Treatment,
     /// What happens to the guests if the manager ends without ending them.
     pub on_manager_exit: OnManagerExit,
+    /// True if the instances from before a crash are created again.
+    pub recreate: bool,
 }
 
 /// A manager, with its keeper if it has one.
@@ -110,10 +112,15 @@ impl Founding {
             let bytes = journal::file::read(file)?;
             journal::contents::read(&bytes, binding)
         });
+        let (has_guests, recreate) = (contents.is_some(), self.recreate);
         let (manager, record) = match contents.transpose().map_err(AdoptError::from)? {
             Some(contents) => self.adopted(contents, inventory, &keeper, binding).await?,
             None => self.first(inventory, &keeper, binding, stop).await?,
         };
+        if !has_guests {
+            last_fleet::after_crash(&manager, dir, recreate).await?;
+        }
+        last_fleet::keep(&manager, dir);
         Ok(Founded {
             manager,
             kept: Some(Kept {
@@ -205,5 +212,6 @@ impl Kept {
     pub async fn end(self, dir: &StateDir) {
         self.keeper.quit().await;
         dir.clear();
+        last_fleet::clear(dir);
     }
 }

@@ -11,6 +11,7 @@ mod founding;
 mod hexdump;
 mod host_io;
 mod images;
+mod last_fleet;
 mod options;
 mod output;
 mod pool_log;

@@ -72,6 +72,10 @@ pub struct ServeArgs {
     /// [default: keep]
     #[arg(long, value_name = "POLICY", value_enum, requires = "state_dir")]
     on_manager_exit: Option<OnManagerExit>,
+    /// Create the instances again that were there before the host crashed, and
+    /// start those that ran
+    #[arg(long, requires = "state_dir")]
+    recreate: bool,
     /// The limit on simultaneous clients [default: 128, or an eighth of the
     /// open files allowed]
     #[arg(long, value_name = "N")]
@@ -94,10 +98,11 @@ struct ServeFile {
     connections: Option<usize>,
     state_dir: Option<PathBuf>,
     on_manager_exit: Option<OnManagerExit>,
+    recreate: bool,
 }
 
 /// The keys besides those of the pool.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "socket",
     "image-dir",
     "log-dir",
@@ -106,6 +111,7 @@ const KEYS: [&str; 8] = [
     "connections",
     "state-dir",
     "on-manager-exit",
+    "recreate",
 ];
 
 /// Returns the default path of the socket.
@@ -175,6 +181,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         children: processes,
         treatment,
         on_manager_exit: on_manager_exit.unwrap_or_default(),
+        recreate: args.recreate || file.recreate,
     };
     let served = serve_on(async {
         let founded = match &state_dir {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `lock` | locked by the manager that uses the directory |
 //! | `keeper.sock` | the keeper's socket |
+//! | `instances.toml`, `before.toml` | see `last_fleet` |
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -132,6 +133,11 @@ impl StateDir {
             Err(Errno::WOULDBLOCK) => Err(StateDirError::Taken { path }),
             Err(errno) => Err(failed(&lock_path)(errno.into())),
         }
+    }
+
+    /// Returns the path of the directory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn socket_path(&self) -> PathBuf {

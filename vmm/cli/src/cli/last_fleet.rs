@@ -1,0 +1,215 @@
+//! The instances of a state directory, in a file that survives the host: so that
+//! after a crash of the host, or of the keeper, the next `serve` can say what was
+//! there, and create it again.
+//!
+//! `instances.toml` is a fleet file, as `run --fleet` and `plan` read it, with the
+//! names of those that ran in its first line. The next `serve` that finds no guests
+//! renames it to `before.toml`.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use mkvmm_api::InstanceSpec;
+use mkvmm_base::{InstanceName, chain};
+use mkvmm_keeper::cgroup::{Base, Cgroups};
+use mkvmm_manager::Manager;
+use mkvmm_manager::config::InstanceConfig;
+use serde::Serialize;
+
+use crate::cli::fleet_file;
+use crate::cli::founding::FoundingError;
+use crate::cli::state_dir::StateDir;
+use crate::error::CliError;
+
+/// What the first line begins with.
+const RUNNING: &str = "# running:";
+/// The time for which changes are collected before they are written.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// The contents of the file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+struct Last {
+    #[serde(skip)]
+    running: Vec<InstanceName>,
+    instance: Vec<InstanceSpec>,
+}
+
+impl Last {
+    /// Returns what `manager` has now.
+    fn of(manager: &Manager) -> Self {
+        let mut last = Self::default();
+        for guest in manager.registry().guests() {
+            let images = guest.loaded().map(|loaded| loaded.images.spec());
+            let spec = guest.config().spec.clone();
+            last.instance.push(spec.with_images(images));
+            if guest.state().is_live() {
+                last.running.push(guest.name().clone());
+            }
+        }
+        last
+    }
+
+    fn text(&self) -> Result<String, toml::ser::Error> {
+        let names = self.running.iter().map(InstanceName::as_str);
+        let names: Vec<&str> = names.collect();
+        let fleet = toml::to_string(self)?;
+        Ok(format!("{RUNNING} {}\n{fleet}", names.join(" ")))
+    }
+}
+
+fn current(dir: &StateDir) -> PathBuf {
+    dir.path().join("instances.toml")
+}
+
+/// Writes the file whenever the instances of `manager` have changed.
+pub fn keep(manager: &Rc<Manager>, dir: &StateDir) {
+    let (manager, path) = (Rc::clone(manager), current(dir));
+    tokio::task::spawn_local(async move { write_changes(&manager, &path).await });
+}
+
+async fn write_changes(manager: &Manager, path: &Path) {
+    let mut written = None;
+    loop {
+        // What changes from here on is not missed.
+        let changed = manager.changed();
+        let now = Some(Last::of(manager));
+        if now != written {
+            written.clone_from(&now);
+            let path = path.to_owned();
+            let save = move || now.map_or(Ok(()), |now| save(&now, &path));
+            let saved = tokio::task::spawn_blocking(save).await;
+            if let Ok(Err(error)) = saved {
+                log::warn!("the list of instances is not up to date: {}", chain(&error));
+            }
+        }
+        changed.await;
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Writes the file in one step, and not only into the page cache.
+fn save(last: &Last, path: &Path) -> io::Result<()> {
+    let text = last.text().map_err(io::Error::other)?;
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// Removes the file: all instances have been ended properly.
+pub fn clear(dir: &StateDir) {
+    // What is left is reported by the next serve, which does no harm.
+    let _ = fs::remove_file(current(dir));
+}
+
+/// Says what was there before a crash, where no guests are left; creates it again
+/// if `recreate` asks for that.
+///
+/// # Errors
+/// Returns a [`CliError`] if the file cannot be read.
+pub async fn after_crash(
+    manager: &Rc<Manager>,
+    dir: &StateDir,
+    recreate: bool,
+) -> Result<(), CliError> {
+    let (last, before) = (current(dir), dir.path().join("before.toml"));
+    let (instances, running) = read(&last)?;
+    if !instances.is_empty() && fs::rename(&last, &before).is_ok() {
+        let names = instances.iter().filter_map(|spec| spec.name.as_ref());
+        let names: Vec<String> = names.map(ToString::to_string).collect();
+        log::warn!(
+            "the host or the keeper has crashed; there were {} instances, of which {} ran: {}",
+            names.len(),
+            running.len(),
+            names.join(", ")
+        );
+        if !recreate {
+            let path = before.display();
+            log::warn!("`serve --recreate` creates them again; they are in {path}");
+        }
+    }
+    if recreate && before.exists() {
+        let (instances, running) = read(&before)?;
+        for spec in instances {
+            let name = spec.name.clone();
+            let text = name.as_ref().map_or("", InstanceName::as_str).to_owned();
+            let is_running = name.is_some_and(|name| running.contains(&name));
+            match create(manager, spec, is_running).await {
+                Ok(()) => log::info!("{text}: created again"),
+                Err(error) => log::error!("{text}: not created again: {}", error.render()),
+            }
+        }
+        // They are in the current file now.
+        let _ = fs::remove_file(&before);
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<(Vec<InstanceSpec>, Vec<InstanceName>), CliError> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(RUNNING));
+    let running = line.unwrap_or_default().split_whitespace();
+    let running = running.filter_map(|name| name.parse().ok()).collect();
+    match text.contains("[[instance]]") {
+        true => Ok((fleet_file::read(path)?, running)),
+        false => Ok((Vec::new(), running)),
+    }
+}
+
+/// Creates one instance as it was, and starts it if it ran.
+async fn create(
+    manager: &Rc<Manager>,
+    spec: InstanceSpec,
+    is_running: bool,
+) -> Result<(), CliError> {
+    let images = spec.images()?;
+    let mut config = InstanceConfig::of(spec)?;
+    if let Some(base) = config.cgroup_base(|| Ok::<_, FoundingError>(Base::Own))? {
+        config.cgroup = Some(Cgroups::find(&base).map_err(FoundingError::from)?);
+    }
+    let name = config.name.clone();
+    match images {
+        Some(images) => {
+            for one in manager.resolve(vec![(config, images)]).await? {
+                manager.create(one.instance, Some(one.images)).await?;
+            }
+        }
+        None => {
+            manager.create(config, None).await?;
+        }
+    }
+    if is_running {
+        manager.start(&name).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_a_fleet_file() {
+        let dir = std::env::temp_dir().join(format!("mkvmm-last-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("instances.toml");
+        let specs = [
+            "name=a,memory=8M,kernel=probe,cmdline=x,,y",
+            "name=b,memory=16M,cpus=2",
+        ];
+        let last = Last {
+            running: vec!["a".parse().unwrap()],
+            instance: specs.map(|spec| spec.parse().unwrap()).into(),
+        };
+        save(&last, &path).unwrap();
+        let (instances, running) = read(&path).unwrap();
+        assert_eq!((instances, running), (last.instance, last.running));
+        save(&Last::default(), &path).unwrap();
+        assert_eq!(read(&path).unwrap(), (Vec::new(), Vec::new()));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
