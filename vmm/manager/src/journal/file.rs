@@ -185,6 +185,12 @@ fn checksum(len: u32, content: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Returns a whole journal with these contents of frames.
+pub fn whole(binding: Binding, contents: &[&[u8]]) -> Vec<u8> {
+    let frames = contents.iter().flat_map(|content| frame(content));
+    header(binding).into_iter().chain(frames).collect()
+}
+
 /// Reads a whole journal file.
 ///
 /// # Errors
