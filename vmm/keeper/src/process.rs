@@ -107,9 +107,11 @@ impl Spawn<'_> {
         let born = self.birth().map_err(failed)?;
         Ok(Starting {
             child: Child::new(born.pid, born.pidfd),
-            failure: Some(born.failure),
-            role: self.role.to_owned(),
-            label: self.label.to_owned(),
+            execution: Execution {
+                failure: Some(born.failure),
+                role: self.role.to_owned(),
+                label: self.label.to_owned(),
+            },
         })
     }
 
@@ -147,37 +149,103 @@ impl Spawn<'_> {
 #[derive(Debug)]
 pub struct Starting {
     child: Child,
-    /// This is `None` for a child that has executed its program, or needs none.
-    failure: Option<Failure>,
-    role: String,
-    label: String,
+    execution: Execution,
 }
 
 impl From<Child> for Starting {
     fn from(child: Child) -> Self {
         Self {
             child,
-            failure: None,
-            role: String::new(),
-            label: String::new(),
+            execution: Execution {
+                failure: None,
+                role: String::new(),
+                label: String::new(),
+            },
         }
     }
 }
 
 impl Starting {
-    /// Waits until the child has executed its program, which takes a short time.
+    /// Waits until the child has executed its program. That takes a
+    /// millisecond, and longer on a busy host.
     ///
     /// # Errors
     /// Returns [`ProcessError::Start`] if it could not; no process is left then.
     pub fn confirm(self) -> Result<Child, ProcessError> {
-        match self.failure.map_or(Ok(()), Failure::wait) {
-            Ok(()) => Ok(self.child),
-            Err(source) => Err(ProcessError::Start {
-                role: self.role,
-                label: self.label,
-                source,
-            }),
+        let Self { child, execution } = self;
+        execution.wait()?;
+        Ok(child)
+    }
+
+    /// Waits like [`Self::confirm`], in the current tokio runtime.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::confirm`].
+    #[cfg(feature = "tokio")]
+    pub async fn confirmed(self) -> Result<Child, ProcessError> {
+        let Self {
+            mut child,
+            execution,
+        } = self;
+        if let Err(error) = execution.waited().await {
+            child.kill()?;
+            child.ended().await?;
+            return Err(error);
         }
+        Ok(child)
+    }
+
+    /// Returns the child, and what waits until it has executed its program.
+    pub fn split(self) -> (Child, Execution) {
+        (self.child, self.execution)
+    }
+}
+
+/// The execution of a child's program, which may still fail.
+#[derive(Debug)]
+pub struct Execution {
+    /// This is `None` for a child that has executed its program, or needs none.
+    failure: Option<Failure>,
+    role: String,
+    label: String,
+}
+
+impl Execution {
+    fn wait(self) -> Result<(), ProcessError> {
+        let Self {
+            failure,
+            role,
+            label,
+        } = self;
+        let waited = failure.map_or(Ok(()), Failure::wait);
+        waited.map_err(|source| ProcessError::Start {
+            role,
+            label,
+            source,
+        })
+    }
+
+    /// Waits until the program is executed, in the current tokio runtime.
+    ///
+    /// # Errors
+    /// Returns [`ProcessError::Start`] if it could not be; the child is exiting
+    /// then.
+    #[cfg(feature = "tokio")]
+    pub async fn waited(self) -> Result<(), ProcessError> {
+        let Self {
+            failure,
+            role,
+            label,
+        } = self;
+        let waited = match failure {
+            Some(failure) => failure.waited().await,
+            None => Ok(()),
+        };
+        waited.map_err(|source| ProcessError::Start {
+            role,
+            label,
+            source,
+        })
     }
 }
 

@@ -165,14 +165,18 @@ pub(crate) async fn ask<Out: Message, In: Message>(
 ) -> Result<In, AskError> {
     let Question { role, label, .. } = *question;
     let (child, socket) = children.start(role, label, None)?;
-    let child = child.confirm().map_err(WorkerError::from)?;
+    let (child, execution) = child.split();
+    let killer = child.killer();
+    let mut child = Asked(Some(child));
+    if let Err(error) = execution.waited().await {
+        child.ended(true).await.map_err(WorkerError::from)?;
+        return Err(WorkerError::from(error).into());
+    }
     let channel = match AsyncChannel::<Out, In>::open(socket) {
         // It has ended already, and says with which status.
         Err(WireError::Closed) => None,
         opened => Some(opened.map_err(WorkerError::from)?),
     };
-    let killer = child.killer();
-    let mut child = Asked(Some(child));
     let role = role.word();
     let answer = tokio::select! {
         answer = talk(channel, question) => answer,

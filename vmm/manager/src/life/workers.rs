@@ -57,7 +57,7 @@ impl Manager {
             let (files, meter) = (guest.files.clone(), Arc::clone(&guest.meter));
             (guest.run_id(), identity, console, files, meter)
         };
-        let child = begun.child.confirm().map_err(WorkerError::from)?;
+        let child = begun.child.confirmed().await.map_err(WorkerError::from)?;
         let channel = AsyncChannel::open(begun.socket).map_err(WorkerError::from)?;
         let worker = Worker::attach(run, child, channel, meter, Rc::clone(self));
         if let Some(guest) = self.registry_mut().guest_mut(id) {
