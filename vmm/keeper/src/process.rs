@@ -19,6 +19,10 @@ use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
 use crate::sys;
 
+/// The time for which a child is waited for that was killed and dropped: much
+/// longer than the kernel takes to tear it down.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
 /// A reason why a child could not be started, killed or reaped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -277,6 +281,7 @@ impl fmt::Display for Exit {
 /// A child process. When dropped it is killed, if it still runs, and reaped;
 /// that waits until the kernel has torn it down (about 20 ms for a virtual
 /// machine), so where time matters, [`Child::kill`] it and await its end first.
+/// One that a freezer or the kernel holds is not waited for.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -501,8 +506,9 @@ impl AsFd for Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if self.exit.is_none() && self.kill().is_ok() {
-            // If somebody else has reaped it, there is nothing to do.
-            let _ = self.reap(WaitIdOptions::empty());
+            // If somebody else has reaped it, there is nothing to do; if it
+            // does not end, it does once it is let go.
+            let _ = self.wait(Some(Instant::now() + LAST_WAIT));
         }
     }
 }

@@ -22,6 +22,7 @@ use mkvmm_memory::placement::PlacementPlan;
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::budget::Booking;
+use crate::child::Unreaped;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::ConsoleLog;
@@ -78,6 +79,8 @@ pub struct Guest {
     pub(crate) loaded: Option<Loaded>,
     /// The process that has the memory, if there is one.
     pub(crate) worker: Option<Rc<Worker>>,
+    /// A cleaner of its memory that was killed and does not end.
+    pub(crate) unreaped: Option<Unreaped>,
     /// Its cgroup, if it has one, from its first worker on.
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The CPU time of all its workers.
@@ -168,6 +171,12 @@ impl Guest {
     /// demands.
     pub fn is_restarting(&self) -> bool {
         self.is_restarting
+    }
+
+    /// Returns whether its process was killed and does not end: somebody holds
+    /// it.
+    pub fn is_held(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.is_held())
     }
 
     /// Returns its sub-pool with the pieces in it.

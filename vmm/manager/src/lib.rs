@@ -60,7 +60,7 @@ pub mod view;
 pub mod worker;
 
 pub use begun::Begun;
-pub use child::{AskError, Children, Role};
+pub use child::{AskError, Children, Role, Unreaped};
 pub use host::{Facts, Host, KvmFacts};
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};

@@ -81,6 +81,7 @@ impl Manager {
             reason: None,
             loaded: None,
             worker: None,
+            unreaped: None,
             leaf: None,
             meter: Arc::default(),
             busy: Some(Verb::Load),

@@ -79,7 +79,6 @@ impl Manager {
 
     /// Kills the worker, scrubs the memory, and only then updates the ledger.
     pub(crate) async fn release(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
-        self.drop_worker(id).await;
         let was_used = match self.registry_mut().guest_mut(id) {
             Some(guest) if !guest.is_clean => {
                 guest.state = State::Cleaning;
@@ -90,6 +89,7 @@ impl Manager {
         if was_used {
             self.announce(id);
         }
+        self.end_worker(id).await?;
         let files = self.clean_for_others(id).await?;
         self.files.put_back(files).await;
         if let Some(leaf) = self.forget(id)? {
