@@ -18,6 +18,7 @@
 //! | `manager` | the owner of all instances |
 //! | `questions`, `asking`, `news` | requests to workers, their answers and reports |
 //! | `threads` | runtimes whose threads are started at the beginning |
+//! | `console_log`, `log_writer` | console logs, and the threads that write them |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
@@ -42,6 +43,7 @@ pub mod images;
 mod leaves;
 pub mod life;
 pub mod limits;
+pub mod log_writer;
 pub mod manager;
 mod manifest;
 pub mod memory;

@@ -15,6 +15,7 @@ use mkvmm_images::{Access, Budget, BuiltIn};
 use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
+use mkvmm_manager::log_writer::Logs;
 use mkvmm_manager::{
     Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
 };
@@ -289,6 +290,8 @@ pub struct Treatment {
     pub on_stall: OnStall,
     /// The worker of the first guest, if it was started already.
     pub early: Option<Begun>,
+    /// The threads that write logs; started with the first log if `None`.
+    pub logs: Option<Logs>,
 }
 
 /// Creates the manager on `ground`.
@@ -324,6 +327,7 @@ pub fn found(
         limits,
         on_stall: treatment.on_stall,
         early: treatment.early,
+        logs: treatment.logs,
     };
     Ok(Manager::new(host, pool, memory, options))
 }

@@ -106,9 +106,7 @@ impl Manager {
         let Some(mut guest) = registry.remove(id) else {
             return Ok(None);
         };
-        self.closing
-            .borrow_mut()
-            .add(guest.log.take().map(|log| log.close()));
+        guest.log = None;
         guest.console.close();
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;

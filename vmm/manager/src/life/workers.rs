@@ -14,7 +14,6 @@ use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
 use crate::child::{self, AskError, Question, Role};
-use crate::console_log::ConsoleLog;
 use crate::harmless::harmless;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
@@ -244,12 +243,9 @@ impl Manager {
             // Without a manager nobody needs to know.
             let _ = failed.send(error);
         };
-        guest.log = Some(ConsoleLog::start(
-            file,
-            guest.console.clone(),
-            &name,
-            on_error,
-        )?);
+        let console = Arc::clone(&guest.console);
+        let log = self.with_logs(|logs| logs.follow(file, console, on_error))?;
+        guest.log = Some(log);
         let manager = Rc::downgrade(self);
         tokio::task::spawn_local(async move {
             if let (Ok(error), Some(manager)) = (failure.await, manager.upgrade()) {
