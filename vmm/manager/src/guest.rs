@@ -14,7 +14,7 @@ use mkvmm_base::layout::LOW_WINDOW_SIZE;
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};
-use mkvmm_keeper::cgroup::Leaf;
+use mkvmm_keeper::cgroup::{Cgroups, Leaf};
 use mkvmm_memory::e820::{self, E820Entry, E820Facts};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::memory_file::MemoryFile;
@@ -81,6 +81,8 @@ pub struct Guest {
     pub(crate) worker: Option<Rc<Worker>>,
     /// A cleaner of its memory that was killed and does not end.
     pub(crate) unreaped: Option<Unreaped>,
+    /// The cgroup that its last start named, in place of the specified one.
+    pub(crate) start_cgroup: Option<Cgroups>,
     /// Its cgroup, if it has one, from its first worker on.
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The CPU time of all its workers.
@@ -152,6 +154,17 @@ impl Guest {
     pub fn footprint(&self, config: &ReservationConfig) -> Footprint {
         let process = self.worker.as_ref().map(|worker| worker.killer().clone());
         Footprint::new(Arc::clone(&self.meter), process, &self.files, config)
+    }
+
+    /// Returns the cgroup below which its user wants its own, if they named one.
+    pub(crate) fn cgroup_base(&self) -> Option<&Cgroups> {
+        self.start_cgroup.as_ref().or(self.config.cgroup.as_ref())
+    }
+
+    /// Returns whether its user wants it in a cgroup, so that it must not run
+    /// outside.
+    pub(crate) fn needs_cgroup(&self) -> bool {
+        self.start_cgroup.is_some() || self.config.needs_cgroup()
     }
 
     /// Returns a directory of its cgroup, if it has one, preferably in the v2

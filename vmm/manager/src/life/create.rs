@@ -82,6 +82,7 @@ impl Manager {
             loaded: None,
             worker: None,
             unreaped: None,
+            start_cgroup: None,
             leaf: None,
             meter: Arc::default(),
             busy: Some(Verb::Load),
