@@ -1,12 +1,15 @@
 //! Tests of guests' processes that do not make progress because a signal
 //! stopped them, as batch systems and debuggers do.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::tier::skips_without_kvm;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::server::Server;
+use crate::server::{EVENT_TIMEOUT, Server};
 
 /// Returns a server with a spinning guest, and the process ID of its worker.
 fn spinning(policy: &str) -> (Server, Pid) {
@@ -120,4 +123,124 @@ fn a_process_that_was_stopped_while_paused_is_noticed_when_it_is_to_go_on() {
     server.wait_for_state("a", "active");
     server.ok("kill a --force");
     server.expect_audit();
+}
+
+/// A cgroup of version 1 whose processes are frozen: not even SIGKILL ends them
+/// before they are thawed.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    /// Freezes processes; `None` where there is no such cgroup, or not for this
+    /// user.
+    fn freeze(pids: &[Pid]) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("procfs");
+        let is_freezer = |line: &&str| {
+            let kind = line.split_once(" - ").map(|(_, kind)| kind);
+            kind.is_some_and(|kind| kind.starts_with("cgroup ") && kind.contains(",freezer"))
+        };
+        let mount = mounts.lines().find(is_freezer)?.split(' ').nth(4)?;
+        let cgroup = Path::new(mount).join(format!("mkvmm-test-{}", std::process::id()));
+        fs::create_dir(&cgroup).ok()?;
+        let freezer = Self(cgroup);
+        for pid in pids {
+            let pid = pid.as_raw_nonzero().to_string();
+            fs::write(freezer.0.join("cgroup.procs"), pid).ok()?;
+        }
+        freezer.bring_to("FROZEN");
+        Some(freezer)
+    }
+
+    fn bring_to(&self, state: &str) {
+        let file = self.0.join("freezer.state");
+        fs::write(&file, state).expect("it is ours");
+        let end = Instant::now() + EVENT_TIMEOUT;
+        while fs::read_to_string(&file).expect("it is there").trim() != state {
+            assert!(Instant::now() < end, "it is not {state}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        let end = Instant::now() + EVENT_TIMEOUT;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Whether a process is there, as a dead one that nobody has reaped is.
+fn is_there(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()
+}
+
+#[test]
+fn whoever_waits_for_a_process_that_cannot_be_killed_is_answered() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, running) = spinning("wait");
+    server.ok("create b --memory 8M --kernel probe --cmdline spin");
+    server.ok("create c --memory 8M --kernel probe --cmdline spin");
+    server.ok("start c");
+    let loaded = server.worker_pid("b");
+    let Some(freezer) = Freezer::freeze(&[running, loaded]) else {
+        eprintln!("skipped: there is no freezer of version 1 here for this user");
+        return;
+    };
+    thread::scope(|scope| {
+        let killed = scope.spawn(|| server.run("kill a --force"));
+        let deleted = scope.spawn(|| server.run("delete b"));
+        for refused in [killed, deleted] {
+            let run = refused.join().expect("it runs");
+            run.expect_refusal(4);
+            assert!(run.stderr.contains("does not end"), "{run}");
+            assert!(run.stderr.contains("thaw"), "{run}");
+        }
+    });
+    // Both say where they stand, and nobody may have the memory.
+    server.wait_for_state("a", "stalled");
+    assert_eq!(server.json("show a")["pid"], running.as_raw_nonzero().get());
+    server.wait_for_state("b", "cleaning");
+    assert!(server.ok("iomem").contains("lost"));
+    server.run("start b").expect_refusal(4);
+    server.expect_audit();
+    // Nobody else notices.
+    server.ok("kill c --force");
+    server.ok("start c");
+    freezer.bring_to("THAWED");
+    let a = server.wait_for_state("a", "stopped");
+    assert_eq!(a["reason"], "killed");
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while server.http("GET", "/v1/instances/b", "").0 != 404 {
+        assert!(Instant::now() < end, "its memory can be cleaned now");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!is_there(running) && !is_there(loaded));
+    server.tear_down();
+}
+
+#[test]
+fn a_process_that_cannot_be_killed_does_not_keep_the_end_of_all() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, pid) = spinning("wait");
+    let Some(freezer) = Freezer::freeze(&[pid]) else {
+        eprintln!("skipped: there is no freezer of version 1 here for this user");
+        return;
+    };
+    server.running.signal(Signal::TERM);
+    let run = server.running.wait();
+    run.expect_code(0);
+    assert!(run.stderr.contains("does not end"), "{run}");
+    assert!(is_there(pid), "it is frozen");
+    drop(freezer);
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while is_there(pid) {
+        assert!(Instant::now() < end, "it was killed before it was thawed");
+        thread::sleep(Duration::from_millis(10));
+    }
 }

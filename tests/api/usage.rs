@@ -291,6 +291,45 @@ fn cgroups_are_had_as_asked_for() {
 }
 
 #[test]
+fn a_start_names_a_cgroup_until_the_next_one() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 8M --kernel probe --cmdline spin");
+    let loaded = server.json("show web");
+    let refused = server.run("start web --cgroup /no/such");
+    let error = refused.expect_refusal(2);
+    assert!(error.contains("there is no cgroup /no/such"), "{refused}");
+    let unchanged = server.json("show web");
+    assert_eq!(
+        (&unchanged["state"], &unchanged["pid"], &unchanged["cgroup"]),
+        (&loaded["state"], &loaded["pid"], &loaded["cgroup"])
+    );
+    let started = server.run("start web --cgroup mine");
+    if started.stderr.contains("cannot create the cgroup") {
+        return skip(&format!("no cgroup can be made: {}", started.stderr));
+    }
+    started.expect_code(0);
+    // Its memory is charged there from the first byte on, that of its images
+    // among them.
+    let here = server.json("show web");
+    assert_ne!(here["pid"], loaded["pid"], "{here}");
+    let hierarchies = membership(number(&here, "pid"), "1-web");
+    let before = usize::from(loaded["cgroup"].is_string());
+    assert!(hierarchies > 0 && hierarchies >= before, "{here}");
+    assert_eq!(here["spec"]["cgroup"], Value::Null, "{here}");
+    server.ok("kill web --force");
+
+    server.ok("start web");
+    let back = server.json("show web");
+    assert_eq!(back["cgroup"], loaded["cgroup"]);
+    assert_eq!(membership(number(&back, "pid"), "1-web"), before, "{back}");
+    server.ok("kill web --force");
+    server.tear_down();
+}
+
+#[test]
 fn an_instance_names_its_cgroup_and_limits() {
     if skips_without_kvm() {
         return;

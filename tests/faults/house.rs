@@ -1,5 +1,6 @@
 //! An mkvmm with a neighbour, and what must be as before.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -52,6 +53,8 @@ pub struct House {
     /// Where the neighbour counts.
     counter: u64,
     empty: Option<Census>,
+    /// Logs that were asked for.
+    logs: Cell<u64>,
 }
 
 impl House {
@@ -73,6 +76,7 @@ impl House {
             process,
             counter: 0,
             empty: None,
+            logs: Cell::new(0),
         };
         house.move_in();
         house
@@ -158,6 +162,14 @@ impl House {
         let early = self.scratch.file("kernel.new", &elf(&guest));
         fs::rename(early, &kernel).expect("the directory is ours");
         format!(r#"{{"kernel":"{}"}}"#, kernel.display())
+    }
+
+    /// Returns the path of a log that no instance has had lately: the last one may
+    /// still be written.
+    pub fn new_log(&self) -> PathBuf {
+        let number = self.logs.get();
+        self.logs.set(number + 1);
+        self.scratch.path(&format!("log.{}", number % 16))
     }
 
     /// One request; `None` where the connection is closed without an answer.

@@ -93,7 +93,11 @@ impl Verb {
         let of = |rest: &str| format!("/v1/instances/{NAME}{rest}");
         let answer = match self {
             Self::Create => {
-                let body = format!(r#"{{"name":"{NAME}","memory":8388608}}"#);
+                let log = house.new_log();
+                let body = format!(
+                    r#"{{"name":"{NAME}","memory":8388608,"console-log":"{}"}}"#,
+                    log.display()
+                );
                 house.ask("POST", "/v1/instances", &body)
             }
             Self::Load => house.ask("POST", &of("/load"), &house.images()),

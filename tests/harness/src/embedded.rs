@@ -105,6 +105,7 @@ impl ManagerSetup {
             limits,
             on_stall: self.on_stall,
             early: None,
+            logs: None,
             console: self.console,
             images: Budget {
                 kept: 0,

@@ -1,11 +1,16 @@
 //! The bodies of requests and their fields.
 
+use std::path::PathBuf;
+
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::number::{bounded, optional};
 use crate::size::Size;
+#[cfg(feature = "schema")]
+use crate::source::Source;
+use crate::source::optional_path;
 use crate::spec::InstanceSpec;
 
 /// The body of `POST /v1/instances`: an [`InstanceSpec`], or the object that
@@ -47,7 +52,7 @@ pub struct PlanBody {
 pub struct UpgradeBody {
     /// The absolute path of the new `mkvmm`.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
-    pub binary: std::path::PathBuf,
+    pub binary: PathBuf,
 }
 
 /// The answer to `POST /v1/upgrade`: the new program has accepted the journal,
@@ -59,6 +64,23 @@ pub struct Upgrade {
     pub manager: u32,
     /// What the new program says about the journal.
     pub check: String,
+}
+
+/// The body of `…/start`; an empty body stands for the defaults.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StartBody {
+    /// The cgroup below which the instance gets its own, in place of that of its
+    /// specification and until its next start: a path, or `mine` for that of the
+    /// client.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_path"
+    )]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Source>))]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The body of `…/kill`; an empty body stands for the defaults.

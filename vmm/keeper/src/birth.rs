@@ -96,6 +96,25 @@ impl Failure {
             Err(_end) => Ok(()),
         }
     }
+
+    /// Waits like [`Self::wait`], in the current tokio runtime. It is
+    /// cancel-safe.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::wait`], and those of registering with the
+    /// runtime.
+    pub async fn waited(self) -> io::Result<()> {
+        let pipe = std::sync::Arc::new(OwnedFd::from(self.0));
+        let ready = mkvmm_wire::ready::Ready::new(std::sync::Arc::clone(&pipe), false)?;
+        // The number is written in one piece, so it is complete by then.
+        drop(ready.readable().await?);
+        drop(ready);
+        match std::sync::Arc::into_inner(pipe) {
+            Some(pipe) => Self(pipe.into()).wait(),
+            // The registration was the only other owner.
+            None => Ok(()),
+        }
+    }
 }
 
 impl Birth<'_> {

@@ -21,6 +21,10 @@ use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
 use crate::reaper::Reaper;
 use crate::sys;
 
+/// The time for which a child is waited for that was killed and dropped: much
+/// longer than the kernel takes to tear it down.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
 /// A reason why a child could not be started, killed or reaped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -109,9 +113,11 @@ impl Spawn<'_> {
         let born = self.birth().map_err(failed)?;
         Ok(Starting {
             child: Child::new(born.pid, born.pidfd),
-            failure: Some(born.failure),
-            role: self.role.to_owned(),
-            label: self.label.to_owned(),
+            execution: Execution {
+                failure: Some(born.failure),
+                role: self.role.to_owned(),
+                label: self.label.to_owned(),
+            },
         })
     }
 
@@ -149,37 +155,101 @@ impl Spawn<'_> {
 #[derive(Debug)]
 pub struct Starting {
     child: Child,
-    /// This is `None` for a child that has executed its program, or needs none.
-    failure: Option<Failure>,
-    role: String,
-    label: String,
+    execution: Execution,
 }
 
 impl From<Child> for Starting {
     fn from(child: Child) -> Self {
         Self {
             child,
-            failure: None,
-            role: String::new(),
-            label: String::new(),
+            execution: Execution {
+                failure: None,
+                role: String::new(),
+                label: String::new(),
+            },
         }
     }
 }
 
 impl Starting {
-    /// Waits until the child has executed its program, which takes a short time.
+    /// Waits until the child has executed its program. That takes a
+    /// millisecond, and longer on a busy host.
     ///
     /// # Errors
     /// Returns [`ProcessError::Start`] if it could not; no process is left then.
     pub fn confirm(self) -> Result<Child, ProcessError> {
-        match self.failure.map_or(Ok(()), Failure::wait) {
-            Ok(()) => Ok(self.child),
-            Err(source) => Err(ProcessError::Start {
-                role: self.role,
-                label: self.label,
-                source,
-            }),
+        let Self { child, execution } = self;
+        execution.wait()?;
+        Ok(child)
+    }
+
+    /// Waits like [`Self::confirm`], in the current tokio runtime.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::confirm`].
+    pub async fn confirmed(self) -> Result<Child, ProcessError> {
+        let Self {
+            mut child,
+            execution,
+        } = self;
+        if let Err(error) = execution.waited().await {
+            child.kill()?;
+            child.ended().await?;
+            return Err(error);
         }
+        Ok(child)
+    }
+
+    /// Returns the child, and what waits until it has executed its program.
+    pub fn split(self) -> (Child, Execution) {
+        (self.child, self.execution)
+    }
+}
+
+/// The execution of a child's program, which may still fail.
+#[derive(Debug)]
+pub struct Execution {
+    /// This is `None` for a child that has executed its program, or needs none.
+    failure: Option<Failure>,
+    role: String,
+    label: String,
+}
+
+impl Execution {
+    fn wait(self) -> Result<(), ProcessError> {
+        let Self {
+            failure,
+            role,
+            label,
+        } = self;
+        let waited = failure.map_or(Ok(()), Failure::wait);
+        waited.map_err(|source| ProcessError::Start {
+            role,
+            label,
+            source,
+        })
+    }
+
+    /// Waits until the program is executed, in the current tokio runtime.
+    ///
+    /// # Errors
+    /// Returns [`ProcessError::Start`] if it could not be; the child is exiting
+    /// then.
+    pub async fn waited(self) -> Result<(), ProcessError> {
+        let Self {
+            failure,
+            role,
+            label,
+        } = self;
+        let waited = match failure {
+            Some(failure) => failure.waited().await,
+            None => Ok(()),
+        };
+        waited.map_err(|source| ProcessError::Start {
+            role,
+            label,
+            source,
+        })
     }
 }
 
@@ -212,6 +282,7 @@ impl fmt::Display for Exit {
 /// that waits until the kernel has torn it down (about 20 ms for a virtual
 /// machine), so where time matters, [`Child::kill`] it and await its end first.
 /// A child of a keeper process is reaped by the keeper.
+/// One that a freezer or the kernel holds is not waited for.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -495,8 +566,9 @@ impl Drop for Child {
             return keeper.forget();
         }
         if self.exit.is_none() && self.kill().is_ok() {
-            // If somebody else has reaped it, there is nothing to do.
-            let _ = self.reap(WaitIdOptions::empty());
+            // If somebody else has reaped it, there is nothing to do; if it
+            // does not end, it does once it is let go.
+            let _ = self.wait(Some(Instant::now() + LAST_WAIT));
         }
     }
 }

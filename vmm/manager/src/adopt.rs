@@ -36,7 +36,9 @@ use crate::host::Host;
 use crate::images::Images;
 use crate::journal::contents::Contents;
 use crate::journal::file::{Binding, JournalError};
-use crate::journal::record::{InstanceRecord, LoadedRecord, ManagerRecord, images_of, spec_of};
+use crate::journal::record::{
+    InstanceRecord, LeafRecord, LoadedRecord, ManagerRecord, images_of, spec_of,
+};
 use crate::journal::{Journal, RewriteError};
 use crate::journaling::Journaling;
 use crate::manager::{Manager, Options};
@@ -268,6 +270,7 @@ impl Manager {
             }
             fixed
         });
+        let leaf = record.leaf.as_ref().map(cgroup_of);
         Ok(Guest {
             id,
             epoch: record.epoch,
@@ -280,10 +283,12 @@ impl Manager {
             reason: record.reason,
             loaded,
             worker: None,
-            leaf: record.leaf.as_ref().map(leaf_of).map(Arc::new),
+            leaf: leaf.map(Leaf::adopt).map(Arc::new),
             meter: Arc::new(Meter::restored(record.used)),
             serial: record.worker,
             busy: record.busy,
+            start_cgroup: record.start_cgroup.as_ref().map(cgroup_of),
+            unreaped: None,
             is_new: record.is_new,
             loads: record.loads,
             is_doomed: record.is_doomed,
@@ -487,7 +492,7 @@ fn loaded_of(
     })
 }
 
-fn leaf_of(record: &crate::journal::record::LeafRecord) -> Leaf {
+fn cgroup_of(record: &LeafRecord) -> Cgroups {
     let mut directories = Cgroups {
         v2: record.v2.clone(),
         v1: BTreeMap::new(),
@@ -498,5 +503,5 @@ fn leaf_of(record: &crate::journal::record::LeafRecord) -> Leaf {
             directories.v1.insert(controller, path.clone());
         }
     }
-    Leaf::adopt(directories)
+    directories
 }

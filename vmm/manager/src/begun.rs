@@ -71,11 +71,13 @@ impl Begun {
         })
     }
 
-    /// Starts a worker, directly in `leaf` if possible.
+    /// Starts a worker, directly in `leaf` if possible. It has to enter that by
+    /// all means if guests have to, or this one has, since its user named it.
     pub(crate) async fn start(
         children: &Children,
         name: InstanceName,
         leaf: Option<Arc<Leaf>>,
+        is_named: bool,
     ) -> Result<Self, WorkerError> {
         let label = name.as_str();
         let birthplace = leaf.as_deref().map(Leaf::birthplace).transpose();
@@ -106,7 +108,7 @@ impl Begun {
             }
         }
         let started = children.start(Role::Worker, label, None).await?;
-        let is_required = children.leaves.is_required();
+        let is_required = is_named || children.leaves.is_required();
         Ok(Self {
             child: started.child,
             socket: started.socket,

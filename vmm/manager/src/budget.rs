@@ -13,8 +13,8 @@ use std::rc::Rc;
 use mkvmm_base::{Class, Diagnose};
 
 /// The manager's descriptors per instance, apart from memory files and images:
-/// a console and two doorbells, a channel, a process, a board, a log and the
-/// log's thread.
+/// a console and two doorbells, a channel, a process, a board, a log; and a pipe
+/// until a new process has executed its program.
 const OWN_DESCRIPTORS: u64 = 8;
 /// The threads of a worker apart from its vCPUs: its main thread, and KVM's.
 const OWN_TASKS: u64 = 3;

@@ -4,13 +4,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mkvmm_base::chain;
 use mkvmm_keeper::client::{Keeper, Start};
 use mkvmm_keeper::process::{Child, Exit, Killer, Output, ProcessError, Spawn, Starting};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::leaves::Leaves;
+use crate::still::{ENDING, HELD};
 use crate::worker::WorkerError;
 
 /// The environment variables of every child, in addition to the host's. The C
@@ -171,6 +175,14 @@ pub enum AskError {
         /// What it was.
         role: &'static str,
     },
+    /// It was killed, and is still there.
+    #[error("the {role} process ({}) was killed and {HELD}", .held.pid)]
+    Held {
+        /// What it was.
+        role: &'static str,
+        /// What is left of it.
+        held: Unreaped,
+    },
     /// It took longer than its work can take, and was killed.
     #[error("the {role} process did not answer in {} s, and was killed", .limit.as_secs())]
     Slow {
@@ -188,8 +200,44 @@ impl AskError {
         match self {
             Self::Stopped { .. } | Self::Slow { .. } => true,
             Self::Gone { exit, .. } => *exit == Exit::Signal(KILLED),
-            Self::Worker(_) => false,
+            // Another one must not have what this one still has.
+            Self::Held { .. } | Self::Worker(_) => false,
         }
+    }
+}
+
+/// A child that was killed and does not end. It is reaped when it does.
+#[derive(Debug, Clone)]
+pub struct Unreaped {
+    pid: i32,
+    /// Closed once it is gone.
+    gone: watch::Receiver<()>,
+}
+
+impl Unreaped {
+    /// Reaps a child that was killed, whenever it ends.
+    fn new(mut child: Child, runtime: &Handle) -> Self {
+        let (there, gone) = watch::channel(());
+        let pid = child.pid();
+        runtime.spawn(async move {
+            if let Err(error) = child.ended().await {
+                log::error!("process {pid}: {}", chain(&error));
+            }
+            drop(there);
+        });
+        Self { pid, gone }
+    }
+
+    /// Returns its process ID, for people.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until it is gone, for a while; returns whether it is.
+    pub(crate) async fn is_gone_soon(&mut self) -> bool {
+        // Nothing is ever sent.
+        let gone = async { while self.gone.changed().await.is_ok() {} };
+        tokio::time::timeout(ENDING, gone).await.is_ok()
     }
 }
 
@@ -206,23 +254,27 @@ pub(crate) async fn ask<Out: Message, In: Message>(
 ) -> Result<In, AskError> {
     let Question { role, label, .. } = *question;
     let Started { child, socket, .. } = children.start(role, label, None).await?;
-    let child = child.confirm().map_err(WorkerError::from)?;
+    let (child, execution) = child.split();
+    let killer = child.killer();
+    let mut child = Asked {
+        role: role.word(),
+        child: Some(child),
+    };
+    if let Err(error) = execution.waited().await {
+        child.ended(true).await?;
+        return Err(WorkerError::from(error).into());
+    }
     let channel = match AsyncChannel::<Out, In>::open(socket) {
         // It has ended already, and says with which status.
         Err(WireError::Closed) => None,
         opened => Some(opened.map_err(WorkerError::from)?),
     };
-    let killer = child.killer();
-    let mut child = Asked(Some(child));
     let role = role.word();
     let answer = tokio::select! {
         answer = talk(channel, question) => answer,
-        error = watch(&killer, role, question.limit) => Err(error),
+        error = watch_over(&killer, role, question.limit) => Err(error),
     };
-    let exit = child
-        .ended(answer.is_err())
-        .await
-        .map_err(WorkerError::from)?;
+    let exit = child.ended(answer.is_err()).await?;
     match answer? {
         Some(answer) => Ok(answer),
         None => Err(AskError::Gone { role, exit }),
@@ -254,7 +306,7 @@ async fn talk<Out: Message, In: Message>(
 /// Returns once a child has been stopped for some seconds, or has had `limit`.
 /// Time is counted by looks, so that none passes while this process itself
 /// is stopped.
-async fn watch(killer: &Killer, role: &'static str, limit: Option<Duration>) -> AskError {
+async fn watch_over(killer: &Killer, role: &'static str, limit: Option<Duration>) -> AskError {
     let (mut passed, mut stopped) = (Duration::ZERO, 0);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -270,39 +322,60 @@ async fn watch(killer: &Killer, role: &'static str, limit: Option<Duration>) -> 
 }
 
 /// A child that is ended when this is dropped, without anybody waiting for it.
-struct Asked(Option<Child>);
+struct Asked {
+    role: &'static str,
+    child: Option<Child>,
+}
 
 impl Asked {
     /// Waits until the child is gone, which has nothing more to say. One that
     /// stays is ended: nothing may still have what it was given.
-    async fn ended(&mut self, kill: bool) -> Result<Exit, ProcessError> {
-        let Some(child) = &mut self.0 else {
-            return Ok(Exit::Code(-1));
+    async fn ended(&mut self, kill: bool) -> Result<Exit, AskError> {
+        let exit = self.ended_within(LAST_MOMENTS, kill).await?;
+        let exit = match exit {
+            Some(exit) => Some(exit),
+            None => self.ended_within(ENDING, true).await?,
+        };
+        let child = self.child.take();
+        match (exit, child) {
+            (Some(exit), _) => Ok(exit),
+            (None, Some(child)) => Err(AskError::Held {
+                role: self.role,
+                held: Unreaped::new(child, &Handle::current()),
+            }),
+            // It was taken by an earlier call.
+            (None, None) => Ok(Exit::Code(-1)),
+        }
+    }
+
+    async fn ended_within(
+        &mut self,
+        limit: Duration,
+        kill: bool,
+    ) -> Result<Option<Exit>, WorkerError> {
+        let Some(child) = &mut self.child else {
+            return Ok(None);
         };
         if kill {
             child.kill()?;
         }
-        let exit = match tokio::time::timeout(LAST_MOMENTS, child.ended()).await {
-            Ok(exit) => exit,
-            Err(_elapsed) => {
-                child.kill()?;
-                child.ended().await
-            }
-        };
-        // It was reaped.
-        self.0 = None;
-        exit
+        match tokio::time::timeout(limit, child.ended()).await {
+            Ok(exit) => Ok(Some(exit?)),
+            Err(_elapsed) => Ok(None),
+        }
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let Some(child) = self.0.take() else {
+        let Some(child) = self.child.take() else {
             return;
         };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        if let Ok(runtime) = Handle::try_current()
+            && child.kill().is_ok()
+        {
             // Until the kernel has taken it down.
-            runtime.spawn_blocking(move || drop(child));
+            Unreaped::new(child, &runtime);
         }
     }
 }

@@ -10,6 +10,17 @@ use mkvmm_keeper::cgroup::{Base, Cgroups, ResourceLimits};
 
 use crate::console_log::LogFile;
 
+/// Returns the cgroup that a user calls `path`; `mine` finds theirs.
+///
+/// # Errors
+/// What `mine` says.
+pub fn cgroup_named<E>(path: &Path, mine: impl FnOnce() -> Result<Base, E>) -> Result<Base, E> {
+    match path == Path::new(MINE) {
+        true => mine(),
+        false => Ok(Base::Path(path.to_owned())),
+    }
+}
+
 /// An instance without its images: the parameters of `create`.
 #[derive(Debug, Clone)]
 pub struct InstanceConfig {
@@ -64,11 +75,8 @@ impl InstanceConfig {
         &self,
         mine: impl FnOnce() -> Result<Base, E>,
     ) -> Result<Option<Base>, E> {
-        match &self.spec.cgroup {
-            None => Ok(None),
-            Some(path) if path == Path::new(MINE) => mine().map(Some),
-            Some(path) => Ok(Some(Base::Path(path.clone()))),
-        }
+        let path = self.spec.cgroup.as_deref();
+        path.map(|path| cgroup_named(path, mine)).transpose()
     }
 
     /// Returns the limits of its cgroup.

@@ -1,13 +1,6 @@
-//! A file that receives all output of a guest.
+//! Files that receive all output of a guest; `log_writer` writes them.
 //!
-//! ```text
-//!   vCPU ─► GuestConsole ─► viewers
-//!               └────────► conlog:name (a thread) ─► file
-//! ```
-//!
-//! The thread follows the ring like a viewer, so a slow disk delays nobody. If
-//! it falls behind by a whole ring, output is lost, and the file says so. The
-//! file is opened when the instance is created and truncated when it boots
+//! A file is opened when the instance is created and truncated when it boots
 //! first; from then on it is only appended to, so that a second boot does not
 //! erase the first one's output.
 
@@ -16,24 +9,18 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, Builder, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_base::{Class, Diagnose};
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat2};
 use rustix::io::Errno;
-use tokio::sync::watch;
 
-use mkvmm_base::{Class, Diagnose, InstanceName};
-
-use crate::console::GuestConsole;
-
-/// The time for which output is collected before it is written: a guest prints
-/// byte by byte.
-const GATHER: Duration = Duration::from_millis(10);
 /// The time to wait for a log that another instance holds.
 const TAKEN: Duration = Duration::from_millis(300);
+/// How often it is tried meanwhile.
+const TRY: Duration = Duration::from_millis(10);
 
 /// A reason why a file cannot be a log.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +117,7 @@ impl LogFile {
                 let path = path.to_owned();
                 return Err(LogError::Taken { path });
             }
-            thread::sleep(GATHER);
+            thread::sleep(TRY);
         }
     }
 
@@ -199,6 +186,23 @@ impl LogFile {
         }
     }
 
+    /// Empties the file, which belongs to its instance from now on.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.is_new.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Adds to the file.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.file).write_all(bytes)
+    }
+
+    /// Returns the size of the file in bytes.
+    pub(crate) fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     /// Returns the path of the log.
     pub fn path(&self) -> &Path {
         &self.path
@@ -253,171 +257,6 @@ fn open(path: &Path, extra: OFlags) -> Result<File, Errno> {
     Ok(file.into())
 }
 
-/// The thread that writes a log. When this is dropped, the thread writes the
-/// remaining output and ends; [`ConsoleLog::close`] allows waiting for that.
-#[derive(Debug)]
-pub struct ConsoleLog {
-    /// True once nothing will be printed any more.
-    ended: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ConsoleLog {
-    /// Truncates `file` and writes all output of `ring` to it from now on.
-    /// `on_error` receives the error of a failed write; nothing is logged after
-    /// that.
-    ///
-    /// # Errors
-    /// Fails if the host has run out of threads.
-    pub fn start(
-        file: Arc<LogFile>,
-        ring: Arc<GuestConsole>,
-        name: &InstanceName,
-        on_error: impl FnOnce(io::Error) + Send + 'static,
-    ) -> io::Result<Self> {
-        let position = ring.printed();
-        let begin = move |file: &LogFile| {
-            file.file.set_len(0)?;
-            file.is_new.store(false, Ordering::Relaxed);
-            Ok(())
-        };
-        Self::spawn(file, ring, name, position, begin, on_error)
-    }
-
-    /// Continues the log of an earlier process: writes the output that is not in
-    /// `file` yet, and all later output.
-    ///
-    /// # Errors
-    /// Fails if the host has run out of threads.
-    pub(crate) fn resume(
-        file: Arc<LogFile>,
-        ring: Arc<GuestConsole>,
-        name: &InstanceName,
-        on_error: impl FnOnce(io::Error) + Send + 'static,
-    ) -> io::Result<Self> {
-        let position = ring.viewer().logged(file.file.metadata()?.len());
-        Self::spawn(file, ring, name, position, |_| Ok(()), on_error)
-    }
-
-    fn spawn(
-        file: Arc<LogFile>,
-        ring: Arc<GuestConsole>,
-        name: &InstanceName,
-        position: u64,
-        begin: impl FnOnce(&LogFile) -> io::Result<()> + Send + 'static,
-        on_error: impl FnOnce(io::Error) + Send + 'static,
-    ) -> io::Result<Self> {
-        let (ended, has_ended) = watch::channel(false);
-        // It only waits for two channels, and needs no descriptor for that.
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        // The kernel keeps 15 bytes of a thread's name.
-        let thread = Builder::new()
-            .name(format!("conlog:{name}"))
-            .spawn(move || {
-                let written = begin(&file).and_then(|()| {
-                    runtime.block_on(follow(&ring, position, has_ended, &file.file))
-                });
-                if let Err(error) = written {
-                    on_error(error);
-                }
-            })?;
-        Ok(Self {
-            ended,
-            thread: Some(thread),
-        })
-    }
-
-    /// Makes the thread end when it has written the remaining output.
-    pub fn close(mut self) -> Closing {
-        self.ended.send_replace(true);
-        Closing(self.thread.take())
-    }
-}
-
-impl Drop for ConsoleLog {
-    fn drop(&mut self) {
-        self.ended.send_replace(true);
-    }
-}
-
-/// A log whose remaining output is being written.
-#[derive(Debug)]
-pub struct Closing(Option<JoinHandle<()>>);
-
-impl Closing {
-    /// Returns whether everything is written.
-    pub fn is_done(&self) -> bool {
-        self.0.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Waits for that, but not beyond `deadline`, since a disk may hang.
-    pub fn wait(&self, deadline: Instant) {
-        while !self.is_done() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// Writes the output of `ring`, from `position` on, until there will be no
-/// more.
-async fn follow(
-    ring: &GuestConsole,
-    mut position: u64,
-    mut ended: watch::Receiver<bool>,
-    mut out: &File,
-) -> io::Result<()> {
-    let mut printed = ring.watch();
-    loop {
-        // Check this before the ring, so that later output is not lost.
-        let is_last = *ended.borrow_and_update();
-        printed.mark_unchanged();
-        let (bytes, end) = ring.since(position);
-        let lost = end - position - bytes.len() as u64;
-        if lost > 0 {
-            writeln!(out, "\n[mkvmm: {lost} bytes of output were lost here]")?;
-        }
-        out.write_all(&bytes)?;
-        position = end;
-        // For a process that continues the log.
-        ring.viewer().note_logged(end, out.metadata()?.len());
-        if is_last {
-            return Ok(());
-        }
-        tokio::select! {
-            _ = printed.changed() => thread::sleep(GATHER),
-            // A dropped sender also means the end.
-            changed = ended.changed() => if changed.is_err() {
-                return Ok(());
-            },
-        }
-    }
-}
-
-/// The time within which the last lines must reach their files when the VMM
-/// exits.
-const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Logs of deleted instances whose remaining output is being written.
-#[derive(Debug, Default)]
-pub struct ClosingLogs(Vec<Closing>);
-
-impl ClosingLogs {
-    /// Adds a log that is being closed, if there is one.
-    pub fn add(&mut self, log: Option<Closing>) {
-        self.0.retain(|log| !log.is_done());
-        self.0.extend(log);
-    }
-}
-
-impl Drop for ClosingLogs {
-    fn drop(&mut self) {
-        let deadline = Instant::now() + CLOSING_TIMEOUT;
-        for log in &self.0 {
-            log.wait(deadline);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,38 +269,6 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
         dir.canonicalize().unwrap()
-    }
-
-    fn far() -> Instant {
-        Instant::now() + Duration::from_secs(20)
-    }
-
-    #[test]
-    fn the_file_holds_what_was_printed_from_its_start_on() {
-        let dir = scratch("holds");
-        let path = dir.join("log");
-        fs::write(&path, "of an earlier instance").unwrap();
-        let ring = GuestConsole::new(1 << 16).unwrap();
-        let mut printer = ring.printer();
-        let mut print = |bytes: &[u8]| {
-            printer.print(bytes, &|| false);
-            ring.refresh();
-        };
-        print(b"before");
-        let name = "a".parse().unwrap();
-        let file = Arc::new(LogFile::open(&path, &[]).unwrap());
-        assert!(matches!(
-            LogFile::open(&path, &[]),
-            Err(LogError::Taken { .. })
-        ));
-        let log = ConsoleLog::start(file, Arc::clone(&ring), &name, |e| panic!("{e}")).unwrap();
-        print(b"one\r\n");
-        print(b"two");
-        let closing = log.close();
-        closing.wait(far());
-        assert!(closing.is_done());
-        assert_eq!(fs::read(&path).unwrap(), b"one\r\ntwo");
-        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
@@ -499,58 +306,6 @@ mod tests {
             assert!(!path.exists());
         }
         fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn what_a_full_ring_lost_is_said() {
-        let ring = GuestConsole::new(4096).unwrap();
-        let printed = [&[b'0'; 6][..], &[b'1'; 4096]].concat();
-        ring.printer().print(&printed, &|| false);
-        ring.refresh();
-        let dir = scratch("lost");
-        let out = File::create(dir.join("log")).unwrap();
-        let (sender, ended) = watch::channel(true);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(follow(&ring, 0, ended, &out)).unwrap();
-        drop(sender);
-        let text = fs::read_to_string(dir.join("log")).unwrap();
-        let kept = "1".repeat(4096);
-        assert_eq!(
-            text,
-            format!("\n[mkvmm: 6 bytes of output were lost here]\n{kept}")
-        );
-        fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn a_failed_write_is_told_once_and_ends_the_log() {
-        let ring = GuestConsole::new(1 << 16).unwrap();
-        let name = "a".parse().unwrap();
-        // Regular files do not reliably cause this error; this device always
-        // does.
-        let file = LogFile {
-            file: File::options().write(true).open("/dev/full").unwrap(),
-            path: "/dev/full".into(),
-            is_new: AtomicBool::new(false),
-        };
-        let (said, hear) = std::sync::mpsc::channel();
-        let tell = move |error: io::Error| said.send(error.kind()).unwrap();
-        let log = ConsoleLog::start(Arc::new(file), Arc::clone(&ring), &name, tell).unwrap();
-        let mut printer = ring.printer();
-        printer.print(b"x", &|| false);
-        ring.refresh();
-        let kind = hear.recv_timeout(Duration::from_secs(20)).unwrap();
-        // Some kernels refuse to truncate devices; otherwise writing to this
-        // one fails.
-        assert!(matches!(
-            kind,
-            io::ErrorKind::StorageFull | io::ErrorKind::InvalidInput
-        ));
-        printer.print(b"y", &|| false);
-        ring.refresh();
-        log.close().wait(far());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use mkvmm_base::layout::LOW_WINDOW_SIZE;
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceId, InstanceName, RunId};
-use mkvmm_keeper::cgroup::Leaf;
+use mkvmm_keeper::cgroup::{Cgroups, Leaf};
 use mkvmm_keeper::client::Held;
 use mkvmm_memory::e820::{self, E820Entry, E820Facts};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
@@ -23,10 +23,11 @@ use mkvmm_memory::placement::PlacementPlan;
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::budget::Booking;
+use crate::child::Unreaped;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
-use crate::console_log::ConsoleLog;
 use crate::images::Images;
+use crate::log_writer::ConsoleLog;
 use crate::status::Status;
 use crate::usage::{Footprint, Meter};
 use crate::worker::Worker;
@@ -96,6 +97,10 @@ pub struct Guest {
     pub(crate) loaded: Option<Loaded>,
     /// The process that has the memory, if there is one.
     pub(crate) worker: Option<Rc<Worker>>,
+    /// A cleaner of its memory that was killed and does not end.
+    pub(crate) unreaped: Option<Unreaped>,
+    /// The cgroup that its last start named, in place of the specified one.
+    pub(crate) start_cgroup: Option<Cgroups>,
     /// Its cgroup, if it has one, from its first worker on.
     pub(crate) leaf: Option<Arc<Leaf>>,
     /// The CPU time of all its workers.
@@ -179,6 +184,17 @@ impl Guest {
         Footprint::new(Arc::clone(&self.meter), process, &self.files, config)
     }
 
+    /// Returns the cgroup below which its user wants its own, if they named one.
+    pub(crate) fn cgroup_base(&self) -> Option<&Cgroups> {
+        self.start_cgroup.as_ref().or(self.config.cgroup.as_ref())
+    }
+
+    /// Returns whether its user wants it in a cgroup, so that it must not run
+    /// outside.
+    pub(crate) fn needs_cgroup(&self) -> bool {
+        self.start_cgroup.is_some() || self.config.needs_cgroup()
+    }
+
     /// Returns a directory of its cgroup, if it has one, preferably in the v2
     /// hierarchy.
     pub fn cgroup(&self) -> Option<&Path> {
@@ -196,6 +212,12 @@ impl Guest {
     /// demands.
     pub fn is_restarting(&self) -> bool {
         self.is_restarting
+    }
+
+    /// Returns whether its process was killed and does not end: somebody holds
+    /// it.
+    pub fn is_held(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.is_held())
     }
 
     /// Returns its sub-pool with the pieces in it.

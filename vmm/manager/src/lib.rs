@@ -20,6 +20,7 @@
 //! | `threads` | runtimes whose threads are started at the beginning |
 //! | `journal/`, `journaling`, `adopt` | continuing after another manager |
 //! | `upgrade` | continuing with another program |
+//! | `console_log`, `log_writer` | console logs, and the threads that write them |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
@@ -47,6 +48,7 @@ mod journaling;
 mod leaves;
 pub mod life;
 pub mod limits;
+pub mod log_writer;
 pub mod manager;
 mod manifest;
 pub mod memory;
@@ -66,7 +68,7 @@ pub mod view;
 pub mod worker;
 
 pub use begun::Begun;
-pub use child::{AskError, Children, Role};
+pub use child::{AskError, Children, Role, Unreaped};
 pub use host::{Facts, Host, KvmFacts};
 pub use journaling::RegistryMut;
 pub use leaves::Leaves;

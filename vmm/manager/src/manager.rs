@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,12 +25,12 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::begun::Begun;
 use crate::budget::Budget;
-use crate::console_log::ClosingLogs;
 use crate::event_log::EventLog;
 use crate::host::Host;
 use crate::images::UnpackerChildren;
 use crate::journaling::{Journaling, RegistryMut};
 use crate::limits::Limits;
+use crate::log_writer::Logs;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
@@ -55,6 +56,8 @@ pub struct Options {
     pub on_stall: OnStall,
     /// The worker of the first instance, if it was started already.
     pub early: Option<Begun>,
+    /// The threads that write logs; started with the first log if `None`.
+    pub logs: Option<Logs>,
 }
 
 /// The options of consoles.
@@ -93,7 +96,8 @@ pub struct Manager {
     /// The pending requests for registers, by ticket.
     pub(crate) questions: RefCell<BTreeMap<u64, Question>>,
     tickets: Cell<u64>,
-    pub(crate) closing: RefCell<ClosingLogs>,
+    /// Dropped after the guests, whose last lines are written then.
+    logs: RefCell<Option<Logs>>,
     /// The memory that the keeper holds, by the numbers of the files.
     pub(crate) memory_held: RefCell<BTreeMap<u64, Held>>,
     /// What connects it with earlier and later managers.
@@ -113,6 +117,7 @@ impl Manager {
             limits,
             on_stall,
             early,
+            logs,
         } = options;
         let host = Rc::new(host);
         let registry = Registry::new(pool, *memory.config());
@@ -134,7 +139,7 @@ impl Manager {
             is_ending: Cell::new(false),
             questions: RefCell::default(),
             tickets: Cell::new(0),
-            closing: RefCell::default(),
+            logs: RefCell::new(logs),
             memory_held: RefCell::default(),
             continuity: OnceCell::new(),
             journaling: OnceCell::new(),
@@ -204,6 +209,18 @@ impl Manager {
     /// Takes the worker that was started early for an instance of this name.
     pub(crate) fn take_early(&self, name: &InstanceName) -> Option<Begun> {
         self.early.borrow_mut().take_if(|early| early.name == *name)
+    }
+
+    /// Does something with the threads that write logs.
+    ///
+    /// # Errors
+    /// Fails if they are to be started now and the host has run out of threads.
+    pub(crate) fn with_logs<T>(&self, work: impl FnOnce(&Logs) -> T) -> io::Result<T> {
+        let mut logs = self.logs.borrow_mut();
+        Ok(match &mut *logs {
+            Some(logs) => work(logs),
+            none => work(none.insert(Logs::start()?)),
+        })
     }
 
     /// Returns a ticket that was not used before.

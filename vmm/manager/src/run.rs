@@ -106,7 +106,8 @@ impl Fleet {
     }
 
     /// Waits until every guest has permanently ended, and deletes each as soon
-    /// as it has.
+    /// as it has. Does not wait for those that were killed and that somebody
+    /// holds.
     pub async fn finish(&mut self) {
         loop {
             // Register first, so that no end between two checks is missed.
@@ -115,7 +116,7 @@ impl Fleet {
             tokio::pin!(changed);
             changed.as_mut().enable();
             self.collect().await;
-            if self.manager.registry().is_empty() {
+            if self.manager.registry().guests().all(Guest::is_held) {
                 return;
             }
             changed.await;

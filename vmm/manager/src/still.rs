@@ -15,6 +15,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// is carried out never waits that long for anything.
 pub(crate) const STALL: Duration = Duration::from_secs(5);
 
+/// The time within which a process that was killed must be gone, unless a
+/// freezer or the kernel holds it: seconds where it has a large memory.
+pub(crate) const ENDING: Duration = Duration::from_secs(10);
+/// What is said of one that is not.
+pub(crate) const HELD: &str = "does not end: a freezer or the kernel holds it";
+
 /// What is known of a process that is being waited for.
 #[derive(Debug)]
 pub(crate) struct Stillness {

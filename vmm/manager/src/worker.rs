@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::harmless::harmless;
 use crate::pace::Pace;
+use crate::still::{ENDING, HELD};
 use crate::usage::Meter;
 
 /// The number of reports that are received before other tasks get a turn.
@@ -71,6 +72,12 @@ pub enum WorkerError {
         /// The time limit that was exceeded.
         timeout: Duration,
     },
+    /// The worker was killed, and is still there.
+    #[error("its process ({pid}) was killed and {HELD}")]
+    Held {
+        /// Its process ID.
+        pid: i32,
+    },
     /// The worker sent a wrong answer.
     #[error("the worker process violated the protocol")]
     Protocol,
@@ -106,6 +113,8 @@ pub struct Worker {
     is_suspect: Cell<bool>,
     /// True if it is being killed, or its reports are no longer read.
     is_ending: Cell<bool>,
+    /// True if it was killed and was still there after a while.
+    is_held: Cell<bool>,
     /// Holds how the process ended, once its end was handled.
     gone: watch::Sender<Option<Exit>>,
 }
@@ -132,6 +141,7 @@ impl Worker {
             dropped: Cell::new(0),
             is_suspect: Cell::new(false),
             is_ending: Cell::new(false),
+            is_held: Cell::new(false),
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
@@ -263,6 +273,23 @@ impl Worker {
             // The sender is in `self`.
             Err(_closed) => Exit::Code(-1),
         }
+    }
+
+    /// Waits like [`Self::gone`] for a process that was killed.
+    ///
+    /// # Errors
+    /// Returns [`WorkerError::Held`] if it does not end.
+    pub(crate) async fn gone_soon(&self) -> Result<Exit, WorkerError> {
+        if let Ok(exit) = tokio::time::timeout(ENDING, self.gone()).await {
+            return Ok(exit);
+        }
+        self.is_held.set(true);
+        Err(WorkerError::Held { pid: self.pid() })
+    }
+
+    /// Whether it was killed and does not end.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held.get() && self.gone.borrow().is_none()
     }
 
     /// Returns whether the process exists and accepts orders.

@@ -16,6 +16,7 @@ use mkvmm_keeper::cgroup::{Base, CgroupError};
 use mkvmm_keeper::process::Output;
 use mkvmm_machine::kvm::host::Host as KvmHost;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
+use mkvmm_manager::log_writer::Logs;
 use mkvmm_manager::{
     Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
 };
@@ -291,6 +292,8 @@ pub struct Treatment {
     pub on_stall: OnStall,
     /// The worker of the first guest, if it was started already.
     pub early: Option<Begun>,
+    /// The threads that write logs; started with the first log if `None`.
+    pub logs: Option<Logs>,
 }
 
 /// Creates the manager on `ground`.
@@ -339,6 +342,7 @@ pub fn prepare(
         limits,
         on_stall: treatment.on_stall,
         early: treatment.early,
+        logs: treatment.logs,
     };
     Ok((host, options))
 }

@@ -12,7 +12,7 @@ use crate::cli::output::print;
 use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, tables};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Range;
-use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody};
+use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody, StartBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
@@ -22,6 +22,18 @@ use mkvmm_api::pool::{Audit, IomemRow, Pool};
 pub struct NameArgs {
     /// The name of the instance
     name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StartArgs {
+    /// The name of the instance
+    name: String,
+    /// Boot it in a cgroup of its own below this one, until its next start:
+    /// PATH, or `mine` for that of this command
+    #[arg(long, value_name = "PATH|mine")]
+    cgroup: Option<PathBuf>,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -106,7 +118,7 @@ pub enum RemoteCommand {
     /// Load an instance's images, replacing earlier ones (`loaded`)
     Load(images::LoadArgs),
     /// Boot an instance (`active`)
-    Start(NameArgs),
+    Start(StartArgs),
     /// Boot an instance: the former name of `start`
     #[command(hide = true)]
     Exec(NameArgs),
@@ -162,7 +174,13 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     match command {
         RemoteCommand::Create(args) => images::create(&args),
         RemoteCommand::Load(args) => images::load(&args),
-        RemoteCommand::Start(args) => verb(&args, "POST", "/start"),
+        RemoteCommand::Start(args) => {
+            let body = StartBody {
+                cgroup: args.cgroup,
+            };
+            let path = args.change.path(&args.name, "/start");
+            change(&args.change, Call::new("POST", path).with(&body)?, done)
+        }
         RemoteCommand::Exec(args) => {
             log::warn!("`exec` is now called `start`; the next release removes `exec`");
             verb(&args, "POST", "/start")

@@ -18,6 +18,7 @@ use mkvmm_manager::control::client;
 use mkvmm_manager::control::doctor::Doctor;
 use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::server::ControlSocket;
+use mkvmm_manager::log_writer::Logs;
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
@@ -175,6 +176,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         connections: args.connections.or(file.connections),
         on_stall: children.on_stall(),
         early: None,
+        logs: Some(Logs::start().map_err(HostIoError::Signals)?),
     };
     let founding = Founding {
         request,

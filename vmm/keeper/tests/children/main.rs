@@ -65,6 +65,7 @@ fn test() -> ExitCode {
             a_failed_start_leaves_nothing,
         ),
         Trial::test("an_end_can_be_awaited", an_end_can_be_awaited),
+        Trial::test("a_start_can_be_awaited", a_start_can_be_awaited),
     ];
     tests.extend(cgroups::trials());
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -332,6 +333,40 @@ fn an_end_can_be_awaited() -> Outcome {
         assert_eq!(ended.await??, Exit::Signal(9));
         assert_eq!(child.ended().await?, Exit::Signal(9));
         assert_no_child();
+        Ok(())
+    })
+}
+
+fn a_start_can_be_awaited() -> Outcome {
+    use std::path::Path;
+
+    let begin = |program| {
+        let (ours, theirs) = pair().expect("a pair of sockets");
+        let spawn = Spawn {
+            role: "worker",
+            label: "web",
+            channel: theirs,
+            environment: &[],
+            output: Output::Null,
+            program,
+            cgroup: None,
+        };
+        (spawn.begin().expect("it begins"), ours)
+    };
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build()?.block_on(async {
+        let before = descriptors().len();
+        let (starting, ours) = begin(None);
+        let child = starting.confirmed().await?;
+        let mut line = Line::open(ours)?;
+        report(&mut line);
+        drop((child, line));
+        let (starting, ours) = begin(Some(Path::new("/no/such/program")));
+        let error = starting.confirmed().await.expect_err("there is none");
+        assert!(error.to_string().contains("starting the worker"), "{error}");
+        drop(ours);
+        assert_no_child();
+        assert_eq!(descriptors().len(), before);
         Ok(())
     })
 }

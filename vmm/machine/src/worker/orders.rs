@@ -94,17 +94,12 @@ impl OrderError {
     }
 }
 
-/// Whether at the bottom of an error the host is short of something.
-fn is_shortage(error: &(dyn Error + 'static)) -> bool {
-    let number = match error.downcast_ref::<io::Error>() {
-        Some(error) => error.raw_os_error(),
-        None => error
-            .downcast_ref::<kvm_ioctls::Error>()
-            .map(|error| error.errno()),
-    };
-    let shortages = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
-    number.is_some_and(|number| shortages.contains(&number))
-        || error.source().is_some_and(is_shortage)
+/// Whether the host is short of something, which KVM says in its own way.
+fn is_shortage(error: &OrderError) -> bool {
+    let of_kvm = |error: &kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+    let causes = std::iter::successors(Some(error as &dyn Error), |&error| error.source());
+    let mut of_kvm = causes.filter_map(|cause| cause.downcast_ref().map(of_kvm));
+    mkvmm_base::is_shortage(error) || of_kvm.any(|error| mkvmm_base::is_shortage(&error))
 }
 
 /// The identity of the worker, once it was received.

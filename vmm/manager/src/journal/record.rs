@@ -86,7 +86,7 @@ pub struct LoadedRecord {
     pub slots: Vec<AddrRange>,
 }
 
-/// The directories of an instance's cgroup.
+/// The directories of a cgroup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeafRecord {
     /// The directory in the v2 hierarchy.
@@ -141,6 +141,8 @@ pub struct InstanceRecord {
     pub stages: Vec<u64>,
     /// Its cgroup.
     pub leaf: Option<LeafRecord>,
+    /// The cgroup that its last start named, in place of its specification's.
+    pub start_cgroup: Option<LeafRecord>,
     /// True if its console log was started.
     pub has_log: bool,
 }

@@ -1,20 +1,12 @@
 //! The records of what is there now.
 
+use mkvmm_keeper::cgroup::Cgroups;
+
 use crate::guest::{Guest, Loaded};
 use crate::journal::record::{FileRecord, InstanceRecord, LeafRecord, LoadedRecord, Record, json};
 
 /// Returns the record of an instance.
 pub fn of_guest(guest: &Guest) -> Record {
-    let leaf = guest.leaf.as_ref().map(|leaf| {
-        let directories = leaf.directories();
-        let v1 = directories.v1.iter();
-        LeafRecord {
-            v2: directories.v2.clone(),
-            v1: v1
-                .map(|(controller, path)| (controller.name().to_owned(), path.clone()))
-                .collect(),
-        }
-    });
     let files = guest.files.iter().map(|file| FileRecord {
         number: file.number(),
         range: file.range(),
@@ -41,9 +33,23 @@ pub fn of_guest(guest: &Guest) -> Record {
         exits: exits.iter().map(|kinds| kinds.to_vec()).collect(),
         violations,
         stages: guest.timeline.times(),
-        leaf,
+        leaf: guest
+            .leaf
+            .as_ref()
+            .map(|leaf| of_cgroup(leaf.directories())),
+        start_cgroup: guest.start_cgroup.as_ref().map(of_cgroup),
         has_log: guest.log.is_some(),
     }))
+}
+
+fn of_cgroup(directories: &Cgroups) -> LeafRecord {
+    let v1 = directories.v1.iter();
+    LeafRecord {
+        v2: directories.v2.clone(),
+        v1: v1
+            .map(|(controller, path)| (controller.name().to_owned(), path.clone()))
+            .collect(),
+    }
 }
 
 fn of_loaded(loaded: &Loaded) -> LoadedRecord {

@@ -43,8 +43,10 @@ impl Manager {
             let timeout = if is_still { STALL } else { limit };
             if is_still && self.on_stall == OnStall::Kill || stillness.worked() >= limit {
                 worker.kill();
-                worker.gone().await;
-                break Err(WorkerError::Silent { timeout });
+                break Err(match worker.gone_soon().await {
+                    Ok(_exit) => WorkerError::Silent { timeout },
+                    Err(held) => held,
+                });
             }
             self.mark_stalled(worker.run(), is_still);
         };
@@ -70,7 +72,7 @@ impl Manager {
         }
         if self.on_stall == OnStall::Kill {
             worker.kill();
-            worker.gone().await;
+            worker.gone_soon().await?;
             return Err(WorkerError::Silent { timeout }.into());
         }
         self.change_state(worker.run().id, State::Active, State::Stalled);
@@ -156,7 +158,7 @@ impl Manager {
 
     /// Says whether the process of an instance that is loaded or booted is
     /// stopped.
-    fn mark_stalled(&self, run: RunId, is_stalled: bool) {
+    pub(crate) fn mark_stalled(&self, run: RunId, is_stalled: bool) {
         let mut registry = self.registry_mut();
         let guest = registry.guest_mut(run.id).filter(|g| g.run_id() == run);
         let Some(guest) = guest.filter(|g| g.is_stalled != is_stalled) else {

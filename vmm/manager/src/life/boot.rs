@@ -7,6 +7,7 @@ use mkvmm_base::layout;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
 use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_keeper::cgroup::Cgroups;
 use mkvmm_memory::e820::E820Entry;
 use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
 
@@ -23,7 +24,20 @@ impl Manager {
     /// # Errors
     /// Returns a [`LifeError`]; the state of the instance is unchanged then.
     pub async fn start(self: &Rc<Self>, name: &InstanceName) -> Result<(), LifeError> {
-        let prepared = self.prepare(name).await?;
+        self.start_in(name, None).await
+    }
+
+    /// Boots an instance below `cgroup`, if that is given, in place of the
+    /// specified one until the next start.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::start`].
+    pub async fn start_in(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        cgroup: Option<Cgroups>,
+    ) -> Result<(), LifeError> {
+        let prepared = self.prepare_in(name, cgroup).await?;
         self.run(prepared).await
     }
 
@@ -32,6 +46,14 @@ impl Manager {
     /// # Errors
     /// Returns a [`LifeError`]; the state of the instance is unchanged then.
     pub async fn prepare(self: &Rc<Self>, name: &InstanceName) -> Result<Prepared, LifeError> {
+        self.prepare_in(name, None).await
+    }
+
+    async fn prepare_in(
+        self: &Rc<Self>,
+        name: &InstanceName,
+        cgroup: Option<Cgroups>,
+    ) -> Result<Prepared, LifeError> {
         let busy = self.begin(name, Verb::Start)?;
         if self.is_ending() {
             return Err(StepError::Ending.of(name));
@@ -41,11 +63,23 @@ impl Manager {
             guest.is_doomed = false;
             guest.is_restarting = false;
         }
-        if let Err(error) = self.boot(busy.id).await {
+        let before = self.choose_cgroup(busy.id, cgroup);
+        let boot = async {
+            if before.is_some() {
+                self.leave_cgroup(busy.id).await?;
+            }
+            self.boot(busy.id).await
+        };
+        if let Err(error) = boot.await {
             let error = self.explain(busy.id, error).await;
             // It may have an incomplete machine; the next start creates a new
             // one.
             self.drop_worker(busy.id).await;
+            if let Some(before) = before {
+                self.choose_cgroup(busy.id, before);
+                // As soon as its process has left it.
+                let _ = self.leave_cgroup(busy.id).await;
+            }
             return Err(error.of(name));
         }
         Ok(Prepared {

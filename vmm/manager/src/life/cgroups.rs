@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_base::InstanceId;
-use mkvmm_keeper::cgroup::Leaf;
+use mkvmm_keeper::cgroup::{Cgroups, Leaf};
 use rustix::process::Pid;
 use tokio::task::spawn_blocking;
 
 use crate::begun::{Begun, Entry};
-use crate::leaves::{Leaves, leaf_name};
+use crate::leaves::{self, Leaves, leaf_name};
 use crate::life::StepError;
 use crate::manager::Manager;
 use crate::worker::Worker;
@@ -25,12 +25,12 @@ impl Manager {
         let leaves = self.host.children.leaves.clone();
         let (name, base, limits) = match self.registry().guest(id) {
             Some(guest) if guest.leaf.is_some() => return Ok(guest.leaf.clone()),
-            Some(guest) if matches!(leaves, Leaves::Off) && !guest.config.needs_cgroup() => {
+            Some(guest) if matches!(leaves, Leaves::Off) && !guest.needs_cgroup() => {
                 return Ok(None);
             }
             Some(guest) => (
                 leaf_name(id, guest.name()),
-                guest.config.cgroup.clone(),
+                guest.cgroup_base().cloned(),
                 guest.config.resource_limits(),
             ),
             None => return Ok(None),
@@ -39,18 +39,47 @@ impl Manager {
         Ok(made.await.map_err(std::io::Error::other)??.map(Arc::new))
     }
 
+    /// Has the next workers of an instance in the cgroup that its user named at
+    /// its start; below the specified one if they named none. Returns the one
+    /// before, where that is a change.
+    pub(crate) fn choose_cgroup(
+        &self,
+        id: InstanceId,
+        cgroup: Option<Cgroups>,
+    ) -> Option<Option<Cgroups>> {
+        let mut registry = self.registry_mut();
+        let guest = registry.guest_mut(id)?;
+        let before = std::mem::replace(&mut guest.start_cgroup, cgroup);
+        (before != guest.start_cgroup).then_some(before)
+    }
+
+    /// Ends the worker of an instance that is to have another cgroup, and removes
+    /// the one that it has: memory is charged to where it was touched, so it is
+    /// touched anew.
+    ///
+    /// # Errors
+    /// Returns [`StepError::Worker`] if the worker does not end.
+    pub(crate) async fn leave_cgroup(&self, id: InstanceId) -> Result<(), StepError> {
+        self.end_worker(id).await?;
+        let leaf = self.registry_mut().guest_mut(id).map(|g| g.leaf.take());
+        if let Some(leaf) = leaf.flatten() {
+            leaves::remove(leaf).await;
+        }
+        Ok(())
+    }
+
     /// Starts a worker's process, directly in the leaf of its instance if
     /// possible; or takes the one that was started early for it.
     pub(crate) async fn begin_worker(self: &Rc<Self>, id: InstanceId) -> Result<Begun, StepError> {
-        let name = self.registry().guest(id).map(|guest| guest.name().clone());
-        let Some(name) = name else {
-            return Err(StepError::Killed);
+        let (name, is_named) = match self.registry().guest(id) {
+            Some(guest) => (guest.name().clone(), guest.needs_cgroup()),
+            None => return Err(StepError::Killed),
         };
         let begun = match self.take_early(&name) {
             Some(early) => early,
             None => {
                 let leaf = self.leaf(id).await?;
-                Begun::start(&self.host.children, name, leaf).await?
+                Begun::start(&self.host.children, name, leaf, is_named).await?
             }
         };
         if begun.entry == Entry::Later {

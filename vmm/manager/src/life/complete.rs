@@ -77,7 +77,10 @@ impl Manager {
         if is_doomed && has_worker && self.is_live(id) {
             let at = self.registry().guest(id).and_then(|guest| guest.kill_at);
             let left = at.unwrap_or(0).saturating_sub(timeline::monotonic());
-            self.kill_guest(id, Duration::from_nanos(left)).await;
+            let killed = self.kill_guest(id, Duration::from_nanos(left)).await;
+            if let Err(error) = killed {
+                log::error!("instance {id}: kill: {}", chain(&error));
+            }
         } else if !has_worker && self.is_live(id) {
             self.lose_run(id);
         }

@@ -91,6 +91,8 @@ impl Manager {
             reason: None,
             loaded: None,
             worker: None,
+            unreaped: None,
+            start_cgroup: None,
             leaf: None,
             meter: Arc::default(),
             serial: None,

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use mkvmm_base::state::{EndReason, OnEnd, State, Verb};
 use mkvmm_base::timeline::{self, Stage};
-use mkvmm_base::{InstanceId, InstanceName, RunId};
+use mkvmm_base::{InstanceId, InstanceName, RunId, chain};
 use mkvmm_keeper::process::Exit;
 use mkvmm_wire::messages::Order;
 
 use crate::guest::Guest;
-use crate::life::LifeError;
+use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
+use crate::worker::{Worker, WorkerError};
 
 /// The time within which the vCPUs of a guest that is killed must report their
 /// registers.
@@ -24,22 +25,27 @@ impl Manager {
     /// does not restart it.
     ///
     /// # Errors
-    /// Returns a [`LifeError`] if the instance cannot be ended.
+    /// Returns a [`LifeError`] if its process was killed and does not end within
+    /// some seconds. It has no way back: it ends when it is let go.
     pub async fn kill(
         self: &Rc<Self>,
         name: &InstanceName,
         grace: Duration,
     ) -> Result<(), LifeError> {
         let id = self.registry().check(name, Verb::Kill)?;
-        self.kill_guest(id, grace).await;
-        Ok(())
+        let killed = self.kill_guest(id, grace).await;
+        killed.map_err(|error| StepError::from(error).of(name))
     }
 
-    pub(crate) async fn kill_guest(self: &Rc<Self>, id: InstanceId, grace: Duration) {
+    pub(crate) async fn kill_guest(
+        self: &Rc<Self>,
+        id: InstanceId,
+        grace: Duration,
+    ) -> Result<(), WorkerError> {
         let (worker, state) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
-                return;
+                return Ok(());
             };
             guest.is_doomed = true;
             guest.is_restarting = false;
@@ -50,37 +56,52 @@ impl Manager {
         };
         let Some(worker) = worker else {
             self.changed.notify_waiters();
-            return;
+            return Ok(());
         };
         if !grace.is_zero() && state == State::Active {
             worker.hint(&Order::PowerButton);
             if tokio::time::timeout(grace, worker.gone()).await.is_ok() {
-                return;
+                return Ok(());
             }
         }
         if state.is_live() {
             self.keep_registers(id, LAST_WORDS).await;
         }
         worker.kill();
-        worker.gone().await;
+        self.await_end(&worker).await
+    }
+
+    /// Waits until a worker that was killed is gone.
+    async fn await_end(&self, worker: &Worker) -> Result<(), WorkerError> {
+        let gone = worker.gone_soon().await;
+        if gone.is_err() {
+            // It ends when it is let go, and until then it does nothing.
+            self.mark_stalled(worker.run(), true);
+        }
+        gone.map(drop)
     }
 
     /// Ends all instances, and prevents further starts: by their power buttons,
-    /// and by force after `grace`. Returns when they have ended.
+    /// and by force after `grace`. Returns when they have ended, but for those
+    /// that somebody holds: they end when they are let go.
     pub async fn end_all(self: &Rc<Self>, grace: Duration) {
         self.begin_ending();
         let ids: Vec<InstanceId> = self.registry().guests().map(Guest::id).collect();
         let mut kills = tokio::task::JoinSet::new();
         for id in ids {
             let manager = Rc::clone(self);
-            kills.spawn_local(async move { manager.kill_guest(id, grace).await });
+            kills.spawn_local(async move {
+                if let Err(error) = manager.kill_guest(id, grace).await {
+                    log::error!("instance {id}: {}", chain(&error));
+                }
+            });
         }
         while kills.join_next().await.is_some() {}
     }
 
     /// Kills all instances at once; they have ended when their processes are
     /// gone.
-    pub fn kill_all(&self) {
+    pub fn kill_all(self: &Rc<Self>) {
         self.begin_ending();
         let mut registry = self.registry_mut();
         let ids: Vec<InstanceId> = registry.guests().map(Guest::id).collect();
@@ -88,8 +109,14 @@ impl Manager {
             if let Some(guest) = registry.guest_mut(id) {
                 guest.is_doomed = true;
                 guest.is_restarting = false;
-                if let Some(worker) = &guest.worker {
+                if let Some(worker) = guest.worker.clone() {
                     worker.kill();
+                    let manager = Rc::clone(self);
+                    tokio::task::spawn_local(async move {
+                        if let Err(error) = manager.await_end(&worker).await {
+                            log::error!("instance {id}: {}", chain(&error));
+                        }
+                    });
                 }
             }
         }
@@ -106,6 +133,7 @@ impl Manager {
         };
         guest.worker = None;
         (guest.serial, guest.kill_at) = (None, None);
+        guest.is_stalled = false;
         guest.is_clean = false;
         guest.console.refresh();
         let was_live = guest.state.is_live();

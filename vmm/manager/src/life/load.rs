@@ -121,7 +121,7 @@ impl Manager {
     /// Has a new worker copy the images of an instance into memory that reads
     /// as zero.
     pub(crate) async fn fill(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
-        self.drop_worker(id).await;
+        self.end_worker(id).await?;
         self.clean(id).await?;
         let worker = self.make_worker(id).await?;
         let Some(loaded) = self.loaded(id) else {
@@ -186,7 +186,7 @@ impl Manager {
 
     pub(crate) async fn empty(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.check_idle(id)?;
-        self.drop_worker(id).await;
+        self.end_worker(id).await?;
         self.clean(id).await?;
         let mut registry = self.registry_mut();
         let Some((guest, pool)) = registry.with_pool(id) else {

@@ -61,6 +61,9 @@ const SHORTAGE: &str = "delete instances, take fewer vCPUs, or raise the limits 
 const NO_CONTROLLER: &str = "leave the limit out, or name a cgroup that has controllers and no \
                              processes";
 
+/// What helps where a process that was killed does not end.
+const LET_GO: &str = "thaw its cgroup, or wait for what it waits for: it ends as soon as it can";
+
 /// A reason why a verb failed; the instance is unchanged, or as close to that
 /// as possible.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +191,7 @@ impl StepError {
             },
             Self::Shortage(error) => error.class(),
             Self::Cgroup(CgroupError::NoController { .. }) => Class::Cgroup,
+            _ if self.is_held() => Class::Busy,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
         }
@@ -210,6 +214,7 @@ impl Diagnose for StepError {
             Self::Memory(error) => error.hint(),
             Self::Cmdline(error) => error.hint(),
             Self::Cgroup(CgroupError::NoController { .. }) => Some(NO_CONTROLLER.to_owned()),
+            _ if self.is_held() => Some(LET_GO.to_owned()),
             _ if self.class() == Class::Exhausted => Some(SHORTAGE.to_owned()),
             _ => None,
         }
@@ -233,6 +238,14 @@ impl Diagnose for StepError {
 }
 
 impl StepError {
+    /// Whether a process that was killed is still there.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(
+            self,
+            Self::Worker(WorkerError::Held { .. }) | Self::Child(AskError::Held { .. })
+        )
+    }
+
     /// Whether the worker was lost.
     fn is_loss(&self) -> bool {
         matches!(
@@ -261,8 +274,8 @@ impl Manager {
         }
         let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
         if let Some(worker) = worker {
-            // Its channel is closed, so this is soon.
-            worker.gone().await;
+            // Its channel is closed. One that does not end has no better reason.
+            let _ = worker.gone_soon().await;
         }
         match self.registry().guest(id) {
             Some(guest) if !guest.is_doomed => error,

@@ -79,7 +79,6 @@ impl Manager {
 
     /// Kills the worker, scrubs the memory, and only then updates the ledger.
     pub(crate) async fn release(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
-        self.drop_worker(id).await;
         let was_used = match self.registry_mut().guest_mut(id) {
             Some(guest) if !guest.is_clean => {
                 guest.state = State::Cleaning;
@@ -90,6 +89,7 @@ impl Manager {
         if was_used {
             self.announce(id);
         }
+        self.end_worker(id).await?;
         let files = self.clean_for_others(id).await?;
         self.return_memory(files).await;
         if let Some(leaf) = self.forget(id)? {
@@ -106,9 +106,7 @@ impl Manager {
         let Some(mut guest) = registry.remove(id) else {
             return Ok(None);
         };
-        self.closing
-            .borrow_mut()
-            .add(guest.log.take().map(|log| log.close()));
+        guest.log = None;
         guest.console.close();
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;

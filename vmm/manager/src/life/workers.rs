@@ -14,8 +14,8 @@ use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
-use crate::child::{self, Question, Role};
-use crate::console_log::{ConsoleLog, LogFile};
+use crate::child::{self, AskError, Question, Role};
+use crate::console_log::LogFile;
 use crate::harmless::harmless;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
@@ -62,7 +62,7 @@ impl Manager {
             let (files, meter) = (guest.files.clone(), Arc::clone(&guest.meter));
             (guest.run_id(), identity, console, files, meter)
         };
-        let child = begun.child.confirm().map_err(WorkerError::from)?;
+        let child = begun.child.confirmed().await.map_err(WorkerError::from)?;
         let channel = AsyncChannel::open(begun.socket).map_err(WorkerError::from)?;
         let worker = Worker::attach(run, child, channel, meter, Rc::clone(self));
         if let Some(guest) = self.registry_mut().guest_mut(id) {
@@ -100,11 +100,35 @@ impl Manager {
 
     /// Ends the process that has an instance's memory, if one has, and waits
     /// until it is gone.
-    pub(crate) async fn drop_worker(&self, id: InstanceId) {
-        let worker = self.registry().guest(id).and_then(|g| g.worker.clone());
+    ///
+    /// # Errors
+    /// Returns [`WorkerError::Held`] where it does not end: the memory must not
+    /// be used then.
+    pub(crate) async fn end_worker(&self, id: InstanceId) -> Result<(), WorkerError> {
+        let (worker, held) = match self.registry().guest(id) {
+            Some(guest) => (guest.worker.clone(), guest.unreaped.clone()),
+            None => return Ok(()),
+        };
         if let Some(worker) = worker {
             worker.kill();
-            worker.gone().await;
+            worker.gone_soon().await?;
+        }
+        if let Some(mut held) = held {
+            if !held.is_gone_soon().await {
+                return Err(WorkerError::Held { pid: held.pid() });
+            }
+            if let Some(guest) = self.registry_mut().guest_mut(id) {
+                guest.unreaped = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the process of an instance like [`Self::end_worker`] after an error.
+    /// One that does not end is waited for again before the memory is used.
+    pub(crate) async fn drop_worker(&self, id: InstanceId) {
+        if let Err(error) = self.end_worker(id).await {
+            log::error!("instance {id}: {}", chain(&error));
         }
     }
 
@@ -188,13 +212,19 @@ impl Manager {
             descriptors: &descriptors,
             limit: Some(CLEANING + Duration::from_secs(bytes / CLEANED_PER_SECOND)),
         };
-        match self.ask_cleaner(&question).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                log::warn!("{name}: its memory is cleaned once more: {}", chain(&error));
-                self.ask_cleaner(&question).await
-            }
+        let mut cleaned = self.ask_cleaner(&question).await;
+        if let Err(error) = &cleaned
+            && !error.is_held()
+        {
+            log::warn!("{name}: its memory is cleaned once more: {}", chain(error));
+            cleaned = self.ask_cleaner(&question).await;
         }
+        if let Err(StepError::Child(AskError::Held { held, .. })) = &cleaned
+            && let Some(guest) = self.registry_mut().guest_mut(id)
+        {
+            guest.unreaped = Some(held.clone());
+        }
+        cleaned
     }
 
     async fn ask_cleaner(&self, question: &Question<'_, CleanOrder>) -> Result<(), StepError> {
@@ -213,9 +243,10 @@ impl Manager {
         let Some(file) = guest.config.console_log.clone() else {
             return Ok(());
         };
-        let (console, name) = (guest.console.clone(), guest.name().clone());
-        let on_error = self.log_failure(&name, &file);
-        guest.log = Some(ConsoleLog::start(file, console, &name, on_error)?);
+        let console = Arc::clone(&guest.console);
+        let on_error = self.log_failure(guest.name(), &file);
+        let log = self.with_logs(|logs| logs.follow(file, console, on_error))?;
+        guest.log = Some(log);
         Ok(())
     }
 
@@ -232,9 +263,10 @@ impl Manager {
         let Some(file) = guest.config.console_log.clone() else {
             return Ok(());
         };
-        let (console, name) = (guest.console.clone(), guest.name().clone());
-        let on_error = self.log_failure(&name, &file);
-        guest.log = Some(ConsoleLog::resume(file, console, &name, on_error)?);
+        let console = Arc::clone(&guest.console);
+        let on_error = self.log_failure(guest.name(), &file);
+        let log = self.with_logs(|logs| logs.resume(file, console, on_error))?;
+        guest.log = Some(log);
         Ok(())
     }
 

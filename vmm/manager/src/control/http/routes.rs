@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use mkpool::AddrRange;
-use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody, Upgrade, UpgradeBody};
+use mkvmm_api::bodies::{
+    AllocBody, CreateBody, KillBody, PlanBody, StartBody, Upgrade, UpgradeBody,
+};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
@@ -25,7 +27,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::audit;
-use crate::config::InstanceConfig;
+use crate::config::{InstanceConfig, cgroup_named};
 use crate::control::client::Change;
 use crate::control::connections::Peer;
 use crate::control::error::ControlError;
@@ -255,15 +257,22 @@ async fn configured(
     if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
     }
-    let mine = || {
-        let peer = peer.and_then(|Extension(Peer(pid))| Pid::from_raw(pid));
-        peer.map(Base::Process).ok_or(ControlError::NoPeer)
-    };
-    if let Some(base) = config.cgroup_base(mine)? {
-        let found = tokio::task::spawn_blocking(move || Cgroups::find(&base)).await;
-        config.cgroup = Some(found.map_err(|_cancelled| ControlError::Ending)??);
+    if let Some(base) = config.cgroup_base(|| cgroup_of(peer))? {
+        config.cgroup = Some(found(base).await?);
     }
     Ok(config)
+}
+
+/// Returns the cgroup of a client.
+fn cgroup_of(peer: Option<Extension<Peer>>) -> Result<Base, ControlError> {
+    let peer = peer.and_then(|Extension(Peer(pid))| Pid::from_raw(pid));
+    peer.map(Base::Process).ok_or(ControlError::NoPeer)
+}
+
+/// Finds a cgroup in the hierarchies of the host.
+async fn found(base: Base) -> Result<Cgroups, ControlError> {
+    let found = tokio::task::spawn_blocking(move || Cgroups::find(&base)).await;
+    Ok(found.map_err(|_cancelled| ControlError::Ending)??)
 }
 
 /// Reads the images of the specification.
@@ -346,7 +355,6 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
         // The state before: after a deletion there is nothing to describe.
         let last = shown(&manager.registry(), &name)?;
         match verb {
-            Verb::Start => manager.start(&name).await?,
             Verb::Pause => manager.pause(&name).await?,
             Verb::Resume => manager.resume(&name).await?,
             Verb::Unload => manager.unload(&name).await?,
@@ -355,7 +363,7 @@ async fn carry_out(api: &Api, verb: Verb, path: NamePath, query: DryRunQuery) ->
                 return Ok(last);
             }
             // They have more parameters, and routes of their own.
-            Verb::Load | Verb::Kill => {}
+            Verb::Load | Verb::Start | Verb::Kill => {}
         }
         shown(&manager.registry(), &name)
     };
@@ -403,10 +411,31 @@ pub async fn load(
 
 /// Boots an instance.
 #[utoipa::path(post, path = "/v1/instances/{name}/start",
-    params(NameParam, DryRun),
+    params(NameParam, DryRun), request_body = Option<StartBody>,
     responses((status = 200, body = Instance), Refusal))]
-pub async fn start(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
-    carry_out(&api, Verb::Start, path, query).await
+pub async fn start(
+    State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
+    path: NamePath,
+    query: DryRunQuery,
+    body: Body,
+) -> Answer {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let body: Option<StartBody> = json_or_default(body).await?;
+    let cgroup = match body.unwrap_or_default().cgroup {
+        Some(path) => Some(found(cgroup_named(&path, || cgroup_of(peer))?).await?),
+        None => None,
+    };
+    let label = change("start", &name);
+    let start = async move |manager: Rc<Manager>| {
+        if dry_run {
+            manager.registry().check(&name, Verb::Start)?;
+        } else {
+            manager.start_in(&name, cgroup).await?;
+        }
+        shown(&manager.registry(), &name)
+    };
+    Ok(Json(api.client.change(label, start).await?.read()).into_response())
 }
 
 /// Boots an instance: the former name of `start`, which the next release
@@ -415,8 +444,13 @@ pub async fn start(State(api): State<Api>, path: NamePath, query: DryRunQuery) -
     params(NameParam, DryRun),
     responses((status = 200, body = Instance), Refusal))]
 #[deprecated = "it is called start"]
-pub async fn exec(State(api): State<Api>, path: NamePath, query: DryRunQuery) -> Answer {
-    carry_out(&api, Verb::Start, path, query).await
+pub async fn exec(
+    state: State<Api>,
+    peer: Option<Extension<Peer>>,
+    path: NamePath,
+    query: DryRunQuery,
+) -> Answer {
+    start(state, peer, path, query, Body::empty()).await
 }
 
 /// Pauses an instance's vCPUs.
