@@ -75,7 +75,7 @@ pub struct Children {
 /// A child that was started.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// The process.
+    /// The process of the child.
     pub child: Starting,
     /// This end of the socket to it.
     pub socket: OwnedFd,

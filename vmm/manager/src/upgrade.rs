@@ -24,7 +24,7 @@ pub struct UpgradeRequest {
 pub struct Continuity {
     /// The number of the manager, from 1.
     pub ordinal: u32,
-    /// The keeper.
+    /// The version of the keeper.
     pub keeper: KeeperVersion,
     /// Takes requests for an upgrade.
     pub upgrades: UnboundedSender<UpgradeRequest>,

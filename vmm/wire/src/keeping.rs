@@ -29,7 +29,7 @@ use crate::channel::{DESCRIPTORS_MAX, Message};
 /// interpret it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
-    /// The journal.
+    /// The journal of the managers.
     Journal,
     /// A file of guest memory.
     Memory {

@@ -290,7 +290,7 @@ pub enum Report {
         /// The text, one line without a newline.
         text: String,
     },
-    /// Answers [`Order::State`].
+    /// Answers [`Order::State`] once.
     State(WorkerState),
 }
 

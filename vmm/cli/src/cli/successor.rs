@@ -104,7 +104,7 @@ pub async fn carry_out(request: UpgradeRequest, manager: &Rc<Manager>, keeper: &
         log::error!("{}", chain(&error));
         return;
     }
-    let error = exec(&binary, kept_open());
+    let error = exec(&binary, kept_open().as_ref());
     log::error!("{} cannot be executed: {error}", binary.display());
 }
 
@@ -157,11 +157,11 @@ fn kept_open() -> Option<File> {
 }
 
 /// Executes the program at `path` in place of this one, with the same arguments.
-fn exec(path: &Path, before: Option<File>) -> io::Error {
+fn exec(path: &Path, before: Option<&File>) -> io::Error {
     let mut command = Command::new(path);
     command.args(env::args_os().skip(1));
     command.env_remove(BEFORE_VARIABLE);
-    if let Some(before) = &before {
+    if let Some(before) = before {
         command.env(BEFORE_VARIABLE, before.as_raw_fd().to_string());
     }
     // What was said so far is lost otherwise.

@@ -82,7 +82,7 @@ pub enum JournalError {
     /// The records contradict each other.
     #[error("the journal contradicts itself: {what}")]
     Contradiction {
-        /// The contradiction.
+        /// The contradiction, for people.
         what: String,
     },
 }

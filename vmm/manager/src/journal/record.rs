@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::journal::file::JournalError;
 
-/// One change.
+/// One change, as another manager reads it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Record {
     /// What all managers of this state directory have in common; the first
@@ -26,7 +26,7 @@ pub enum Record {
     Manager(ManagerRecord),
     /// The ledger without its instances.
     Pool(PoolState),
-    /// An instance.
+    /// An instance as a whole.
     Instance(Box<InstanceRecord>),
     /// An instance that no longer exists.
     Deleted(u32),
@@ -95,7 +95,7 @@ pub struct LeafRecord {
     pub v1: Vec<(String, PathBuf)>,
 }
 
-/// An instance.
+/// An instance with everything that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
     /// Its number, name and memory.
@@ -104,7 +104,7 @@ pub struct InstanceRecord {
     pub spec: String,
     /// The number of its boots.
     pub epoch: u32,
-    /// Its state.
+    /// The state of the instance.
     pub state: State,
     /// The reason of its end.
     pub reason: Option<EndReason>,
@@ -129,7 +129,7 @@ pub struct InstanceRecord {
     pub files: Vec<FileRecord>,
     /// The number of its worker's process.
     pub worker: Option<u64>,
-    /// Its images.
+    /// The images in its memory.
     pub loaded: Option<LoadedRecord>,
     /// The CPU time of its ended workers in nanoseconds.
     pub used: u64,
@@ -139,7 +139,7 @@ pub struct InstanceRecord {
     pub violations: u64,
     /// The times of its stages.
     pub stages: Vec<u64>,
-    /// Its cgroup.
+    /// The directories of its cgroup.
     pub leaf: Option<LeafRecord>,
     /// The cgroup that its last start named, in place of its specification's.
     pub start_cgroup: Option<LeafRecord>,

@@ -82,7 +82,7 @@ impl Manager {
     }
 
     /// Ends all instances, and prevents further starts: by their power buttons,
-    /// and by force after `grace`. Returns when they have ended, but for those
+    /// and by force after `grace`. Returns when they have ended, except those
     /// that somebody holds: they end when they are let go.
     pub async fn end_all(self: &Rc<Self>, grace: Duration) {
         self.begin_ending();

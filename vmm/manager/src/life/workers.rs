@@ -98,40 +98,6 @@ impl Manager {
         worker.filter(|w| w.is_there()).ok_or(StepError::Lost)
     }
 
-    /// Ends the process that has an instance's memory, if one has, and waits
-    /// until it is gone.
-    ///
-    /// # Errors
-    /// Returns [`WorkerError::Held`] where it does not end: the memory must not
-    /// be used then.
-    pub(crate) async fn end_worker(&self, id: InstanceId) -> Result<(), WorkerError> {
-        let (worker, held) = match self.registry().guest(id) {
-            Some(guest) => (guest.worker.clone(), guest.unreaped.clone()),
-            None => return Ok(()),
-        };
-        if let Some(worker) = worker {
-            worker.kill();
-            worker.gone_soon().await?;
-        }
-        if let Some(mut held) = held {
-            if !held.is_gone_soon().await {
-                return Err(WorkerError::Held { pid: held.pid() });
-            }
-            if let Some(guest) = self.registry_mut().guest_mut(id) {
-                guest.unreaped = None;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the process of an instance like [`Self::end_worker`] after an error.
-    /// One that does not end is waited for again before the memory is used.
-    pub(crate) async fn drop_worker(&self, id: InstanceId) {
-        if let Err(error) = self.end_worker(id).await {
-            log::error!("instance {id}: {}", chain(&error));
-        }
-    }
-
     /// Makes an instance's memory read as zero, except for allocations in it.
     /// No process may have access to it.
     pub(crate) async fn clean(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {

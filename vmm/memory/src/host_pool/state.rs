@@ -1,10 +1,9 @@
 //! The ledger as data: what one manager writes down, and what the next one
 //! rebuilds the ledger from.
 //!
-//! The data may come from anywhere. [`HostPool::restore`] checks all of it, and
+//! The data may come from anywhere.
+//! [`HostPool::restore`](crate::host_pool::HostPool::restore) checks all of it, and
 //! refuses what no ledger can have been.
-//!
-//! [`HostPool::restore`]: crate::host_pool::HostPool::restore
 
 use mkpool::AddrRange;
 use mkpool::instance::RestoreError;

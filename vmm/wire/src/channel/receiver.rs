@@ -28,7 +28,7 @@ pub struct Received<M> {
 /// What the next packet must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// The hello.
+    /// The hello of the peer.
     Hello,
     /// A message with this sequence number.
     Message { due: u64 },

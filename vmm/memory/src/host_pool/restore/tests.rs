@@ -103,7 +103,7 @@ impl World {
             _ => (),
         }
         let index = pick % self.sub_pools.len();
-        if what == 11 && pick % 3 == 0 {
+        if what == 11 && pick.is_multiple_of(3) {
             let gone = self.sub_pools.remove(index);
             return format!("{:?}", self.pool.release(gone));
         }
