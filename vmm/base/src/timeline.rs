@@ -171,6 +171,8 @@ impl Timeline {
     /// Sets the times of all stages, as [`Self::times`] returned them in an
     /// earlier process.
     pub fn restore(&self, times: &[u64]) {
+        // That process has measured its creation.
+        self.has_loaded.store(true, Ordering::Relaxed);
         for (cell, at) in self.stages.iter().zip(times) {
             cell.store(*at, Ordering::Relaxed);
         }

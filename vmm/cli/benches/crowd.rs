@@ -1,15 +1,15 @@
-//! Many guests in one `mkvmm serve`: what each costs, and what the end of one
-//! costs the others.
+//! Many guests in one `mkvmm serve`: what each costs, what the end of one costs
+//! the others, and how long nobody answers after the manager was killed.
 //!
 //! Not a criterion benchmark: what is measured happens in other processes.
-//! `cargo bench -p mkvmm --bench crowd -- density|deaths [N]`; with `MKVMM_BIN`
+//! `cargo bench -p mkvmm --bench crowd -- density|deaths|adoption [N]`; with `MKVMM_BIN`
 //! it measures that binary instead of this tree's.
 
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const MEMORY: u64 = 8 << 20;
 /// How long guests are left alone before they are measured.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How often the manager is killed.
+const ADOPTIONS: usize = 11;
 /// From one death to the next.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -39,7 +41,8 @@ fn main() -> ExitCode {
     let done = match words.first() {
         Some(&"density") => density(count.unwrap_or(1000)),
         Some(&"deaths") => deaths(count.unwrap_or(200)),
-        _ => Err("say density or deaths".into()),
+        Some(&"adoption") => adoption(count.unwrap_or(1000)),
+        _ => Err("say density, deaths or adoption".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,21 +63,8 @@ impl Server {
     fn start(count: usize) -> Result<Self> {
         let name = format!("mkvmm-crowd-{}.sock", std::process::id());
         let socket = env::temp_dir().join(name);
-        let binary = env::var_os("MKVMM_BIN").unwrap_or(env!("CARGO_BIN_EXE_mkvmm").into());
-        let pool = format!("{}@4G", (count as u64 + 1) * MEMORY);
-        let mut process = Command::new(binary)
-            .args(["serve", "--grace", "0", "--console-ring", "65536"])
-            .args(["--pool", &pool, "--socket"])
-            .arg(&socket)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let stdout = process.stdout.take().ok_or("no output")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        if !line.starts_with("ready") {
-            return Err("it is not ready".into());
-        }
+        let mut process = command(count, &socket).spawn()?;
+        wait_until_ready(&mut process)?;
         let server = Self { process, socket };
         let mut client = server.client()?;
         for number in 0..count {
@@ -121,6 +111,30 @@ impl Drop for Server {
         // Both fail where it has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Returns the command of a VMM for `count` guests.
+fn command(count: usize, socket: &Path) -> Command {
+    let binary = env::var_os("MKVMM_BIN").unwrap_or(env!("CARGO_BIN_EXE_mkvmm").into());
+    let pool = format!("{}@4G", (count as u64 + 1) * MEMORY);
+    let mut command = Command::new(binary);
+    command
+        .args(["serve", "--grace", "0", "--console-ring", "65536"])
+        .args(["--pool", &pool, "--socket"])
+        .arg(socket)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
+fn wait_until_ready(process: &mut Child) -> Result<()> {
+    let stdout = process.stdout.take().ok_or("no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    match line.starts_with("ready") {
+        true => Ok(()),
+        false => Err("it is not ready".into()),
     }
 }
 
@@ -180,6 +194,60 @@ impl Client {
         times.sort_unstable();
         Ok(times)
     }
+}
+
+/// How long nobody answers after the manager of `count` guests was killed and the
+/// next one started at once.
+fn adoption(count: usize) -> Result<()> {
+    let directory = env::temp_dir().join(format!("mkvmm-crowd-{}", std::process::id()));
+    let socket = directory.with_extension("sock");
+    let start = || {
+        let mut command = command(count, &socket);
+        command.arg("--state-dir").arg(&directory);
+        command.spawn()
+    };
+    let mut server = Server {
+        process: start()?,
+        socket: socket.clone(),
+    };
+    wait_until_ready(&mut server.process)?;
+    let mut client = server.client()?;
+    for number in 0..count {
+        client.make(number)?;
+    }
+    thread::sleep(SETTLE);
+    let mut times = Vec::new();
+    for _ in 0..ADOPTIONS {
+        let begin = Instant::now();
+        server.process.kill()?;
+        server.process.wait()?;
+        server.process = start()?;
+        let answer = loop {
+            if let Ok(answer) = server
+                .client()
+                .and_then(|mut client| client.ask("GET", "/v1/pool", ""))
+            {
+                break answer;
+            }
+            thread::sleep(Duration::from_micros(200));
+        };
+        times.push(begin.elapsed());
+        let answer = String::from_utf8(answer)?;
+        if !answer.contains(&format!("\"instances\":{count}")) {
+            return Err(format!("{answer} after the kill").into());
+        }
+        // What it has left to do is not part of the next round.
+        thread::sleep(SETTLE);
+    }
+    times.sort_unstable();
+    println!(
+        "{count} guests: GET /v1/pool is answered {:.1?} after the kill (median of {ADOPTIONS}), {:.1?} at most",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    server.end()?;
+    fs::remove_dir_all(directory)?;
+    Ok(())
 }
 
 /// What each of `count` idle guests costs.

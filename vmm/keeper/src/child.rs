@@ -50,6 +50,12 @@ pub fn role() -> Option<String> {
     std::env::var(ROLE_VARIABLE).ok()
 }
 
+/// Returns the listening socket that a service manager has passed to this process
+/// (sd_listen_fds(3)), if it has passed exactly one.
+pub fn passed_socket() -> Option<OwnedFd> {
+    sys::passed_socket()
+}
+
 /// Initializes this process as a child, and returns its channel, which the
 /// parent put at descriptor 0.
 ///

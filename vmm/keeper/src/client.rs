@@ -11,11 +11,11 @@ use mkvmm_wire::channel::Received;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
 use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
 use rustix::process::Pid;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use crate::process::Child;
-use crate::reaper::Reaper;
+use crate::reaper::{Later, Reaper};
 
 /// The time within which a keeper takes an order, or hands over one thing more.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,14 +40,14 @@ pub enum KeeperError {
     Wire(#[from] WireError),
 }
 
-/// Descriptors that the keeper holds. It closes them when this is dropped, but
-/// not when this process is killed.
+/// Descriptors that the keeper holds. It closes them when this is dropped while
+/// the manager is [at work](Keeper::set_at_work).
 #[derive(Debug)]
 pub struct Held {
     key: Key,
     /// False if the descriptors are not to be closed.
     is_current: bool,
-    later: UnboundedSender<KeeperOrder>,
+    later: Later,
 }
 
 impl Held {
@@ -66,8 +66,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if self.is_current {
-            // A keeper that is lost holds nothing.
-            let _ = self.later.send(KeeperOrder::Release(self.key));
+            self.later.send(KeeperOrder::Release(self.key));
         }
     }
 }
@@ -136,7 +135,7 @@ struct Inner {
     starting: RefCell<BTreeMap<u64, oneshot::Sender<Started>>>,
     ends: RefCell<BTreeMap<u64, watch::Sender<Option<ChildEnd>>>>,
     last_serial: RefCell<u64>,
-    later: UnboundedSender<KeeperOrder>,
+    later: Later,
     lost: watch::Sender<bool>,
 }
 
@@ -156,7 +155,8 @@ impl Keeper {
         program: BorrowedFd<'_>,
     ) -> Result<(Self, Inventory), KeeperError> {
         let (sender, mut receiver) = AsyncChannel::open(socket)?.split();
-        let (later, queue) = unbounded_channel();
+        let (orders, queue) = unbounded_channel();
+        let later = Later::new(orders);
         let mut inventory = Inventory::default();
         let last_serial = match next(&mut receiver).await?.message {
             KeeperReport::Welcome {
@@ -292,6 +292,13 @@ impl Keeper {
             is_current: true,
             later,
         })
+    }
+
+    /// Sets whether this manager is at work: only then are descriptors closed and
+    /// children killed by dropping what represents them. Before and after that,
+    /// everything stays with the keeper.
+    pub fn set_at_work(&self, is_at_work: bool) {
+        self.0.later.set_at_work(is_at_work);
     }
 
     /// Tells the keeper that another manager comes after this one.

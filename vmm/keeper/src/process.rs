@@ -560,7 +560,7 @@ impl AsFd for Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(keeper) = &self.keeper {
-            if keeper.end().is_none() {
+            if keeper.is_to_be_killed() {
                 let _ = self.kill();
             }
             return keeper.forget();

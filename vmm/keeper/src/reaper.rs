@@ -1,24 +1,58 @@
 //! What is known of a child that a keeper process reaps.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use mkvmm_wire::keeping::{ChildEnd, KeeperOrder};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
+
+/// Orders that the keeper gets when there is time, because something is dropped.
+///
+/// They are only sent while the manager is at work. What is dropped before that,
+/// because it cannot continue for another one, or after it, because it ends or
+/// panics, stays with the keeper for the next manager.
+#[derive(Debug, Clone)]
+pub(crate) struct Later {
+    orders: UnboundedSender<KeeperOrder>,
+    is_at_work: Arc<AtomicBool>,
+}
+
+impl Later {
+    pub fn new(orders: UnboundedSender<KeeperOrder>) -> Self {
+        Self {
+            orders,
+            is_at_work: Arc::default(),
+        }
+    }
+
+    pub fn set_at_work(&self, is_at_work: bool) {
+        self.is_at_work.store(is_at_work, Ordering::Release);
+    }
+
+    /// Returns whether what is dropped now is to be given up.
+    pub fn is_at_work(&self) -> bool {
+        self.is_at_work.load(Ordering::Acquire) && !std::thread::panicking()
+    }
+
+    pub fn send(&self, order: KeeperOrder) {
+        if self.is_at_work() {
+            // A keeper that is lost has nothing left.
+            let _ = self.orders.send(order);
+        }
+    }
+}
 
 /// The link of a child to its keeper.
 #[derive(Debug)]
 pub(crate) struct Reaper {
     serial: u64,
     end: watch::Receiver<Option<ChildEnd>>,
-    /// The orders that are sent when there is time.
-    later: UnboundedSender<KeeperOrder>,
+    later: Later,
 }
 
 impl Reaper {
-    pub fn new(
-        serial: u64,
-        end: watch::Receiver<Option<ChildEnd>>,
-        later: UnboundedSender<KeeperOrder>,
-    ) -> Self {
+    pub fn new(serial: u64, end: watch::Receiver<Option<ChildEnd>>, later: Later) -> Self {
         Self { serial, end, later }
     }
 
@@ -33,10 +67,14 @@ impl Reaper {
         end.ok().and_then(|end| *end)
     }
 
+    /// Returns whether the child is to be killed if nobody wants it any more.
+    pub fn is_to_be_killed(&self) -> bool {
+        self.end().is_none() && self.later.is_at_work()
+    }
+
     /// Has the keeper discard what it knows of the child.
     pub fn forget(&self) {
         let serial = self.serial;
-        // A keeper that is lost knows nothing.
-        let _ = self.later.send(KeeperOrder::Forget { serial });
+        self.later.send(KeeperOrder::Forget { serial });
     }
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
@@ -109,6 +109,26 @@ pub fn close_range(first: RawFd, last: u32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The number of the first descriptor that a service manager passes
+/// (sd_listen_fds(3)).
+const FIRST_PASSED: RawFd = 3;
+
+/// Returns a duplicate of the socket that a service manager has passed to this
+/// process, if it has passed exactly one. The original stays open, also for a
+/// program that is executed in place of this one.
+pub fn passed_socket() -> Option<OwnedFd> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    if !is_ours || number("LISTEN_FDS") != Some(1) {
+        return None;
+    }
+    // SAFETY: the service manager has opened this descriptor before the program
+    // began, so nothing in it can own another one of this number, and nothing
+    // here closes it. If it lied, duplicating fails or duplicates what is there.
+    let passed = unsafe { BorrowedFd::borrow_raw(FIRST_PASSED) };
+    rustix::io::fcntl_dupfd_cloexec(passed, FIRST_PASSED + 1).ok()
 }
 
 /// Returns the CPU time that process `pid` has used, with all its threads,

@@ -207,7 +207,11 @@ impl Manager {
             let guest = manager.guest_of(&record, sub_pool, files, inventory)?;
             let id = guest.id;
             let child = record.worker.and_then(|s| inventory.children.remove(&s));
-            manager.registry_mut().add(guest);
+            let mut registry = manager.registry_mut();
+            let boots = registry.boots().clone();
+            guest.timeline.measure_with(Arc::new(boots));
+            registry.add(guest);
+            drop(registry);
             adopted.push(Adopted { id, record, child });
         }
         manager.log().restore(contents.events);
@@ -310,27 +314,26 @@ impl Manager {
     }
 
     /// Ends the processes that no instance needs, and connects to the workers of
-    /// the others. From then on the journal is written, and nothing is left to
-    /// the keeper that this manager does not know.
+    /// the others. What `inventory` still has then belongs to nobody.
     ///
     /// # Errors
     /// Returns an [`AdoptError`].
     pub async fn take_over(
         self: &Rc<Self>,
-        mut inventory: Inventory,
+        inventory: &mut Inventory,
         adopted: &mut [Adopted],
     ) -> Result<(), AdoptError> {
         // Before any memory changes: a cleaner must not clean what is somebody's
         // by then.
-        let leftovers: Vec<KeptChild> = std::mem::take(&mut inventory.children)
-            .into_values()
-            .collect();
+        let leftovers = &mut inventory.children;
         let count = leftovers.len();
         let ended = tokio::time::timeout(LEFTOVERS, async {
-            for mut kept in leftovers {
+            for kept in leftovers.values() {
                 if let Err(error) = kept.child.kill() {
                     log::error!("{}", chain(&error));
                 }
+            }
+            for kept in leftovers.values_mut() {
                 let _ = kept.child.ended().await;
             }
         });
@@ -346,8 +349,6 @@ impl Manager {
             // Another one is held in its place by now.
             held.forget();
         }
-        // The rest belongs to steps that were never recorded.
-        drop(inventory);
         Ok(())
     }
 

@@ -58,6 +58,8 @@ pub struct Kept {
     keeper: Keeper,
     version: KeeperVersion,
     ordinal: u32,
+    /// What belongs to steps that were never recorded.
+    leftover: Inventory,
 }
 
 /// What ends when `serve` does.
@@ -98,7 +100,7 @@ impl Founding {
             Some(socket) => socket,
             None => dir.start_keeper(self.on_manager_exit)?,
         };
-        let (keeper, inventory) = dir.connect(socket).await?;
+        let (keeper, mut inventory) = dir.connect(socket).await?;
         if let Some(pid) = Pid::from_raw(inventory.pid) {
             cgroup::name_after(pid);
         }
@@ -114,8 +116,11 @@ impl Founding {
         });
         let (has_guests, recreate) = (contents.is_some(), self.recreate);
         let (manager, record) = match contents.transpose().map_err(AdoptError::from)? {
-            Some(contents) => self.adopted(contents, inventory, &keeper, binding).await?,
-            None => self.first(inventory, &keeper, binding, stop).await?,
+            Some(contents) => {
+                let inventory = &mut inventory;
+                self.adopted(contents, inventory, &keeper, binding).await?
+            }
+            None => self.first(&mut inventory, &keeper, binding, stop).await?,
         };
         if !has_guests {
             last_fleet::after_crash(&manager, dir, recreate).await?;
@@ -127,6 +132,7 @@ impl Founding {
                 keeper,
                 version,
                 ordinal: record.ordinal,
+                leftover: inventory,
             }),
         })
     }
@@ -134,7 +140,7 @@ impl Founding {
     /// Creates the first manager of a keeper.
     async fn first(
         self,
-        inventory: Inventory,
+        inventory: &mut Inventory,
         keeper: &Keeper,
         binding: Binding,
         stop: &AtomicBool,
@@ -151,7 +157,7 @@ impl Founding {
     async fn adopted(
         self,
         contents: Contents,
-        mut inventory: Inventory,
+        inventory: &mut Inventory,
         keeper: &Keeper,
         binding: Binding,
     ) -> Result<(Rc<Manager>, ManagerRecord), CliError> {
@@ -163,7 +169,7 @@ impl Founding {
         record.ordinal = record.ordinal.saturating_add(1);
         let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
         let (host, options) = prepare(kvm, self.children, self.treatment)?;
-        let (manager, mut adopted) = Manager::adopt(host, contents, &mut inventory, options)?;
+        let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options)?;
         manager.take_over(inventory, &mut adopted).await?;
         manager.write_journal(keeper, binding, record.clone())?;
         log::info!("{} instances were taken over", adopted.len());
@@ -178,7 +184,22 @@ impl Kept {
     ///
     /// # Errors
     /// Fails if the host has run out of file descriptors.
-    pub async fn serve(&self, manager: &Rc<Manager>, signals: &Signals) -> Result<End, CliError> {
+    pub async fn serve(
+        &mut self,
+        manager: &Rc<Manager>,
+        signals: &Signals,
+    ) -> Result<End, CliError> {
+        self.keeper.set_at_work(true);
+        self.leftover = Inventory::default();
+        let end = self.wait(manager, signals).await;
+        if !matches!(end, Ok(End::Guests)) {
+            // What is dropped from here on stays with the keeper.
+            self.keeper.set_at_work(false);
+        }
+        end
+    }
+
+    async fn wait(&self, manager: &Rc<Manager>, signals: &Signals) -> Result<End, CliError> {
         let (upgrades, mut requests) = unbounded_channel();
         manager.set_continuity(Continuity {
             ordinal: self.ordinal,

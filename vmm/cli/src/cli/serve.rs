@@ -13,6 +13,7 @@ use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
 use mkvmm_images::{Access, ImageDirs, SourceError};
+use mkvmm_keeper::child;
 use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::control::client;
 use mkvmm_manager::control::doctor::Doctor;
@@ -165,7 +166,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     // Guests keep running when the terminal is closed.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
-    let socket = ControlSocket::take(&path)?;
+    let socket = match child::passed_socket() {
+        Some(passed) => ControlSocket::passed(passed)?,
+        None => ControlSocket::take(&path)?,
+    };
+    let path = socket.path().to_owned();
     let treatment = Treatment {
         console: ConsoleOptions {
             ring: ring.unwrap_or(CONSOLE_RING),
@@ -190,7 +195,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
             Some(dir) => founding.in_state_dir(dir, signals.flag()).await,
             None => founding.alone(signals.flag()),
         };
-        let Founded { manager, kept } = match founded {
+        let Founded { manager, mut kept } = match founded {
             // A signal arrived while the pool was being set up.
             _ if signals.came() => return Ok(ExitStatus::Interrupted),
             founded => founded?,
@@ -206,7 +211,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
         notify(NotifyState::Ready);
         say_ready(&path).map_err(HostIoError::Signals)?;
-        let end = match &kept {
+        let end = match &mut kept {
             Some(kept) => kept.serve(&manager, &signals).await?,
             None => {
                 signals.wait().await.map_err(HostIoError::Signals)?;

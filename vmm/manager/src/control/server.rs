@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -86,10 +87,11 @@ impl Diagnose for SocketError {
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
-    /// Which file it is: what lies at `path` later may be another's.
-    id: (u64, u64),
+    /// Which file it is, if it is to be removed: what lies at `path` later may be
+    /// another's.
+    id: Option<(u64, u64)>,
     listener: StdListener,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl ControlSocket {
@@ -121,10 +123,34 @@ impl ControlSocket {
         })?;
         Ok(Self {
             path: path.to_owned(),
-            id,
+            id: Some(id),
             listener,
-            _lock: lock,
+            _lock: Some(lock),
         })
+    }
+
+    /// Takes a listening socket that a service manager has created, and keeps:
+    /// clients that connect while no mkvmm runs wait for the next one.
+    ///
+    /// # Errors
+    /// Returns a [`SocketError`] if it is no listening Unix socket.
+    pub fn passed(socket: OwnedFd) -> Result<Self, SocketError> {
+        let listener = StdListener::from(socket);
+        let address = listener.local_addr().map_err(SocketError::Thread)?;
+        let path = address.as_pathname().unwrap_or(Path::new("")).to_owned();
+        let set = listener.set_nonblocking(true);
+        set.map_err(bind_error(&path))?;
+        Ok(Self {
+            path,
+            id: None,
+            listener,
+            _lock: None,
+        })
+    }
+
+    /// Returns the path of the socket.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Serves the socket on a thread of its own, for the lifetime of the
@@ -154,7 +180,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        let is_ours = |metadata: fs::Metadata| id(&metadata) == self.id;
+        let is_ours = |metadata: fs::Metadata| Some(id(&metadata)) == self.id;
         if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
             // Whoever comes next replaces it if it cannot be removed now.
             let _ = fs::remove_file(&self.path);
