@@ -87,10 +87,10 @@ impl Timeline {
     }
 
     /// Records that `stage` was reached `at` nanoseconds after the VMM started,
-    /// unless it was reached before.
-    pub fn reach_at(&self, stage: Stage, at: u64) {
+    /// unless it was reached before. Returns whether it was not.
+    pub fn reach_at(&self, stage: Stage, at: u64) -> bool {
         let Some(cell) = self.stages.get(stage as usize) else {
-            return;
+            return false;
         };
         // The loser of a race came later; 0 means not reached.
         let at = at.max(1);
@@ -98,6 +98,7 @@ impl Timeline {
         if first.is_ok() {
             self.measure(stage);
         }
+        first.is_ok()
     }
 
     /// Reports this boot to `spans` from now on, including the stages reached
@@ -149,12 +150,15 @@ impl Timeline {
         self.lock().clear();
     }
 
-    /// Keeps a mark of the guest, unless there are too many already.
-    pub fn mark(&self, mark: Mark) {
+    /// Keeps a mark of the guest, unless there are too many already. Returns
+    /// whether it is kept.
+    pub fn mark(&self, mark: Mark) -> bool {
         let mut marks = self.lock();
-        if marks.len() < MARKS_MAX {
+        let has_room = marks.len() < MARKS_MAX;
+        if has_room {
             marks.push(mark);
         }
+        has_room
     }
 
     /// Returns the guest's marks, oldest first.

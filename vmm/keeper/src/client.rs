@@ -188,18 +188,25 @@ impl Keeper {
                 ..
             } = next(&mut receiver).await?;
             match message {
-                KeeperReport::Held(key) => {
-                    let later = later.clone();
-                    let held = Held {
-                        key,
-                        is_current: true,
-                        later,
-                    };
-                    inventory.held.insert(key, (descriptors, held));
+                KeeperReport::Held(keys) => {
+                    let mut descriptors = descriptors.into_iter();
+                    for (key, count) in keys {
+                        let held = Held {
+                            key,
+                            is_current: true,
+                            later: later.clone(),
+                        };
+                        let some = descriptors.by_ref().take(count.into()).collect();
+                        inventory.held.insert(key, (some, held));
+                    }
                 }
-                KeeperReport::Child(facts) => {
-                    let kept = keeper.kept(facts, descriptors)?;
-                    inventory.children.insert(kept.serial, kept);
+                KeeperReport::Children(all) => {
+                    let mut descriptors = descriptors.into_iter();
+                    for facts in all {
+                        let two = descriptors.by_ref().take(2).collect();
+                        let kept = keeper.kept(facts, two)?;
+                        inventory.children.insert(kept.serial, kept);
+                    }
                 }
                 KeeperReport::Ended { serial, end } => keeper.on_end(serial, end),
                 KeeperReport::Complete => break,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_wire::WireError;
-use mkvmm_wire::channel::{Channel, Received, Receiver, Sender};
+use mkvmm_wire::channel::{Channel, DESCRIPTORS_MAX, Received, Receiver, Sender};
 use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -214,28 +214,36 @@ impl Keeper {
             identity: self.identity,
             last_serial: self.last_serial,
         };
-        let held = self
-            .held
-            .iter()
-            .map(|(key, fds)| (KeeperReport::Held(*key), fds.clone()));
+        let mut reports = VecDeque::from([(welcome, Vec::new())]);
+        // As many as fit into a message.
+        let (mut keys, mut descriptors) = (Vec::new(), Vec::new());
+        for (key, held) in &self.held {
+            if descriptors.len() + held.len() > DESCRIPTORS_MAX {
+                let full = KeeperReport::Held(std::mem::take(&mut keys));
+                reports.push_back((full, std::mem::take(&mut descriptors)));
+            }
+            // An order has at most 253.
+            keys.push((*key, u8::try_from(held.len()).unwrap_or(u8::MAX)));
+            descriptors.extend(held.iter().cloned());
+        }
+        reports.push_back((KeeperReport::Held(keys), descriptors));
         let known = self.children.iter().filter(|(_, kept)| !kept.is_forgotten);
-        let children = known.map(|(&serial, kept)| {
-            let facts = ChildFacts {
-                serial,
+        let known: Vec<(&u64, &KeptChild)> = known.collect();
+        for some in known.chunks(DESCRIPTORS_MAX / 2) {
+            let facts = some.iter().map(|(serial, kept)| ChildFacts {
+                serial: **serial,
                 pid: kept.child.pid(),
                 role: kept.role.clone(),
                 end: kept.end,
-            };
-            let descriptors = vec![Arc::clone(&kept.pidfd), Arc::clone(&kept.channel)];
-            (KeeperReport::Child(facts), descriptors)
-        });
-        let welcome = std::iter::once((welcome, Vec::new()));
-        let complete = std::iter::once((KeeperReport::Complete, Vec::new()));
-        welcome
-            .chain(held)
-            .chain(children)
-            .chain(complete)
-            .collect()
+            });
+            let descriptors = some
+                .iter()
+                .flat_map(|(_, kept)| [Arc::clone(&kept.pidfd), Arc::clone(&kept.channel)]);
+            let report = KeeperReport::Children(facts.collect());
+            reports.push_back((report, descriptors.collect()));
+        }
+        reports.push_back((KeeperReport::Complete, Vec::new()));
+        reports
     }
 
     /// Carries out the orders that have arrived.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mkpool::AddrRange;
 use mkvmm_base::state::State;
-use mkvmm_base::timeline::Timeline;
+use mkvmm_base::timeline::{Mark, Timeline};
 use mkvmm_base::{Class, Diagnose, ExitKind, InstanceId, chain};
 use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Controller, Leaf};
 use mkvmm_keeper::client::{Held, Inventory, Keeper, KeptChild};
@@ -267,6 +267,12 @@ impl Manager {
         let booking = self.budget.book(amounts)?;
         let timeline = Arc::new(Timeline::default());
         timeline.restore(&record.stages);
+        for (at, text) in &record.marks {
+            timeline.mark(Mark {
+                at: *at,
+                text: text.clone(),
+            });
+        }
         let exits = record.exits.iter().map(|kinds| {
             let mut fixed = [0; ExitKind::ALL.len()];
             for (to, from) in fixed.iter_mut().zip(kinds) {

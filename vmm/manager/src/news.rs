@@ -6,7 +6,7 @@ use std::path::Path;
 use mkvmm_api::Range;
 use mkvmm_base::timeline::{self, Mark, since_start};
 use mkvmm_base::violation::Violation;
-use mkvmm_base::{InstanceName, RunId};
+use mkvmm_base::{InstanceId, InstanceName, RunId};
 use mkvmm_wire::messages::{LogLevel, Report};
 
 use crate::event_log::EventKind;
@@ -31,12 +31,21 @@ impl Manager {
             // Use the worker's time, unless it is in the future.
             Report::Reached { stage, at } => {
                 let at = since_start(at).min(timeline::now());
-                guest.timeline.reach_at(stage, at);
+                if guest.timeline.reach_at(stage, at) {
+                    drop(registry);
+                    self.note_change(run.id);
+                }
             }
-            Report::Mark { at, text } => guest.timeline.mark(Mark {
-                at: since_start(at),
-                text: harmless(&text),
-            }),
+            Report::Mark { at, text } => {
+                let mark = Mark {
+                    at: since_start(at),
+                    text: harmless(&text),
+                };
+                if guest.timeline.mark(mark) {
+                    drop(registry);
+                    self.note_change(run.id);
+                }
+            }
             Report::Log { level, text } => pass_on(guest.name(), level, &text),
             Report::Registers {
                 ticket,
@@ -55,6 +64,11 @@ impl Manager {
             // These are handled by the worker's listener.
             Report::Done(_) | Report::Ended(_) | Report::State(_) => {}
         }
+    }
+
+    /// Has the journal note what has changed behind a shared reference.
+    fn note_change(&self, id: InstanceId) {
+        let _ = self.registry_mut().guest_mut(id);
     }
 
     /// Handles the error of a guest's console log that cannot be written any

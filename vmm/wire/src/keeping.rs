@@ -3,8 +3,8 @@
 //! ```text
 //!   manager                                   keeper
 //!                                    ◄──────── Welcome, or Occupied
-//!                                    ◄──────── Held [descriptors], for each key
-//!                                    ◄──────── Child [pidfd, channel], for each child
+//!                                    ◄──────── Held [descriptors of several keys] …
+//!                                    ◄──────── Children [pidfd, channel of each] …
 //!                                    ◄──────── Complete
 //!     Program [executable]           ────────►
 //!     Hold [descriptors]             ────────►  (as often as needed)
@@ -153,11 +153,12 @@ pub enum KeeperReport {
         /// The process ID of the other manager.
         pid: i32,
     },
-    /// Hands over descriptors that an earlier manager had held.
-    Held(Key),
-    /// Hands over a child of an earlier manager: its pidfd and the manager's
-    /// end of its channel.
-    Child(ChildFacts),
+    /// Hands over descriptors that an earlier manager had held: how many for each
+    /// key.
+    Held(Vec<(Key, u8)>),
+    /// Hands over children of an earlier manager: of each its pidfd and the
+    /// manager's end of its channel.
+    Children(Vec<ChildFacts>),
     /// Reports that everything was handed over.
     Complete,
     /// Reports that a child was started, and hands over its pidfd.
@@ -188,8 +189,11 @@ impl Message for KeeperReport {
 
     fn descriptors(&self) -> RangeInclusive<usize> {
         match self {
-            Self::Held(_) => 1..=DESCRIPTORS_MAX,
-            Self::Child(_) => 2..=2,
+            Self::Held(keys) => {
+                let count = keys.iter().map(|(_, count)| usize::from(*count)).sum();
+                count..=count
+            }
+            Self::Children(facts) => 2 * facts.len()..=2 * facts.len(),
             Self::Started { .. } => 1..=1,
             _ => 0..=0,
         }

@@ -116,6 +116,14 @@ impl<'a> Call<'a> {
 }
 
 impl ClientArgs {
+    /// Returns the arguments that name the socket at `path`.
+    pub fn of(path: &Path) -> Self {
+        Self {
+            socket: Some(path.to_owned()),
+            json: false,
+        }
+    }
+
     /// Returns the path of the VMM's control socket.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(default_socket)

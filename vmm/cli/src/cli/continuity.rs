@@ -1,6 +1,7 @@
 //! How `serve` gets its manager: a new one, or one that continues for another
 //! with what that has left to the keeper.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
@@ -188,10 +189,11 @@ impl Kept {
         &mut self,
         manager: &Rc<Manager>,
         signals: &Signals,
+        control: &Path,
     ) -> Result<End, CliError> {
         self.keeper.set_at_work(true);
         self.leftover = Inventory::default();
-        let end = self.wait(manager, signals).await;
+        let end = self.wait(manager, signals, control).await;
         if !matches!(end, Ok(End::Guests)) {
             // What is dropped from here on stays with the keeper.
             self.keeper.set_at_work(false);
@@ -199,7 +201,12 @@ impl Kept {
         end
     }
 
-    async fn wait(&self, manager: &Rc<Manager>, signals: &Signals) -> Result<End, CliError> {
+    async fn wait(
+        &self,
+        manager: &Rc<Manager>,
+        signals: &Signals,
+        control: &Path,
+    ) -> Result<End, CliError> {
         let (upgrades, mut requests) = unbounded_channel();
         manager.set_continuity(Continuity {
             ordinal: self.ordinal,
@@ -223,7 +230,7 @@ impl Kept {
                     return Ok(End::Keeper);
                 }
                 Some(request) = requests.recv() => {
-                    successor::carry_out(request, manager, &self.keeper).await;
+                    successor::carry_out(request, manager, &self.keeper, control).await;
                 }
             }
         }

@@ -66,6 +66,9 @@ enum Command {
     /// Check a journal on standard input
     #[command(hide = true)]
     CheckJournal(successor::CheckArgs),
+    /// Wait until an upgrade is complete
+    #[command(hide = true)]
+    UpgradeGuard(successor::GuardArgs),
     #[command(flatten)]
     Remote(remote::RemoteCommand),
     /// Report what this host supports, and why not
@@ -133,6 +136,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args).inspect_err(|error| go_back(&error.render())),
             Command::Upgrade(args) => upgrade::run(&args),
             Command::CheckJournal(args) => successor::check(&args),
+            Command::UpgradeGuard(args) => successor::guard(&args),
             Command::Remote(command) => remote::run(command),
             Command::Doctor { json } => print_doctor(json),
             Command::Replay(args) => replay::run(&args),

@@ -212,7 +212,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         notify(NotifyState::Ready);
         say_ready(&path).map_err(HostIoError::Signals)?;
         let end = match &mut kept {
-            Some(kept) => kept.serve(&manager, &signals).await?,
+            Some(kept) => kept.serve(&manager, &signals, &path).await?,
             None => {
                 signals.wait().await.map_err(HostIoError::Signals)?;
                 End::Guests

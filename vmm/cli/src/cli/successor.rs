@@ -9,6 +9,10 @@
 //!                                    ▼
 //!                                  takes over like after a kill
 //! ```
+//!
+//! A new program that just ends, for example by a crash, can go back to nothing. A
+//! guard, which runs the old program, waits until the new one serves; if it ends
+//! before that, the guard becomes the old `serve`.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -28,9 +32,13 @@ use mkvmm_manager::adopt::{self, AdoptError};
 use mkvmm_manager::journal::file::{self, Binding};
 use mkvmm_manager::upgrade::{UpgradeError, UpgradeRequest};
 use mkvmm_manager::{Manager, journal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
+use crate::cli::upgrade::version;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
 
@@ -38,6 +46,9 @@ use crate::logger;
 const BEFORE_VARIABLE: &str = "MKVMM_BEFORE";
 /// The time within which the new program must have checked the journal.
 const CHECK: Duration = Duration::from_secs(30);
+/// How long a guard waits for the new program, and how often it looks.
+const GUARD: Duration = Duration::from_secs(60);
+const GUARD_LOOK: Duration = Duration::from_millis(50);
 /// How long the answer to the client may take to be sent.
 const ANSWER: Duration = Duration::from_millis(50);
 
@@ -50,6 +61,100 @@ pub struct CheckArgs {
     /// The keeper that the journal belongs to
     #[arg(long)]
     keeper: u64,
+}
+
+/// Arguments of `mkvmm upgrade-guard`, which `serve` runs before it executes
+/// another program.
+#[derive(Debug, clap::Args)]
+pub struct GuardArgs {
+    /// The process that executes the new program
+    #[arg(long)]
+    parent: i32,
+    /// The number of the manager before the upgrade
+    #[arg(long)]
+    manager: u32,
+    /// The control socket
+    #[arg(long)]
+    control: PathBuf,
+    /// True in the guard itself, whose parent has ended so that nobody has to
+    /// wait for it
+    #[arg(long)]
+    alone: bool,
+    /// The arguments of the program before the upgrade
+    #[arg(last = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the command `mkvmm upgrade-guard`.
+///
+/// # Errors
+/// Returns a [`CliError`] if the program before the upgrade cannot be executed.
+pub fn guard(args: &GuardArgs) -> Result<ExitStatus, CliError> {
+    let Some(parent) = Pid::from_raw(args.parent) else {
+        return Ok(ExitStatus::Usage);
+    };
+    let failed = |source| UpgradeError::Execute {
+        path: PathBuf::from("/proc/self/exe"),
+        source,
+    };
+    if !args.alone {
+        let arguments = env::args_os().skip(1);
+        let mut command = Command::new("/proc/self/exe");
+        for argument in arguments {
+            let is_end = argument == "--";
+            if is_end {
+                command.arg("--alone");
+            }
+            command.arg(argument);
+            if is_end {
+                break;
+            }
+        }
+        command.args(&args.arguments).spawn().map_err(failed)?;
+        return Ok(ExitStatus::Done);
+    }
+    // It still waits for the process that has started this one, or has ended.
+    let parent = pidfd_open(parent, PidfdFlags::empty());
+    let has_ended = || match &parent {
+        Ok(parent) => {
+            let mut polled = [PollFd::new(parent, PollFlags::IN)];
+            let now = Timespec::default();
+            poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
+        }
+        Err(_ended) => true,
+    };
+    let end = Instant::now() + GUARD;
+    while Instant::now() < end {
+        if version(&ClientArgs::of(&args.control)).is_ok_and(|now| now.manager > args.manager) {
+            return Ok(ExitStatus::Done);
+        }
+        if has_ended() {
+            log::error!("the new program has ended; the one before goes on");
+            logger::finish();
+            let mut command = Command::new("/proc/self/exe");
+            return Err(failed(command.args(&args.arguments).exec()).into());
+        }
+        std::thread::sleep(GUARD_LOOK);
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Starts the guard.
+fn start_guard(manager: u32, control: &Path) -> io::Result<()> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg("upgrade-guard")
+        .arg(format!("--parent={}", std::process::id()))
+        .arg(format!("--manager={manager}"))
+        .arg("--control")
+        .arg(control)
+        .arg("--")
+        .args(env::args_os().skip(1))
+        .stdin(Stdio::null());
+    match command.status()?.success() {
+        true => Ok(()),
+        false => Err(io::Error::other("the guard cannot be started")),
+    }
 }
 
 /// Runs the command `mkvmm check-journal`: reads the journal on standard input,
@@ -70,7 +175,12 @@ pub fn check(args: &CheckArgs) -> Result<ExitStatus, CliError> {
 
 /// Carries out a request for an upgrade. Returns only if it is refused, or the
 /// new program cannot be executed.
-pub async fn carry_out(request: UpgradeRequest, manager: &Rc<Manager>, keeper: &Keeper) {
+pub async fn carry_out(
+    request: UpgradeRequest,
+    manager: &Rc<Manager>,
+    keeper: &Keeper,
+    control: &Path,
+) {
     let UpgradeRequest { binary, reply } = request;
     let journal = match manager.journal() {
         Ok(journal) => journal,
@@ -97,6 +207,11 @@ pub async fn carry_out(request: UpgradeRequest, manager: &Rc<Manager>, keeper: &
     };
     log::info!("continuing with {}: {check}", binary.display());
     let manager = manager.ordinal();
+    if let Err(source) = start_guard(manager, control) {
+        let path = binary;
+        let _ = reply.send(Err(UpgradeError::Execute { path, source }));
+        return;
+    }
     let _ = reply.send(Ok(Upgrade { manager, check }));
     // The control socket's thread sends the answer meanwhile.
     tokio::time::sleep(ANSWER).await;

@@ -60,7 +60,11 @@ pub fn run(args: &UpgradeArgs) -> Result<ExitStatus, CliError> {
     }
 }
 
-fn version(client: &ClientArgs) -> Result<Version, CliError> {
+/// Returns the version of the VMM that answers.
+///
+/// # Errors
+/// Returns a [`CliError`] if none does.
+pub fn version(client: &ClientArgs) -> Result<Version, CliError> {
     let text = client.call(Call::get("/v1/version"))?;
     Ok(serde_json::from_str(&text).map_err(ClientError::Json)?)
 }

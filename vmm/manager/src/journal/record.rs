@@ -139,6 +139,8 @@ pub struct InstanceRecord {
     pub violations: u64,
     /// The times of its stages.
     pub stages: Vec<u64>,
+    /// The marks of its guest: their times and texts.
+    pub marks: Vec<(u64, String)>,
     /// The directories of its cgroup.
     pub leaf: Option<LeafRecord>,
     /// The cgroup that its last start named, in place of its specification's.

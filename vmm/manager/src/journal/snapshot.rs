@@ -33,6 +33,12 @@ pub fn of_guest(guest: &Guest) -> Record {
         exits: exits.iter().map(|kinds| kinds.to_vec()).collect(),
         violations,
         stages: guest.timeline.times(),
+        marks: guest
+            .timeline
+            .marks()
+            .into_iter()
+            .map(|mark| (mark.at, mark.text))
+            .collect(),
         leaf: guest
             .leaf
             .as_ref()
