@@ -28,6 +28,7 @@ use mkvmm_base::chain;
 use mkvmm_keeper::child;
 use mkvmm_keeper::server::{self, OnManagerExit};
 use mkvmm_machine::worker;
+use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
@@ -110,6 +111,8 @@ fn work(role: &str) -> Result<(), Failure> {
 /// it.
 fn keep() -> Result<(), Failure> {
     let listener = child::enter_independent(KEEPER)?;
+    // It has as many as all managers together.
+    raise_descriptor_limit();
     let on_exit = match env::var(ON_MANAGER_EXIT_VARIABLE).as_deref() {
         Ok("kill") => OnManagerExit::Kill,
         _ => OnManagerExit::Keep,

@@ -101,6 +101,12 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Returns the number of its descriptors.
+    pub fn descriptors(&self) -> usize {
+        let held = self.held.values().map(|(some, _)| some.len());
+        held.sum::<usize>() + 2 * self.children.len()
+    }
+
     /// Returns the journal, if there is one.
     pub fn journal(&self) -> Option<BorrowedFd<'_>> {
         let (files, _) = self.held.get(&Key::Journal)?;

@@ -204,7 +204,7 @@ impl Manager {
         manager.memory_held.replace(held_memory);
         let mut adopted = Vec::new();
         for (record, sub_pool, files) in parts {
-            let guest = manager.guest_of(&record, sub_pool, files, inventory)?;
+            let (guest, is_intact) = manager.guest_of(&record, sub_pool, files, inventory)?;
             let id = guest.id;
             let child = record.worker.and_then(|s| inventory.children.remove(&s));
             let mut registry = manager.registry_mut();
@@ -212,7 +212,12 @@ impl Manager {
             guest.timeline.measure_with(Arc::new(boots));
             registry.add(guest);
             drop(registry);
-            adopted.push(Adopted { id, record, child });
+            adopted.push(Adopted {
+                id,
+                record,
+                child,
+                is_intact,
+            });
         }
         manager.log().restore(contents.events);
         let problems = audit(&manager.registry()).problems;
@@ -222,26 +227,40 @@ impl Manager {
         Ok((manager, adopted))
     }
 
+    /// Rebuilds an instance. The second value is false if its worker has destroyed
+    /// the memory that it shares with the manager: nobody else suffers for that.
     fn guest_of(
         &self,
         record: &InstanceRecord,
         sub_pool: SubPool,
         files: Vec<MemoryFile>,
         inventory: &mut Inventory,
-    ) -> Result<Guest, AdoptError> {
+    ) -> Result<(Guest, bool), AdoptError> {
         let id = InstanceId(record.sub_pool.id);
+        let mut is_intact = true;
         let spec = spec_of(record)?;
-        let mut config = InstanceConfig::of(spec)
-            .map_err(|error| contradiction(format!("instance {id}: {}", chain(&error))))?;
+        let mut config = InstanceConfig::restored(record.sub_pool.name.clone(), spec);
         if let Some(base) = config.cgroup_base(|| Ok::<_, CgroupError>(Base::Own))? {
             // Where the cgroup is gone, the next start says so.
             config.cgroup = Cgroups::find(&base).ok();
         }
-        let (parts, console_held) = take(inventory, Key::Console(id.0))?;
+        let (parts, mut console_held) = take(inventory, Key::Console(id.0))?;
         let parts: [OwnedFd; 3] = parts
             .try_into()
             .map_err(|_parts| contradiction("a console without its doorbells"))?;
-        let console = GuestConsole::adopt(parts)?;
+        let console = match GuestConsole::adopt(parts) {
+            Ok(console) => console,
+            Err(error) => {
+                log::error!("instance {id}: its console: {}", chain(&error));
+                is_intact = false;
+                let new = GuestConsole::new(self.console.ring)?;
+                let held = self.hold(Key::Console(id.0), &new.parts());
+                if let Some(held) = held.map_err(RewriteError::from)? {
+                    std::mem::replace(&mut console_held, held).forget();
+                }
+                new
+            }
+        };
         console.viewer().set_lossless(self.console.lossless);
         tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));
         let mut log_held = None;
@@ -255,7 +274,13 @@ impl Manager {
         let (mut board, mut board_held) = (None, None);
         if inventory.held.contains_key(&Key::Board(id.0, record.epoch)) {
             let (file, held) = take_one(inventory, Key::Board(id.0, record.epoch))?;
-            board = Some(Board::open(&file)?.reader());
+            match Board::open(&file) {
+                Ok(opened) => board = Some(opened.reader()),
+                Err(error) => {
+                    log::error!("instance {id}: its board: {}", chain(&error));
+                    is_intact = false;
+                }
+            }
             board_held = Some(held);
         }
         let loaded = match &record.loaded {
@@ -281,7 +306,7 @@ impl Manager {
             fixed
         });
         let leaf = record.leaf.as_ref().map(cgroup_of);
-        Ok(Guest {
+        let guest = Guest {
             id,
             epoch: record.epoch,
             config,
@@ -316,7 +341,8 @@ impl Manager {
                 board: board_held,
                 log: log_held,
             },
-        })
+        };
+        Ok((guest, is_intact))
     }
 
     /// Ends the processes that no instance needs, and connects to the workers of
@@ -329,6 +355,13 @@ impl Manager {
         inventory: &mut Inventory,
         adopted: &mut [Adopted],
     ) -> Result<(), AdoptError> {
+        for one in adopted {
+            if let Some(kept) = one.child.take()
+                && let Err(kept) = self.connect(one, kept)?
+            {
+                inventory.children.insert(kept.serial, kept);
+            }
+        }
         // Before any memory changes: a cleaner must not clean what is somebody's
         // by then.
         let leftovers = &mut inventory.children;
@@ -346,11 +379,6 @@ impl Manager {
         ended
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
-        for one in adopted {
-            if let Some(kept) = one.child.take() {
-                self.connect(one.id, kept)?;
-            }
-        }
         if let Some((_, held)) = inventory.held.remove(&Key::Journal) {
             // Another one is held in its place by now.
             held.forget();
@@ -391,18 +419,32 @@ impl Manager {
         }
     }
 
-    /// Connects to a worker of an earlier manager.
-    fn connect(self: &Rc<Self>, id: InstanceId, kept: KeptChild) -> Result<(), AdoptError> {
-        let (run, meter) = match self.registry().guest(id) {
+    /// Connects to a worker of an earlier manager. Returns one that must end: it
+    /// does not take an order, or has destroyed what it shares.
+    fn connect(
+        self: &Rc<Self>,
+        one: &Adopted,
+        kept: KeptChild,
+    ) -> Result<Result<(), KeptChild>, AdoptError> {
+        let (run, meter) = match self.registry().guest(one.id) {
             Some(guest) => (guest.run_id(), Arc::clone(&guest.meter)),
-            None => return Ok(()),
+            None => return Ok(Err(kept)),
         };
-        let channel = AsyncChannel::resume(kept.channel)?;
+        let socket = kept.channel.try_clone();
+        let socket = socket.map_err(WireError::Async)?;
+        let channel = match AsyncChannel::resume(socket) {
+            Ok(channel) if one.is_intact => channel,
+            Ok(_) => return Ok(Err(kept)),
+            Err(error) => {
+                log::error!("instance {}: its worker: {}", one.id, chain(&error));
+                return Ok(Err(kept));
+            }
+        };
         let worker = Worker::attach(run, kept.child, channel, meter, Rc::clone(self));
-        if let Some(guest) = self.registry_mut().guest_mut(id) {
+        if let Some(guest) = self.registry_mut().guest_mut(one.id) {
             guest.worker = Some(worker);
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }
 
@@ -415,6 +457,8 @@ pub struct Adopted {
     pub(crate) record: InstanceRecord,
     /// Its worker, until it is connected.
     child: Option<KeptChild>,
+    /// False if its worker has destroyed the memory that it shares.
+    is_intact: bool,
 }
 
 impl Adopted {

@@ -66,6 +66,17 @@ impl InstanceConfig {
         })
     }
 
+    /// Returns the configuration of an instance that exists: its specification was
+    /// validated when it was created, and the host may have changed since.
+    pub(crate) fn restored(name: InstanceName, spec: InstanceSpec) -> Self {
+        Self {
+            name,
+            spec,
+            console_log: None,
+            cgroup: None,
+        }
+    }
+
     /// Returns the cgroup below which it is to have its own, if its user named
     /// one; `mine` finds theirs. It is to be found where waiting does no harm.
     ///

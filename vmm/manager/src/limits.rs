@@ -61,8 +61,21 @@ impl Limits {
     /// # Errors
     /// Returns [`TooManyConnections`] if there are not enough descriptors.
     pub fn of_host(connections: Option<usize>) -> Result<Self, TooManyConnections> {
+        Self::of_successor(connections, 0)
+    }
+
+    /// Derives limits for a process that has taken over `inherited` descriptors of
+    /// instances, which are counted with these.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::of_host`].
+    pub fn of_successor(
+        connections: Option<usize>,
+        inherited: usize,
+    ) -> Result<Self, TooManyConnections> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self::of(limit, open_files(), connections)
+        let open = open_files().saturating_sub(inherited as u64);
+        Self::of(limit, open, connections)
     }
 
     /// Derives limits from a limit of open files, of which `open` are open.

@@ -1,5 +1,6 @@
 //! The client's side of the control socket: one request, one response.
 
+use std::env;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,6 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
-use crate::cli::serve::default_socket;
 use crate::error::CliError;
 use mkvmm_api::{ErrorBody, ErrorObject};
 use mkvmm_base::{Class, Diagnose};
@@ -112,6 +112,14 @@ impl<'a> Call<'a> {
     pub fn with(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
         self.body = Some(serde_json::to_string(body).map_err(ClientError::Json)?);
         Ok(self)
+    }
+}
+
+/// Returns the default path of the socket.
+pub fn default_socket() -> PathBuf {
+    match env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
+        _ => PathBuf::from("/run/mkvmm.sock"),
     }
 }
 

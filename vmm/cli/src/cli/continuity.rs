@@ -156,7 +156,7 @@ impl Founding {
 
     /// Continues for an earlier manager.
     async fn adopted(
-        self,
+        mut self,
         contents: Contents,
         inventory: &mut Inventory,
         keeper: &Keeper,
@@ -168,6 +168,7 @@ impl Founding {
         raise_descriptor_limit();
         let mut record = contents.manager.clone();
         record.ordinal = record.ordinal.saturating_add(1);
+        self.treatment.inherited = inventory.descriptors();
         let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
         let (host, options) = prepare(kvm, self.children, self.treatment)?;
         let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options)?;

@@ -294,6 +294,8 @@ pub struct Treatment {
     pub early: Option<Begun>,
     /// The threads that write logs; started with the first log if `None`.
     pub logs: Option<Logs>,
+    /// The number of descriptors of instances that were taken over.
+    pub inherited: usize,
 }
 
 /// Creates the manager on `ground`.
@@ -329,7 +331,7 @@ pub fn prepare(
         }),
         children,
     };
-    let limits = Limits::of_host(treatment.connections)?;
+    let limits = Limits::of_successor(treatment.connections, treatment.inherited)?;
     let options = Options {
         console: treatment.console,
         images: Budget {

@@ -135,6 +135,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
         on_stall: args.children.on_stall(),
         early,
         logs: None,
+        inherited: 0,
     };
     let manager = found(ground, children, treatment)?;
     block_on(async {

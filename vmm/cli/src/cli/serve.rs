@@ -22,6 +22,7 @@ use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::log_writer::Logs;
 
 use crate::cli::HostIoError;
+use crate::cli::client::default_socket;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::cli::continuity::{End, Founded, Founding};
 use crate::cli::founding::{ChildOptions, Treatment};
@@ -116,14 +117,6 @@ const KEYS: [&str; 9] = [
     "recreate",
 ];
 
-/// Returns the default path of the socket.
-pub fn default_socket() -> PathBuf {
-    match env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
-        _ => PathBuf::from("/run/mkvmm.sock"),
-    }
-}
-
 fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
     let file = ConfigFile::read(path)?;
     let keys = [&PoolOptions::KEYS[..], &ChildOptions::KEYS, &KEYS].concat();
@@ -182,6 +175,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         on_stall: children.on_stall(),
         early: None,
         logs: Some(Logs::start().map_err(HostIoError::Signals)?),
+        inherited: 0,
     };
     let founding = Founding {
         request,
