@@ -1,6 +1,5 @@
 //! `mkvmm serve`: the long-running VMM with its control socket.
 
-use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

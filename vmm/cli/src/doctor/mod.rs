@@ -109,6 +109,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
         on_stall: OnStall::Kill,
         early: None,
         logs: None,
+        inherited: 0,
     };
     let children = Children {
         leaves: Leaves::Off,
