@@ -184,6 +184,10 @@ pub struct Version {
     pub api: u32,
     /// The process ID of the VMM.
     pub pid: u32,
+    /// The path of the program; it ends with ` (deleted)` if another one has taken
+    /// its place.
+    #[serde(default)]
+    pub program: String,
     /// The number of the manager, from 1: how many processes have managed these
     /// guests so far.
     pub manager: u32,
@@ -211,6 +215,9 @@ impl Version {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: 1,
             pid: std::process::id(),
+            program: std::env::current_exe()
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
             manager: 1,
             keeper: None,
         }

@@ -45,8 +45,8 @@ pub enum UpgradeError {
         #[source]
         source: io::Error,
     },
-    /// The new program does not accept the journal.
-    #[error("{} does not accept the journal: {text}", .path.display())]
+    /// The new program does not accept the journal, or does not go on with it.
+    #[error("{} cannot continue: {text}", .path.display())]
     Refused {
         /// The path of the program.
         path: PathBuf,

@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_told_with_the_nearest_known_one() {
-        let path = env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
+        let path = std::env::temp_dir().join(format!("mkvmm-serve-{}.toml", std::process::id()));
         std::fs::write(&path, "poool = \"1G\"").unwrap();
         assert!(matches!(
             read_file(&path),

@@ -33,6 +33,7 @@ pub fn run(args: &UpgradeArgs) -> Result<ExitStatus, CliError> {
         path: args.binary.clone(),
         source,
     })?;
+    let program = binary.to_string_lossy().into_owned();
     let call = Call::new("POST", "/v1/upgrade".to_owned()).with(&UpgradeBody { binary })?;
     let text = args.client.call(call)?;
     let upgrade: Upgrade = serde_json::from_str(&text).map_err(ClientError::Json)?;
@@ -41,6 +42,13 @@ pub fn run(args: &UpgradeArgs) -> Result<ExitStatus, CliError> {
         std::thread::sleep(TAKE_OVER.1);
         match version(&args.client) {
             Ok(version) if version.manager > upgrade.manager => {
+                if version.program != program {
+                    return Err(UpgradeError::Refused {
+                        path: args.binary.clone(),
+                        text: format!("it did not go on, so {} does", version.program),
+                    }
+                    .into());
+                }
                 let Version { version, pid, .. } = version;
                 let check = &upgrade.check;
                 return print(
@@ -51,7 +59,7 @@ pub fn run(args: &UpgradeArgs) -> Result<ExitStatus, CliError> {
             _ if Instant::now() > end => {
                 return Err(UpgradeError::Refused {
                     path: args.binary.clone(),
-                    text: "it did not take over; the earlier one has continued".to_owned(),
+                    text: "it did not take over".to_owned(),
                 }
                 .into());
             }
