@@ -12,7 +12,7 @@ use mkpool::AddrRange;
 use mkvmm_base::state::State;
 use mkvmm_base::timeline::{Mark, Timeline};
 use mkvmm_base::{Class, Diagnose, ExitKind, InstanceId, chain};
-use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups, Controller, Leaf};
+use mkvmm_keeper::cgroup::{Cgroups, Controller, Leaf};
 use mkvmm_keeper::client::{Held, Inventory, Keeper, KeptChild};
 use mkvmm_memory::e820::{E820Entry, E820Type};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
@@ -74,9 +74,6 @@ pub enum AdoptError {
     /// This process may not have as much as the instances need.
     #[error("the instances of the journal")]
     Shortage(#[from] Shortage),
-    /// The cgroup of an instance no longer exists.
-    #[error("the cgroup of an instance")]
-    Cgroup(#[from] CgroupError),
     /// The new journal cannot be written.
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
@@ -240,10 +237,8 @@ impl Manager {
         let mut is_intact = true;
         let spec = spec_of(record)?;
         let mut config = InstanceConfig::restored(record.sub_pool.name.clone(), spec);
-        if let Some(base) = config.cgroup_base(|| Ok::<_, CgroupError>(Base::Own))? {
-            // Where the cgroup is gone, the next start says so.
-            config.cgroup = Cgroups::find(&base).ok();
-        }
+        // Where it is gone, the next start says so.
+        config.cgroup = record.base.as_ref().map(cgroup_of);
         let (parts, mut console_held) = take(inventory, Key::Console(id.0))?;
         let parts: [OwnedFd; 3] = parts
             .try_into()
@@ -432,15 +427,35 @@ impl Manager {
         };
         let socket = kept.channel.try_clone();
         let socket = socket.map_err(WireError::Async)?;
+        let refused = |error: &WireError| {
+            log::error!("instance {}: its worker: {}", one.id, chain(error));
+        };
         let channel = match AsyncChannel::resume(socket) {
             Ok(channel) if one.is_intact => channel,
             Ok(_) => return Ok(Err(kept)),
             Err(error) => {
-                log::error!("instance {}: its worker: {}", one.id, chain(&error));
+                refused(&error);
                 return Ok(Err(kept));
             }
         };
-        let worker = Worker::attach(run, kept.child, channel, meter, Rc::clone(self));
+        let KeptChild {
+            serial,
+            role,
+            child,
+            channel: socket,
+        } = kept;
+        let worker = match Worker::take_over(run, child, channel, meter, Rc::clone(self)) {
+            Ok(worker) => worker,
+            Err((child, error)) => {
+                refused(&error);
+                return Ok(Err(KeptChild {
+                    serial,
+                    role,
+                    child,
+                    channel: socket,
+                }));
+            }
+        };
         if let Some(guest) = self.registry_mut().guest_mut(one.id) {
             guest.worker = Some(worker);
         }

@@ -62,7 +62,7 @@ impl Manager {
                 self.on_registers(run, ticket, reading);
             }
             // These are handled by the worker's listener.
-            Report::Done(_) | Report::Ended(_) | Report::State(_) => {}
+            Report::Done(_) | Report::Ended(_) | Report::State { .. } => {}
         }
     }
 

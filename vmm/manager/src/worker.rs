@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mkvmm_base::state::EndReason;
+use mkvmm_base::timeline;
 use mkvmm_base::{RunId, chain, is_shortage};
 use mkvmm_keeper::process::{Child, Exit, Killer, ProcessError};
 use mkvmm_wire::WireError;
@@ -101,8 +102,10 @@ pub struct Worker {
     killer: Killer,
     sender: Mutex<AsyncSender<Order>>,
     answers: RefCell<VecDeque<oneshot::Sender<Answer>>>,
-    /// The requester of the worker's state.
-    state: RefCell<Option<oneshot::Sender<WorkerState>>>,
+    /// The number of the order for its state, if it had another manager.
+    asked: Option<u64>,
+    /// The answer to that.
+    state: watch::Sender<Option<WorkerState>>,
     /// The CPU time of the instance.
     meter: Arc<Meter>,
     /// Limits the rate of its log lines.
@@ -129,13 +132,48 @@ impl Worker {
         meter: Arc<Meter>,
         listener: Rc<L>,
     ) -> Rc<Self> {
+        Self::with(run, child, channel, meter, listener, None)
+    }
+
+    /// Takes over a child of an earlier manager, whose channel was resumed: asks
+    /// what it is doing.
+    ///
+    /// # Errors
+    /// Returns the child if it takes no order.
+    pub(crate) fn take_over<L: Listener + 'static>(
+        run: RunId,
+        child: Child,
+        mut channel: AsyncChannel<Order, Report>,
+        meter: Arc<Meter>,
+        listener: Rc<L>,
+    ) -> Result<Rc<Self>, (Child, WireError)> {
+        // No two managers run at the same time.
+        let number = timeline::monotonic();
+        match channel.sender.now().try_send(&Order::State(number), &[]) {
+            // What it has said before its end is received.
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => return Err((child, error)),
+        }
+        let asked = Some(number);
+        Ok(Self::with(run, child, channel, meter, listener, asked))
+    }
+
+    fn with<L: Listener + 'static>(
+        run: RunId,
+        child: Child,
+        channel: AsyncChannel<Order, Report>,
+        meter: Arc<Meter>,
+        listener: Rc<L>,
+        asked: Option<u64>,
+    ) -> Rc<Self> {
         let (sender, receiver) = channel.split();
         let worker = Rc::new(Self {
             run,
             killer: child.killer(),
             sender: Mutex::new(sender),
             answers: RefCell::default(),
-            state: RefCell::default(),
+            asked,
+            state: watch::Sender::new(None),
             meter,
             lines: RefCell::new(Pace::new(LINES.0, LINES.1)),
             dropped: Cell::new(0),
@@ -208,19 +246,13 @@ impl Worker {
         }
     }
 
-    /// Asks what the worker is doing, after another manager was killed.
-    ///
-    /// # Errors
-    /// Returns a [`WorkerError`] if it has ended.
-    pub(crate) async fn state(&self) -> Result<WorkerState, WorkerError> {
-        let (answer, answered) = oneshot::channel();
-        self.state.replace(Some(answer));
-        self.tell(&Order::State, &[]).await?;
-        match answered.await {
-            Ok(state) => Ok(state),
-            Err(_dropped) => Err(WorkerError::Gone {
-                exit: self.gone().await,
-            }),
+    /// Returns what the worker was doing when this manager took it over, once it
+    /// has said so; `None` if it ended before that.
+    pub(crate) async fn state(&self) -> Option<WorkerState> {
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            said = state.wait_for(Option::is_some) => said.ok().and_then(|state| *state),
+            _ = self.gone() => None,
         }
     }
 
@@ -324,7 +356,6 @@ impl Worker {
         // Reports that it sent before its end are still in the socket.
         self.drain(&mut receiver, &listener, &mut word);
         self.answers.borrow_mut().clear();
-        self.state.take();
         self.tell_dropped();
         listener.on_gone(self.run, exit, word.filter(|_| exit.is_success()));
         self.gone.send_replace(Some(exit));
@@ -348,9 +379,8 @@ impl Worker {
                 Ok(Some(received)) => {
                     shortages = &SHORTAGES[..];
                     wait = pace.charge(cost(&received.message), Instant::now());
-                    let is_late = receiver.now().is_behind();
                     let message = received.message;
-                    if let Err(error) = self.on_message(message, is_late, listener, word) {
+                    if let Err(error) = self.on_received(message, receiver, listener, word) {
                         log::error!("worker {}: {}", self.pid(), chain(&error));
                         self.kill();
                         return;
@@ -388,12 +418,28 @@ impl Worker {
             let Ok(Some(received)) = receiver.now().try_recv() else {
                 return;
             };
-            let is_late = receiver.now().is_behind();
             let message = received.message;
-            if self.on_message(message, is_late, listener, word).is_err() {
+            if self.on_received(message, receiver, listener, word).is_err() {
                 return;
             }
         }
+    }
+
+    fn on_received(
+        &self,
+        report: Report,
+        receiver: &mut AsyncReceiver<Report>,
+        listener: &Rc<impl Listener>,
+        word: &mut Option<EndReason>,
+    ) -> Result<(), WorkerError> {
+        let receiver = receiver.now();
+        let is_mine =
+            matches!(&report, Report::State { number, .. } if self.asked == Some(*number));
+        self.on_message(report, receiver.is_behind(), listener, word)?;
+        if is_mine {
+            receiver.catch_up();
+        }
+        Ok(())
     }
 
     /// Handles a report, which is late if it was sent to an earlier manager.
@@ -405,12 +451,14 @@ impl Worker {
         word: &mut Option<EndReason>,
     ) -> Result<(), WorkerError> {
         match report {
-            // Nobody waits for them any more.
-            Report::Done(_) | Report::Registers { .. } | Report::State(_) if is_late => {}
-            Report::State(state) => {
-                let asked = self.state.take();
-                let _ = asked.ok_or(WorkerError::Protocol)?.send(state);
+            Report::State { number, state } if is_late => {
+                if self.asked == Some(number) {
+                    self.state.send_replace(Some(state));
+                }
             }
+            // Nobody waits for them any more.
+            Report::Done(_) | Report::Registers { .. } if is_late => {}
+            Report::State { .. } => return Err(WorkerError::Protocol),
             Report::Done(answer) => {
                 let asked = self.answers.borrow_mut().pop_front();
                 // The requester may have stopped waiting.

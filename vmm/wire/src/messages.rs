@@ -175,8 +175,8 @@ pub enum Order {
         translate: Option<u64>,
     },
     /// Asks what the worker is doing: the first order of a manager that has
-    /// taken the place of another.
-    State,
+    /// taken the place of another. The number comes back with the answer.
+    State(u64),
 }
 
 impl Message for Order {
@@ -291,7 +291,12 @@ pub enum Report {
         text: String,
     },
     /// Answers [`Order::State`] once.
-    State(WorkerState),
+    State {
+        /// The number from the order.
+        number: u64,
+        /// What the worker is doing.
+        state: WorkerState,
+    },
 }
 
 impl Message for Report {}

@@ -134,17 +134,23 @@ pub async fn after_crash(
     }
     if recreate && before.exists() {
         let (instances, running) = read(&before)?;
+        let mut is_complete = true;
         for spec in instances {
             let name = spec.name.clone();
             let text = name.as_ref().map_or("", InstanceName::as_str).to_owned();
             let is_running = name.is_some_and(|name| running.contains(&name));
             match create(manager, spec, is_running).await {
                 Ok(()) => log::info!("{text}: created again"),
-                Err(error) => log::error!("{text}: not created again: {}", error.render()),
+                Err(error) => {
+                    is_complete = false;
+                    log::error!("{text}: not created again: {}", error.render());
+                }
             }
         }
-        // They are in the current file now.
-        let _ = fs::remove_file(&before);
+        if is_complete {
+            // They are in the current file now.
+            let _ = fs::remove_file(&before);
+        }
     }
     Ok(())
 }

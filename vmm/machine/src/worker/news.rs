@@ -72,8 +72,8 @@ impl Reporter {
     ///
     /// # Errors
     /// Returns a [`WireError`] if the manager is gone.
-    pub fn report_state(&self, state: WorkerState) -> Result<(), WireError> {
-        lock(&self.0.sender).send(&Report::State(state), &[], None)
+    pub fn report_state(&self, number: u64, state: WorkerState) -> Result<(), WireError> {
+        lock(&self.0.sender).send(&Report::State { number, state }, &[], None)
     }
 
     /// Reports that the guest has ended. If the channel is full, the manager

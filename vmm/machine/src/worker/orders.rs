@@ -275,7 +275,7 @@ impl Guest {
                     machine.read_registers(cpu, ReadRequest { ticket, translate });
                 }
             }
-            Order::State => self.reporter.report_state(self.state())?,
+            Order::State(number) => self.reporter.report_state(number, self.state())?,
         }
         Ok(())
     }

@@ -143,6 +143,8 @@ pub struct InstanceRecord {
     pub marks: Vec<(u64, String)>,
     /// The directories of its cgroup.
     pub leaf: Option<LeafRecord>,
+    /// The cgroup below which its specification wants it.
+    pub base: Option<LeafRecord>,
     /// The cgroup that its last start named, in place of its specification's.
     pub start_cgroup: Option<LeafRecord>,
     /// True if its console log was started.

@@ -43,6 +43,7 @@ pub fn of_guest(guest: &Guest) -> Record {
             .leaf
             .as_ref()
             .map(|leaf| of_cgroup(leaf.directories())),
+        base: guest.config.cgroup.as_ref().map(of_cgroup),
         start_cgroup: guest.start_cgroup.as_ref().map(of_cgroup),
         has_log: guest.log.is_some(),
     }))

@@ -41,9 +41,10 @@ impl Manager {
                 guest.is_new,
                 guest.is_doomed,
                 guest.worker.is_some(),
+                guest.state == State::Stalled,
             )
         });
-        let Some((busy, is_new, is_doomed, has_worker)) = found else {
+        let Some((busy, is_new, is_doomed, has_worker, is_stalled)) = found else {
             return;
         };
         let busy = busy.map(|verb| (verb, self.busy(id)));
@@ -70,6 +71,13 @@ impl Manager {
                     log::error!("instance {id}: {verb}: {}", chain(&error));
                 }
                 drop(busy);
+                self.announce(id);
+            }
+            // Whether it still is, its worker says.
+            None if is_stalled && !is_doomed => {
+                if let Err(error) = self.ask_what_runs(id).await {
+                    log::error!("instance {id}: {}", chain(&error));
+                }
                 self.announce(id);
             }
             None => {}
@@ -116,10 +124,9 @@ impl Manager {
         let Some(worker) = self.worker_of(id) else {
             return Ok(());
         };
-        let state = match worker.state().await {
-            Ok(state) => state,
+        let Some(state) = worker.state().await else {
             // It has ended, which is handled like any end.
-            Err(_gone) => return Ok(()),
+            return Ok(());
         };
         let was = self.registry().guest(id).map(|guest| guest.state);
         match (state, was) {
@@ -137,6 +144,7 @@ impl Manager {
             && guest.worker.is_some()
         {
             (guest.state, guest.reason) = (state, None);
+            guest.is_restarting = false;
         }
     }
 

@@ -127,10 +127,12 @@ impl Manager {
             self.return_memory(files).await;
             return Ok(());
         }
+        let is_all = kept.is_empty();
         let order = clean_order(&files, kept.into_iter(), is_populated);
         self.run_cleaner(id, &order, &files).await?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
-            guest.is_clean = true;
+            // The next owner of an allocation must not read what is in it.
+            guest.is_clean = is_all;
         }
         Ok(())
     }

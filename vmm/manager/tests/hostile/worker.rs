@@ -95,7 +95,7 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
             ),
             Order::Pause => (When::Run, Some(Done::Paused)),
             Order::Run => (When::Run, None),
-            Order::PowerButton | Order::Registers { .. } | Order::State => continue,
+            Order::PowerButton | Order::Registers { .. } | Order::State(_) => continue,
         };
         if format!("{due:?}") == when && deed == "pause" {
             // It goes on when it is told to, and is honest again.

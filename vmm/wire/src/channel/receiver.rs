@@ -32,8 +32,8 @@ enum Next {
     Hello,
     /// A message with this sequence number.
     Message { due: u64 },
-    /// Messages to an earlier process, with this sequence number if one is
-    /// known, and then the hello.
+    /// Messages to earlier processes, with this sequence number if one is known,
+    /// and a hello to each of them and to this one.
     Leftover { due: Option<u64> },
 }
 
@@ -84,9 +84,17 @@ impl<M: Message> Receiver<M> {
         self.restarts
     }
 
-    /// Returns whether messages to an earlier process are being received.
+    /// Returns whether messages to earlier processes are being received. Any
+    /// number of those may have been greeted, so that a hello does not tell.
     pub fn is_behind(&self) -> bool {
         matches!(self.next, Next::Leftover { .. })
+    }
+
+    /// Ends that: the last message was to this process, without doubt.
+    pub fn catch_up(&mut self) {
+        if let Next::Leftover { due: Some(due) } = self.next {
+            self.next = Next::Message { due };
+        }
     }
 
     /// Returns the socket, for registration with a runtime.
@@ -114,7 +122,10 @@ impl<M: Message> Receiver<M> {
                     self.restarts += 1;
                     self.greet(&packet)?;
                 }
-                Next::Leftover { .. } if is_hello => self.greet(&packet)?,
+                Next::Leftover { .. } if is_hello => {
+                    self.greet(&packet)?;
+                    self.next = Next::Leftover { due: Some(0) };
+                }
                 Next::Message { due } => {
                     let expected = Some(*due);
                     *due = due.wrapping_add(1);

@@ -398,7 +398,35 @@ fn another_process_continues_with_the_socket() {
     worker.send(&Plain(60), &[], None).unwrap();
     assert_eq!(next(&mut second), Plain(12));
     assert_eq!(next(&mut second), Plain(60));
+    second.receiver.catch_up();
     assert!(!second.receiver.is_behind());
+}
+
+/// A process that dies before it has received the answer to its hello leaves that
+/// to the next one.
+#[test]
+fn the_hello_to_a_process_that_died_is_no_violation() {
+    let (ours, theirs) = pair().unwrap();
+    let (kept, later) = (ours.try_clone().unwrap(), ours.try_clone().unwrap());
+    drop(Channel::<Plain, Plain>::open(ours).unwrap());
+    let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
+    worker.receiver.allow_restarts();
+    let mut second: Channel<Plain, Plain> = Channel::resume(kept, None).unwrap();
+    second.send(&Plain(1), &[], None).unwrap();
+    assert_eq!(next(&mut worker), Plain(1));
+    worker.sender.restart(None).unwrap();
+    worker.send(&Plain(2), &[], None).unwrap();
+    drop(second);
+    let mut third: Channel<Plain, Plain> = Channel::resume(later, None).unwrap();
+    third.send(&Plain(3), &[], None).unwrap();
+    assert_eq!(next(&mut worker), Plain(3));
+    worker.sender.restart(None).unwrap();
+    worker.send(&Plain(4), &[], None).unwrap();
+    assert_eq!(next(&mut third), Plain(2));
+    assert_eq!(next(&mut third), Plain(4));
+    third.receiver.catch_up();
+    worker.send(&Plain(5), &[], None).unwrap();
+    assert_eq!(next(&mut third), Plain(5));
 }
 
 /// Only a receiver that allows it is told hello again.
