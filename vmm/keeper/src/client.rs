@@ -11,9 +11,11 @@ use mkvmm_wire::channel::Received;
 use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
 use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
 use rustix::process::Pid;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
+use crate::cgroup::keep_leaves;
 use crate::process::Child;
 use crate::reaper::{Later, Reaper};
 
@@ -45,8 +47,7 @@ pub enum KeeperError {
 #[derive(Debug)]
 pub struct Held {
     key: Key,
-    /// False if the descriptors are not to be closed.
-    is_current: bool,
+    number: u64,
     later: Later,
 }
 
@@ -55,19 +56,12 @@ impl Held {
     pub fn key(&self) -> Key {
         self.key
     }
-
-    /// Leaves the descriptors with the keeper, because others are held for the
-    /// same key by now.
-    pub fn forget(mut self) {
-        self.is_current = false;
-    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.is_current {
-            self.later.send(KeeperOrder::Release(self.key));
-        }
+        // Does nothing if others are held for the key by now.
+        self.later.send(KeeperOrder::Release(self.key, self.number));
     }
 }
 
@@ -161,6 +155,7 @@ impl Keeper {
         program: BorrowedFd<'_>,
     ) -> Result<(Self, Inventory), KeeperError> {
         let (sender, mut receiver) = AsyncChannel::open(socket)?.split();
+        keep_leaves(true);
         let (orders, queue) = unbounded_channel();
         let later = Later::new(orders);
         let mut inventory = Inventory::default();
@@ -196,12 +191,9 @@ impl Keeper {
             match message {
                 KeeperReport::Held(keys) => {
                     let mut descriptors = descriptors.into_iter();
-                    for (key, count) in keys {
-                        let held = Held {
-                            key,
-                            is_current: true,
-                            later: later.clone(),
-                        };
+                    for (key, number, count) in keys {
+                        let later = later.clone();
+                        let held = Held { key, number, later };
                         let some = descriptors.by_ref().take(count.into()).collect();
                         inventory.held.insert(key, (some, held));
                     }
@@ -298,13 +290,12 @@ impl Keeper {
     /// # Errors
     /// Returns a [`KeeperError`] if the keeper is lost.
     pub fn hold(&self, key: Key, descriptors: &[BorrowedFd<'_>]) -> Result<Held, KeeperError> {
-        self.send(&KeeperOrder::Hold(key), descriptors)?;
+        // No two managers run at the same time, and none holds twice in a
+        // nanosecond: a system call is in between.
+        let number = monotonic();
+        self.send(&KeeperOrder::Hold(key, number), descriptors)?;
         let later = self.0.later.clone();
-        Ok(Held {
-            key,
-            is_current: true,
-            later,
-        })
+        Ok(Held { key, number, later })
     }
 
     /// Sets whether this manager is at work: only then are descriptors closed and
@@ -312,6 +303,15 @@ impl Keeper {
     /// everything stays with the keeper.
     pub fn set_at_work(&self, is_at_work: bool) {
         self.0.later.set_at_work(is_at_work);
+        keep_leaves(!is_at_work);
+        if is_at_work && let Err(error) = self.send(&KeeperOrder::AtWork, &[]) {
+            log::error!("the keeper: {error}");
+        }
+    }
+
+    /// Returns whether this manager is at work.
+    pub fn is_at_work(&self) -> bool {
+        self.0.later.is_at_work()
     }
 
     /// Tells the keeper that another manager comes after this one.
@@ -368,8 +368,11 @@ impl Keeper {
                 }
             }
         }
+        // If the keeper lives, so do the guests, and the next manager takes them
+        // over; if not, there is nothing left to give up. Nobody is told that
+        // they have ended.
+        self.set_at_work(false);
         self.0.starting.borrow_mut().clear();
-        self.0.ends.borrow_mut().clear();
         self.0.lost.send_replace(true);
     }
 
@@ -414,4 +417,11 @@ async fn next(
         Ok(received) => received?.ok_or(KeeperError::Lost),
         Err(_elapsed) => Err(WireError::TimedOut.into()),
     }
+}
+
+/// Returns the nanoseconds of CLOCK_MONOTONIC.
+fn monotonic() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }

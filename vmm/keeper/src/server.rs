@@ -74,21 +74,22 @@ struct Manager {
     queue: VecDeque<(KeeperReport, Vec<Arc<OwnedFd>>)>,
     /// True if the socket is watched for room.
     is_full: bool,
-    /// True if another manager comes after this one.
-    has_successor: bool,
 }
 
 struct Keeper {
     epoll: OwnedFd,
     listener: OwnedFd,
     children: BTreeMap<u64, KeptChild>,
-    held: BTreeMap<Key, Vec<Arc<OwnedFd>>>,
+    /// The descriptors by key, with the number that they came with.
+    held: BTreeMap<Key, (u64, Vec<Arc<OwnedFd>>)>,
     program: Option<OwnedFd>,
     manager: Option<Manager>,
     version: String,
     identity: u64,
     last_serial: u64,
     on_exit: OnManagerExit,
+    /// True if another manager comes after this one, or the next that fails.
+    is_expecting: bool,
     is_quitting: bool,
 }
 
@@ -113,6 +114,7 @@ pub fn serve(listener: OwnedFd, version: &str, on_exit: OnManagerExit) -> Result
         identity: u64::from_ne_bytes(identity),
         last_serial: 0,
         on_exit,
+        is_expecting: false,
         is_quitting: false,
     };
     let listener = keeper.listener.as_fd();
@@ -201,7 +203,6 @@ impl Keeper {
             pid: peer.pid.as_raw_pid(),
             queue,
             is_full: false,
-            has_successor: false,
         });
         Ok(())
     }
@@ -217,13 +218,13 @@ impl Keeper {
         let mut reports = VecDeque::from([(welcome, Vec::new())]);
         // As many as fit into a message.
         let (mut keys, mut descriptors) = (Vec::new(), Vec::new());
-        for (key, held) in &self.held {
+        for (key, (number, held)) in &self.held {
             if descriptors.len() + held.len() > DESCRIPTORS_MAX {
                 let full = KeeperReport::Held(std::mem::take(&mut keys));
                 reports.push_back((full, std::mem::take(&mut descriptors)));
             }
             // An order has at most 253.
-            keys.push((*key, u8::try_from(held.len()).unwrap_or(u8::MAX)));
+            keys.push((*key, *number, u8::try_from(held.len()).unwrap_or(u8::MAX)));
             descriptors.extend(held.iter().cloned());
         }
         reports.push_back((KeeperReport::Held(keys), descriptors));
@@ -257,9 +258,9 @@ impl Keeper {
                 Err(WireError::WouldBlock) => return,
                 // It has ended, or is of a version that is not understood.
                 Ok(None) | Err(_) => {
-                    let is_last = !manager.has_successor;
                     // Closing the descriptor ends its being watched.
                     self.manager = None;
+                    let is_last = !self.is_expecting;
                     self.is_quitting |= is_last && self.on_exit == OnManagerExit::Kill;
                     return;
                 }
@@ -291,18 +292,18 @@ impl Keeper {
                     }
                 }
             }
-            KeeperOrder::Hold(key) => {
+            KeeperOrder::Hold(key, number) => {
                 let descriptors = descriptors.into_iter().map(Arc::new);
-                self.held.insert(key, descriptors.collect());
+                self.held.insert(key, (number, descriptors.collect()));
             }
-            KeeperOrder::Release(key) => {
-                self.held.remove(&key);
-            }
-            KeeperOrder::Stay => {
-                if let Some(manager) = &mut self.manager {
-                    manager.has_successor = true;
+            KeeperOrder::Release(key, number) => {
+                // Others may have been held in their place meanwhile.
+                if self.held.get(&key).is_some_and(|held| held.0 == number) {
+                    self.held.remove(&key);
                 }
             }
+            KeeperOrder::Stay => self.is_expecting = true,
+            KeeperOrder::AtWork => self.is_expecting = false,
             KeeperOrder::Quit => self.is_quitting = true,
         }
     }
@@ -348,7 +349,10 @@ impl Keeper {
             program: program.as_deref(),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
         };
-        let child = spawn.start().map_err(|error| number_of(&error))?;
+        let started = spawn.begin().map_err(|error| number_of(&error))?;
+        // It may be born frozen, and must not hold up everybody. One that cannot
+        // execute its program exits with status 127.
+        let (child, _execution) = started.split();
         let pidfd = child
             .as_fd()
             .try_clone_to_owned()

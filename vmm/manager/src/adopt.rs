@@ -251,7 +251,7 @@ impl Manager {
                 let new = GuestConsole::new(self.console.ring)?;
                 let held = self.hold(Key::Console(id.0), &new.parts());
                 if let Some(held) = held.map_err(RewriteError::from)? {
-                    std::mem::replace(&mut console_held, held).forget();
+                    console_held = held;
                 }
                 new
             }
@@ -374,10 +374,6 @@ impl Manager {
         ended
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
-        if let Some((_, held)) = inventory.held.remove(&Key::Journal) {
-            // Another one is held in its place by now.
-            held.forget();
-        }
         Ok(())
     }
 

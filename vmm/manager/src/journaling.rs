@@ -59,16 +59,18 @@ impl Journaling {
         let events = registry.log().since(0);
         records.extend(events.iter().map(record::of_event));
         let new = self.journal.rewrite(&records, &self.keeper)?;
-        if let Some(old) = self.held.replace(Some(new)) {
-            // The key is the same, so nothing is to be released.
-            old.forget();
-        }
+        self.held.replace(Some(new));
         self.rewritten.set(self.journal.size());
         Ok(())
     }
 
     /// Writes what has changed since the last call.
     fn flush(&self, registry: &mut Registry) {
+        if !self.keeper.is_at_work() {
+            // What changes when everything is dropped is not what happens: the
+            // next manager continues with what is written.
+            return;
+        }
         let changes = registry.take_changes();
         if changes.is_empty() {
             return;

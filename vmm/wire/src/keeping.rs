@@ -83,13 +83,17 @@ pub enum KeeperOrder {
         /// The number of the child.
         serial: u64,
     },
-    /// Holds descriptors, in place of earlier ones for the same key.
-    Hold(Key),
-    /// Closes the descriptors that are held for a key.
-    Release(Key),
+    /// Holds descriptors, in place of earlier ones for the same key. The number
+    /// is used once.
+    Hold(Key, u64),
+    /// Closes the descriptors that are held for a key, if they came with this
+    /// number.
+    Release(Key, u64),
     /// Announces that another manager comes when this one has ended, so that
     /// the guests run on in any case.
     Stay,
+    /// Ends that: this is the other manager, and it is at work.
+    AtWork,
     /// Kills all children and exits.
     Quit,
 }
@@ -104,8 +108,10 @@ impl Message for KeeperOrder {
                 true => 3..=3,
                 false => 2..=2,
             },
-            Self::Hold(_) => 1..=DESCRIPTORS_MAX,
-            Self::Forget { .. } | Self::Release(_) | Self::Stay | Self::Quit => 0..=0,
+            Self::Hold(..) => 1..=DESCRIPTORS_MAX,
+            Self::Forget { .. } | Self::Release(..) | Self::Stay | Self::AtWork | Self::Quit => {
+                0..=0
+            }
         }
     }
 }
@@ -153,9 +159,9 @@ pub enum KeeperReport {
         /// The process ID of the other manager.
         pid: i32,
     },
-    /// Hands over descriptors that an earlier manager had held: how many for each
-    /// key.
-    Held(Vec<(Key, u8)>),
+    /// Hands over descriptors that an earlier manager had held: for each key the
+    /// number that they came with, and how many there are.
+    Held(Vec<(Key, u64, u8)>),
     /// Hands over children of an earlier manager: of each its pidfd and the
     /// manager's end of its channel.
     Children(Vec<ChildFacts>),
@@ -190,7 +196,7 @@ impl Message for KeeperReport {
     fn descriptors(&self) -> RangeInclusive<usize> {
         match self {
             Self::Held(keys) => {
-                let count = keys.iter().map(|(_, count)| usize::from(*count)).sum();
+                let count = keys.iter().map(|(.., count)| usize::from(*count)).sum();
                 count..=count
             }
             Self::Children(facts) => 2 * facts.len()..=2 * facts.len(),

@@ -151,6 +151,7 @@ impl Founding {
         let manager = found(ground, self.children, self.treatment)?;
         manager.take_over(inventory, &mut []).await?;
         manager.write_journal(keeper, binding, record.clone())?;
+        keeper.set_at_work(true);
         Ok((manager, record))
     }
 
@@ -174,9 +175,17 @@ impl Founding {
         let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options)?;
         manager.take_over(inventory, &mut adopted).await?;
         manager.write_journal(keeper, binding, record.clone())?;
+        keeper.set_at_work(true);
         log::info!("{} instances were taken over", adopted.len());
         manager.complete(adopted);
         Ok((manager, record))
+    }
+}
+
+impl Drop for Kept {
+    /// What is dropped after this stays with the keeper, for the next manager.
+    fn drop(&mut self) {
+        self.keeper.set_at_work(false);
     }
 }
 
@@ -192,14 +201,8 @@ impl Kept {
         signals: &Signals,
         control: &Path,
     ) -> Result<End, CliError> {
-        self.keeper.set_at_work(true);
         self.leftover = Inventory::default();
-        let end = self.wait(manager, signals, control).await;
-        if !matches!(end, Ok(End::Guests)) {
-            // What is dropped from here on stays with the keeper.
-            self.keeper.set_at_work(false);
-        }
-        end
+        self.wait(manager, signals, control).await
     }
 
     async fn wait(
@@ -238,7 +241,7 @@ impl Kept {
     }
 
     /// Ends the keeper, whose guests have ended.
-    pub async fn end(self, dir: &StateDir) {
+    pub async fn end(&self, dir: &StateDir) {
         self.keeper.quit().await;
         dir.clear();
         last_fleet::clear(dir);

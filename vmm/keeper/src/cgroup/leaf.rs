@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -51,6 +51,15 @@ static OWNER: AtomicI32 = AtomicI32::new(0);
 /// of their processes and outlives this one.
 pub fn name_after(keeper: Pid) {
     OWNER.store(keeper.as_raw_pid(), Ordering::Relaxed);
+}
+
+/// True if leaves that are dropped are another process's from then on.
+static KEPT: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether leaves remain when they are dropped, because another process
+/// continues with them.
+pub fn keep_leaves(are_kept: bool) {
+    KEPT.store(are_kept, Ordering::Relaxed);
 }
 
 /// The cgroup of one guest: `mkvmm/PID/NAME` below its base, in every hierarchy
@@ -315,9 +324,12 @@ impl Leaf {
 }
 
 impl Drop for Leaf {
-    /// Removes the leaf as far as possible; [`Leaf::remove`] also reports
-    /// errors.
+    /// Removes the leaf as far as possible, unless leaves are
+    /// [kept](keep_leaves); [`Leaf::remove`] also reports errors.
     fn drop(&mut self) {
+        if KEPT.load(Ordering::Relaxed) {
+            return;
+        }
         let _kept = self.remove_all();
     }
 }

@@ -37,7 +37,7 @@ mod usage;
 
 pub use controller::Controller;
 pub use error::CgroupError;
-pub use leaf::{Leaf, ResourceLimits, name_after};
+pub use leaf::{Leaf, ResourceLimits, keep_leaves, name_after};
 pub use locate::{Base, Cgroups};
 pub use stale::remove_stale;
 pub use usage::{
