@@ -125,6 +125,14 @@ pub mod code {
         0xeb, 0xdf, //            37: jmp 6
     ];
 
+    /// Returns [`COUNT`] with a pause of `pause` turns of a loop behind each
+    /// line.
+    pub fn count_slowly(pause: u32) -> Vec<u8> {
+        let mut code = COUNT.to_vec();
+        code[31..35].copy_from_slice(&pause.to_le_bytes());
+        code
+    }
+
     /// Counts forever, in the eight bytes that lie 24 behind its start.
     pub fn count_in_memory() -> Vec<u8> {
         vec![

@@ -11,6 +11,8 @@
 //! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`instance`] | an instance's memory in the test's own process, without KVM |
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
+//! | [`kept`] | one that leaves its guests to a keeper, and is killed and started again |
+//! | [`terminal`] | a client attached to a guest's console |
 //! | [`random`] | reproducible pseudo-random numbers |
 //! | [`scratch`] | temporary files |
 //!
@@ -22,21 +24,25 @@ pub mod embedded;
 pub mod faults;
 pub mod images;
 pub mod instance;
+pub mod kept;
 pub mod mkvmm;
 pub mod random;
 pub mod report;
 pub mod scratch;
 pub mod server;
+pub mod terminal;
 pub mod tier;
 
 use std::path::Path;
 
 pub use console::Consoles;
+pub use kept::Kept;
 pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
 pub use random::Random;
 pub use report::Report;
 pub use scratch::Scratch;
 pub use server::Server;
+pub use terminal::Terminal;
 
 /// Returns the repository's top directory.
 pub fn root() -> &'static Path {

@@ -385,6 +385,25 @@ impl Running {
         named.map(|status| value(&status, key)).collect()
     }
 
+    /// Returns whether its process has ended.
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Waits for the end of its process only: others that it has started may
+    /// hold its streams.
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            if self.started.elapsed() > self.timeout {
+                self.give_up(&format!("no end in {:?}", self.timeout));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
     /// Waits for its end and for the ends of its streams.
     pub fn wait(mut self) -> Finished {
         let status = loop {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -23,7 +24,7 @@ pub struct Server {
     /// The running server process.
     pub running: Running,
     socket: PathBuf,
-    _scratch: Scratch,
+    _scratch: Arc<Scratch>,
 }
 
 impl Server {
@@ -66,6 +67,17 @@ impl Server {
     ) -> Self {
         let socket = scratch.path("sock");
         let running = ready(change(command(pool, &socket, timeout)));
+        Self {
+            running,
+            socket,
+            _scratch: Arc::new(scratch),
+        }
+    }
+
+    /// Waits until a server that was started with `socket`, a path in `scratch`,
+    /// is ready.
+    pub(crate) fn of(mut running: Running, socket: PathBuf, scratch: Arc<Scratch>) -> Self {
+        wait_for_ready(&mut running);
         Self {
             running,
             socket,
@@ -132,6 +144,19 @@ impl Server {
     /// Sends one request on a new connection; returns status and JSON.
     pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         http(&self.socket, method, path, body)
+    }
+
+    /// Returns the events with numbers above `since`.
+    #[track_caller]
+    pub fn events(&self, since: u64) -> Vec<Value> {
+        let path = format!("/v1/events?since={since}");
+        let answer = exchange(&self.socket, "GET", &path, "");
+        let answer = String::from_utf8_lossy(&answer);
+        let texts = answer
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "));
+        let parse = |text| serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        texts.map(parse).collect()
     }
 
     /// Returns all of an instance's memory, as addresses and bytes in
@@ -220,28 +245,59 @@ fn command(pool: &str, socket: &Path, timeout: Duration) -> Mkvmm {
 
 fn ready(command: Mkvmm) -> Running {
     let mut running = command.spawn();
-    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
+    wait_for_ready(&mut running);
     running
+}
+
+fn wait_for_ready(running: &mut Running) {
+    running.wait_until("a ready line", |r| r.stdout().starts_with("ready: "));
 }
 
 /// Sends one request over a Unix socket.
 pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let mut stream = UnixStream::connect(socket).expect("it listens");
-    stream
-        .set_read_timeout(Some(EVENT_TIMEOUT))
-        .expect("a socket");
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    )
-    .expect("it reads");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("it answers");
+    let answer = exchange(socket, method, path, body);
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
     let value = serde_json::from_str(body).unwrap_or(Value::Null);
     (status.expect("a status"), value)
+}
+
+/// Sends one request; returns the whole answer.
+fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> Vec<u8> {
+    let mut stream = UnixStream::connect(socket).expect("it listens");
+    stream
+        .set_read_timeout(Some(EVENT_TIMEOUT))
+        .expect("a socket");
+    write!(stream, "{}", request(method, path, body)).expect("it reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("it answers");
+    answer
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Sends one request over a Unix socket to a server that may be gone, or be
+/// killed meanwhile; returns `None` if there is no whole answer.
+pub fn try_http(socket: &Path, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).ok()?;
+    stream
+        .write_all(request(method, path, body).as_bytes())
+        .ok()?;
+    let mut answer = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        let is_late = error.kind() == std::io::ErrorKind::WouldBlock;
+        assert!(!is_late, "{method} {path}: no answer in {EVENT_TIMEOUT:?}");
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, serde_json::from_str(body).ok()?))
 }

@@ -39,6 +39,17 @@ pub(super) struct Question {
     pub arguments: [u64; 6],
 }
 
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is made.
+    Go,
+    /// It fails.
+    Error(Errno),
+    /// It is never made, since its process was killed.
+    Never,
+}
+
 /// Where the questions of a filter come.
 #[derive(Debug)]
 pub(super) struct Listener(OwnedFd);

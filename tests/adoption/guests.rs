@@ -1,0 +1,349 @@
+//! Guests of every kind, before, during and after a change of managers.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::images::{code, elf, number};
+use mkvmm_test_harness::kept::cpu_ticks;
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use mkvmm_test_harness::tier::{skip, skips_without_kvm};
+use mkvmm_test_harness::{Kept, Terminal};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const POOL: &str = "96M@4G";
+/// Turns of a loop between two lines of the guest that counts: some hundred
+/// lines a second, of which a console keeps all for as long as a test takes.
+const PAUSE: u32 = 3_000_000;
+/// What a guest does all the time, so it may differ.
+const ALIVE: [&str; 3] = ["cpu_us", "resident", "process_memory"];
+
+/// Everything that clients can see and that stands still.
+#[derive(Debug, PartialEq)]
+struct View {
+    instances: Vec<Value>,
+    iomem: String,
+    map: String,
+    pool: Value,
+    log: Vec<Value>,
+    events: Vec<Value>,
+}
+
+impl View {
+    #[track_caller]
+    fn take(kept: &Kept) -> Self {
+        let get = |path: &str| match kept.http("GET", path, "") {
+            (200, answer) => answer,
+            other => panic!("{path}: {other:?}"),
+        };
+        let list = |path: &str| match get(path) {
+            Value::Array(all) => all,
+            other => panic!("{path}: {other}"),
+        };
+        let mut instances = list("/v1/instances");
+        for instance in &mut instances {
+            let fields = instance.as_object_mut().expect("an object");
+            fields.retain(|key, _| !ALIVE.contains(&key.as_str()));
+        }
+        Self {
+            instances,
+            iomem: kept.ok("iomem"),
+            map: kept.ok("pool map"),
+            pool: get("/v1/pool"),
+            log: list("/v1/pool/log"),
+            events: kept.events(0),
+        }
+    }
+}
+
+#[track_caller]
+fn expect_same(before: &View, after: &View) {
+    // One by one, since a whole view is long.
+    for (before, after) in before.instances.iter().zip(&after.instances) {
+        assert_eq!(before, after);
+    }
+    assert_eq!(before.events, after.events);
+    assert_eq!(before.iomem, after.iomem);
+    assert_eq!(before.map, after.map);
+    assert_eq!(before.log, after.log);
+    assert_eq!(before, after);
+}
+
+/// The guests.
+struct Scene {
+    kept: Kept,
+    log: String,
+}
+
+impl Scene {
+    fn set(options: &[&str]) -> Self {
+        let kept = Kept::start(POOL, options);
+        let count = kept.path("count");
+        fs::write(&count, elf(&code::count_slowly(PAUSE))).expect("the directory is ours");
+        let (count, log) = (
+            count.display(),
+            kept.path("count.log").display().to_string(),
+        );
+        kept.ok("create spin --memory 8M --kernel probe --cmdline spin");
+        for shell in ["shell", "paused"] {
+            kept.ok(&format!(
+                "create {shell} --memory 8M --kernel probe --cmdline shell"
+            ));
+        }
+        kept.ok("create again --memory 8M --kernel probe --cmdline shell --on-reboot restart");
+        kept.ok("create ready --memory 8M");
+        kept.ok("create loaded --memory 8M --kernel probe --cpus 2");
+        kept.ok(&format!(
+            "create count --memory 8M --kernel {count} --console-log {log}"
+        ));
+        kept.ok("create ended --memory 4M --kernel probe");
+        for name in ["spin", "shell", "paused", "again", "count", "ended"] {
+            kept.ok(&format!("start {name}"));
+        }
+        kept.ok("pool alloc 64K");
+        kept.ok("pool alloc 128K --instance ready");
+        kept.ok("create gone --memory 4M");
+        kept.ok("delete gone");
+        let scene = Self { kept, log };
+        scene.type_before();
+        scene.kept.wait_for_state("ended", "stopped");
+        scene
+    }
+
+    /// Uses the shells: one is paused with input that it has not read.
+    fn type_before(&self) {
+        let kept = &self.kept;
+        for name in ["shell", "paused", "again"] {
+            let mut terminal = Terminal::attach(kept.socket(), name);
+            terminal.wait_for("probe# ");
+            terminal.type_in("echo before\r");
+            terminal.wait_for("\r\nbefore\r\nprobe# ");
+        }
+        kept.ok("pause paused");
+        let mut terminal = Terminal::attach(kept.socket(), "paused");
+        terminal.type_in("echo unread\r");
+        // It is the guest's as soon as it is in the ring; the terminal's end
+        // would be seen after it.
+        thread::sleep(Duration::from_millis(100));
+    }
+
+    /// Fails unless the guest that counts has left nothing out.
+    #[track_caller]
+    fn check_count(&self) {
+        let mut terminal = Terminal::attach(self.kept.socket(), "count");
+        let two_more = |seen: &[u8]| seen.iter().filter(|&&byte| byte == b'\n').count() > 2;
+        let text = terminal.wait("lines", two_more);
+        expect_numbers(&text);
+        let shown = text.matches('\n').count();
+        // What it has shown is in the log soon.
+        let end = Instant::now() + EVENT_TIMEOUT;
+        loop {
+            let log = fs::read_to_string(&self.log).expect("it is there");
+            expect_numbers(&log);
+            if log.matches('\n').count() >= shown {
+                return;
+            }
+            assert!(Instant::now() < end, "{shown} lines are not in the log");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Every verb, after a change of managers.
+    fn use_all(&self) {
+        let kept = &self.kept;
+        let mut terminal = Terminal::attach(kept.socket(), "shell");
+        terminal.wait_for("\r\nbefore\r\nprobe# ");
+        terminal.type_in("echo after\r");
+        let text = terminal.wait_for("\r\nafter\r\nprobe# ");
+        assert_eq!(text.matches("\r\nbefore\r\n").count(), 1, "{text}");
+        assert_eq!(text.matches("shell, try help").count(), 1, "{text}");
+
+        kept.ok("resume paused");
+        let mut terminal = Terminal::attach(kept.socket(), "paused");
+        let text = terminal.wait_for("\r\nunread\r\nprobe# ");
+        assert_eq!(text.matches("\r\nunread\r\n").count(), 1, "{text}");
+
+        // Its policy restarts it.
+        let pid = kept.worker_pid("again");
+        let mut terminal = Terminal::attach(kept.socket(), "again");
+        terminal.wait_for("\r\nbefore\r\nprobe# ");
+        terminal.type_in("exit\r");
+        terminal.wait("a second boot", |seen| {
+            String::from_utf8_lossy(seen)
+                .matches("shell, try help")
+                .count()
+                == 2
+        });
+        assert_ne!(kept.worker_pid("again"), pid);
+
+        kept.ok("pause spin");
+        kept.ok("debug regs spin");
+        kept.ok("resume spin");
+        kept.ok("kill spin --force");
+        kept.ok("start spin");
+        kept.ok("kill shell --grace-ms 100");
+        kept.ok("load ready --kernel probe --cmdline shell");
+        kept.ok("start ready");
+        kept.ok("start loaded");
+        kept.wait_for_state("loaded", "stopped");
+        kept.ok("unload loaded");
+        kept.ok("unload ended");
+        kept.ok("load ended --kernel probe");
+        kept.ok("start ended");
+        kept.ok("create late --memory 8M --kernel probe");
+        kept.ok("delete late");
+        let plan = r#"{"instances":[{"name":"planned","memory":4194304,"kernel":"probe"}]}"#;
+        assert_eq!(kept.http("POST", "/v1/plan", plan).0, 200);
+        kept.expect_audit();
+    }
+}
+
+/// Fails unless the whole lines of `text` are the numbers from 0 on.
+#[track_caller]
+fn expect_numbers(text: &str) {
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    for (count, line) in (0..).zip(whole.lines()) {
+        assert_eq!(number(line), Some(count), "line {count} is `{line}`");
+    }
+}
+
+fn a_killed_manager_is_replaced(options: &[&str]) {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut scene = Scene::set(options);
+    let before = View::take(&scene.kept);
+    let memory = scene.kept.memory("paused");
+    let children = scene.kept.children();
+    let keeper = scene.kept.keeper();
+    let spin = scene.kept.worker_pid("spin");
+    let count = scene.kept.worker_pid("count");
+
+    for number in 2..4 {
+        scene.kept.kill_manager();
+        // Nobody is there for whom the guests could go on.
+        let (end, ticks) = (Instant::now() + EVENT_TIMEOUT, [spin, count].map(cpu_ticks));
+        while [spin, count]
+            .map(cpu_ticks)
+            .iter()
+            .zip(ticks)
+            .any(|(now, then)| *now < then + 5)
+        {
+            assert!(Instant::now() < end, "the guests stand still");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(scene.kept.children(), children);
+        scene.kept.serve();
+        let after = View::take(&scene.kept);
+        expect_same(&before, &after);
+        scene.kept.expect_audit();
+        assert_eq!(scene.kept.keeper(), keeper);
+        assert_eq!(scene.kept.children(), children);
+        let (_, version) = scene.kept.http("GET", "/v1/version", "");
+        assert_eq!(version["manager"], number, "{version}");
+        let memory_now = scene.kept.memory("paused");
+        assert!(
+            memory == memory_now,
+            "the memory of a paused guest has changed"
+        );
+        scene.check_count();
+    }
+    scene.use_all();
+
+    // Numbers go on where they were.
+    let events = scene.kept.events(0);
+    let numbers: Vec<_> = events.iter().map(|event| event["seq"].clone()).collect();
+    let expected: Vec<_> = (1..=events.len()).map(|seq| json!(seq)).collect();
+    assert_eq!(numbers, expected);
+    let (_, log) = scene.kept.http("GET", "/v1/pool/log", "");
+    let entries = log.as_array().expect("a list");
+    let numbers: Vec<_> = entries.iter().map(|entry| entry["seq"].clone()).collect();
+    let expected: Vec<_> = (1..=entries.len()).map(|seq| json!(seq)).collect();
+    assert_eq!(numbers, expected);
+    scene.check_count();
+    // And ids.
+    let created = scene.kept.json("create fresh --memory 4M");
+    let ids = before.instances.iter().filter_map(|it| it["id"].as_u64());
+    assert!(created["id"].as_u64() > ids.max(), "{created}");
+
+    scene.kept.replace_manager();
+    let start = before_start(&scene.kept);
+    scene.kept.ok(&format!("pool free {start:#x}"));
+    scene.kept.tear_down();
+    scene.kept.end();
+}
+
+/// Returns where the allocation in the pool is.
+fn before_start(kept: &Kept) -> u64 {
+    let (_, rows) = kept.http("GET", "/v1/iomem", "");
+    let rows = rows.as_array().expect("rows");
+    let is_it = |row: &&Value| row["name"].as_str() == Some("allocation");
+    let row = rows.iter().find(is_it);
+    let start = row.and_then(|row| row["start"].as_u64());
+    start.unwrap_or_else(|| panic!("no allocation in {rows:#?}"))
+}
+
+#[test]
+fn a_killed_manager_is_replaced_and_guests_do_not_notice() {
+    a_killed_manager_is_replaced(&[]);
+}
+
+#[test]
+fn a_killed_manager_is_replaced_with_populated_memory() {
+    a_killed_manager_is_replaced(&["--prealloc"]);
+}
+
+#[test]
+fn a_killed_manager_is_replaced_with_huge_pages() {
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let free = fs::read_to_string(path).unwrap_or_default();
+    if free.trim().parse().unwrap_or(0) < 48 {
+        return skip("this host has not 48 free huge pages of 2 MiB");
+    }
+    a_killed_manager_is_replaced(&["--backing", "hugetlb-2M"]);
+}
+
+#[test]
+fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start(POOL, &[]);
+    // It takes no notice of its power button.
+    kept.ok("create deaf --memory 8M --kernel probe --cmdline spin --on-reboot restart");
+    kept.ok("start deaf");
+    // It resets for as long as it lives, and is restarted after longer and
+    // longer pauses.
+    kept.ok("create loop --memory 8M --kernel probe --on-reboot restart");
+    kept.ok("start loop");
+    let socket = kept.socket().to_owned();
+    let killer = thread::spawn(move || {
+        let body = r#"{"grace_ms":1500}"#;
+        mkvmm_test_harness::server::try_http(&socket, "POST", "/v1/instances/deaf/kill", body)
+    });
+    // The kill is in the journal as soon as a client can see it.
+    thread::sleep(Duration::from_millis(300));
+    let pid = kept.worker_pid("deaf");
+    kept.running.signal(Signal::KILL);
+    kept.bury_manager();
+    assert!(killer.join().expect("it does not fail").is_none());
+    assert!(mkvmm_test_harness::kept::is_alive(pid), "it has its grace");
+    let boots = |kept: &Kept| {
+        let (_, instance) = kept.http("GET", "/v1/instances/loop", "");
+        instance["timeline"]["exec"].as_u64().unwrap_or(0)
+    };
+    kept.serve();
+    let deaf = kept.wait_for_state("deaf", "stopped");
+    assert_eq!(
+        (&deaf["reason"], &deaf["restarting"]),
+        (&json!("killed"), &json!(false))
+    );
+    let (end, before) = (Instant::now() + EVENT_TIMEOUT, boots(&kept));
+    while boots(&kept) <= before {
+        assert!(Instant::now() < end, "nobody restarts the other");
+        thread::sleep(Duration::from_millis(10));
+    }
+    kept.tear_down();
+    kept.end();
+}

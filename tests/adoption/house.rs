@@ -1,0 +1,376 @@
+//! A state directory with a neighbour, and what must be as before.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mkvmm_test_harness::faults::{Death, Injector, Moment};
+use mkvmm_test_harness::images::{code, elf, number};
+use mkvmm_test_harness::server::{EVENT_TIMEOUT, try_http};
+use mkvmm_test_harness::{Kept, Running, Terminal};
+use rustix::process::{Pid, setpriority_process};
+use serde_json::{Value, json};
+
+/// The instance whose verbs the manager dies in.
+pub const NAME: &str = "subject";
+/// The neighbour, which runs the whole time.
+const NEIGHBOUR: &str = "neighbour";
+const POOL: &str = "64M@4G";
+/// Longer than a walk takes on a slow machine.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Turns of a loop between two lines of the neighbour: its console keeps all of
+/// them for as long as a walk takes.
+const PAUSE: u32 = 30_000_000;
+/// The interval of polling.
+const POLL: Duration = Duration::from_millis(2);
+
+/// What must be the same before and after an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Census {
+    /// The keeper's descriptors by what they stand for.
+    descriptors: BTreeMap<String, usize>,
+    /// The keeper's children.
+    children: Vec<String>,
+    /// What the pool has free.
+    pool: Value,
+    /// Cgroups of its guests.
+    cgroups: usize,
+}
+
+/// A state directory whose managers can be killed at any call.
+#[derive(Debug)]
+pub struct House {
+    // Ended before the injector, without which its calls fail.
+    kept: Kept,
+    injector: Injector,
+    /// The neighbour's worker.
+    pid: Option<Pid>,
+    /// What the neighbour has counted.
+    counted: Cell<u32>,
+    /// The last events that were seen.
+    events: RefCell<Vec<Value>>,
+    base: Option<Census>,
+}
+
+impl House {
+    /// Starts a manager with `options`, and the neighbour.
+    pub fn start(options: &[&str]) -> Self {
+        let kept = Kept::new(POOL, options, LONGEST);
+        let command = kept.serving();
+        let started = Injector::start(move || {
+            let running = command.spawn();
+            let pid = running.pid();
+            (running, pid)
+        });
+        let (injector, running) = started.expect("Linux 5.19 has such filters");
+        let mut house = Self {
+            kept,
+            injector,
+            pid: None,
+            counted: Cell::new(0),
+            events: RefCell::default(),
+            base: None,
+        };
+        house.kept.take(running);
+        house.move_in();
+        house
+    }
+
+    fn move_in(&mut self) {
+        let kernel = self.kept.path("neighbour");
+        fs::write(&kernel, elf(&code::count_slowly(PAUSE))).expect("the directory is ours");
+        let body = json!({"name": NEIGHBOUR, "memory": 8 << 20, "kernel": kernel});
+        self.expect_ask("POST", "/v1/instances", &body.to_string());
+        self.expect_ask("POST", &format!("/v1/instances/{NEIGHBOUR}/start"), "");
+        let pid = self.kept.worker_pid(NEIGHBOUR);
+        self.pid = Some(pid);
+        self.expect_neighbour();
+        // It leaves the machine to the others where they want it.
+        let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).expect("it runs");
+        for thread in tasks {
+            let name = thread.expect("procfs can be listed").file_name();
+            let thread = name.to_str().and_then(|name| name.parse().ok());
+            let thread = thread.and_then(Pid::from_raw).expect("a number");
+            setpriority_process(Some(thread), 19).expect("it may be nicer");
+        }
+    }
+
+    /// Fails unless the neighbour has the same process as ever, and has counted
+    /// on without leaving out a number.
+    #[track_caller]
+    pub fn expect_neighbour(&self) {
+        assert_eq!(Some(self.kept.worker_pid(NEIGHBOUR)), self.pid);
+        let mut terminal = Terminal::attach(self.kept.socket(), NEIGHBOUR);
+        let before = self.counted.get();
+        let lines = |seen: &[u8]| seen.iter().filter(|&&byte| byte == b'\n').count();
+        let goal = usize::try_from(before).expect("a small number") + 1;
+        let text = terminal.wait("another line", |seen| lines(seen) > goal);
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let mut count = 0;
+        for line in whole.lines() {
+            assert_eq!(number(line), Some(count), "line {count} is `{line}`");
+            count += 1;
+        }
+        assert!(count > before);
+        self.counted.set(count);
+    }
+
+    /// The body of a load. The kernel is a new file every time, so that it has
+    /// to be read.
+    pub fn images(&self) -> String {
+        let guest = [&code::print(b"here\n")[..], code::EVADE].concat();
+        let (early, kernel) = (self.kept.path("kernel.new"), self.kept.path("kernel"));
+        fs::write(&early, elf(&guest)).expect("the directory is ours");
+        fs::rename(early, &kernel).expect("the directory is ours");
+        json!({"kernel": kernel}).to_string()
+    }
+
+    /// One request; `None` where there is no answer, since the manager was
+    /// killed.
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        try_http(self.kept.socket(), method, path, body)
+    }
+
+    #[track_caller]
+    fn expect_ask(&self, method: &str, path: &str, body: &str) -> Value {
+        match self.ask(method, path, body) {
+            Some((200 | 201, answer)) => answer,
+            other => panic!("{method} {path}: {other:?}\n{}", self.kept.said()),
+        }
+    }
+
+    /// Returns the state of an instance, if there is one of this name.
+    #[track_caller]
+    pub fn state(&self, name: &str) -> Option<String> {
+        match self.ask("GET", &format!("/v1/instances/{name}"), "") {
+            Some((200, instance)) => {
+                let state = instance["state"].as_str();
+                Some(state.expect("a word").to_owned())
+            }
+            Some((404, _)) => None,
+            other => panic!("{name}: {other:?}\n{}", self.kept.said()),
+        }
+    }
+
+    /// Returns whether a verb is in progress on an instance: one that is illegal
+    /// in its state is refused for that reason then.
+    #[track_caller]
+    pub fn is_busy(&self, name: &str) -> bool {
+        let verb = match self.state(name).as_deref() {
+            None => return false,
+            Some("paused") => "pause",
+            Some(_) => "resume",
+        };
+        match self.ask("POST", &format!("/v1/instances/{name}/{verb}"), "") {
+            Some((404, _)) => false,
+            Some((409, answer)) => answer["error"]["code"] == "busy",
+            other => panic!("{verb}: {other:?}\n{}", self.kept.said()),
+        }
+    }
+
+    /// Returns the addresses of the allocations in the pool.
+    #[track_caller]
+    pub fn allocations(&self) -> Vec<u64> {
+        let rows = self.expect_ask("GET", "/v1/iomem", "");
+        let rows = rows.as_array().expect("rows").iter();
+        let own = rows.filter(|row| row["name"] == "allocation");
+        own.map(|row| row["start"].as_u64().expect("an address"))
+            .collect()
+    }
+
+    /// Has the manager killed at call `number` of those that `moment` is about.
+    pub fn arm(&self, moment: Moment, number: u64) {
+        self.injector.arm_death(moment, number);
+    }
+
+    /// Has nobody killed. Returns where the manager was.
+    pub fn disarm(&self) -> Option<Death> {
+        self.injector.disarm_death()
+    }
+
+    fn spawn(&self) -> Running {
+        let command = self.kept.serving();
+        let running = self.injector.run(move || command.spawn());
+        self.injector.serves(running.pid());
+        running
+    }
+
+    /// Kills the manager, if it was not killed already.
+    pub fn kill_manager(&mut self) {
+        self.kept.kill_manager();
+    }
+
+    /// Starts the next manager after one that was killed.
+    pub fn adopt(&mut self) {
+        let running = self.spawn();
+        self.kept.take(running);
+    }
+
+    /// Starts the next manager, which may be killed before it is ready; returns
+    /// whether it is.
+    pub fn try_adopt(&mut self) -> bool {
+        let running = self.spawn();
+        self.kept.try_take(running)
+    }
+
+    /// Whether everything is as it can have been: the books, the events, the
+    /// neighbour's process.
+    ///
+    /// # Errors
+    /// Returns what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let audit = self.expect_ask("GET", "/v1/audit", "");
+        if audit["ok"] != true {
+            return Err(format!("the books: {audit:#}"));
+        }
+        if Some(self.kept.worker_pid(NEIGHBOUR)) != self.pid {
+            return Err("the neighbour has another process".to_owned());
+        }
+        self.check_events()
+    }
+
+    /// Whether the events that were seen are still there, and no number was left
+    /// out or used twice.
+    fn check_events(&self) -> Result<(), String> {
+        let seq = |event: &Value| event["seq"].as_u64().unwrap_or_default();
+        let mut seen = self.events.borrow_mut();
+        let since = seen.first().map_or(0, |event| seq(event) - 1);
+        let now = self.kept.events(since);
+        if !now.starts_with(&seen) {
+            return Err(format!("events {seen:?} are {now:?}"));
+        }
+        for (due, event) in (since + 1..).zip(&now) {
+            if seq(event) != due {
+                return Err(format!("event {due} is {event}"));
+            }
+        }
+        // Nobody is told twice that the same instance is gone.
+        let is_own = |event: &&Value| event["instance"] == NAME && event["kind"] != "refused";
+        let own: Vec<_> = now.iter().filter(is_own).collect();
+        let is_gone = |event: &Value| event["kind"] == "deleted";
+        if let Some(pair) = own
+            .windows(2)
+            .find(|pair| pair.iter().all(|event| is_gone(event)))
+        {
+            return Err(format!("it was deleted twice: {pair:?}"));
+        }
+        // Those who follow know what those see who look.
+        let last = own.last();
+        let told = last.and_then(|event| event["state"].as_str().map(str::to_owned));
+        let state = self.state(NAME);
+        if told != state && last.is_some() {
+            return Err(format!("it is {state:?} after {:?}", last));
+        }
+        let from = now.len().saturating_sub(8);
+        *seen = now[from..].to_vec();
+        Ok(())
+    }
+
+    /// Remembers how everything is without the subject.
+    pub fn remember(&mut self) {
+        let mut census = self.census();
+        // Until it is the same twice: what it did before may still go on.
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let next = self.census();
+            if next == census {
+                break;
+            }
+            census = next;
+        }
+        self.base = Some(census);
+    }
+
+    /// Whether everything is as it was remembered.
+    ///
+    /// # Errors
+    /// Returns what is not.
+    pub fn check_empty(&self) -> Result<(), String> {
+        let base = self.base.as_ref().expect("it was remembered");
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = self.census();
+            if now == *base {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(format!("not as before:\n  {base:?}\n  {now:?}"));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn census(&self) -> Census {
+        let mut descriptors = BTreeMap::new();
+        for kind in Kept::descriptors(self.kept.keeper()) {
+            *descriptors.entry(kind).or_default() += 1;
+        }
+        let mut pool = self.expect_ask("GET", "/v1/pool", "");
+        if let Some(pool) = pool.as_object_mut() {
+            // What guests have touched, and how often it was asked.
+            pool.retain(|key, _| {
+                ["used", "avail", "free_extents", "largest_free", "instances"]
+                    .contains(&key.as_str())
+            });
+        }
+        let children = self.kept.children().into_iter();
+        Census {
+            descriptors,
+            children: children.map(|child| child.title).collect(),
+            pool,
+            cgroups: self.cgroups(),
+        }
+    }
+
+    /// Cgroups beside the neighbour's, and its own.
+    fn cgroups(&self) -> usize {
+        let neighbour = self.expect_ask("GET", &format!("/v1/instances/{NEIGHBOUR}"), "");
+        let Some(leaf) = neighbour["cgroup"].as_str().map(PathBuf::from) else {
+            return 0;
+        };
+        let parent = leaf.parent().expect("it lies below another");
+        let entries = fs::read_dir(parent).expect("its neighbour's is there");
+        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        entries.flatten().filter(is_directory).count()
+    }
+
+    /// Takes the subject and the allocations down whatever they are, and
+    /// remembers anew.
+    pub fn clear(&mut self) {
+        self.disarm();
+        let path = format!("/v1/instances/{NAME}");
+        let end = Instant::now() + EVENT_TIMEOUT;
+        while self.state(NAME).is_some() {
+            assert!(
+                Instant::now() < end,
+                "the subject stays\n{}",
+                self.kept.said()
+            );
+            self.ask("POST", &format!("{path}/kill"), r#"{"force":true}"#);
+            self.ask("DELETE", &path, "");
+            thread::sleep(POLL);
+        }
+        for start in self.allocations() {
+            self.ask("DELETE", &format!("/v1/pool/allocations/{start}"), "");
+        }
+        self.events.take();
+        self.remember();
+    }
+
+    /// What all managers have said on their standard error.
+    pub fn said(&self) -> String {
+        self.kept.said()
+    }
+
+    /// Ends the neighbour; fails unless nothing is left then.
+    pub fn end(self) {
+        self.expect_neighbour();
+        self.kept.tear_down();
+        let children = self.kept.children();
+        assert!(children.is_empty(), "{children:?}");
+        self.kept.end();
+    }
+}

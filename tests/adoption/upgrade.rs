@@ -1,0 +1,214 @@
+//! Another program continues, or does not, and guests do not notice.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use mkvmm_test_harness::images::{code, elf, number};
+use mkvmm_test_harness::mkvmm::binary;
+use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::{Kept, Terminal};
+use serde_json::Value;
+
+/// Guests that live through the upgrades unless it is told.
+const GUESTS: usize = 10;
+/// Turns of a loop between two lines of the guest that counts.
+const PAUSE: u32 = 3_000_000;
+
+/// A manager with guests.
+struct Fleet {
+    kept: Kept,
+    guests: BTreeMap<String, i64>,
+    manager: u64,
+}
+
+impl Fleet {
+    fn start() -> Self {
+        let guests = env::var("MKVMM_UPGRADE_GUESTS").ok();
+        let guests = guests.map_or(GUESTS, |text| text.parse().expect("a number"));
+        let kept = Kept::start(&format!("{}M@4G", 8 * guests + 64), &[]);
+        let count = kept.path("count");
+        fs::write(&count, elf(&code::count_slowly(PAUSE))).expect("the directory is ours");
+        kept.ok(&format!(
+            "create count --memory 8M --kernel {}",
+            count.display()
+        ));
+        kept.ok("start count");
+        for number in 1..guests {
+            kept.ok(&format!(
+                "create g{number} --memory 8M --kernel probe --cmdline shell"
+            ));
+            kept.ok(&format!("start g{number}"));
+        }
+        let mut fleet = Self {
+            kept,
+            guests: BTreeMap::new(),
+            manager: 1,
+        };
+        fleet.guests = fleet.pids();
+        assert_eq!(fleet.guests.len(), guests);
+        fleet
+    }
+
+    /// The processes of the guests that run.
+    fn pids(&self) -> BTreeMap<String, i64> {
+        let (_, all) = self.kept.http("GET", "/v1/instances", "");
+        let one = |instance: &Value| {
+            assert_eq!(instance["state"], "active", "{instance}");
+            let name = instance["name"].as_str().expect("a name").to_owned();
+            (name, instance["pid"].as_i64().expect("it runs"))
+        };
+        all.as_array().expect("a list").iter().map(one).collect()
+    }
+
+    /// The program that serves.
+    fn program(&self) -> PathBuf {
+        let pid = self.kept.manager().as_raw_pid();
+        fs::read_link(format!("/proc/{pid}/exe")).expect("it runs")
+    }
+
+    /// Fails unless `program` serves as manager number `manager`, and all guests
+    /// are as they were.
+    #[track_caller]
+    fn expect(&mut self, program: &Path, manager: u64) {
+        assert_eq!(self.program(), program);
+        let (_, version) = self.kept.http("GET", "/v1/version", "");
+        assert_eq!(version["manager"], manager, "{version}");
+        assert_eq!(
+            version["pid"],
+            self.kept.manager().as_raw_pid(),
+            "{version}"
+        );
+        self.manager = manager;
+        self.kept.expect_audit();
+        assert_eq!(self.pids(), self.guests);
+        let mut terminal = Terminal::attach(self.kept.socket(), "count");
+        let text = terminal.wait("lines", |seen| {
+            seen.iter().filter(|&&b| b == b'\n').count() > 2
+        });
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for (count, line) in (0..).zip(whole.lines()) {
+            assert_eq!(number(line), Some(count), "line {count} is `{line}`");
+        }
+        let mut terminal = Terminal::attach(self.kept.socket(), "g1");
+        terminal.wait_for("probe# ");
+        terminal.type_in(&format!("echo of {manager}\r"));
+        terminal.wait_for(&format!("\r\nof {manager}\r\n"));
+        for (due, event) in (1..).zip(self.kept.events(0)) {
+            assert_eq!(event["seq"], due, "{event}");
+        }
+    }
+
+    /// Fails unless `program` is refused with status `code`, and the manager goes
+    /// on that there was.
+    #[track_caller]
+    fn expect_refusal(&mut self, program: &Path, code: i32) {
+        let before = self.program();
+        let run = self
+            .kept
+            .run_words(["upgrade", &program.display().to_string()]);
+        run.expect_code(code);
+        // A program that has begun to take over has a number, too.
+        let (_, version) = self.kept.http("GET", "/v1/version", "");
+        let manager = version["manager"].as_u64().expect("a number");
+        assert!(manager >= self.manager, "{version}");
+        self.expect(&before, manager);
+    }
+
+    fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.kept.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("the directory is ours");
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("it is ours");
+        path
+    }
+
+    fn end(self) {
+        self.kept.tear_down();
+        self.kept.end();
+    }
+}
+
+#[test]
+fn another_program_continues_and_the_first_one_again() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut fleet = Fleet::start();
+    let first = fleet.program();
+    let second = fleet.kept.path("second");
+    fs::copy(binary(), &second).expect("there is room");
+    let second = second.canonicalize().expect("it is there");
+    let pid = fleet.kept.manager().as_raw_pid();
+    for (manager, program) in (2..).zip([&second, &first, &second]) {
+        let said = fleet.kept.ok(&format!("upgrade {}", program.display()));
+        assert!(
+            said.starts_with("upgraded to ") && said.contains(&pid.to_string()),
+            "{said}"
+        );
+        let count = fleet.guests.len();
+        assert!(said.contains(&format!("{count} instances")), "{said}");
+        fleet.expect(program, manager);
+    }
+    // What came by an upgrade can be killed, too.
+    fleet.kept.replace_manager();
+    fleet.expect(&first, 5);
+    fleet.end();
+}
+
+#[test]
+fn a_program_that_cannot_continue_does_not_take_over() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut fleet = Fleet::start();
+    fleet.expect_refusal(Path::new("/bin/false"), 2);
+    fleet.expect_refusal(Path::new("/nonexistent"), 3);
+    let text = fleet.kept.path("text");
+    fs::write(&text, "no program").expect("the directory is ours");
+    fleet.expect_refusal(&text, 3);
+    // It says yes, and no more.
+    let mkvmm = binary();
+    let mkvmm = mkvmm.display();
+    let check = format!("[ \"$1\" = check-journal ] && exec {mkvmm} \"$@\"");
+    let other_pool = fleet.script(
+        "other-pool",
+        &format!(
+            "{check}\nexec {mkvmm} serve --pool 1M@4G --state-dir {} --socket {}",
+            fleet.kept.state_dir().display(),
+            fleet.kept.socket().display()
+        ),
+    );
+    fleet.expect_refusal(&other_pool, 2);
+    fleet.end();
+}
+
+#[test]
+fn a_program_that_ends_instead_of_continuing_does_not_take_over() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut fleet = Fleet::start();
+    let mkvmm = binary();
+    let check = format!(
+        "[ \"$1\" = check-journal ] && exec {} \"$@\"",
+        mkvmm.display()
+    );
+    let fails = fleet.script("fails", &format!("{check}\nexit 1"));
+    fleet.expect_refusal(&fails, 2);
+    fleet.end();
+}
+
+#[test]
+fn a_manager_whose_guests_would_end_is_not_upgraded() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = mkvmm_test_harness::Server::start("16M@4G");
+    let program = binary();
+    let run = server.run_words(["upgrade", &program.display().to_string()]);
+    let error = run.expect_refusal(4);
+    assert!(error.contains("--state-dir"), "{error}");
+    server.expect_audit();
+}
