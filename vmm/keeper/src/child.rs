@@ -56,6 +56,12 @@ pub fn passed_socket() -> Option<OwnedFd> {
     sys::passed_socket()
 }
 
+/// Has an inherited descriptor closed in the next program that this process
+/// executes.
+pub fn close_on_exec(fd: RawFd) {
+    sys::close_on_exec(fd);
+}
+
 /// Initializes this process as a child, and returns its channel, which the
 /// parent put at descriptor 0.
 ///

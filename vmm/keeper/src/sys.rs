@@ -131,6 +131,14 @@ pub fn passed_socket() -> Option<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(passed, FIRST_PASSED + 1).ok()
 }
 
+/// Has an inherited descriptor closed in the next program that this process
+/// executes. Does nothing if there is none of this number.
+pub fn close_on_exec(fd: RawFd) {
+    // SAFETY: these are plain numbers, which the kernel checks; only a flag of the
+    // descriptor changes.
+    let _ = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
 /// Returns the CPU time that process `pid` has used, with all its threads,
 /// including ended ones. The process may have ended, but must not have been
 /// reaped.

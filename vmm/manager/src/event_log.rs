@@ -20,6 +20,17 @@ const KEPT: usize = 4096;
 struct Kept {
     events: VecDeque<Event>,
     next: u64,
+    /// The events that wait for the state that they tell, if there is any.
+    waiting: Option<Vec<Event>>,
+}
+
+impl Kept {
+    fn keep(&mut self, event: Event) {
+        if self.events.len() == KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
 }
 
 /// The bounded log of events.
@@ -36,6 +47,7 @@ impl Default for EventLog {
             kept: Mutex::new(Kept {
                 events: VecDeque::new(),
                 next: 1,
+                waiting: None,
             }),
             newest: watch::Sender::new(0),
             journal: OnceLock::new(),
@@ -49,33 +61,55 @@ impl EventLog {
         let mut kept = self.lock();
         let seq = kept.next;
         kept.next += 1;
-        if kept.events.len() == KEPT {
-            kept.events.pop_front();
-        }
         let event = Event {
             seq,
             at: timeline::now(),
             instance,
             kind,
         };
+        if let Some(waiting) = &mut kept.waiting {
+            waiting.push(event);
+            return;
+        }
         if let Some(journal) = self.journal.get() {
             // Before anybody can see it: its number is not used again.
             journal.append_event(&event);
         }
-        kept.events.push_back(event);
+        kept.keep(event);
         drop(kept);
         self.newest.send_replace(seq);
+    }
+
+    /// Has events wait from now on: the state that they tell is being changed.
+    pub(crate) fn hold_back(&self) {
+        self.lock().waiting.get_or_insert_default();
+    }
+
+    /// Returns the events that wait, to be written down with that state.
+    pub(crate) fn waiting(&self) -> Vec<Event> {
+        self.lock().waiting.clone().unwrap_or_default()
+    }
+
+    /// Shows the events that have waited.
+    pub(crate) fn show(&self) {
+        let mut kept = self.lock();
+        let Some(waiting) = kept.waiting.take().filter(|waiting| !waiting.is_empty()) else {
+            return;
+        };
+        for event in waiting {
+            kept.keep(event);
+        }
+        let newest = kept.next - 1;
+        drop(kept);
+        self.newest.send_replace(newest);
     }
 
     /// Continues with the events of an earlier process.
     pub(crate) fn restore(&self, events: impl IntoIterator<Item = Event>) {
         let mut kept = self.lock();
         for event in events {
-            if kept.events.len() == KEPT {
-                kept.events.pop_front();
-            }
             kept.next = event.seq.saturating_add(1);
-            kept.events.push_back(event);
+            kept.keep(event);
         }
         let newest = kept.next - 1;
         drop(kept);

@@ -71,15 +71,17 @@ impl Journaling {
             // next manager continues with what is written.
             return;
         }
+        let events = registry.log().waiting();
         let changes = registry.take_changes();
-        if changes.is_empty() {
-            return;
+        if changes.is_empty() && events.is_empty() {
+            return self.rewrite_if_due(registry);
         }
         let instance = |id: &mkvmm_base::InstanceId| match registry.guest(*id) {
             Some(guest) => snapshot::of_guest(guest),
             None => Record::Deleted(id.0),
         };
-        let mut records: Vec<Record> = changes.instances.iter().map(instance).collect();
+        let mut records: Vec<Record> = events.iter().map(record::of_event).collect();
+        records.extend(changes.instances.iter().map(instance));
         if changes.pool {
             records.push(Record::Pool(registry.pool().state()));
         }
@@ -88,6 +90,11 @@ impl Journaling {
             registry.return_changes(changes);
             return;
         }
+        self.rewrite_if_due(registry);
+    }
+
+    /// Writes everything anew if the journal has grown a lot.
+    fn rewrite_if_due(&self, registry: &Registry) {
         if self.journal.is_due(self.rewritten.get())
             && let Err(error) = self.rewrite(registry)
         {
@@ -122,6 +129,7 @@ impl Drop for RegistryMut<'_> {
     fn drop(&mut self) {
         if let Some(journaling) = self.journaling {
             journaling.flush(&mut self.registry);
+            self.registry.log().show();
         }
     }
 }
@@ -129,6 +137,9 @@ impl Drop for RegistryMut<'_> {
 impl<'a> RegistryMut<'a> {
     /// Borrows a registry whose changes `journaling` writes down, if there is one.
     pub(crate) fn new(registry: RefMut<'a, Registry>, journaling: Option<&'a Journaling>) -> Self {
+        if journaling.is_some() {
+            registry.log().hold_back();
+        }
         Self {
             registry,
             journaling,

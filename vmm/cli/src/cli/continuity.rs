@@ -202,6 +202,7 @@ impl Kept {
         control: &Path,
     ) -> Result<End, CliError> {
         self.leftover = Inventory::default();
+        successor::stay();
         self.wait(manager, signals, control).await
     }
 

@@ -23,10 +23,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mkvmm_api::bodies::Upgrade;
 use mkvmm_base::chain;
+use mkvmm_keeper::child;
 use mkvmm_keeper::client::Keeper;
 use mkvmm_manager::adopt::{self, AdoptError};
 use mkvmm_manager::journal::file::{self, Binding};
@@ -44,6 +46,8 @@ use crate::logger;
 
 /// The variable that names the descriptor of the program before the upgrade.
 const BEFORE_VARIABLE: &str = "MKVMM_BEFORE";
+/// True once this program serves after an upgrade.
+static HAS_STAYED: AtomicBool = AtomicBool::new(false);
 /// The time within which the new program must have checked the journal.
 const CHECK: Duration = Duration::from_secs(30);
 /// How long a guard waits for the new program, and how often it looks.
@@ -271,6 +275,18 @@ fn kept_open() -> Option<File> {
     Some(program)
 }
 
+/// Forgets the program before the upgrade: this one serves now.
+pub fn stay() {
+    let number = env::var(BEFORE_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    if let Some(number) = number {
+        HAS_STAYED.store(true, Ordering::Relaxed);
+        // It is closed in the next program, at the latest.
+        child::close_on_exec(number);
+    }
+}
+
 /// Executes the program at `path` in place of this one, with the same arguments.
 fn exec(path: &Path, before: Option<&File>) -> io::Error {
     let mut command = Command::new(path);
@@ -287,6 +303,9 @@ fn exec(path: &Path, before: Option<&File>) -> io::Error {
 /// Continues with the program before the upgrade, if this one came by an
 /// upgrade and cannot continue because of `error`. Returns if it did not.
 pub fn go_back(error: &str) {
+    if HAS_STAYED.load(Ordering::Relaxed) {
+        return;
+    }
     let before = env::var_os(BEFORE_VARIABLE);
     let number = before
         .as_deref()

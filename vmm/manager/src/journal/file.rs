@@ -127,13 +127,18 @@ impl JournalFile {
     /// # Errors
     /// Returns [`JournalError::Io`] if the host has no memory left.
     pub fn append(&self, content: &[u8]) -> Result<(), JournalError> {
+        if content.len() > CONTENT_MAX {
+            let too_long = io::ErrorKind::FileTooLarge.into();
+            return Err(io("written")(too_long));
+        }
         let mut inner = self.lock();
         let frame = frame(content);
         let end = inner.end;
-        inner
-            .file
-            .write_all_at(&frame, end)
-            .map_err(io("written"))?;
+        if let Err(error) = inner.file.write_all_at(&frame, end) {
+            // A part of it may be there, and the next frame may be shorter.
+            let _ = inner.file.set_len(end);
+            return Err(io("written")(error));
+        }
         inner.end += frame.len() as u64;
         Ok(())
     }

@@ -19,6 +19,7 @@ use mkvmm_wire::messages::{Order, WorkerState};
 
 use crate::adopt::Adopted;
 use crate::life::StepError;
+use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
 
 impl Manager {
@@ -124,7 +125,8 @@ impl Manager {
         let Some(worker) = self.worker_of(id) else {
             return Ok(());
         };
-        let Some(state) = worker.state().await else {
+        let state = async { Ok(worker.state().await) };
+        let Some(state) = self.attend(&worker, AT_WORK, state).await? else {
             // It has ended, which is handled like any end.
             return Ok(());
         };
