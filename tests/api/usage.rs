@@ -341,7 +341,7 @@ fn an_instance_names_its_cgroup_and_limits() {
     let limits = "--cpu-limit 50 --memory-limit 64M --thread-limit 4";
     let spin = "--memory 8M --kernel probe --cmdline spin";
     let made = server.run(&format!("create web {spin} --cgroup mine {limits}"));
-    if made.stderr.contains("controller") || made.stderr.contains("cannot make the cgroup") {
+    if made.stderr.contains("controller") || made.stderr.contains("cannot create the cgroup") {
         made.expect_refusal(2);
         return skip(&format!("no cgroup limits anything here: {}", made.stderr));
     }

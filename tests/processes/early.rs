@@ -2,6 +2,7 @@
 //! made before anything is read, has the same properties as any other.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -114,7 +115,11 @@ fn the_first_worker_has_forgotten_arguments_and_environment() {
         let word = word.as_bytes();
         bytes.windows(word.len()).any(|window| window == word)
     };
-    let environment = known("environ");
+    let environment = match fs::read(place.join("environ")) {
+        // Only root may look, not even its own user.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Vec::new(),
+        read => read.expect("it lives"),
+    };
     assert!(!holds(&environment, SECRET), "the environment is there");
     let line = known("cmdline");
     assert!(!holds(&line, "second"), "the arguments are there");

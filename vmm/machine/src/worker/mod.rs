@@ -88,16 +88,17 @@ pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<
         restarts: 0,
     })));
     loop {
+        // Before the first wait as well: without its channel it would have no
+        // end.
+        if let Subscriber::Worker(worker) = manager.subscriber_mut(id)? {
+            if let Some(outcome) = worker.outcome.take() {
+                return outcome;
+            }
+            for device in worker.guest.take_subscribers() {
+                manager.add_subscriber(Subscriber::Device(device));
+            }
+        }
         manager.run()?;
-        let Subscriber::Worker(worker) = manager.subscriber_mut(id)? else {
-            continue;
-        };
-        if let Some(outcome) = worker.outcome.take() {
-            return outcome;
-        }
-        for device in worker.guest.take_subscribers() {
-            manager.add_subscriber(Subscriber::Device(device));
-        }
     }
 }
 

@@ -190,7 +190,7 @@ impl StepError {
                 RefusalKind::Failure => Class::VmmFailed,
             },
             Self::Shortage(error) => error.class(),
-            Self::Cgroup(CgroupError::NoController { .. }) => Class::Cgroup,
+            Self::Cgroup(_) => Class::Cgroup,
             _ if self.is_held() => Class::Busy,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
             _ => Class::VmmFailed,
@@ -201,7 +201,7 @@ impl StepError {
 impl Diagnose for StepError {
     fn class(&self) -> Class {
         match self.own_class() {
-            Class::VmmFailed if is_shortage(self) => Class::Exhausted,
+            Class::VmmFailed | Class::Cgroup if is_shortage(self) => Class::Exhausted,
             class => class,
         }
     }
