@@ -404,3 +404,25 @@ fn a_terminal_talks_to_the_guests_shell_line_by_line() {
     });
     terminal.expect_end(0);
 }
+
+#[test]
+fn what_a_client_chose_is_shown_to_others_and_not_obeyed() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let kernel = scratch.file("a\u{1b}[2Kb", &elf(code::HALT));
+    let kernel = kernel.display().to_string();
+    let create = ["create", "web", "--memory", "8M", "--kernel", &kernel];
+    let cmdline = ["--cmdline", "c\u{1b}[1Gd\u{9b}2Ke\u{202e}f"];
+    server
+        .run_words([&create[..], &cmdline].concat())
+        .expect_code(0);
+    let (show, list) = (server.ok("show web"), server.ok("list"));
+    assert!(show.contains("c?[1Gd?2Ke?f\n"), "{show}");
+    for text in [show, list] {
+        assert!(text.contains("/a?[2Kb"), "{text}");
+        let obeyed = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!text.contains(obeyed), "{text}");
+    }
+}
