@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::images::{code, elf};
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::skips_without_kvm;
-use mkvmm_test_harness::{Mkvmm, Scratch};
+use mkvmm_test_harness::{Mkvmm, Scratch, pty};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::tcgetattr;
 
 use crate::server::{EVENT_TIMEOUT, Server};
@@ -203,11 +202,7 @@ struct Terminal {
 impl Terminal {
     /// Attaches in raw mode. Its output is read only if `reads` is true.
     fn attach(server: &Server, name: &str, reads: bool) -> Self {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-        let master = openpt(flags).expect("there is a terminal");
-        grantpt(&master).expect("there is a terminal");
-        unlockpt(&master).expect("there is a terminal");
-        let slave = File::from(ioctl_tiocgptpeer(&master, flags).expect("there is a terminal"));
+        let (master, slave) = pty::open();
         let before = modes(&slave);
         let stdio = || Stdio::from(slave.try_clone().expect("there is a terminal"));
         let child = Command::new(binary())
@@ -218,7 +213,6 @@ impl Terminal {
             .stderr(stdio())
             .spawn()
             .expect("there is a terminal");
-        let master = File::from(master);
         let seen = reads.then(|| {
             let seen = Arc::new(Mutex::new(Vec::new()));
             let (keep, mut from) = (
@@ -373,4 +367,62 @@ fn a_guest_can_ask_the_terminal_for_its_size() {
     assert!(seen.lock().unwrap().ends_with(&all));
     terminal.master.write_all(&[0x1d]).unwrap();
     terminal.expect_end(0);
+}
+
+#[test]
+fn a_terminal_talks_to_the_guests_shell_line_by_line() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    server.ok("create web --memory 8M --kernel probe --cmdline shell");
+    server.ok("start web");
+    let mut terminal = Terminal::attach(&server, "web", true);
+    let shell = "probe: shell, try help\r\n";
+    wait_until("a prompt", || terminal.text().ends_with("probe# "));
+    // The key Return sends `\r`; the guest echoes, the terminal does not.
+    terminal.master.write_all(b"echo forty-two\r").unwrap();
+    let all = format!("{shell}probe# echo forty-two\r\nforty-two\r\nprobe# ");
+    wait_until("an answer", || terminal.text().ends_with(&all));
+    // Ctrl-C is the guest's.
+    terminal.master.write_all(b"echo \x03left\r").unwrap();
+    wait_until("a second answer", || {
+        terminal.text().matches("probe# ").count() == 3
+    });
+    assert_eq!(server.json("show web")["state"], "active");
+    terminal.master.write_all(b"exit\r").unwrap();
+    assert_eq!(server.wait_for_state("web", "stopped")["reason"], "reboot");
+    // It stays attached: the next boot is shown, too.
+    server.ok("start web");
+    wait_until("the next boot", || {
+        terminal.text().matches(shell).count() == 2
+    });
+    server.ok("kill web --force");
+    server.ok("delete web");
+    wait_until("why it ended", || {
+        terminal.text().ends_with("mkvmm: web was deleted\r\n")
+    });
+    terminal.expect_end(0);
+}
+
+#[test]
+fn what_a_client_chose_is_shown_to_others_and_not_obeyed() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("64M@4G"), Scratch::new());
+    let kernel = scratch.file("a\u{1b}[2Kb", &elf(code::HALT));
+    let kernel = kernel.display().to_string();
+    let create = ["create", "web", "--memory", "8M", "--kernel", &kernel];
+    let cmdline = ["--cmdline", "c\u{1b}[1Gd\u{9b}2Ke\u{202e}f"];
+    server
+        .run_words([&create[..], &cmdline].concat())
+        .expect_code(0);
+    let (show, list) = (server.ok("show web"), server.ok("list"));
+    assert!(show.contains("c?[1Gd?2Ke?f\n"), "{show}");
+    for text in [show, list] {
+        assert!(text.contains("/a?[2Kb"), "{text}");
+        let obeyed = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!text.contains(obeyed), "{text}");
+    }
 }

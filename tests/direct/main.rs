@@ -11,6 +11,7 @@
 //! | `ends` | how mkvmm ends, and with which status |
 //! | `deaths` | the rows of docs/ends.md |
 //! | `reasons` | all reasons of ends, and restarts |
+//! | `terminals` | what guests print on a terminal |
 //! | `bad_pools`, `bad_guests`, `bad_files` | refusals: one line, a status, nothing left |
 //!
 //! Without a usable `/dev/kvm` the tests that need it report that they are
@@ -28,3 +29,4 @@ mod launches;
 mod maps;
 mod platform;
 mod reasons;
+mod terminals;

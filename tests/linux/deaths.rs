@@ -104,6 +104,12 @@ const ROWS: &[Row] = &[
         "mkvmm.brief mkvmm.end=panic",
         "sysrq triggered crash",
     ),
+    row(
+        "hung-task",
+        "mkvmm.brief mkvmm.end=hung",
+        "hung_task: blocked tasks",
+    )
+    .of_612(),
     row("orderly-kbd", "mkvmm.brief reboot=k", REBOOT).reboots(),
     row("orderly-pci", "mkvmm.brief reboot=p", REBOOT)
         .of_612()

@@ -13,6 +13,7 @@
 //! | [`server`] | a VMM that serves, and two ways to talk to it |
 //! | [`kept`] | one that leaves its guests to a keeper, and is killed and started again |
 //! | [`terminal`] | a client attached to a guest's console |
+//! | [`pty`] | terminals without a window |
 //! | [`random`] | reproducible pseudo-random numbers |
 //! | [`scratch`] | temporary files |
 //!
@@ -26,6 +27,7 @@ pub mod images;
 pub mod instance;
 pub mod kept;
 pub mod mkvmm;
+pub mod pty;
 pub mod random;
 pub mod report;
 pub mod scratch;

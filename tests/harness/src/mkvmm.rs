@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
-use crate::{Consoles, Report};
+use crate::{Consoles, Report, pty};
 
 /// The default time limit of a command: far more than it takes, since the
 /// machine may be busy.
@@ -43,18 +44,42 @@ pub enum Stdout {
     Unread,
     /// A pipe whose reader was closed before the command starts.
     Closed,
+    /// A terminal whose output is read continuously and kept. It makes `\r\n`
+    /// of each newline.
+    Terminal,
+}
+
+/// The test's end of a stream that is not a pipe of [`Command`].
+#[derive(Debug)]
+enum OurEnd {
+    /// Nothing is left.
+    None,
+    /// It stays open and is never read.
+    Unread(PipeReader),
+    /// It is read.
+    Master(File),
 }
 
 impl Stdout {
-    /// Returns the command's end, and the end that is never read.
-    fn open(self) -> (Stdio, Option<PipeReader>) {
-        if self == Self::Kept {
-            return (Stdio::piped(), None);
+    /// Returns the command's end, and the test's.
+    fn open(self) -> (Stdio, OurEnd) {
+        let pipe = || {
+            let (reader, writer) = std::io::pipe().expect("there are descriptors left");
+            rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a page is a size");
+            (reader, writer)
+        };
+        match self {
+            Self::Kept => (Stdio::piped(), OurEnd::None),
+            Self::Unread => {
+                let (reader, writer) = pipe();
+                (writer.into(), OurEnd::Unread(reader))
+            }
+            Self::Closed => (pipe().1.into(), OurEnd::None),
+            Self::Terminal => {
+                let (master, slave) = pty::open();
+                (slave.into(), OurEnd::Master(master))
+            }
         }
-        let (reader, writer) = std::io::pipe().expect("there are descriptors left");
-        rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a page is a size");
-        let unread = (self == Self::Unread).then_some(reader);
-        (writer.into(), unread)
     }
 }
 
@@ -151,8 +176,8 @@ impl Mkvmm {
     pub fn spawn(self) -> Running {
         let mut words = self.wrapper.into_iter().chain([binary().into()]);
         let mut command = Command::new(words.next().unwrap_or_default());
-        let (stdout, unread) = self.stdout.open();
-        let (stderr, unread_stderr) = self.stderr.open();
+        let (stdout, our_stdout) = self.stdout.open();
+        let (stderr, our_stderr) = self.stderr.open();
         command
             .args(words)
             .args(&self.args)
@@ -162,9 +187,11 @@ impl Mkvmm {
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", binary().display()));
+        let (stdout, unread) = our_stdout.split(child.stdout.take());
+        let (stderr, unread_stderr) = our_stderr.split(child.stderr.take());
         Running {
-            stdout: child.stdout.take().map(Stream::read),
-            stderr: child.stderr.take().map(Stream::read),
+            stdout,
+            stderr,
             stdin: child.stdin.take(),
             child,
             unread,
@@ -172,6 +199,21 @@ impl Mkvmm {
             args: self.args,
             started: Instant::now(),
             timeout: self.timeout,
+        }
+    }
+}
+
+impl OurEnd {
+    /// Returns the stream that is read, if there is one, and the pipe that is
+    /// not.
+    fn split(
+        self,
+        piped: Option<impl Read + Send + 'static>,
+    ) -> (Option<Stream>, Option<PipeReader>) {
+        match self {
+            Self::None => (piped.map(Stream::read), None),
+            Self::Unread(pipe) => (None, Some(pipe)),
+            Self::Master(master) => (Some(Stream::read(master)), None),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! and what is refused is refused in JSON.
 #![no_main]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use mkvmm_manager::control::doctor::Doctor;
 use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::event_log::EventLog;
-use rustix::net::{SendFlags, send};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A stream of events goes on for as long as its client listens.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -44,6 +44,16 @@ fn examine() -> Findings {
     }
 }
 
+/// The server writes to clients that have lost patience, and libFuzzer's `main`
+/// leaves SIGPIPE deadly, unlike that of a Rust program.
+fn ignore_broken_pipes() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io();
+    let runtime = runtime.build().expect("a runtime");
+    let _context = runtime.enter();
+    // The handler does nothing, and stays when nobody waits for the signal.
+    signal(SignalKind::pipe()).expect("a handler");
+}
+
 /// The path of the socket, which is served as long as this process lives.
 fn socket() -> &'static PathBuf {
     static SOCKET: OnceLock<PathBuf> = OnceLock::new();
@@ -59,6 +69,7 @@ fn socket() -> &'static PathBuf {
             doctor: Doctor::new(examine),
             connections: 8,
         };
+        ignore_broken_pipes();
         let socket = ControlSocket::take(&path).expect("a socket");
         socket.serve(api).expect("a thread");
         std::mem::forget(socket);
@@ -69,12 +80,8 @@ fn socket() -> &'static PathBuf {
 fuzz_target!(|data: &[u8]| {
     let mut stream = UnixStream::connect(socket()).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    // It may have refused the rest already, and libFuzzer's `main` leaves
-    // SIGPIPE deadly.
-    let mut rest = data;
-    while let Ok(sent @ 1..) = send(&stream, rest, SendFlags::NOSIGNAL) {
-        rest = &rest[sent..];
-    }
+    // It may have refused the rest already.
+    let _ = stream.write_all(data);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);

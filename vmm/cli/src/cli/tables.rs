@@ -9,6 +9,7 @@ use mkvmm_api::Range;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_base::is_plain;
 use mkvmm_base::state::State;
 
 /// Formats a size such as `256M`, with one decimal if it is not a whole number.
@@ -60,6 +61,14 @@ fn state(instance: &Instance) -> Cell {
     Cell::new(text).fg(colour)
 }
 
+/// Returns a cell with text that a client chose, such as a path. Whoever looks
+/// at an instance need not be who created it, so everything that a terminal
+/// would interpret is replaced.
+fn chosen(text: impl AsRef<str>) -> Cell {
+    let shown = |c: char| if is_plain(c) { c } else { '?' };
+    Cell::new(text.as_ref().chars().map(shown).collect::<String>())
+}
+
 /// Formats instances, one per line.
 pub fn instances(all: &[Instance]) -> String {
     let mut table = table();
@@ -78,7 +87,7 @@ pub fn instances(all: &[Instance]) -> String {
             Cell::new(one.cpus).set_alignment(CellAlignment::Right),
             Cell::new(start),
             Cell::new(one.chunks.len()).set_alignment(CellAlignment::Right),
-            Cell::new(one.kernel.as_ref().map_or("-", |kernel| &kernel.path)),
+            chosen(one.kernel.as_ref().map_or("-", |kernel| &kernel.path)),
         ]);
     }
     text(&table)
@@ -114,7 +123,7 @@ pub fn instance(one: &Instance) -> String {
         row("process", Cell::new(format!("{pid}{own}")));
     }
     if let Some(cgroup) = &one.cgroup {
-        row("cgroup", Cell::new(cgroup));
+        row("cgroup", chosen(cgroup));
     }
     if let Some(kernel) = &one.kernel {
         let format = match &kernel.compression {
@@ -124,7 +133,7 @@ pub fn instance(one: &Instance) -> String {
         let (at, entry) = (kernel.range.start, kernel.entry);
         row(
             "kernel",
-            Cell::new(format!(
+            chosen(format!(
                 "{} {format} at {at:#x}, entry {entry:#x}",
                 kernel.path
             )),
@@ -133,14 +142,14 @@ pub fn instance(one: &Instance) -> String {
     if let Some(initrd) = &one.initrd {
         row(
             "initrd",
-            Cell::new(format!("{} at {:#x}", initrd.path, initrd.range.start)),
+            chosen(format!("{} at {:#x}", initrd.path, initrd.range.start)),
         );
     }
     if let Some(cmdline) = &one.cmdline {
-        row("cmdline", Cell::new(cmdline));
+        row("cmdline", chosen(cmdline));
     }
     if let Some(path) = &one.spec.console_log {
-        row("console log", Cell::new(path.display()));
+        row("console log", chosen(path.to_string_lossy()));
     }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();

@@ -1,8 +1,8 @@
 //! ACPI tables, built with `acpi_tables` and placed in the low window.
 //!
 //! They describe the vCPUs and the IOAPIC (MADT), the fixed hardware and the
-//! reset register (FADT), and the serial port, the panic device and soft-off
-//! (DSDT). Debian's cloud kernels do not support MP tables, so SMP requires
+//! reset register (FADT), and the PCI host bridge, the serial port, the panic
+//! device and soft-off (DSDT). Debian's cloud kernels do not support MP tables, so SMP requires
 //! these.
 //!
 //! # There is no CMOS clock
@@ -24,6 +24,14 @@
 //! fixed hardware. A kernel booted without kvm-clock starts without the time of
 //! day.
 //!
+//! # The PCI host bridge is declared
+//!
+//! A Linux with ACPI looks for PCI buses behind the host bridges of the DSDT
+//! only (`pci_acpi_init` succeeds without any, and `pci_subsys_init` then skips
+//! the scan of bus 0). A bridge that answers configuration accesses but is not
+//! declared would be invisible to `lspci`, and so would everything behind it.
+//! Bus 0 is its only bus. It has no windows, since no function needs any.
+//!
 //! Source: ACPI 6.5, sections 5.2 and 19.
 
 use acpi_tables::Aml;
@@ -37,8 +45,8 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 use mkvmm_base::layout::{
-    ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PM_BASE,
-    PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
+    ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PCI_BASE,
+    PCI_PORTS, PM_BASE, PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
 };
 use mkvmm_base::{Class, Diagnose};
 
@@ -181,7 +189,8 @@ fn madt(cpus: u8) -> Vec<u8> {
     madt.as_slice().to_vec()
 }
 
-/// Describes the serial port, the panic device, and the sleep type of soft-off.
+/// Describes the PCI host bridge, the serial port, the panic device, and the
+/// sleep type of soft-off.
 fn dsdt() -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let s5 = aml::Name::new(
@@ -189,6 +198,11 @@ fn dsdt() -> Vec<u8> {
         &aml::Package::new(vec![&SLEEP_TYPE_S5, &0_u8, &0_u8, &0_u8]),
     );
     dsdt.append_slice(&bytes(&s5));
+    let ports = u8::try_from(PCI_PORTS).unwrap_or(8);
+    let bus = aml::AddressSpace::new_bus_number(0_u16, 0_u16);
+    let io = aml::IO::new(PCI_BASE, PCI_BASE, 1, ports);
+    let pci = aml::ResourceTemplate::new(vec![&bus, &io]);
+    dsdt.append_slice(&device("PCI0", &aml::EISAName::new("PNP0A03"), &pci));
     let ports = u8::try_from(COM1_PORTS).unwrap_or(8);
     let io = aml::IO::new(COM1_BASE, COM1_BASE, 1, ports);
     let irq = aml::Interrupt::new(true, true, false, false, COM1_IRQ);
@@ -258,6 +272,17 @@ mod tests {
         assert_eq!(fadt[108], 0);
         assert_ne!(u16::from_le_bytes([fadt[109], fadt[110]]) & 1 << 5, 0);
         assert_ne!(fadt[112] & 1 << 6, 0);
+    }
+
+    #[test]
+    fn the_dsdt_declares_one_pci_bus() {
+        let dsdt = dsdt();
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+        assert!(has(&bytes(&aml::EISAName::new("PNP0A03"))));
+        // A word address space descriptor (ACPI 6.5, table 6.45): bus numbers
+        // from 0 to 0, which is one.
+        let bus = [0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        assert!(has(&bus));
     }
 
     #[test]
