@@ -199,6 +199,7 @@ impl Manager {
         let memory = restore_memory(pool.range(), config, &parts, inventory, &mut held_memory)?;
         let manager = Self::new(host, pool, memory, options);
         manager.memory_held.replace(held_memory);
+        manager.log().restore(contents.events);
         let mut adopted = Vec::new();
         for (record, sub_pool, files) in parts {
             let (guest, is_intact) = manager.guest_of(&record, sub_pool, files, inventory)?;
@@ -216,7 +217,6 @@ impl Manager {
                 is_intact,
             });
         }
-        manager.log().restore(contents.events);
         let problems = audit(&manager.registry()).problems;
         if !problems.is_empty() {
             return Err(AdoptError::Audit { problems });
@@ -300,6 +300,7 @@ impl Manager {
             }
             fixed
         });
+        let is_told_gone = self.is_told_gone(&config.name, record);
         let leaf = record.leaf.as_ref().map(cgroup_of);
         let guest = Guest {
             id,
@@ -316,10 +317,12 @@ impl Manager {
             leaf: leaf.map(Leaf::adopt).map(Arc::new),
             meter: Arc::new(Meter::restored(record.used)),
             serial: record.worker,
+            word: record.word,
             busy: record.busy,
             start_cgroup: record.start_cgroup.as_ref().map(cgroup_of),
             unreaped: None,
             is_new: record.is_new,
+            is_told_gone,
             loads: record.loads,
             is_doomed: record.is_doomed,
             kill_at: record.kill_at,

@@ -129,6 +129,17 @@ impl EventLog {
         newer.cloned().collect()
     }
 
+    /// Returns the kind of the last event that tells the state of an instance.
+    pub(crate) fn last_state(&self, instance: &str) -> Option<EventKind> {
+        let kept = self.lock();
+        let is_state = |event: &&Event| {
+            let is_its = event.instance.as_deref() == Some(instance);
+            is_its && matches!(event.kind, EventKind::State { .. } | EventKind::Deleted)
+        };
+        let last = kept.events.iter().rev().find(is_state);
+        last.map(|event| event.kind.clone())
+    }
+
     /// Returns a value that changes with every event: the newest number.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()

@@ -107,10 +107,14 @@ pub struct Guest {
     pub(crate) meter: Arc<Meter>,
     /// The number of that process, if it is a child of the keeper.
     pub(crate) serial: Option<u64>,
+    /// The reason that its worker has given for its end, until that has ended.
+    pub(crate) word: Option<EndReason>,
     /// The verb in progress, if there is one.
     pub(crate) busy: Option<Verb>,
     /// True while it is being created.
     pub(crate) is_new: bool,
+    /// True if nobody is to be told when it is deleted.
+    pub(crate) is_told_gone: bool,
     /// The number of times that images were loaded into it.
     pub(crate) loads: u32,
     /// True if it was killed; only an explicit start or load clears it.

@@ -90,6 +90,8 @@ type Answer = Result<Done, Refusal>;
 pub(crate) trait Listener {
     /// Handles a report that is not an answer.
     fn on_report(self: &Rc<Self>, run: RunId, report: Report);
+    /// Handles the reason of a guest's end, which the end of the process follows.
+    fn on_word(self: &Rc<Self>, run: RunId, reason: EndReason);
     /// Handles the end of the process, with the reason that it reported for its
     /// guest's end, if any.
     fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>);
@@ -470,6 +472,7 @@ impl Worker {
             }
             Report::Ended(reason) => {
                 word.get_or_insert(reason);
+                listener.on_word(self.run, reason);
             }
             Report::Log { .. } | Report::Violation { .. } if !self.may_log() => {
                 self.dropped.set(self.dropped.get().saturating_add(1));

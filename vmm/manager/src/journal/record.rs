@@ -129,6 +129,8 @@ pub struct InstanceRecord {
     pub files: Vec<FileRecord>,
     /// The number of its worker's process.
     pub worker: Option<u64>,
+    /// The reason that its worker has given for its end, while it still runs.
+    pub word: Option<EndReason>,
     /// The images in its memory.
     pub loaded: Option<LoadedRecord>,
     /// The CPU time of its ended workers in nanoseconds.

@@ -28,6 +28,7 @@ pub fn of_guest(guest: &Guest) -> Record {
         short_lives: guest.short_lives,
         files: files.collect(),
         worker: guest.serial,
+        word: guest.word,
         loaded: guest.loaded.as_ref().map(of_loaded),
         used: guest.meter.ended(),
         exits: exits.iter().map(|kinds| kinds.to_vec()).collect(),

@@ -14,10 +14,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
-use mkvmm_base::{InstanceId, chain, timeline};
+use mkvmm_base::{InstanceId, InstanceName, chain, timeline};
 use mkvmm_wire::messages::{Order, WorkerState};
 
 use crate::adopt::Adopted;
+use crate::event_log::EventKind;
+use crate::journal::record::InstanceRecord;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
@@ -72,7 +74,6 @@ impl Manager {
                     log::error!("instance {id}: {verb}: {}", chain(&error));
                 }
                 drop(busy);
-                self.announce(id);
             }
             // Whether it still is, its worker says.
             None if is_stalled && !is_doomed => {
@@ -93,7 +94,33 @@ impl Manager {
         } else if !has_worker && self.is_live(id) {
             self.lose_run(id);
         }
+        self.announce_missing(id);
         self.restart_again(id);
+    }
+
+    /// Adds the state of an instance to the event log, unless the last event
+    /// tells it: the earlier manager may have been killed in between.
+    fn announce_missing(&self, id: InstanceId) {
+        let registry = self.registry();
+        let Some(guest) = registry.guest(id) else {
+            return;
+        };
+        let now = EventKind::State {
+            state: guest.state(),
+            reason: guest.reason(),
+        };
+        let last = registry.log().last_state(&guest.name().to_string());
+        drop(registry);
+        if last != Some(now) {
+            self.announce(id);
+        }
+    }
+
+    /// Returns whether nobody is to be told that an instance is deleted: an
+    /// earlier manager has told it, or nobody knows of the instance.
+    pub(crate) fn is_told_gone(&self, name: &InstanceName, record: &InstanceRecord) -> bool {
+        let is_told = || self.log().last_state(&name.to_string()) == Some(EventKind::Deleted);
+        record.is_new || (record.busy == Some(Verb::Delete) && is_told())
     }
 
     fn busy(self: &Rc<Self>, id: InstanceId) -> Busy {

@@ -124,6 +124,15 @@ impl Manager {
         self.changed.notify_waiters();
     }
 
+    /// Notes the reason of a guest's end, so that it is not lost if this manager
+    /// is killed before the process has ended.
+    pub(crate) fn note_word(&self, run: RunId, reason: EndReason) {
+        let mut registry = self.registry_mut();
+        if let Some(guest) = registry.guest_mut(run.id).filter(|g| g.run_id() == run) {
+            guest.word.get_or_insert(reason);
+        }
+    }
+
     /// Handles the end of a worker's process, which ends the run.
     pub(crate) fn on_end(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
         self.forget_questions(run);
@@ -131,6 +140,8 @@ impl Manager {
         let Some(guest) = registry.guest_mut(run.id).filter(|g| g.run_id() == run) else {
             return;
         };
+        let noted = guest.word.take().filter(|_| exit.is_success());
+        let word = word.or(noted);
         guest.worker = None;
         (guest.serial, guest.kill_at) = (None, None);
         guest.is_stalled = false;

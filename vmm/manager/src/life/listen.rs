@@ -15,6 +15,10 @@ impl Listener for Manager {
         self.on_news(run, report);
     }
 
+    fn on_word(self: &Rc<Self>, run: RunId, reason: EndReason) {
+        self.note_word(run, reason);
+    }
+
     fn on_gone(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
         self.on_end(run, exit, word);
     }

@@ -110,7 +110,9 @@ impl Manager {
         guest.console.close();
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;
-        registry.log().push(Some(name), EventKind::Deleted);
+        if !guest.is_told_gone {
+            registry.log().push(Some(name), EventKind::Deleted);
+        }
         Ok(guest.leaf)
     }
 }

@@ -48,6 +48,7 @@ impl Manager {
             };
             guest.epoch = epoch;
             guest.serial = begun.serial;
+            guest.word = None;
             guest.held.board = held;
             guest.status.renew(guest.config.cpus(), board.reader());
             // From here on it may write to the memory.
