@@ -5,17 +5,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::images::{code, elf, number};
-use mkvmm_test_harness::kept::cpu_ticks;
-use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use mkvmm_test_harness::kept::{cpu_ticks, expect_gone, is_alive};
+use mkvmm_test_harness::server::{EVENT_TIMEOUT, try_http};
 use mkvmm_test_harness::tier::{skip, skips_without_kvm};
 use mkvmm_test_harness::{Kept, Terminal};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 const POOL: &str = "96M@4G";
 /// Turns of a loop between two lines of the guest that counts: some hundred
 /// lines a second, of which a console keeps all for as long as a test takes.
-const PAUSE: u32 = 3_000_000;
+const PAUSE: u32 = 1_000_000;
 /// What a guest does all the time, so it may differ.
 const ALIVE: [&str; 3] = ["cpu_us", "resident", "process_memory"];
 
@@ -320,7 +320,7 @@ fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
     let socket = kept.socket().to_owned();
     let killer = thread::spawn(move || {
         let body = r#"{"grace_ms":1500}"#;
-        mkvmm_test_harness::server::try_http(&socket, "POST", "/v1/instances/deaf/kill", body)
+        try_http(&socket, "POST", "/v1/instances/deaf/kill", body)
     });
     // The kill is in the journal as soon as a client can see it.
     thread::sleep(Duration::from_millis(300));
@@ -328,7 +328,7 @@ fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
     kept.running.signal(Signal::KILL);
     kept.bury_manager();
     assert!(killer.join().expect("it does not fail").is_none());
-    assert!(mkvmm_test_harness::kept::is_alive(pid), "it has its grace");
+    assert!(is_alive(pid), "it has its grace");
     let boots = |kept: &Kept| {
         let (_, instance) = kept.http("GET", "/v1/instances/loop", "");
         instance["timeline"]["exec"].as_u64().unwrap_or(0)
@@ -344,6 +344,100 @@ fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
         assert!(Instant::now() < end, "nobody restarts the other");
         thread::sleep(Duration::from_millis(10));
     }
+    kept.tear_down();
+    kept.end();
+}
+
+#[test]
+fn guests_that_end_without_a_manager_have_ended_for_the_next_one() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start(POOL, &[]);
+    let log = kept.path("brief.log");
+    // They look after their memory for a while, and reset.
+    for (name, more) in [
+        ("brief", format!("--console-log {}", log.display())),
+        ("again", "--on-reboot restart".to_owned()),
+    ] {
+        kept.ok(&format!("create {name} --memory 8M {more}"));
+        let body = r#"{"kernel":"probe","cmdline":"hold=300"}"#;
+        let path = format!("/v1/instances/{name}/load");
+        assert_eq!(kept.http("POST", &path, body).0, 200);
+    }
+    kept.ok("create shot --memory 8M --kernel probe --cmdline spin");
+    for name in ["brief", "again", "shot"] {
+        kept.ok(&format!("start {name}"));
+    }
+    let [brief, again, shot] = ["brief", "again", "shot"].map(|name| kept.worker_pid(name));
+    kept.kill_manager();
+    kill_process(shot, Signal::KILL).expect("it runs");
+    for pid in [brief, again, shot] {
+        expect_gone(pid);
+    }
+    kept.serve();
+    let reason = |name: &str, state: &str| kept.wait_for_state(name, state)["reason"].clone();
+    assert_eq!(reason("brief", "stopped"), "reboot");
+    assert_eq!(reason("shot", "failed"), "vmm");
+    kept.wait_for_state("again", "active");
+    assert_ne!(kept.worker_pid("again"), again);
+    kept.expect_audit();
+    let end = Instant::now() + EVENT_TIMEOUT;
+    loop {
+        let text = fs::read_to_string(&log).expect("it is there");
+        if text.ends_with("probe: pass\n") {
+            assert_eq!(text.matches("probe: name brief\n").count(), 1, "{text}");
+            break;
+        }
+        assert!(Instant::now() < end, "the log ends with {text}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    for name in ["brief", "shot"] {
+        kept.ok(&format!("start {name}"));
+    }
+    kept.tear_down();
+    kept.end();
+}
+
+#[test]
+fn a_process_that_stands_still_does_not_hold_up_the_next_manager() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start(POOL, &[]);
+    for name in ["still", "other"] {
+        kept.ok(&format!(
+            "create {name} --memory 8M --kernel probe --cmdline shell"
+        ));
+        kept.ok(&format!("start {name}"));
+        Terminal::attach(kept.socket(), name).wait_for("probe# ");
+    }
+    let still = kept.worker_pid("still");
+    kill_process(still, Signal::STOP).expect("it runs");
+    // A verb waits for it when the manager is killed.
+    let socket = kept.socket().to_owned();
+    let pausing = thread::spawn(move || try_http(&socket, "POST", "/v1/instances/still/pause", ""));
+    thread::sleep(Duration::from_millis(200));
+    kept.kill_manager();
+    assert!(pausing.join().expect("it does not fail").is_none());
+    kept.serve();
+    kept.expect_audit();
+    kept.ok("pause other");
+    kept.ok("resume other");
+    kept.ok("kill other --force");
+    kill_process(still, Signal::CONT).expect("it runs");
+    let end = Instant::now() + EVENT_TIMEOUT;
+    // It was told to pause, and may have been told by one manager or by none.
+    loop {
+        let (_, answer) = kept.http("POST", "/v1/instances/still/kill", r#"{"grace_ms":0}"#);
+        if answer["error"]["code"] != "busy" {
+            break;
+        }
+        assert!(Instant::now() < end, "{answer}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(kept.wait_for_state("still", "stopped")["reason"], "killed");
+    kept.ok("start still");
     kept.tear_down();
     kept.end();
 }

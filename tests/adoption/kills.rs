@@ -261,6 +261,38 @@ impl Client<'_> {
     }
 }
 
+/// Starts a guest that ends by itself, again and again: whatever was killed
+/// meanwhile, its end has the reason that it had.
+fn sprint(client: &Client<'_>, stop: &AtomicBool) {
+    let (of, name) = ("/v1/instances/gsprint", "gsprint");
+    let body = json!({"name": name, "memory": 4 << 20, "kernel": "probe"}).to_string();
+    let (status, answer) = client.insist("POST", "/v1/instances", &body);
+    // It may have been created for a manager that was killed.
+    let is_there = status == 201 || answer["error"]["code"] == "exists";
+    assert!(is_there, "{answer}");
+    while client.settled(name).is_none() {
+        client.insist("POST", "/v1/instances", &body);
+    }
+    while !stop.load(Ordering::Relaxed) {
+        client.ask("POST", &format!("{of}/start"), "");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let state = client.settled(name).expect("nobody deletes it");
+            if state == "stopped" {
+                let (_, instance) = client.insist("GET", of, "");
+                assert_eq!(instance["reason"], "reboot", "{instance}");
+                break;
+            }
+            // The start may not have been heard.
+            if state == "loaded" {
+                break;
+            }
+            assert_eq!(state, "active");
+            assert!(Instant::now() < end, "it does not end");
+        }
+    }
+}
+
 /// What must not grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Sample {
@@ -348,6 +380,14 @@ impl Crowd {
                 };
                 scope.spawn(move || client.work(stop));
             }
+            let sprinter = Client {
+                socket: &socket,
+                counts,
+                random: Random(number),
+                names: Vec::new(),
+            };
+            let stop_sprinting = &stop;
+            scope.spawn(move || sprint(&sprinter, stop_sprinting));
             for _ in 0..kills {
                 thread::sleep(Duration::from_millis(20 + random.below(300)));
                 self.kill();

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 
 use mkvmm_test_harness::kept::{expect_gone, is_alive};
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Kept, Mkvmm, Terminal};
 use rustix::process::{Pid, Signal, kill_process};
@@ -206,7 +207,7 @@ fn another_pool_is_refused_with_what_was_there() {
     for other in others {
         let run = other.finish();
         let error = run.expect_refusal(2);
-        assert!(error.contains("0x100000000"), "{error}");
+        assert!(error.contains("@0x100000000"), "{error}");
         assert!(is_alive(pid) && is_alive(keeper), "{run}");
         assert_eq!(Kept::descriptors(keeper), descriptors);
     }
@@ -218,6 +219,19 @@ fn another_pool_is_refused_with_what_was_there() {
     expect_taken_over(&mut kept, pid);
     kept.tear_down();
     kept.end();
+}
+
+#[test]
+fn a_first_manager_that_is_refused_leaves_no_keeper() {
+    if skips_without_kvm() {
+        return;
+    }
+    let kept = Kept::new(POOL, &[], EVENT_TIMEOUT);
+    // No processor has so many addresses.
+    let run = kept.serving_pool("1024P").finish();
+    assert_ne!(run.code(), Some(0), "{run}");
+    assert!(!run.stderr.is_empty(), "{run}");
+    assert!(kept.find_keeper().is_none());
 }
 
 #[test]

@@ -5,17 +5,20 @@ use std::env;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use mkvmm_test_harness::images::{code, elf, number};
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Kept, Terminal};
+use rustix::process::Pid;
 use serde_json::Value;
 
 /// Guests that live through the upgrades unless it is told.
 const GUESTS: usize = 10;
 /// Turns of a loop between two lines of the guest that counts.
-const PAUSE: u32 = 3_000_000;
+const PAUSE: u32 = 1_000_000;
 
 /// A manager with guests.
 struct Fleet {
@@ -36,10 +39,15 @@ impl Fleet {
             count.display()
         ));
         kept.ok("start count");
+        // The others leave the processors to these two.
+        let halt = kept.path("halt");
+        fs::write(&halt, elf(code::HALT)).expect("the directory is ours");
         for number in 1..guests {
-            kept.ok(&format!(
-                "create g{number} --memory 8M --kernel probe --cmdline shell"
-            ));
+            let kernel = match number {
+                1 => "probe --cmdline shell".to_owned(),
+                _ => halt.display().to_string(),
+            };
+            kept.ok(&format!("create g{number} --memory 8M --kernel {kernel}"));
             kept.ok(&format!("start g{number}"));
         }
         let mut fleet = Self {
@@ -130,6 +138,19 @@ impl Fleet {
     }
 }
 
+/// Returns what the descriptors of a process stand for, once clients have gone.
+fn settled_descriptors(pid: Pid) -> Vec<String> {
+    let mut before = Kept::descriptors(pid);
+    loop {
+        thread::sleep(Duration::from_millis(100));
+        let now = Kept::descriptors(pid);
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
 #[test]
 fn another_program_continues_and_the_first_one_again() {
     if skips_without_kvm() {
@@ -141,6 +162,7 @@ fn another_program_continues_and_the_first_one_again() {
     fs::copy(binary(), &second).expect("there is room");
     let second = second.canonicalize().expect("it is there");
     let pid = fleet.kept.manager().as_raw_pid();
+    let mut descriptors = Vec::new();
     for (manager, program) in (2..).zip([&second, &first, &second]) {
         let said = fleet.kept.ok(&format!("upgrade {}", program.display()));
         assert!(
@@ -150,7 +172,9 @@ fn another_program_continues_and_the_first_one_again() {
         let count = fleet.guests.len();
         assert!(said.contains(&format!("{count} instances")), "{said}");
         fleet.expect(program, manager);
+        descriptors.push(settled_descriptors(fleet.kept.manager()));
     }
+    assert_eq!(descriptors[0], descriptors[2]);
     // What came by an upgrade can be killed, too.
     fleet.kept.replace_manager();
     fleet.expect(&first, 5);
