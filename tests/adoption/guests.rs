@@ -19,7 +19,7 @@ const PAUSE: u32 = 1_000_000;
 /// What a guest does all the time, so it may differ.
 const ALIVE: [&str; 3] = ["cpu_us", "resident", "process_memory"];
 
-/// Everything that clients can see and that stands still.
+/// Everything that clients can see and that is stopped.
 #[derive(Debug, PartialEq)]
 struct View {
     instances: Vec<Value>,
@@ -70,7 +70,7 @@ fn expect_same(before: &View, after: &View) {
     assert_eq!(before, after);
 }
 
-/// The guests.
+/// The guests of the scene.
 struct Scene {
     kept: Kept,
     log: String,

@@ -350,7 +350,7 @@ impl Crowd {
         let events = self.kept.events(self.last.saturating_sub(1));
         let seq = |event: &Value| event["seq"].as_u64().expect("a number");
         if let Some(first) = events.first() {
-            // Not all are kept for ever, and then the oldest goes first.
+            // Not all are kept forever, and then the oldest goes first.
             let is_next = seq(first) <= self.last.max(1) || events.len() >= 4000;
             assert!(is_next, "{first} follows {}", self.last);
         }

@@ -42,7 +42,7 @@ impl Terminal {
         terminal
     }
 
-    /// Types `text`.
+    /// Types `text` into the terminal.
     #[track_caller]
     pub fn type_in(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).expect("it reads");

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mkpool::AddrRange;
-use mkvmm_base::state::State;
+use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Mark, Timeline};
-use mkvmm_base::{Class, Diagnose, ExitKind, InstanceId, chain};
+use mkvmm_base::{Class, Diagnose, ExitKind, InstanceId, InstanceName, chain};
 use mkvmm_keeper::cgroup::{Cgroups, Controller, Leaf};
 use mkvmm_keeper::client::{Held, Inventory, Keeper, KeptChild};
 use mkvmm_memory::e820::{E820Entry, E820Type};
@@ -31,6 +31,7 @@ use crate::budget::{Amounts, Shortage};
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::LogFile;
+use crate::event_log::EventKind;
 use crate::guest::{Guest, Holdings, Loaded};
 use crate::host::Host;
 use crate::images::Images;
@@ -341,6 +342,13 @@ impl Manager {
             },
         };
         Ok((guest, is_intact))
+    }
+
+    /// Returns whether nobody is to be told that an instance is deleted: an
+    /// earlier manager has told it, or nobody knows of the instance.
+    fn is_told_gone(&self, name: &InstanceName, record: &InstanceRecord) -> bool {
+        let is_told = || self.log().last_state(&name.to_string()) == Some(EventKind::Deleted);
+        record.is_new || (record.busy == Some(Verb::Delete) && is_told())
     }
 
     /// Ends the processes that no instance needs, and connects to the workers of

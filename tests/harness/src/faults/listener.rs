@@ -44,7 +44,7 @@ pub(super) struct Question {
 pub(super) enum Answer {
     /// It is made.
     Go,
-    /// It fails.
+    /// The call fails.
     Error(Errno),
     /// It is never made, since its process was killed.
     Never,

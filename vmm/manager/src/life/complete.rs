@@ -14,12 +14,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
-use mkvmm_base::{InstanceId, InstanceName, chain, timeline};
+use mkvmm_base::{InstanceId, chain, timeline};
 use mkvmm_wire::messages::{Order, WorkerState};
 
 use crate::adopt::Adopted;
 use crate::event_log::EventKind;
-use crate::journal::record::InstanceRecord;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
@@ -114,13 +113,6 @@ impl Manager {
         if last != Some(now) {
             self.announce(id);
         }
-    }
-
-    /// Returns whether nobody is to be told that an instance is deleted: an
-    /// earlier manager has told it, or nobody knows of the instance.
-    pub(crate) fn is_told_gone(&self, name: &InstanceName, record: &InstanceRecord) -> bool {
-        let is_told = || self.log().last_state(&name.to_string()) == Some(EventKind::Deleted);
-        record.is_new || (record.busy == Some(Verb::Delete) && is_told())
     }
 
     fn busy(self: &Rc<Self>, id: InstanceId) -> Busy {
