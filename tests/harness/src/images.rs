@@ -173,6 +173,26 @@ pub fn number(line: &str) -> Option<u32> {
     is_whole.then(|| digits.into_iter().try_fold(0, sum))?
 }
 
+/// Returns the numbers of the whole lines of [`code::COUNT`] in `text`, of which
+/// the beginning may be missing.
+///
+/// # Panics
+/// Panics if one is missing between two others, or is there twice.
+#[track_caller]
+pub fn numbers(text: &str) -> std::ops::Range<u32> {
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let mut lines = whole.lines().peekable();
+    // Of the oldest line that a console keeps the beginning may be gone.
+    lines.next_if(|line| number(line).is_none());
+    let first = lines.peek().and_then(|line| number(line)).unwrap_or(0);
+    let mut next = first;
+    for line in lines {
+        assert_eq!(number(line), Some(next), "{next} is `{line}`");
+        next += 1;
+    }
+    first..next
+}
+
 /// Returns a bzImage around `payload`, which must end with its unpacked size,
 /// for a kernel of up to `init_size` bytes.
 pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
