@@ -9,10 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use mkvmm_test_harness::images::{code, elf, numbers};
+use mkvmm_test_harness::kept::expect_gone;
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Kept, Terminal};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Guests that live through the upgrades unless it is told.
@@ -79,8 +80,18 @@ impl Fleet {
 
     /// The program that serves.
     fn program(&self) -> PathBuf {
-        let pid = self.kept.manager().as_raw_pid();
+        let pid = self.process().as_raw_pid();
         fs::read_link(format!("/proc/{pid}/exe")).expect("it runs")
+    }
+
+    /// The process that serves: another one than at first, if a program that was
+    /// executed in its place has ended.
+    fn process(&self) -> Pid {
+        let (_, version) = self.kept.http("GET", "/v1/version", "");
+        let pid = version["pid"]
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Pid::from_raw).expect("it has one")
     }
 
     /// Fails unless `program` serves as manager number `manager`, and all guests
@@ -90,11 +101,6 @@ impl Fleet {
         assert_eq!(self.program(), program);
         let (_, version) = self.kept.http("GET", "/v1/version", "");
         assert_eq!(version["manager"], manager, "{version}");
-        assert_eq!(
-            version["pid"],
-            self.kept.manager().as_raw_pid(),
-            "{version}"
-        );
         self.manager = manager;
         self.kept.expect_audit();
         assert_eq!(self.pids(), self.guests);
@@ -138,7 +144,13 @@ impl Fleet {
 
     fn end(self) {
         self.kept.tear_down();
-        self.kept.end();
+        let (process, keeper) = (self.process(), self.kept.keeper());
+        if process == self.kept.manager() {
+            return self.kept.end();
+        }
+        kill_process(process, Signal::TERM).expect("it runs");
+        expect_gone(process);
+        expect_gone(keeper);
     }
 }
 
@@ -176,6 +188,7 @@ fn another_program_continues_and_the_first_one_again() {
         let count = fleet.guests.len();
         assert!(said.contains(&format!("{count} instances")), "{said}");
         fleet.expect(program, manager);
+        assert_eq!(fleet.process().as_raw_pid(), pid);
         descriptors.push(settled_descriptors(fleet.kept.manager()));
     }
     assert_eq!(descriptors[0], descriptors[2]);
@@ -224,6 +237,8 @@ fn a_program_that_ends_instead_of_continuing_does_not_take_over() {
         mkvmm.display()
     );
     let fails = fleet.script("fails", &format!("{check}\nexit 1"));
+    fleet.expect_refusal(&fails, 2);
+    // The process that serves now can be asked, too.
     fleet.expect_refusal(&fails, 2);
     fleet.end();
 }
