@@ -121,7 +121,15 @@ impl Founding {
                 let inventory = &mut inventory;
                 self.adopted(contents, inventory, &keeper, binding).await?
             }
-            None => self.first(&mut inventory, &keeper, binding, stop).await?,
+            None => match self.first(&mut inventory, &keeper, binding, stop).await {
+                Ok(first) => first,
+                Err(error) => {
+                    // It has no guests, and nobody would look for it.
+                    keeper.quit().await;
+                    dir.clear();
+                    return Err(error);
+                }
+            },
         };
         if !has_guests {
             last_fleet::after_crash(&manager, dir, recreate).await?;
