@@ -126,7 +126,9 @@ impl Row {
     /// A launch of it, with `policies`.
     fn run(&self, scratch: &Scratch, policies: &str) -> Mkvmm {
         let code = [code::print(self.says.as_bytes()), self.does.clone()].concat();
-        let kernel = scratch.file(self.name, &elf(&code));
+        // Another launch of the row may be reading its file.
+        let name = format!("{}-{}", self.name, policies.len());
+        let kernel = scratch.file(&name, &elf(&code));
         Mkvmm::run("32M@0x100000000").guest(format!(
             "name=a,kernel={},memory=8M,violation=stop{policies}",
             kernel.display()
