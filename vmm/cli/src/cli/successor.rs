@@ -211,7 +211,9 @@ pub async fn carry_out(
     };
     log::info!("continuing with {}: {check}", binary.display());
     let manager = manager.ordinal();
-    if let Err(source) = start_guard(manager, control) {
+    // A service manager starts its own program again, and must not find another.
+    let is_service = env::var_os("NOTIFY_SOCKET").is_some();
+    if !is_service && let Err(source) = start_guard(manager, control) {
         let path = binary;
         let _ = reply.send(Err(UpgradeError::Execute { path, source }));
         return;
