@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::kept::{expect_gone, is_alive};
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
@@ -101,6 +103,34 @@ impl Journal {
     }
 }
 
+/// Returns the descriptors of a keeper once it has noticed that its manager has
+/// ended: when they stay the same for a while.
+fn without_manager(keeper: Pid) -> Vec<String> {
+    let (mut last, mut same) = (Kept::descriptors(keeper), 0);
+    while same < 50 {
+        thread::sleep(Duration::from_millis(10));
+        let now = Kept::descriptors(keeper);
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
+/// Fails unless a keeper soon has these descriptors: it closes the connection of a
+/// manager when it notices its end.
+#[track_caller]
+fn expect_descriptors(keeper: Pid, expected: &[String]) {
+    let end = Instant::now() + EVENT_TIMEOUT;
+    loop {
+        let now = Kept::descriptors(keeper);
+        if now == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "{now:?}, not {expected:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn journals_that_are_not_this_keepers_are_refused_and_guests_run_on() {
     if skips_without_kvm() {
@@ -110,7 +140,7 @@ fn journals_that_are_not_this_keepers_are_refused_and_guests_run_on() {
     let keeper = kept.keeper();
     kept.kill_manager();
     let journal = Journal::of(&kept);
-    let descriptors = Kept::descriptors(keeper);
+    let descriptors = without_manager(keeper);
     let mut damaged = journal.bytes.clone();
     damaged[HEADER + 12] ^= 1;
     let cases: [(&str, Vec<u8>); 8] = [
@@ -136,14 +166,14 @@ fn journals_that_are_not_this_keepers_are_refused_and_guests_run_on() {
         assert!(error.contains(text), "{text}: {error}");
         assert!(run.stderr.contains("help: the guests still run"), "{run}");
         assert!(is_alive(pid) && is_alive(keeper), "{text}");
-        assert_eq!(Kept::descriptors(keeper), descriptors, "{text}");
+        expect_descriptors(keeper, &descriptors);
     }
     // A journal without its first records contradicts itself.
     journal.put(&journal.bytes[..HEADER]);
     let run = kept.serving().finish();
     let error = run.expect_refusal(1);
     assert!(error.contains("it has no manager"), "{error}");
-    assert_eq!(Kept::descriptors(keeper), descriptors);
+    expect_descriptors(keeper, &descriptors);
 
     // A frame whose writer was killed is none.
     let mut torn = journal.bytes.clone();
@@ -197,7 +227,7 @@ fn another_pool_is_refused_with_what_was_there() {
     let (mut kept, pid) = with_guest(&[]);
     let keeper = kept.keeper();
     kept.kill_manager();
-    let descriptors = Kept::descriptors(keeper);
+    let descriptors = without_manager(keeper);
     let others = [
         kept.serving_pool("64M@4G"),
         kept.serving_pool("16M@4G"),
@@ -209,7 +239,7 @@ fn another_pool_is_refused_with_what_was_there() {
         let error = run.expect_refusal(2);
         assert!(error.contains("@0x100000000"), "{error}");
         assert!(is_alive(pid) && is_alive(keeper), "{run}");
-        assert_eq!(Kept::descriptors(keeper), descriptors);
+        expect_descriptors(keeper, &descriptors);
     }
     // Without an address it is wherever it was.
     let running = kept.serving_pool("32M").spawn();
