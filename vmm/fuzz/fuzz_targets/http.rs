@@ -47,8 +47,8 @@ fn examine() -> Findings {
 /// The server writes to clients that have lost patience, and libFuzzer's `main`
 /// leaves SIGPIPE deadly, unlike that of a Rust program.
 fn ignore_broken_pipes() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io();
-    let runtime = runtime.build().expect("a runtime");
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_io().build().expect("a runtime");
     let _context = runtime.enter();
     // The handler does nothing, and stays when nobody waits for the signal.
     signal(SignalKind::pipe()).expect("a handler");
