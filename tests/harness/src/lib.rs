@@ -23,6 +23,7 @@
 pub mod console;
 pub mod embedded;
 pub mod faults;
+mod finished;
 pub mod images;
 pub mod instance;
 pub mod kept;
@@ -38,8 +39,9 @@ pub mod tier;
 use std::path::Path;
 
 pub use console::Consoles;
+pub use finished::Finished;
 pub use kept::Kept;
-pub use mkvmm::{Finished, Mkvmm, Running, Stdout};
+pub use mkvmm::{Mkvmm, Running, Stdout};
 pub use random::Random;
 pub use report::Report;
 pub use scratch::Scratch;

@@ -307,17 +307,7 @@ impl HostPool {
                 source,
             }
         })?;
-        let mut sub_pool = SubPool {
-            name: name.clone(),
-            regions: pool.regions(),
-            pool: ManuallyDrop::new(pool),
-            entries: Vec::new(),
-            placed: None,
-            pieces: Vec::new(),
-            control: None,
-            allocations: BTreeMap::new(),
-            is_lost: false,
-        };
+        let mut sub_pool = SubPool::empty(name.clone(), pool);
         if let Err(error) = self.enter(&mut sub_pool) {
             let paused = self.log.pause(true);
             self.undo(sub_pool);

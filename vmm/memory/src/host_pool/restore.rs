@@ -8,7 +8,6 @@
 //! state, not to the numbers in it.
 
 use std::collections::BTreeMap;
-use std::mem::ManuallyDrop;
 
 use mkpool::pool::AllocError;
 use mkpool::{AddrRange, Algo, GenPool, InstancePool};
@@ -107,17 +106,8 @@ impl HostPool {
         }
         // Until the end of these checks, dropping the allocator undoes everything.
         let (pool, control) = self.allocators(state)?;
-        let mut sub_pool = SubPool {
-            name: name.clone(),
-            regions: pool.regions(),
-            pool: ManuallyDrop::new(pool),
-            entries: Vec::new(),
-            placed: None,
-            pieces: Vec::new(),
-            control: None,
-            allocations: BTreeMap::new(),
-            is_lost: state.is_lost,
-        };
+        let mut sub_pool = SubPool::empty(name.clone(), pool);
+        sub_pool.is_lost = state.is_lost;
         match self.enter_again(&mut sub_pool, state, control) {
             Ok(()) => Ok(sub_pool),
             Err(error) => {

@@ -45,6 +45,21 @@ pub struct SubPool {
 }
 
 impl SubPool {
+    /// Creates a sub-pool in which nothing is placed, without entries in the tree.
+    pub(super) fn empty(name: InstanceName, pool: InstancePool) -> Self {
+        Self {
+            name,
+            regions: pool.regions(),
+            pool: ManuallyDrop::new(pool),
+            entries: Vec::new(),
+            placed: None,
+            pieces: Vec::new(),
+            control: None,
+            allocations: BTreeMap::new(),
+            is_lost: false,
+        }
+    }
+
     /// Returns its memory, in ascending order, with adjacent chunks merged.
     pub fn regions(&self) -> &[AddrRange] {
         &self.regions
