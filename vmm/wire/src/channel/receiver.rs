@@ -25,6 +25,11 @@ pub struct Received<M> {
     pub lost: u64,
 }
 
+/// The maximum number of hellos among what was sent to earlier processes: each
+/// has left one at most, and a peer that says hello as fast as it can must not
+/// keep this process busy.
+const HELLOS_MAX: u64 = 64;
+
 /// What the next packet must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -123,6 +128,11 @@ impl<M: Message> Receiver<M> {
                     self.greet(&packet)?;
                 }
                 Next::Leftover { .. } if is_hello => {
+                    self.restarts += 1;
+                    if self.restarts > HELLOS_MAX {
+                        let bytes = packet.bytes.len();
+                        return Err(WireError::NoHello { bytes });
+                    }
                     self.greet(&packet)?;
                     self.next = Next::Leftover { due: Some(0) };
                 }

@@ -429,6 +429,19 @@ fn the_hello_to_a_process_that_died_is_no_violation() {
     assert_eq!(next(&mut third), Plain(5));
 }
 
+/// A peer that says nothing but hello does not keep its reader busy.
+#[test]
+fn endless_hellos_to_earlier_processes_are_a_violation() {
+    let (ours, theirs) = pair().unwrap();
+    let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
+    for _ in 0..100 {
+        worker.sender.restart(None).unwrap();
+    }
+    let mut second: Channel<Plain, Plain> = Channel::resume(ours, None).unwrap();
+    let refused = second.receiver.try_recv();
+    assert!(refused.is_err_and(|error| error.is_violation()));
+}
+
 /// Only a receiver that allows it is told hello again.
 #[test]
 fn a_second_hello_is_a_violation_unless_it_is_allowed() {
