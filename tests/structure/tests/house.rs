@@ -30,6 +30,8 @@ const WALLS: &[Wall] = &[
     wall("mkvmm-api", &["mkpool", "mkvmm-base"], NOT_FOR_CLIENTS),
     wall("mkvmm-memory", &["mkpool", "mkvmm-base"], KVM),
     wall("mkvmm-wire", &["mkvmm-base"], KVM),
+    // It knows rings and requests only: no transport, no manager.
+    wall("mkvmm-virtio", &[], KVM),
     // The built-in kernel is one of its images.
     wall("mkvmm-image", &["mkvmm-base", "mkvmm-guest-images"], KVM),
     // It never parses; its tests have images unpacked.
