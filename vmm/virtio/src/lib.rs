@@ -17,6 +17,7 @@
 //! | `chain` | one request: checked ranges of guest memory |
 //! | `ring` | a virtqueue: takes and returns chains |
 //! | `device` | the interface of devices |
+//! | `net` | network devices |
 //! | `testing` | a driver for tests (feature `testing`) |
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
@@ -27,6 +28,7 @@ pub mod counters;
 pub mod device;
 pub mod interrupt;
 pub mod memory;
+pub mod net;
 pub mod progress;
 pub mod ring;
 #[cfg(feature = "testing")]

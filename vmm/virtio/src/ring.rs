@@ -126,6 +126,11 @@ impl Ring {
         &self.context.memory
     }
 
+    /// Returns the device's interrupts.
+    pub fn interrupt(&self) -> &Arc<dyn Interrupt> {
+        &self.context.interrupt
+    }
+
     /// Returns the queue's counters.
     pub fn counters(&self) -> &QueueCounters {
         &self.context.counters
