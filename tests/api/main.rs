@@ -15,6 +15,7 @@
 //! | `guide` | the examples of docs/control.md |
 //! | `limits` | limits of what one client or guest can use |
 //! | `restarts` | guests that reset, and kills meanwhile |
+//! | `verbs` | several names, restarts, waiting, output printed again |
 //! | `stalls` | stalled processes |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //!
@@ -35,6 +36,7 @@ mod session;
 mod spec;
 mod stalls;
 mod usage;
+mod verbs;
 mod wire;
 
 use mkvmm_test_harness::server;

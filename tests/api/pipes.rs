@@ -7,11 +7,14 @@ use rustix::process::Signal;
 use crate::server::{Server, http};
 
 /// Every command that prints something.
-const PRINTING: [&str; 21] = [
+const PRINTING: [&str; 24] = [
     "list",
     "list --json",
     "show",
     "show a",
+    "list -q",
+    "logs a",
+    "wait a --state active",
     "show a --e820",
     "iomem",
     "pool show",

@@ -140,15 +140,7 @@ impl ClientArgs {
     /// Sends `call` and returns the text of the response.
     pub fn call(&self, call: Call<'_>) -> Result<String, CliError> {
         let socket = self.socket();
-        block_on(async {
-            let mut sender = connect(&socket).await?;
-            let answer = sender.send_request(request(call, None)?).await;
-            let answer = answer.map_err(ClientError::from)?;
-            let answer = accepted(answer).await?;
-            let body = answer.into_body().collect().await;
-            let bytes = body.map_err(ClientError::from)?.to_bytes();
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        })
+        block_on(async { Ok(ask(&socket, call).await?) })
     }
 
     /// Sends `call` and passes the text of the response on as it arrives.
@@ -159,10 +151,7 @@ impl ClientArgs {
     ) -> Result<(), CliError> {
         let socket = self.socket();
         block_on(async {
-            let mut sender = connect(&socket).await?;
-            let answer = sender.send_request(request(call, None)?).await;
-            let answer = answer.map_err(ClientError::from)?;
-            let mut body = accepted(answer).await?.into_body();
+            let mut body = open(&socket, call).await?;
             while let Some(frame) = body.frame().await {
                 if let Some(data) = frame.map_err(ClientError::from)?.data_ref() {
                     print(data)?;
@@ -171,6 +160,21 @@ impl ClientArgs {
             Ok(())
         })
     }
+}
+
+/// Sends `call` to the VMM at `socket`; returns the text of the response.
+pub async fn ask(socket: &Path, call: Call<'_>) -> Result<String, ClientError> {
+    let body = open(socket, call).await?;
+    let bytes = body.collect().await?.to_bytes();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Sends `call` to the VMM at `socket`; returns the body of the response, which
+/// may still be arriving.
+pub async fn open(socket: &Path, call: Call<'_>) -> Result<Incoming, ClientError> {
+    let mut sender = connect(socket).await?;
+    let answer = sender.send_request(request(call, None)?).await?;
+    Ok(accepted(answer).await?.into_body())
 }
 
 /// Runs `future` on a runtime of its own.

@@ -77,15 +77,23 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Stays attached until Ctrl-], a signal, or the end of the VMM.
+/// Attaches to the instance that the arguments name.
 ///
 /// # Errors
 /// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
-    let socket = args.client.socket();
+    attach(&args.name, &args.client)
+}
+
+/// Stays attached until Ctrl-], a signal, or the end of the VMM.
+///
+/// # Errors
+/// Returns a [`CliError`], which determines the exit status.
+pub fn attach(name: &str, client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let socket = client.socket();
     block_on(async {
         let mut sender = connect(&socket).await?;
-        let path = format!("/v1/instances/{}/console", escape(&args.name));
+        let path = format!("/v1/instances/{}/console", escape(name));
         let request = request(Call::get(path), Some(CONSOLE_PROTOCOL))?;
         let answer = sender.send_request(request).await;
         let answer = accepted(answer.map_err(ClientError::from)?).await?;
@@ -96,7 +104,7 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
         let terminal = RawTerminal::of_stdin().map_err(HostIoError::Terminal)?;
         if terminal.is_some() {
             // If stderr is closed, nobody wants this message.
-            let note = format!("attached to {}; Ctrl-] leaves\r\n", args.name);
+            let note = format!("attached to {name}; Ctrl-] leaves\r\n");
             let _ = io::stderr().write_all(note.as_bytes());
         }
         let end = converse(stream, signals, terminal.is_some()).await;
@@ -107,7 +115,7 @@ pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
             End::HungUp => {
                 // The VMM closes a connection for no other reason.
                 let why = match connect(&socket).await {
-                    Ok(_) => format!("{} was deleted", args.name),
+                    Ok(_) => format!("{name} was deleted"),
                     Err(_) => "the VMM has ended".to_owned(),
                 };
                 logger::say(&format!("mkvmm: {why}"));

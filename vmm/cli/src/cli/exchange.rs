@@ -18,6 +18,16 @@ pub struct ChangeArgs {
 }
 
 impl ChangeArgs {
+    /// Returns the options that every command has.
+    pub const fn client(&self) -> &ClientArgs {
+        &self.client
+    }
+
+    /// Returns whether nothing is to be changed.
+    pub const fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// Returns the query string of a request that changes something.
     pub fn query(&self) -> &'static str {
         if self.dry_run { "?dry_run=true" } else { "" }

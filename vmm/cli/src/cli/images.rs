@@ -6,6 +6,7 @@ use crate::cli::HostIoError;
 use crate::cli::client::Call;
 use crate::cli::exchange::{ChangeArgs, change, done};
 use crate::cli::spec_args::SpecArgs;
+use crate::cli::verbs;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::{ImagesSpec, InstanceSpec};
 
@@ -15,6 +16,12 @@ pub struct CreateArgs {
     name: String,
     #[command(flatten)]
     spec: SpecArgs<InstanceSpec>,
+    /// Boot it at once
+    #[arg(long, requires = "kernel", conflicts_with = "dry_run")]
+    start: bool,
+    /// Attach to its console afterwards
+    #[arg(long, requires = "start", conflicts_with = "json")]
+    console: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -35,7 +42,11 @@ pub fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
     spec.rebase(&env::current_dir().map_err(HostIoError::WorkingDirectory)?);
     spec.images()?;
     let path = format!("/v1/instances{}", args.change.query());
-    change(&args.change, Call::new("POST", path).with(&spec)?, done)
+    let created = change(&args.change, Call::new("POST", path).with(&spec)?, done)?;
+    if args.start && created == ExitStatus::Done {
+        return verbs::start_new(&args.change, &args.name, args.console);
+    }
+    Ok(created)
 }
 
 pub fn load(args: &LoadArgs) -> Result<ExitStatus, CliError> {

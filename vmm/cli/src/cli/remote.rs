@@ -6,51 +6,20 @@ use clap::Subcommand;
 use mkpool::param::parse_addr;
 
 use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::exchange::{ChangeArgs, answer, change, done, escape, get};
+use crate::cli::exchange::{ChangeArgs, answer, change, escape, get};
 use crate::cli::options::{OptionError, size};
 use crate::cli::output::print;
-use crate::cli::{console, debug, fleet_file, images, pool_log, pool_map, tables};
+use crate::cli::selection::{StateArgs, instances};
+use crate::cli::sse::Frames;
+use crate::cli::verbs::{self, KillArgs, RestartArgs, StartArgs, VerbArgs};
+use crate::cli::{console, debug, fleet_file, images, logs, pool_log, pool_map, tables, wait};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Range;
-use mkvmm_api::bodies::{AllocBody, CreateBody, KillBody, PlanBody, StartBody};
+use mkvmm_api::bodies::{AllocBody, CreateBody, PlanBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
-
-/// The name of an instance, for commands that need nothing else.
-#[derive(Debug, clap::Args)]
-pub struct NameArgs {
-    /// The name of the instance
-    name: String,
-    #[command(flatten)]
-    change: ChangeArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct StartArgs {
-    /// The name of the instance
-    name: String,
-    /// Boot it in a cgroup of its own below this one, until its next start:
-    /// PATH, or `mine` for that of this command
-    #[arg(long, value_name = "PATH|mine")]
-    cgroup: Option<PathBuf>,
-    #[command(flatten)]
-    change: ChangeArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct KillArgs {
-    /// The name of the instance
-    name: String,
-    /// End the instance at once, without pressing its power button
-    #[arg(long)]
-    force: bool,
-    /// Milliseconds between the power button and SIGKILL
-    #[arg(long, value_name = "MS", conflicts_with = "force")]
-    grace_ms: Option<u32>,
-    #[command(flatten)]
-    change: ChangeArgs,
-}
+use mkvmm_base::state::State;
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
@@ -59,6 +28,17 @@ pub struct ShowArgs {
     /// Print its memory map, as its kernel prints it
     #[arg(long, requires = "name")]
     e820: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Print only the names
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -117,25 +97,38 @@ pub enum RemoteCommand {
     Create(images::CreateArgs),
     /// Load an instance's images, replacing earlier ones (`loaded`)
     Load(images::LoadArgs),
-    /// Boot an instance (`active`)
+    /// Boot instances (`active`)
     Start(StartArgs),
-    /// Boot an instance: the former name of `start`
+    /// Boot instances: the former name of `start`
     #[command(hide = true)]
-    Exec(NameArgs),
-    /// Pause an instance's vCPUs (`paused`)
-    Pause(NameArgs),
-    /// Continue a paused instance
-    Resume(NameArgs),
-    /// End an instance, by its power button and then by force
+    Exec(VerbArgs),
+    /// Pause the vCPUs of instances (`paused`)
+    Pause(VerbArgs),
+    /// Continue paused instances
+    Resume(VerbArgs),
+    /// End instances, by their power buttons and then by force
+    #[command(aliases = ["stop", "shutdown", "destroy"])]
     Kill(KillArgs),
-    /// Remove an instance's images from its memory (`ready`)
-    Unload(NameArgs),
-    /// Delete an instance and free its memory
-    Delete(NameArgs),
+    /// End instances as `kill` does, and boot them again
+    #[command(alias = "reboot")]
+    Restart(RestartArgs),
+    /// End instances at once, as their reset buttons would, and boot them again
+    Reset(VerbArgs),
+    /// Remove the images from the memory of instances (`ready`)
+    Unload(VerbArgs),
+    /// Delete instances and free their memory
+    #[command(aliases = ["rm", "undefine"])]
+    Delete(VerbArgs),
+    /// Wait until instances have ended, or are in a state
+    Wait(wait::WaitArgs),
     /// Show one instance, or all
+    #[command(aliases = ["status", "inspect", "dominfo"])]
     Show(ShowArgs),
-    /// List all instances
-    List(ClientArgs),
+    /// List instances
+    #[command(aliases = ["ps", "ls"])]
+    List(ListArgs),
+    /// Print what an instance has printed on its serial console
+    Logs(logs::LogsArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
     ///
     /// Output from before the attachment is printed first. A serial line does
@@ -174,36 +167,22 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     match command {
         RemoteCommand::Create(args) => images::create(&args),
         RemoteCommand::Load(args) => images::load(&args),
-        RemoteCommand::Start(args) => {
-            let body = StartBody {
-                cgroup: args.cgroup,
-            };
-            let path = args.change.path(&args.name, "/start");
-            change(&args.change, Call::new("POST", path).with(&body)?, done)
-        }
+        RemoteCommand::Start(args) => verbs::start(&args),
         RemoteCommand::Exec(args) => {
             log::warn!("`exec` is now called `start`; the next release removes `exec`");
-            verb(&args, "POST", "/start")
+            verbs::plain(&args, "/start")
         }
-        RemoteCommand::Pause(args) => verb(&args, "POST", "/pause"),
-        RemoteCommand::Resume(args) => verb(&args, "POST", "/resume"),
-        RemoteCommand::Kill(args) => {
-            let body = KillBody {
-                force: args.force,
-                grace_ms: args.grace_ms,
-            };
-            let path = args.change.path(&args.name, "/kill");
-            change(&args.change, Call::new("POST", path).with(&body)?, done)
-        }
-        RemoteCommand::Unload(args) => verb(&args, "POST", "/unload"),
-        RemoteCommand::Delete(args) => {
-            let call = Call::new("DELETE", args.change.path(&args.name, ""));
-            change(&args.change, call, |was: &Instance| {
-                format!("{}: deleted\n", was.name)
-            })
-        }
+        RemoteCommand::Pause(args) => verbs::plain(&args, "/pause"),
+        RemoteCommand::Resume(args) => verbs::plain(&args, "/resume"),
+        RemoteCommand::Kill(args) => verbs::kill(&args),
+        RemoteCommand::Restart(args) => verbs::restart(&args),
+        RemoteCommand::Reset(args) => verbs::reset(&args),
+        RemoteCommand::Unload(args) => verbs::plain(&args, "/unload"),
+        RemoteCommand::Delete(args) => verbs::delete(&args),
+        RemoteCommand::Wait(args) => wait::run(&args),
         RemoteCommand::Show(args) => show(&args),
-        RemoteCommand::List(client) => list(&client),
+        RemoteCommand::List(args) => list(&args),
+        RemoteCommand::Logs(args) => logs::run(&args),
         RemoteCommand::Console(args) => console::run(&args),
         RemoteCommand::Debug(command) => debug::run(&command),
         RemoteCommand::Iomem(client) => get(&client, "/v1/iomem", |rows: &Vec<IomemRow>| {
@@ -217,14 +196,9 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
     }
 }
 
-fn verb(args: &NameArgs, method: &str, rest: &str) -> Result<ExitStatus, CliError> {
-    let path = args.change.path(&args.name, rest);
-    change(&args.change, Call::new(method, path), done)
-}
-
 fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
     let Some(name) = &args.name else {
-        return list(&args.client);
+        return all(&args.client, &StateArgs::default());
     };
     let path = format!("/v1/instances/{}", escape(name));
     if args.e820 {
@@ -236,8 +210,38 @@ fn show(args: &ShowArgs) -> Result<ExitStatus, CliError> {
     get(&args.client, &path, tables::instance)
 }
 
-fn list(client: &ClientArgs) -> Result<ExitStatus, CliError> {
-    get(client, "/v1/instances", |all: &Vec<Instance>| {
+fn list(args: &ListArgs) -> Result<ExitStatus, CliError> {
+    if !args.quiet {
+        return all(&args.client, &args.state);
+    }
+    let mut names = String::new();
+    for one in instances(&args.client)? {
+        if args.state.allow(one.state) {
+            names.push_str(one.name.as_str());
+            names.push('\n');
+        }
+    }
+    print(names.as_bytes())
+}
+
+/// Prints the instances in the given states, or all.
+fn all(client: &ClientArgs, states: &StateArgs) -> Result<ExitStatus, CliError> {
+    let text = client.call(Call::get("/v1/instances"))?;
+    if states.states().is_empty() {
+        return answer(client.json, text, |all: &Vec<Instance>| {
+            tables::instances(all)
+        });
+    }
+    // Objects of any later version are passed on as they are.
+    let all: Vec<serde_json::Value> = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    let words: Vec<String> = states.states().iter().map(State::to_string).collect();
+    let is_wanted = |one: &serde_json::Value| {
+        let state = one.get("state").and_then(serde_json::Value::as_str);
+        state.is_some_and(|state| words.iter().any(|word| word == state))
+    };
+    let wanted: Vec<serde_json::Value> = all.into_iter().filter(is_wanted).collect();
+    let text = serde_json::to_string(&wanted).map_err(ClientError::Json)?;
+    answer(client.json, text, |all: &Vec<Instance>| {
         tables::instances(all)
     })
 }
@@ -314,18 +318,11 @@ fn audit(client: &ClientArgs) -> Result<ExitStatus, CliError> {
 
 fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
     let path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
-    let mut pending = Vec::new();
+    let mut frames = Frames::default();
     args.client.stream(Call::get(path), |bytes| {
-        pending.extend_from_slice(bytes);
-        // Print whole lines only: a frame may end anywhere.
-        let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else {
-            return Ok(());
-        };
-        let lines: Vec<u8> = pending.drain(..=end).collect();
-        for line in lines.split(|&byte| byte == b'\n') {
-            if let Some(data) = line.strip_prefix(b"data: ") {
-                print(&[data, b"\n"].concat())?;
-            }
+        for mut event in frames.push(bytes) {
+            event.push(b'\n');
+            print(&event)?;
         }
         Ok(())
     })?;

@@ -1,5 +1,15 @@
 //! Formats clap's messages like mkvmm's own errors.
 
+/// The commands that end guests or delete something. None is ever suggested to
+/// somebody who has mistyped another: shells' histories repeat suggestions.
+const DESTRUCTIVE: [&str; 5] = ["kill", "restart", "reset", "unload", "delete"];
+
+/// Returns whether a tip suggests a command that destroys something.
+fn is_destructive(tip: &str) -> bool {
+    let mut quoted = tip.split('\'').skip(1).step_by(2);
+    tip.contains("subcommand") && quoted.any(|word| DESTRUCTIVE.contains(&word))
+}
+
 /// Formats a message of clap as `error: …` and `help: …`, one line each. Clap
 /// writes the error, indented details, tips and usage as separate paragraphs.
 pub fn one_line(message: &str) -> String {
@@ -13,7 +23,9 @@ pub fn one_line(message: &str) -> String {
     }
     let rest = paragraphs.flat_map(str::lines).map(str::trim);
     let help = |line: &str| {
-        let tip = line.strip_prefix("tip: ");
+        let tip = line
+            .strip_prefix("tip: ")
+            .filter(|tip| !is_destructive(tip));
         tip.or_else(|| line.strip_prefix("Usage: "))
             .map(str::to_owned)
     };
@@ -45,5 +57,23 @@ mod tests {
             "error: unexpected argument '--shw' found\nhelp: a similar argument exists: '--show'"
         );
         assert_eq!(one_line("error: no\n"), "error: no");
+    }
+
+    #[test]
+    fn no_suggestion_leads_to_a_command_that_destroys() {
+        let message = |word: &str| {
+            format!(
+                "error: unrecognized subcommand 'x'\n\n  tip: a similar subcommand exists: \
+                 '{word}'\n\nUsage: mkvmm <COMMAND>\n"
+            )
+        };
+        let help = |word: &str| one_line(&message(word)).lines().nth(1).map(str::to_owned);
+        assert_eq!(
+            help("list").as_deref(),
+            Some("help: a similar subcommand exists: 'list'")
+        );
+        for word in DESTRUCTIVE {
+            assert_eq!(help(word).as_deref(), Some("help: mkvmm <COMMAND>"));
+        }
     }
 }

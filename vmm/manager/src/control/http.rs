@@ -9,6 +9,7 @@ mod body;
 mod debug;
 mod debug_query;
 mod doctor;
+mod output;
 mod pool_routes;
 mod routes;
 mod streams;
@@ -81,6 +82,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(debug::memory))
         .routes(routes!(debug::translate))
         .routes(routes!(streams::console))
+        .routes(routes!(output::output))
         .routes(routes!(routes::alloc))
         .routes(routes!(routes::free))
 }

@@ -69,6 +69,22 @@ pub struct EventsQuery {
     pub follow: bool,
 }
 
+/// The query of the output route.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OutputQuery {
+    /// Return only the last `tail` lines of what was printed before; all that
+    /// is kept when absent.
+    #[serde(default)]
+    #[param(required = false, value_type = Option<u64>, minimum = 0, maximum = 4_294_967_295_u64)]
+    pub tail: Option<u32>,
+    /// True to wait for further output, until the instance is deleted.
+    #[serde(default)]
+    #[param(required = false)]
+    pub follow: bool,
+}
+
 /// The query of the allocation log's route.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
