@@ -124,6 +124,14 @@ pub fn default_socket() -> PathBuf {
 }
 
 impl ClientArgs {
+    /// Returns the arguments that name this socket, or the default one.
+    pub const fn maybe(socket: Option<PathBuf>) -> Self {
+        Self {
+            socket,
+            json: false,
+        }
+    }
+
     /// Returns the arguments that name the socket at `path`.
     pub fn of(path: &Path) -> Self {
         Self {

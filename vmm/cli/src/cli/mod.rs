@@ -30,6 +30,7 @@ mod sse;
 mod state_dir;
 mod successor;
 mod tables;
+mod top;
 mod upgrade;
 mod usage;
 mod verbs;

@@ -12,7 +12,7 @@ use crate::cli::output::print;
 use crate::cli::selection::{StateArgs, instances};
 use crate::cli::sse::Frames;
 use crate::cli::verbs::{self, KillArgs, RestartArgs, StartArgs, VerbArgs};
-use crate::cli::{console, debug, fleet_file, images, logs, pool_log, pool_map, tables, wait};
+use crate::cli::{console, debug, fleet_file, images, logs, pool_log, pool_map, tables, top, wait};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Range;
 use mkvmm_api::bodies::{AllocBody, CreateBody, PlanBody};
@@ -127,6 +127,11 @@ pub enum RemoteCommand {
     /// List instances
     #[command(aliases = ["ps", "ls"])]
     List(ListArgs),
+    /// Show the pool and its instances live
+    ///
+    /// Needs a terminal. Keys: arrows select an instance, `s` starts it, `p` pauses or
+    /// resumes it, `k` kills it after a question, `o` changes the order, `q` leaves.
+    Top(top::TopArgs),
     /// Print what an instance has printed on its serial console
     Logs(logs::LogsArgs),
     /// Attach to an instance's serial console; Ctrl-] leaves
@@ -182,6 +187,7 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Wait(args) => wait::run(&args),
         RemoteCommand::Show(args) => show(&args),
         RemoteCommand::List(args) => list(&args),
+        RemoteCommand::Top(args) => top::run(&args),
         RemoteCommand::Logs(args) => logs::run(&args),
         RemoteCommand::Console(args) => console::run(&args),
         RemoteCommand::Debug(command) => debug::run(&command),

@@ -61,12 +61,16 @@ fn state(instance: &Instance) -> Cell {
     Cell::new(text).fg(colour)
 }
 
-/// Returns a cell with text that a client chose, such as a path. Whoever looks
-/// at an instance need not be who created it, so everything that a terminal
-/// would interpret is replaced.
-fn chosen(text: impl AsRef<str>) -> Cell {
+/// Returns text that a client chose, such as a path. Whoever looks at an
+/// instance need not be who created it, so everything that a terminal would
+/// interpret is replaced.
+pub fn harmless(text: &str) -> String {
     let shown = |c: char| if is_plain(c) { c } else { '?' };
-    Cell::new(text.as_ref().chars().map(shown).collect::<String>())
+    text.chars().map(shown).collect()
+}
+
+fn chosen(text: impl AsRef<str>) -> Cell {
+    Cell::new(harmless(text.as_ref()))
 }
 
 /// Formats instances, one per line.
