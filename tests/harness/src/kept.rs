@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::EVENT_TIMEOUT;
-use crate::{Mkvmm, Running, Scratch, Server};
+use crate::{Mkvmm, Process, Running, Scratch, Server};
 
 /// The default lifetime of one manager.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -196,6 +196,15 @@ impl Kept {
         let mut children: Vec<_> = processes().filter_map(child).collect();
         children.sort();
         children
+    }
+
+    /// Returns the children of the keeper that run, to be killed.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<Process> {
+        let children = self.children().into_iter();
+        children
+            .filter_map(|child| Process::open(child.pid))
+            .collect()
     }
 
     /// Returns what the descriptors of a process stand for, sorted.

@@ -41,7 +41,7 @@ use std::path::Path;
 pub use console::Consoles;
 pub use finished::Finished;
 pub use kept::Kept;
-pub use mkvmm::{Mkvmm, Running, Stdout};
+pub use mkvmm::{Mkvmm, Process, Running, Stdout};
 pub use random::Random;
 pub use report::Report;
 pub use scratch::Scratch;

@@ -369,21 +369,8 @@ impl Running {
     /// Returns its children whose role begins with `role`.
     pub fn processes(&self, role: &str) -> Vec<Process> {
         let processes = self.children().into_iter().filter_map(|dir| {
-            // A process may end between two steps.
-            let pid = dir
-                .file_name()?
-                .to_str()?
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)?;
-            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-            let words = std::fs::read(dir.join("cmdline")).ok()?;
-            let words = String::from_utf8_lossy(&words).into_owned();
-            let (is, label) = words.strip_prefix("mkvmm-")?.split_once(": ")?;
-            is.starts_with(role).then(|| Process {
-                label: label.trim_end_matches('\0').to_owned(),
-                handle,
-            })
+            let process = Process::open(dir.file_name()?.to_str()?.parse().ok()?)?;
+            process.role.starts_with(role).then_some(process)
         });
         processes.collect()
     }
@@ -519,10 +506,25 @@ impl Drop for Running {
 pub struct Process {
     /// The instance or image it works for.
     pub label: String,
+    role: String,
     handle: OwnedFd,
 }
 
 impl Process {
+    /// Opens a child process of mkvmm; returns `None` if it is none, or has ended.
+    pub(crate) fn open(pid: i32) -> Option<Self> {
+        // Before it is looked at, so that it is the one that is looked at.
+        let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = String::from_utf8_lossy(&words);
+        let (role, label) = words.strip_prefix("mkvmm-")?.split_once(": ")?;
+        Some(Self {
+            label: label.trim_end_matches('\0').to_owned(),
+            role: role.to_owned(),
+            handle,
+        })
+    }
+
     /// Kills it; returns false if it has ended already.
     pub fn kill(&self) -> bool {
         pidfd_send_signal(&self.handle, Signal::KILL).is_ok()
