@@ -6,12 +6,15 @@ use crate::memory::{PAGE, tsc};
 use crate::pure::cmdline::{self, Word};
 use crate::pure::e820::USABLE;
 use crate::pure::range::{List, Range, subtract};
+use crate::pure::script::{self, Step};
 use crate::service;
 
 /// The pattern that `touch` writes, combined with each address.
 const TOUCH: u64 = 0x6d6b_766d_6d00_0000;
 /// The pattern that `hold` fills pages with, combined with each word.
 const HOLD: u64 = 0x686f_6c64_0000_0000;
+/// How long a step waits for a device, in TSC cycles.
+const PATIENCE: u64 = 20_000_000_000;
 /// The byte that `marks` writes to the POST port.
 const POST_CODE: u8 = 0x6d;
 /// The line that `marks` writes to the debug port.
@@ -30,6 +33,9 @@ impl Probe {
                 Word::Touch(value) => cmdline::addresses(value)
                     .flatten()
                     .for_each(|a| self.touch(a)),
+                Word::Do(script) => script::steps(script)
+                    .flatten()
+                    .for_each(|step| self.do_step(step)),
                 Word::Hold(millions) => self.hold(millions.saturating_mul(1_000_000)),
                 Word::Caps => self.caps(),
                 Word::Marks => leave_marks(),
@@ -44,6 +50,50 @@ impl Probe {
         match read {
             Some(read) => say!("touch {addr:#x} wrote {value:#018x} read {read:#018x}"),
             None => bad!(self, "touch {addr:#x} is out of reach"),
+        }
+    }
+
+    /// Carries out a step of a script.
+    fn do_step(&mut self, step: Step) {
+        match step {
+            Step::Read { width, addr } => match self.memory.read(addr, width) {
+                Some(value) => say!("read {addr:#x} {value:#x}"),
+                None => bad!(self, "read {addr:#x} is out of reach"),
+            },
+            Step::Write {
+                width,
+                addr,
+                value,
+                count,
+            } => {
+                for _ in 0..count {
+                    if self.memory.write(addr, width, value).is_none() {
+                        bad!(self, "write {addr:#x} is out of reach");
+                        return;
+                    }
+                }
+            }
+            Step::Until {
+                width,
+                addr,
+                mask,
+                value,
+            } => {
+                let begin = tsc();
+                loop {
+                    let read = self.memory.read(addr, width);
+                    if read.is_some_and(|read| read & mask == value) {
+                        return;
+                    }
+                    if tsc().wrapping_sub(begin) > PATIENCE {
+                        let read = read.unwrap_or_default();
+                        bad!(self, "until {addr:#x} {mask:#x} {value:#x} is {read:#x}");
+                        return;
+                    }
+                }
+            }
+            Step::ReadConfig { at } => say!("config {at:#x} {:#x}", service::read_config(at)),
+            Step::WriteConfig { width, at, value } => service::write_config(at, width, value),
         }
     }
 

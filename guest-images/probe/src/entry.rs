@@ -35,6 +35,8 @@ pub const SERVICE_CPUID: u64 = 7;
 pub const SERVICE_FLUSH: u64 = 8;
 pub const SERVICE_OUT16: u64 = 9;
 pub const SERVICE_READ: u64 = 10;
+pub const SERVICE_OUT32: u64 = 11;
+pub const SERVICE_IN32: u64 = 12;
 
 /// The vector of the 8259's first line; COM1 has line 4.
 const PIC_VECTORS: usize = 32;
@@ -275,6 +277,10 @@ service:
     je      service_flush
     cmp     eax, {read}
     je      service_read
+    cmp     eax, {out32}
+    je      service_out32
+    cmp     eax, {in32}
+    je      service_in32
 
 service_crash:
     sub     rsp, 16
@@ -302,6 +308,17 @@ service_out16:
     mov     edx, edi
     mov     eax, esi
     out     dx, ax
+    iretq
+
+service_out32:
+    mov     edx, edi
+    mov     eax, esi
+    out     dx, eax
+    iretq
+
+service_in32:
+    mov     edx, edi
+    in      eax, dx
     iretq
 
 service_halt:
@@ -449,6 +466,8 @@ user_stack_top:
     cpuid = const SERVICE_CPUID,
     flush = const SERVICE_FLUSH,
     read = const SERVICE_READ,
+    out32 = const SERVICE_OUT32,
+    in32 = const SERVICE_IN32,
     pic_vectors = const PIC_VECTORS,
     com1_vector = const COM1_VECTOR,
     gates = const GATES,

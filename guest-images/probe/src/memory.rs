@@ -144,6 +144,18 @@ impl Memory {
         self.map(Range::sized(addr, 8)?).then(|| store(addr, value))
     }
 
+    /// Reads `width` bytes (1, 2, 4 or 8) at `addr` by one access.
+    pub fn read(&mut self, addr: u64, width: u8) -> Option<u64> {
+        self.map(Range::sized(addr, width.into())?)
+            .then(|| load_some(addr, width))
+    }
+
+    /// Writes `width` bytes (1, 2, 4 or 8) at `addr` by one access.
+    pub fn write(&mut self, addr: u64, width: u8, value: u64) -> Option<()> {
+        self.map(Range::sized(addr, width.into())?)
+            .then(|| store_some(addr, width, value))
+    }
+
     /// Returns the memory of `range`, which must not change any more, for use
     /// before the next range is mapped or [`Memory::keep`] is called.
     pub fn bytes(&mut self, range: Range) -> Option<&'static [u8]> {
@@ -175,6 +187,33 @@ fn store(addr: u64, value: u64) {
     // tables, to RAM outside the image, and to addresses that the user
     // specified.
     unsafe { asm!("mov [{}], {}", in(reg) addr, in(reg) value, options(nostack, preserves_flags)) };
+}
+
+fn load_some(addr: u64, width: u8) -> u64 {
+    let value: u64;
+    // SAFETY: callers have mapped the address; reading has no effect on memory.
+    unsafe {
+        match width {
+            1 => asm!("movzx {:e}, byte ptr [{}]", out(reg) value, in(reg) addr, options(nostack)),
+            2 => asm!("movzx {:e}, word ptr [{}]", out(reg) value, in(reg) addr, options(nostack)),
+            4 => asm!("mov {:e}, [{}]", out(reg) value, in(reg) addr, options(nostack)),
+            _ => value = load(addr),
+        }
+    };
+    value
+}
+
+fn store_some(addr: u64, width: u8, value: u64) {
+    // SAFETY: callers have mapped the address, and write to addresses that the
+    // user specified.
+    unsafe {
+        match width {
+            1 => asm!("mov [{}], {}", in(reg) addr, in(reg_byte) value as u8, options(nostack)),
+            2 => asm!("mov [{}], {:x}", in(reg) addr, in(reg) value, options(nostack)),
+            4 => asm!("mov [{}], {:e}", in(reg) addr, in(reg) value, options(nostack)),
+            _ => store(addr, value),
+        }
+    };
 }
 
 /// Returns the time stamp counter.

@@ -10,6 +10,9 @@ use crate::pure::cmdline::End;
 
 /// The data register of COM1.
 const COM1_PORT: u16 = 0x3f8;
+/// The address register of PCI configuration, and its bit that enables it.
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_ENABLE: u32 = 1 << 31;
 /// The port for debug text, one byte at a time.
 pub const DEBUG_PORT: u16 = 0xe9;
 
@@ -66,6 +69,31 @@ pub fn write_port(port: u16, value: u8) {
 fn write_port16(port: u16, value: u16) {
     // SAFETY: no memory is named.
     unsafe { request(entry::SERVICE_OUT16, [port.into(), value.into(), 0]) };
+}
+
+/// Writes 32 bits to a port.
+fn write_port32(port: u16, value: u32) {
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_OUT32, [port.into(), value.into(), 0]) };
+}
+
+/// Reads 32 bits of PCI configuration space at the slot and offset in `at`
+/// (bits 15:11 and 7:0).
+pub fn read_config(at: u32) -> u32 {
+    write_port32(CONFIG_ADDRESS, CONFIG_ENABLE | at & !3);
+    // SAFETY: no memory is named.
+    unsafe { request(entry::SERVICE_IN32, [(CONFIG_ADDRESS + 4).into(), 0, 0]).0 as u32 }
+}
+
+/// Writes `width` bytes of PCI configuration space.
+pub fn write_config(at: u32, width: u8, value: u32) {
+    write_port32(CONFIG_ADDRESS, CONFIG_ENABLE | at & !3);
+    let port = CONFIG_ADDRESS + 4 + (at & 3) as u16;
+    match width {
+        1 => write_port(port, value as u8),
+        2 => write_port16(port, value as u16),
+        _ => write_port32(port, value),
+    }
 }
 
 /// Returns whether ring 0 can handle the breakpoint exception of an `int3`.

@@ -2,6 +2,7 @@
 //! user's requests. README.md of this crate has the table of the keys.
 
 use super::range::Range;
+use super::script;
 
 /// One word of the command line. Addresses are hexadecimal with `0x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Word<'a> {
     },
     /// The word `touch=ADDR,…`, to be parsed by [`addresses`].
     Touch(&'a str),
+    /// The word `do=STEP/…`, to be parsed by [`script::steps`].
+    Do(&'a str),
     /// The word `hold=N`, in millions of TSC cycles.
     Hold(u64),
     /// The word `shell`, which starts the shell.
@@ -81,6 +84,9 @@ fn word(text: &str) -> Word<'_> {
             "touch" => addresses(value)
                 .all(|a| a.is_some())
                 .then_some(Word::Touch(value)),
+            "do" => script::steps(value)
+                .all(|step| step.is_some())
+                .then_some(Word::Do(value)),
             "hold" => value.parse().ok().map(Word::Hold),
             "end" => end(value).map(Word::End),
             _ => return Word::Unknown(text),
@@ -205,6 +211,11 @@ mod tests {
             "touch=0x",
             "touch=0x+1",
             "touch=0x10000000000000000",
+            "do=",
+            "do=r4",
+            "do=r3:0",
+            "do=w4:10:20/",
+            "do=x4:10",
             "hold=",
             "hold=-1",
             "end=later",

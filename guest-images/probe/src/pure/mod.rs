@@ -10,3 +10,4 @@ pub mod e820;
 pub mod fdt;
 pub mod manifest;
 pub mod range;
+pub mod script;
