@@ -44,7 +44,13 @@ const WALLS: &[Wall] = &[
     // It uses memory for the rows of the e820 map, which it writes.
     wall(
         "mkvmm-machine",
-        &["mkpool", "mkvmm-base", "mkvmm-memory", "mkvmm-wire"],
+        &[
+            "mkpool",
+            "mkvmm-base",
+            "mkvmm-memory",
+            "mkvmm-wire",
+            "mkvmm-virtio",
+        ],
         HTTP,
     ),
     // It implements child processes: a worker, an unpacker, a cleaner.

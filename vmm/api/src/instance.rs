@@ -6,6 +6,7 @@ use mkvmm_base::InstanceName;
 use mkvmm_base::state::{EndReason, State};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::Device;
 use crate::range::Range;
 use crate::spec::InstanceSpec;
 
@@ -97,6 +98,9 @@ pub struct Instance {
     pub violations: u64,
     /// The times at which the instance reached its stages.
     pub timeline: Timeline,
+    /// The devices in the order of their PCI slots.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// The process ID of the guest's worker, while there is one.
     pub pid: Option<i32>,
     /// The CPU time in microseconds that the processes of the instance have

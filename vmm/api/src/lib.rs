@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`spec`] | [`InstanceSpec`], the description of an instance, and [`ImagesSpec`] |
+//! | [`devices`] | the devices of an instance |
 //! | [`bodies`] | bodies of requests |
 //! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | bodies of responses |
 //! | [`error`] | errors |
@@ -20,6 +21,7 @@
 
 pub mod bodies;
 pub mod debug;
+pub mod devices;
 pub mod doctor;
 pub mod error;
 pub mod events;

@@ -54,14 +54,30 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
 /// Returns the values that `key` of a struct may have; empty if they are not a
 /// fixed set.
 pub fn words<T: Deserialize<'static>>(key: &'static str) -> &'static [&'static str] {
-    let mut words: &'static [&'static str] = &[];
-    // The deserialization always ends with this error.
-    let _ = T::deserialize(MapAccessDeserializer::new(OneKey(key, &mut words)));
-    words
+    shape::<T>(key).words
 }
 
-/// A map with one key, whose value records the variants of an enum.
-struct OneKey<'a>(&'static str, &'a mut &'static [&'static str]);
+/// Returns whether `key` of a struct is a flag, which needs no value.
+pub fn is_flag<T: Deserialize<'static>>(key: &'static str) -> bool {
+    shape::<T>(key).is_flag
+}
+
+/// The values that a key takes.
+#[derive(Default)]
+struct Shape {
+    words: &'static [&'static str],
+    is_flag: bool,
+}
+
+fn shape<T: Deserialize<'static>>(key: &'static str) -> Shape {
+    let mut shape = Shape::default();
+    // The deserialization always ends with this error.
+    let _ = T::deserialize(MapAccessDeserializer::new(OneKey(key, &mut shape)));
+    shape
+}
+
+/// A map with one key, whose value records what it is asked for.
+struct OneKey<'a>(&'static str, &'a mut Shape);
 
 impl<'de> MapAccess<'de> for OneKey<'_> {
     type Error = PlainError;
@@ -77,14 +93,15 @@ impl<'de> MapAccess<'de> for OneKey<'_> {
         &mut self,
         seed: S,
     ) -> Result<S::Value, PlainError> {
-        seed.deserialize(VariantNames(self.1))
+        seed.deserialize(Asked(self.1))
     }
 }
 
-/// A deserializer that records the variant names of an enum and then fails.
-struct VariantNames<'a>(&'a mut &'static [&'static str]);
+/// A deserializer that records the variant names of an enum, or that it is asked
+/// for a Boolean, and then fails.
+struct Asked<'a>(&'a mut Shape);
 
-impl<'de> Deserializer<'de> for VariantNames<'_> {
+impl<'de> Deserializer<'de> for Asked<'_> {
     type Error = PlainError;
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, PlainError> {
@@ -101,23 +118,35 @@ impl<'de> Deserializer<'de> for VariantNames<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, PlainError> {
-        *self.0 = variants;
+        self.0.words = variants;
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, PlainError> {
+        self.0.is_flag = true;
         self.deserialize_any(visitor)
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
         unit unit_struct newtype_struct seq tuple tuple_struct map struct identifier ignored_any
     }
 }
 
-/// Parses `KEY=VAL,…`; a comma inside a value is written `,,`.
+/// Parses `KEY=VAL,…`; a comma inside a value is written `,,`. A flag may be
+/// given by its key alone.
 ///
 /// # Errors
 /// Returns a [`SpecError`] for the first invalid key or value.
 pub fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, SpecError> {
     let pair = |part: String| match part.split_once('=') {
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None if keys::<T>()
+            .iter()
+            .any(|key| *key == part && is_flag::<T>(key)) =>
+        {
+            Ok((part, true.to_string()))
+        }
         None => Err(SpecError::NoValue { text: part }),
     };
     let pairs = split_at_single_commas(text).into_iter().map(pair);

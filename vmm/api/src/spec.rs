@@ -16,6 +16,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::{DEVICES_MAX, DeviceSpec, is_false};
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
@@ -103,6 +104,9 @@ pub struct InstanceSpec {
     )]
     #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 4096))]
     pub thread_limit: Option<u32>,
+    /// An entropy device: random bytes of the host's generator, at a limited rate.
+    #[serde(skip_serializing_if = "is_false")]
+    pub rng: bool,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +167,7 @@ impl Default for InstanceSpec {
             cpu_limit: None,
             memory_limit: None,
             thread_limit: None,
+            rng: false,
             kernel: None,
             initrd: Vec::new(),
             boot: None,
@@ -206,13 +211,24 @@ impl InstanceSpec {
         }
     }
 
+    /// Returns the devices in the order of their PCI slots, the first in slot 1.
+    pub fn devices(&self) -> Vec<DeviceSpec> {
+        let rng = self.rng.then_some(DeviceSpec::Rng);
+        rng.into_iter().collect()
+    }
+
     /// Checks the conditions that involve several keys or the host: that images
     /// have a kernel, and that this host has the processors.
     ///
     /// # Errors
-    /// Returns [`SpecError::NoKernel`] or [`SpecError::Affinity`].
+    /// Returns [`SpecError::NoKernel`], [`SpecError::Devices`] or
+    /// [`SpecError::Affinity`].
     pub fn check(&self) -> Result<(), SpecError> {
         self.images()?;
+        let count = self.devices().len();
+        if count > DEVICES_MAX {
+            return Err(SpecError::Devices { count });
+        }
         match &self.cpus_affinity {
             Some(cpus) => Ok(cpus.check()?),
             None => Ok(()),

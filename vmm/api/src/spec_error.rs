@@ -3,6 +3,8 @@
 use mkvmm_base::affinity::CpuSetError;
 use mkvmm_base::{Class, Diagnose, InstanceName, NameError};
 
+use crate::devices::DEVICES_MAX;
+
 /// A reason why the specification of an instance was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -48,6 +50,12 @@ pub enum SpecError {
     /// A value is invalid; its key is not known yet.
     #[error("{0}")]
     Reason(String),
+    /// There are more devices than PCI slots.
+    #[error("{count} devices are too many (limit: {DEVICES_MAX})")]
+    Devices {
+        /// The number of devices.
+        count: usize,
+    },
     /// A generated name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),

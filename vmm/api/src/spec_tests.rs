@@ -1,7 +1,7 @@
 use mkvmm_base::{Class, Diagnose};
 
 use super::*;
-use crate::reader::{from_pairs, keys, words};
+use crate::reader::{from_pairs, is_flag, keys, words};
 
 fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
     text.parse()
@@ -10,7 +10,7 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
      on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
-     memory-limit=300M,thread-limit=6,kernel=/boot/vmlinuz,initrd=/i.gz,\
+     memory-limit=300M,thread-limit=6,rng=true,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
 fn every_key() -> InstanceSpec {
@@ -28,6 +28,7 @@ fn every_key() -> InstanceSpec {
         cpu_limit: Some(150),
         memory_limit: Some(Size::mib(300)),
         thread_limit: Some(6),
+        rng: true,
         kernel: Some(KernelSource::File(Source::Path("/boot/vmlinuz".into()))),
         initrd: vec![Source::Path("/i.gz".into()), Source::Fd(3)],
         boot: Some(BootMode::BzImage),
@@ -97,6 +98,8 @@ fn each_wrong_text_has_its_error() {
     for (text, message) in [
         ("", "`` is not KEY=VAL"),
         ("name", "`name` is not KEY=VAL"),
+        ("rng=maybe", "rng=maybe: expected a boolean"),
+        ("rng,rng=false", "`rng` is given twice"),
         ("memroy=1M", "unknown key `memroy`"),
         ("kernel=a,kernel=b", "`kernel` is given twice"),
         ("memory=1M,memory=2M", "`memory` is given twice"),
@@ -174,6 +177,20 @@ fn relative_paths_get_a_base() {
 fn processors_are_checked_apart_from_the_text() {
     let error = spec("cpus-affinity=3-1").unwrap().check().unwrap_err();
     assert_eq!(error.class(), Class::Affinity);
+}
+
+#[test]
+fn a_flag_needs_no_value() {
+    assert!(spec("name=a,rng,memory=1M").unwrap().rng);
+    assert!(!spec("rng=false").unwrap().rng);
+    let flags = keys::<InstanceSpec>().iter();
+    let flags: Vec<&str> = flags
+        .copied()
+        .filter(|key| is_flag::<InstanceSpec>(key))
+        .collect();
+    assert_eq!(flags, ["rng"]);
+    let devices = spec("rng").unwrap().devices();
+    assert_eq!(devices, [DeviceSpec::Rng]);
 }
 
 #[test]

@@ -63,6 +63,20 @@ pub const DYNAMIC_POOL_MIN: u64 = 16 << 20;
 /// The start of the 32-bit hole, where no pool may lie: IOAPIC, LAPIC and KVM's
 /// own pages.
 pub const HOLE_START: u64 = 0xc000_0000;
+/// The start of the 32-bit window of PCI: addresses for BARs.
+pub const PCI_WINDOW_START: u64 = HOLE_START;
+/// The end (exclusive) of the 32-bit window of PCI.
+pub const PCI_WINDOW_END: u64 = 0xfec0_0000;
+/// The number of PCI slots: devices 0 (the host bridge) to 31 of bus 0.
+pub const PCI_SLOTS: u8 = 32;
+/// The bytes of the 32-bit window in which the VMM places the BARs of one slot.
+/// A guest may move them.
+pub const PCI_SLOT_ROOM: u64 = 1 << 20;
+/// The size, and the alignment, of the 64-bit window of PCI: 16 GiB.
+pub const PCI_WINDOW_64_SIZE: u64 = 16 << 30;
+/// The address below which the 64-bit window of PCI ends: what a Linux with
+/// four levels of page tables can map directly (64 TiB).
+pub const PCI_WINDOW_64_LIMIT: u64 = 1 << 46;
 /// The address of the IOAPIC's registers, in the in-kernel irqchip.
 pub const IOAPIC_START: u64 = 0xfec0_0000;
 /// The address of the local APIC's registers.
@@ -99,8 +113,13 @@ pub const PM_BASE: u16 = 0x600;
 pub const PM1_CONTROL: u16 = PM_BASE + 4;
 /// The ACPI power-management timer, 4 bytes.
 pub const PM_TIMER: u16 = PM_BASE + 8;
+/// The ACPI general-purpose event block 0: two bytes of status, two of enable
+/// bits.
+pub const GPE0: u16 = PM_BASE + 12;
+/// The number of ports of the general-purpose event block.
+pub const GPE0_PORTS: u16 = 4;
 /// The number of ports from `PM_BASE` on that belong to ACPI's fixed hardware.
-pub const PM_PORTS: u16 = 12;
+pub const PM_PORTS: u16 = 16;
 /// The ACPI system control interrupt, ISA line 9.
 pub const SCI_IRQ: u32 = 9;
 /// The PCI configuration address register, 4 bytes, followed by the data
@@ -108,8 +127,50 @@ pub const SCI_IRQ: u32 = 9;
 pub const PCI_BASE: u16 = 0xcf8;
 /// The number of PCI's ports: address and data register.
 pub const PCI_PORTS: u16 = 8;
+/// The first interrupt line of PCI functions, at the IOAPIC only.
+pub const PCI_LINE: u32 = 16;
+/// The number of interrupt lines of PCI functions.
+pub const PCI_LINES: u32 = 8;
 /// The reset control register, a byte inside PCI's address register.
 pub const RESET_PORT: u16 = 0xcf9;
+
+/// Returns the address at which the VMM places the first BAR of PCI slot `slot`.
+pub const fn pci_slot_start(slot: u8) -> u64 {
+    PCI_WINDOW_START + slot as u64 * PCI_SLOT_ROOM
+}
+
+/// Returns the interrupt line of PCI slot `slot`.
+pub const fn pci_slot_line(slot: u8) -> u32 {
+    PCI_LINE + slot as u32 % PCI_LINES
+}
+
+/// Returns the start of the 64-bit window of PCI for guests whose addresses have
+/// `bits` bits and whose pool is at `pool_start`, up to `pool_last`: the highest
+/// multiple of its size, above 4 GiB and below [`PCI_WINDOW_64_LIMIT`], where it
+/// does not overlap the pool. `None` if the pool leaves no such place.
+pub const fn pci_window_64(bits: u8, pool_start: u64, pool_last: u64) -> Option<u64> {
+    let limit = if bits < 46 {
+        1 << bits
+    } else {
+        PCI_WINDOW_64_LIMIT
+    };
+    let mut start = limit;
+    while start >= HOLE_END + PCI_WINDOW_64_SIZE {
+        start -= PCI_WINDOW_64_SIZE;
+        if start < HOLE_END {
+            return None;
+        }
+        if start > pool_last || start + PCI_WINDOW_64_SIZE <= pool_start {
+            return Some(start);
+        }
+        // Nothing that lies in the pool needs to be tried.
+        let below = pool_start - pool_start % PCI_WINDOW_64_SIZE;
+        if below < start {
+            start = below;
+        }
+    }
+    None
+}
 
 const _: () = {
     assert!(GDT_START + 4 * 8 <= IDT_START);
@@ -125,9 +186,48 @@ const _: () = {
     assert!(ACPI_END <= LOW_WINDOW_SIZE);
     assert!(LOW_WINDOW_SIZE <= DYNAMIC_POOL_MIN);
     assert!(DYNAMIC_POOL_MIN < HOLE_START);
-    assert!(HOLE_START < IOAPIC_START);
+    assert!(HOLE_START <= PCI_WINDOW_START);
+    assert!(PCI_WINDOW_START < PCI_WINDOW_END);
+    assert!(PCI_WINDOW_END <= IOAPIC_START);
+    assert!(pci_slot_start(PCI_SLOTS) <= PCI_WINDOW_END);
+    assert!(GPE0 + GPE0_PORTS <= PM_BASE + PM_PORTS);
     assert!(IOAPIC_START + PAGE_SIZE <= LAPIC_START);
     assert!(LAPIC_START + PAGE_SIZE <= IDENTITY_MAP_START);
     assert!(IDENTITY_MAP_START + PAGE_SIZE <= TSS_START);
     assert!(TSS_START + 3 * PAGE_SIZE <= HOLE_END);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_64_bit_window_of_pci_is_never_over_the_pool() {
+        let gib = 1 << 30;
+        for bits in [36_u8, 39, 40, 46, 48, 52] {
+            let end = 1_u64 << bits.min(46);
+            for (start, size) in [
+                (16 << 20, gib),
+                (4 * gib, 4 * gib),
+                (4 * gib, 40 * gib),
+                (end - gib, gib),
+                (end - 17 * gib, 5 * gib),
+                (4 * gib, end - 4 * gib),
+                (20 * gib, end - 20 * gib),
+                (32 * gib, end - 32 * gib),
+            ] {
+                let last = start + size - 1;
+                let Some(window) = pci_window_64(bits, start, last) else {
+                    assert!(start < 32 * gib && size >= end / 2, "{bits} {start:#x}");
+                    continue;
+                };
+                assert!(window >= HOLE_END && window + PCI_WINDOW_64_SIZE <= end);
+                assert!(window > last || window + PCI_WINDOW_64_SIZE <= start);
+            }
+        }
+        assert_eq!(
+            pci_window_64(40, 4 << 30, 5 << 30),
+            Some((1 << 40) - (16 << 30))
+        );
+    }
+}

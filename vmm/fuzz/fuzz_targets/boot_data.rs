@@ -63,7 +63,7 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     let cpus = input.arbitrary()?;
-    assert!(acpi::build(cpus).is_ok_and(|tables| tables.starts_with(b"RSD PTR ")));
+    assert!(acpi::build(cpus, range(input)?).is_ok_and(|tables| tables.starts_with(b"RSD PTR ")));
     Ok(())
 }
 

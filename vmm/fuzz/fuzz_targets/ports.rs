@@ -14,6 +14,7 @@ use mkvmm_base::layout::{PCI_BASE, PCI_PORTS, PM_BASE, PM_PORTS};
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_machine::console::Console;
 use mkvmm_machine::devices::board::Board;
+use mkvmm_machine::devices::pci::host_bridge::HostBridge;
 use mkvmm_machine::devices::violation::ViolationCounter;
 use mkvmm_machine::news::{News, NewsSink};
 use mkvmm_machine::progress::Progress;
@@ -59,7 +60,7 @@ impl Guest {
         let progress = Arc::new(Progress::new(Arc::new(Nobody)));
         let console: Arc<dyn Console> = Arc::clone(&line) as _;
         let log = Arc::default();
-        let board = Board::new(console, &progress, &log, Arc::new(violations));
+        let board = Board::new(console, &progress, &log, Arc::new(violations), HostBridge::default());
         Self {
             board: board.expect("devices"),
             line,

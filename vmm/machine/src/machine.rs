@@ -9,15 +9,21 @@ use event_manager::EventSubscriber;
 use mkpool::AddrRange;
 use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
-use mkvmm_base::layout;
+use mkvmm_base::layout::{self, PCI_SLOTS};
 use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::ViolationPolicy;
+use mkvmm_virtio::{GuestSpace, VirtioDevice};
 use mkvmm_wire::shared::board::BoardWriter;
 
 use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
+use crate::devices::pci::config::Windows;
+use crate::devices::pci::host_bridge::{HostBridge, Slot};
+use crate::devices::pci::line::Lines;
+use crate::devices::pci::wiring::Wiring;
 use crate::devices::violation::ViolationCounter;
+use crate::devices::virtio::function::{Surroundings, VirtioFunction};
 use crate::kernel_log::KernelLog;
 use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::host::Host;
@@ -53,6 +59,10 @@ pub struct Connections {
     pub news: Arc<dyn NewsSink>,
     /// The board for counters and the last registers.
     pub board: BoardWriter,
+    /// The devices, in the order of their PCI slots.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// The window of the PCI bridge above 4 GiB, if there is one.
+    pub pci_high: Option<AddrRange>,
 }
 
 /// A reason why a machine could not be created.
@@ -70,6 +80,12 @@ pub enum MachineError {
     /// The boot data cannot be written.
     #[error(transparent)]
     BootData(#[from] BootDataError),
+    /// There are more devices than PCI slots.
+    #[error("{count} devices exceed the limit")]
+    Devices {
+        /// The number of devices requested.
+        count: usize,
+    },
     /// There are more vCPUs than slots on the board.
     #[error("{cpus} vCPUs exceed the limit")]
     Cpus {
@@ -142,11 +158,14 @@ impl Machine {
             console,
             news,
             board: status,
+            devices,
+            pci_high,
         } = connections;
         let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
         let log = Arc::default();
-        let board = Board::new(console, &progress, &log, Arc::new(violations))?;
+        let bridge = bridge(&vm, devices, pci_high, &status)?;
+        let board = Board::new(console, &progress, &log, Arc::new(violations), bridge)?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
         }
@@ -290,6 +309,36 @@ impl Machine {
             vcpu.send(command.clone());
         }
     }
+}
+
+/// Creates the PCI bridge with a slot for each of `devices`.
+fn bridge(
+    vm: &Vm,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    pci_high: Option<AddrRange>,
+    status: &BoardWriter,
+) -> Result<HostBridge, MachineError> {
+    let wiring: Arc<dyn Wiring> = Arc::new(vm.wires());
+    let lines = Lines::new(Arc::clone(&wiring));
+    let count = devices.len();
+    let mut slots = Vec::new();
+    for (index, (device, number)) in devices.into_iter().zip(1..PCI_SLOTS).enumerate() {
+        let too_many = MachineError::Devices { count };
+        let surroundings = Surroundings {
+            slot: number,
+            memory: Arc::clone(vm.memory()) as Arc<dyn GuestSpace>,
+            wiring: Arc::clone(&wiring),
+            lines: &lines,
+            counters: status.device(index).ok_or(too_many)?,
+        };
+        let function = VirtioFunction::new(device, surroundings).map_err(BoardError::Io)?;
+        slots.push(Slot { number, function });
+    }
+    if slots.len() < count {
+        return Err(MachineError::Devices { count });
+    }
+    let high = pci_high.map(|high| (high.start(), high.last()));
+    Ok(HostBridge::new(Windows { high }, slots))
 }
 
 impl Drop for Machine {

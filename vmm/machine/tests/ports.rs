@@ -22,6 +22,7 @@ use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_machine::boot::{gdt, page_tables};
 use mkvmm_machine::console::Console;
 use mkvmm_machine::devices::board::Board;
+use mkvmm_machine::devices::pci::host_bridge::HostBridge;
 use mkvmm_machine::devices::violation::ViolationCounter;
 use mkvmm_machine::kvm::cpuid::MkvmmLeaves;
 use mkvmm_machine::kvm::{BareVm, Host, Vm};
@@ -106,7 +107,14 @@ fn board(screen: &Arc<Screen>) -> Board {
     let violations = ViolationCounter::new(ViolationPolicy::Log, status, Arc::clone(&sink));
     let progress = Arc::new(Progress::new(sink));
     let console = Arc::clone(screen) as Arc<dyn Console>;
-    Board::new(console, &progress, &Arc::default(), Arc::new(violations)).unwrap()
+    Board::new(
+        console,
+        &progress,
+        &Arc::default(),
+        Arc::new(violations),
+        HostBridge::default(),
+    )
+    .unwrap()
 }
 
 /// What a guest left.

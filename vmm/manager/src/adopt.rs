@@ -24,13 +24,14 @@ use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::SharedError;
-use mkvmm_wire::shared::board::Board;
+use mkvmm_wire::shared::board::{Board, DeviceCounts};
 
 use crate::audit::audit;
 use crate::budget::{Amounts, Shortage};
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::LogFile;
+use crate::devices;
 use crate::event_log::EventKind;
 use crate::guest::{Guest, Holdings, Loaded};
 use crate::host::Host;
@@ -180,6 +181,7 @@ impl Manager {
     ) -> Result<(Rc<Self>, Vec<Adopted>), AdoptError> {
         let config = memory_of(&contents.manager)?;
         let mut pool = HostPool::restore(&contents.pool)?;
+        let devices = contents.devices;
         let mut parts = Vec::new();
         let mut held_memory = BTreeMap::new();
         for record in contents.instances.into_values() {
@@ -203,7 +205,12 @@ impl Manager {
         manager.log().restore(contents.events);
         let mut adopted = Vec::new();
         for (record, sub_pool, files) in parts {
-            let (guest, is_intact) = manager.guest_of(&record, sub_pool, files, inventory)?;
+            let (guest, is_intact) = manager.guest_of(
+                &record,
+                devices.get(&record.sub_pool.id).map_or(&[], Vec::as_slice),
+                (sub_pool, files),
+                inventory,
+            )?;
             let id = guest.id;
             let child = record.worker.and_then(|s| inventory.children.remove(&s));
             let mut registry = manager.registry_mut();
@@ -230,8 +237,8 @@ impl Manager {
     fn guest_of(
         &self,
         record: &InstanceRecord,
-        sub_pool: SubPool,
-        files: Vec<MemoryFile>,
+        counters: &[Vec<u64>],
+        (sub_pool, files): (SubPool, Vec<MemoryFile>),
         inventory: &mut Inventory,
     ) -> Result<(Guest, bool), AdoptError> {
         let id = InstanceId(record.sub_pool.id);
@@ -267,6 +274,13 @@ impl Manager {
             config.console_log = Some(Arc::new(LogFile::adopt(File::from(file), path)));
             log_held = Some(held);
         }
+        let (opened, devices_held) = match inventory.held.contains_key(&Key::Devices(id.0)) {
+            true => take(inventory, Key::Devices(id.0)).map(|(files, held)| (files, Some(held)))?,
+            false => (Vec::new(), None),
+        };
+        let opened = devices::adopt(&config.spec, opened);
+        let opened = opened.ok_or_else(|| contradiction("devices without their descriptors"))?;
+        config.devices = Arc::new(opened);
         let (mut board, mut board_held) = (None, None);
         if inventory.held.contains_key(&Key::Board(id.0, record.epoch)) {
             let (file, held) = take_one(inventory, Key::Board(id.0, record.epoch))?;
@@ -285,6 +299,7 @@ impl Manager {
         };
         let images = loaded.as_ref().map_or(1, |l| l.images.infos().len());
         let amounts = Amounts::of_instance(config.cpus(), files.len().max(1), images);
+        let amounts = amounts.plus(devices::needs(&config.spec));
         let booking = self.budget.book(amounts)?;
         let timeline = Arc::new(Timeline::default());
         timeline.restore(&record.stages);
@@ -301,6 +316,8 @@ impl Manager {
             }
             fixed
         });
+        let counters = counters.iter().map(|words| DeviceCounts::from_words(words));
+        let counters = counters.collect();
         let is_told_gone = self.is_told_gone(&config.name, record);
         let leaf = record.leaf.as_ref().map(cgroup_of);
         let guest = Guest {
@@ -333,12 +350,13 @@ impl Manager {
             short_lives: record.short_lives,
             timeline,
             console,
-            status: Status::restored(exits.collect(), record.violations, board),
+            status: Status::restored(exits.collect(), record.violations, counters, board),
             log: None,
             held: Holdings {
                 console: Some(console_held),
                 board: board_held,
                 log: log_held,
+                devices: devices_held,
             },
         };
         Ok((guest, is_intact))

@@ -90,6 +90,12 @@ impl Amounts {
         }
     }
 
+    /// Returns both amounts together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.combine(other, u64::saturating_add)
+    }
+
     const fn of(&self, resource: Resource) -> u64 {
         match resource {
             Resource::Descriptors => self.descriptors,

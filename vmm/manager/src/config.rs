@@ -9,6 +9,7 @@ use mkvmm_base::InstanceName;
 use mkvmm_keeper::cgroup::{Base, Cgroups, ResourceLimits};
 
 use crate::console_log::LogFile;
+use crate::devices::Opened;
 
 /// Returns the cgroup that a user calls `path`; `mine` finds theirs.
 ///
@@ -30,6 +31,8 @@ pub struct InstanceConfig {
     pub spec: InstanceSpec,
     /// The opened file for its console output.
     pub console_log: Option<Arc<LogFile>>,
+    /// Its devices with what was opened for them.
+    pub devices: Arc<Vec<Opened>>,
     /// The cgroup below which it has its own, found.
     pub cgroup: Option<Cgroups>,
 }
@@ -46,11 +49,13 @@ impl InstanceConfig {
             },
             name,
             console_log: None,
+            devices: Arc::default(),
             cgroup: None,
         }
     }
 
-    /// Validates `spec`; its console log must still be opened.
+    /// Validates `spec`; its console log and what its devices need must still be
+    /// opened.
     ///
     /// # Errors
     /// Returns a [`SpecError`] if there is no name, or if
@@ -62,6 +67,7 @@ impl InstanceConfig {
             name: name.ok_or(SpecError::Missing { key: "name" })?,
             spec,
             console_log: None,
+            devices: Arc::default(),
             cgroup: None,
         })
     }
@@ -73,6 +79,7 @@ impl InstanceConfig {
             name,
             spec,
             console_log: None,
+            devices: Arc::default(),
             cgroup: None,
         }
     }

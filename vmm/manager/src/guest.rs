@@ -76,6 +76,8 @@ pub(crate) struct Holdings {
     pub board: Option<Held>,
     /// The console log.
     pub log: Option<Held>,
+    /// What was opened for its devices.
+    pub devices: Option<Held>,
 }
 
 /// The record of an instance in any state.

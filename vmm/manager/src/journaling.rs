@@ -55,7 +55,7 @@ impl Journaling {
             Record::Manager(self.manager.clone()),
             Record::Pool(registry.pool().state()),
         ];
-        records.extend(registry.guests().map(snapshot::of_guest));
+        records.extend(registry.guests().flat_map(snapshot::of_guest));
         let events = registry.log().since(0);
         records.extend(events.iter().map(record::of_event));
         let new = self.journal.rewrite(&records, &self.keeper)?;
@@ -78,10 +78,10 @@ impl Journaling {
         }
         let instance = |id: &mkvmm_base::InstanceId| match registry.guest(*id) {
             Some(guest) => snapshot::of_guest(guest),
-            None => Record::Deleted(id.0),
+            None => vec![Record::Deleted(id.0)],
         };
         let mut records: Vec<Record> = events.iter().map(record::of_event).collect();
-        records.extend(changes.instances.iter().map(instance));
+        records.extend(changes.instances.iter().flat_map(instance));
         if changes.pool {
             records.push(Record::Pool(registry.pool().state()));
         }

@@ -7,6 +7,7 @@
 //!
 //! | files | contents |
 //! |---|---|
+//! | `devices` | what devices need of the host |
 //! | `config`, `images` | the configuration and the contents of an instance |
 //! | `limits`, `budget` | limits of simultaneous use |
 //! | `console`, `status` | the data of workers in shared memory |
@@ -38,6 +39,7 @@ pub mod console;
 pub mod console_log;
 pub mod control;
 mod debug;
+pub mod devices;
 pub mod event_log;
 pub mod guest;
 mod harmless;

@@ -12,6 +12,7 @@ use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups};
 
 use crate::config::InstanceConfig;
 use crate::console_log::{LogError, LogFile};
+use crate::devices::{self, DeviceError};
 use crate::images::{self, ImageError, Images, UnpackerChildren};
 use crate::manager::Manager;
 use crate::run::GuestConfig;
@@ -40,6 +41,15 @@ pub enum ResolveError {
         #[source]
         source: CgroupError,
     },
+    /// What a device needs cannot be had.
+    #[error("guest {name}")]
+    Device {
+        /// The name of the guest.
+        name: InstanceName,
+        /// The error of the device.
+        #[source]
+        source: DeviceError,
+    },
     /// A file cannot be used as a console log.
     #[error("guest {name}")]
     Log {
@@ -57,6 +67,7 @@ impl ResolveError {
             Self::Spec(error) => error,
             Self::Image { source, .. } => source,
             Self::Cgroup { .. } => return None,
+            Self::Device { source, .. } => source,
             Self::Log { source, .. } => source,
         })
     }
@@ -123,6 +134,15 @@ impl Manager {
         }
         // Open the logs last, since that modifies files: nothing else can fail
         // by now.
+        for config in &mut resolved {
+            let instance = &mut config.instance;
+            let opened = devices::open(&instance.spec);
+            let opened = opened.map_err(|source| ResolveError::Device {
+                name: instance.name.clone(),
+                source,
+            })?;
+            instance.devices = Arc::new(opened);
+        }
         for config in &mut resolved {
             let instance = &mut config.instance;
             if let Some(path) = &instance.spec.console_log {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use mkvmm_base::ExitKind;
 use mkvmm_base::registers::Registers;
 use mkvmm_base::state::EndReason;
-use mkvmm_wire::shared::board::{self, BoardReader};
+use mkvmm_wire::shared::board::{self, BoardReader, DeviceCounts};
 
 /// The counters of an instance over all its boots.
 #[derive(Debug, Default)]
@@ -15,13 +15,16 @@ pub struct Status {
     /// The exits of previous boots, by vCPU and kind.
     exits: Vec<[u64; ExitKind::ALL.len()]>,
     violations: u64,
+    /// The counters of the devices in previous boots.
+    devices: Vec<DeviceCounts>,
     /// The last registers of a killed guest, by vCPU.
     last_words: BTreeMap<u8, Registers>,
 }
 
 impl Status {
     /// Continues with the board of a new worker.
-    pub(crate) fn renew(&mut self, cpus: u8, board: BoardReader) {
+    pub(crate) fn renew(&mut self, cpus: u8, devices: usize, board: BoardReader) {
+        self.devices = (0..devices).map(|index| self.device(index)).collect();
         let exits = (0..cpus).map(|cpu| self.exits(cpu)).collect();
         self.violations = self.violations();
         self.exits = exits;
@@ -34,17 +37,24 @@ impl Status {
         (&self.exits, self.violations)
     }
 
+    /// Returns the counters of the devices in previous boots.
+    pub(crate) fn earlier_devices(&self) -> &[DeviceCounts] {
+        &self.devices
+    }
+
     /// Continues with the exits and the violations of previous boots, and the
     /// board of the last one.
     pub(crate) fn restored(
         exits: Vec<[u64; ExitKind::ALL.len()]>,
         violations: u64,
+        devices: Vec<DeviceCounts>,
         board: Option<BoardReader>,
     ) -> Self {
         Self {
             board,
             exits,
             violations,
+            devices,
             last_words: BTreeMap::new(),
         }
     }
@@ -76,6 +86,20 @@ impl Status {
         if let Some(now) = board.and_then(|board| board.exits(cpu.into())) {
             for (sum, now) in sum.iter_mut().zip(now) {
                 *sum = sum.saturating_add(now);
+            }
+        }
+        sum
+    }
+
+    /// Returns the counters of a device, by its position.
+    pub fn device(&self, index: usize) -> DeviceCounts {
+        let mut sum = self.devices.get(index).copied().unwrap_or_default();
+        let board = self.board.as_ref();
+        if let Some(now) = board.and_then(|board| board.device(index)) {
+            sum.faults = sum.faults.saturating_add(now.faults);
+            let counters = sum.queues.iter_mut().flatten();
+            for (sum, now) in counters.zip(now.queues.iter().flatten()) {
+                *sum = sum.saturating_add(*now);
             }
         }
         sum

@@ -18,6 +18,7 @@
 //! | `ring` | a virtqueue: takes and returns chains |
 //! | `device` | the interface of devices |
 //! | `net` | network devices |
+//! | `rng` | an entropy device |
 //! | `testing` | a driver for tests (feature `testing`) |
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod net;
 pub mod progress;
 pub mod ring;
+pub mod rng;
 #[cfg(feature = "testing")]
 pub mod testing;
 

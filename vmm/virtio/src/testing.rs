@@ -25,8 +25,9 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
 /// The bytes between the parts of a queue, and between queues: enough for 256
-/// entries.
+/// entries. They are empty in the beginning.
 const STEP: u64 = 0x1000;
+const EMPTY: [u8; 3 * 0x1000] = [0; 3 * 0x1000];
 /// The address of the first queue, and of the buffers.
 const QUEUES: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x10_0000;
@@ -84,6 +85,7 @@ impl Driver {
     /// [`memory`]. Each of the first 16 queues has a place of its own.
     pub fn new(memory: &Arc<GuestMemoryMmap>, queue: u16, size: u16) -> Self {
         let base = QUEUES + u64::from(queue) * 3 * STEP;
+        memory.write_slice(&EMPTY, GuestAddress(base)).unwrap();
         Self {
             memory: Arc::clone(memory),
             queue,
@@ -140,6 +142,11 @@ impl Driver {
         }
         self.offer(head);
         head
+    }
+
+    /// Returns the number of chains that were offered, and not seen returned.
+    pub fn in_flight(&self) -> u16 {
+        self.offered.wrapping_sub(self.seen)
     }
 
     /// Returns the address of a new buffer.

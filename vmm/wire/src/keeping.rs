@@ -50,6 +50,8 @@ pub enum Key {
     Images(u32, u32),
     /// The console log of an instance.
     Log(u32),
+    /// What was opened for the devices of an instance, in their order.
+    Devices(u32),
 }
 
 /// An order to start a child.

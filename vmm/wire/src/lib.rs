@@ -31,6 +31,7 @@
 //! directions.
 
 pub mod channel;
+pub mod devices;
 pub mod keeping;
 pub mod messages;
 #[cfg(feature = "tokio")]

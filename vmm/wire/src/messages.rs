@@ -7,7 +7,7 @@
 //!     Load     [kernel, archives …]  ────────►
 //!     Kvm      [/dev/kvm]            ────────►  (it creates its VM)
 //!                                    ◄──────── Done(Ok(Loaded))
-//!     Boot                           ────────►
+//!     Boot     [those of devices]    ────────►
 //!                                    ◄──────── Done(Ok(Booted))
 //!     Run                            ────────►
 //!                                    ◄──────── Reached, Mark, Violation, …
@@ -34,6 +34,7 @@ use mkvmm_base::violation::{Violation, ViolationPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{DESCRIPTORS_MAX, Message};
+use crate::devices::Device;
 
 /// The maximum number of initramfs archives of one instance.
 pub const ARCHIVES_MAX: usize = 64;
@@ -140,6 +141,8 @@ pub struct BootOrder {
     pub manifest: Vec<u8>,
     /// The command line without its NUL.
     pub cmdline: Vec<u8>,
+    /// The devices, in the order of their PCI slots.
+    pub devices: Vec<Device>,
 }
 
 /// An order of the manager to a worker.
@@ -156,7 +159,8 @@ pub enum Order {
     /// Copies images. The worker answers it.
     Load(LoadOrder),
     /// Writes the boot data and creates the VM, its devices and vCPUs, without
-    /// running them. The worker answers it.
+    /// running them. Its descriptors are those of the devices, in their order.
+    /// The worker answers it.
     Boot(Box<BootOrder>),
     /// Starts the vCPUs, or resumes them after a pause.
     Run,
@@ -188,6 +192,7 @@ impl Message for Order {
             Self::Identity(_) => IDENTITY_DESCRIPTORS,
             Self::Memory(extents) => extents.len(),
             Self::Load(order) => 1 + order.archives.len(),
+            Self::Boot(order) => order.devices.iter().map(Device::descriptors).sum(),
             _ => 0,
         };
         count..=count

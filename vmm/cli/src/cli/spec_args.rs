@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use mkvmm_api::reader::{from_pairs, keys, words};
+use mkvmm_api::reader::{from_pairs, is_flag, keys, words};
 use mkvmm_api::{InstanceSpec, SpecError};
 use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
@@ -78,6 +78,13 @@ fn option<T: DeserializeOwned>(schema: &Object, key: &'static str) -> Arg {
         .required(schema.required.iter().any(|required| required == key))
         // The reader checks which keys may be repeated.
         .action(ArgAction::Append);
+    if is_flag::<T>(key) {
+        return arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(PossibleValuesParser::new(["true", "false"]));
+    }
     match words::<T>(key) {
         [] => arg.value_name(value_name(schema.properties.get(key))),
         words => arg.value_parser(PossibleValuesParser::new(words)),
@@ -202,13 +209,14 @@ mod tests {
             "k",
             "--on-panic",
             "restart",
+            "--rng",
             "--cmdline",
             "x,y",
         ];
         let matches = command::<InstanceSpec>().get_matches_from(given);
         let args = SpecArgs::<InstanceSpec>::from_arg_matches(&matches).unwrap();
         let pairs = "name=web,memory=8M,cpus=2,initrd=a,initrd=b,kernel=k,on-panic=restart,\
-                     cmdline=x,,y";
+                     rng,cmdline=x,,y";
         assert_eq!(args.spec(Some("web")).unwrap(), pairs.parse().unwrap());
         let error = command::<ImagesSpec>().try_get_matches_from(["load"]);
         assert!(error.unwrap_err().to_string().contains("--kernel"));

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 
 use mkvmm_api::Range;
+use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
@@ -155,6 +156,9 @@ pub fn instance(one: &Instance) -> String {
     if let Some(path) = &one.spec.console_log {
         row("console log", chosen(path.to_string_lossy()));
     }
+    for device in &one.devices {
+        row("device", chosen(self::device(device)));
+    }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();
     stages.sort_by_key(|(_, at)| **at);
@@ -163,6 +167,16 @@ pub fn instance(one: &Instance) -> String {
         row(stage, Cell::new(format!("{ms:.3} ms")));
     }
     text(&table)
+}
+
+fn device(device: &Device) -> String {
+    let value = device.value.as_ref();
+    let value = value.map_or_else(String::new, |value| format!("={value}"));
+    let faults = match device.faults {
+        0 => String::new(),
+        count => format!(", stopped {count} times"),
+    };
+    format!("{} {}{value}{faults}", device.address, device.kind)
 }
 
 /// Formats the size of the pool, its free memory and its backing, one per row.

@@ -30,11 +30,12 @@
 //! only (`pci_acpi_init` succeeds without any, and `pci_subsys_init` then skips
 //! the scan of bus 0). A bridge that answers configuration accesses but is not
 //! declared would be invisible to `lspci`, and so would everything behind it.
-//! Bus 0 is its only bus. It has no windows, since no function needs any.
+//! Bus 0 is its only bus. Its windows are the addresses that Linux may give to
+//! BARs; `_PRT` has the interrupt line of each slot, a pin of the IOAPIC. The
+//! general-purpose events have nothing behind them yet.
 //!
 //! Source: ACPI 6.5, sections 5.2 and 19.
 
-use acpi_tables::Aml;
 use acpi_tables::aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -43,10 +44,13 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use mkpool::AddrRange;
 
 use mkvmm_base::layout::{
-    ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, IOAPIC_START, LAPIC_START, PCI_BASE,
-    PCI_PORTS, PM_BASE, PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ,
+    ACPI_END, ACPI_START, COM1_BASE, COM1_IRQ, COM1_PORTS, GPE0, GPE0_PORTS, IOAPIC_START,
+    LAPIC_START, PCI_BASE, PCI_PORTS, PCI_SLOTS, PCI_WINDOW_END, PCI_WINDOW_START, PM_BASE,
+    PM_TIMER, PM1_CONTROL, PVPANIC_PORT, RESET_PORT, SCI_IRQ, pci_slot_line,
 };
 use mkvmm_base::{Class, Diagnose};
 
@@ -85,16 +89,17 @@ impl Diagnose for AcpiError {
     }
 }
 
-/// Returns the tables as they are placed at [`ACPI_START`], the RSDP first.
+/// Returns the tables as they are placed at [`ACPI_START`], the RSDP first, for
+/// a bridge with the window `pci_high` above 4 GiB.
 ///
 /// # Errors
 /// Returns [`AcpiError::NoRoom`] with the numbers.
-pub fn build(cpus: u8) -> Result<Vec<u8>, AcpiError> {
+pub fn build(cpus: u8, pci_high: Option<AddrRange>) -> Result<Vec<u8>, AcpiError> {
     let mut area = Area::default();
     // The RSDP comes first and refers to the XSDT, whose address is known last.
     let rsdp_size = Rsdp::len();
     area.bytes.resize(rsdp_size, 0);
-    let dsdt = area.put(&dsdt());
+    let dsdt = area.put(&dsdt(pci_high));
     let facs = area.put(&bytes(&FACS::new()));
     let fadt = area.put(&fadt(dsdt, facs));
     let madt = area.put(&madt(cpus));
@@ -154,10 +159,13 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.pm1_evt_len = 4;
     fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL).into();
     fadt.pm1_cnt_len = 2;
+    fadt.gpe0_blk = u32::from(GPE0).into();
+    fadt.gpe0_blk_len = u8::try_from(GPE0_PORTS).unwrap_or(4);
     fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
     fadt.pm_tmr_len = 4;
     fadt.x_pm1a_evt_blk = io_register(PM_BASE, 32, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = io_register(PM1_CONTROL, 16, AccessSize::WordAccess);
+    fadt.x_gpe0_blk = io_register(GPE0, 32, AccessSize::ByteAccess);
     fadt.x_pm_tmr_blk = io_register(PM_TIMER, 32, AccessSize::DwordAccess);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
@@ -191,7 +199,7 @@ fn madt(cpus: u8) -> Vec<u8> {
 
 /// Describes the PCI host bridge, the serial port, the panic device, and the
 /// sleep type of soft-off.
-fn dsdt() -> Vec<u8> {
+fn dsdt(pci_high: Option<AddrRange>) -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let s5 = aml::Name::new(
         "_S5_".into(),
@@ -201,26 +209,59 @@ fn dsdt() -> Vec<u8> {
     let ports = u8::try_from(PCI_PORTS).unwrap_or(8);
     let bus = aml::AddressSpace::new_bus_number(0_u16, 0_u16);
     let io = aml::IO::new(PCI_BASE, PCI_BASE, 1, ports);
-    let pci = aml::ResourceTemplate::new(vec![&bus, &io]);
-    dsdt.append_slice(&device("PCI0", &aml::EISAName::new("PNP0A03"), &pci));
+    let uncached = || aml::AddressSpaceCacheable::NotCacheable;
+    let below_4_gib = |address: u64| u32::try_from(address).unwrap_or(0);
+    let (first, last) = (
+        below_4_gib(PCI_WINDOW_START),
+        below_4_gib(PCI_WINDOW_END - 1),
+    );
+    let low = aml::AddressSpace::new_memory(uncached(), true, first, last, None);
+    let high = pci_high.map(|high| {
+        aml::AddressSpace::new_memory(uncached(), true, high.start(), high.last(), None)
+    });
+    let mut resources: Vec<&dyn Aml> = vec![&bus, &io, &low];
+    resources.extend(high.as_ref().map(|high| high as &dyn Aml));
+    let pci = aml::ResourceTemplate::new(resources);
+    let bridge = aml::EISAName::new("PNP0A03");
+    dsdt.append_slice(&device("PCI0", &bridge, &pci, Some(&LineTable)));
     let ports = u8::try_from(COM1_PORTS).unwrap_or(8);
     let io = aml::IO::new(COM1_BASE, COM1_BASE, 1, ports);
     let irq = aml::Interrupt::new(true, true, false, false, COM1_IRQ);
     let com1 = aml::ResourceTemplate::new(vec![&io, &irq]);
-    dsdt.append_slice(&device("COM1", &aml::EISAName::new("PNP0501"), &com1));
+    dsdt.append_slice(&device("COM1", &aml::EISAName::new("PNP0501"), &com1, None));
     let io = aml::IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
     let pvpanic = aml::ResourceTemplate::new(vec![&io]);
-    dsdt.append_slice(&device("PEVT", &"QEMU0001", &pvpanic));
+    dsdt.append_slice(&device("PEVT", &"QEMU0001", &pvpanic, None));
     dsdt.as_slice().to_vec()
 }
 
-/// Describes a device below `\_SB` with an ID and resources.
-fn device(name: &str, hid: &dyn Aml, crs: &dyn Aml) -> Vec<u8> {
+/// The lines of the PCI slots: a package for the pin INTA of each (ACPI 6.5,
+/// section 6.2.13). A source of 0 means that the line is a pin of the IOAPIC.
+struct LineTable;
+
+impl Aml for LineTable {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let mut table = aml::PackageBuilder::new();
+        for slot in 1..PCI_SLOTS {
+            let address = u32::from(slot) << 16 | 0xffff;
+            let line = u8::try_from(pci_slot_line(slot)).unwrap_or(0);
+            table.add_element(&aml::Package::new(vec![&address, &0_u8, &0_u8, &line]));
+        }
+        table.to_aml_bytes(sink);
+    }
+}
+
+/// Describes a device below `\_SB` with an ID, resources and, if it is a bridge,
+/// its interrupt lines.
+fn device(name: &str, hid: &dyn Aml, crs: &dyn Aml, lines: Option<&dyn Aml>) -> Vec<u8> {
     let hid = aml::Name::new("_HID".into(), hid);
     let uid = aml::Name::new("_UID".into(), &0_u8);
     let sta = aml::Name::new("_STA".into(), &0x0f_u8);
     let crs = aml::Name::new("_CRS".into(), crs);
-    let device = aml::Device::new(name.into(), vec![&hid, &uid, &sta, &crs]);
+    let lines = lines.map(|lines| aml::Name::new("_PRT".into(), lines));
+    let mut children: Vec<&dyn Aml> = vec![&hid, &uid, &sta, &crs];
+    children.extend(lines.as_ref().map(|lines| lines as &dyn Aml));
+    let device = aml::Device::new(name.into(), children);
     bytes(&aml::Scope::new("\\_SB_".into(), vec![&device]))
 }
 
@@ -245,7 +286,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_rsdp() {
-        let area = build(4).unwrap();
+        let area = build(4, None).unwrap();
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(
             area[..20].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)),
@@ -276,17 +317,30 @@ mod tests {
 
     #[test]
     fn the_dsdt_declares_one_pci_bus() {
-        let dsdt = dsdt();
+        let high = AddrRange::with_size(1 << 40, 16 << 30).unwrap();
+        let dsdt = dsdt(Some(high));
         let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
         assert!(has(&bytes(&aml::EISAName::new("PNP0A03"))));
         // A word address space descriptor (ACPI 6.5, table 6.45): bus numbers
         // from 0 to 0, which is one.
         let bus = [0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
         assert!(has(&bus));
+        // A double word one for memory that is not cached and can be written
+        // (table 6.44), and a quad word one (table 6.43).
+        let low = [
+            0x87, 23, 0, 0, 0x0c, 1, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff, 0xbf, 0xfe,
+        ];
+        assert!(has(&low));
+        let high = [
+            0x8a, 43, 0, 0, 0x0c, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0,
+        ];
+        assert!(has(&high));
+        // Slot 9 has pin INTA at line 17: a package of 4 elements.
+        assert!(has(&[0x0c, 0xff, 0xff, 9, 0, 0, 0, 10, 17]));
     }
 
     #[test]
     fn the_most_processors_there_can_be_fit() {
-        assert!(build(u8::MAX).unwrap().len() < 8192);
+        assert!(build(u8::MAX, None).unwrap().len() < 8192);
     }
 }

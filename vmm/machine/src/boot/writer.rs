@@ -35,6 +35,8 @@ pub struct BootData<'a> {
     pub manifest: &'a [u8],
     /// The command line without its NUL.
     pub cmdline: &'a [u8],
+    /// The window of the PCI bridge above 4 GiB, if there is one.
+    pub pci_high: Option<AddrRange>,
 }
 
 /// A reason why boot data could not be written.
@@ -103,7 +105,7 @@ pub fn write(memory: &GuestMemory, data: &BootData<'_>) -> Result<(), BootDataEr
         (layout::PAGE_TABLES_START, &tables),
         (layout::CMDLINE_START, &cmdline),
         (layout::SETUP_DATA_START, &params.setup_data),
-        (layout::ACPI_START, &acpi::build(data.cpus)?),
+        (layout::ACPI_START, &acpi::build(data.cpus, data.pci_high)?),
     ] {
         loading::write(memory, addr, bytes)?;
     }

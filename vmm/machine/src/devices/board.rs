@@ -40,7 +40,7 @@ pub struct Board {
 
 impl Board {
     /// Makes the devices of a guest whose serial port is `console`, which `log`
-    /// reads along.
+    /// reads along. PCI functions are behind `bridge`.
     ///
     /// # Errors
     /// Returns a [`BoardError`] if a device cannot be created.
@@ -49,6 +49,7 @@ impl Board {
         progress: &Arc<Progress>,
         log: &Arc<KernelLog>,
         violations: Arc<ViolationCounter>,
+        bridge: HostBridge,
     ) -> Result<Self, BoardError> {
         let com1 = IrqLine::new(COM1_IRQ)?;
         let serial = Arc::new(SerialPort::new(
@@ -62,7 +63,7 @@ impl Board {
             Arc::clone(&serial) as Arc<dyn Device>,
             Arc::clone(&pm) as Arc<dyn Device>,
             Arc::new(I8042::default()),
-            Arc::new(HostBridge::default()),
+            Arc::new(bridge),
             Arc::new(Pvpanic::new(Arc::clone(progress), Arc::clone(log))),
             Arc::new(PostPort::new(Arc::clone(progress))),
             Arc::new(DebugPort::new(Arc::clone(progress))),

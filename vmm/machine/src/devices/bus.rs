@@ -19,6 +19,8 @@
 //! 4. An unclaimed port reads as all ones and ignores writes. Unclaimed memory
 //!    does the same, and the access is a violation: one for each run of
 //!    unclaimed bytes.
+//!    So does memory in a device's range where the device has nothing, such as
+//!    the windows of the PCI bridge beside its functions' BARs.
 //! 5. If a piece ends the guest, the following pieces are not performed.
 //!
 //! Ports that KVM handles itself (the interrupt controllers, the timer and port
@@ -29,7 +31,7 @@ use std::sync::Arc;
 
 use event_manager::EventSubscriber;
 
-use crate::devices::device::{Claim, Device, Space};
+use crate::devices::device::{Claim, Device, Place, Space};
 use crate::devices::irq::IrqLine;
 use crate::devices::range_map::RangeMap;
 use crate::devices::violation::ViolationCounter;
@@ -159,12 +161,17 @@ impl Bus {
     /// Returns the subscribers that the machine's event loop must watch.
     pub fn subscribers(&self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
         let devices = self.devices.iter().cloned();
-        devices.filter_map(Device::subscriber).collect()
+        devices.flat_map(Device::subscribers).collect()
     }
 
     fn violation(&self, addr: u64, len: usize, access: Access) -> ExitOutcome {
         self.violations.record(Violation { addr, len, access })
     }
+}
+
+/// Returns the target of a piece of `len` bytes of memory, if there is something.
+fn answering(target: Option<(&dyn Device, Place)>, len: usize) -> Option<(&dyn Device, Place)> {
+    target.filter(|(device, place)| device.answers(*place, len))
 }
 
 impl ExitBus for Bus {
@@ -190,7 +197,7 @@ impl ExitBus for Bus {
         for piece in self.memory.split(addr, data.len()) {
             let addr = addr.wrapping_add(piece.bytes.start as u64);
             let part = data.get_mut(piece.bytes).unwrap_or_default();
-            match piece.target {
+            match answering(piece.target, part.len()) {
                 Some((device, place)) => device.read(place, part),
                 None => {
                     part.fill(0xff);
@@ -206,7 +213,7 @@ impl ExitBus for Bus {
         self.memory.split(addr, data.len()).find_map(|piece| {
             let addr = addr.wrapping_add(piece.bytes.start as u64);
             let part = data.get(piece.bytes)?;
-            match piece.target {
+            match answering(piece.target, part.len()) {
                 Some((device, place)) => device.write(place, part),
                 None => self.violation(addr, part.len(), Access::Write),
             }

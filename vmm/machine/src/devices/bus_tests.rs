@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::console::tests::Recorder;
 use crate::devices::board::Board;
 use crate::devices::device::Place;
+use crate::devices::pci::host_bridge::HostBridge;
 use crate::news::{News, tests::Heard};
 use mkvmm_base::layout::{
     COM1_BASE, COM1_IRQ, DEBUG_PORT, PCI_BASE, PM1_CONTROL, POST_PORT, PVPANIC_PORT, RESET_PORT,
@@ -66,8 +67,8 @@ impl Device for Probe {
         (data == [0xee]).then_some(EndReason::Reboot)
     }
 
-    fn subscriber(self: Arc<Self>) -> Option<Arc<dyn EventSubscriber + Send + Sync>> {
-        Some(self)
+    fn subscribers(self: Arc<Self>) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
+        vec![self]
     }
 }
 
@@ -102,7 +103,14 @@ fn board() -> (Board, Arc<Heard>) {
     );
     let progress = Arc::new(Progress::new(heard.clone()));
     let console = Arc::new(Recorder::default());
-    let board = Board::new(console, &progress, &Arc::default(), Arc::new(violations)).unwrap();
+    let board = Board::new(
+        console,
+        &progress,
+        &Arc::default(),
+        Arc::new(violations),
+        HostBridge::default(),
+    )
+    .unwrap();
     (board, heard)
 }
 

@@ -93,6 +93,14 @@ pub trait Device: Debug + Send + Sync {
     /// bridge, which dispatches to the function itself.
     fn claims(&self) -> Vec<Claim>;
 
+    /// Returns whether there is something at the `len` bytes of memory at `at`.
+    /// Where there is nothing, an access is one to memory that the guest does
+    /// not have.
+    fn answers(&self, at: Place, len: usize) -> bool {
+        let _ = (at, len);
+        true
+    }
+
     /// Handles a read of `data.len()` bytes at `at`; fills all of `data`.
     fn read(&self, at: Place, data: &mut [u8]);
 
@@ -105,11 +113,11 @@ pub trait Device: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Returns the subscriber to add to the machine's event loop, for a device
-    /// that waits for descriptors. The loop's thread calls it, concurrently
+    /// Returns the subscribers to add to the machine's event loop, for a device
+    /// that waits for descriptors. The loop's thread calls them, concurrently
     /// with the vCPUs' threads.
-    fn subscriber(self: Arc<Self>) -> Option<Arc<dyn EventSubscriber + Send + Sync>> {
-        None
+    fn subscribers(self: Arc<Self>) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
+        Vec::new()
     }
 }
 

@@ -19,6 +19,7 @@ pub mod pci;
 pub mod platform;
 mod range_map;
 pub mod violation;
+pub mod virtio;
 
 #[cfg(test)]
 mod port_model_tests;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::console::tests::Recorder;
 use crate::devices::board::Board;
+use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::violation::ViolationCounter;
 use crate::news::tests::Heard;
 use crate::progress::Progress;
 use crate::vcpu::exit::ExitBus;
-use mkvmm_base::layout::{COM1_BASE, PCI_BASE, PCI_PORTS, PM_BASE, PM_PORTS, PM_TIMER};
+use mkvmm_base::layout::{COM1_BASE, GPE0, PCI_BASE, PCI_PORTS, PM_BASE, PM_PORTS, PM_TIMER};
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_wire::shared::board::Board as StatusBoard;
 
@@ -35,6 +36,7 @@ impl Guest {
             &progress,
             &Arc::default(),
             Arc::new(violations),
+            HostBridge::default(),
         )
         .unwrap();
         Self {
@@ -128,8 +130,12 @@ fn the_timer_is_read_whole_and_anew() {
         (low.as_slice(), high.as_slice()),
         (&[0xff; 2][..], &[0xff; 2][..])
     );
-    // No device claims the ports after the block.
-    assert_eq!(guest.read(PM_TIMER + 3, 4)[1..], [0xff; 3]);
+    // The event block follows, which has no events; no device claims the ports
+    // after that.
+    assert_eq!(guest.read(GPE0, 4), [0; 4]);
+    assert_eq!(guest.board.bus().pio_write(GPE0, &[0xff; 4]), None);
+    assert_eq!(guest.read(GPE0, 4), [0; 4]);
+    assert_eq!(guest.read(GPE0 + 3, 4)[1..], [0xff; 3]);
 }
 
 #[test]

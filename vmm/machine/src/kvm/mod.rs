@@ -10,6 +10,7 @@ pub mod regs;
 pub mod run;
 pub mod snapshot;
 pub mod vm;
+pub mod wires;
 
 pub use host::{Host, HostError};
 pub use vm::{BareVm, Vm, VmError};

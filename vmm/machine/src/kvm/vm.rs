@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::host::Host;
+use crate::kvm::wires::Wires;
 use crate::memory::GuestMemory;
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_base::{Class, Diagnose};
@@ -58,7 +59,7 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
 /// A VM whose memory is an instance's own chunks.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     // After `fd`, so that the slots are removed before the memory.
     memory: Arc<GuestMemory>,
 }
@@ -89,7 +90,10 @@ impl Vm {
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
         }
-        let vm = Self { fd: bare.0, memory };
+        let vm = Self {
+            fd: Arc::new(bare.0),
+            memory,
+        };
         vm.set_memory_slots()?;
         vm.fd
             .set_identity_map_address(IDENTITY_MAP_START)
@@ -148,6 +152,12 @@ impl Vm {
         self.fd
             .register_irqfd(event, gsi)
             .map_err(ioctl("KVM_IRQFD"))
+    }
+
+    /// Returns what connects PCI functions to this VM. There must be only one
+    /// for each VM.
+    pub fn wires(&self) -> Wires {
+        Wires::new(Arc::clone(&self.fd))
     }
 
     /// Returns the VM's descriptor, for ioctls that change no memory slot.

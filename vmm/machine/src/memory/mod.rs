@@ -166,6 +166,12 @@ impl GuestMemory {
     }
 }
 
+impl mkvmm_virtio::GuestSpace for GuestMemory {
+    fn guest(&self) -> &GuestMemoryMmap {
+        &self.guest
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -13,6 +13,7 @@
 //! killed. Slow operations delay nobody else, since it has only one guest.
 
 mod console;
+mod devices;
 mod news;
 mod orders;
 

@@ -10,6 +10,7 @@ use kvm_ioctls::Kvm;
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
 use mkvmm_base::affinity::{CpuSet, CpuSetError};
+use mkvmm_base::layout::{self, PCI_WINDOW_64_SIZE};
 use mkvmm_base::state::EndReason;
 use mkvmm_base::{InstanceName, NameError, chain};
 use mkvmm_memory::e820::{E820Entry, E820Type};
@@ -32,6 +33,7 @@ use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
 use crate::news::NewsSink;
 use crate::vcpu::ReadRequest;
 use crate::worker::console::SharedConsole;
+use crate::worker::devices::{self, DeviceError};
 use crate::worker::news::Reporter;
 
 /// A reason why an order was not carried out.
@@ -75,6 +77,9 @@ pub enum OrderError {
     /// The machine cannot be created.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A device cannot be created.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The answer cannot be sent.
     #[error("the manager cannot be answered")]
     Wire(#[from] WireError),
@@ -245,7 +250,7 @@ impl Guest {
                 self.answer(loaded.map(|()| Done::Loaded))?;
             }
             Order::Boot(order) => {
-                let slots = self.boot(&order);
+                let slots = self.boot(&order, files);
                 self.answer(slots.map(|slots| Done::Booted { slots }))?;
             }
             Order::Run => {
@@ -355,7 +360,7 @@ impl Guest {
         )?)
     }
 
-    fn boot(&mut self, order: &BootOrder) -> Result<Vec<Extent>, OrderError> {
+    fn boot(&mut self, order: &BootOrder, files: Vec<OwnedFd>) -> Result<Vec<Extent>, OrderError> {
         let vm = self.vm.take();
         let name = "a boot";
         let missing = "its images";
@@ -377,10 +382,15 @@ impl Guest {
             Some(list) => Some(list.parse()?),
             None => None,
         };
+        let pool = range(order.pool)?;
+        let bits = u8::try_from(host.address_bits()).unwrap_or(u8::MAX);
+        let pci_high = layout::pci_window_64(bits, pool.start(), pool.last());
+        let pci_high = pci_high.map(|start| AddrRange::with_size(start, PCI_WINDOW_64_SIZE));
+        let pci_high = pci_high.transpose()?;
         let config = BootConfig {
             name: &me.name,
             affinity,
-            pool: range(order.pool)?,
+            pool,
             entry: order.entry,
             boot: BootData {
                 cpus: order.cpus,
@@ -390,12 +400,15 @@ impl Guest {
                 e820: &e820,
                 manifest: &order.manifest,
                 cmdline: &order.cmdline,
+                pci_high,
             },
         };
         let connections = Connections {
             console: Arc::clone(&me.console) as Arc<dyn crate::console::Console>,
             news: Arc::new(self.reporter.clone()) as Arc<dyn NewsSink>,
             board: me.board.clone(),
+            devices: devices::build(&order.devices, files)?,
+            pci_high,
         };
         let memory = Arc::new(memory);
         let vm = vm.unwrap_or_else(|| BareVm::new(host.kvm()));

@@ -11,6 +11,7 @@ use mkvmm_keeper::cgroup::CgroupError;
 
 use crate::console_log::LogError;
 use crate::control::debug::error::DebugError;
+use crate::devices::DeviceError;
 use crate::life::LifeError;
 use crate::registry::RegistryError;
 use crate::resolve::ResolveError;
@@ -114,6 +115,9 @@ pub enum ControlError {
     /// A file cannot be used as a console log.
     #[error("the console log")]
     Log(#[from] LogError),
+    /// What a device needs cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The VMM is shutting down.
     #[error("the VMM is shutting down")]
     Ending,
@@ -136,6 +140,7 @@ impl ControlError {
             Self::Upgrade(error) => error,
             Self::Debug(error) => error,
             Self::Log(error) => error,
+            Self::Device(error) => error,
             _ => return None,
         })
     }

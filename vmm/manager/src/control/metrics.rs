@@ -23,8 +23,10 @@ use mkvmm_images::CacheCounters;
 use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
 use mkvmm_memory::reservation::ReservationConfig;
 
+use mkvmm_api::devices::{Device, DeviceSpec};
 use mkvmm_api::pool::Pool;
 use mkvmm_base::ExitKind;
+use mkvmm_wire::shared::board::{self, DeviceCounts};
 
 /// The content type that scrapers accept.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -67,7 +69,33 @@ struct InstanceFacts {
     violations: u64,
     printed: u64,
     exits: Vec<(&'static str, u64)>,
+    devices: Vec<DeviceFacts>,
     footprint: Footprint,
+}
+
+/// The counters of a device for the metrics.
+#[derive(Debug)]
+struct DeviceFacts {
+    address: String,
+    kind: String,
+    queues: usize,
+    counts: DeviceCounts,
+}
+
+/// Returns the counters of all devices, as their worker says.
+fn devices(guest: &Guest) -> Vec<DeviceFacts> {
+    let specs = guest.config().spec.devices();
+    let device = |(index, spec): (usize, &DeviceSpec)| {
+        let slot = u8::try_from(index + 1).unwrap_or(u8::MAX);
+        let Device { address, kind, .. } = Device::new(spec, slot, 0);
+        DeviceFacts {
+            address,
+            kind,
+            queues: spec.queues(),
+            counts: guest.status().device(index),
+        }
+    };
+    specs.iter().enumerate().map(device).collect()
 }
 
 /// Returns the totals of all vCPUs, by the names of the kinds.
@@ -95,6 +123,7 @@ impl InstanceFacts {
             violations: guest.status().violations(),
             printed: guest.console().printed(),
             exits: exits(guest),
+            devices: devices(guest),
         }
     }
 
@@ -129,6 +158,7 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
     register_allocations(&mut registry, &facts.allocations);
     register_states(&mut registry, &facts.instances);
     register_instances(&mut registry, &facts.instances);
+    register_devices(&mut registry, &facts.instances);
     register_usage(&mut registry, &facts.instances);
     registry.register_with_unit(
         "boot_stage",
@@ -263,6 +293,66 @@ fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
     }
     let help = "VM exits of an instance's vCPUs to the VMM, by kind";
     registry.register("instance_exits", help, exits);
+}
+
+/// The counters of a queue, in the order in which a board has them: the name,
+/// the description, and whether it counts bytes.
+const QUEUE_COUNTERS: [(&str, &str, bool); board::QUEUE_COUNTERS] = [
+    ("instance_device_kicks", "Times that a driver rang", false),
+    (
+        "instance_device_requests",
+        "Requests that were returned",
+        false,
+    ),
+    (
+        "instance_device_read",
+        "Data of requests from the guest",
+        true,
+    ),
+    (
+        "instance_device_written",
+        "Data of requests to the guest",
+        true,
+    ),
+    ("instance_device_interrupts", "Interrupts of a queue", false),
+    (
+        "instance_device_dropped",
+        "Requests or frames that were dropped",
+        false,
+    ),
+    (
+        "instance_device_failed",
+        "Requests answered with an error",
+        false,
+    ),
+];
+
+fn register_devices(registry: &mut Registry, all: &[InstanceFacts]) {
+    let faults = Counters::default();
+    let mut families: Vec<Counters> = QUEUE_COUNTERS.map(|_| Counters::default()).to_vec();
+    for one in all {
+        for device in &one.devices {
+            let mut labels = one.labels();
+            labels.push(("device", device.address.clone()));
+            labels.push(("kind", device.kind.clone()));
+            faults.get_or_create(&labels).inc_by(device.counts.faults);
+            for (queue, counts) in device.counts.queues.iter().take(device.queues).enumerate() {
+                let mut labels = labels.clone();
+                labels.push(("queue", queue.to_string()));
+                for (family, count) in families.iter_mut().zip(counts) {
+                    family.get_or_create(&labels).inc_by(*count);
+                }
+            }
+        }
+    }
+    let help = "Times that a device was stopped because its driver, or the host, failed it";
+    registry.register("instance_device_faults", help, faults);
+    for ((name, help, is_bytes), family) in QUEUE_COUNTERS.into_iter().zip(families) {
+        match is_bytes {
+            true => registry.register_with_unit(name, help, Unit::Bytes, family),
+            false => registry.register(name, help, family),
+        }
+    }
 }
 
 fn register_usage(registry: &mut Registry, all: &[InstanceFacts]) {

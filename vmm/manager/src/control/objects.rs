@@ -2,6 +2,8 @@
 
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
+use mkvmm_api::InstanceSpec;
+use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
 use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
 
@@ -15,6 +17,7 @@ use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::audit::Findings;
 use crate::config::InstanceConfig;
+use crate::devices::given;
 use crate::guest::{Guest, Loaded};
 use crate::registry::Registry;
 use crate::usage::Footprint;
@@ -91,6 +94,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         resident: 0,
         process_memory: None,
         cgroup: None,
+        devices: devices(&config.spec),
         spec: config.spec.clone().with_images(images),
     }
 }
@@ -162,7 +166,12 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
     });
     let stages = guest.timeline().stages();
     let cgroup = guest.cgroup().map(|path| path.display().to_string());
+    let mut devices = described.devices;
+    for (device, index) in devices.iter_mut().zip(0..) {
+        device.faults = guest.status().device(index).faults;
+    }
     Ok(Instance {
+        devices,
         pid: guest.pid(),
         cgroup,
         reason: guest.reason(),
@@ -171,6 +180,13 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
         timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         ..described
     })
+}
+
+/// Describes the devices of an instance that has not run.
+fn devices(spec: &InstanceSpec) -> Vec<Device> {
+    let devices = spec.devices().into_iter().zip(1..);
+    let device = |(spec, slot)| Device::new(&spec, slot, given(&spec));
+    devices.map(device).collect()
 }
 
 fn kernel(loaded: &Loaded) -> Option<Kernel> {

@@ -17,6 +17,8 @@ pub struct Contents {
     pub pool: PoolState,
     /// The instances by number.
     pub instances: BTreeMap<u32, InstanceRecord>,
+    /// The counters of the instances' devices in previous boots.
+    pub devices: BTreeMap<u32, Vec<Vec<u64>>>,
     /// The events in order.
     pub events: Vec<Event>,
 }
@@ -29,6 +31,7 @@ pub struct Contents {
 pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let (mut manager, mut pool) = (None, None);
     let (mut instances, mut events) = (BTreeMap::new(), Vec::new());
+    let mut devices = BTreeMap::new();
     for (offset, content) in file::frames(bytes, binding)? {
         for record in record::decode(offset, content)? {
             match record {
@@ -39,6 +42,10 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 }
                 Record::Deleted(id) => {
                     instances.remove(&id);
+                    devices.remove(&id);
+                }
+                Record::Devices(id, counts) => {
+                    devices.insert(id, counts);
                 }
                 Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
             }
@@ -51,6 +58,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         manager: manager.ok_or_else(|| missing("manager"))?,
         pool: pool.ok_or_else(|| missing("pool"))?,
         instances,
+        devices,
         events,
     })
 }

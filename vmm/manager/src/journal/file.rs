@@ -17,7 +17,7 @@ use rustix::fs::MemfdFlags;
 /// The first bytes of every journal.
 const MAGIC: [u8; 8] = *b"mkvmm-j\n";
 /// The version that is written: of the frames and of the records in them.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The versions that are read.
 const READABLE: std::ops::RangeInclusive<u32> = 1..=VERSION;
 /// The length of the header: magic, version, boot, keeper, checksum.

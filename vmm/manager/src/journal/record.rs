@@ -32,6 +32,9 @@ pub enum Record {
     Deleted(u32),
     /// An event, as JSON.
     Event(String),
+    /// The counters of an instance's devices in previous boots, from version 2
+    /// on: of each its faults, then the counters of its queues.
+    Devices(u32, Vec<Vec<u64>>),
 }
 
 /// What all managers of one state directory have in common.

@@ -1,12 +1,22 @@
 //! The records of what is there now.
 
 use mkvmm_keeper::cgroup::Cgroups;
+use mkvmm_wire::shared::board::DeviceCounts;
 
 use crate::guest::{Guest, Loaded};
 use crate::journal::record::{FileRecord, InstanceRecord, LeafRecord, LoadedRecord, Record, json};
 
-/// Returns the record of an instance.
-pub fn of_guest(guest: &Guest) -> Record {
+/// Returns the records of an instance.
+pub fn of_guest(guest: &Guest) -> Vec<Record> {
+    let counts = guest.status.earlier_devices();
+    let devices = (!counts.is_empty()).then(|| {
+        let counts = counts.iter().map(DeviceCounts::words).collect();
+        Record::Devices(guest.id.0, counts)
+    });
+    std::iter::once(of_instance(guest)).chain(devices).collect()
+}
+
+fn of_instance(guest: &Guest) -> Record {
     let files = guest.files.iter().map(|file| FileRecord {
         number: file.number(),
         range: file.range(),

@@ -1,6 +1,7 @@
 //! Starts instances: prepares and boots them.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mkpool::AddrRange;
 use mkvmm_base::layout;
@@ -9,8 +10,10 @@ use mkvmm_base::timeline::Stage;
 use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_keeper::cgroup::Cgroups;
 use mkvmm_memory::e820::E820Entry;
+use mkvmm_wire::devices::Device;
 use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
 
+use crate::devices::Opened;
 use crate::guest::{Guest, Loaded};
 use crate::life::attend::AT_WORK;
 use crate::life::{LifeError, StepError};
@@ -146,6 +149,11 @@ impl Manager {
             }
             self.fill(id).await?;
         }
+        let devices = match self.registry().guest(id) {
+            Some(guest) => Arc::clone(&guest.config.devices),
+            None => return Ok(()),
+        };
+        let (orders, files): (Vec<_>, Vec<_>) = devices.iter().map(Opened::order).unzip();
         let (order, e820) = {
             let registry = self.registry();
             let Some(guest) = registry.guest(id) else {
@@ -155,11 +163,12 @@ impl Manager {
                 return Ok(());
             };
             let e820 = guest.e820(registry.pool())?;
-            (boot_order(&registry, guest, loaded, &e820)?, e820)
+            (boot_order(&registry, guest, loaded, &e820, orders)?, e820)
         };
         let worker = self.living_worker(id)?;
         let order = Order::Boot(Box::new(order));
-        let booted = worker.ask(&order, &[]);
+        let files = files.concat();
+        let booted = worker.ask(&order, &files);
         let booted = self.attend(&worker, AT_WORK, booted).await;
         // After a failure the contents of the memory are unknown.
         let done = booted.inspect_err(|_| worker.kill())?;
@@ -206,6 +215,7 @@ fn boot_order(
     guest: &Guest,
     loaded: &Loaded,
     e820: &[E820Entry],
+    devices: Vec<Device>,
 ) -> Result<BootOrder, StepError> {
     let config = guest.config();
     let facts = loaded.images.facts();
@@ -241,5 +251,6 @@ fn boot_order(
         e820: e820.iter().map(row).collect(),
         manifest,
         cmdline: loaded.cmdline.clone().into_bytes(),
+        devices,
     })
 }

@@ -13,6 +13,7 @@ use mkvmm_wire::keeping::Key;
 use crate::budget::Amounts;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
+use crate::devices;
 use crate::guest::{Guest, Holdings};
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
@@ -67,12 +68,16 @@ impl Manager {
                 None => None,
             },
             board: None,
+            devices: match devices::descriptors(&config.devices).as_slice() {
+                [] => None,
+                files => self.hold(Key::Devices(id.0), files)?,
+            },
         };
         let mut registry = self.registry_mut();
         let timeline = Arc::new(Timeline::default());
         let booking = self
             .budget
-            .book(Amounts::of_instance(config.cpus(), 1, 1))?;
+            .book(Amounts::of_instance(config.cpus(), 1, 1).plus(devices::needs(&config.spec)))?;
         let sub_pool = carve(registry.pool_mut(), id, &config)?;
         timeline.reach(Stage::Created);
         if !self.console.lossless {

@@ -6,6 +6,7 @@ use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, SubPool};
 
 use crate::budget::Amounts;
+use crate::devices;
 use crate::guest::Loaded;
 use crate::images::Images;
 use crate::life::StepError;
@@ -24,6 +25,7 @@ impl Manager {
             let loaded = guest.loaded.as_ref().map(|loaded| &loaded.images);
             let images = images.or(loaded).map_or(1, |images| images.infos().len());
             let needed = Amounts::of_instance(guest.config.cpus(), files, images);
+            let needed = needed.plus(devices::needs(&guest.config.spec));
             guest.booking.change(needed)?;
         }
         Ok(())

@@ -50,7 +50,9 @@ impl Manager {
             guest.serial = begun.serial;
             guest.word = None;
             guest.held.board = held;
-            guest.status.renew(guest.config.cpus(), board.reader());
+            let devices = guest.config.devices.len();
+            let cpus = guest.config.cpus();
+            guest.status.renew(cpus, devices, board.reader());
             // From here on it may write to the memory.
             guest.is_clean = false;
             let identity = Identity {

@@ -9,7 +9,7 @@ use super::message::MESSAGE_MAX;
 
 /// The version of the protocol: the format that [`encode`] writes and the
 /// messages inside. It is incremented whenever a message changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The prefix of a hello, in all versions.
 const HELLO: [u8; 8] = *b"mkvmm-w\n";

@@ -1,3 +1,14 @@
-//! PCI: the host bridge, through which functions are configured.
+//! PCI: a host bridge with functions behind it.
+//!
+//! ```text
+//!   vCPU ── port, window ──► HostBridge ──► Function ──► ConfigSpace, Msix, registers
+//!                                              │
+//!   KVM ◄── doorbells, messages, levels ── Wiring
+//! ```
 
+pub mod config;
+pub mod function;
 pub mod host_bridge;
+pub mod line;
+pub mod msix;
+pub mod wiring;

@@ -1,4 +1,5 @@
-//! ACPI fixed hardware: power button, soft-off, and the power-management timer.
+//! ACPI fixed hardware: power button, soft-off, the power-management timer, and
+//! general-purpose events.
 //!
 //! The register bits that can be set, and their effects:
 //!
@@ -8,6 +9,7 @@
 //! | PM1 enable | power button (8) | the SCI is raised while status and enable are set |
 //! | | global lock (5) | no firmware ever takes the lock, so it is never released |
 //! | PM1 control | none; SCI_EN (0) reads as one | SLP_EN with SLP_TYP 5 turns the guest off |
+//! | GPE0 status and enable | none | no general-purpose event exists |
 //! | timer | none | counts at 3.579545 MHz in 32 bits |
 //!
 //! The other enable bits stay zero, which tells a guest that the events do not
@@ -135,7 +137,7 @@ impl Device for AcpiPm {
         let [e0, e1] = enable.to_le_bytes();
         let [c0, c1] = SCI_EN.to_le_bytes();
         let [t0, t1, t2, t3] = self.timer().to_le_bytes();
-        let block = [s0, s1, e0, e1, c0, c1, 0, 0, t0, t1, t2, t3];
+        let block = [s0, s1, e0, e1, c0, c1, 0, 0, t0, t1, t2, t3, 0, 0, 0, 0];
         let mut rest = block.iter().skip(at.register().into());
         data.fill_with(|| *rest.next().unwrap_or(&0xff));
     }

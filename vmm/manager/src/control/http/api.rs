@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mkvmm_api::InstanceSpec;
+
 use crate::console_log::{LogFile, check_path as check_log};
 use crate::control::client::Client;
 use crate::control::doctor::Doctor;
 use crate::control::error::ControlError;
+use crate::devices::{self, Opened};
 use crate::event_log::EventLog;
 
 /// The state that all handlers share.
@@ -26,6 +29,18 @@ pub struct Api {
 }
 
 impl Api {
+    /// Opens what the devices of `spec` need, on a thread that may block.
+    pub(super) async fn devices(
+        &self,
+        spec: InstanceSpec,
+    ) -> Result<Arc<Vec<Opened>>, ControlError> {
+        let opened = tokio::task::spawn_blocking(move || devices::open(&spec));
+        match opened.await {
+            Ok(result) => Ok(Arc::new(result?)),
+            Err(_cancelled) => Err(ControlError::Ending),
+        }
+    }
+
     /// Opens a console log on a thread that may block; in a dry run
     /// (`dry_run`), only checks that its path is allowed.
     pub(super) async fn console_log(

@@ -257,6 +257,9 @@ async fn configured(
     if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
     }
+    if !dry_run {
+        config.devices = api.devices(config.spec.clone()).await?;
+    }
     if let Some(base) = config.cgroup_base(|| cgroup_of(peer))? {
         config.cgroup = Some(found(base).await?);
     }

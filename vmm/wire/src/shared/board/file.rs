@@ -16,8 +16,15 @@ pub const EXIT_KINDS: usize = 56;
 /// The number of stages that can be timestamped.
 pub const STAGES: usize = 64;
 
+/// The maximum number of devices whose queues are counted.
+pub const DEVICES_MAX: usize = 32;
+/// The maximum number of queues of a device that are counted.
+pub const QUEUES_MAX: usize = 16;
+/// The number of counters of a queue.
+pub const QUEUE_COUNTERS: usize = 7;
+
 /// The value of the first word: identifies a board and its version.
-const FORMAT: u64 = u64::from_le_bytes(*b"mkvmBRD\x01");
+const FORMAT: u64 = u64::from_le_bytes(*b"mkvmBRD\x02");
 
 /// Indices of the words of page 0.
 pub mod word {
@@ -44,13 +51,28 @@ pub mod slot {
     pub const LEN: usize = EXITS + EXIT_KINDS;
 }
 
+/// Indices of the words of a device, from their start.
+pub mod device {
+    use super::QUEUES_MAX;
+
+    /// How often the device was stopped.
+    pub const FAULTS: usize = 0;
+    pub const QUEUES: usize = 8;
+    /// The words of a queue: a cache line.
+    pub const QUEUE: usize = 8;
+    pub const LEN: usize = QUEUES + QUEUES_MAX * QUEUE;
+}
+
 /// The number of words of page 0.
 pub(super) const HEADER_LEN: usize = 4096 / size_of::<u64>();
 /// The number of words of the whole board.
-const LEN: usize = HEADER_LEN + VCPUS_MAX * slot::LEN;
+const LEN: usize = DEVICES + DEVICES_MAX * device::LEN;
+/// The index of the first word of the devices.
+const DEVICES: usize = HEADER_LEN + VCPUS_MAX * slot::LEN;
 /// The number of bytes of the whole board.
 pub(super) const BYTES: usize = LEN * size_of::<u64>();
 
+const _: () = assert!(QUEUE_COUNTERS <= device::QUEUE);
 const _: () = assert!(word::STAMPS + STAGES <= HEADER_LEN);
 const _: () = assert!(
     slot::LEN.is_multiple_of(8),
@@ -109,7 +131,13 @@ impl Board {
 
     /// Returns the words of a vCPU; `None` from [`VCPUS_MAX`] on.
     pub(super) fn slot(&self, vcpu: usize) -> Option<&[AtomicU64]> {
-        let (_, slots) = self.mapping.words().split_at(HEADER_LEN);
+        let slots = self.mapping.words().get(HEADER_LEN..DEVICES)?;
         slots.chunks_exact(slot::LEN).nth(vcpu)
+    }
+
+    /// Returns the words of a device; `None` from [`DEVICES_MAX`] on.
+    pub(super) fn device(&self, device: usize) -> Option<&[AtomicU64]> {
+        let devices = self.mapping.words().get(DEVICES..)?;
+        devices.chunks_exact(device::LEN).nth(device)
     }
 }

@@ -7,6 +7,9 @@
 //!   slot 1     …                                            written by its thread only
 //!   …
 //!   slot 63
+//!   device 0   faults │ queues[16]                          one for each device, written
+//!   …                                                       by the event loop only
+//!   device 31
 //! ```
 //!
 //! The worker's threads write; the manager reads, even after the worker has
@@ -22,9 +25,11 @@ mod file;
 mod reader;
 mod writer;
 
-pub use file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX};
-pub use reader::{BoardReader, Registers};
-pub use writer::{BoardWriter, VcpuWriter};
+pub use file::{
+    Board, DEVICES_MAX, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, VCPUS_MAX,
+};
+pub use reader::{BoardReader, DeviceCounts, Registers};
+pub use writer::{BoardWriter, DeviceWriter, VcpuWriter};
 
 impl Board {
     /// Returns the worker's side.

@@ -3,7 +3,9 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, slot, word};
+use super::file::{
+    Board, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, device, slot, word,
+};
 
 /// The number of attempts to read registers that change meanwhile. They change
 /// when a vCPU stops, so a second attempt is sufficient; a hostile worker may
@@ -20,6 +22,33 @@ pub enum Registers {
     /// The registers were written while they were read, or their writer died
     /// while writing: each one is from some point in time.
     Torn(Box<[u64; REGISTER_WORDS]>),
+}
+
+/// The counters of a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceCounts {
+    /// How often the device was stopped.
+    pub faults: u64,
+    /// The counters of each queue, in the order of their writer.
+    pub queues: [[u64; QUEUE_COUNTERS]; QUEUES_MAX],
+}
+
+impl DeviceCounts {
+    /// Returns all counters as words, the faults first.
+    pub fn words(&self) -> Vec<u64> {
+        let queues = self.queues.iter().flatten().copied();
+        std::iter::once(self.faults).chain(queues).collect()
+    }
+
+    /// Returns the counters whose [`Self::words`] these are; those that are
+    /// missing are 0.
+    pub fn from_words(words: &[u64]) -> Self {
+        let mut counts = Self::default();
+        let queues = counts.queues.iter_mut().flatten();
+        let all = std::iter::once(&mut counts.faults).chain(queues);
+        all.zip(words).for_each(|(to, from)| *to = *from);
+        counts
+    }
 }
 
 /// Reads a board. Every value is untrusted; only its shape is checked here.
@@ -63,6 +92,17 @@ impl BoardReader {
     pub fn exits(&self, vcpu: usize) -> Option<[u64; EXIT_KINDS]> {
         let words = self.board.slot(vcpu)?;
         Some(copy(words, slot::EXITS))
+    }
+
+    /// Returns the counters of a device; `None` from [`super::DEVICES_MAX`] on.
+    pub fn device(&self, number: usize) -> Option<DeviceCounts> {
+        let words = self.board.device(number)?;
+        let [faults] = copy(words, device::FAULTS);
+        let queue = |index| copy(words, device::QUEUES + index * device::QUEUE);
+        Some(DeviceCounts {
+            faults,
+            queues: std::array::from_fn(queue),
+        })
     }
 
     /// Returns the registers of a vCPU; `None` from [`super::VCPUS_MAX`] on.

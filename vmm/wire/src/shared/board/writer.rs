@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::file::{Board, EXIT_KINDS, REGISTER_WORDS, STAGES, VCPUS_MAX, slot, word};
+use super::file::{
+    Board, DEVICES_MAX, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, VCPUS_MAX,
+    device, slot, word,
+};
 
 /// Writes the status of the guest as a whole. Any thread may use it.
 #[derive(Debug, Clone)]
@@ -24,6 +27,15 @@ impl BoardWriter {
             board: self.board.clone(),
             vcpu,
             generation: 0,
+        })
+    }
+
+    /// Returns the writer of a device's counters; `None` from [`DEVICES_MAX`] on.
+    /// There must be only one for each device.
+    pub fn device(&self, device: usize) -> Option<DeviceWriter> {
+        (device < DEVICES_MAX).then(|| DeviceWriter {
+            board: self.board.clone(),
+            device,
         })
     }
 
@@ -93,6 +105,35 @@ impl VcpuWriter {
 
     fn words(&self) -> &[AtomicU64] {
         self.board.slot(self.vcpu).unwrap_or_default()
+    }
+}
+
+/// Writes the counters of one device; used by one thread at a time.
+#[derive(Debug)]
+pub struct DeviceWriter {
+    board: Board,
+    device: usize,
+}
+
+impl DeviceWriter {
+    /// Sets how often the device was stopped.
+    pub fn set_faults(&self, faults: u64) {
+        self.set(device::FAULTS, &[faults]);
+    }
+
+    /// Sets the counters of a queue. Queues from [`QUEUES_MAX`] on are not
+    /// counted.
+    pub fn set_queue(&self, queue: usize, counters: &[u64; QUEUE_COUNTERS]) {
+        if queue < QUEUES_MAX {
+            self.set(device::QUEUES + queue * device::QUEUE, counters);
+        }
+    }
+
+    fn set(&self, first: usize, values: &[u64]) {
+        let words = self.board.device(self.device).unwrap_or_default();
+        for (word, value) in words.iter().skip(first).zip(values) {
+            word.store(*value, Ordering::Relaxed);
+        }
     }
 }
 

@@ -1,0 +1,14 @@
+//! Tests of devices on this host's own KVM: the probe drives them by scripts,
+//! as a driver would, and as none should.
+//!
+//! | module | behaviour |
+//! |---|---|
+//! | `driver` | a driver whose steps a probe carries out |
+//! | `pci` | configuration space, BARs, doorbells and interrupts |
+//! | `rng` | the entropy device |
+//! | `hostile` | queues that no correct driver makes |
+
+mod driver;
+mod hostile;
+mod pci;
+mod rng;

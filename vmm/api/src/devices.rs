@@ -1,0 +1,93 @@
+//! The devices of an instance, as users write them, and as they are described.
+//!
+//! A kind of device is a key of [`InstanceSpec`]; the key's type parses its
+//! value, which is written in the same way on the command line, in fleet files
+//! and in JSON. [`InstanceSpec::devices`] lists them in the order of their PCI
+//! slots.
+//!
+//! [`InstanceSpec`]: crate::InstanceSpec
+//! [`InstanceSpec::devices`]: crate::InstanceSpec::devices
+
+use mkvmm_base::layout::{PCI_SLOTS, pci_slot_start};
+use serde::{Deserialize, Serialize};
+
+use crate::range::Range;
+
+/// The maximum number of devices of an instance: a PCI slot for each, beside the
+/// host bridge.
+pub const DEVICES_MAX: usize = PCI_SLOTS as usize - 1;
+
+/// A device of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// An entropy device.
+    Rng,
+}
+
+impl DeviceSpec {
+    /// Returns the key of its kind.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Rng => "rng",
+        }
+    }
+
+    /// Returns the number of its queues.
+    pub fn queues(&self) -> usize {
+        match self {
+            Self::Rng => 1,
+        }
+    }
+
+    /// Returns the value as a user would write it; `None` for a flag.
+    pub fn value(&self) -> Option<String> {
+        match self {
+            Self::Rng => None,
+        }
+    }
+}
+
+/// The description of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Device {
+    /// The key of its kind, such as `rng`.
+    pub kind: String,
+    /// The value that its user gave, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// The PCI address in the guest, as `lspci` shows it.
+    pub address: String,
+    /// The guest-physical addresses of its registers at the start of the guest,
+    /// which may move them.
+    pub registers: Range,
+    /// The number of descriptors that the guest's process has for it.
+    pub descriptors: u64,
+    /// How often it was stopped because its driver, or the host, failed it.
+    pub faults: u64,
+}
+
+impl Device {
+    /// Returns the description of a device in PCI slot `slot` that has not run.
+    pub fn new(spec: &DeviceSpec, slot: u8, descriptors: u64) -> Self {
+        Self {
+            kind: spec.key().to_owned(),
+            value: spec.value(),
+            address: format!("00:{slot:02x}.0"),
+            registers: Range {
+                start: pci_slot_start(slot),
+                size: REGISTERS,
+            },
+            descriptors,
+            faults: 0,
+        }
+    }
+}
+
+/// The number of bytes of a virtio device's registers.
+const REGISTERS: u64 = 0x8000;
+
+/// Returns whether a flag is not set, for `skip_serializing_if`.
+pub fn is_false(flag: &bool) -> bool {
+    !flag
+}

@@ -1,0 +1,376 @@
+//! MSI-X: the table of messages, masks and pending bits of a function.
+//!
+//! Each vector has an eventfd that KVM turns into its message, connected when
+//! the guest first unmasks the vector. A masked vector is not signalled: its
+//! pending bit is set, and it is signalled once it is unmasked.
+//!
+//! Source: PCI Local Bus Specification 3.0, section 6.8.2.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::devices::device::lock;
+use crate::devices::pci::config::ConfigSpace;
+use crate::devices::pci::wiring::Wiring;
+use crate::kvm::wires::Message;
+
+/// The number of the capability.
+const CAPABILITY: u8 = 0x11;
+/// The size of an entry of the table in bytes.
+const ENTRY: u64 = 16;
+/// Bits of the control register, in its upper byte.
+const ENABLE: u8 = 1 << 7;
+const MASK_ALL: u8 = 1 << 6;
+/// The bit of an entry's control word that masks it.
+const MASKED: u32 = 1;
+
+/// Where a function has its table and its pending bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The index of the BAR.
+    pub bar: u8,
+    /// The offset of the table in the BAR, a multiple of 8.
+    pub table: u32,
+    /// The offset of the pending bits in the BAR, a multiple of 8.
+    pub pending: u32,
+}
+
+#[derive(Debug)]
+struct Vector {
+    message: Message,
+    masked: bool,
+    pending: bool,
+    event: EventFd,
+    /// The number of its connection, and the message of it.
+    connected: Option<(u32, Message)>,
+}
+
+#[derive(Debug)]
+struct State {
+    enabled: bool,
+    all_masked: bool,
+    vectors: Vec<Vector>,
+}
+
+/// The interrupts of a function.
+#[derive(Debug)]
+pub struct Msix {
+    wiring: Arc<dyn Wiring>,
+    state: Mutex<State>,
+}
+
+impl Msix {
+    /// Creates `count` vectors, at most 2048, all masked.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of file descriptors.
+    pub fn new(count: u16, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
+        let vector = |_index| {
+            Ok(Vector {
+                message: Message::default(),
+                masked: true,
+                pending: false,
+                event: EventFd::new(EFD_NONBLOCK)?,
+                connected: None,
+            })
+        };
+        let vectors = (0..count).map(vector).collect::<io::Result<_>>()?;
+        Ok(Self {
+            wiring,
+            state: Mutex::new(State {
+                enabled: false,
+                all_masked: false,
+                vectors,
+            }),
+        })
+    }
+
+    /// Adds the capability to a function's configuration space. Returns its
+    /// offset.
+    pub fn add_to(&self, space: &mut ConfigSpace, place: Place) -> u8 {
+        let count = lock(&self.state).vectors.len();
+        let last = u16::try_from(count.saturating_sub(1)).unwrap_or(0);
+        let bar = u32::from(place.bar);
+        let mut body = last.to_le_bytes().to_vec();
+        body.extend((place.table | bar).to_le_bytes());
+        body.extend((place.pending | bar).to_le_bytes());
+        space.add_capability(CAPABILITY, &body, &[0, ENABLE | MASK_ALL])
+    }
+
+    /// Applies the control register, after the guest may have written it.
+    /// `capability` is what [`Self::add_to`] has returned.
+    pub fn on_config(&self, space: &ConfigSpace, capability: u8) {
+        let [_, _, _, control] = space.dword(capability).to_le_bytes();
+        let mut state = lock(&self.state);
+        state.enabled = control & ENABLE != 0;
+        state.all_masked = control & MASK_ALL != 0;
+        self.update(&mut state, None);
+    }
+
+    /// Returns whether the guest has enabled MSI-X, so that the line is not
+    /// used.
+    pub fn is_enabled(&self) -> bool {
+        lock(&self.state).enabled
+    }
+
+    /// Returns the number of vectors.
+    pub fn count(&self) -> usize {
+        lock(&self.state).vectors.len()
+    }
+
+    /// Reads the table.
+    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+        let state = lock(&self.state);
+        for (byte, index) in data.iter_mut().zip(0..) {
+            let at = offset.saturating_add(index);
+            let vector = usize::try_from(at / ENTRY).unwrap_or(usize::MAX);
+            let entry = state.vectors.get(vector).map_or([0; 16], Vector::entry);
+            let index = usize::try_from(at % ENTRY).unwrap_or(0);
+            *byte = entry.get(index).copied().unwrap_or(0);
+        }
+    }
+
+    /// Writes the table, by aligned accesses of 4 or 8 bytes; others have no
+    /// effect.
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
+            return;
+        }
+        let index = usize::try_from(offset / ENTRY).unwrap_or(usize::MAX);
+        let within = usize::try_from(offset % ENTRY).unwrap_or(0);
+        let mut state = lock(&self.state);
+        let Some(vector) = state.vectors.get_mut(index) else {
+            return;
+        };
+        let mut entry = vector.entry();
+        if let Some(place) = entry.get_mut(within..within + data.len()) {
+            place.copy_from_slice(data);
+        }
+        vector.set(entry);
+        self.update(&mut state, Some(index));
+    }
+
+    /// Reads the pending bits.
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        let state = lock(&self.state);
+        for (byte, index) in data.iter_mut().zip(0..) {
+            let at = offset.saturating_add(index);
+            let first = usize::try_from(at.saturating_mul(8)).unwrap_or(usize::MAX);
+            let bits = state.vectors.iter().skip(first).take(8);
+            let bits = bits.zip(0..).map(|(it, bit)| u8::from(it.pending) << bit);
+            *byte = bits.fold(0, |all, bit| all | bit);
+        }
+    }
+
+    /// Signals a vector, or sets its pending bit if it is masked. Vectors that
+    /// do not exist are ignored, and all while MSI-X is disabled.
+    pub fn trigger(&self, vector: u16) {
+        let mut state = lock(&self.state);
+        let State {
+            enabled,
+            all_masked,
+            vectors,
+        } = &mut *state;
+        let Some(vector) = vectors.get_mut(usize::from(vector)).filter(|_| *enabled) else {
+            return;
+        };
+        if vector.masked || *all_masked {
+            vector.pending = true;
+        } else {
+            vector.signal();
+        }
+    }
+
+    /// Disables and masks everything, and forgets what is pending.
+    pub fn reset(&self) {
+        let mut state = lock(&self.state);
+        (state.enabled, state.all_masked) = (false, false);
+        for vector in &mut state.vectors {
+            (vector.masked, vector.pending) = (true, false);
+            vector.message = Message::default();
+        }
+    }
+
+    /// Connects vectors that are not masked, and signals those that are
+    /// pending: one, or all.
+    fn update(&self, state: &mut State, only: Option<usize>) {
+        if !state.enabled || state.all_masked {
+            return;
+        }
+        let vectors = state.vectors.iter_mut().enumerate();
+        for (index, vector) in vectors.filter(|(index, _)| only.is_none_or(|it| it == *index)) {
+            if vector.masked {
+                continue;
+            }
+            if let Err(error) = vector.connect(&*self.wiring) {
+                log::warn!("MSI-X vector {index} cannot be connected: {error}");
+            }
+            if std::mem::take(&mut vector.pending) {
+                vector.signal();
+            }
+        }
+    }
+}
+
+impl Vector {
+    fn entry(&self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.message.address.to_le_bytes();
+        let [i, j, k, l] = self.message.data.to_le_bytes();
+        let masked = if self.masked { MASKED } else { 0 };
+        let [m, n, o, p] = masked.to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    fn set(&mut self, entry: [u8; 16]) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, ..] = entry;
+        self.message = Message {
+            // Its lowest two bits are always 0.
+            address: u64::from_le_bytes([a & !3, b, c, d, e, f, g, h]),
+            data: u32::from_le_bytes([i, j, k, l]),
+        };
+        self.masked = u32::from(m) & MASKED != 0;
+    }
+
+    /// Makes KVM send the present message, if it does not yet.
+    fn connect(&mut self, wiring: &dyn Wiring) -> io::Result<()> {
+        let message = self.message;
+        match self.connected {
+            Some((_, known)) if known == message => return Ok(()),
+            Some((number, _)) => {
+                wiring.change_message(number, message)?;
+                self.connected = Some((number, message));
+            }
+            None => {
+                let number = wiring.connect_message(&self.event, message)?;
+                self.connected = Some((number, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn signal(&self) {
+        // A full counter means that KVM has not read it yet, so the interrupt
+        // is pending anyway.
+        let _ = self.event.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::pci::config::Identity;
+    use crate::devices::pci::wiring::tests::Recorded;
+
+    struct Function {
+        wiring: Arc<Recorded>,
+        msix: Msix,
+        space: ConfigSpace,
+        capability: u8,
+    }
+
+    impl Function {
+        fn new() -> Self {
+            let wiring = Arc::new(Recorded::default());
+            let msix = Msix::new(3, wiring.clone()).unwrap();
+            let mut space = ConfigSpace::new(Identity::default(), None);
+            let place = Place {
+                bar: 0,
+                table: 0x4000,
+                pending: 0x5000,
+            };
+            let capability = msix.add_to(&mut space, place);
+            Self {
+                wiring,
+                msix,
+                space,
+                capability,
+            }
+        }
+
+        fn control(&mut self, control: u8) {
+            self.space.write(self.capability + 3, &[control]);
+            self.msix.on_config(&self.space, self.capability);
+        }
+
+        fn set(&self, vector: u64, data: u32, masked: bool) {
+            let at = vector * ENTRY;
+            self.msix.write_table(at, &0xfee0_0000_u64.to_le_bytes());
+            self.msix.write_table(at + 8, &data.to_le_bytes());
+            self.msix
+                .write_table(at + 12, &u32::from(masked).to_le_bytes());
+        }
+
+        fn signals(&self, vector: usize) -> u64 {
+            let state = lock(&self.msix.state);
+            state.vectors[vector].event.read().unwrap_or(0)
+        }
+
+        fn pending(&self) -> u8 {
+            let mut byte = [0];
+            self.msix.read_pending(0, &mut byte);
+            byte[0]
+        }
+    }
+
+    #[test]
+    fn a_vector_that_is_enabled_and_not_masked_is_signalled() {
+        let mut function = Function::new();
+        function.set(1, 0x41, false);
+        function.msix.trigger(1);
+        assert_eq!((function.signals(1), function.pending()), (0, 0));
+        function.control(ENABLE);
+        function.msix.trigger(1);
+        function.msix.trigger(3);
+        assert_eq!(function.signals(1), 1);
+        let messages = function.wiring.messages.lock().unwrap().clone();
+        let message = Message {
+            address: 0xfee0_0000,
+            data: 0x41,
+        };
+        assert_eq!(messages, [message]);
+    }
+
+    #[test]
+    fn a_masked_vector_waits() {
+        let mut function = Function::new();
+        function.control(ENABLE);
+        function.set(2, 7, true);
+        function.msix.trigger(2);
+        function.msix.trigger(2);
+        assert_eq!((function.signals(2), function.pending()), (0, 0b100));
+        function.set(2, 7, false);
+        assert_eq!((function.signals(2), function.pending()), (1, 0));
+        function.control(ENABLE | MASK_ALL);
+        function.msix.trigger(2);
+        assert_eq!((function.signals(2), function.pending()), (0, 0b100));
+        function.control(ENABLE);
+        assert_eq!((function.signals(2), function.pending()), (1, 0));
+    }
+
+    #[test]
+    fn a_message_that_changes_is_connected_once() {
+        let mut function = Function::new();
+        function.control(ENABLE);
+        function.set(0, 1, false);
+        function.set(0, 2, true);
+        function.set(0, 2, false);
+        let messages = function.wiring.messages.lock().unwrap().clone();
+        assert_eq!((messages.len(), messages[0].data), (1, 2));
+    }
+
+    #[test]
+    fn the_edges_of_the_table_are_harmless() {
+        let function = Function::new();
+        for offset in [3 * ENTRY, 4096, !7, 2, 4] {
+            function.msix.write_table(offset, &[0xff; 8]);
+            function.msix.write_table(offset, &[0xff; 3]);
+        }
+        let mut data = [0xaa; 8];
+        function.msix.read_table(3 * ENTRY - 4, &mut data);
+        assert_eq!(data, [1, 0, 0, 0, 0, 0, 0, 0]);
+        function.msix.read_table(u64::MAX - 3, &mut data);
+        function.msix.read_pending(u64::MAX - 3, &mut data);
+    }
+}

@@ -1,0 +1,71 @@
+//! Builds the devices that the manager has ordered, from the descriptors that it
+//! has opened.
+
+use std::os::fd::OwnedFd;
+use std::vec::IntoIter;
+
+use mkvmm_virtio::VirtioDevice;
+use mkvmm_virtio::rng::Rng;
+use mkvmm_wire::devices::Device;
+
+/// A reason why a device was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The number of descriptors does not match the devices.
+    #[error("internal error: devices came without their descriptors")]
+    Descriptors,
+    /// The host gives the device too little.
+    #[error("the device {device} cannot be created")]
+    Io {
+        /// The name of the device.
+        device: &'static str,
+        /// The underlying error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Builds all devices of a guest; `files` are those of all of them, in their
+/// order.
+///
+/// # Errors
+/// Returns a [`DeviceError`].
+pub fn build(
+    devices: &[Device],
+    files: Vec<OwnedFd>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut files = files.into_iter();
+    let built = devices.iter().map(|device| {
+        let own = take(&mut files, device.descriptors())?;
+        build_one(device, own)
+    });
+    let built = built.collect::<Result<_, _>>()?;
+    match files.next() {
+        None => Ok(built),
+        Some(_nobodys) => Err(DeviceError::Descriptors),
+    }
+}
+
+/// Builds a device from its own descriptors.
+fn build_one(device: &Device, files: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    let named = |device| move |source| DeviceError::Io { device, source };
+    match device {
+        Device::Rng => {
+            let [] = fixed(files)?;
+            Ok(Box::new(Rng::new().map_err(named("rng"))?))
+        }
+    }
+}
+
+fn take(files: &mut IntoIter<OwnedFd>, count: usize) -> Result<Vec<OwnedFd>, DeviceError> {
+    let own: Vec<OwnedFd> = files.take(count).collect();
+    match own.len() == count {
+        true => Ok(own),
+        false => Err(DeviceError::Descriptors),
+    }
+}
+
+/// Returns exactly as many descriptors as a device has.
+fn fixed<const N: usize>(files: Vec<OwnedFd>) -> Result<[OwnedFd; N], DeviceError> {
+    files.try_into().map_err(|_files| DeviceError::Descriptors)
+}
