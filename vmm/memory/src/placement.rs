@@ -65,7 +65,9 @@ pub enum PlacementError {
         align: u64,
         /// The size of the instance's memory in bytes.
         memory: u64,
-        /// The memory size that would be sufficient in one piece, if any is.
+        /// The memory size that would be sufficient in one piece, if any is:
+        /// wherever that lies, if this instance's own size would be in a better
+        /// place.
         needed: Option<u64>,
         /// The error that the allocator returned.
         #[source]
@@ -164,7 +166,11 @@ pub fn plan(facts: &ImageFacts, pool: Draft) -> Result<(PlacementPlan, Draft), P
                 size,
                 align,
                 memory,
-                needed: facts.memory_needed(),
+                needed: facts.memory_needed().map(|needed| {
+                    // Beside somebody's allocation it may begin at any page.
+                    let is_misplaced = needed <= memory;
+                    needed.saturating_add(if is_misplaced { facts.kernel_align } else { 0 })
+                }),
                 source,
             })
     };
@@ -253,6 +259,28 @@ mod tests {
         let needed = facts.memory_needed().unwrap();
         plan(&facts, instance(0x4000_0000, needed).draft()).unwrap();
         plan(&facts, instance(0x4000_0000, needed - 4096).draft()).unwrap_err();
+    }
+
+    #[test]
+    fn what_would_fit_elsewhere_is_told_what_fits_anywhere() {
+        // It lies beside a small allocation.
+        let start = 0x4000_0000 + 16 * 1024;
+        let facts = facts(0x3b000, None);
+        assert!(facts.memory_needed().unwrap() <= 4 * MIB);
+        plan(&facts, instance(0x4000_0000, 4 * MIB).draft()).unwrap();
+        let error = plan(&facts, instance(start, 4 * MIB).draft()).unwrap_err();
+        let PlacementError::NoRoom {
+            needed: Some(needed),
+            ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert!(needed > 4 * MIB);
+        for page in 0..512 {
+            let start = 0x4000_0000 + page * 4096;
+            plan(&facts, instance(start, needed).draft()).unwrap();
+        }
     }
 
     #[test]
