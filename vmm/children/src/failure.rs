@@ -1,5 +1,7 @@
 //! Errors that keep a child from doing its work.
 
+use std::path::PathBuf;
+
 use mkvmm_keeper::child::ChildError;
 use mkvmm_keeper::server::ServerError;
 use mkvmm_machine::worker::WorkerError;
@@ -35,6 +37,15 @@ pub enum Failure {
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// Another keeper has the lock, or it cannot be locked.
+    #[error("the lock {} of the keeper", .path.display())]
+    Lock {
+        /// The path of the lock.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: std::io::Error,
+    },
     /// The keeper could not continue.
     #[error(transparent)]
     Keeper(#[from] ServerError),

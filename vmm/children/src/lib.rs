@@ -22,6 +22,8 @@ mod last_words;
 mod unpacker;
 
 use std::env;
+use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 
 use mkvmm_base::chain;
@@ -33,6 +35,7 @@ use mkvmm_sandbox::Profile;
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{Cleaned, LogLevel, Order, Report};
+use rustix::fs::{FlockOperation, flock};
 
 use failure::Failure;
 
@@ -44,6 +47,9 @@ pub const KEEPER: &str = "keeper";
 /// The variable that tells a keeper what happens when its manager ends without
 /// ending the guests: `keep` (the default) or `kill`.
 pub const ON_MANAGER_EXIT_VARIABLE: &str = "MKVMM_ON_MANAGER_EXIT";
+
+/// The variable that tells a keeper which file it locks for as long as it lives.
+pub const KEEPER_LOCK_VARIABLE: &str = "MKVMM_KEEPER_LOCK";
 
 /// The exit status of a child that could not do its work.
 const FAILED: u8 = 1;
@@ -111,6 +117,10 @@ fn work(role: &str) -> Result<(), Failure> {
 /// it.
 fn keep() -> Result<(), Failure> {
     let listener = child::enter_independent(KEEPER)?;
+    // Without its socket, whoever looks for it finds the lock.
+    let _lock = env::var_os(KEEPER_LOCK_VARIABLE)
+        .map(|path| lock(Path::new(&path)))
+        .transpose()?;
     // It has as many as all managers together.
     raise_descriptor_limit();
     let on_exit = match env::var(ON_MANAGER_EXIT_VARIABLE).as_deref() {
@@ -119,6 +129,21 @@ fn keep() -> Result<(), Failure> {
     };
     server::serve(listener, env!("CARGO_PKG_VERSION"), on_exit)?;
     Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, Failure> {
+    let failed = |source| Failure::Lock {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
+    Ok(file)
 }
 
 /// Reports the failure of a worker.

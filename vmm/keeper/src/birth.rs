@@ -13,7 +13,7 @@
 use std::ffi::{CString, c_char};
 use std::io::{self, PipeReader, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::process::Pid;
@@ -114,6 +114,13 @@ impl Failure {
             // The registration was the only other owner.
             None => Ok(()),
         }
+    }
+}
+
+impl AsFd for Failure {
+    /// Returns the pipe, which is readable once [`Failure::wait`] does not wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use crate::cgroup::keep_leaves;
+use crate::exit::{End, Exit};
 use crate::process::Child;
 use crate::reaper::{Later, Reaper};
 
@@ -72,6 +73,9 @@ pub struct KeptChild {
     pub serial: u64,
     /// The role of the child.
     pub role: String,
+    /// The instance or image it works for; empty if its keeper, which is of an
+    /// earlier version, does not tell.
+    pub label: String,
     /// The child itself.
     pub child: Child,
     /// This end of the channel to it.
@@ -87,6 +91,8 @@ pub struct Inventory {
     pub pid: i32,
     /// The number that identifies the keeper.
     pub identity: u64,
+    /// The version of the protocol that the keeper speaks.
+    pub wire: u32,
     /// The descriptors it holds. Those that are taken out and not held again
     /// are closed when the [`Held`] is dropped.
     pub held: BTreeMap<Key, (Vec<OwnedFd>, Held)>,
@@ -133,7 +139,11 @@ type Started = Result<Child, i32>;
 struct Inner {
     sender: RefCell<AsyncSender<KeeperOrder>>,
     starting: RefCell<BTreeMap<u64, oneshot::Sender<Started>>>,
-    ends: RefCell<BTreeMap<u64, watch::Sender<Option<ChildEnd>>>>,
+    ends: RefCell<BTreeMap<u64, watch::Sender<Option<End>>>>,
+    /// Error numbers of children that could not execute their programs.
+    errors: RefCell<BTreeMap<u64, i32>>,
+    /// The version of the protocol that the keeper speaks.
+    wire: u32,
     last_serial: RefCell<u64>,
     later: Later,
     lost: watch::Sender<bool>,
@@ -154,7 +164,7 @@ impl Keeper {
         socket: OwnedFd,
         program: BorrowedFd<'_>,
     ) -> Result<(Self, Inventory), KeeperError> {
-        let (sender, mut receiver) = AsyncChannel::open(socket)?.split();
+        let (sender, mut receiver) = AsyncChannel::join(socket)?.split();
         keep_leaves(true);
         let (orders, queue) = unbounded_channel();
         let later = Later::new(orders);
@@ -174,10 +184,16 @@ impl Keeper {
             KeeperReport::Occupied { pid } => return Err(KeeperError::Occupied { pid }),
             _ => return Err(KeeperError::Protocol),
         };
+        inventory.wire = receiver.now().version();
+        let mut sender = sender;
+        let deadline = Instant::now() + PATIENCE;
+        sender.now().restart(inventory.wire, Some(deadline))?;
         let keeper = Self(Rc::new(Inner {
             sender: RefCell::new(sender),
             starting: RefCell::default(),
             ends: RefCell::default(),
+            errors: RefCell::default(),
+            wire: inventory.wire,
             last_serial: RefCell::new(last_serial),
             later: later.clone(),
             lost: watch::Sender::new(false),
@@ -206,7 +222,16 @@ impl Keeper {
                         inventory.children.insert(kept.serial, kept);
                     }
                 }
+                KeeperReport::Labels(labels) => {
+                    for (serial, label) in labels {
+                        if let Some(kept) = inventory.children.get_mut(&serial) {
+                            kept.label = label;
+                        }
+                    }
+                }
+                KeeperReport::NotExecuted { serial, errno } => keeper.on_error(serial, errno),
                 KeeperReport::Ended { serial, end } => keeper.on_end(serial, end),
+                KeeperReport::NotLocked { key, errno } => warn_of_lock(key, errno),
                 KeeperReport::Complete => break,
                 _ => return Err(KeeperError::Protocol),
             }
@@ -232,6 +257,7 @@ impl Keeper {
         Ok(KeptChild {
             serial,
             role,
+            label: String::new(),
             child,
             channel,
         })
@@ -312,6 +338,43 @@ impl Keeper {
     /// Returns whether this manager is at work.
     pub fn is_at_work(&self) -> bool {
         self.0.later.is_at_work()
+    }
+
+    /// Sets what happens when this manager ends without another to come: whether
+    /// all children are killed, and the keeper ends. Returns false if the keeper is
+    /// of an earlier version, which does what its first manager has told it.
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`] if the keeper is lost.
+    pub fn on_manager_exit(&self, kill: bool) -> Result<bool, KeeperError> {
+        self.send_if_known(&KeeperOrder::OnManagerExit { kill })
+    }
+
+    /// Has the keeper keep the pages of what it holds in memory, as far as they are
+    /// populated. Has no effect unless it [can](Self::can_lock).
+    ///
+    /// # Errors
+    /// Returns a [`KeeperError`] if the keeper is lost.
+    pub fn lock(&self, held: &Held) -> Result<(), KeeperError> {
+        self.send_if_known(&KeeperOrder::Lock(held.key)).map(drop)
+    }
+
+    /// Returns whether the keeper can lock pages: one of an earlier version cannot.
+    pub fn can_lock(&self) -> bool {
+        KeeperOrder::Lock(Key::Journal).since() <= self.0.wire
+    }
+
+    fn send_if_known(&self, order: &KeeperOrder) -> Result<bool, KeeperError> {
+        let is_known = order.since() <= self.0.wire;
+        if is_known {
+            self.send(order, &[])?;
+        }
+        Ok(is_known)
+    }
+
+    /// Returns the version of the protocol that the keeper speaks.
+    pub fn wire(&self) -> u32 {
+        self.0.wire
     }
 
     /// Tells the keeper that another manager comes after this one.
@@ -398,15 +461,32 @@ impl Keeper {
                 }
             }
             KeeperReport::Ended { serial, end } => self.on_end(serial, end),
+            KeeperReport::NotExecuted { serial, errno } => self.on_error(serial, errno),
+            KeeperReport::NotLocked { key, errno } => warn_of_lock(key, errno),
             _ => log::error!("the keeper: {}", KeeperError::Protocol),
         }
     }
 
+    fn on_error(&self, serial: u64, errno: i32) {
+        self.0.errors.borrow_mut().insert(serial, errno);
+    }
+
     fn on_end(&self, serial: u64, end: ChildEnd) {
+        let errno = self.0.errors.borrow_mut().remove(&serial);
+        let exit = end.code.map_or(Exit::Signal(end.signal), Exit::Code);
+        let end = End {
+            exit: errno.map_or(exit, Exit::NotExecuted),
+            used: Duration::from_nanos(end.used_ns),
+        };
         if let Some(sender) = self.0.ends.borrow_mut().remove(&serial) {
             sender.send_replace(Some(end));
         }
     }
+}
+
+fn warn_of_lock(key: Key, errno: i32) {
+    let error = std::io::Error::from_raw_os_error(errno);
+    log::warn!("{key:?} is not locked in memory between two managers: {error}");
 }
 
 /// Receives one report of the inventory.

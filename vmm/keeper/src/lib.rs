@@ -29,6 +29,7 @@ pub mod cgroup;
 pub mod child;
 pub mod client;
 pub mod copy;
+mod exit;
 pub mod process;
 mod reaper;
 pub mod server;

@@ -1,7 +1,6 @@
 //! Starting, killing and reaping child processes.
 
 use std::ffi::CString;
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mkvmm_wire::keeping::ChildEnd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
@@ -18,8 +16,11 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use crate::birth::{Birth, Born, Failure};
 use crate::cgroup;
 use crate::child::{PARENT_VARIABLE, ROLE_VARIABLE};
+use crate::exit::End;
 use crate::reaper::Reaper;
 use crate::sys;
+
+pub use crate::exit::Exit;
 
 /// The time for which a child is waited for that was killed and dropped: much
 /// longer than the kernel takes to tear it down.
@@ -35,6 +36,15 @@ pub enum ProcessError {
         role: String,
         /// The instance or image that it was to work for.
         label: String,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
+    /// A child could not execute its program.
+    #[error("the {role} could not execute its program")]
+    Execute {
+        /// The role of the child.
+        role: String,
         /// The underlying error.
         #[source]
         source: io::Error,
@@ -216,6 +226,19 @@ pub struct Execution {
 }
 
 impl Execution {
+    /// Returns the descriptor that is readable once [`Self::error`] does not wait;
+    /// `None` if it never does.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.failure.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Waits until the child has executed its program; returns the kernel's error
+    /// number if it could not.
+    pub(crate) fn error(self) -> Option<i32> {
+        let error = self.failure?.wait().err()?;
+        Some(error.raw_os_error().unwrap_or(0))
+    }
+
     fn wait(self) -> Result<(), ProcessError> {
         let Self {
             failure,
@@ -253,28 +276,17 @@ impl Execution {
     }
 }
 
-/// The way in which a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// The process exited with this status.
-    Code(i32),
-    /// A signal killed the process.
-    Signal(i32),
-}
-
 impl Exit {
-    /// Returns whether the process exited with status 0.
-    pub const fn is_success(self) -> bool {
-        matches!(self, Self::Code(0))
-    }
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit status {code}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-        }
+    /// Returns the error of starting a child of `role` that has ended in this way,
+    /// if that is because it could not execute its program.
+    pub fn not_executed(self, role: &str) -> Option<ProcessError> {
+        let Self::NotExecuted(errno) = self else {
+            return None;
+        };
+        Some(ProcessError::Execute {
+            role: role.to_owned(),
+            source: io::Error::from_raw_os_error(errno),
+        })
     }
 }
 
@@ -314,15 +326,9 @@ impl Child {
     }
 
     /// Returns how a child of a keeper process has ended, if it has.
-    fn look(&mut self, end: Option<ChildEnd>) -> Option<Exit> {
-        if let Some(ChildEnd {
-            code,
-            signal,
-            used_ns,
-        }) = end
-        {
-            self.exit = Some(code.map_or(Exit::Signal(signal), Exit::Code));
-            self.used = Some(Duration::from_nanos(used_ns));
+    fn look(&mut self, end: Option<End>) -> Option<Exit> {
+        if let Some(End { exit, used }) = end {
+            (self.exit, self.used) = (Some(exit), Some(used));
         }
         self.exit
     }

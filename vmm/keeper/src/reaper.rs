@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mkvmm_wire::keeping::{ChildEnd, KeeperOrder};
+use mkvmm_wire::keeping::KeeperOrder;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
+
+use crate::exit::End;
 
 /// Orders that the keeper gets when there is time, because something is dropped.
 ///
@@ -47,22 +49,22 @@ impl Later {
 #[derive(Debug)]
 pub(crate) struct Reaper {
     serial: u64,
-    end: watch::Receiver<Option<ChildEnd>>,
+    end: watch::Receiver<Option<End>>,
     later: Later,
 }
 
 impl Reaper {
-    pub fn new(serial: u64, end: watch::Receiver<Option<ChildEnd>>, later: Later) -> Self {
+    pub fn new(serial: u64, end: watch::Receiver<Option<End>>, later: Later) -> Self {
         Self { serial, end, later }
     }
 
     /// Returns how the child ended, if the keeper has reported it.
-    pub fn end(&self) -> Option<ChildEnd> {
+    pub fn end(&self) -> Option<End> {
         *self.end.borrow()
     }
 
     /// Waits for the end; `None` if the keeper is lost.
-    pub async fn wait(&mut self) -> Option<ChildEnd> {
+    pub async fn wait(&mut self) -> Option<End> {
         let end = self.end.wait_for(Option::is_some).await;
         end.ok().and_then(|end| *end)
     }

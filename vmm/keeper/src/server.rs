@@ -19,11 +19,16 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use crate::process::{Child, Exit, Output, ProcessError, Spawn};
+use crate::process::{Child, Execution, Exit, Output, ProcessError, Spawn};
+use crate::sys::Locked;
 
-/// Tokens of watched descriptors. A child's is its serial number, from 1 on.
+/// Tokens of watched descriptors. A child's is its serial number, from 1 on, and
+/// that of the execution of its program has a bit more.
 const LISTENER: u64 = u64::MAX;
 const MANAGER: u64 = u64::MAX - 1;
+const EXECUTION: u64 = 1 << 62;
+/// The exit status of a child that could not execute its program.
+const NOT_EXECUTED: i32 = 127;
 /// Events that are handled at once.
 const EVENTS: usize = 64;
 /// The pause when the kernel has too many descriptors in flight.
@@ -58,11 +63,25 @@ pub enum OnManagerExit {
 struct KeptChild {
     child: Child,
     role: String,
+    label: String,
+    /// What tells whether it could execute its program, until it has.
+    execution: Option<Execution>,
+    /// The kernel's error number if it could not.
+    errno: Option<i32>,
     channel: Arc<OwnedFd>,
     pidfd: Arc<OwnedFd>,
     end: Option<ChildEnd>,
     /// True if no manager is interested in its end.
     is_forgotten: bool,
+}
+
+/// Descriptors that are held.
+struct Held {
+    /// The number that they came with.
+    number: u64,
+    descriptors: Vec<Arc<OwnedFd>>,
+    /// Their pages, if those are kept in memory.
+    locked: Vec<Locked>,
 }
 
 /// The connected manager.
@@ -80,8 +99,7 @@ struct Keeper {
     epoll: OwnedFd,
     listener: OwnedFd,
     children: BTreeMap<u64, KeptChild>,
-    /// The descriptors by key, with the number that they came with.
-    held: BTreeMap<Key, (u64, Vec<Arc<OwnedFd>>)>,
+    held: BTreeMap<Key, Held>,
     program: Option<OwnedFd>,
     manager: Option<Manager>,
     version: String,
@@ -150,6 +168,7 @@ impl Keeper {
                 match token {
                     LISTENER => self.on_connection()?,
                     MANAGER => self.on_orders(),
+                    token if token & EXECUTION != 0 => self.on_execution(token & !EXECUTION),
                     serial => self.on_end(serial),
                 }
             }
@@ -218,19 +237,27 @@ impl Keeper {
         let mut reports = VecDeque::from([(welcome, Vec::new())]);
         // As many as fit into a message.
         let (mut keys, mut descriptors) = (Vec::new(), Vec::new());
-        for (key, (number, held)) in &self.held {
+        for (key, held) in &self.held {
+            let (number, held) = (held.number, &held.descriptors);
             if descriptors.len() + held.len() > DESCRIPTORS_MAX {
                 let full = KeeperReport::Held(std::mem::take(&mut keys));
                 reports.push_back((full, std::mem::take(&mut descriptors)));
             }
             // An order has at most 253.
-            keys.push((*key, *number, u8::try_from(held.len()).unwrap_or(u8::MAX)));
+            keys.push((*key, number, u8::try_from(held.len()).unwrap_or(u8::MAX)));
             descriptors.extend(held.iter().cloned());
         }
         reports.push_back((KeeperReport::Held(keys), descriptors));
         let known = self.children.iter().filter(|(_, kept)| !kept.is_forgotten);
         let known: Vec<(&u64, &KeptChild)> = known.collect();
         for some in known.chunks(DESCRIPTORS_MAX / 2) {
+            for (serial, kept) in some {
+                if let Some(errno) = kept.errno {
+                    let serial = **serial;
+                    let report = KeeperReport::NotExecuted { serial, errno };
+                    reports.push_back((report, Vec::new()));
+                }
+            }
             let facts = some.iter().map(|(serial, kept)| ChildFacts {
                 serial: **serial,
                 pid: kept.child.pid(),
@@ -242,6 +269,10 @@ impl Keeper {
                 .flat_map(|(_, kept)| [Arc::clone(&kept.pidfd), Arc::clone(&kept.channel)]);
             let report = KeeperReport::Children(facts.collect());
             reports.push_back((report, descriptors.collect()));
+            let labels = some
+                .iter()
+                .map(|(serial, kept)| (**serial, kept.label.clone()));
+            reports.push_back((KeeperReport::Labels(labels.collect()), Vec::new()));
         }
         reports.push_back((KeeperReport::Complete, Vec::new()));
         reports
@@ -293,19 +324,55 @@ impl Keeper {
                 }
             }
             KeeperOrder::Hold(key, number) => {
-                let descriptors = descriptors.into_iter().map(Arc::new);
-                self.held.insert(key, (number, descriptors.collect()));
+                let held = Held {
+                    number,
+                    descriptors: descriptors.into_iter().map(Arc::new).collect(),
+                    locked: Vec::new(),
+                };
+                self.held.insert(key, held);
             }
             KeeperOrder::Release(key, number) => {
                 // Others may have been held in their place meanwhile.
-                if self.held.get(&key).is_some_and(|held| held.0 == number) {
+                if self
+                    .held
+                    .get(&key)
+                    .is_some_and(|held| held.number == number)
+                {
                     self.held.remove(&key);
                 }
             }
             KeeperOrder::Stay => self.is_expecting = true,
             KeeperOrder::AtWork => self.is_expecting = false,
             KeeperOrder::Quit => self.is_quitting = true,
+            KeeperOrder::OnManagerExit { kill } => {
+                self.on_exit = match kill {
+                    true => OnManagerExit::Kill,
+                    false => OnManagerExit::Keep,
+                };
+            }
+            KeeperOrder::Lock(key) => {
+                if let Some(errno) = self.lock(key) {
+                    self.report((KeeperReport::NotLocked { key, errno }, Vec::new()));
+                }
+            }
         }
+    }
+
+    /// Keeps pages in memory, which their manager has populated; returns the error
+    /// number if that fails.
+    fn lock(&mut self, key: Key) -> Option<i32> {
+        let held = self.held.get_mut(&key)?;
+        let mut lock = || {
+            if held.locked.is_empty() {
+                let mapped = held.descriptors.iter().map(Locked::new);
+                held.locked = mapped.collect::<Result<_, Errno>>()?;
+            }
+            let files = held.descriptors.iter().zip(&held.locked);
+            files
+                .into_iter()
+                .try_for_each(|(file, locked)| locked.lock(file))
+        };
+        lock().err().map(Errno::raw_os_error)
     }
 
     /// Starts a child; returns its process ID and pidfd, or the error number.
@@ -350,9 +417,8 @@ impl Keeper {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
         };
         let started = spawn.begin().map_err(|error| number_of(&error))?;
-        // It may be born frozen, and must not hold up everybody. One that cannot
-        // execute its program exits with status 127.
-        let (child, _execution) = started.split();
+        // It may be born frozen, and must not hold up everybody.
+        let (child, execution) = started.split();
         let pidfd = child
             .as_fd()
             .try_clone_to_owned()
@@ -360,10 +426,18 @@ impl Keeper {
         let token = epoll::EventData::new_u64(serial);
         epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN)
             .map_err(Errno::raw_os_error)?;
+        if let Some(descriptor) = execution.descriptor() {
+            let token = epoll::EventData::new_u64(serial | EXECUTION);
+            epoll::add(&self.epoll, descriptor, token, epoll::EventFlags::IN)
+                .map_err(Errno::raw_os_error)?;
+        }
         let (pid, pidfd) = (child.pid(), Arc::new(pidfd));
         let kept = KeptChild {
             child,
             role,
+            label,
+            execution: Some(execution),
+            errno: None,
             channel: Arc::new(ours),
             pidfd: Arc::clone(&pidfd),
             end: None,
@@ -373,8 +447,28 @@ impl Keeper {
         Ok((pid, pidfd))
     }
 
+    /// Notes whether a child could execute its program.
+    fn on_execution(&mut self, serial: u64) {
+        let kept = self.children.get_mut(&serial);
+        let Some((kept, execution)) = kept.and_then(|kept| {
+            let execution = kept.execution.take()?;
+            Some((kept, execution))
+        }) else {
+            return;
+        };
+        // Closing the pipe ends its being watched.
+        if let Some(errno) = execution.error() {
+            kept.errno = Some(errno);
+            if !kept.is_forgotten {
+                self.report((KeeperReport::NotExecuted { serial, errno }, Vec::new()));
+            }
+        }
+    }
+
     /// Reaps a child that has ended.
     fn on_end(&mut self, serial: u64) {
+        // The reason comes before the end.
+        self.on_execution(serial);
         let Some(kept) = self.children.get_mut(&serial) else {
             return;
         };
@@ -386,6 +480,8 @@ impl Keeper {
         let (code, signal) = match exit {
             Exit::Code(code) => (Some(code), 0),
             Exit::Signal(signal) => (None, signal),
+            // What its children tell it comes apart from their ends.
+            Exit::NotExecuted(_) => (Some(NOT_EXECUTED), 0),
         };
         let end = ChildEnd {
             code,
@@ -451,7 +547,9 @@ impl Keeper {
 
 fn number_of(error: &ProcessError) -> i32 {
     let source = match error {
-        ProcessError::Start { source, .. } | ProcessError::Handle { source, .. } => source,
+        ProcessError::Start { source, .. }
+        | ProcessError::Execute { source, .. }
+        | ProcessError::Handle { source, .. } => source,
     };
     source.raw_os_error().unwrap_or(0)
 }

@@ -1,20 +1,76 @@
 //! System calls for which rustix has no safe wrapper.
 //!
-//! UNSAFETY: rt_sigaction, sigprocmask and the clocks take pointers,
-//! close_range takes descriptors as numbers.
+//! UNSAFETY: rt_sigaction, sigprocmask and the clocks take pointers, mmap, mlock and
+//! munmap addresses, close_range takes descriptors as numbers.
 #![expect(unsafe_code, reason = "calls libc where rustix has nothing")]
 
+use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, munmap};
 use rustix::process::Pid;
 
 /// The range of all signal numbers.
 const SIGNALS: RangeInclusive<i32> = 1..=64;
+
+/// The pages of a memory file, mapped and kept in memory until this is dropped.
+#[derive(Debug)]
+pub struct Locked {
+    start: *mut c_void,
+    len: usize,
+}
+
+impl Locked {
+    /// Maps `file`, without locking anything yet.
+    ///
+    /// # Errors
+    /// Returns the kernel's error number; nothing is mapped then.
+    pub fn new(file: &impl AsFd) -> rustix::io::Result<Self> {
+        let size = rustix::fs::fstat(file)?.st_size;
+        let len = usize::try_from(size).map_err(|_negative| Errno::OVERFLOW)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: without an address, the mapping replaces no other one.
+        let start = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0)? };
+        Ok(Self { start, len })
+    }
+
+    /// Locks the pages that `file` has: locking would populate others, which may be
+    /// in use in files of their own meanwhile.
+    ///
+    /// # Errors
+    /// Returns the kernel's error number.
+    pub fn lock(&self, file: &impl AsFd) -> rustix::io::Result<()> {
+        let mut end = 0;
+        loop {
+            let start = match seek(file, SeekFrom::Data(end)) {
+                Err(Errno::NXIO) => return Ok(()),
+                found => found?,
+            };
+            // There is always a hole at the end.
+            end = seek(file, SeekFrom::Hole(start))?;
+            let offset = |at| usize::try_from(at).unwrap_or(self.len).min(self.len);
+            let (from, until) = (offset(start), offset(end));
+            // SAFETY: both offsets lie in the mapping, and its size was a `usize`.
+            let part = unsafe { self.start.byte_add(from) };
+            // SAFETY: the part lies in the mapping.
+            unsafe { mlock(part, until.saturating_sub(from))? };
+        }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: the range is that of a mapping which nobody else knows.
+        let _ = unsafe { munmap(self.start, self.len) };
+    }
+}
 
 /// Unblocks all signals, and resets those that the parent ignored. Handlers
 /// need no attention: exec has removed all except those that this program

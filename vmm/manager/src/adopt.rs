@@ -21,6 +21,7 @@ use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::backing::BackingError;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 use mkvmm_wire::WireError;
+use mkvmm_wire::channel;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::SharedError;
@@ -28,6 +29,7 @@ use mkvmm_wire::shared::board::{Board, DeviceCounts};
 
 use crate::audit::audit;
 use crate::budget::{Amounts, Shortage};
+use crate::child::{Role, Unreaped};
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::LogFile;
@@ -73,6 +75,16 @@ pub enum AdoptError {
     /// A worker cannot be reached.
     #[error("the worker of an instance")]
     Wire(#[from] WireError),
+    /// A process that runs on speaks a version of the protocol that is not spoken
+    /// here.
+    #[error("{peer}")]
+    Peer {
+        /// The process, for people.
+        peer: String,
+        /// The error, with both versions.
+        #[source]
+        source: WireError,
+    },
     /// This process may not have as much as the instances need.
     #[error("the instances of the journal")]
     Shortage(#[from] Shortage),
@@ -134,12 +146,14 @@ pub fn record_of(config: &ReservationConfig) -> ManagerRecord {
     }
 }
 
-/// Checks that the ledger can be rebuilt from what a journal says, and that its
-/// books balance; returns the number of instances.
+/// Checks that the ledger can be rebuilt from what a journal says, that its books
+/// balance, and that the keeper and all workers can be talked to; returns the
+/// number of instances.
 ///
 /// # Errors
 /// Returns an [`AdoptError`].
 pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
+    check_peers(contents)?;
     memory_of(&contents.manager)?;
     let mut pool = HostPool::restore(&contents.pool)?;
     let (mut taken, mut count) = (0, 0);
@@ -167,6 +181,23 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
     Ok(count)
 }
 
+/// Checks that this program speaks the versions of the protocol that the processes
+/// speak which run on.
+fn check_peers(contents: &Contents) -> Result<(), AdoptError> {
+    let check = |peer: String, wire| {
+        let checked = channel::check_version(wire);
+        checked.map_err(|source| AdoptError::Peer { peer, source })
+    };
+    check("the keeper".to_owned(), contents.wire_of(None))?;
+    for record in contents.instances.values() {
+        if record.worker.is_some() {
+            let peer = format!("the worker of {}", record.sub_pool.name);
+            check(peer, contents.wire_of(record.worker))?;
+        }
+    }
+    Ok(())
+}
+
 impl Manager {
     /// Creates a manager from what another has left. Nothing but the ledger and
     /// the records is changed yet: see [`Manager::take_over`].
@@ -179,11 +210,15 @@ impl Manager {
         inventory: &mut Inventory,
         options: Options,
     ) -> Result<(Rc<Self>, Vec<Adopted>), AdoptError> {
+        check_peers(&contents)?;
         let config = memory_of(&contents.manager)?;
         let mut pool = HostPool::restore(&contents.pool)?;
         let devices = contents.devices;
         let mut parts = Vec::new();
         let mut held_memory = BTreeMap::new();
+        let wires = contents.instances.values();
+        let wires = wires.map(|record| contents.wire_of(record.worker));
+        let mut wires = wires.collect::<Vec<u32>>().into_iter();
         for record in contents.instances.into_values() {
             let sub_pool = pool.restore_sub_pool(&record.sub_pool)?;
             let mut files = Vec::new();
@@ -205,12 +240,13 @@ impl Manager {
         manager.log().restore(contents.events);
         let mut adopted = Vec::new();
         for (record, sub_pool, files) in parts {
-            let (guest, is_intact) = manager.guest_of(
+            let (mut guest, is_intact) = manager.guest_of(
                 &record,
                 devices.get(&record.sub_pool.id).map_or(&[], Vec::as_slice),
                 (sub_pool, files),
                 inventory,
             )?;
+            guest.wire = wires.next().unwrap_or(channel::VERSION);
             let id = guest.id;
             let child = record.worker.and_then(|s| inventory.children.remove(&s));
             let mut registry = manager.registry_mut();
@@ -335,10 +371,11 @@ impl Manager {
             leaf: leaf.map(Leaf::adopt).map(Arc::new),
             meter: Arc::new(Meter::restored(record.used)),
             serial: record.worker,
+            wire: channel::VERSION,
             word: record.word,
             busy: record.busy,
             start_cgroup: record.start_cgroup.as_ref().map(cgroup_of),
-            unreaped: None,
+            unreaped: Vec::new(),
             is_new: record.is_new,
             is_told_gone,
             loads: record.loads,
@@ -388,15 +425,19 @@ impl Manager {
         }
         // Before any memory changes: a cleaner must not clean what is somebody's
         // by then.
-        let leftovers = &mut inventory.children;
-        let count = leftovers.len();
-        let ended = tokio::time::timeout(LEFTOVERS, async {
-            for kept in leftovers.values() {
-                if let Err(error) = kept.child.kill() {
-                    log::error!("{}", chain(&error));
-                }
+        let leftovers = std::mem::take(&mut inventory.children);
+        for kept in leftovers.values() {
+            if let Err(error) = kept.child.kill() {
+                log::error!("{}", chain(&error));
             }
-            for kept in leftovers.values_mut() {
+        }
+        let mut unknown = Vec::new();
+        for kept in leftovers.into_values() {
+            unknown.extend(self.leave(kept));
+        }
+        let count = unknown.len();
+        let ended = tokio::time::timeout(LEFTOVERS, async {
+            for kept in &mut unknown {
                 let _ = kept.child.ended().await;
             }
         });
@@ -404,6 +445,26 @@ impl Manager {
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
         Ok(())
+    }
+
+    /// Leaves a process that was killed to the instance whose memory it may have,
+    /// which is not used before it has ended: somebody may hold it. Returns one that
+    /// must be waited for now, since nobody knows what it has.
+    fn leave(&self, kept: KeptChild) -> Option<KeptChild> {
+        let runtime = tokio::runtime::Handle::current();
+        if kept.role == Role::Unpacker.word() {
+            // It has no guest's memory, and its output was lost.
+            Unreaped::new(kept.child, &runtime);
+            return None;
+        }
+        let name = kept.label.parse::<InstanceName>().ok();
+        let mut registry = self.registry_mut();
+        let found = name.and_then(|name| registry.find(&name).map(Guest::id).ok());
+        let Some(guest) = found.and_then(|id| registry.guest_mut(id)) else {
+            return Some(kept);
+        };
+        guest.unreaped.push(Unreaped::new(kept.child, &runtime));
+        None
     }
 
     /// Writes a journal from now on, which the keeper holds in place of an
@@ -446,8 +507,8 @@ impl Manager {
         one: &Adopted,
         kept: KeptChild,
     ) -> Result<Result<(), KeptChild>, AdoptError> {
-        let (run, meter) = match self.registry().guest(one.id) {
-            Some(guest) => (guest.run_id(), Arc::clone(&guest.meter)),
+        let (run, wire, meter) = match self.registry().guest(one.id) {
+            Some(guest) => (guest.run_id(), guest.wire, Arc::clone(&guest.meter)),
             None => return Ok(Err(kept)),
         };
         let socket = kept.channel.try_clone();
@@ -455,7 +516,7 @@ impl Manager {
         let refused = |error: &WireError| {
             log::error!("instance {}: its worker: {}", one.id, chain(error));
         };
-        let channel = match AsyncChannel::resume(socket) {
+        let channel = match AsyncChannel::resume(socket, wire) {
             Ok(channel) if one.is_intact => channel,
             Ok(_) => return Ok(Err(kept)),
             Err(error) => {
@@ -466,6 +527,7 @@ impl Manager {
         let KeptChild {
             serial,
             role,
+            label,
             child,
             channel: socket,
         } = kept;
@@ -476,6 +538,7 @@ impl Manager {
                 return Ok(Err(KeptChild {
                     serial,
                     role,
+                    label,
                     child,
                     channel: socket,
                 }));

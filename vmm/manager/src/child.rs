@@ -216,7 +216,7 @@ pub struct Unreaped {
 
 impl Unreaped {
     /// Reaps a child that was killed, whenever it ends.
-    fn new(mut child: Child, runtime: &Handle) -> Self {
+    pub(crate) fn new(mut child: Child, runtime: &Handle) -> Self {
         let (there, gone) = watch::channel(());
         let pid = child.pid();
         runtime.spawn(async move {
@@ -277,7 +277,10 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     let exit = child.ended(answer.is_err()).await?;
     match answer? {
         Some(answer) => Ok(answer),
-        None => Err(AskError::Gone { role, exit }),
+        None => Err(match exit.not_executed(role) {
+            Some(error) => WorkerError::from(error).into(),
+            None => AskError::Gone { role, exit },
+        }),
     }
 }
 

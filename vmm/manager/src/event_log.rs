@@ -4,7 +4,7 @@
 //! 1 and have no gaps; a reader that has missed old events notices it by the
 //! number of the first one it gets.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use mkvmm_api::events::{Event, EventKind};
@@ -138,6 +138,17 @@ impl EventLog {
         };
         let last = kept.events.iter().rev().find(is_state);
         last.map(|event| event.kind.clone())
+    }
+
+    /// Returns the kinds of the last events that tell the states of instances.
+    pub(crate) fn last_states(&self) -> HashMap<String, EventKind> {
+        let kept = self.lock();
+        let is_state =
+            |kind: &EventKind| matches!(kind, EventKind::State { .. } | EventKind::Deleted);
+        let states = kept.events.iter().filter(|event| is_state(&event.kind));
+        // A later one replaces an earlier one.
+        let named = states.filter_map(|event| Some((event.instance.clone()?, event.kind.clone())));
+        named.collect()
     }
 
     /// Returns a value that changes with every event: the newest number.

@@ -99,8 +99,9 @@ pub struct Guest {
     pub(crate) loaded: Option<Loaded>,
     /// The process that has the memory, if there is one.
     pub(crate) worker: Option<Rc<Worker>>,
-    /// A cleaner of its memory that was killed and does not end.
-    pub(crate) unreaped: Option<Unreaped>,
+    /// Processes that have its memory as well, were killed and do not end: a
+    /// cleaner, or what an earlier manager had started.
+    pub(crate) unreaped: Vec<Unreaped>,
     /// The cgroup that its last start named, in place of the specified one.
     pub(crate) start_cgroup: Option<Cgroups>,
     /// Its cgroup, if it has one, from its first worker on.
@@ -109,6 +110,8 @@ pub struct Guest {
     pub(crate) meter: Arc<Meter>,
     /// The number of that process, if it is a child of the keeper.
     pub(crate) serial: Option<u64>,
+    /// The version of the wire protocol that it speaks.
+    pub(crate) wire: u32,
     /// The reason that its worker has given for its end, until that has ended.
     pub(crate) word: Option<EndReason>,
     /// The verb in progress, if there is one.

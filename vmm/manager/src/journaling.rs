@@ -54,6 +54,7 @@ impl Journaling {
         let mut records = vec![
             Record::Manager(self.manager.clone()),
             Record::Pool(registry.pool().state()),
+            record::of_keeper(self.keeper.wire()),
         ];
         records.extend(registry.guests().flat_map(snapshot::of_guest));
         let events = registry.log().since(0);

@@ -253,10 +253,7 @@ impl Manager {
     /// Adds the state of an instance to the event log, and notifies waiting
     /// tasks.
     pub(crate) fn announce(&self, id: InstanceId) {
-        let registry = self.registry();
-        if let Some(guest) = registry.guest(id) {
-            registry.tell(guest);
-        }
+        self.registry_mut().announce(id);
         self.changed.notify_waiters();
     }
 }

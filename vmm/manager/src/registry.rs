@@ -369,8 +369,12 @@ impl Registry {
         Some(guest)
     }
 
-    /// Adds the state of an instance to the event log.
-    pub(crate) fn tell(&self, guest: &Guest) {
+    /// Adds the state of an instance to the event log: in one frame of the journal
+    /// with what was changed in the same borrow.
+    pub(crate) fn announce(&mut self, id: InstanceId) {
+        let Some(guest) = self.guests.get(&id) else {
+            return;
+        };
         let kind = EventKind::State {
             state: guest.state(),
             reason: guest.reason(),

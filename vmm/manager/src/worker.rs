@@ -84,6 +84,17 @@ pub enum WorkerError {
     Protocol,
 }
 
+impl WorkerError {
+    /// Returns the error of a worker that has ended without an answer: one that
+    /// could not execute its program was never started.
+    pub(crate) fn gone(exit: Exit) -> Self {
+        match exit.not_executed("worker") {
+            Some(error) => Self::Process(error),
+            None => Self::Gone { exit },
+        }
+    }
+}
+
 type Answer = Result<Done, Refusal>;
 
 /// A receiver of a worker's reports.
@@ -242,9 +253,7 @@ impl Worker {
         match answered.await {
             Ok(answer) => Ok(answer?),
             // The sender is dropped only with the process.
-            Err(_dropped) => Err(WorkerError::Gone {
-                exit: self.gone().await,
-            }),
+            Err(_dropped) => Err(WorkerError::gone(self.gone().await)),
         }
     }
 

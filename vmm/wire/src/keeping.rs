@@ -7,6 +7,7 @@
 //!                                    ◄──────── Children [pidfd, channel of each] …
 //!                                    ◄──────── Complete
 //!     Program [executable]           ────────►
+//!     OnManagerExit                  ────────►
 //!     Hold [descriptors]             ────────►  (as often as needed)
 //!     Start [two ends of a channel]  ────────►
 //!                                    ◄──────── Started [pidfd], or Failed
@@ -17,7 +18,9 @@
 //! The keeper serves one manager after the other. What a manager has sent is
 //! carried out completely, even if it was killed meanwhile, before the next one
 //! is welcomed. Both trust each other: they have the same user and the same
-//! program, maybe in two versions.
+//! program, maybe in two versions: the manager, which may be the newer one, speaks
+//! the keeper's. New messages are variants at the end of an enum, with the version
+//! from which on they may be sent.
 
 use std::ops::RangeInclusive;
 
@@ -98,6 +101,25 @@ pub enum KeeperOrder {
     AtWork,
     /// Kills all children and exits.
     Quit,
+    /// Sets what happens when the manager ends without another to come: whether
+    /// all children are killed. Since version 4.
+    OnManagerExit {
+        /// True if they are killed, and the keeper ends.
+        kill: bool,
+    },
+    /// Keeps the pages of what is held for a key in memory for as long as it is
+    /// held. Since version 4.
+    Lock(Key),
+}
+
+impl KeeperOrder {
+    /// Returns the version of the protocol from which on a keeper knows the order.
+    pub const fn since(&self) -> u32 {
+        match self {
+            Self::OnManagerExit { .. } | Self::Lock(_) => 4,
+            _ => 3,
+        }
+    }
 }
 
 impl Message for KeeperOrder {
@@ -111,9 +133,13 @@ impl Message for KeeperOrder {
                 false => 2..=2,
             },
             Self::Hold(..) => 1..=DESCRIPTORS_MAX,
-            Self::Forget { .. } | Self::Release(..) | Self::Stay | Self::AtWork | Self::Quit => {
-                0..=0
-            }
+            Self::Forget { .. }
+            | Self::Release(..)
+            | Self::Stay
+            | Self::AtWork
+            | Self::Quit
+            | Self::OnManagerExit { .. }
+            | Self::Lock(_) => 0..=0,
         }
     }
 }
@@ -189,6 +215,24 @@ pub enum KeeperReport {
         serial: u64,
         /// The way in which it ended.
         end: ChildEnd,
+    },
+    /// Tells what the children work for that the report before this one has handed
+    /// over. Since version 4.
+    Labels(Vec<(u64, String)>),
+    /// Reports that a child could not execute its program, before its end or the
+    /// child itself is reported. Since version 4.
+    NotExecuted {
+        /// The number of the child.
+        serial: u64,
+        /// The kernel's error number.
+        errno: i32,
+    },
+    /// Reports that pages are not kept in memory. Since version 4.
+    NotLocked {
+        /// What they are held for.
+        key: Key,
+        /// The kernel's error number.
+        errno: i32,
     },
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use mkvmm_api::pool::KeeperVersion;
-use mkvmm_base::timeline;
+use mkvmm_base::{chain, timeline};
 use mkvmm_keeper::cgroup;
 use mkvmm_keeper::client::{Inventory, Keeper};
 use mkvmm_machine::kvm::host::Host as KvmHost;
@@ -106,6 +106,7 @@ impl Founding {
             cgroup::name_after(pid);
         }
         self.children.keeper = Some(keeper.clone());
+        let is_kill = self.on_manager_exit == OnManagerExit::Kill;
         let version = KeeperVersion {
             version: inventory.version.clone(),
             pid: inventory.pid,
@@ -131,6 +132,12 @@ impl Founding {
                 }
             },
         };
+        if !keeper
+            .on_manager_exit(is_kill)
+            .map_err(StateDirError::from)?
+        {
+            log::warn!("the keeper, of an earlier version, does what it was first told at an end");
+        }
         if !has_guests {
             last_fleet::after_crash(&manager, dir, recreate).await?;
         }
@@ -175,6 +182,9 @@ impl Founding {
         self.request.check_same(contents.pool.range, &config)?;
         timeline::continue_from(contents.manager.start);
         raise_descriptor_limit();
+        if config.lock && !keeper.can_lock() {
+            log::warn!("the keeper, of an earlier version, locks no memory between managers");
+        }
         let mut record = contents.manager.clone();
         record.ordinal = record.ordinal.saturating_add(1);
         self.treatment.inherited = inventory.descriptors();
@@ -227,7 +237,15 @@ impl Kept {
             upgrades,
         });
         let mut leave = signal(SignalKind::user_defined1()).map_err(HostIoError::Signals)?;
+        // One at a time, so that no other waits for it.
+        let mut check: Option<successor::Check> = None;
         loop {
+            let checked = async {
+                match &mut check {
+                    Some(check) => check.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 waited = signals.wait() => {
                     waited.map_err(HostIoError::Signals)?;
@@ -242,10 +260,29 @@ impl Kept {
                     log::error!("the keeper process has ended, and with it all guests");
                     return Ok(End::Keeper);
                 }
+                successor = checked => {
+                    check = None;
+                    if let Some(successor) = successor {
+                        successor.take_over(manager, &self.keeper, control).await;
+                    }
+                }
                 Some(request) = requests.recv() => {
-                    successor::carry_out(request, manager, &self.keeper, control).await;
+                    match check {
+                        Some(_) => successor::refuse(request, "another program is being checked"),
+                        None => check = Some(successor::check_journal_with(request, manager)),
+                    }
                 }
             }
+        }
+    }
+
+    /// Has everything end with this manager, however that ends from now on.
+    pub fn begin_end(&self, signals: &Signals) {
+        match self.keeper.on_manager_exit(true) {
+            Ok(true) => signals.let_second_end(),
+            // Guests of this one, of an earlier version, would be left behind.
+            Ok(false) => {}
+            Err(error) => log::error!("{}", chain(&error)),
         }
     }
 

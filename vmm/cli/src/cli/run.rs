@@ -23,7 +23,7 @@ use crate::cli::fleet_file;
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::block_on;
-use crate::cli::signals::Signals;
+use crate::cli::signals::{Second, Signals};
 use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
@@ -118,7 +118,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
         .and_then(|(early, config)| settle(early, &children, config));
     args.children.confine_manager_early()?;
 
-    let signals = Signals::listen().map_err(HostIoError::Signals)?;
+    let signals = Signals::listen(Second::Signal).map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
         Ok(ground) => ground,
         Err(_) if signals.came() => return Ok(ExitStatus::Interrupted),

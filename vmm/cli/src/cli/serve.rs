@@ -27,7 +27,7 @@ use crate::cli::continuity::{End, Founded, Founding};
 use crate::cli::founding::{ChildOptions, Treatment};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
-use crate::cli::signals::Signals;
+use crate::cli::signals::{Second, Signals};
 use crate::cli::state_dir::{OnManagerExit, StateDir};
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
@@ -154,7 +154,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let state_dir = args.state_dir.clone().or(file.state_dir);
     let state_dir = state_dir.as_deref().map(StateDir::open).transpose()?;
     let on_manager_exit = args.on_manager_exit.or(file.on_manager_exit);
-    let signals = Signals::listen().map_err(HostIoError::Signals)?;
+    let second = match state_dir {
+        Some(_) => Second::Handler,
+        None => Second::Signal,
+    };
+    let signals = Signals::listen(second).map_err(HostIoError::Signals)?;
     // Guests keep running when the terminal is closed.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
@@ -189,6 +193,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
             None => founding.alone(signals.flag()),
         };
         let Founded { manager, mut kept } = match founded {
+            // Guests that were taken over end first.
+            Ok(founded @ Founded { kept: Some(_), .. }) => founded,
             // A signal arrived while the pool was being set up.
             _ if signals.came() => return Ok(ExitStatus::Interrupted),
             founded => founded?,
@@ -214,6 +220,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         match end {
             End::Guests => {
                 notify(NotifyState::Stopping);
+                if let Some(kept) = &kept {
+                    kept.begin_end(&signals);
+                }
                 manager.end_all(grace).await;
                 if let (Some(kept), Some(dir)) = (kept, &state_dir) {
                     kept.end(dir).await;

@@ -10,33 +10,58 @@ use tokio::net::UnixStream;
 
 use crate::error::ExitStatus;
 
+/// Who lets a second signal end mkvmm at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Second {
+    /// The first one.
+    Signal,
+    /// The one who handles the first, by [`Signals::let_second_end`]: guests would
+    /// be left behind before that.
+    Handler,
+}
+
 /// Records whether mkvmm was asked to end.
 #[derive(Debug)]
 pub struct Signals {
     came: Arc<AtomicBool>,
+    /// True if the next signal ends mkvmm at once.
+    is_last: Arc<AtomicBool>,
     stream: StdUnixStream,
 }
 
 impl Signals {
     /// Handles the first SIGINT or SIGTERM as a request to end; a second one
-    /// ends mkvmm at once. SIGXFSZ is ignored, so that a console log that
+    /// ends mkvmm at once, as soon as `second` lets it. SIGXFSZ is ignored, so that a console log that
     /// exceeds the file size limit causes a write error instead of ending all
     /// guests.
     ///
     /// # Errors
     /// Fails if the host has run out of file descriptors.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(second: Second) -> io::Result<Self> {
         let (stream, sender) = StdUnixStream::pair()?;
         stream.set_nonblocking(true)?;
         signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         let came = Arc::new(AtomicBool::new(false));
+        let is_last = match second {
+            Second::Signal => Arc::clone(&came),
+            Second::Handler => Arc::new(AtomicBool::new(false)),
+        };
         for signal in [SIGINT, SIGTERM] {
             let status = ExitStatus::Interrupted.code();
-            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&came))?;
+            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&is_last))?;
             signal_hook::flag::register(signal, Arc::clone(&came))?;
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
-        Ok(Self { came, stream })
+        Ok(Self {
+            came,
+            is_last,
+            stream,
+        })
+    }
+
+    /// Has the next signal end mkvmm at once.
+    pub fn let_second_end(&self) {
+        self.is_last.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether a signal has arrived.

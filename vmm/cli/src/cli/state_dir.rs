@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `lock` | locked by the manager that uses the directory |
 //! | `keeper.sock` | the keeper's socket |
+//! | `keeper.lock` | locked by the keeper for as long as it lives |
 //! | `instances.toml`, `before.toml` | see `last_fleet` |
 
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -14,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mkvmm_base::{Class, Diagnose};
-use mkvmm_children::{KEEPER, ON_MANAGER_EXIT_VARIABLE};
+use mkvmm_children::{KEEPER, KEEPER_LOCK_VARIABLE, ON_MANAGER_EXIT_VARIABLE};
 use mkvmm_keeper::client::{Inventory, Keeper, KeeperError};
 use mkvmm_keeper::process::{Output, ProcessError, Spawn};
 use mkvmm_manager::journal::file::Binding;
@@ -25,6 +26,10 @@ use serde::Deserialize;
 
 /// The connections that may wait for the keeper.
 const BACKLOG: i32 = 8;
+
+/// What helps where the socket of a keeper is gone.
+const UNREACHABLE: &str = "use another directory, or end the guests by ending the keeper: ps \
+                           shows it as mkvmm-keeper with the directory";
 
 /// What happens to the guests when `serve` ends without ending them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
@@ -64,6 +69,15 @@ pub enum StateDirError {
         /// The path of the directory.
         path: PathBuf,
     },
+    /// Its keeper runs, and nobody can connect to it.
+    #[error(
+        "--state-dir {}: its keeper process runs guests, but its socket {} is gone",
+        .path.display(), .path.join("keeper.sock").display()
+    )]
+    Unreachable {
+        /// The path of the directory.
+        path: PathBuf,
+    },
     /// Another mkvmm uses it.
     #[error("--state-dir {}: another mkvmm serve uses it", .path.display())]
     Taken {
@@ -89,7 +103,14 @@ impl Diagnose for StateDirError {
         match self {
             Self::Io { .. } | Self::Open { .. } | Self::Long { .. } => Class::Invalid,
             Self::Taken { .. } | Self::Keeper(KeeperError::Occupied { .. }) => Class::Busy,
-            Self::Start(_) | Self::Keeper(_) => Class::VmmFailed,
+            Self::Start(_) | Self::Keeper(_) | Self::Unreachable { .. } => Class::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { .. } => Some(UNREACHABLE.to_owned()),
+            _ => None,
         }
     }
 }
@@ -158,8 +179,34 @@ impl StateDir {
         let socket = self.socket()?;
         match rustix::net::connect(&socket, &self.address()?) {
             Ok(()) => Ok(Some(socket)),
+            Err(Errno::NOENT | Errno::CONNREFUSED) if self.has_keeper()? => {
+                let path = self.path.clone();
+                Err(StateDirError::Unreachable { path })
+            }
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
             Err(errno) => Err(self.failed(errno)),
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("keeper.lock")
+    }
+
+    /// Returns whether a keeper of the directory lives.
+    fn has_keeper(&self) -> Result<bool, StateDirError> {
+        let path = self.lock_path();
+        let failed = |source| StateDirError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = match File::options().write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(failed)?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(errno) => Err(failed(errno.into())),
         }
     }
 
@@ -184,11 +231,19 @@ impl StateDir {
         let mode = Permissions::from_mode(0o600);
         fs::set_permissions(&path, mode).map_err(|source| StateDirError::Io { path, source })?;
         rustix::net::listen(&listener, BACKLOG).map_err(|errno| self.failed(errno))?;
+        let lock = self.lock_path();
+        // Another path cannot be passed, and then there is no lock.
+        let lock = lock.to_str().unwrap_or_default();
+        let environment = [
+            (ON_MANAGER_EXIT_VARIABLE, on_exit.word()),
+            (KEEPER_LOCK_VARIABLE, lock),
+        ];
+        let count = if lock.is_empty() { 1 } else { 2 };
         let spawn = Spawn {
             role: KEEPER,
             label: &self.path.to_string_lossy(),
             channel: listener,
-            environment: &[(ON_MANAGER_EXIT_VARIABLE, on_exit.word())],
+            environment: &environment[..count],
             output: Output::Inherit,
             program: None,
             cgroup: None,

@@ -21,8 +21,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Command, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -177,60 +178,97 @@ pub fn check(args: &CheckArgs) -> Result<ExitStatus, CliError> {
     print(format!("{count} instances, their books balance\n").as_bytes())
 }
 
-/// Carries out a request for an upgrade. Returns only if it is refused, or the
-/// new program cannot be executed.
-pub async fn carry_out(
+/// A program that has accepted the journal.
+#[derive(Debug)]
+pub struct Successor {
     request: UpgradeRequest,
-    manager: &Rc<Manager>,
-    keeper: &Keeper,
-    control: &Path,
-) {
+    /// What it has said about the journal.
+    check: String,
+}
+
+/// The check of a journal by another program, which is stopped if this is dropped.
+pub type Check = Pin<Box<dyn Future<Output = Option<Successor>>>>;
+
+/// Answers a request for an upgrade that is not carried out.
+pub fn refuse(request: UpgradeRequest, text: &str) {
     let UpgradeRequest { binary, reply } = request;
-    let journal = match manager.journal() {
-        Ok(journal) => journal,
-        Err(error) => {
-            let text = chain(&error);
-            let _ = reply.send(Err(UpgradeError::Refused { path: binary, text }));
+    let text = text.to_owned();
+    // Whoever does not wait any more needs no answer.
+    let _ = reply.send(Err(UpgradeError::Refused { path: binary, text }));
+}
+
+/// Has the program of a request check the journal. A refusal is answered.
+pub fn check_journal_with(request: UpgradeRequest, manager: &Manager) -> Check {
+    let journal = manager.journal();
+    Box::pin(async move {
+        let journal = match journal {
+            Ok(journal) => journal,
+            Err(error) => {
+                refuse(request, &chain(&error));
+                return None;
+            }
+        };
+        let is_dropped = Dropped::default();
+        let (path, stop) = (request.binary.clone(), Arc::clone(&is_dropped.0));
+        let checked = tokio::task::spawn_blocking(move || check_with(&path, journal, &stop));
+        let checked = checked.await.unwrap_or_else(|error| {
+            Err(UpgradeError::Execute {
+                path: request.binary.clone(),
+                source: io::Error::other(error),
+            })
+        });
+        match checked {
+            Ok(check) => Some(Successor { request, check }),
+            Err(error) => {
+                let _ = request.reply.send(Err(error));
+                None
+            }
+        }
+    })
+}
+
+/// True once this was dropped.
+#[derive(Debug, Default)]
+struct Dropped(Arc<AtomicBool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Successor {
+    /// Executes the program in place of this one. Returns only if that fails.
+    pub async fn take_over(self, manager: &Manager, keeper: &Keeper, control: &Path) {
+        let Self { request, check } = self;
+        let manager = manager.ordinal();
+        let UpgradeRequest { binary, reply } = request;
+        log::info!("continuing with {}: {check}", binary.display());
+        // A service manager starts its own program again, and must not find another.
+        let is_service = env::var_os("NOTIFY_SOCKET").is_some();
+        if !is_service && let Err(source) = start_guard(manager, control) {
+            let path = binary;
+            let _ = reply.send(Err(UpgradeError::Execute { path, source }));
             return;
         }
-    };
-    let path = binary.clone();
-    let checked = tokio::task::spawn_blocking(move || check_with(&path, journal));
-    let checked = checked.await.unwrap_or_else(|error| {
-        Err(UpgradeError::Execute {
-            path: binary.clone(),
-            source: io::Error::other(error),
-        })
-    });
-    let check = match checked {
-        Ok(check) => check,
-        Err(error) => {
-            let _ = reply.send(Err(error));
+        let _ = reply.send(Ok(Upgrade { manager, check }));
+        // The control socket's thread sends the answer meanwhile.
+        tokio::time::sleep(ANSWER).await;
+        if let Err(error) = keeper.stay() {
+            log::error!("{}", chain(&error));
             return;
         }
-    };
-    log::info!("continuing with {}: {check}", binary.display());
-    let manager = manager.ordinal();
-    // A service manager starts its own program again, and must not find another.
-    let is_service = env::var_os("NOTIFY_SOCKET").is_some();
-    if !is_service && let Err(source) = start_guard(manager, control) {
-        let path = binary;
-        let _ = reply.send(Err(UpgradeError::Execute { path, source }));
-        return;
+        let error = exec(&binary, kept_open().as_ref());
+        log::error!("{} cannot be executed: {error}", binary.display());
     }
-    let _ = reply.send(Ok(Upgrade { manager, check }));
-    // The control socket's thread sends the answer meanwhile.
-    tokio::time::sleep(ANSWER).await;
-    if let Err(error) = keeper.stay() {
-        log::error!("{}", chain(&error));
-        return;
-    }
-    let error = exec(&binary, kept_open().as_ref());
-    log::error!("{} cannot be executed: {error}", binary.display());
 }
 
 /// Has the program at `path` check the journal; returns what it says.
-fn check_with(path: &Path, (journal, binding): (OwnedFd, Binding)) -> Result<String, UpgradeError> {
+fn check_with(
+    path: &Path,
+    (journal, binding): (OwnedFd, Binding),
+    stop: &AtomicBool,
+) -> Result<String, UpgradeError> {
     let failed = |source| UpgradeError::Execute {
         path: path.to_owned(),
         source,
@@ -246,7 +284,7 @@ fn check_with(path: &Path, (journal, binding): (OwnedFd, Binding)) -> Result<Str
         .map_err(failed)?;
     let end = Instant::now() + CHECK;
     while child.try_wait().map_err(failed)?.is_none() {
-        if Instant::now() > end {
+        if Instant::now() > end || stop.load(Ordering::Relaxed) {
             // It is reaped below.
             let _ = child.kill();
         }

@@ -6,7 +6,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use mkvmm_base::state::EndReason;
 use mkvmm_base::timeline::{Stage, monotonic};
 use mkvmm_wire::WireError;
-use mkvmm_wire::channel::Sender;
+use mkvmm_wire::channel::{Sender, VERSION};
 use mkvmm_wire::messages::{Done, LogLevel, Refusal, Report, WorkerState};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -65,7 +65,7 @@ impl Reporter {
     /// # Errors
     /// Returns a [`WireError`] if the manager is gone.
     pub fn restart(&self) -> Result<(), WireError> {
-        lock(&self.0.sender).restart(None)
+        lock(&self.0.sender).restart(VERSION, None)
     }
 
     /// Reports the worker's state to another manager.

@@ -6,7 +6,10 @@ use mkvmm_api::events::Event;
 use mkvmm_memory::host_pool::state::PoolState;
 
 use crate::journal::file::{self, Binding, JournalError};
-use crate::journal::record::{self, InstanceRecord, ManagerRecord, Record};
+use crate::journal::record::{self, InstanceRecord, ManagerRecord, PeerRecord, Record};
+
+/// The wire protocol of all processes before there were records of it.
+const FIRST_WIRE: u32 = 3;
 
 /// The last record of everything.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +24,17 @@ pub struct Contents {
     pub devices: BTreeMap<u32, Vec<Vec<u64>>>,
     /// The events in order.
     pub events: Vec<Event>,
+    /// The versions of the wire protocol that workers speak, by their numbers, and
+    /// that of the keeper.
+    peers: BTreeMap<Option<u64>, u32>,
+}
+
+impl Contents {
+    /// Returns the version of the wire protocol that a worker speaks, or the keeper
+    /// if there is no number.
+    pub fn wire_of(&self, serial: Option<u64>) -> u32 {
+        self.peers.get(&serial).copied().unwrap_or(FIRST_WIRE)
+    }
 }
 
 /// Reads a journal.
@@ -32,6 +46,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let (mut manager, mut pool) = (None, None);
     let (mut instances, mut events) = (BTreeMap::new(), Vec::new());
     let mut devices = BTreeMap::new();
+    let mut peers = BTreeMap::new();
     for (offset, content) in file::frames(bytes, binding)? {
         for record in record::decode(offset, content)? {
             match record {
@@ -47,6 +62,9 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 Record::Devices(id, counts) => {
                     devices.insert(id, counts);
                 }
+                Record::Peer(PeerRecord { serial, wire }) => {
+                    peers.insert(serial, wire);
+                }
                 Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
             }
         }
@@ -60,6 +78,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         instances,
         devices,
         events,
+        peers,
     })
 }
 

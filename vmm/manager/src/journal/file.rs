@@ -17,9 +17,10 @@ use rustix::fs::MemfdFlags;
 /// The first bytes of every journal.
 const MAGIC: [u8; 8] = *b"mkvmm-j\n";
 /// The version that is written: of the frames and of the records in them.
-pub const VERSION: u32 = 2;
-/// The versions that are read.
-const READABLE: std::ops::RangeInclusive<u32> = 1..=VERSION;
+pub const VERSION: u32 = 3;
+/// The versions that are read: that before has no records of peers, which all speak
+/// the same version of the wire protocol then.
+const READABLE: std::ops::RangeInclusive<u32> = 2..=VERSION;
 /// The length of the header: magic, version, boot, keeper, checksum.
 const HEADER_LEN: usize = 8 + 4 + 16 + 8 + 4;
 /// The length of a frame's own header: length and checksum.

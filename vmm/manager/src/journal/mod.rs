@@ -32,6 +32,10 @@ use record::Record;
 /// it was after the last time.
 const REWRITE_AT: u64 = 4 << 20;
 
+/// The records of a new journal that are one frame: far fewer than a frame has room
+/// for, and far more than one, since each frame is a system call.
+const TOGETHER: usize = 32;
+
 /// The journal of a manager. It can be appended to in any thread.
 #[derive(Debug)]
 pub struct Journal {
@@ -98,8 +102,8 @@ impl Journal {
     /// Returns a [`RewriteError`]; the old journal goes on then.
     pub fn rewrite(&self, records: &[Record], keeper: &Keeper) -> Result<Held, RewriteError> {
         let new = JournalFile::create(self.binding)?;
-        for record in records {
-            new.append(&record::encode(std::slice::from_ref(record)))?;
+        for some in records.chunks(TOGETHER) {
+            new.append(&record::encode(some))?;
         }
         let descriptor = new.descriptor()?;
         let held = keeper.hold(Key::Journal, &[descriptor.as_fd()])?;

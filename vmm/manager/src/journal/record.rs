@@ -35,6 +35,17 @@ pub enum Record {
     /// The counters of an instance's devices in previous boots, from version 2
     /// on: of each its faults, then the counters of its queues.
     Devices(u32, Vec<Vec<u64>>),
+    /// The protocol of a process that managers talk to. Since version 3.
+    Peer(PeerRecord),
+}
+
+/// Which version of the wire protocol a process speaks that outlives its manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// The number of the worker; `None` is the keeper.
+    pub serial: Option<u64>,
+    /// The version that it speaks.
+    pub wire: u32,
 }
 
 /// What all managers of one state directory have in common.
@@ -160,6 +171,12 @@ pub struct InstanceRecord {
 pub(super) fn json(value: &impl Serialize) -> String {
     // These types serialize into JSON for clients all the time.
     serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Returns the record of the keeper's protocol.
+pub fn of_keeper(wire: u32) -> Record {
+    let serial = None;
+    Record::Peer(PeerRecord { serial, wire })
 }
 
 /// Returns the record of an event.

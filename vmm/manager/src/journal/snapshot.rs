@@ -4,16 +4,24 @@ use mkvmm_keeper::cgroup::Cgroups;
 use mkvmm_wire::shared::board::DeviceCounts;
 
 use crate::guest::{Guest, Loaded};
-use crate::journal::record::{FileRecord, InstanceRecord, LeafRecord, LoadedRecord, Record, json};
+use crate::journal::record::{
+    FileRecord, InstanceRecord, LeafRecord, LoadedRecord, PeerRecord, Record, json,
+};
 
-/// Returns the records of an instance.
+/// Returns the records of an instance, of its devices and of its worker.
 pub fn of_guest(guest: &Guest) -> Vec<Record> {
     let counts = guest.status.earlier_devices();
     let devices = (!counts.is_empty()).then(|| {
         let counts = counts.iter().map(DeviceCounts::words).collect();
         Record::Devices(guest.id.0, counts)
     });
-    std::iter::once(of_instance(guest)).chain(devices).collect()
+    let wire = guest.wire;
+    let peer = guest.serial.map(|serial| {
+        let serial = Some(serial);
+        Record::Peer(PeerRecord { serial, wire })
+    });
+    let instance = std::iter::once(of_instance(guest));
+    instance.chain(devices).chain(peer).collect()
 }
 
 fn of_instance(guest: &Guest) -> Record {

@@ -156,12 +156,12 @@ impl Manager {
             worker.kill();
             worker.gone_soon().await?;
         }
-        if let Some(mut held) = held {
+        for mut held in held {
             if !held.is_gone_soon().await {
                 return Err(WorkerError::Held { pid: held.pid() });
             }
             if let Some(guest) = self.registry_mut().guest_mut(id) {
-                guest.unreaped = None;
+                guest.unreaped.retain(|other| other.pid() != held.pid());
             }
         }
         Ok(())
@@ -186,8 +186,9 @@ impl Manager {
             log::warn!("{}: its process is stopped", guest.name());
         }
         guest.state = to;
+        registry.announce(id);
         drop(registry);
-        self.announce(id);
+        self.changed.notify_waiters();
     }
 
     /// Says whether the process of an instance that is loaded or booted is
@@ -202,7 +203,8 @@ impl Manager {
         if is_stalled {
             log::warn!("{}: its process is stopped", guest.name());
         }
+        registry.announce(run.id);
         drop(registry);
-        self.announce(run.id);
+        self.changed.notify_waiters();
     }
 }

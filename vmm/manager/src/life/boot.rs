@@ -119,10 +119,11 @@ impl Manager {
                 guest.reason = None;
                 guest.timeline.reach(Stage::Exec);
             }
+            // Announce before the order, so that later reports belong to a live
+            // instance.
+            registry.announce(id);
         }
-        // Announce before the order, so that later reports belong to a live
-        // instance.
-        self.announce(id);
+        self.changed.notify_waiters();
         let told = Rc::clone(&worker);
         let run = async move { told.tell(&Order::Run, &[]).await };
         let gone = self.expect_soon(&worker, run, None).await;

@@ -10,6 +10,7 @@
 //! | kill | done after what is left of the grace |
 //! | restart by policy | done again |
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use mkvmm_wire::messages::{Order, WorkerState};
 
 use crate::adopt::Adopted;
 use crate::event_log::EventKind;
+use crate::guest::Guest;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
@@ -27,9 +29,17 @@ impl Manager {
     /// Begins to complete or undo what an earlier manager was doing with the
     /// instances, each in a task of its own.
     pub fn complete(self: &Rc<Self>, adopted: Vec<Adopted>) {
+        let told = self.log().last_states();
         for one in adopted {
             if let Err(error) = self.resume_log(one.id, one.record.has_log) {
                 log::error!("instance {}: {}", one.id, chain(&error));
+            }
+            if self
+                .registry()
+                .guest(one.id)
+                .is_some_and(|guest| is_complete(guest, &told))
+            {
+                continue;
             }
             let manager = Rc::clone(self);
             tokio::task::spawn_local(async move { manager.complete_one(one.id).await });
@@ -79,7 +89,6 @@ impl Manager {
                 if let Err(error) = self.ask_what_runs(id).await {
                     log::error!("instance {id}: {}", chain(&error));
                 }
-                self.announce(id);
             }
             None => {}
         }
@@ -104,10 +113,7 @@ impl Manager {
         let Some(guest) = registry.guest(id) else {
             return;
         };
-        let now = EventKind::State {
-            state: guest.state(),
-            reason: guest.reason(),
-        };
+        let now = event_of(guest);
         let last = registry.log().last_state(&guest.name().to_string());
         drop(registry);
         if last != Some(now) {
@@ -131,9 +137,13 @@ impl Manager {
         self.drop_worker(id).await;
         let mut registry = self.registry_mut();
         if let Some((guest, pool)) = registry.with_pool(id) {
+            let was = guest.state;
             guest.loaded = None;
             (guest.state, guest.reason) = (State::Ready, None);
             pool.unplace(&mut guest.sub_pool)?;
+            if was != State::Ready {
+                registry.announce(id);
+            }
         }
         Ok(())
     }
@@ -161,11 +171,16 @@ impl Manager {
     }
 
     fn set_live(&self, id: InstanceId, state: State) {
-        if let Some(guest) = self.registry_mut().guest_mut(id)
+        let mut registry = self.registry_mut();
+        if let Some(guest) = registry.guest_mut(id)
             && guest.worker.is_some()
         {
+            let was = guest.state;
             (guest.state, guest.reason) = (state, None);
             guest.is_restarting = false;
+            if was != state {
+                registry.announce(id);
+            }
         }
     }
 
@@ -187,5 +202,23 @@ impl Manager {
         {
             self.restart_later(guest);
         }
+    }
+}
+
+/// Returns whether there is nothing to complete, and the last of the events says
+/// what an instance is.
+fn is_complete(guest: &Guest, told: &HashMap<String, EventKind>) -> bool {
+    let is_quiet = guest.busy.is_none() && !guest.is_doomed && !guest.is_restarting;
+    let is_settled = guest.state != State::Stalled;
+    let has_process = !guest.state.is_live() || guest.worker.is_some();
+    let is_told = told.get(&guest.name().to_string()) == Some(&event_of(guest));
+    is_quiet && is_settled && has_process && is_told
+}
+
+/// Returns the event that tells the state of an instance.
+fn event_of(guest: &Guest) -> EventKind {
+    EventKind::State {
+        state: guest.state(),
+        reason: guest.reason(),
     }
 }

@@ -3,11 +3,13 @@
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mkvmm_base::InstanceId;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
+use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
+use mkvmm_wire::channel::VERSION;
 use mkvmm_wire::keeping::Key;
 
 use crate::budget::Amounts;
@@ -19,6 +21,9 @@ use crate::images::Images;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::status::Status;
+
+/// How long a creation waits for what an earlier manager did not complete.
+const UNMADE: Duration = Duration::from_secs(10);
 
 impl Manager {
     /// Creates an instance, in state `ready`, or `loaded` if there are images.
@@ -32,6 +37,7 @@ impl Manager {
         images: Option<Images>,
     ) -> Result<InstanceId, LifeError> {
         let name = config.name.clone();
+        self.until_unmade(&name).await;
         self.registry().check_free(&name)?;
         if self.is_ending() {
             return Err(StepError::Ending.of(&name));
@@ -50,9 +56,28 @@ impl Manager {
             (guest.busy, guest.is_new) = (None, false);
             guest.timeline.measure_with(Arc::new(boots));
         }
+        registry.announce(id);
         drop(registry);
-        self.announce(id);
+        self.changed.notify_waiters();
         Ok(id)
+    }
+
+    /// Waits until nothing is left of an instance that an earlier manager did not
+    /// complete: nobody was told of it, and its client asks for it again. One that
+    /// cannot be undone for a while exists.
+    pub(crate) async fn until_unmade(&self, name: &InstanceName) {
+        let unmade = async {
+            loop {
+                let changed = self.changed();
+                let is_there = |guest: &Guest| guest.is_new && guest.is_told_gone;
+                if !self.registry().find(name).is_ok_and(is_there) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Its memory may have to be scrubbed.
+        let _ = tokio::time::timeout(UNMADE, unmade).await;
     }
 
     /// Carves the sub-pool and adds the record, which is busy from the
@@ -96,11 +121,12 @@ impl Manager {
             reason: None,
             loaded: None,
             worker: None,
-            unreaped: None,
+            unreaped: Vec::new(),
             start_cgroup: None,
             leaf: None,
             meter: Arc::default(),
             serial: None,
+            wire: VERSION,
             word: None,
             busy: Some(Verb::Load),
             is_new: true,

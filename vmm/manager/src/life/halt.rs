@@ -171,8 +171,9 @@ impl Manager {
         if again && !self.is_ending() {
             self.restart_later(guest);
         }
+        registry.announce(run.id);
         drop(registry);
-        self.announce(run.id);
+        self.changed.notify_waiters();
     }
 }
 

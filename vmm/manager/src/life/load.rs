@@ -42,7 +42,6 @@ impl Manager {
         if let Err(error) = self.load_into(busy.id, images).await {
             return Err(self.explain(busy.id, error).await.of(name));
         }
-        self.announce(busy.id);
         Ok(())
     }
 
@@ -91,6 +90,7 @@ impl Manager {
         let Some((guest, pool)) = registry.with_pool(id) else {
             return filled;
         };
+        let (was, is_new) = (guest.state, guest.is_new);
         guest.reason = None;
         guest.state = State::Loaded;
         if filled.is_err() {
@@ -98,6 +98,12 @@ impl Manager {
             guest.state = State::Ready;
             pool.unplace(&mut guest.sub_pool)?;
         }
+        // A new instance is announced once it was created.
+        if !is_new && (filled.is_ok() || guest.state != was) {
+            registry.announce(id);
+        }
+        drop(registry);
+        self.changed.notify_waiters();
         filled
     }
 
@@ -179,9 +185,7 @@ impl Manager {
             guest.is_restarting = false;
         }
         let unloaded = self.empty(id).await;
-        unloaded.map_err(|error| error.of(name))?;
-        self.announce(id);
-        Ok(())
+        unloaded.map_err(|error| error.of(name))
     }
 
     pub(crate) async fn empty(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
@@ -197,6 +201,9 @@ impl Manager {
         guest.timeline.restart();
         guest.state = State::Ready;
         guest.reason = None;
+        registry.announce(id);
+        drop(registry);
+        self.changed.notify_waiters();
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use mkvmm_base::{InstanceId, InstanceName, chain};
 use mkvmm_keeper::cgroup::Leaf;
 
 use crate::event_log::EventKind;
+use crate::guest::Guest;
 use crate::leaves;
 use crate::life::{LifeError, StepError};
 use crate::manager::{Busy, Manager};
@@ -79,16 +80,15 @@ impl Manager {
 
     /// Kills the worker, scrubs the memory, and only then updates the ledger.
     pub(crate) async fn release(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
-        let was_used = match self.registry_mut().guest_mut(id) {
-            Some(guest) if !guest.is_clean => {
+        {
+            let mut registry = self.registry_mut();
+            let is_due = |guest: &&mut Guest| !guest.is_clean && guest.state != State::Cleaning;
+            if let Some(guest) = registry.guest_mut(id).filter(is_due) {
                 guest.state = State::Cleaning;
-                true
+                registry.announce(id);
             }
-            _ => false,
-        };
-        if was_used {
-            self.announce(id);
         }
+        self.changed.notify_waiters();
         self.end_worker(id).await?;
         let files = self.clean_for_others(id).await?;
         self.return_memory(files).await;

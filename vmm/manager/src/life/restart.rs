@@ -74,13 +74,14 @@ impl Manager {
             guest.reason = Some(EndReason::Vmm);
             pause = restart_pause(guest.short_lives);
             run = guest.run_id();
+            registry.announce(busy.id);
             drop(registry);
+            self.changed.notify_waiters();
             let seconds = pause.as_secs();
             log::error!(
                 "{name}: cannot be restarted now, retrying in {seconds} s: {}",
                 chain(&error)
             );
-            self.announce(busy.id);
         }
     }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mkvmm_base::{InstanceId, InstanceName, chain};
+use mkvmm_keeper::process::Exit;
 use mkvmm_memory::memory_file::MemoryFile;
 use mkvmm_memory::reservation::backing::Backing;
-use mkvmm_wire::channel::DESCRIPTORS_MAX;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
+use mkvmm_wire::channel::{DESCRIPTORS_MAX, VERSION};
 use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
@@ -47,7 +48,7 @@ impl Manager {
                 return Err(StepError::Killed);
             };
             guest.epoch = epoch;
-            guest.serial = begun.serial;
+            (guest.serial, guest.wire) = (begun.serial, VERSION);
             guest.word = None;
             guest.held.board = held;
             let devices = guest.config.devices.len();
@@ -88,8 +89,10 @@ impl Manager {
             }
             Ok(())
         };
-        self.attend(&worker, AT_WORK, give).await?;
-        Ok(worker)
+        match self.attend(&worker, AT_WORK, give).await {
+            Ok(()) => Ok(worker),
+            Err(error) => Err(why_not_executed(&worker, error.into()).await),
+        }
     }
 
     /// Returns the worker of an instance.
@@ -193,7 +196,7 @@ impl Manager {
         if let Err(StepError::Child(AskError::Held { held, .. })) = &cleaned
             && let Some(guest) = self.registry_mut().guest_mut(id)
         {
-            guest.unreaped = Some(held.clone());
+            guest.unreaped.push(held.clone());
         }
         cleaned
     }
@@ -277,4 +280,15 @@ impl Manager {
         // vCPUs that do not respond in time leave no registers.
         let _ = tokio::time::timeout(patience, gather).await;
     }
+}
+
+/// Returns the error of a worker that could not execute its program, in place of
+/// that of its channel.
+async fn why_not_executed(worker: &Worker, error: StepError) -> StepError {
+    if error.is_loss()
+        && let Ok(exit @ Exit::NotExecuted(_)) = worker.gone_soon().await
+    {
+        return WorkerError::gone(exit).into();
+    }
+    error
 }

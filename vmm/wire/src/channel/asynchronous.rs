@@ -51,6 +51,18 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
         Self::register(Channel::open(socket)?)
     }
 
+    /// Takes ownership of a socket whose peer says hello first, as
+    /// [`Channel::join`] does, and registers it with the current runtime.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Channel::join`], and [`WireError::Async`].
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime with I/O enabled.
+    pub fn join(socket: OwnedFd) -> Result<Self, WireError> {
+        Self::register(Channel::join(socket)?)
+    }
+
     /// Takes the place of another process, as [`Channel::resume`] does without
     /// waiting, and registers the socket with the current runtime.
     ///
@@ -59,8 +71,8 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
     ///
     /// # Panics
     /// Panics outside a tokio runtime with I/O enabled.
-    pub fn resume(socket: OwnedFd) -> Result<Self, WireError> {
-        Self::register(Channel::resume(socket, Some(Instant::now()))?)
+    pub fn resume(socket: OwnedFd, version: u32) -> Result<Self, WireError> {
+        Self::register(Channel::resume(socket, version, Some(Instant::now()))?)
     }
 
     fn register(channel: Channel<Out, In>) -> Result<Self, WireError> {

@@ -1,6 +1,8 @@
 //! Encoding of packets: the hello and the envelope. Pure functions without a
 //! socket.
 
+use std::ops::RangeInclusive;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -9,20 +11,25 @@ use super::message::MESSAGE_MAX;
 
 /// The version of the protocol: the format that [`encode`] writes and the
 /// messages inside. It is incremented whenever a message changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+/// The oldest version that this program speaks to processes of an earlier one:
+/// keepers, and workers of guests that run. What those send and are sent changes
+/// from version to version only by new variants at the end of an enum, which an
+/// older peer is not sent.
+pub const OLDEST: u32 = 3;
 
 /// The prefix of a hello, in all versions.
 const HELLO: [u8; 8] = *b"mkvmm-w\n";
 /// The length of a hello: the prefix and a little-endian version.
 const HELLO_LEN: usize = HELLO.len() + size_of::<u32>();
 
-/// Returns this program's hello. Its layout never changes, so that any two
-/// versions can recognise each other.
-pub fn hello() -> [u8; HELLO_LEN] {
+/// Returns the hello of a program that speaks `version`. Its layout never changes,
+/// so that any two versions can recognise each other.
+pub fn hello(version: u32) -> [u8; HELLO_LEN] {
     let mut bytes = [0; HELLO_LEN];
-    let (mark, version) = bytes.split_at_mut(HELLO.len());
+    let (mark, number) = bytes.split_at_mut(HELLO.len());
     mark.copy_from_slice(&HELLO);
-    version.copy_from_slice(&VERSION.to_le_bytes());
+    number.copy_from_slice(&version.to_le_bytes());
     bytes
 }
 
@@ -31,22 +38,22 @@ pub fn is_hello(packet: &[u8]) -> bool {
     packet.len() == HELLO_LEN && packet.starts_with(&HELLO)
 }
 
-/// Checks the peer's first packet.
+/// Checks the peer's first packet, and returns the version that it speaks, one of
+/// `versions`.
 ///
 /// # Errors
-/// Returns [`WireError::NoHello`], or [`WireError::Version`] with both
-/// versions.
-pub fn check_hello(packet: &[u8]) -> Result<(), WireError> {
+/// Returns [`WireError::NoHello`], or [`WireError::Version`] with the newest
+/// version that is due and the peer's.
+pub fn check_hello(packet: &[u8], versions: &RangeInclusive<u32>) -> Result<u32, WireError> {
     let bytes = packet.len();
     let version = packet.strip_prefix(&HELLO).and_then(|v| v.first_chunk());
     let (Some(version), HELLO_LEN) = (version, bytes) else {
         return Err(WireError::NoHello { bytes });
     };
-    let (ours, theirs) = (VERSION, u32::from_le_bytes(*version));
-    if ours == theirs {
-        Ok(())
-    } else {
-        Err(WireError::Version { ours, theirs })
+    let (ours, theirs) = (*versions.end(), u32::from_le_bytes(*version));
+    match versions.contains(&theirs) {
+        true => Ok(theirs),
+        false => Err(WireError::Version { ours, theirs }),
     }
 }
 

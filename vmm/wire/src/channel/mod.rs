@@ -6,7 +6,9 @@
 //!     Receiver<In>  ◀── envelope: decode ── socket: recvmsg ◀──┘  (descriptors: SCM_RIGHTS)
 //! ```
 //!
-//! The first packet in either direction is a *hello* with the protocol version;
+//! The first packet in either direction is a *hello* with the protocol version,
+//! which is the same in both: that of the older program, where a manager uses the
+//! keeper or the workers of an earlier one;
 //! every later one is an envelope: a sequence number, the count of
 //! notifications dropped before it, and one message in postcard's encoding. The
 //! kernel preserves packet boundaries, so no framing is needed, and a packet is
@@ -31,7 +33,7 @@ use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-pub use envelope::{VERSION, decode, encode};
+pub use envelope::{OLDEST, VERSION, decode, encode};
 use error::WireError;
 pub use message::{DESCRIPTORS_MAX, MESSAGE_MAX, Message};
 pub use receiver::{Received, Receiver};
@@ -58,6 +60,14 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), WireError> {
         .map_err(WireError::Setup)
 }
 
+/// Checks that this program speaks `version` to processes of an earlier program.
+///
+/// # Errors
+/// Returns [`WireError::Version`] if it does not.
+pub fn check_version(version: u32) -> Result<(), WireError> {
+    envelope::check_hello(&envelope::hello(version), &(OLDEST..=VERSION)).map(drop)
+}
+
 impl<Out: Message, In: Message> Channel<Out, In> {
     /// Takes ownership of a connected `SOCK_SEQPACKET` socket and sends the
     /// hello. The peer's hello is checked when its first message is received.
@@ -68,30 +78,51 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     pub fn open(socket: OwnedFd) -> Result<Self, WireError> {
         socket::check(socket.as_fd())?;
         let socket = Arc::new(socket);
-        socket::send(socket.as_fd(), &envelope::hello(), &[])?;
+        socket::send(socket.as_fd(), &envelope::hello(VERSION), &[])?;
         Ok(Self {
             sender: Sender::new(Arc::clone(&socket)),
-            receiver: Receiver::new(socket),
+            receiver: Receiver::new(socket, VERSION..=VERSION),
+        })
+    }
+
+    /// Takes ownership of a socket whose peer may be of an earlier version and
+    /// says hello first. Once its first message was received, it is to be
+    /// answered in [its version](Receiver::version) by [`Sender::restart`].
+    ///
+    /// # Errors
+    /// Returns [`WireError::NotSeqpacket`] for any other descriptor.
+    pub fn join(socket: OwnedFd) -> Result<Self, WireError> {
+        socket::check(socket.as_fd())?;
+        let socket = Arc::new(socket);
+        Ok(Self {
+            sender: Sender::new(Arc::clone(&socket)),
+            receiver: Receiver::new(socket, OLDEST..=VERSION),
         })
     }
 
     /// Takes the place of a process that had `socket`, and says hello to its
-    /// peer, which must [allow](Receiver::allow_restarts) that. What the peer has
-    /// sent to that process is received first; see [`Receiver::is_behind`].
+    /// peer, which speaks `version` and must [allow](Receiver::allow_restarts) that.
+    /// What the peer has sent to that process is received first; see [`Receiver::is_behind`].
     ///
     /// # Errors
-    /// Returns the errors of [`Self::open`], and [`WireError::TimedOut`] if the
-    /// socket has no room until `deadline`.
-    pub fn resume(socket: OwnedFd, deadline: Option<Instant>) -> Result<Self, WireError> {
+    /// Returns the errors of [`Self::open`], [`WireError::Version`] for one that
+    /// this program does not speak, and [`WireError::TimedOut`] if the socket has
+    /// no room until `deadline`.
+    pub fn resume(
+        socket: OwnedFd,
+        version: u32,
+        deadline: Option<Instant>,
+    ) -> Result<Self, WireError> {
         socket::check(socket.as_fd())?;
+        check_version(version)?;
         let socket = Arc::new(socket);
         let mut sender = Sender::new(Arc::clone(&socket));
-        match sender.restart(deadline) {
+        match sender.restart(version, deadline) {
             // What it has sent before its end can still be received.
             Ok(()) | Err(WireError::Closed) => {}
             Err(error) => return Err(error),
         }
-        let receiver = Receiver::resumed(socket);
+        let receiver = Receiver::resumed(socket, version);
         Ok(Self { sender, receiver })
     }
 

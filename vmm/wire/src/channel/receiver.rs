@@ -1,6 +1,7 @@
 //! The half of a channel that receives.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,6 +51,8 @@ enum Next {
 pub struct Receiver<M> {
     socket: Arc<OwnedFd>,
     next: Next,
+    /// The versions that the peer may speak; one, once it has said hello.
+    versions: RangeInclusive<u32>,
     /// True if the peer may say hello again.
     may_restart: bool,
     /// The number of times that it did.
@@ -58,10 +61,12 @@ pub struct Receiver<M> {
 }
 
 impl<M: Message> Receiver<M> {
-    pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
+    /// Creates the receiver of what a peer sends that speaks one of `versions`.
+    pub(super) fn new(socket: Arc<OwnedFd>, versions: RangeInclusive<u32>) -> Self {
         Self {
             socket,
             next: Next::Hello,
+            versions,
             may_restart: false,
             restarts: 0,
             messages: PhantomData,
@@ -69,12 +74,18 @@ impl<M: Message> Receiver<M> {
     }
 
     /// Creates the receiver of a process that continues for an earlier one: what
-    /// that has not received comes first.
-    pub(super) fn resumed(socket: Arc<OwnedFd>) -> Self {
+    /// that has not received comes first. The peer speaks `version`.
+    pub(super) fn resumed(socket: Arc<OwnedFd>, version: u32) -> Self {
         Self {
             next: Next::Leftover { due: None },
-            ..Self::new(socket)
+            ..Self::new(socket, version..=version)
         }
+    }
+
+    /// Returns the version that the peer speaks: what it may speak at most, until
+    /// its first message was received.
+    pub fn version(&self) -> u32 {
+        *self.versions.end()
     }
 
     /// Allows the peer to say hello again at any time: another process has taken
@@ -168,7 +179,8 @@ impl<M: Message> Receiver<M> {
     }
 
     fn greet(&mut self, packet: &socket::Packet) -> Result<(), WireError> {
-        envelope::check_hello(&packet.bytes)?;
+        let version = envelope::check_hello(&packet.bytes, &self.versions)?;
+        self.versions = version..=version;
         if !packet.descriptors.is_empty() {
             let found = packet.descriptors.len();
             let expected = 0..=0;

@@ -95,15 +95,15 @@ impl<M: Message> Sender<M> {
         self.lost
     }
 
-    /// Says hello to a process that has taken the place of the peer, and counts
-    /// from 0 again. Waits for room in the socket until `deadline`.
+    /// Says hello in `version` to a process that has taken the place of the peer,
+    /// or that has said hello first, and counts from 0 again. Waits for room in the socket until `deadline`.
     ///
     /// # Errors
     /// Returns [`WireError::TimedOut`], or [`WireError::Closed`] if that is gone,
     /// too.
-    pub fn restart(&mut self, deadline: Option<Instant>) -> Result<(), WireError> {
+    pub fn restart(&mut self, version: u32, deadline: Option<Instant>) -> Result<(), WireError> {
         loop {
-            match socket::send(self.socket.as_fd(), &envelope::hello(), &[]) {
+            match socket::send(self.socket.as_fd(), &envelope::hello(version), &[]) {
                 Err(WireError::WouldBlock) => {
                     socket::wait(self.socket.as_fd(), PollFlags::OUT, deadline)?;
                 }

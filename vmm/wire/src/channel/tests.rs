@@ -48,7 +48,7 @@ fn text(text: &str) -> Word {
 fn with_bare_peer() -> (Channel<Word, Word>, OwnedFd) {
     let (ours, theirs) = pair().unwrap();
     let channel = Channel::open(ours).unwrap();
-    socket::send(theirs.as_fd(), &envelope::hello(), &[]).unwrap();
+    socket::send(theirs.as_fd(), &envelope::hello(VERSION), &[]).unwrap();
     (channel, theirs)
 }
 
@@ -141,7 +141,7 @@ fn a_direction_without_descriptors_never_has_them() {
     let (ours, theirs) = pair().unwrap();
     let mut channel: Channel<Plain, Plain> = Channel::open(ours).unwrap();
     let (mut read, write) = pipe();
-    socket::send(theirs.as_fd(), &envelope::hello(), &[]).unwrap();
+    socket::send(theirs.as_fd(), &envelope::hello(VERSION), &[]).unwrap();
     let packet = encode(0, 0, &Plain(1)).unwrap();
     socket::send(theirs.as_fd(), &packet, &repeat(&write, 1)).unwrap();
     drop(write);
@@ -186,14 +186,44 @@ fn packets_beyond_the_limit_or_out_of_order_are_violations() {
 fn another_version_is_refused_with_both_numbers() {
     let (ours, theirs) = pair().unwrap();
     let mut channel: Channel<Word, Word> = Channel::open(ours).unwrap();
-    let mut hello = envelope::hello();
-    hello[8..].copy_from_slice(&77_u32.to_le_bytes());
-    socket::send(theirs.as_fd(), &hello, &[]).unwrap();
+    socket::send(theirs.as_fd(), &envelope::hello(77), &[]).unwrap();
     let error = channel.recv(soon()).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("the peer has version 77 of the wire protocol, this program has version {VERSION}")
     );
+}
+
+#[test]
+fn an_older_peer_is_answered_in_its_version_and_no_other_is_accepted() {
+    for version in [OLDEST, VERSION] {
+        let (ours, theirs) = pair().unwrap();
+        let mut channel: Channel<Word, Word> = Channel::join(ours).unwrap();
+        socket::send(theirs.as_fd(), &envelope::hello(version), &[]).unwrap();
+        let word = encode(0, 0, &text("welcome")).unwrap();
+        socket::send(theirs.as_fd(), &word, &[]).unwrap();
+        channel.recv(soon()).unwrap().unwrap();
+        assert_eq!(channel.receiver.version(), version);
+        channel.sender.restart(version, soon()).unwrap();
+        let packet = socket::receive(theirs.as_fd(), 0).unwrap().unwrap();
+        assert_eq!(packet.bytes, envelope::hello(version));
+    }
+    for version in [OLDEST - 1, VERSION + 1] {
+        let (ours, theirs) = pair().unwrap();
+        let mut channel: Channel<Word, Word> = Channel::join(ours).unwrap();
+        socket::send(theirs.as_fd(), &envelope::hello(version), &[]).unwrap();
+        let error = channel.recv(soon()).unwrap_err();
+        assert!(matches!(error, WireError::Version { .. }), "{error}");
+        let (ours, _theirs) = pair().unwrap();
+        let resumed = Channel::<Word, Word>::resume(ours, version, None);
+        assert!(matches!(resumed, Err(WireError::Version { .. })));
+    }
+    // One that had said which it speaks must go on with that.
+    let (ours, theirs) = pair().unwrap();
+    let mut channel: Channel<Plain, Plain> = Channel::resume(ours, OLDEST, None).unwrap();
+    socket::send(theirs.as_fd(), &envelope::hello(VERSION), &[]).unwrap();
+    let error = channel.recv(soon()).unwrap_err();
+    assert!(matches!(error, WireError::Version { .. }), "{error}");
 }
 
 #[test]
@@ -387,14 +417,14 @@ fn another_process_continues_with_the_socket() {
     assert_eq!(next(&mut first), Plain(10));
     drop(first);
 
-    let mut second: Channel<Plain, Plain> = Channel::resume(kept, None).unwrap();
+    let mut second: Channel<Plain, Plain> = Channel::resume(kept, VERSION, None).unwrap();
     assert_eq!(next(&mut second), Plain(11));
     assert!(second.receiver.is_behind());
     second.send(&Plain(50), &[], None).unwrap();
     assert_eq!(worker.receiver.restarts(), 0);
     assert_eq!(next(&mut worker), Plain(50));
     assert_eq!(worker.receiver.restarts(), 1);
-    worker.sender.restart(None).unwrap();
+    worker.sender.restart(VERSION, None).unwrap();
     worker.send(&Plain(60), &[], None).unwrap();
     assert_eq!(next(&mut second), Plain(12));
     assert_eq!(next(&mut second), Plain(60));
@@ -411,16 +441,16 @@ fn the_hello_to_a_process_that_died_is_no_violation() {
     drop(Channel::<Plain, Plain>::open(ours).unwrap());
     let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
     worker.receiver.allow_restarts();
-    let mut second: Channel<Plain, Plain> = Channel::resume(kept, None).unwrap();
+    let mut second: Channel<Plain, Plain> = Channel::resume(kept, VERSION, None).unwrap();
     second.send(&Plain(1), &[], None).unwrap();
     assert_eq!(next(&mut worker), Plain(1));
-    worker.sender.restart(None).unwrap();
+    worker.sender.restart(VERSION, None).unwrap();
     worker.send(&Plain(2), &[], None).unwrap();
     drop(second);
-    let mut third: Channel<Plain, Plain> = Channel::resume(later, None).unwrap();
+    let mut third: Channel<Plain, Plain> = Channel::resume(later, VERSION, None).unwrap();
     third.send(&Plain(3), &[], None).unwrap();
     assert_eq!(next(&mut worker), Plain(3));
-    worker.sender.restart(None).unwrap();
+    worker.sender.restart(VERSION, None).unwrap();
     worker.send(&Plain(4), &[], None).unwrap();
     assert_eq!(next(&mut third), Plain(2));
     assert_eq!(next(&mut third), Plain(4));
@@ -435,7 +465,7 @@ fn endless_hellos_to_earlier_processes_are_a_violation() {
     let (ours, theirs) = pair().unwrap();
     let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
     for _ in 0..100 {
-        worker.sender.restart(None).unwrap();
+        worker.sender.restart(VERSION, None).unwrap();
     }
     let mut second: Channel<Plain, Plain> = Channel::resume(ours, None).unwrap();
     let refused = second.receiver.try_recv();
@@ -450,7 +480,7 @@ fn a_second_hello_is_a_violation_unless_it_is_allowed() {
     let mut receiver: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
     sender.send(&Plain(1), &[], None).unwrap();
     assert_eq!(next(&mut receiver), Plain(1));
-    sender.sender.restart(None).unwrap();
+    sender.sender.restart(VERSION, None).unwrap();
     let refused = receiver.receiver.try_recv();
     assert!(refused.is_err_and(|error| error.is_violation()));
 }

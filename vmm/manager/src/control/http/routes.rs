@@ -284,6 +284,7 @@ async fn planned(
     config: InstanceConfig,
     wanted: Option<ImagesSpec>,
 ) -> Result<Planned, ControlError> {
+    manager.until_unmade(&config.name).await;
     manager.registry().check_free(&config.name)?;
     let images = match wanted {
         Some(spec) => Some(
