@@ -1,17 +1,16 @@
 //! A state directory with a neighbour, and what must be as before.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::faults::{Death, Injector, Moment};
 use mkvmm_test_harness::images::{code, elf, numbers};
 use mkvmm_test_harness::server::{EVENT_TIMEOUT, try_http};
+use mkvmm_test_harness::walk::{Census, new_kernel, stand_back};
 use mkvmm_test_harness::{Kept, Running, Terminal};
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 /// The instance whose verbs the manager dies in.
@@ -26,19 +25,6 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const PAUSE: u32 = 50_000;
 /// The interval of polling.
 const POLL: Duration = Duration::from_millis(2);
-
-/// What must be the same before and after an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Census {
-    /// The keeper's descriptors by what they stand for.
-    descriptors: BTreeMap<String, usize>,
-    /// The keeper's children.
-    children: Vec<String>,
-    /// What the pool has free.
-    pool: Value,
-    /// Cgroups of its guests.
-    cgroups: usize,
-}
 
 /// A state directory whose managers can be killed at any call.
 #[derive(Debug)]
@@ -88,14 +74,7 @@ impl House {
         let pid = self.kept.worker_pid(NEIGHBOUR);
         self.pid = Some(pid);
         self.expect_neighbour();
-        // It leaves the machine to the others where they want it.
-        let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).expect("it runs");
-        for thread in tasks {
-            let name = thread.expect("procfs can be listed").file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok());
-            let thread = thread.and_then(Pid::from_raw).expect("a number");
-            setpriority_process(Some(thread), 19).expect("it may be nicer");
-        }
+        stand_back(pid);
     }
 
     /// Fails unless the neighbour has the same process as ever, and has counted
@@ -115,11 +94,7 @@ impl House {
     /// The body of a load. The kernel is a new file every time, so that it has
     /// to be read.
     pub fn images(&self) -> String {
-        let guest = [&code::print(b"here\n")[..], code::EVADE].concat();
-        let (early, kernel) = (self.kept.path("kernel.new"), self.kept.path("kernel"));
-        fs::write(&early, elf(&guest)).expect("the directory is ours");
-        fs::rename(early, &kernel).expect("the directory is ours");
-        json!({"kernel": kernel}).to_string()
+        new_kernel(&self.kept.path("kernel.new"), &self.kept.path("kernel"))
     }
 
     /// One request; `None` where there is no answer, since the manager was
@@ -168,11 +143,18 @@ impl House {
     /// Returns the addresses of the allocations in the pool.
     #[track_caller]
     pub fn allocations(&self) -> Vec<u64> {
-        let rows = self.expect_ask("GET", "/v1/iomem", "");
+        let found = self.find_allocations();
+        found.unwrap_or_else(|| panic!("no answer\n{}", self.kept.said()))
+    }
+
+    /// Returns the same; `None` where there is no answer, since the manager was
+    /// killed.
+    pub fn find_allocations(&self) -> Option<Vec<u64>> {
+        let (_, rows) = self.ask("GET", "/v1/iomem", "")?;
         let rows = rows.as_array().expect("rows").iter();
         let own = rows.filter(|row| row["name"] == "allocation");
-        own.map(|row| row["start"].as_u64().expect("an address"))
-            .collect()
+        let starts = own.map(|row| row["start"].as_u64().expect("an address"));
+        Some(starts.collect())
     }
 
     /// Has the manager killed at call `number` of those that `moment` is about.
@@ -265,17 +247,7 @@ impl House {
 
     /// Remembers how everything is without the subject.
     pub fn remember(&mut self) {
-        let mut census = self.census();
-        // Until it is the same twice: what it did before may still go on.
-        loop {
-            thread::sleep(Duration::from_millis(50));
-            let next = self.census();
-            if next == census {
-                break;
-            }
-            census = next;
-        }
-        self.base = Some(census);
+        self.base = Some(Census::settled(|| self.census()));
     }
 
     /// Whether everything is as it was remembered.
@@ -284,51 +256,15 @@ impl House {
     /// Returns what is not.
     pub fn check_empty(&self) -> Result<(), String> {
         let base = self.base.as_ref().expect("it was remembered");
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let now = self.census();
-            if now == *base {
-                return Ok(());
-            }
-            if Instant::now() > end {
-                return Err(format!("not as before:\n  {base:?}\n  {now:?}"));
-            }
-            thread::sleep(POLL);
-        }
+        base.await_again(|| self.census())
     }
 
     fn census(&self) -> Census {
-        let mut descriptors = BTreeMap::new();
-        for kind in Kept::descriptors(self.kept.keeper()) {
-            *descriptors.entry(kind).or_default() += 1;
-        }
-        let mut pool = self.expect_ask("GET", "/v1/pool", "");
-        if let Some(pool) = pool.as_object_mut() {
-            // What guests have touched, and how often it was asked.
-            pool.retain(|key, _| {
-                ["used", "avail", "free_extents", "largest_free", "instances"]
-                    .contains(&key.as_str())
-            });
-        }
         let children = self.kept.children().into_iter();
-        Census {
-            descriptors,
-            children: children.map(|child| child.title).collect(),
-            pool,
-            cgroups: self.cgroups(),
-        }
-    }
-
-    /// Cgroups beside the neighbour's, and its own.
-    fn cgroups(&self) -> usize {
+        let children = children.map(|child| child.title).collect();
+        let pool = self.expect_ask("GET", "/v1/pool", "");
         let neighbour = self.expect_ask("GET", &format!("/v1/instances/{NEIGHBOUR}"), "");
-        let Some(leaf) = neighbour["cgroup"].as_str().map(PathBuf::from) else {
-            return 0;
-        };
-        let parent = leaf.parent().expect("it lies below another");
-        let entries = fs::read_dir(parent).expect("its neighbour's is there");
-        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-        entries.flatten().filter(is_directory).count()
+        Census::of(self.kept.keeper(), children, pool, &neighbour)
     }
 
     /// Takes the subject and the allocations down whatever they are, and

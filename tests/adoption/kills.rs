@@ -22,6 +22,9 @@ const MANY: u64 = 1000;
 /// Guests and clients of a small and of a large crowd.
 const SMALL: (u64, u64) = (9, 3);
 const LARGE: (u64, u64) = (50, 8);
+/// The memory of a guest: enough for its kernel wherever it begins, since clients
+/// allocate pages between guests.
+const MEMORY: u64 = 8 << 20;
 /// Guests that count the whole time, with a log.
 const WITNESSES: u64 = 2;
 /// How often all is taken down and looked at.
@@ -147,12 +150,15 @@ impl Client<'_> {
             if status == 404 {
                 return None;
             }
-            let state = instance["state"].as_str().expect("a word").to_owned();
-            let illegal = if state == "paused" { "pause" } else { "resume" };
+            let is_paused = instance["state"] == "paused";
+            let illegal = if is_paused { "pause" } else { "resume" };
             let path = format!("/v1/instances/{name}/{illegal}");
             let (status, answer) = self.insist("POST", &path, "");
-            if status == 409 && answer["error"]["code"] == "wrong-state" && state != "cleaning" {
-                return Some(state);
+            // The state at that time: it may have changed since the other request.
+            let state = answer["error"]["state"].as_str();
+            let is_settled = status == 409 && answer["error"]["code"] == "wrong-state";
+            if is_settled && state != Some("cleaning") {
+                return state.map(str::to_owned);
             }
             assert!(Instant::now() < end, "{name} stays busy: {answer}");
             thread::sleep(Duration::from_millis(2));
@@ -170,7 +176,7 @@ impl Client<'_> {
         let (mut method, mut body) = (method, body.to_owned());
         if method == "CREATE" {
             (method, path) = ("POST", "/v1/instances".to_owned());
-            body = json!({"name": name, "memory": 4 << 20, "on-reboot": "restart"}).to_string();
+            body = json!({"name": name, "memory": MEMORY, "on-reboot": "restart"}).to_string();
         }
         let (mut tries, mut refusal) = (0, Value::Null);
         let end = Instant::now() + PATIENCE;
@@ -266,7 +272,7 @@ impl Client<'_> {
 /// meanwhile, its end has the reason that it had.
 fn sprint(client: &Client<'_>, stop: &AtomicBool) {
     let (of, name) = ("/v1/instances/gsprint", "gsprint");
-    let body = json!({"name": name, "memory": 4 << 20, "kernel": "probe"}).to_string();
+    let body = json!({"name": name, "memory": MEMORY, "kernel": "probe"}).to_string();
     let (status, answer) = client.insist("POST", "/v1/instances", &body);
     // It may have been created for a manager that was killed.
     let is_there = status == 201 || answer["error"]["code"] == "exists";
@@ -312,14 +318,14 @@ struct Crowd {
 
 impl Crowd {
     fn start(guests: u64) -> Self {
-        let mut kept = Kept::new(&format!("{}M@4G", 4 * guests + 64), &[], LONGEST);
+        let mut kept = Kept::new(&format!("{}M@4G", 8 * guests + 64), &[], LONGEST);
         kept.serve();
         let count = kept.path("count");
         fs::write(&count, elf(&code::count_slowly(PAUSE))).expect("the directory is ours");
         let mut logs = Vec::new();
         for number in 0..WITNESSES {
             let log = kept.path(&format!("log{number}"));
-            let body = json!({"name": format!("w{number}"), "memory": 4 << 20,
+            let body = json!({"name": format!("w{number}"), "memory": MEMORY,
                 "kernel": count, "console-log": log});
             let (status, answer) = kept.http("POST", "/v1/instances", &body.to_string());
             assert_eq!(status, 201, "{answer}");
@@ -419,7 +425,7 @@ impl Crowd {
         }
         self.kept.expect_audit();
         let (_, pool) = self.kept.http("GET", "/v1/pool", "");
-        assert_eq!(pool["used"], WITNESSES * (4 << 20), "{pool}");
+        assert_eq!(pool["used"], WITNESSES * MEMORY, "{pool}");
         assert_eq!(pool["free_extents"], 1, "{pool}");
         let end = Instant::now() + EVENT_TIMEOUT;
         while self.kept.children().len() > self.witnesses.len() {

@@ -4,12 +4,30 @@
 //! | module | what |
 //! |---|---|
 //! | `guests` | guests of every kind before, during and after a change of managers |
+//! | `hostile` | what guests' processes leave behind, and processes that do not end |
+//! | `keeping` | the keeper alone, with the test as its manager |
 //! | `refusals` | what a manager refuses to take over, and how it ends |
+//! | `systemd` | the units, with a real systemd |
 //! | `upgrade` | another program continues |
+//! | `walk` | the manager is killed at writes to its journal and at calls, verb by verb |
+//! | `verb` | the verbs of the walk: asked for, looked at, made up for |
+//! | `house` | a state directory with a neighbour, and what must be as before |
 //!
-//! `MKVMM_UPGRADE_GUESTS` sets the number of guests that live through the upgrades.
-//! The long tests are a target of their own, `adoption_deaths`.
+//! | variable | what it sets |
+//! |---|---|
+//! | `MKVMM_FAULT_STRIDE` | how many calls and writes the walk goes on by; 1 visits all of them |
+//! | `MKVMM_FAULT_VERBOSE=1` | prints each death with what came of it |
+//! | `MKVMM_UPGRADE_GUESTS` | the number of guests that live through the upgrades |
+//! | `MKVMM_OTHER` | another mkvmm for the upgrades, for example of an earlier commit |
+//!
+//! Managers that are killed at random are a target of their own, `adoption_deaths`.
 
 mod guests;
+mod hostile;
+mod house;
+mod keeping;
 mod refusals;
+mod systemd;
 mod upgrade;
+mod verb;
+mod walk;

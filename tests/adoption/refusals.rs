@@ -322,6 +322,128 @@ fn sigterm_leaves_nothing_and_sigusr1_everything() {
 }
 
 #[test]
+fn a_keeper_whose_socket_is_gone_has_no_second_one() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (mut kept, pid) = with_guest(&[]);
+    let keeper = kept.keeper();
+    kept.kill_manager();
+    let socket = kept.state_dir().join("keeper.sock");
+    let aside = kept.path("aside");
+    fs::rename(&socket, &aside).expect("it is there");
+    let run = kept.serving().finish();
+    let error = run.expect_refusal(1);
+    assert!(error.contains("keeper.sock is gone"), "{error}");
+    assert!(run.stderr.contains("help: use another directory"), "{run}");
+    assert_eq!(kept.find_keeper(), Some(keeper));
+    // One that nobody listens on is no better.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("the directory is ours"));
+    kept.serving().finish().expect_refusal(1);
+    assert!(is_alive(pid) && is_alive(keeper));
+    fs::rename(&aside, &socket).expect("it is ours");
+    expect_taken_over(&mut kept, pid);
+    kept.kill_manager();
+    // The lock is the keeper's, and ends with it.
+    fs::remove_file(&socket).expect("it is there");
+    kill_process(keeper, Signal::KILL).expect("it runs");
+    expect_gone(keeper);
+    kept.serve();
+    kept.expect_empty();
+    kept.end();
+}
+
+/// Starts the end of a manager whose guest takes no notice of its power button, and
+/// waits until it has begun.
+fn ending() -> (Kept, Pid, Pid) {
+    let mut kept = Kept::new(POOL, &[], EVENT_TIMEOUT * 4);
+    kept.set_grace(3600);
+    kept.serve();
+    kept.ok("create a --memory 8M --kernel probe --cmdline spin");
+    kept.ok("start a");
+    let (pid, keeper) = (kept.worker_pid("a"), kept.keeper());
+    kept.running.signal(Signal::TERM);
+    let end = Instant::now() + EVENT_TIMEOUT;
+    let body = r#"{"name":"b","memory":8388608}"#;
+    while kept.http("POST", "/v1/instances", body).0 == 201 {
+        kept.http("DELETE", "/v1/instances/b", "");
+        assert!(Instant::now() < end, "it does not end");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(is_alive(pid) && is_alive(keeper), "it has its grace");
+    (kept, pid, keeper)
+}
+
+#[test]
+fn a_manager_that_is_killed_while_it_ends_leaves_nothing() {
+    if skips_without_kvm() {
+        return;
+    }
+    // A service manager's patience ends by SIGKILL, that of people by a second
+    // signal.
+    for (signal, code) in [(Signal::KILL, None), (Signal::TERM, Some(130))] {
+        let (mut kept, pid, keeper) = ending();
+        kept.running.signal(signal);
+        assert_eq!(kept.bury_manager().code(), code, "{}", kept.said());
+        expect_gone(pid);
+        expect_gone(keeper);
+        kept.set_grace(0);
+        kept.serve();
+        kept.tear_down();
+        kept.end();
+    }
+}
+
+#[test]
+fn two_signals_at_once_leave_nothing() {
+    if skips_without_kvm() {
+        return;
+    }
+    for _ in 0..5 {
+        let (mut kept, pid) = with_guest(&[]);
+        let keeper = kept.keeper();
+        kept.running.signal(Signal::TERM);
+        kept.running.signal(Signal::INT);
+        let code = kept.bury_manager().code();
+        assert!(matches!(code, Some(0 | 130)), "{code:?}: {}", kept.said());
+        expect_gone(pid);
+        expect_gone(keeper);
+    }
+}
+
+#[test]
+fn a_signal_while_guests_are_taken_over_ends_them() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (mut kept, pid) = with_guest(&[]);
+    let keeper = kept.keeper();
+    kept.kill_manager();
+    let running = kept.serving().spawn();
+    // As soon as it handles signals: before that, it is not there yet.
+    let end = Instant::now() + EVENT_TIMEOUT;
+    let caught = |running: &mkvmm_test_harness::Running| {
+        let pid = running.pid().expect("it runs").as_raw_pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & (1 << (Signal::TERM.as_raw() - 1)) != 0)
+    };
+    while !caught(&running) {
+        assert!(Instant::now() < end, "it handles no signals");
+        thread::yield_now();
+    }
+    running.signal(Signal::TERM);
+    let run = running.wait();
+    assert_eq!(run.code(), Some(0), "{run}");
+    expect_gone(pid);
+    expect_gone(keeper);
+    kept.serve();
+    kept.expect_empty();
+    kept.end();
+}
+
+#[test]
 fn guests_end_with_their_keeper_and_serve_says_so() {
     if skips_without_kvm() {
         return;

@@ -6,18 +6,22 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::images::{code, elf, numbers};
 use mkvmm_test_harness::kept::expect_gone;
 use mkvmm_test_harness::mkvmm::binary;
-use mkvmm_test_harness::tier::skips_without_kvm;
-use mkvmm_test_harness::{Kept, Terminal};
+use mkvmm_test_harness::server::{EVENT_TIMEOUT, try_http};
+use mkvmm_test_harness::tier::{announce, skip, skips_without_kvm};
+use mkvmm_test_harness::walk::number;
+use mkvmm_test_harness::{Kept, Mkvmm, Running, Terminal};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Guests that live through the upgrades unless it is told.
-const GUESTS: usize = 10;
+const GUESTS: u64 = 10;
+/// Longer than all of it takes.
+const LONGEST: Duration = Duration::from_secs(600);
 /// Turns of a loop between two lines of the guest that counts.
 const PAUSE: u32 = 20_000;
 
@@ -32,9 +36,16 @@ struct Fleet {
 
 impl Fleet {
     fn start() -> Self {
-        let guests = env::var("MKVMM_UPGRADE_GUESTS").ok();
-        let guests = guests.map_or(GUESTS, |text| text.parse().expect("a number"));
-        let kept = Kept::start(&format!("{}M@4G", 8 * guests + 64), &[]);
+        Self::start_by(Mkvmm::spawn)
+    }
+
+    /// Starts the guests with a manager that `spawn` starts.
+    fn start_by(spawn: impl FnOnce(Mkvmm) -> Running) -> Self {
+        let guests = number("MKVMM_UPGRADE_GUESTS").unwrap_or(GUESTS);
+        let guests = usize::try_from(guests).expect("a small number");
+        let mut kept = Kept::new(&format!("{}M@4G", 8 * guests + 64), &[], LONGEST);
+        let running = spawn(kept.serving());
+        kept.take(running);
         let count = kept.path("count");
         fs::write(&count, elf(&code::count_slowly(PAUSE))).expect("the directory is ours");
         kept.ok(&format!(
@@ -195,6 +206,90 @@ fn another_program_continues_and_the_first_one_again() {
     // What came by an upgrade can be killed, too.
     fleet.kept.replace_manager();
     fleet.expect(&first, 5);
+    fleet.end();
+}
+
+#[test]
+fn an_earlier_program_is_followed_and_comes_back_if_it_can() {
+    if skips_without_kvm() {
+        return;
+    }
+    let Some(other) = env::var_os("MKVMM_OTHER").map(PathBuf::from) else {
+        return skip("MKVMM_OTHER does not name another mkvmm");
+    };
+    let other = other.canonicalize().expect("MKVMM_OTHER is a program");
+    let this = binary().canonicalize().expect("it is there");
+    let script = format!("exec {} \"$@\"", other.display());
+    let mut fleet = Fleet::start_by(|serve| serve.by(["sh", "-c", &script]).spawn());
+    assert_eq!(fleet.program(), other);
+    fleet.kept.ok(&format!("upgrade {}", this.display()));
+    fleet.expect(&this, 2);
+    // What is started now is of another version than what runs on.
+    fleet
+        .kept
+        .ok("create new --memory 8M --kernel probe --cmdline shell");
+    fleet.kept.ok("start new");
+    fleet.kept.ok("kill new --force");
+    fleet.kept.ok("delete new");
+    let run = fleet
+        .kept
+        .run_words(["upgrade", &other.display().to_string()]);
+    match run.code() {
+        Some(0) => {
+            announce("the other program has come back");
+            fleet.expect(&other, 3);
+            fleet.kept.ok(&format!("upgrade {}", this.display()));
+            fleet.expect(&this, 4);
+        }
+        _ => {
+            // It was refused before anybody had left.
+            let error = run.expect_refusal(2);
+            assert!(error.contains("version"), "{error}");
+            announce(&format!("the other program does not come back: {error}"));
+            fleet.expect(&this, 2);
+        }
+    }
+    let next = fleet.manager + 1;
+    fleet.kept.replace_manager();
+    fleet.expect(&this, next);
+    fleet.end();
+}
+
+#[test]
+fn a_check_that_hangs_holds_up_nothing_else() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut fleet = Fleet::start();
+    let began = fleet.kept.path("began");
+    let hangs = fleet.script(
+        "hangs",
+        &format!("echo > {}\nexec sleep 60", began.display()),
+    );
+    let body = serde_json::json!({"binary": hangs}).to_string();
+    let socket = fleet.kept.socket().to_owned();
+    let asking = thread::spawn(move || try_http(&socket, "POST", "/v1/upgrade", &body));
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while !began.exists() {
+        assert!(Instant::now() < end, "it does not begin");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let program = binary();
+    let run = fleet
+        .kept
+        .run_words(["upgrade", &program.display().to_string()]);
+    let error = run.expect_refusal(2);
+    assert!(
+        error.contains("another program is being checked"),
+        "{error}"
+    );
+    fleet.kept.expect_audit();
+    // The manager leaves at once, and the check ends with it.
+    fleet.kept.leave();
+    let answer = asking.join().expect("it does not fail");
+    assert!(answer.is_none_or(|(status, _)| status != 200));
+    fleet.kept.serve();
+    fleet.expect(&program.canonicalize().expect("it is there"), 2);
     fleet.end();
 }
 

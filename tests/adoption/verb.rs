@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
-use serde_json::Value;
+use mkvmm_test_harness::walk::Answer;
 
 use crate::house::{House, NAME};
 
@@ -33,42 +33,6 @@ pub enum Verb {
     Plan,
     Alloc,
     Free,
-}
-
-/// What a client has heard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// It was done.
-    Done,
-    /// It was not done.
-    Refused {
-        status: u16,
-        class: String,
-        message: String,
-    },
-    /// The connection was closed without an answer.
-    None,
-}
-
-impl Answer {
-    fn new(answer: Option<(u16, Value)>) -> Self {
-        let Some((status, body)) = answer else {
-            return Self::None;
-        };
-        if matches!(status, 200 | 201) {
-            return Self::Done;
-        }
-        let text = |key: &str| body["error"][key].as_str().unwrap_or_default().to_owned();
-        Self::Refused {
-            status,
-            class: text("code"),
-            message: text("message"),
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        matches!(self, Self::Refused { class, .. } if class == "busy")
-    }
 }
 
 impl fmt::Display for Verb {
@@ -123,13 +87,34 @@ impl Verb {
                 house.ask("POST", "/v1/plan", &body)
             }
             Self::Alloc => house.ask("POST", "/v1/pool/allocations", r#"{"size":65536}"#),
-            Self::Free => match house.allocations().first() {
-                Some(start) => house.ask("DELETE", &format!("/v1/pool/allocations/{start}"), ""),
+            Self::Free => match house.find_allocations().as_deref() {
+                Some([start, ..]) => {
+                    house.ask("DELETE", &format!("/v1/pool/allocations/{start}"), "")
+                }
                 // An earlier request has freed it, and was not answered.
-                None => return Answer::Done,
+                Some([]) => return Answer::Done,
+                None => None,
             },
         };
         Answer::new(answer)
+    }
+
+    /// What leads from where it leads to back to where it begins.
+    pub fn back(self) -> &'static [Self] {
+        match self {
+            Self::Alloc => &[Self::Free],
+            Self::Create => &[Self::Delete],
+            Self::Load => &[Self::Unload],
+            Self::Start => &[Self::Kill, Self::Unload, Self::Load],
+            Self::Pause => &[Self::Resume],
+            Self::Resume => &[Self::Pause],
+            Self::Stop | Self::Kill => &[Self::Restart],
+            Self::Restart => &[Self::Kill],
+            Self::Plan => &[],
+            Self::Unload => &[Self::Load, Self::Start, Self::Kill],
+            Self::Delete => &[Self::Create],
+            Self::Free => &[Self::Alloc],
+        }
     }
 
     /// The states from which it leads on.
@@ -219,7 +204,7 @@ impl Verb {
         let end = Instant::now() + EVENT_TIMEOUT;
         loop {
             let answer = self.ask(house);
-            if answer.is_busy() && Instant::now() < end {
+            if answer.is("busy") && Instant::now() < end {
                 thread::sleep(POLL);
                 continue;
             }

@@ -2,24 +2,28 @@
 //! verb by verb, and the next one takes over each time.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fmt::Write as _;
 use std::time::Instant;
 
 use mkvmm_test_harness::faults::{Death, Moment};
 use mkvmm_test_harness::tier::{announce, skips_without_kvm};
+use mkvmm_test_harness::walk::{Answer, is_verbose, stride};
 
-use crate::house::House;
-use crate::verb::{Answer, Verb};
+use crate::house::{House, NAME};
+use crate::verb::Verb;
 
-/// How many calls a walk goes on by unless it is told: a number that is no
-/// multiple of what calls repeat in.
-const STRIDE: u64 = 7;
-/// Lives between two looks at the neighbour.
-const LOOK: u64 = 5;
-/// Lives without a death in a verb after which it has no more calls: one may
-/// have been shorter than others.
+/// How many calls a walk goes on by unless it is told: through a few dozen in all,
+/// by a number that is no multiple of what calls repeat in.
+const STRIDE: u64 = 97;
+/// The same for writes to the journal.
+const JOURNAL_STRIDE: u64 = 5;
+/// Points between two looks at the neighbour.
+const LOOK: u64 = 16;
+/// Times that a step is done without a death after which it has no more calls: one
+/// may have been shorter than others.
 const QUIET: u32 = 2;
+/// What is asked of a manager that has just taken over.
+const FIRST_LOOKS: [&str; 3] = ["/v1/instances", "/v1/audit", "/v1/events?since=0"];
 /// Failures after which a walk is given up.
 const MAX_FAILURES: usize = 12;
 
@@ -47,14 +51,10 @@ struct Walk {
     tally: BTreeMap<(Moment, String), Row>,
     is_verbose: bool,
     began: Instant,
-    lives: u64,
+    /// Steps that were begun with somebody to kill.
+    points: u64,
     adoptions: u64,
     failures: Vec<String>,
-}
-
-fn variable(name: &str) -> Option<u64> {
-    let text = env::var(name).ok();
-    text.map(|text| text.parse().expect("a number"))
 }
 
 impl Walk {
@@ -63,9 +63,9 @@ impl Walk {
         let mut walk = Self {
             house: House::start(options),
             tally: BTreeMap::new(),
-            is_verbose: variable("MKVMM_FAULT_VERBOSE") == Some(1),
+            is_verbose: is_verbose(),
             began: Instant::now(),
-            lives: 0,
+            points: 0,
             adoptions: 0,
             failures: Vec::new(),
         };
@@ -76,32 +76,14 @@ impl Walk {
         walk
     }
 
-    /// Kills managers at `moment`, in each step of each life: at call 1, and from
-    /// there on by `stride`.
+    /// Kills managers at `moment` in each step: at call 1, and from there on by
+    /// `stride`.
     fn visit(&mut self, moment: Moment, stride: u64) {
-        let steps = Verb::ALL
-            .map(Step::Verb)
-            .into_iter()
-            .chain([Step::Adoption]);
-        // Lives in which a step had no call of this number.
-        let mut spared: BTreeMap<Step, u32> = steps.map(|step| (step, 0)).collect();
-        let mut number = 1;
-        while spared.values().any(|&lives| lives < QUIET) {
-            let began = self.house.said().len();
-            if let Err(failure) = self.live(moment, number, &mut spared) {
-                let said = self.house.said();
-                let said = said.get(began..).unwrap_or_default();
-                let failure = format!("{failure}\n--- they said\n{said}");
-                announce(&failure);
-                self.failures.push(failure);
-                assert!(self.failures.len() < MAX_FAILURES, "{}", self.report());
-                self.house.clear();
+        for (before, verb) in Verb::ALL.iter().enumerate() {
+            self.visit_step(Step::Verb(*verb), &Verb::ALL[..before], moment, stride);
+            if *verb == Verb::Start {
+                self.visit_step(Step::Adoption, &Verb::ALL[..=before], moment, stride);
             }
-            self.lives += 1;
-            if self.lives.is_multiple_of(LOOK) {
-                self.house.expect_neighbour();
-            }
-            number += stride;
         }
         let visited: u32 = self
             .tally
@@ -112,39 +94,69 @@ impl Walk {
         assert!(visited > 0, "no manager was killed at {moment:?}");
     }
 
-    /// One life, in whose steps the manager is killed at call `number`.
-    fn live(
-        &mut self,
-        moment: Moment,
-        number: u64,
-        spared: &mut BTreeMap<Step, u32>,
-    ) -> Result<(), String> {
-        for verb in Verb::ALL {
-            self.step(Step::Verb(verb), moment, number, spared)?;
-            if verb == Verb::Start {
-                self.step(Step::Adoption, moment, number, spared)?;
+    /// Kills managers in one step of a life that begins with the verbs `before`.
+    fn visit_step(&mut self, step: Step, before: &[Verb], moment: Moment, stride: u64) {
+        let (mut number, mut spared) = (1, 0);
+        let mut is_there = false;
+        while spared < QUIET {
+            let began = self.house.said().len();
+            let visited = self.visit_call(step, before, is_there, (moment, number), &mut spared);
+            is_there = visited.is_ok();
+            self.keep(visited, began);
+            self.points += 1;
+            if self.points.is_multiple_of(LOOK) {
+                self.house.expect_neighbour();
             }
+            number += stride;
         }
-        let empty = self.house.check_empty();
-        empty.map_err(|why| format!("after life {number} of {moment:?}: {why}"))
+        let rest = match step {
+            Step::Verb(_) => before.len() + 1,
+            Step::Adoption => before.len(),
+        };
+        let began = self.house.said().len();
+        let ended = Verb::ALL[rest..]
+            .iter()
+            .try_for_each(|verb| verb.insist(&self.house));
+        let ended = ended.and_then(|()| self.house.check_empty());
+        self.keep(ended.map_err(|why| format!("after {step:?}: {why}")), began);
     }
 
-    /// One step, with a death if it still has calls.
-    fn step(
+    /// One step, from where it begins: at first, or where something has failed, from
+    /// the beginning of a life.
+    fn visit_call(
         &mut self,
         step: Step,
-        moment: Moment,
-        number: u64,
-        spared: &mut BTreeMap<Step, u32>,
+        before: &[Verb],
+        is_there: bool,
+        (moment, number): (Moment, u64),
+        spared: &mut u32,
     ) -> Result<(), String> {
-        let lives = spared.get_mut(&step).filter(|lives| **lives < QUIET);
-        let (what, result) = match (step, lives) {
-            (Step::Adoption, None) => return Ok(()),
-            (Step::Verb(verb), None) => (String::new(), verb.insist(&self.house)),
-            (Step::Adoption, Some(lives)) => self.die_adopting(moment, number, lives),
-            (Step::Verb(verb), Some(lives)) => self.die(verb, moment, number, lives),
+        let back = match step {
+            _ if !is_there => before,
+            Step::Verb(verb) => verb.back(),
+            Step::Adoption => &[],
+        };
+        back.iter().try_for_each(|verb| verb.insist(&self.house))?;
+        let (what, result) = match step {
+            Step::Verb(verb) => self.die(verb, moment, number, spared),
+            Step::Adoption => self.die_adopting(moment, number, spared),
         };
         result.map_err(|why| format!("{step:?} {number}: {what}: {why}"))
+    }
+
+    /// Notes a failure, with what managers have said since `began`, and takes down
+    /// what it has left.
+    fn keep(&mut self, result: Result<(), String>, began: usize) {
+        let Err(failure) = result else {
+            return;
+        };
+        let said = self.house.said();
+        let said = said.get(began..).unwrap_or_default();
+        let failure = format!("{failure}\n--- they said\n{said}");
+        announce(&failure);
+        self.failures.push(failure);
+        assert!(self.failures.len() < MAX_FAILURES, "{}", self.report());
+        self.house.clear();
     }
 
     /// A verb in which the manager is killed.
@@ -185,7 +197,12 @@ impl Walk {
         if let Some(error) = &death.error {
             return Err(error.clone());
         }
+        // A client that asks again at once is told that it exists only if it does.
+        let exists = verb == Verb::Create && verb.ask(&self.house).is("exists");
         verb.settle(&self.house, answer)?;
+        if exists && self.house.state(NAME).is_none() {
+            return Err("it existed, and is gone".to_owned());
+        }
         self.house.check()?;
         verb.make_up(&self.house)?;
         self.house.check()
@@ -201,15 +218,15 @@ impl Walk {
         self.house.kill_manager();
         self.house.arm(moment, number);
         let is_ready = self.house.try_adopt();
-        // It is not over when it is ready.
-        let checked = match is_ready {
-            true => Verb::Start.settle(&self.house, &Answer::None),
-            false => Ok(()),
-        };
+        // It is not over when it is ready: it completes what it has found, and
+        // answers.
+        let is_answered = |path| self.house.ask("GET", path, "").is_some();
+        let _ = is_ready && FIRST_LOOKS.iter().all(|path| is_answered(path));
         let death = self.house.disarm();
         let Some(death) = death else {
             *spared += 1;
-            return ("spared".to_owned(), checked);
+            let settled = Verb::Start.settle(&self.house, &Answer::Done);
+            return ("spared".to_owned(), settled);
         };
         *spared = 0;
         self.count(moment, "adoption".to_owned(), &death);
@@ -256,10 +273,9 @@ impl Walk {
         let visited: u32 = self.tally.values().map(|row| row.visited).sum();
         let seconds = self.began.elapsed().as_secs_f64();
         format!(
-            "{visited} managers killed, {} adoptions, {} lives in {seconds:.0} s\n{text}\
+            "{visited} managers killed, {} adoptions in {seconds:.0} s\n{text}\
              {} failures\n{}",
             self.adoptions,
-            self.lives,
             self.failures.len(),
             self.failures.join("\n=== ")
         )
@@ -280,24 +296,23 @@ fn walk(options: &[&str], moments: &[(Moment, u64)]) {
         return;
     }
     let mut walk = Walk::begin(options);
-    for &(moment, stride) in moments {
-        walk.visit(moment, stride);
+    for &(moment, by) in moments {
+        walk.visit(moment, stride(by));
     }
     walk.end();
 }
 
 #[test]
-fn a_manager_may_be_killed_at_every_write_to_its_journal() {
-    walk(&[], &Moment::JOURNAL.map(|moment| (moment, 1)));
+fn a_manager_may_be_killed_at_a_write_to_its_journal() {
+    walk(&[], &Moment::JOURNAL.map(|moment| (moment, JOURNAL_STRIDE)));
 }
 
 #[test]
-fn a_manager_of_populated_memory_may_be_killed_at_every_write_to_its_journal() {
-    walk(&["--prealloc"], &[(Moment::JournalAfter, 1)]);
+fn a_manager_of_populated_memory_may_be_killed_at_a_write_to_its_journal() {
+    walk(&["--prealloc"], &[(Moment::JournalAfter, JOURNAL_STRIDE)]);
 }
 
 #[test]
-fn a_manager_may_be_killed_at_every_call() {
-    let stride = variable("MKVMM_FAULT_STRIDE").unwrap_or(STRIDE).max(1);
-    walk(&[], &[(Moment::Call, stride)]);
+fn a_manager_may_be_killed_at_a_call() {
+    walk(&[], &[(Moment::Call, STRIDE)]);
 }

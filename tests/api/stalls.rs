@@ -1,11 +1,11 @@
 //! Tests of guests' processes that do not make progress because a signal
 //! stopped them, as batch systems and debuggers do.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_test_harness::freezer::Freezer;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -123,52 +123,6 @@ fn a_process_that_was_stopped_while_paused_is_noticed_when_it_is_to_go_on() {
     server.wait_for_state("a", "active");
     server.ok("kill a --force");
     server.expect_audit();
-}
-
-/// A cgroup of version 1 whose processes are frozen: not even SIGKILL ends them
-/// before they are thawed.
-struct Freezer(PathBuf);
-
-impl Freezer {
-    /// Freezes processes; `None` where there is no such cgroup, or not for this
-    /// user.
-    fn freeze(pids: &[Pid]) -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("procfs");
-        let is_freezer = |line: &&str| {
-            let kind = line.split_once(" - ").map(|(_, kind)| kind);
-            kind.is_some_and(|kind| kind.starts_with("cgroup ") && kind.contains(",freezer"))
-        };
-        let mount = mounts.lines().find(is_freezer)?.split(' ').nth(4)?;
-        let cgroup = Path::new(mount).join(format!("mkvmm-test-{}", std::process::id()));
-        fs::create_dir(&cgroup).ok()?;
-        let freezer = Self(cgroup);
-        for pid in pids {
-            let pid = pid.as_raw_nonzero().to_string();
-            fs::write(freezer.0.join("cgroup.procs"), pid).ok()?;
-        }
-        freezer.bring_to("FROZEN");
-        Some(freezer)
-    }
-
-    fn bring_to(&self, state: &str) {
-        let file = self.0.join("freezer.state");
-        fs::write(&file, state).expect("it is ours");
-        let end = Instant::now() + EVENT_TIMEOUT;
-        while fs::read_to_string(&file).expect("it is there").trim() != state {
-            assert!(Instant::now() < end, "it is not {state}");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Freezer {
-    fn drop(&mut self) {
-        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
-        let end = Instant::now() + EVENT_TIMEOUT;
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
 /// Whether a process is there, as a dead one that nobody has reaped is.

@@ -1,7 +1,6 @@
 //! An mkvmm with a neighbour, and what must be as before.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
@@ -13,8 +12,9 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::faults::Injector;
 use mkvmm_test_harness::images::{code, elf};
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use mkvmm_test_harness::walk::{Census, new_kernel, stand_back};
 use mkvmm_test_harness::{Scratch, Server};
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::Pid;
 use serde_json::Value;
 
 /// The instance whose calls fail.
@@ -27,21 +27,6 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const ANSWER: Duration = Duration::from_secs(90);
 /// How often something that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(2);
-
-/// What must be the same before and after an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Census {
-    /// Descriptors by what they stand for.
-    descriptors: BTreeMap<String, usize>,
-    /// Children, dead ones that nobody has reaped among them.
-    children: Vec<i32>,
-    /// Names of threads.
-    threads: Vec<String>,
-    /// What the pool has free.
-    pool: Value,
-    /// Cgroups of its guests.
-    cgroups: usize,
-}
 
 /// An mkvmm that serves, whose calls can be made to fail.
 #[derive(Debug)]
@@ -119,14 +104,7 @@ impl House {
         self.counter = found.expect("its kernel was loaded");
         let state = self.state(NEIGHBOUR);
         assert_eq!(state.as_deref(), Some("active"), "{}", self.said());
-        // It leaves the machine to the others where they want it.
-        let worker = self.server.worker_pid(NEIGHBOUR).as_raw_nonzero();
-        for thread in fs::read_dir(format!("/proc/{worker}/task")).expect("it runs") {
-            let name = thread.expect("procfs can be listed").file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok());
-            let thread = thread.and_then(Pid::from_raw).expect("a number");
-            setpriority_process(Some(thread), 19).expect("it may be nicer");
-        }
+        stand_back(self.server.worker_pid(NEIGHBOUR));
         self.expect_neighbour();
     }
 
@@ -157,11 +135,10 @@ impl House {
     /// The body of a load. The kernel is a new file every time, so that it has
     /// to be read.
     pub fn images(&self) -> String {
-        let guest = [&code::print(b"here\n")[..], code::EVADE].concat();
-        let kernel = self.scratch.path("kernel");
-        let early = self.scratch.file("kernel.new", &elf(&guest));
-        fs::rename(early, &kernel).expect("the directory is ours");
-        format!(r#"{{"kernel":"{}"}}"#, kernel.display())
+        new_kernel(
+            &self.scratch.path("kernel.new"),
+            &self.scratch.path("kernel"),
+        )
     }
 
     /// Returns the path of a log that no instance has had lately: the last one may
@@ -269,17 +246,7 @@ impl House {
 
     /// Remembers how everything is without the subject.
     pub fn remember(&mut self) {
-        let mut census = self.census();
-        // Until it is the same twice: what it did before may still go on.
-        loop {
-            thread::sleep(Duration::from_millis(50));
-            let next = self.census();
-            if next == census {
-                break;
-            }
-            census = next;
-        }
-        self.empty = Some(census);
+        self.empty = Some(Census::settled(|| self.census()));
     }
 
     /// Whether everything is as it was remembered.
@@ -288,70 +255,17 @@ impl House {
     /// What is not.
     pub fn check_empty(&self) -> Result<(), String> {
         let empty = self.empty.as_ref().expect("it was remembered");
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let now = self.census();
-            if now == *empty {
-                return Ok(());
-            }
-            if Instant::now() > end {
-                return Err(difference(empty, &now));
-            }
-            thread::sleep(POLL);
-        }
+        empty.await_again(|| self.census())
     }
 
     fn census(&self) -> Census {
-        let pid = self.process.as_raw_nonzero();
-        let mut descriptors = BTreeMap::new();
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs") {
-            let path = entry.expect("procfs can be listed").path();
-            // It may be closed between two looks.
-            let target = fs::read_link(path).unwrap_or_default();
-            let target = target.display().to_string();
-            let kind = target.split(['[', ' ']).next().unwrap_or_default();
-            *descriptors.entry(kind.to_owned()).or_default() += 1;
-        }
         let children = self.server.running.children_named("");
-        let mut children: Vec<i32> = children
-            .iter()
-            .map(|pid| pid.as_raw_nonzero().get())
-            .collect();
+        let mut children: Vec<i32> = children.iter().map(|pid| pid.as_raw_pid()).collect();
         children.sort_unstable();
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
-        let name = |task: std::io::Result<fs::DirEntry>| {
-            let name = fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
-            Some(name.trim().to_owned())
-        };
-        let mut threads: Vec<String> = tasks.filter_map(name).collect();
-        threads.sort_unstable();
-        let mut pool = self.expect_ask("GET", "/v1/pool", "");
-        if let Some(pool) = pool.as_object_mut() {
-            // What guests have touched, and how often it was asked.
-            pool.retain(|key, _| {
-                ["used", "avail", "free_extents", "largest_free", "instances"]
-                    .contains(&key.as_str())
-            });
-        }
-        Census {
-            descriptors,
-            children,
-            threads,
-            pool,
-            cgroups: self.cgroups(),
-        }
-    }
-
-    /// Cgroups beside the neighbour's, and its own.
-    fn cgroups(&self) -> usize {
+        let children = children.iter().map(ToString::to_string).collect();
+        let pool = self.expect_ask("GET", "/v1/pool", "");
         let neighbour = self.instance(NEIGHBOUR).expect("it is there");
-        let Some(leaf) = neighbour["cgroup"].as_str().map(PathBuf::from) else {
-            return 0;
-        };
-        let parent = leaf.parent().expect("it lies below another");
-        let entries = fs::read_dir(parent).expect("its neighbour's is there");
-        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-        entries.flatten().filter(is_directory).count()
+        Census::of(self.process, children, pool, &neighbour)
     }
 
     /// Takes the subject down whatever it is doing, and remembers anew.
@@ -387,24 +301,4 @@ impl House {
         self.server.tear_down();
         assert!(self.server.running.children_named("").is_empty());
     }
-}
-
-fn difference(before: &Census, now: &Census) -> String {
-    let mut text = "not as before:".to_owned();
-    let mut part = |what: &str, before: String, now: String| {
-        if before != now {
-            text += &format!("\n  {what}: {before}\n  {:>1$}: {now}", "now", what.len());
-        }
-    };
-    let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
-    part(
-        "descriptors",
-        shown(&before.descriptors),
-        shown(&now.descriptors),
-    );
-    part("children", shown(&before.children), shown(&now.children));
-    part("threads", shown(&before.threads), shown(&now.threads));
-    part("pool", shown(&before.pool), shown(&now.pool));
-    part("cgroups", shown(&before.cgroups), shown(&now.cgroups));
-    text
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use mkvmm_test_harness::faults::Fault;
+use mkvmm_test_harness::walk::Answer;
 
-use crate::verb::{Answer, Verb};
+use crate::verb::Verb;
 
 /// The faults of one verb in one kind of process.
 #[derive(Debug, Default, Clone)]

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
-use serde_json::Value;
+use mkvmm_test_harness::walk::Answer;
 
 use crate::house::{House, NAME};
 
@@ -35,38 +35,6 @@ pub enum Verb {
     /// A kill by force.
     Kill,
     Delete,
-}
-
-/// What a client has heard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// It was done.
-    Done,
-    /// It was not done.
-    Refused {
-        status: u16,
-        class: String,
-        message: String,
-    },
-    /// The connection was closed without an answer.
-    None,
-}
-
-impl Answer {
-    fn new(answer: Option<(u16, Value)>) -> Self {
-        let Some((status, body)) = answer else {
-            return Self::None;
-        };
-        if matches!(status, 200 | 201) {
-            return Self::Done;
-        }
-        let text = |key: &str| body["error"][key].as_str().unwrap_or_default().to_owned();
-        Self::Refused {
-            status,
-            class: text("code"),
-            message: text("message"),
-        }
-    }
 }
 
 impl fmt::Display for Verb {

@@ -1,15 +1,15 @@
 //! The walk: from call to call, verb by verb.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::time::Instant;
 
 use mkvmm_test_harness::faults::{Fault, MANAGER};
 use mkvmm_test_harness::tier::announce;
+use mkvmm_test_harness::walk::{self, Answer};
 
 use crate::house::{House, NAME};
 use crate::tally::Tally;
-use crate::verb::{Answer, Verb};
+use crate::verb::Verb;
 
 /// How many calls a walk goes on by unless it is told: a number that is no
 /// multiple of what calls repeat in.
@@ -40,16 +40,11 @@ pub struct Walk {
 impl Walk {
     /// Starts an mkvmm with `options`, and lives a life in it without a fault.
     pub fn begin(options: &[&str]) -> Self {
-        let number = |name| {
-            env::var(name)
-                .ok()
-                .map(|text| text.parse().expect("a number"))
-        };
         let mut walk = Self {
             house: House::start(options),
             tally: Tally::default(),
-            stride: number("MKVMM_FAULT_STRIDE").unwrap_or(STRIDE).max(1),
-            is_verbose: number("MKVMM_FAULT_VERBOSE") == Some(1),
+            stride: walk::stride(STRIDE),
+            is_verbose: walk::is_verbose(),
             began: Instant::now(),
             lives: 0,
             failures: Vec::new(),

@@ -27,6 +27,8 @@ pub struct Kept {
     scratch: Arc<Scratch>,
     pool: String,
     options: Vec<String>,
+    /// Seconds that guests have after SIGTERM.
+    grace: u32,
     timeout: Duration,
     /// What earlier managers have said on their standard error.
     said: String,
@@ -64,9 +66,21 @@ impl Kept {
             scratch: Arc::new(Scratch::new()),
             pool: pool.to_owned(),
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            grace: 0,
             timeout,
             said: String::new(),
         }
+    }
+
+    /// Sets the options of the managers that are started from now on.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
+    /// Sets how many seconds guests have after SIGTERM to a manager that is started
+    /// from now on.
+    pub fn set_grace(&mut self, seconds: u32) {
+        self.grace = seconds;
     }
 
     /// Returns a path in its temporary directory.
@@ -86,7 +100,8 @@ impl Kept {
 
     /// Returns the command line of a manager of `pool`.
     pub fn serving_pool(&self, pool: &str) -> Mkvmm {
-        let serve = Mkvmm::new(["serve", "--pool", pool, "--grace", "0", "--socket"])
+        let grace = self.grace.to_string();
+        let serve = Mkvmm::new(["serve", "--pool", pool, "--grace", &grace, "--socket"])
             .arg(self.path("sock"))
             .arg("--state-dir")
             .arg(self.state_dir())
@@ -139,6 +154,14 @@ impl Kept {
     pub fn kill_manager(&mut self) {
         self.running.signal(Signal::KILL);
         self.bury_manager();
+    }
+
+    /// Has the manager leave its guests to the next one.
+    #[track_caller]
+    pub fn leave(&mut self) {
+        self.running.signal(Signal::USR1);
+        let status = self.bury_manager();
+        assert_eq!(status.code(), Some(0), "{}", self.said);
     }
 
     /// Waits for the end of the manager alone; returns how it ended.

@@ -7,6 +7,8 @@
 //! | [`report`] | parses the output of `run --show` |
 //! | [`tier`] | the abilities of this host, which determine the tests that can run |
 //! | [`embedded`] | a manager in the test's own process |
+//! | [`walk`] | what walks through those calls have in common |
+//! | [`freezer`] | processes that not even SIGKILL ends |
 //! | [`faults`] | system calls of mkvmm's processes that fail because a test says so |
 //! | [`images`] | ELF kernels and bzImages made by the tests |
 //! | [`instance`] | an instance's memory in the test's own process, without KVM |
@@ -24,6 +26,7 @@ pub mod console;
 pub mod embedded;
 pub mod faults;
 mod finished;
+pub mod freezer;
 pub mod images;
 pub mod instance;
 pub mod kept;
@@ -35,6 +38,7 @@ pub mod scratch;
 pub mod server;
 pub mod terminal;
 pub mod tier;
+pub mod walk;
 
 use std::path::Path;
 
