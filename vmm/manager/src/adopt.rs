@@ -213,12 +213,12 @@ impl Manager {
         check_peers(&contents)?;
         let config = memory_of(&contents.manager)?;
         let mut pool = HostPool::restore(&contents.pool)?;
-        let devices = contents.devices;
-        let mut parts = Vec::new();
-        let mut held_memory = BTreeMap::new();
         let wires = contents.instances.values();
         let wires = wires.map(|record| contents.wire_of(record.worker));
         let mut wires = wires.collect::<Vec<u32>>().into_iter();
+        let devices = contents.devices;
+        let mut parts = Vec::new();
+        let mut held_memory = BTreeMap::new();
         for record in contents.instances.into_values() {
             let sub_pool = pool.restore_sub_pool(&record.sub_pool)?;
             let mut files = Vec::new();
