@@ -87,7 +87,7 @@ impl Driver {
         if !self.script.is_empty() {
             self.script.push('/');
         }
-        self.script.write_fmt(step).unwrap();
+        self.script.write_fmt(step).expect("a string takes it");
     }
 
     /// Writes memory.
@@ -267,8 +267,8 @@ impl Ran {
     fn numbers(&self, start: &str) -> Vec<u64> {
         let consoles = self.0.consoles(&["a"]);
         let value = |line: &&str| {
-            let (_, value) = line.rsplit_once(" 0x").unwrap();
-            u64::from_str_radix(value, 16).unwrap()
+            let (_, value) = line.rsplit_once(" 0x").expect("a value");
+            u64::from_str_radix(value, 16).expect("digits")
         };
         consoles.starting("a", start).iter().map(value).collect()
     }

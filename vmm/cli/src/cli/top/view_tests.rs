@@ -57,8 +57,9 @@ fn screen(model: &Model, width: u16, height: u16) -> Vec<String> {
 
 fn crowd(count: u64) -> Model {
     let states = ["active", "paused", "failed", "loaded"];
-    let one = |number| instance(number, states[number as usize % 4]);
-    let all: Vec<Value> = (1..=count).map(one).collect();
+    let states = states.iter().cycle().skip(1);
+    let one = |(number, state): (u64, &&str)| instance(number, state);
+    let all: Vec<Value> = (1..=count).zip(states).map(one).collect();
     let mut model = Model::default();
     model.update(snapshot(1, &all));
     model
