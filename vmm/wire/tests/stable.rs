@@ -11,7 +11,7 @@ use serde::Serialize;
 fn expect<M: Serialize>(message: &M, bytes: &[u8]) {
     // Sequence number and count of dropped notifications come first.
     let expected = [&[3, 4], bytes].concat();
-    assert_eq!(encode(3, 4, message).unwrap(), expected);
+    assert_eq!(encode(3, 4, message).expect("it can be encoded"), expected);
 }
 
 #[test]
