@@ -26,6 +26,8 @@ const NOT_FOR_CLIENTS: &[&str] = &["kvm-bindings", "kvm-ioctls", "vm-memory", "l
 const WALLS: &[Wall] = &[
     wall("mkpool", &[], NOT_FOR_CLIENTS),
     wall("mkpool-replay", &["mkpool"], NOT_FOR_CLIENTS),
+    // It is published separately, for guests and programs of others.
+    wall("mkvmm-ring", &[], NOT_FOR_CLIENTS),
     wall("mkvmm-base", &[], KVM),
     wall("mkvmm-api", &["mkpool", "mkvmm-base"], NOT_FOR_CLIENTS),
     wall("mkvmm-memory", &["mkpool", "mkvmm-base"], KVM),
