@@ -5,15 +5,18 @@
 //! `cargo bench -p mkvmm --bench crowd -- density|deaths|adoption [N]`; with `MKVMM_BIN`
 //! it measures that binary instead of this tree's.
 
+mod served;
+
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use served::{Client, Result, Server, command, wait_until_ready};
 
 /// Memory of each guest.
 const MEMORY: u64 = 8 << 20;
@@ -23,8 +26,6 @@ const SETTLE: Duration = Duration::from_secs(3);
 const ADOPTIONS: usize = 11;
 /// From one death to the next.
 const PAUSE: Duration = Duration::from_millis(10);
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -54,27 +55,24 @@ fn main() -> ExitCode {
 }
 
 /// A VMM that serves, with guests that wait for input.
-struct Server {
-    process: Child,
-    socket: PathBuf,
+struct Crowd(Server);
+
+impl Deref for Crowd {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
 }
 
-impl Server {
+impl Crowd {
     fn start(count: usize) -> Result<Self> {
-        let name = format!("mkvmm-crowd-{}.sock", std::process::id());
-        let socket = env::temp_dir().join(name);
-        let mut process = command(count, &socket).spawn()?;
-        wait_until_ready(&mut process)?;
-        let server = Self { process, socket };
+        let server = Server::start(|socket| command_for(count, socket))?;
         let mut client = server.client()?;
         for number in 0..count {
-            client.make(number)?;
+            make(&mut client, number)?;
         }
-        Ok(server)
-    }
-
-    fn client(&self) -> Result<Client> {
-        Ok(Client(BufReader::new(UnixStream::connect(&self.socket)?)))
+        Ok(Self(server))
     }
 
     fn workers(&self) -> Result<Vec<PathBuf>> {
@@ -95,105 +93,31 @@ impl Server {
         let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
         Ok(self.workers()?.into_iter().filter_map(name).collect())
     }
-
-    /// Ends it; how long that took.
-    fn end(mut self) -> Result<Duration> {
-        let pid = self.process.id().to_string();
-        let begin = Instant::now();
-        Command::new("kill").arg(pid).status()?;
-        self.process.wait()?;
-        Ok(begin.elapsed())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Both fail where it has ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// Returns the command of a VMM for `count` guests.
-fn command(count: usize, socket: &Path) -> Command {
-    let binary = env::var_os("MKVMM_BIN").unwrap_or(env!("CARGO_BIN_EXE_mkvmm").into());
-    let pool = format!("{}@4G", (count as u64 + 1) * MEMORY);
-    let mut command = Command::new(binary);
-    command
-        .args(["serve", "--grace", "0", "--console-ring", "65536"])
-        .args(["--pool", &pool, "--socket"])
-        .arg(socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    command
+fn command_for(count: usize, socket: &Path) -> Command {
+    command((count as u64 + 1) * MEMORY, socket)
 }
 
-fn wait_until_ready(process: &mut Child) -> Result<()> {
-    let stdout = process.stdout.take().ok_or("no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    match line.starts_with("ready") {
-        true => Ok(()),
-        false => Err("it is not ready".into()),
-    }
+fn make(client: &mut Client, number: usize) -> Result<()> {
+    let body =
+        format!(r#"{{"name":"g{number}","memory":{MEMORY},"kernel":"probe","cmdline":"shell"}}"#);
+    client.ask("POST", "/v1/instances", &body)?;
+    client.ask("POST", &format!("/v1/instances/g{number}/start"), "")?;
+    Ok(())
 }
 
-/// One connection to the control socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn make(&mut self, number: usize) -> Result<()> {
-        let body = format!(
-            r#"{{"name":"g{number}","memory":{MEMORY},"kernel":"probe","cmdline":"shell"}}"#
-        );
-        self.ask("POST", "/v1/instances", &body)?;
-        self.ask("POST", &format!("/v1/instances/g{number}/start"), "")?;
-        Ok(())
+/// How long each of `count` requests takes.
+fn time(client: &mut Client, path: &str, count: usize) -> Result<Vec<Duration>> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begin = Instant::now();
+        client.ask("GET", path, "")?;
+        times.push(begin.elapsed());
     }
-
-    /// One request; the body of its answer.
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
-        let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
-        self.0.get_mut().write_all((head + body).as_bytes())?;
-        let (mut status, mut length) = (String::new(), 0);
-        self.0.read_line(&mut status)?;
-        loop {
-            let mut line = String::new();
-            self.0.read_line(&mut line)?;
-            match line.trim().split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.trim().parse()?;
-                }
-                Some(_) => {}
-                None => break,
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        match status.split(' ').nth(1) {
-            Some("200" | "201") => Ok(body),
-            _ => Err(format!(
-                "{method} {path}: {} {}",
-                status.trim(),
-                String::from_utf8_lossy(&body)
-            )
-            .into()),
-        }
-    }
-
-    /// How long each of `count` requests takes.
-    fn time(&mut self, path: &str, count: usize) -> Result<Vec<Duration>> {
-        let mut times = Vec::with_capacity(count);
-        for _ in 0..count {
-            let begin = Instant::now();
-            self.ask("GET", path, "")?;
-            times.push(begin.elapsed());
-        }
-        times.sort_unstable();
-        Ok(times)
-    }
+    times.sort_unstable();
+    Ok(times)
 }
 
 /// How long nobody answers after the manager of `count` guests was killed and the
@@ -202,7 +126,7 @@ fn adoption(count: usize) -> Result<()> {
     let directory = env::temp_dir().join(format!("mkvmm-crowd-{}", std::process::id()));
     let socket = directory.with_extension("sock");
     let start = || {
-        let mut command = command(count, &socket);
+        let mut command = command_for(count, &socket);
         command.arg("--state-dir").arg(&directory);
         command.spawn()
     };
@@ -213,7 +137,7 @@ fn adoption(count: usize) -> Result<()> {
     wait_until_ready(&mut server.process)?;
     let mut client = server.client()?;
     for number in 0..count {
-        client.make(number)?;
+        make(&mut client, number)?;
     }
     thread::sleep(SETTLE);
     let mut times = Vec::new();
@@ -253,7 +177,7 @@ fn adoption(count: usize) -> Result<()> {
 /// What each of `count` idle guests costs.
 fn density(count: usize) -> Result<()> {
     let begin = Instant::now();
-    let server = Server::start(count)?;
+    let server = Crowd::start(count)?;
     println!("{count} guests made and started in {:.1?}", begin.elapsed());
     thread::sleep(SETTLE);
     let workers = server.workers()?;
@@ -301,14 +225,14 @@ fn density(count: usize) -> Result<()> {
         "/v1/instances",
         "/v1/metrics",
     ] {
-        let times = client.time(path, 51)?;
+        let times = time(&mut client, path, 51)?;
         println!(
             "GET {path}: {:.3?} (median of {})",
             times[times.len() / 2],
             times.len()
         );
     }
-    println!("end of serve: {:.1?}", server.end()?);
+    println!("end of serve: {:.1?}", server.0.end()?);
     Ok(())
 }
 
@@ -339,7 +263,7 @@ fn number(text: &str, key: &str) -> u64 {
 /// What the deaths of guests, and their boots, cost whoever looks at the pool
 /// meanwhile, among `count`.
 fn deaths(count: usize) -> Result<()> {
-    let server = Server::start(count)?;
+    let server = Crowd::start(count)?;
     thread::sleep(SETTLE);
     let mut client = server.client()?;
     let pids = server.pids()?;
@@ -371,7 +295,7 @@ fn deaths(count: usize) -> Result<()> {
     if server.pids()?.iter().any(|pid| pids.contains(pid)) {
         return Err("somebody has survived".into());
     }
-    println!("end of serve: {:.1?}", server.end()?);
+    println!("end of serve: {:.1?}", server.0.end()?);
     Ok(())
 }
 
@@ -386,7 +310,7 @@ fn each<T>(count: usize, mut deed: impl FnMut(usize) -> Result<T>) -> Result<()>
 }
 
 /// How long looks at the pool take while `work` is done.
-fn looks_during(server: &Server, work: impl FnOnce() -> Result<()>) -> Result<Vec<Duration>> {
+fn looks_during(server: &Crowd, work: impl FnOnce() -> Result<()>) -> Result<Vec<Duration>> {
     let (stop, mut client) = (&AtomicBool::new(false), server.client()?);
     thread::scope(|scope| {
         let looker = scope.spawn(move || {

@@ -10,3 +10,7 @@ _start:
 	out %al, $0x64
 1:	hlt
 	jmp 1b
+#ifdef PADDING
+	/* As long as a kernel that does something. */
+	.fill PADDING, 1, 0x90
+#endif
