@@ -7,6 +7,7 @@
 //! | `early` | the first worker of `run`, which is made before anything is read |
 //! | `kills` | workers killed from outside at random moments of every verb |
 //! | `soak` | instances created and deleted repeatedly |
+//! | `stock` | workers that wait for a guest |
 //! | `storm` | random load, kills and hostile clients, with pauses in which all is deleted |
 //! | `user` | an ordinary user of the group that has `/dev/kvm` |
 //!
@@ -19,5 +20,6 @@ mod deaths;
 mod early;
 mod kills;
 mod soak;
+mod stock;
 mod storm;
 mod user;

@@ -41,6 +41,8 @@ pub struct ManagerSetup {
     pub console: ConsoleOptions,
     /// The policy for stalled workers.
     pub on_stall: OnStall,
+    /// The number of workers that wait for a guest.
+    pub warm: usize,
     /// The program that children execute; this one if `None`, whose `main` must
     /// call [`child`] first.
     pub program: Option<PathBuf>,
@@ -71,6 +73,7 @@ impl ManagerSetup {
                 lossless: false,
             },
             on_stall: OnStall::Wait,
+            warm: 0,
             program: None,
         }
     }
@@ -105,6 +108,7 @@ impl ManagerSetup {
             limits,
             on_stall: self.on_stall,
             early: None,
+            warm: self.warm,
             logs: None,
             console: self.console,
             images: Budget {

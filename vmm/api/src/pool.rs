@@ -195,6 +195,21 @@ pub struct Version {
     /// `--state-dir`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<KeeperVersion>,
+    /// The workers that wait for a guest; absent without `--warm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<WarmWorkers>,
+}
+
+/// The workers that were started in advance and wait for a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct WarmWorkers {
+    /// The number of workers that are to wait.
+    pub wanted: u64,
+    /// The number of workers that wait now.
+    pub ready: u64,
+    /// Their process IDs; the first one gets the next guest.
+    pub pids: Vec<i32>,
 }
 
 /// The keeper of a VMM.
@@ -220,6 +235,7 @@ impl Version {
                 .unwrap_or_default(),
             manager: 1,
             keeper: None,
+            warm: None,
         }
     }
 }

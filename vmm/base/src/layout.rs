@@ -38,6 +38,9 @@ pub const SETUP_DATA_START: u64 = 0x3_0000;
 /// The address of the manifest: the data of the first node, after its header of
 /// 16 bytes.
 pub const MANIFEST_START: u64 = SETUP_DATA_START + 16;
+/// The length of a manifest is a multiple of this: 1 KiB, so that most have the same,
+/// and a vCPU can be told before its guest is known.
+pub const MANIFEST_UNIT: usize = 1024;
 /// The version of the manifest's format, in its `version` property and in
 /// CPUID.
 pub const MANIFEST_VERSION: u32 = 1;

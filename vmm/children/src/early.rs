@@ -1,18 +1,24 @@
-//! Starts a worker before its instance is known.
+//! Workers that are started before their instances are known.
 //!
 //! `mkvmm run` needs one process for its first guest, and starting it takes
 //! longer than everything else. So it is started immediately, as a [copy] of a
 //! process that has read nothing yet. While that process parses its arguments
 //! and places the pool and its images, the worker creates an empty VM and
 //! confines itself.
+//!
+//! `serve --warm` has a stock of workers that wait. They are no copies: they
+//! execute the program like any other worker, and are confined before they wait.
+//!
+//! Both show the names of their instances as soon as they are told.
 
+use std::env;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use mkvmm_keeper::child;
 use mkvmm_keeper::copy::{self, Copy, Processors, Title};
 use mkvmm_keeper::process::Child;
-use mkvmm_machine::worker::{self, EarlyVm};
+use mkvmm_machine::worker::{self, Beginning, EarlyVm, Show};
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::channel::{self, Channel};
 use mkvmm_wire::settings::Settings;
@@ -21,6 +27,9 @@ use rustix::process::Pid;
 use crate::confine::{self, DEBUGGABLE_VARIABLE};
 use crate::failure::Failure;
 use crate::last_words;
+
+/// What `ps` shows of a worker without an instance, whose names have no brackets.
+const WAITING: &str = "mkvmm-worker: (waits)";
 
 /// A worker that waits for its settings. It exits if this is dropped.
 #[derive(Debug)]
@@ -74,19 +83,45 @@ fn work(socket: OwnedFd, caller: Pid, processors: &Processors) -> Result<(), Fai
         return Ok(());
     };
     processors.use_all()?;
-    title.show(&format!("mkvmm-worker: {}", settings.label));
     let mut channel = Channel::open(socket)?;
-    let find = |variable: &str| {
-        let mut given = settings.environment.iter();
-        let found = given.find(|(name, _)| name == variable);
-        found.map(|(_, value)| value.clone())
-    };
+    let find = finder(&settings.environment);
     if find(DEBUGGABLE_VARIABLE).is_none() {
         child::silence()?;
     }
     crate::said(confine::confine(Profile::Worker, &find), |text| {
         crate::report(&mut channel, text)
     })?;
-    worker::serve(channel, vm)?;
+    let show = Some(shower(title));
+    worker::serve(channel, Beginning { vm, show })?;
     Ok(())
+}
+
+/// Does the work of a worker that waits in the manager's stock: it is confined
+/// before its instance is known.
+pub(crate) fn wait(socket: OwnedFd) -> Result<(), Failure> {
+    let environment: Vec<(String, String)> = env::vars().collect();
+    let title = Title::clear()?;
+    let mut channel = Channel::open(socket)?;
+    crate::said(
+        confine::confine(Profile::Worker, &finder(&environment)),
+        |text| crate::report(&mut channel, text),
+    )?;
+    title.show(WAITING);
+    let show = Some(shower(title));
+    worker::serve(channel, Beginning { vm: None, show })?;
+    Ok(())
+}
+
+/// Finds variables in an environment that was received or copied.
+fn finder(environment: &[(String, String)]) -> impl Fn(&str) -> Option<String> {
+    move |variable| {
+        let mut given = environment.iter();
+        let found = given.find(|(name, _)| name == variable);
+        found.map(|(_, value)| value.clone())
+    }
+}
+
+/// Shows whose a worker is, as the arguments of others do.
+fn shower(title: Title) -> Show {
+    Box::new(move |name| title.show(&format!("mkvmm-worker: {name}")))
 }

@@ -29,12 +29,13 @@ use std::process::ExitCode;
 use mkvmm_base::chain;
 use mkvmm_keeper::child;
 use mkvmm_keeper::server::{self, OnManagerExit};
-use mkvmm_machine::worker;
+use mkvmm_machine::worker::{self, Beginning};
 use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{Cleaned, LogLevel, Order, Report};
+use mkvmm_wire::settings::WAITS_VARIABLE;
 use rustix::fs::{FlockOperation, flock};
 
 use failure::Failure;
@@ -90,10 +91,11 @@ fn work(role: &str) -> Result<(), Failure> {
     // answer.
     let confine = || confine::confine(profile, &confine::environment);
     match profile {
+        Profile::Worker if env::var(WAITS_VARIABLE).is_ok() => early::wait(socket)?,
         Profile::Worker => {
             let mut channel = Channel::open(socket)?;
             said(confine(), |text| report(&mut channel, text))?;
-            worker::serve(channel, None)?;
+            worker::serve(channel, Beginning::default())?;
         }
         Profile::Unpacker => {
             let mut channel = Channel::open(socket)?;

@@ -122,19 +122,17 @@ impl Title {
         Ok(title)
     }
 
-    /// Makes `ps` show `title`, or as much of it as fits.
+    /// Makes `ps` show `title`, or as much of it as fits, in place of an earlier one.
     pub fn show(&self, title: &str) {
         // The last byte stays zero.
         let length = title.len().min(self.0.len().saturating_sub(1));
-        // SAFETY: the range is that of `clear`, and the length does not exceed
-        // it.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                title.as_ptr(),
-                ptr::with_exposed_provenance_mut::<u8>(self.0.start),
-                length,
-            );
-        }
+        let start = ptr::with_exposed_provenance_mut::<u8>(self.0.start);
+        let rest = ptr::with_exposed_provenance_mut::<u8>(self.0.start + length);
+        // SAFETY: the range is that of `clear`, and the length does not exceed it; the
+        // text is no part of it, since nothing refers to what `clear` has overwritten.
+        unsafe { ptr::copy_nonoverlapping(title.as_ptr(), start, length) };
+        // SAFETY: these are the bytes of the same range after the text.
+        unsafe { ptr::write_bytes(rest, 0, self.0.len() - length) };
     }
 }
 

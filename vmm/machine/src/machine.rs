@@ -32,7 +32,7 @@ use crate::loading::BootEntry;
 use crate::memory::GuestMemory;
 use crate::news::{News, NewsSink};
 use crate::progress::Progress;
-use crate::vcpu::cpu::{Vcpu, VcpuError, VcpuSetup};
+use crate::vcpu::cpu::{FirstVcpu, Vcpu, VcpuError, VcpuSetup};
 use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, Standstill, VcpuCommand, VcpuHandle};
 
 /// The configuration of a boot.
@@ -111,6 +111,8 @@ pub struct Machine {
     // The fields are in the order in which they must be dropped.
     vcpus: Vec<VcpuHandle>,
     board: Board,
+    /// The first vCPU until the boot, if it is there already.
+    first: Option<FirstVcpu>,
     vm: Vm,
     halt: HaltCheck,
     standstill: Standstill,
@@ -138,8 +140,51 @@ impl NewsSink for Judged {
     }
 }
 
+/// What there can be of a machine before its guest is known.
+#[derive(Debug)]
+pub struct EarlyMachine {
+    vm: BareVm,
+    first: Option<FirstVcpu>,
+}
+
+impl From<BareVm> for EarlyMachine {
+    /// Takes a VM without devices and vCPUs.
+    fn from(vm: BareVm) -> Self {
+        Self { vm, first: None }
+    }
+}
+
+impl EarlyMachine {
+    /// Adds interrupt controllers, timer and the first vCPU, for a guest
+    /// with one vCPU in `pool` whose manifest has a usual length.
+    ///
+    /// # Errors
+    /// Returns a [`MachineError`]; nothing is left then.
+    pub fn with_devices(self, host: &Host, pool: AddrRange) -> Result<Self, MachineError> {
+        let vm = self.vm.with_devices()?;
+        let first = FirstVcpu::new(host, &vm, leaves(pool, layout::MANIFEST_UNIT))?;
+        Ok(Self {
+            vm,
+            first: Some(first),
+        })
+    }
+}
+
+/// Returns mkvmm's CPUID leaves for a guest in `pool`, with a manifest of this many
+/// bytes.
+fn leaves(pool: AddrRange, manifest: usize) -> MkvmmLeaves {
+    MkvmmLeaves {
+        pool_start: pool.start(),
+        pool_size: pool.size(),
+        manifest_addr: layout::MANIFEST_START,
+        // The size field of an FDT has 32 bits as well.
+        manifest_size: u32::try_from(manifest).unwrap_or(u32::MAX),
+        manifest_version: layout::MANIFEST_VERSION,
+    }
+}
+
 impl Machine {
-    /// Adds memory and devices to a bare VM; the contents of the memory do not
+    /// Adds memory and devices to a VM; the contents of the memory do not
     /// matter yet. `violation` is the response when the guest accesses memory it does
     /// not own.
     ///
@@ -147,12 +192,13 @@ impl Machine {
     /// Returns a [`MachineError`]; nothing is left then.
     pub fn new(
         host: &Host,
-        vm: BareVm,
+        early: EarlyMachine,
         memory: Arc<GuestMemory>,
         violation: ViolationPolicy,
         connections: Connections,
     ) -> Result<Self, MachineError> {
         // Memory slots come first, before irqchip and vCPUs.
+        let EarlyMachine { vm, first } = early;
         let vm = Vm::new(host, vm, memory)?;
         let Connections {
             console,
@@ -172,6 +218,7 @@ impl Machine {
         Ok(Self {
             vcpus: Vec::new(),
             board,
+            first,
             vm,
             halt: HaltCheck::default(),
             standstill: Standstill::default(),
@@ -186,7 +233,8 @@ impl Machine {
     }
 
     /// Writes the boot data of the images that are in memory now, and creates
-    /// the vCPUs, each waiting in its own thread. To be called once.
+    /// the vCPUs, each waiting in its own thread. To be called once, and before
+    /// [`Self::complete`].
     ///
     /// # Errors
     /// Returns a [`MachineError`]; the machine must be dropped then.
@@ -199,17 +247,13 @@ impl Machine {
                 rip: config.entry,
                 boot_params: layout::BOOT_PARAMS_START,
             },
-            leaves: MkvmmLeaves {
-                pool_start: config.pool.start(),
-                pool_size: config.pool.size(),
-                manifest_addr: layout::MANIFEST_START,
-                // The size field of an FDT has 32 bits as well.
-                manifest_size: u32::try_from(config.boot.manifest.len()).unwrap_or(u32::MAX),
-                manifest_version: layout::MANIFEST_VERSION,
-            },
+            leaves: leaves(config.pool, config.boot.manifest.len()),
         };
         let vcpus = (0..cpus)
-            .map(|index| Vcpu::new(host, &self.vm, index, &setup))
+            .map(|index| match self.first.take_if(|_| index == 0) {
+                Some(first) => Vcpu::of_first(first, host, &setup),
+                None => Vcpu::new(host, &self.vm, index, &setup),
+            })
             .collect::<Result<Vec<_>, _>>()?;
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let slot = self.status.vcpu(index);
@@ -225,6 +269,15 @@ impl Machine {
             self.vcpus.push(started.map_err(thread_error)?);
         }
         Ok(())
+    }
+
+    /// Adds what the guest needs before it runs, and nobody needs before that: the
+    /// timer.
+    ///
+    /// # Errors
+    /// Returns a [`MachineError`]; the machine must be dropped then.
+    pub fn complete(&mut self) -> Result<(), MachineError> {
+        Ok(self.vm.add_timer()?)
     }
 
     /// Returns the ranges of the memory slots, in ascending order.

@@ -145,7 +145,8 @@ impl Guest {
             memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
         }
         let memory = Arc::new(memory);
-        let vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+        let mut vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+        vm.add_timer().unwrap();
         let setup = VcpuSetup {
             cpus,
             entry: BootEntry {

@@ -141,7 +141,8 @@ fn run(host: &Host, code: &[u8]) -> Ran {
     ] {
         memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
     }
-    let vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+    let mut vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+    vm.add_timer().unwrap();
     let setup = VcpuSetup {
         cpus: 1,
         entry: BootEntry {

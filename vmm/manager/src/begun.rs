@@ -6,9 +6,12 @@ use std::sync::Arc;
 use mkvmm_base::{InstanceName, chain};
 use mkvmm_keeper::cgroup::Leaf;
 use mkvmm_keeper::process::{Child, Starting};
+use mkvmm_wire::channel::asynchronous::AsyncChannel;
+use mkvmm_wire::messages::{Order, Report};
 use mkvmm_wire::settings::Settings;
 
 use crate::child::{Children, Role, Started};
+use crate::stock::Waiting;
 use crate::worker::WorkerError;
 
 /// The cgroup hierarchies that a worker still has to enter.
@@ -21,8 +24,17 @@ pub(crate) enum Entry {
     /// It has to enter every hierarchy of its leaf.
     All,
     /// It has to enter every hierarchy of its leaf later: it was started before
-    /// the leaf could be created, and its resources are not limited there.
+    /// its instance was known, and its resources are not limited there.
     Later,
+}
+
+/// The connection to a worker.
+#[derive(Debug)]
+pub(crate) enum Line {
+    /// This end of the socket to one that was started now.
+    Socket(OwnedFd),
+    /// The channel to one that was taken from the stock.
+    Channel(Box<AsyncChannel<Order, Report>>),
 }
 
 /// A worker's process that waits for its first order. It is killed if this is
@@ -33,8 +45,8 @@ pub struct Begun {
     pub(crate) name: InstanceName,
     /// The process of the worker.
     pub(crate) child: Starting,
-    /// This end of the socket to it.
-    pub(crate) socket: OwnedFd,
+    /// The connection to it.
+    pub(crate) line: Line,
     /// Its number, if it is a child of the keeper.
     pub(crate) serial: Option<u64>,
     /// The cgroup that it has to enter.
@@ -57,18 +69,29 @@ impl Begun {
         name: &InstanceName,
     ) -> Result<Self, WorkerError> {
         let settings = Settings {
-            label: name.to_string(),
             environment: children.environment.clone(),
         };
         settings.send(socket.as_fd())?;
         Ok(Self {
             name: name.clone(),
             child: child.into(),
-            socket,
+            line: Line::Socket(socket),
             serial: None,
             leaf: None,
             entry: Entry::Later,
         })
+    }
+
+    /// Takes a worker from the stock for an instance of this name.
+    pub(crate) fn waiting(waiting: Waiting, name: InstanceName) -> Self {
+        Self {
+            name,
+            child: waiting.child.into(),
+            line: Line::Channel(Box::new(waiting.channel)),
+            serial: waiting.serial,
+            leaf: None,
+            entry: Entry::Later,
+        }
     }
 
     /// Starts a worker, directly in `leaf` if possible. It has to enter that by
@@ -95,7 +118,7 @@ impl Begun {
                     };
                     return Ok(Self {
                         child,
-                        socket,
+                        line: Line::Socket(socket),
                         serial,
                         entry,
                         leaf: Some(Arc::clone(leaf)),
@@ -111,7 +134,7 @@ impl Begun {
         let is_required = is_named || children.leaves.is_required();
         Ok(Self {
             child: started.child,
-            socket: started.socket,
+            line: Line::Socket(started.socket),
             serial: started.serial,
             entry: match is_required {
                 true => Entry::All,

@@ -16,6 +16,8 @@ use mkvmm_base::{Class, Diagnose};
 /// a console and two doorbells, a channel, a process, a board, a log; and a pipe
 /// until a new process has executed its program.
 const OWN_DESCRIPTORS: u64 = 8;
+/// The manager's descriptors per worker that waits for an instance.
+const WAITING_DESCRIPTORS: u64 = 4;
 /// The threads of a worker apart from its vCPUs: its main thread, and KVM's.
 const OWN_TASKS: u64 = 3;
 /// The manager's mappings per instance: its console's ring, and its board
@@ -34,6 +36,8 @@ pub enum Resource {
 }
 
 impl Resource {
+    const ALL: [Self; 3] = [Self::Descriptors, Self::Tasks, Self::Mappings];
+
     const fn hint(self) -> &'static str {
         match self {
             Self::Descriptors => {
@@ -94,6 +98,16 @@ impl Amounts {
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         self.combine(other, u64::saturating_add)
+    }
+
+    /// Returns the needs of a worker that waits for an instance: its process, the
+    /// channel to it, and a pipe until it has executed its program.
+    pub const fn of_waiting() -> Self {
+        Self {
+            descriptors: WAITING_DESCRIPTORS,
+            tasks: OWN_TASKS + 1,
+            mappings: 0,
+        }
     }
 
     const fn of(&self, resource: Resource) -> u64 {
@@ -163,6 +177,30 @@ impl Budget {
         self.booked.get()
     }
 
+    /// Reserves `needed` for what can be done without: a quarter of each resource
+    /// stays free.
+    ///
+    /// # Errors
+    /// Returns a [`Shortage`] that names the first resource of which less would be
+    /// free.
+    pub fn book_spare(self: &Rc<Self>, needed: Amounts) -> Result<Booking, Shortage> {
+        let booking = self.book(needed)?;
+        for resource in Resource::ALL {
+            let [limit, booked] = [self.limit, self.booked()].map(|of| of.of(resource));
+            let limit = limit - limit / 4;
+            if booked > limit {
+                let needed = needed.of(resource);
+                return Err(Shortage {
+                    resource,
+                    needed,
+                    booked: booked - needed,
+                    limit,
+                });
+            }
+        }
+        Ok(booking)
+    }
+
     /// Reserves `needed` until the booking is dropped.
     ///
     /// # Errors
@@ -192,7 +230,7 @@ impl Booking {
     /// amount of a resource is never refused.
     pub fn change(&mut self, needed: Amounts) -> Result<(), Shortage> {
         let others = self.others();
-        for resource in [Resource::Descriptors, Resource::Tasks, Resource::Mappings] {
+        for resource in Resource::ALL {
             let [limit, booked] = [self.budget.limit, others].map(|of| of.of(resource));
             let (needed, had) = (needed.of(resource), self.amounts.of(resource));
             if needed > had && needed > limit.saturating_sub(booked) {
@@ -250,6 +288,28 @@ mod tests {
         let second = budget.book(descriptors(8)).unwrap();
         drop((first, second));
         assert_eq!(budget.booked(), descriptors(0));
+    }
+
+    #[test]
+    fn what_can_be_done_without_leaves_a_quarter() {
+        let budget = Budget::new(descriptors(8));
+        let instance = budget.book(descriptors(5)).unwrap();
+        let spare = budget.book_spare(descriptors(1)).unwrap();
+        let shortage = budget.book_spare(descriptors(1)).unwrap_err();
+        let Shortage {
+            needed,
+            booked,
+            limit,
+            ..
+        } = shortage;
+        assert_eq!((needed, booked, limit), (1, 6, 6));
+        assert_eq!(budget.booked(), descriptors(6));
+        budget.book(descriptors(2)).unwrap();
+        drop((instance, spare));
+        assert_eq!(budget.booked(), descriptors(0));
+        Budget::new(Amounts::MAX)
+            .book_spare(Amounts::of_waiting())
+            .unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ use mkvmm_keeper::process::{Child, Exit, Killer, Output, ProcessError, Spawn, St
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 use mkvmm_wire::channel::{self, Message};
+use mkvmm_wire::settings::WAITS_VARIABLE;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -22,6 +23,8 @@ use crate::worker::WorkerError;
 /// file, which a confined process may not open, to limit the number of its heap
 /// arenas; and each thread's arena takes 64 MiB of address space.
 const ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
+/// The label of a worker without an instance, whose names have no brackets.
+const WAITING: &str = "(waits)";
 /// The time within which a child that has answered must exit by itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
 /// How often a child is looked at that has not answered.
@@ -95,10 +98,29 @@ impl Children {
         label: &str,
         cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Started, WorkerError> {
+        self.start_with(role, label, cgroup, None).await
+    }
+
+    /// Begins to start a worker that has no instance yet.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::start`].
+    pub(crate) async fn start_waiting(&self) -> Result<Started, WorkerError> {
+        let waits = Some((WAITS_VARIABLE, "1"));
+        self.start_with(Role::Worker, WAITING, None, waits).await
+    }
+
+    async fn start_with(
+        &self,
+        role: Role,
+        label: &str,
+        cgroup: Option<BorrowedFd<'_>>,
+        variable: Option<(&str, &str)>,
+    ) -> Result<Started, WorkerError> {
         let (ours, theirs) = channel::pair()?;
         let given = self.environment.iter();
         let given = given.map(|(name, value)| (name.as_str(), value.as_str()));
-        let environment: Vec<(&str, &str)> = given.chain(ENVIRONMENT).collect();
+        let environment: Vec<(&str, &str)> = given.chain(ENVIRONMENT).chain(variable).collect();
         if let Some(keeper) = &self.keeper {
             let start = Start {
                 role: role.word(),

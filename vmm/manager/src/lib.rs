@@ -13,6 +13,7 @@
 //! | `console`, `status` | the data of workers in shared memory |
 //! | `host`, `child`, `begun`, `worker` | child processes, and the communication with them |
 //! | `still` | whether they are stopped |
+//! | `stock` | workers that wait for a guest |
 //! | `memory` | the files of its memory |
 //! | `usage`, `leaves` | resource usage, and cgroups |
 //! | `guest`, `registry` | the records of instances |
@@ -62,6 +63,7 @@ pub mod resolve;
 pub mod run;
 pub mod status;
 mod still;
+mod stock;
 pub mod stream;
 pub mod threads;
 pub mod upgrade;
@@ -75,3 +77,4 @@ pub use host::{Facts, Host, KvmFacts};
 pub use journaling::RegistryMut;
 pub use leaves::Leaves;
 pub use manager::{ConsoleOptions, Manager, Options};
+pub use stock::STOCK_MAX;

@@ -34,6 +34,7 @@ use crate::log_writer::Logs;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
+use crate::stock::Stock;
 use crate::upgrade::Continuity;
 
 /// Plans that are rehearsed at once, in threads for blocking work.
@@ -56,6 +57,9 @@ pub struct Options {
     pub on_stall: OnStall,
     /// The worker of the first instance, if it was started already.
     pub early: Option<Begun>,
+    /// The number of workers that wait for a guest, at most
+    /// [`STOCK_MAX`](crate::STOCK_MAX).
+    pub warm: usize,
     /// The threads that write logs; started with the first log if `None`.
     pub logs: Option<Logs>,
 }
@@ -91,6 +95,8 @@ pub struct Manager {
     pub(crate) rehearsals: Semaphore,
     pub(crate) on_stall: OnStall,
     early: RefCell<Option<Begun>>,
+    /// Workers that wait for a guest.
+    pub(crate) stock: Rc<Stock>,
     connections: usize,
     is_ending: Cell<bool>,
     /// The pending requests for registers, by ticket.
@@ -117,6 +123,7 @@ impl Manager {
             limits,
             on_stall,
             early,
+            warm,
             logs,
         } = options;
         let host = Rc::new(host);
@@ -135,6 +142,7 @@ impl Manager {
             rehearsals: Semaphore::new(REHEARSALS),
             on_stall,
             early: RefCell::new(early),
+            stock: Stock::new(warm),
             connections: limits.connections,
             is_ending: Cell::new(false),
             questions: RefCell::default(),
@@ -185,6 +193,27 @@ impl Manager {
         let _ = self.continuity.set(continuity);
     }
 
+    /// Fills the stock of workers from now on, if it is to have any. Must be called
+    /// in a `LocalSet`.
+    pub fn fill_stock(&self) {
+        if self.stock.wanted() > 0 {
+            let (host, budget) = (Rc::clone(&self.host), Rc::clone(&self.budget));
+            let (stock, pool) = (Rc::clone(&self.stock), self.registry().pool().range());
+            tokio::task::spawn_local(stock.keep_full(host, budget, pool));
+        }
+    }
+
+    /// Returns the process IDs of the workers that wait for a guest; the first one gets
+    /// the next guest.
+    pub fn waiting_workers(&self) -> Vec<i32> {
+        self.stock.pids()
+    }
+
+    /// Ends the workers that wait for a guest, and makes no more.
+    pub fn end_stock(&self) {
+        self.stock.end();
+    }
+
     /// Returns the number of this manager, from 1.
     pub fn ordinal(&self) -> u32 {
         self.continuity.get().map_or(1, |it| it.ordinal)
@@ -204,6 +233,7 @@ impl Manager {
     /// Prevents all starts from now on.
     pub(crate) fn begin_ending(&self) {
         self.is_ending.set(true);
+        self.end_stock();
     }
 
     /// Takes the worker that was started early for an instance of this name.

@@ -7,10 +7,13 @@
 //! `docs/manifest.md`; [`MANIFEST_VERSION`] counts its changes.
 
 use mkpool::AddrRange;
-use mkvmm_base::layout::MANIFEST_VERSION;
+use mkvmm_base::layout::{MANIFEST_UNIT, MANIFEST_VERSION};
 use vm_fdt::FdtWriter;
 
 use mkvmm_memory::placement::PlacementPlan;
+
+/// The bytes of a device tree's header with its length, big-endian.
+const TOTALSIZE: std::ops::Range<usize> = 4..8;
 
 /// The contents of the manifest.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +93,19 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
     fdt.property_string("text", facts.cmdline)?;
     fdt.end_node(cmdline)?;
     fdt.end_node(root)?;
-    fdt.finish()
+    Ok(padded(fdt.finish()?))
+}
+
+/// Adds zeros to a device tree up to a multiple of [`MANIFEST_UNIT`], which belong to
+/// it: its header may name more bytes than its blocks occupy (Devicetree
+/// Specification, 5.2, `totalsize`).
+fn padded(mut fdt: Vec<u8>) -> Vec<u8> {
+    fdt.resize(fdt.len().next_multiple_of(MANIFEST_UNIT), 0);
+    let size = u32::try_from(fdt.len()).unwrap_or(u32::MAX).to_be_bytes();
+    if let Some(field) = fdt.get_mut(TOTALSIZE) {
+        field.copy_from_slice(&size);
+    }
+    fdt
 }
 
 /// Returns start and size of each range, in the format of `reg`.
@@ -128,6 +143,7 @@ mod tests {
         };
         let fdt = build(&facts).unwrap();
         assert_eq!(fdt[..4], 0xd00d_feed_u32.to_be_bytes());
+        assert_eq!((fdt.len(), &fdt[4..8]), (1024, &[0, 0, 4, 0][..]));
         let contains = |needle: &[u8]| fdt.windows(needle.len()).any(|w| w == needle);
         assert!(contains(b"mkvmm,manifest\0"));
         assert!(contains(b"console=ttyS0\0"));

@@ -131,6 +131,14 @@ pub struct Worker {
     is_ending: Cell<bool>,
     /// True if it was killed and was still there after a while.
     is_held: Cell<bool>,
+    /// True if it was started before its instance was known, and has not entered
+    /// its cgroup.
+    is_outside: Cell<bool>,
+    /// True if it has KVM already: it waited in the stock.
+    has_kvm: Cell<bool>,
+    /// True if another worker can take its place, since it has not done anything
+    /// after it waited.
+    is_untried: Cell<bool>,
     /// Holds how the process ended, once its end was handled.
     gone: watch::Sender<Option<Exit>>,
 }
@@ -193,6 +201,9 @@ impl Worker {
             is_suspect: Cell::new(false),
             is_ending: Cell::new(false),
             is_held: Cell::new(false),
+            is_outside: Cell::new(false),
+            has_kvm: Cell::new(false),
+            is_untried: Cell::new(false),
             gone: watch::Sender::new(None),
         });
         tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
@@ -282,6 +293,37 @@ impl Worker {
         // before it was sent has none.
         self.answers.borrow_mut().push_back(answer);
         Ok(answered)
+    }
+
+    /// Notes that it has to enter its cgroup later.
+    pub(crate) fn stays_outside(&self) {
+        self.is_outside.set(true);
+    }
+
+    /// Whether it has to enter its cgroup; from now on it has not.
+    pub(crate) fn is_to_enter(&self) -> bool {
+        self.is_outside.replace(false)
+    }
+
+    /// Notes that it comes from the stock, so that another one can take its place
+    /// until it [has proved itself](Self::has_proved_itself).
+    pub(crate) fn comes_from_stock(&self) {
+        self.has_kvm.set(true);
+        self.is_untried.set(true);
+    }
+
+    /// Whether it has KVM already.
+    pub(crate) fn has_kvm(&self) -> bool {
+        self.has_kvm.get()
+    }
+
+    pub(crate) fn has_proved_itself(&self) {
+        self.is_untried.set(false);
+    }
+
+    /// Whether another worker can take its place.
+    pub(crate) fn is_untried(&self) -> bool {
+        self.is_untried.get()
     }
 
     /// Whether nobody looks yet whether it is stopped; from now on somebody

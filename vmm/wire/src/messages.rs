@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!   manager                                   worker
+//!     Kvm      [/dev/kvm]            ────────►  (a worker of the stock)
+//!     Prepare                        ────────►
+//!                                    ◄──────── Done(Ok(Prepared))
+//!
 //!     Identity [console, bell, board] ───────►
 //!     Memory   [a file per extent]   ────────►  (as often as needed)
 //!     Load     [kernel, archives …]  ────────►
-//!     Kvm      [/dev/kvm]            ────────►  (it creates its VM)
+//!     Kvm      [/dev/kvm]            ────────►  (any other: it creates its VM)
 //!                                    ◄──────── Done(Ok(Loaded))
 //!     Boot     [those of devices]    ────────►
 //!                                    ◄──────── Done(Ok(Booted))
@@ -19,8 +23,8 @@
 //! A manager that takes the place of another says hello again and asks for the
 //! [`WorkerState`].
 //!
-//! [`Order::Load`], [`Order::Boot`] and [`Order::Pause`] are each answered by
-//! one [`Report::Done`], in the order in which they were sent. All other
+//! [`Order::Prepare`], [`Order::Load`], [`Order::Boot`] and [`Order::Pause`] are
+//! each answered by one [`Report::Done`], in the order in which they were sent. All other
 //! reports are notifications: they may be dropped when the socket is full, and
 //! only what users are shown depends on them.
 
@@ -148,7 +152,7 @@ pub struct BootOrder {
 /// An order of the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Tells the worker its identity; this is the first order.
+    /// Tells the worker its identity; this is the first order about a guest.
     Identity(Identity),
     /// Provides `/dev/kvm` and the CPUID that it supports; sent before
     /// [`Self::Boot`].
@@ -181,6 +185,10 @@ pub enum Order {
     /// Asks what the worker is doing: the first order of a manager that has
     /// taken the place of another. The number comes back with the answer.
     State(u64),
+    /// Creates what does not depend on the guest, for one that is not known yet:
+    /// the VM, its interrupt controllers and timer, and the first vCPU. The range is
+    /// that of the whole pool. The worker answers it.
+    Prepare(Extent),
 }
 
 impl Message for Order {
@@ -211,6 +219,8 @@ pub enum Done {
     },
     /// No vCPU is in the guest any more.
     Paused,
+    /// Everything is there that does not depend on the guest.
+    Prepared,
 }
 
 /// The reason why an order was not carried out.

@@ -1,6 +1,5 @@
-//! The settings of a worker that was started before its instance was known;
-//! they are its first packet. Other workers have them in their arguments and
-//! their environment.
+//! The settings of the worker that `run` starts before it has read its arguments;
+//! they are its first packet. Other workers have them in their environment.
 
 use std::os::fd::BorrowedFd;
 
@@ -10,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::channel::error::WireError;
 use crate::channel::socket;
 
-/// The identity of a worker, and the parameters of its confinement.
+/// The environment variable that tells a worker that it has no instance yet.
+pub const WAITS_VARIABLE: &str = "MKVMM_WAITS";
+
+/// The parameters of a worker's confinement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The name of its instance, for `ps`.
-    pub label: String,
     /// The variables that it would have had in its environment.
     pub environment: Vec<(String, String)>,
 }
@@ -58,13 +58,12 @@ mod tests {
     fn settings_arrive_whole_or_not_at_all() {
         let (ours, theirs) = pair().unwrap();
         let settings = Settings {
-            label: "web".to_owned(),
             environment: vec![("A".to_owned(), "b".to_owned())],
         };
         settings.send(ours.as_fd()).unwrap();
         let received = Settings::receive(theirs.as_fd()).unwrap();
         assert_eq!(received, Some(settings));
-        socket::send(ours.as_fd(), b"\x09a", &[]).unwrap();
+        socket::send(ours.as_fd(), b"\x01\x09a", &[]).unwrap();
         let cut = Settings::receive(theirs.as_fd());
         assert!(matches!(cut, Err(WireError::Decode { .. })));
         drop(ours);

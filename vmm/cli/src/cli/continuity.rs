@@ -253,6 +253,8 @@ impl Kept {
                 }
                 _ = leave.recv() => {
                     log::info!("the guests run on without a manager");
+                    // The next one does not use them.
+                    manager.end_stock();
                     self.keeper.stay().map_err(StateDirError::from)?;
                     return Ok(End::Manager);
                 }

@@ -18,7 +18,7 @@ use mkvmm_machine::kvm::host::Host as KvmHost;
 use mkvmm_manager::limits::{Limits, TooManyConnections};
 use mkvmm_manager::log_writer::Logs;
 use mkvmm_manager::{
-    Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options,
+    Begun, Children, ConsoleOptions, Facts, Host, KvmFacts, Leaves, Manager, Options, STOCK_MAX,
 };
 use mkvmm_sandbox::{Confinement, Layers, Mode, Profile, SandboxError};
 use rustix::process::geteuid;
@@ -49,6 +49,12 @@ pub enum FoundingError {
     /// `--connections` exceeds the available file descriptors.
     #[error("--connections")]
     Connections(#[from] TooManyConnections),
+    /// More workers are to wait than may.
+    #[error("--warm {warm}: at most {STOCK_MAX} processes can be kept ready")]
+    Warm {
+        /// The number of workers requested.
+        warm: usize,
+    },
     /// The host has run out of file descriptors.
     #[error("/dev/kvm")]
     Kvm(#[source] io::Error),
@@ -69,7 +75,7 @@ pub enum FoundingError {
 impl Diagnose for FoundingError {
     fn class(&self) -> Class {
         match self {
-            Self::Root | Self::NotRoot | Self::Connections(_) => Class::Invalid,
+            Self::Root | Self::NotRoot | Self::Connections(_) | Self::Warm { .. } => Class::Invalid,
             Self::Cgroup(CgroupError::NoSuchCgroup { .. }) => Class::Invalid,
             Self::Cgroup(_) | Self::Probe(_) | Self::Kvm(_) | Self::Sandbox(_) => Class::VmmFailed,
         }
@@ -292,6 +298,8 @@ pub struct Treatment {
     pub on_stall: OnStall,
     /// The worker of the first guest, if it was started already.
     pub early: Option<Begun>,
+    /// The number of workers that wait for a guest.
+    pub warm: usize,
     /// The threads that write logs; started with the first log if `None`.
     pub logs: Option<Logs>,
     /// The number of descriptors of instances that were taken over.
@@ -344,6 +352,7 @@ pub fn prepare(
         limits,
         on_stall: treatment.on_stall,
         early: treatment.early,
+        warm: treatment.warm,
         logs: treatment.logs,
     };
     Ok((host, options))

@@ -134,6 +134,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
         connections: Some(0),
         on_stall: args.children.on_stall(),
         early,
+        warm: 0,
         logs: None,
         inherited: 0,
     };

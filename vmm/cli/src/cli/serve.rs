@@ -13,18 +13,18 @@ use signal_hook::consts::SIGHUP;
 
 use mkvmm_images::{Access, ImageDirs, SourceError};
 use mkvmm_keeper::child;
-use mkvmm_manager::ConsoleOptions;
 use mkvmm_manager::control::client;
 use mkvmm_manager::control::doctor::Doctor;
 use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::log_writer::Logs;
+use mkvmm_manager::{ConsoleOptions, STOCK_MAX};
 
 use crate::cli::HostIoError;
 use crate::cli::client::default_socket;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::cli::continuity::{End, Founded, Founding};
-use crate::cli::founding::{ChildOptions, Treatment};
+use crate::cli::founding::{ChildOptions, FoundingError, Treatment};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
 use crate::cli::signals::{Second, Signals};
@@ -82,6 +82,10 @@ pub struct ServeArgs {
     /// open files allowed]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
+    /// Keep N processes ready for guests that are started later, at most 64
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    warm: Option<usize>,
 }
 
 /// The configuration file, which has the same options.
@@ -98,19 +102,21 @@ struct ServeFile {
     console_ring: Option<usize>,
     grace: Option<u64>,
     connections: Option<usize>,
+    warm: Option<usize>,
     state_dir: Option<PathBuf>,
     on_manager_exit: Option<OnManagerExit>,
     recreate: bool,
 }
 
 /// The keys besides those of the pool.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "socket",
     "image-dir",
     "log-dir",
     "console-ring",
     "grace",
     "connections",
+    "warm",
     "state-dir",
     "on-manager-exit",
     "recreate",
@@ -150,6 +156,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         .unwrap_or_else(default_socket);
     let ring = args.console_ring.or(file.console_ring);
     let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
+    let warm = args.warm.or(file.warm).unwrap_or(0);
+    if warm > STOCK_MAX {
+        return Err(FoundingError::Warm { warm }.into());
+    }
 
     let state_dir = args.state_dir.clone().or(file.state_dir);
     let state_dir = state_dir.as_deref().map(StateDir::open).transpose()?;
@@ -177,6 +187,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         connections: args.connections.or(file.connections),
         on_stall: children.on_stall(),
         early: None,
+        warm,
         logs: Some(Logs::start().map_err(HostIoError::Signals)?),
         inherited: 0,
     };
@@ -208,6 +219,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
             connections: manager.connections(),
         })?;
         tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
+        manager.fill_stock();
         notify(NotifyState::Ready);
         say_ready(&path).map_err(HostIoError::Signals)?;
         let end = match &mut kept {

@@ -108,6 +108,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
         connections: Some(0),
         on_stall: OnStall::Kill,
         early: None,
+        warm: 0,
         logs: None,
         inherited: 0,
     };

@@ -34,17 +34,24 @@ const APIC_LVT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 4 << 8;
 const DELIVERY_EXTINT: u32 = 7 << 8;
 
-/// Sets the general, special and FPU registers of the boot processor.
+/// Sets the FPU registers of the boot processor.
 ///
 /// # Errors
 /// Returns a [`VmError`] that names the ioctl.
-pub fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), VmError> {
+pub fn set_fpu(vcpu: &VcpuFd) -> Result<(), VmError> {
     vcpu.set_fpu(&kvm_fpu {
         fcw: FCW_DEFAULT,
         mxcsr: MXCSR_DEFAULT,
         ..kvm_fpu::default()
     })
-    .map_err(ioctl("KVM_SET_FPU"))?;
+    .map_err(ioctl("KVM_SET_FPU"))
+}
+
+/// Sets the general and special registers of the boot processor.
+///
+/// # Errors
+/// Returns a [`VmError`] that names the ioctl.
+pub fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), VmError> {
     set_special(vcpu)?;
     vcpu.set_regs(&kvm_regs {
         rip: entry.rip,

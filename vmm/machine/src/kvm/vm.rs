@@ -60,27 +60,62 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
 #[derive(Debug)]
 pub struct Vm {
     fd: Arc<VmFd>,
+    has_timer: bool,
     // After `fd`, so that the slots are removed before the memory.
     memory: Arc<GuestMemory>,
 }
 
-/// A VM without memory and devices. Creating it takes a third of the time of a
-/// whole machine, so a worker creates it before it receives its order.
+/// A VM without memory. Creating it takes a third of the time of a whole
+/// machine, so a worker creates it before it receives its order.
 #[derive(Debug)]
-pub struct BareVm(VmFd);
+pub struct BareVm {
+    fd: VmFd,
+    /// True if interrupt controllers and timer are there.
+    has_devices: bool,
+}
 
 impl BareVm {
-    /// Creates the VM.
+    /// Creates the VM without devices.
     ///
     /// # Errors
     /// Returns a [`VmError`].
     pub fn new(kvm: &Kvm) -> Result<Self, VmError> {
-        create_vm(kvm).map(Self)
+        let fd = create_vm(kvm)?;
+        Ok(Self {
+            fd,
+            has_devices: false,
+        })
+    }
+
+    /// Adds interrupt controllers and timer before there is any memory.
+    ///
+    /// Each slot waits for the grace periods that are still in progress then, so
+    /// this is for a VM that has time until it gets its memory: some milliseconds
+    /// later, a slot takes 0.1 ms.
+    ///
+    /// # Errors
+    /// Returns a [`VmError`] that names what failed; nothing is left then.
+    pub fn with_devices(self) -> Result<Self, VmError> {
+        add_interrupts(&self.fd)?;
+        add_timer(&self.fd)?;
+        Ok(Self {
+            has_devices: true,
+            ..self
+        })
+    }
+
+    /// Creates vCPU `index` before there is any memory.
+    ///
+    /// # Errors
+    /// Returns a [`VmError`] that names the ioctl.
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
+        create_vcpu(&self.fd, index)
     }
 }
 
 impl Vm {
-    /// Adds the memory slots, and then interrupt controllers and timer.
+    /// Adds the memory slots, and then interrupt controllers, unless it has them.
+    /// The timer is to be [added](Self::add_timer) before the guest runs.
     ///
     /// # Errors
     /// Returns a [`VmError`] that names what failed; nothing is left then.
@@ -91,27 +126,29 @@ impl Vm {
             return Err(VmError::TooManySlots { needed, limit });
         }
         let vm = Self {
-            fd: Arc::new(bare.0),
+            fd: Arc::new(bare.fd),
+            has_timer: bare.has_devices,
             memory,
         };
         vm.set_memory_slots()?;
-        vm.fd
-            .set_identity_map_address(IDENTITY_MAP_START)
-            .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
-        vm.fd
-            .set_tss_address(tss)
-            .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
-        vm.fd
-            .create_irq_chip()
-            .map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
-        let pit = kvm_pit_config {
-            // The speaker's port is handled in the kernel, not by an exit.
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..kvm_pit_config::default()
-        };
-        vm.fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+        if !bare.has_devices {
+            add_interrupts(&vm.fd)?;
+        }
         Ok(vm)
+    }
+
+    /// Adds the timer, unless it has one. The kernel starts a thread for it, which
+    /// takes 0.1 ms, and milliseconds where the processors are busy: so this is for a
+    /// moment in which nobody waits.
+    ///
+    /// # Errors
+    /// Returns a [`VmError`] that names the ioctl.
+    pub fn add_timer(&mut self) -> Result<(), VmError> {
+        if !self.has_timer {
+            add_timer(&self.fd)?;
+            self.has_timer = true;
+        }
+        Ok(())
     }
 
     /// Sets one slot per region of the instance's memory, numbered by address.
@@ -139,9 +176,7 @@ impl Vm {
     /// # Errors
     /// Returns a [`VmError`] that names the ioctl.
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
-        self.fd
-            .create_vcpu(index.into())
-            .map_err(ioctl("KVM_CREATE_VCPU"))
+        create_vcpu(&self.fd, index)
     }
 
     /// Makes writes to `event` raise interrupt line `gsi`.
@@ -169,6 +204,28 @@ impl Vm {
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
+}
+
+fn add_interrupts(fd: &VmFd) -> Result<(), VmError> {
+    fd.set_identity_map_address(IDENTITY_MAP_START)
+        .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
+    fd.set_tss_address(tss).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+    fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))
+}
+
+fn add_timer(fd: &VmFd) -> Result<(), VmError> {
+    let pit = kvm_pit_config {
+        // The speaker's port is handled in the kernel, not by an exit.
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
+    fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))
+}
+
+fn create_vcpu(fd: &VmFd, index: u8) -> Result<VcpuFd, VmError> {
+    fd.create_vcpu(index.into())
+        .map_err(ioctl("KVM_CREATE_VCPU"))
 }
 
 /// Repeats KVM_CREATE_VM whenever a signal interrupts it.

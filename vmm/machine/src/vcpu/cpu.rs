@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::Builder;
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::kvm::cpuid::{self, CpuidError, MkvmmLeaves, Topology};
 use crate::kvm::host::Host;
-use crate::kvm::vm::{Vm, VmError, ioctl};
+use crate::kvm::vm::{BareVm, Vm, VmError, ioctl};
 use crate::kvm::{kick, msrs, regs};
 use crate::loading::BootEntry;
 use crate::news::NewsSink;
@@ -44,11 +45,50 @@ pub struct VcpuSetup {
     pub leaves: MkvmmLeaves,
 }
 
+impl VcpuSetup {
+    fn cpuid(&self, host: &Host, index: u8) -> Result<CpuId, CpuidError> {
+        let cpus = self.cpus;
+        cpuid::for_vcpu(host, Topology { index, cpus }, self.leaves)
+    }
+}
+
 /// A configured vCPU that does not run yet.
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
     index: u8,
+}
+
+/// The first vCPU of a guest that is not known yet, configured for one that has no
+/// other.
+#[derive(Debug)]
+pub struct FirstVcpu {
+    fd: VcpuFd,
+    /// What it was told about its processor.
+    cpuid: CpuId,
+}
+
+impl FirstVcpu {
+    /// Creates the vCPU in a VM without memory.
+    ///
+    /// # Errors
+    /// Returns a [`VcpuError`] that names the ioctl.
+    pub fn new(host: &Host, vm: &BareVm, leaves: MkvmmLeaves) -> Result<Self, VcpuError> {
+        let fd = vm.create_vcpu(0)?;
+        let topology = Topology { index: 0, cpus: 1 };
+        let cpuid = cpuid::for_vcpu(host, topology, leaves)?;
+        configure(&fd, &cpuid)?;
+        regs::set_fpu(&fd)?;
+        Ok(Self { fd, cpuid })
+    }
+}
+
+/// Sets what does not depend on the images of a guest.
+fn configure(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), VmError> {
+    // Set CPUID first: hosts from 6.13 on check MSRs against it.
+    fd.set_cpuid2(cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+    msrs::set(fd)?;
+    regs::set_lapic(fd)
 }
 
 impl Vcpu {
@@ -60,19 +100,26 @@ impl Vcpu {
     /// Returns a [`VcpuError`] that names the ioctl.
     pub fn new(host: &Host, vm: &Vm, index: u8, setup: &VcpuSetup) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index)?;
-        let topology = Topology {
-            index,
-            cpus: setup.cpus,
-        };
-        // Set CPUID first: hosts from 6.13 on check MSRs against it.
-        fd.set_cpuid2(&cpuid::for_vcpu(host, topology, setup.leaves)?)
-            .map_err(ioctl("KVM_SET_CPUID2"))?;
-        msrs::set(&fd)?;
-        regs::set_lapic(&fd)?;
+        configure(&fd, &setup.cpuid(host, index)?)?;
         if index == 0 {
+            regs::set_fpu(&fd)?;
             regs::set_boot_state(&fd, setup.entry)?;
         }
         Ok(Self { fd, index })
+    }
+
+    /// Makes the first vCPU of a guest of one that was created before.
+    ///
+    /// # Errors
+    /// Returns a [`VcpuError`] that names the ioctl.
+    pub fn of_first(first: FirstVcpu, host: &Host, setup: &VcpuSetup) -> Result<Self, VcpuError> {
+        let FirstVcpu { fd, cpuid } = first;
+        let due = setup.cpuid(host, 0)?;
+        if due.as_slice() != cpuid.as_slice() {
+            fd.set_cpuid2(&due).map_err(ioctl("KVM_SET_CPUID2"))?;
+        }
+        regs::set_boot_state(&fd, setup.entry)?;
+        Ok(Self { fd, index: 0 })
     }
 
     /// Moves the vCPU into its own thread, which waits for a command.

@@ -34,7 +34,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::worker::news::Reporter;
 use crate::worker::orders::Guest;
 
-pub use orders::{EarlyVm, OrderError};
+pub use orders::{Beginning, EarlyVm, OrderError, Show};
 
 /// A reason why a worker could not continue.
 #[derive(Debug, thiserror::Error)]
@@ -66,12 +66,12 @@ const BELL: u32 = 1;
 const TIMER: u32 = 2;
 const ENDED: u32 = 3;
 
-/// Serves `channel` until the guest has ended or the manager is gone. `early` is
-/// the VM that the worker has already created, if any.
+/// Serves `channel` until the guest has ended or the manager is gone.
+/// `beginning` is what the worker has already.
 ///
 /// # Errors
 /// Returns a [`WorkerError`]; the process must exit then.
-pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<(), WorkerError> {
+pub fn serve(channel: Channel<Report, Order>, beginning: Beginning) -> Result<(), WorkerError> {
     let (sender, mut receiver) = channel.split();
     receiver.allow_restarts();
     let ended = EventFd::new(EFD_NONBLOCK)?;
@@ -80,7 +80,7 @@ pub fn serve(channel: Channel<Report, Order>, early: Option<EarlyVm>) -> Result<
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Subscriber::Worker(Box::new(Worker {
         receiver,
-        guest: Guest::new(reporter, early),
+        guest: Guest::new(reporter, beginning),
         timer: TimerFd::new()?,
         is_looking: false,
         ended,

@@ -1,6 +1,7 @@
 //! Carries out the orders of the manager.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::boot::writer::BootData;
 use crate::kvm::host::{Host, HostError};
 use crate::kvm::{BareVm, VmError};
 use crate::loading::{self, LoadError, Piece};
-use crate::machine::{BootConfig, Connections, Machine, MachineError};
+use crate::machine::{BootConfig, Connections, EarlyMachine, Machine, MachineError};
 use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
 use crate::news::NewsSink;
 use crate::vcpu::ReadRequest;
@@ -122,12 +123,32 @@ struct Me {
 #[derive(Debug)]
 pub struct EarlyVm(BareVm);
 
+/// Shows the name of an instance to people, once.
+pub type Show = Box<dyn FnOnce(&str)>;
+
+/// What a worker has that was started before its instance was known.
+#[derive(Default)]
+pub struct Beginning {
+    /// The VM that it has already created, if any.
+    pub vm: Option<EarlyVm>,
+    /// Shows the name of its instance, once that is known.
+    pub show: Option<Show>,
+}
+
 impl EarlyVm {
     /// Opens `/dev/kvm` and creates a VM; `None` if that fails, which is
     /// reported when the VM is needed.
     pub fn new() -> Option<Self> {
         let kvm = Kvm::new().ok()?;
         BareVm::new(&kvm).ok().map(Self)
+    }
+}
+
+impl fmt::Debug for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beginning")
+            .field("vm", &self.vm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -139,8 +160,10 @@ pub struct Guest {
     host: Option<Host>,
     /// The VM that was created in advance, until the machine exists; an error is
     /// the answer to the order that needs the VM.
-    vm: Option<Result<BareVm, VmError>>,
+    vm: Option<Result<EarlyMachine, VmError>>,
     me: Option<Me>,
+    /// Shows the name of its instance, if nothing shows it yet.
+    show: Option<Show>,
     /// The memory files, until the machine is created.
     parts: Vec<MemoryPart>,
     mapping: Option<Arc<PoolMapping>>,
@@ -152,13 +175,14 @@ pub struct Guest {
 
 impl Guest {
     /// Creates the state before any order.
-    pub fn new(reporter: Reporter, early: Option<EarlyVm>) -> Self {
+    pub fn new(reporter: Reporter, beginning: Beginning) -> Self {
         Self {
             machine: None,
             reporter,
             host: None,
-            vm: early.map(|early| Ok(early.0)),
+            vm: beginning.vm.map(|early| Ok(early.0.into())),
             me: None,
+            show: beginning.show,
             parts: Vec::new(),
             mapping: None,
             is_running: false,
@@ -235,8 +259,12 @@ impl Guest {
                     .try_into()
                     .or(Err(OrderError::Descriptors { order }))?;
                 let host = Host::examined(kvm, &leaves)?;
-                self.vm.get_or_insert_with(|| BareVm::new(host.kvm()));
+                self.vm.get_or_insert_with(|| early_machine(&host));
                 self.host = Some(host);
+            }
+            Order::Prepare(pool) => {
+                let prepared = self.prepare(pool);
+                self.answer(prepared.map(|()| Done::Prepared))?;
             }
             Order::Identity(identity) => self.become_one(&identity, files)?,
             Order::Memory(extents) => {
@@ -252,6 +280,10 @@ impl Guest {
             Order::Boot(order) => {
                 let slots = self.boot(&order, files);
                 self.answer(slots.map(|slots| Done::Booted { slots }))?;
+                if let Some(machine) = &mut self.machine {
+                    // While the manager reads the answer.
+                    machine.complete()?;
+                }
             }
             Order::Run => {
                 if let Some(machine) = &mut self.machine {
@@ -299,6 +331,20 @@ impl Guest {
         Ok(self.reporter.answer(answer)?)
     }
 
+    /// Creates what does not depend on the guest.
+    fn prepare(&mut self, pool: Extent) -> Result<(), OrderError> {
+        let (order, missing) = ("a preparation", "KVM");
+        let early = || OrderError::TooEarly { order, missing };
+        let host = self.host.as_ref().ok_or_else(early)?;
+        let vm = self
+            .vm
+            .take()
+            .ok_or_else(early)?
+            .map_err(MachineError::Vm)?;
+        self.vm = Some(Ok(vm.with_devices(host, range(pool)?)?));
+        Ok(())
+    }
+
     fn become_one(&mut self, identity: &Identity, files: Vec<OwnedFd>) -> Result<(), OrderError> {
         let order = "an identity";
         let files: [OwnedFd; 3] = files
@@ -309,6 +355,9 @@ impl Guest {
         let (printer, input) = console::Console::open(console)?.worker(&bell);
         let console = Arc::new(SharedConsole::new(printer, input));
         console.await_input();
+        if let Some(show) = self.show.take() {
+            show(&identity.name);
+        }
         self.me = Some(Me {
             name: identity.name.parse()?,
             console,
@@ -411,7 +460,7 @@ impl Guest {
             pci_high,
         };
         let memory = Arc::new(memory);
-        let vm = vm.unwrap_or_else(|| BareVm::new(host.kvm()));
+        let vm = vm.unwrap_or_else(|| early_machine(host));
         let vm = vm.map_err(MachineError::Vm)?;
         let mut machine = Machine::new(host, vm, memory, order.violation, connections)?;
         machine.boot(host, &config)?;
@@ -426,6 +475,11 @@ impl Guest {
         self.parts = Vec::new();
         Ok(slots)
     }
+}
+
+/// Creates no more than a VM: the rest comes after the memory.
+fn early_machine(host: &Host) -> Result<EarlyMachine, VmError> {
+    BareVm::new(host.kvm()).map(EarlyMachine::from)
 }
 
 fn range(extent: Extent) -> Result<AddrRange, RangeError> {

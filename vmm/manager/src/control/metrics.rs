@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::boot_spans::BootSpans;
 use crate::control::objects;
 use crate::guest::Guest;
+use crate::stock::{Stock, StockCounters};
 use crate::usage::Footprint;
 use mkvmm_base::state::State;
 use mkvmm_images::CacheCounters;
@@ -54,6 +55,8 @@ pub struct MetricsFacts {
     allocations: BTreeMap<CountKey, u64>,
     instances: Vec<InstanceFacts>,
     boots: BootSpans,
+    /// The number of workers that wait, of how many, and what became of others.
+    stock: (u64, u64, StockCounters),
 }
 
 /// The data of one instance for the metrics.
@@ -134,13 +137,18 @@ impl InstanceFacts {
 
 impl MetricsFacts {
     /// Collects the current data.
-    pub fn of(registry: &crate::registry::Registry) -> Self {
+    pub(crate) fn of(registry: &crate::registry::Registry, stock: &Stock) -> Self {
         let instance = |guest| InstanceFacts::of(guest, registry.memory());
         Self {
             pool: objects::pool_of(registry),
             allocations: registry.pool().log().counts().clone(),
             instances: registry.guests().map(instance).collect(),
             boots: registry.boots().clone(),
+            stock: (
+                stock.pids().len() as u64,
+                stock.wanted() as u64,
+                stock.counters(),
+            ),
         }
     }
 }
@@ -166,6 +174,7 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
         Unit::Seconds,
         facts.boots.family().clone(),
     );
+    register_stock(&mut registry, facts.stock);
     register_images(&mut registry, images);
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -226,6 +235,27 @@ fn register_allocations(registry: &mut Registry, counts: &BTreeMap<CountKey, u64
     registry.register("pool_allocations", help, allocations);
     let help = "Freed allocations, by outcome";
     registry.register("pool_frees", help, frees);
+}
+
+fn register_stock(registry: &mut Registry, stock: (u64, u64, StockCounters)) {
+    let (ready, wanted, counters) = stock;
+    let help = "Workers that wait for a guest";
+    registry.register("warm_workers", help, gauge(ready));
+    let help = "Workers that are to wait for a guest";
+    registry.register("warm_workers_wanted", help, gauge(wanted));
+    let ends = Counters::default();
+    for (result, count) in [
+        ("taken", counters.taken),
+        ("given-back", counters.given_back),
+        ("lost", counters.lost),
+    ] {
+        let labels = vec![("result", result.to_owned())];
+        ends.get_or_create(&labels).inc_by(count);
+    }
+    let help = "Workers that no longer wait for a guest, by result";
+    registry.register("warm_workers_ended", help, ends);
+    let help = "Boots that found no worker waiting";
+    registry.register("warm_workers_missed", help, counter(counters.missed));
 }
 
 fn register_states(registry: &mut Registry, all: &[InstanceFacts]) {

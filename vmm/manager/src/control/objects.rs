@@ -5,7 +5,7 @@ use mkpool::range::RangeError;
 use mkvmm_api::InstanceSpec;
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
-use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord};
+use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord, WarmWorkers};
 
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::InstanceId;
@@ -20,6 +20,7 @@ use crate::config::InstanceConfig;
 use crate::devices::given;
 use crate::guest::{Guest, Loaded};
 use crate::registry::Registry;
+use crate::stock::Stock;
 use crate::usage::Footprint;
 
 /// Returns the API object for the pool, with this number of instances.
@@ -44,6 +45,17 @@ pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Po
 /// Returns the API object for the pool of a registry.
 pub fn pool_of(registry: &Registry) -> Pool {
     pool(registry.pool(), registry.memory(), registry.len())
+}
+
+/// Returns the API object for the workers that wait, if any are to.
+pub(crate) fn warm(stock: &Stock) -> Option<WarmWorkers> {
+    let pids = stock.pids();
+    let warm = WarmWorkers {
+        wanted: stock.wanted() as u64,
+        ready: pids.len() as u64,
+        pids,
+    };
+    (warm.wanted > 0).then_some(warm)
 }
 
 /// The data that describes an instance, which may exist or be part of a dry

@@ -41,7 +41,8 @@ impl Manager {
             }
             let is_still = stillness.is_still();
             let timeout = if is_still { STALL } else { limit };
-            if is_still && self.on_stall == OnStall::Kill || stillness.worked() >= limit {
+            let is_given_up = self.on_stall == OnStall::Kill || worker.is_untried();
+            if is_still && is_given_up || stillness.worked() >= limit {
                 worker.kill();
                 break Err(match worker.gone_soon().await {
                     Ok(_exit) => WorkerError::Silent { timeout },

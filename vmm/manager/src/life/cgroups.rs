@@ -69,36 +69,40 @@ impl Manager {
     }
 
     /// Starts a worker's process, directly in the leaf of its instance if
-    /// possible; or takes the one that was started early for it.
-    pub(crate) async fn begin_worker(self: &Rc<Self>, id: InstanceId) -> Result<Begun, StepError> {
+    /// possible; or takes the one that was started early for it, or one from the
+    /// stock if `from_stock`. A guest that must not run outside its cgroup gets
+    /// neither.
+    pub(crate) async fn begin_worker(
+        self: &Rc<Self>,
+        id: InstanceId,
+        from_stock: bool,
+    ) -> Result<Begun, StepError> {
         let (name, is_named) = match self.registry().guest(id) {
             Some(guest) => (guest.name().clone(), guest.needs_cgroup()),
             None => return Err(StepError::Killed),
         };
-        let begun = match self.take_early(&name) {
-            Some(early) => early,
-            None => {
-                let leaf = self.leaf(id).await?;
-                Begun::start(&self.host.children, name, leaf, is_named).await?
-            }
-        };
-        if begun.entry == Entry::Later {
-            return Ok(begun);
+        if let Some(early) = self.take_early(&name) {
+            return Ok(early);
         }
+        let is_required = is_named || self.host.children.leaves.is_required();
+        if from_stock
+            && !is_required
+            && let Some(waiting) = self.stock.take().await
+        {
+            return Ok(Begun::waiting(waiting, name));
+        }
+        let leaf = self.leaf(id).await?;
+        let begun = Begun::start(&self.host.children, name, leaf, is_named).await?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.leaf.clone_from(&begun.leaf);
         }
         Ok(begun)
     }
 
-    /// Moves a worker that was started before its leaf could be created to the
-    /// leaf of its running instance, where its CPU time counts from then on.
+    /// Moves a worker that was started before its instance was known to the leaf of
+    /// its running instance, where its CPU time counts from then on.
     pub(crate) fn move_later(self: &Rc<Self>, id: InstanceId, worker: Rc<Worker>) {
-        if self
-            .registry()
-            .guest(id)
-            .is_none_or(|guest| guest.leaf.is_some())
-        {
+        if !worker.is_to_enter() {
             return;
         }
         let manager = Rc::clone(self);

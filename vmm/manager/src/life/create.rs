@@ -42,7 +42,15 @@ impl Manager {
         if self.is_ending() {
             return Err(StepError::Ending.of(&name));
         }
-        let id = self.book(config).map_err(|error| error.of(&name))?;
+        let id = loop {
+            match self.book(config.clone()) {
+                Err(StepError::Shortage(_)) if self.stock.give_back().await => {
+                    // Others may have created one of this name meanwhile.
+                    self.registry().check_free(&name)?;
+                }
+                booked => break booked.map_err(|error| error.of(&name))?,
+            }
+        };
         let made = self.furnish(id, images).await;
         if let Err(error) = made {
             // Somebody may have killed it.
@@ -162,9 +170,9 @@ impl Manager {
             None => Vec::new(),
         };
         // Reserve at least a file for each region, and later the actual number.
-        self.book_files(id, regions.len(), images.as_ref())?;
+        self.book_files(id, regions.len(), images.as_ref()).await?;
         let files = self.take_memory(regions).await?;
-        self.book_files(id, files.len(), images.as_ref())?;
+        self.book_files(id, files.len(), images.as_ref()).await?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.files = files;
         }

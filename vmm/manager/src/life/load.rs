@@ -1,12 +1,13 @@
 //! Loads images into an instance's memory, and removes them.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::Stage;
-use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_base::{InstanceId, InstanceName, chain, is_shortage};
 use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{Copy, Done, Extent, LoadOrder, Order};
 
@@ -71,7 +72,7 @@ impl Manager {
     ) -> Result<(), StepError> {
         self.check_idle(id)?;
         let files = self.registry().guest(id).map_or(0, |g| g.files().len());
-        self.book_files(id, files, Some(&images))?;
+        self.book_files(id, files, Some(&images)).await?;
         let Some((loaded, next)) = self.place(id, &images)? else {
             return Ok(());
         };
@@ -127,9 +128,31 @@ impl Manager {
     /// Has a new worker copy the images of an instance into memory that reads
     /// as zero.
     pub(crate) async fn fill(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
+        let stock = Cell::new(false);
+        let Err(error) = self.fill_by(id, Some(&stock)).await else {
+            return Ok(());
+        };
+        let is_silent = matches!(&error, StepError::Worker(WorkerError::Silent { .. }));
+        // A worker that was lost while it waited is no fault of the instance.
+        let is_lost = stock.get() && (error.is_loss() || is_silent);
+        let again = is_lost || is_shortage(&error) && self.stock.give_back().await;
+        if !again || self.check_alive(id).is_err() {
+            return Err(error);
+        }
+        log::warn!("instance {id}: once more: {}", chain(&error));
+        self.fill_by(id, None).await
+    }
+
+    /// Does [`Self::fill`] with a worker from the stock, if there is one and `stock`
+    /// is given, where that is noted; with a new one otherwise.
+    async fn fill_by(
+        self: &Rc<Self>,
+        id: InstanceId,
+        stock: Option<&Cell<bool>>,
+    ) -> Result<(), StepError> {
         self.end_worker(id).await?;
         self.clean(id).await?;
-        let worker = self.make_worker(id).await?;
+        let worker = self.make_worker(id, stock).await?;
         let Some(loaded) = self.loaded(id) else {
             return Ok(());
         };
@@ -138,17 +161,20 @@ impl Manager {
         let bytes = copies.map(|copy| copy.file.len).sum::<u64>();
         let limit = AT_WORK + Duration::from_secs(bytes / COPIED_PER_SECOND);
         let (order, files) = (Order::Load(order), files(&loaded));
-        // KVM can be queried while the worker copies.
         let loading = worker.ask(&order, &files);
-        let loading = async { tokio::join!(loading, self.give_kvm(&worker)) };
         let loading = async {
-            let (loaded, told) = loading.await;
+            if worker.has_kvm() {
+                return loading.await;
+            }
+            // KVM can be queried while the worker copies.
+            let (loaded, told) = tokio::join!(loading, self.give_kvm(&worker));
             let done = loaded?;
             told.map(|()| done)
         };
         if self.attend(&worker, limit, loading).await? != Done::Loaded {
             return Err(worker.condemn().into());
         }
+        worker.has_proved_itself();
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.timeline.reach(Stage::Loaded);
         }

@@ -14,8 +14,24 @@ use crate::manager::Manager;
 
 impl Manager {
     /// Reserves the resources of an instance that has `files` files of memory,
-    /// and `images` in addition to those it has.
-    pub(crate) fn book_files(
+    /// and `images` in addition to those it has. What is short is taken from the
+    /// stock of workers.
+    pub(crate) async fn book_files(
+        &self,
+        id: InstanceId,
+        files: usize,
+        images: Option<&Images>,
+    ) -> Result<(), StepError> {
+        loop {
+            let booked = self.try_book_files(id, files, images);
+            match booked {
+                Err(StepError::Shortage(_)) if self.stock.give_back().await => {}
+                booked => return booked,
+            }
+        }
+    }
+
+    fn try_book_files(
         &self,
         id: InstanceId,
         files: usize,

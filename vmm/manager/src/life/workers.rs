@@ -1,5 +1,6 @@
 //! Worker processes: started, given their memory, and scrubbed afterwards.
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use mkvmm_wire::keeping::Key;
 use mkvmm_wire::messages::{CleanOrder, Cleaned, Extent, Identity, Order};
 use mkvmm_wire::shared::board::Board;
 
+use crate::begun::{Entry, Line};
 use crate::child::{self, AskError, Question, Role};
 use crate::console_log::LogFile;
 use crate::harmless::harmless;
@@ -31,14 +33,16 @@ const CLEANING: Duration = Duration::from_secs(60);
 const CLEANED_PER_SECOND: u64 = 64 << 20;
 
 impl Manager {
-    /// Starts a worker for a new boot of an instance and gives it the memory,
-    /// which must be scrubbed and have no other user.
+    /// Gets a worker for a new boot of an instance, and gives it the memory, which
+    /// must be scrubbed and have no other user. It comes from the stock if there is
+    /// one and `stock` is given, where that is noted.
     pub(crate) async fn make_worker(
         self: &Rc<Self>,
         id: InstanceId,
+        stock: Option<&Cell<bool>>,
     ) -> Result<Rc<Worker>, StepError> {
         let (board, board_file) = Board::create()?;
-        let begun = self.begin_worker(id).await?;
+        let begun = self.begin_worker(id, stock.is_some()).await?;
         let epoch = self.registry().guest(id).map_or(0, |guest| guest.epoch + 1);
         let held = self.hold(Key::Board(id.0, epoch), &[board_file.as_fd()])?;
         let config = self.files.config();
@@ -67,8 +71,23 @@ impl Manager {
             (guest.run_id(), identity, console, files, meter)
         };
         let child = begun.child.confirmed().await.map_err(WorkerError::from)?;
-        let channel = AsyncChannel::open(begun.socket).map_err(WorkerError::from)?;
+        let (channel, is_from_stock) = match begun.line {
+            Line::Socket(socket) => (
+                AsyncChannel::open(socket).map_err(WorkerError::from)?,
+                false,
+            ),
+            Line::Channel(channel) => (*channel, true),
+        };
         let worker = Worker::attach(run, child, channel, meter, Rc::clone(self));
+        if is_from_stock {
+            worker.comes_from_stock();
+            if let Some(stock) = stock {
+                stock.set(true);
+            }
+        }
+        if begun.entry == Entry::Later {
+            worker.stays_outside();
+        }
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.worker = Some(Rc::clone(&worker));
         }

@@ -30,6 +30,9 @@ const MOMENT: Duration = Duration::from_millis(300);
 /// How many seconds: longer than any child is waited for that has little to do.
 const FORWARD: u64 = 200;
 
+/// What a worker is called that has no instance.
+const WAITS: &str = "(waits)";
+
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// A logger that records all lines.
@@ -86,6 +89,7 @@ impl Fixture {
         let mut setup = embedded::ManagerSetup::new(POOL);
         setup.memory.prealloc = prealloc;
         setup.on_stall = on_stall;
+        setup.warm = 1;
         let manager = setup.manager_with(vec![environment]);
         let name = |name: &str| name.parse().expect("a name");
         let (bad, good): (InstanceName, InstanceName) = (name("bad"), name("good"));
@@ -147,6 +151,25 @@ impl Fixture {
             .file(self.bad.as_str(), format!("{when:?} {deed}").as_bytes());
     }
 
+    /// Fills the stock with one worker; the first one carries out a plan.
+    pub fn fill_stock(&self, when: When, deed: &str) {
+        self.plans
+            .file(WAITS, format!("{when:?} {deed}").as_bytes());
+        self.manager.fill_stock();
+    }
+
+    /// Waits until a worker waits for its guest; returns its process ID.
+    pub async fn waiting(&self) -> i32 {
+        let begin = Instant::now();
+        loop {
+            if let Some(pid) = self.manager.waiting_workers().first() {
+                return *pid;
+            }
+            assert!(begin.elapsed() < EVENT_TIMEOUT, "nobody waits");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Returns the process ID of the worker that has carried out the plan.
     /// Fails if there is none.
     pub async fn liar(&self) -> i32 {
@@ -167,8 +190,10 @@ impl Fixture {
 
     /// Returns whether a worker has carried out the plan.
     fn is_done(&self) -> bool {
-        let path = self.plans.path(self.bad.as_str());
-        path.with_extension("deed").exists()
+        let mut paths = [self.bad.as_str(), WAITS]
+            .map(|name| self.plans.path(name))
+            .into_iter();
+        paths.any(|path| path.with_extension("deed").exists())
     }
 
     /// Removes the plan, so that the next worker is honest.
@@ -238,6 +263,11 @@ impl Fixture {
         let registry = self.manager.registry();
         let guest = registry.find(&self.bad).expect("it was created");
         (guest.state(), guest.reason())
+    }
+
+    /// Returns the process ID of the bad instance.
+    pub fn pid_of_bad(&self) -> Option<i32> {
+        self.pid_of(&self.bad)
     }
 
     fn pid_of(&self, name: &InstanceName) -> Option<i32> {

@@ -88,6 +88,14 @@ fn main() -> ExitCode {
             killed_while_stalled(when)
         }));
     }
+    for deed in ["garbage", "an insult", "hang up", "exit 3"] {
+        let name = format!("prepare: {deed}");
+        tests.push(trial(&name, move || never_waits(deed)));
+    }
+    for deed in ["hang up", "exit 3", "pause"] {
+        let name = format!("one that has waited: {deed}");
+        tests.push(trial(&name, move || is_replaced(deed)));
+    }
     for deed in ["stop", "die", "hang"] {
         tests.push(trial(&format!("cleaner: {deed}"), move || {
             children::cleaner_falls(deed)
@@ -119,6 +127,39 @@ fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + '
             Ok(Completion::ignored_with(why))
         }
     })
+}
+
+/// A worker fails before it waits: nobody gets it, and another one is made.
+async fn never_waits(deed: &'static str) {
+    let fixture = Fixture::new().await;
+    fixture.fill_stock(When::Prepare, deed);
+    fixture.load_and_start().await.expect("it needs no stock");
+    let waiting = fixture.waiting().await;
+    assert_ne!(fixture.pid_of_bad(), Some(waiting));
+    fixture.kill_bad().await;
+    fixture
+        .load_and_start()
+        .await
+        .expect("the second one is honest");
+    assert!(!fixture.manager.waiting_workers().contains(&waiting));
+    fixture.kill_bad().await;
+    fixture.tear_down().await;
+}
+
+/// A worker waits, and is lost when it gets a guest: another one takes its place,
+/// and nobody notices.
+async fn is_replaced(deed: &'static str) {
+    let fixture = Fixture::new().await;
+    fixture.fill_stock(When::Load, deed);
+    let waiting = fixture.waiting().await;
+    fixture
+        .load_and_start()
+        .await
+        .expect("another one is honest");
+    assert_ne!(fixture.pid_of_bad(), Some(waiting));
+    fixture.expect_gone(waiting).await;
+    fixture.kill_bad().await;
+    fixture.tear_down().await;
 }
 
 /// A worker is stopped while something is waited for: its instance is stalled,
@@ -173,7 +214,7 @@ async fn one_falls(when: When, deed: &str) {
     let result = fixture.load_and_start().await;
     let liar = fixture.liar().await;
     let (state, reason) = match when {
-        When::Load => (State::Ready, None),
+        When::Prepare | When::Load => (State::Ready, None),
         When::Boot => (State::Loaded, None),
         When::Run => (State::Failed, Some(EndReason::Vmm)),
     };

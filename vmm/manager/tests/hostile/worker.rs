@@ -27,6 +27,8 @@ pub const PLANS: &str = "MKVMM_TEST_PLANS";
 /// The moment at which a worker stops being honest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
+    /// Instead of answering the order to prepare itself for any guest.
+    Prepare,
     /// Instead of answering the load order.
     Load,
     /// Instead of answering the boot order.
@@ -86,6 +88,7 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
                 memory.extend(extents);
                 continue;
             }
+            Order::Prepare(_) => (When::Prepare, Some(Done::Prepared)),
             Order::Load(_) => (When::Load, Some(Done::Loaded)),
             Order::Boot(_) => (
                 When::Boot,

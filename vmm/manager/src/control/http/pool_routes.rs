@@ -48,7 +48,7 @@ pub async fn log(
      content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusal))]
 pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
     let ask = |manager: &Rc<Manager>| {
-        let facts = MetricsFacts::of(&manager.registry());
+        let facts = MetricsFacts::of(&manager.registry(), &manager.stock);
         Ok((facts, manager.images.counters()))
     };
     // This takes long with a thousand instances, and must not delay other

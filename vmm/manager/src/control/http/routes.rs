@@ -75,6 +75,7 @@ pub async fn version(State(api): State<Api>) -> Result<Json<Version>, ControlErr
             version.manager = continuity.ordinal;
             version.keeper = Some(continuity.keeper.clone());
         }
+        version.warm = objects::warm(&manager.stock);
         Ok(version)
     };
     Ok(Json(api.client.ask(ask).await?))
