@@ -467,7 +467,7 @@ fn endless_hellos_to_earlier_processes_are_a_violation() {
     for _ in 0..100 {
         worker.sender.restart(VERSION, None).unwrap();
     }
-    let mut second: Channel<Plain, Plain> = Channel::resume(ours, None).unwrap();
+    let mut second: Channel<Plain, Plain> = Channel::resume(ours, VERSION, None).unwrap();
     let refused = second.receiver.try_recv();
     assert!(refused.is_err_and(|error| error.is_violation()));
 }
