@@ -108,7 +108,11 @@ const WALLS: &[Wall] = &[
 ];
 
 /// The packages that all tests may use in addition.
-const FOR_TESTS: &[&str] = &["mkvmm-guest-images", "mkvmm-test-harness"];
+const FOR_TESTS: &[&str] = &[
+    "mkvmm-guest-images",
+    "mkvmm-test-harness",
+    "mkvmm-test-power",
+];
 
 /// Returns a row of the table.
 const fn wall(

@@ -17,12 +17,14 @@
 //! | `chain` | one request: checked ranges of guest memory |
 //! | `ring` | a virtqueue: takes and returns chains |
 //! | `device` | the interface of devices |
+//! | `block` | the disk |
 //! | `net` | network devices |
 //! | `rng` | an entropy device |
 //! | `testing` | a driver for tests (feature `testing`) |
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2 and 5.
 
+pub mod block;
 pub mod broken;
 pub mod chain;
 pub mod counters;

@@ -1,0 +1,119 @@
+//! The block device.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::epoll::EventSet;
+
+use crate::block::config::{self, BlockSettings, QUEUE_SIZE};
+use crate::block::counters::BlockCounters;
+use crate::block::engine::Engine;
+use crate::block::session::{Disk, Session};
+use crate::broken::Broken;
+use crate::device::{Activation, VirtioDevice, Watch};
+use crate::progress::Progress;
+
+/// A virtio block device over an [`Engine`].
+#[derive(Debug)]
+pub struct Block {
+    settings: BlockSettings,
+    queue_sizes: Vec<u16>,
+    counters: Vec<Arc<BlockCounters>>,
+    engine: Box<dyn Engine>,
+    session: Option<Session>,
+}
+
+impl Block {
+    /// Creates a disk whose contents are behind `engine`.
+    pub fn new(settings: BlockSettings, engine: Box<dyn Engine>) -> Self {
+        let queues = settings.queues.max(1);
+        Self {
+            settings: BlockSettings { queues, ..settings },
+            queue_sizes: vec![QUEUE_SIZE; queues.into()],
+            counters: (0..queues).map(|_| Arc::default()).collect(),
+            engine,
+            session: None,
+        }
+    }
+
+    /// Returns the counters of its queues, in their order.
+    pub fn counters(&self) -> &[Arc<BlockCounters>] {
+        &self.counters
+    }
+
+    /// Returns the session, and the disk that it needs.
+    fn parts(&mut self) -> (Option<&mut Session>, Disk<'_>) {
+        let disk = Disk {
+            settings: &self.settings,
+            engine: self.engine.as_mut(),
+            counters: &self.counters,
+        };
+        (self.session.as_mut(), disk)
+    }
+}
+
+impl VirtioDevice for Block {
+    fn name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn id(&self) -> u16 {
+        // The number is 2.
+        u16::try_from(VIRTIO_ID_BLOCK).unwrap_or(u16::MAX)
+    }
+
+    fn features(&self) -> u64 {
+        config::features(self.settings.read_only, self.settings.queues)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config::read(self.settings.geometry, self.settings.queues, offset, data);
+    }
+
+    fn activate(&mut self, active: Activation) -> Result<(), Broken> {
+        let write_through = !active.has(1 << VIRTIO_BLK_F_FLUSH);
+        let session = Session::new(active.memory, active.queues, write_through);
+        self.session = Some(session);
+        Ok(())
+    }
+
+    fn on_queue(&mut self, queue: u16) -> Result<Progress, Broken> {
+        match self.parts() {
+            (Some(session), mut disk) => session.serve(&mut disk, queue),
+            (None, _) => Ok(Progress::Done),
+        }
+    }
+
+    fn descriptors(&self) -> Vec<Watch<'_>> {
+        vec![Watch {
+            descriptor: self.engine.event(),
+            events: EventSet::IN,
+            token: 0,
+        }]
+    }
+
+    fn on_descriptor(&mut self, _token: u32, _events: EventSet) -> Result<Progress, Broken> {
+        let mut ended = Vec::new();
+        self.engine.reap(&mut ended);
+        match self.parts() {
+            (Some(session), mut disk) => session.go_on(&mut disk, ended),
+            // A reset is under way, and nobody waits for answers.
+            (None, _) => Ok(Progress::Done),
+        }
+    }
+
+    fn reset(&mut self) -> Progress {
+        self.session = None;
+        // What has not reached the kernel yet would not end.
+        let _ = self.engine.submit();
+        match self.engine.in_flight() {
+            0 => Progress::Done,
+            _ => Progress::More,
+        }
+    }
+}
