@@ -110,7 +110,7 @@ impl Confinement {
         };
         report.add(Layer::Landlock, landlock);
         let filter = match layers.seccomp {
-            true => seccomp::install(self.profile, self.mode)?,
+            true => seccomp::install(self.profile, self.disks, self.mode)?,
             false => Outcome::SwitchedOff,
         };
         report.add(Layer::Seccomp, filter);

@@ -35,6 +35,7 @@
 //! | read, write or trace another process, or take its descriptors | seccomp; Landlock; the other is not dumpable | `proc_mem` `proc_maps` `proc_fd` `process_vm_*` `ptrace_*` `pidfd_getfd` |
 //! | signal another process | seccomp; Landlock | `kill` `tkill` `tgkill` `sigqueue` `pidfd_send_signal` `signal_by_owner` |
 //! | open, list or execute a path | seccomp; Landlock | `open_path` `getdents` `execve` `io_uring_openat` |
+//! | use a ring of io_uring but to read and write its disk | the ring's own restrictions; **seccomp alone** for making another | `rings::*` |
 //! | connect to an abstract socket, use TCP | seccomp; Landlock | `connect_abstract` `bind_tcp` |
 //! | connect to a socket by path | **seccomp alone** before Landlock 9 | `connect_path` |
 //! | look at a path without opening it | **seccomp alone** | `stat_path` `readlink_path` |
@@ -88,5 +89,5 @@ mod report;
 mod seccomp;
 
 pub use error::SandboxError;
-pub use profile::{Confinement, Identity, Layers, Limits, Mode, Profile};
+pub use profile::{Confinement, DiskCalls, Identity, Layers, Limits, Mode, Profile};
 pub use report::{Layer, Outcome, Report};

@@ -197,6 +197,17 @@ impl Limits {
     }
 }
 
+/// The calls that a worker makes for the disks of its guest, beside those that it
+/// makes in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCalls {
+    /// It uses rings (io_uring) that exist already. It can make no others, and
+    /// what a ring can do is restricted when it is made.
+    pub rings: bool,
+    /// Its threads read and write the disks.
+    pub threads: bool,
+}
+
 /// All parameters of a confinement; [`enter`](Self::enter) applies it.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {
@@ -221,6 +232,8 @@ pub struct Confinement {
     /// inspect it. The Landlock domain still applies: it restricts whom this
     /// process may trace, never a debugger outside of it.
     pub debuggable: bool,
+    /// The calls for disks, which only workers make.
+    pub disks: DiskCalls,
 }
 
 impl Confinement {
@@ -236,6 +249,7 @@ impl Confinement {
             parent: None,
             limits: Limits::of(profile),
             debuggable: false,
+            disks: DiskCalls::default(),
         }
     }
 }

@@ -9,7 +9,7 @@
 use rustix::process::getpid;
 
 use crate::error::SandboxError;
-use crate::profile::Profile;
+use crate::profile::{DiskCalls, Profile};
 use crate::seccomp::kvm;
 use crate::seccomp::rules::{Arg, Rules};
 
@@ -76,6 +76,22 @@ const WORKER: [(i64, &str); 12] = [
     ),
 ];
 
+/// Calls of a worker whose disks have rings. `io_uring_setup` is absent on
+/// purpose: a ring that is made inside has no restrictions, and opens files
+/// without a system call that a filter sees.
+const RINGS: [(i64, &str); 1] = [(libc::SYS_io_uring_enter, "operations on disks")];
+
+/// `IORING_REGISTER_FILES_UPDATE` (linux/io_uring.h): the ring gets its disk.
+const REGISTER_FILES_UPDATE: i32 = 6;
+
+/// Calls of a worker whose threads read and write disks.
+const DISK_THREADS: [(i64, &str); 4] = [
+    (libc::SYS_preadv, "reads of disks"),
+    (libc::SYS_pwritev, "writes to disks"),
+    (libc::SYS_fdatasync, "flushes of disks"),
+    (libc::SYS_fallocate, "discards, zeros"),
+];
+
 /// Calls of an unpacker: for writing the unpacked file.
 const UNPACKER: [(i64, &str); 4] = [
     (libc::SYS_ftruncate, "size of the file written"),
@@ -106,11 +122,10 @@ const DETACHED: u64 = libc::CLONE_DETACHED as u64;
 
 /// Operations of `fcntl` on one's own descriptors. `F_SETOWN` and `F_SETSIG`
 /// are absent on purpose, since they send signals to any process.
-const FCNTL: [(i32, &str); 6] = [
+const FCNTL: [(i32, &str); 5] = [
     (libc::F_GETFD, "std checks descriptors it closes"),
     (libc::F_SETFD, "close-on-exec"),
     (libc::F_GETFL, "nonblocking descriptors"),
-    (libc::F_SETFL, "nonblocking descriptors"),
     (libc::F_DUPFD_CLOEXEC, "try_clone"),
     (libc::F_GET_SEALS, "checking that a received file is sealed"),
 ];
@@ -122,11 +137,11 @@ const PRCTL: [(i32, &str); 2] = [
     (libc::PR_SET_VMA, "names of mappings, newer glibc"),
 ];
 
-/// Returns the rules of a confined `profile`.
+/// Returns the rules of a confined `profile`, and of a worker's `disks`.
 ///
 /// # Errors
 /// Returns [`SandboxError::Rules`], which is a bug in this file.
-pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
+pub(crate) fn rules(profile: Profile, disks: DiskCalls) -> Result<Rules, SandboxError> {
     let mut rules = Rules::default();
     rules.always(COMMON);
     memory(&mut rules)?;
@@ -134,11 +149,16 @@ pub(crate) fn rules(profile: Profile) -> Result<Rules, SandboxError> {
     for (operation, why) in FCNTL {
         rules.when(libc::SYS_fcntl, &[int(1, operation)], why)?;
     }
+    // A ring's direct reads may outlive their process, and write to memory that
+    // has its next owner then: so nobody makes a file one of direct access.
+    let not_direct = Arg::Masked(2, bits(libc::O_DIRECT), 0);
+    let flags = [int(1, libc::F_SETFL), not_direct];
+    rules.when(libc::SYS_fcntl, &flags, "nonblocking descriptors")?;
     for (operation, why) in PRCTL {
         rules.when(libc::SYS_prctl, &[int(0, operation)], why)?;
     }
     match profile {
-        Profile::Worker => worker(&mut rules)?,
+        Profile::Worker => worker(&mut rules, disks)?,
         Profile::Unpacker => {
             rules.always(UNPACKER);
             let seals = [int(1, libc::F_ADD_SEALS)];
@@ -177,8 +197,16 @@ fn own_process(rules: &mut Rules) -> Result<(), SandboxError> {
     rules.when(libc::SYS_prlimit64, &own_limits, "stack sizes")
 }
 
-fn worker(rules: &mut Rules) -> Result<(), SandboxError> {
+fn worker(rules: &mut Rules, disks: DiskCalls) -> Result<(), SandboxError> {
     rules.always(WORKER);
+    if disks.rings {
+        rules.always(RINGS);
+        let of_file = [int(1, REGISTER_FILES_UPDATE)];
+        rules.when(libc::SYS_io_uring_register, &of_file, "disks of rings")?;
+    }
+    if disks.threads {
+        rules.always(DISK_THREADS);
+    }
     let thread = [Arg::Masked(0, !DETACHED, THREAD_FLAGS)];
     rules.when(libc::SYS_clone, &thread, "pthread_create")?;
     // pthread_getattr_np names the new thread; reading is harmless.

@@ -16,7 +16,7 @@
 use seccompiler::{BpfProgram, SeccompAction};
 
 use crate::error::SandboxError;
-use crate::profile::{Mode, Profile};
+use crate::profile::{DiskCalls, Mode, Profile};
 use crate::report::Outcome;
 
 pub(crate) mod allowed;
@@ -54,9 +54,13 @@ pub(crate) const FALLBACKS: [(i64, &str); 4] = [
 ///
 /// # Errors
 /// Returns [`SandboxError::Rules`] or [`SandboxError::Seccomp`].
-pub(crate) fn install(profile: Profile, mode: Mode) -> Result<Outcome, SandboxError> {
+pub(crate) fn install(
+    profile: Profile,
+    disks: DiskCalls,
+    mode: Mode,
+) -> Result<Outcome, SandboxError> {
     // Install the main program last: it does not allow further `seccomp` calls.
-    for program in programs(profile, mode)? {
+    for program in programs(profile, disks, mode)? {
         seccompiler::apply_filter_all_threads(&program).map_err(SandboxError::Seccomp)?;
     }
     Ok(match mode {
@@ -66,7 +70,11 @@ pub(crate) fn install(profile: Profile, mode: Mode) -> Result<Outcome, SandboxEr
 }
 
 /// Compiles the programs of `profile`, in the order of installation.
-pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, SandboxError> {
+pub(crate) fn programs(
+    profile: Profile,
+    disks: DiskCalls,
+    mode: Mode,
+) -> Result<Vec<BpfProgram>, SandboxError> {
     let refusal = refusal(mode);
     if !profile.is_confined() {
         let denied = denied::rules()?.into_map();
@@ -76,7 +84,7 @@ pub(crate) fn programs(profile: Profile, mode: Mode) -> Result<Vec<BpfProgram>, 
     let mut fallbacks = Rules::default();
     fallbacks.always(FALLBACKS);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let mut allowed = allowed::rules(profile)?;
+    let mut allowed = allowed::rules(profile, disks)?;
     // The program of the fallbacks has the stricter result.
     allowed.always(FALLBACKS);
     let (fallbacks, allowed) = (fallbacks.into_map(), allowed.into_map());

@@ -2,8 +2,24 @@ use super::*;
 
 const CONFINED: [Profile; 3] = [Profile::Worker, Profile::Unpacker, Profile::Cleaner];
 
+/// No disks, and disks of both kinds.
+const DISKS: [DiskCalls; 2] = [
+    DiskCalls {
+        rings: false,
+        threads: false,
+    },
+    DiskCalls {
+        rings: true,
+        threads: true,
+    },
+];
+
+fn calls(profile: Profile, disks: DiskCalls) -> Vec<i64> {
+    allowed::rules(profile, disks).unwrap().calls().collect()
+}
+
 /// Calls that no confined process may make with any arguments.
-const NEVER: [i64; 34] = [
+const NEVER: [i64; 33] = [
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -25,7 +41,6 @@ const NEVER: [i64; 34] = [
     libc::SYS_execveat,
     libc::SYS_remap_file_pages,
     libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
     libc::SYS_userfaultfd,
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
@@ -43,16 +58,37 @@ const NEVER: [i64; 34] = [
 #[test]
 fn doors_stand_on_no_allow_list() {
     for profile in CONFINED {
-        let rules = allowed::rules(profile).unwrap();
-        let found: Vec<_> = rules.calls().filter(|call| NEVER.contains(call)).collect();
-        assert_eq!(found, [], "{profile}");
+        for disks in DISKS {
+            let mut found = calls(profile, disks);
+            found.retain(|call| NEVER.contains(call));
+            assert_eq!(found, [], "{profile}");
+        }
+    }
+}
+
+#[test]
+fn only_workers_with_disks_make_the_calls_for_them() {
+    let of_disks = [
+        libc::SYS_io_uring_enter,
+        libc::SYS_io_uring_register,
+        libc::SYS_preadv,
+        libc::SYS_pwritev,
+        libc::SYS_fdatasync,
+    ];
+    let [without, with] = DISKS;
+    for call in of_disks {
+        assert!(!calls(Profile::Worker, without).contains(&call), "{call}");
+        assert!(calls(Profile::Worker, with).contains(&call), "{call}");
+        for profile in [Profile::Unpacker, Profile::Cleaner] {
+            assert!(!calls(profile, with).contains(&call), "{profile}: {call}");
+        }
     }
 }
 
 #[test]
 fn only_workers_make_threads_and_ioctls() {
     for profile in [Profile::Unpacker, Profile::Cleaner] {
-        let calls: Vec<_> = allowed::rules(profile).unwrap().calls().collect();
+        let calls = calls(profile, DISKS[1]);
         assert!(!calls.contains(&libc::SYS_clone), "{profile}");
         assert!(!calls.contains(&libc::SYS_ioctl), "{profile}");
     }
@@ -61,7 +97,7 @@ fn only_workers_make_threads_and_ioctls() {
 #[test]
 fn fallbacks_stand_on_no_list_of_their_own() {
     for profile in CONFINED {
-        let calls: Vec<_> = allowed::rules(profile).unwrap().calls().collect();
+        let calls = calls(profile, DISKS[1]);
         for (call, why) in FALLBACKS {
             assert!(!calls.contains(&call), "{profile}: {call}, {why}");
         }
@@ -72,7 +108,7 @@ fn fallbacks_stand_on_no_list_of_their_own() {
 fn every_profile_compiles_in_every_mode() {
     for profile in CONFINED.into_iter().chain([Profile::Manager]) {
         for mode in [Mode::Kill, Mode::Log, Mode::Errno] {
-            let programs = programs(profile, mode).unwrap();
+            let programs = programs(profile, DISKS[1], mode).unwrap();
             assert!(programs.iter().all(|program| !program.is_empty()));
             let expected = if profile.is_confined() { 2 } else { 1 };
             assert_eq!(programs.len(), expected, "{profile} in mode {mode}");

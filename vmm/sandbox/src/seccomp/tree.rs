@@ -68,7 +68,7 @@ fn instruction(code: u16, jt: u8, k: u32) -> sock_filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Profile;
+    use crate::profile::{DiskCalls, Profile};
     use crate::seccomp::allowed;
 
     const X86_64: u32 = 0xc000_003e;
@@ -108,7 +108,11 @@ mod tests {
     #[test]
     fn the_tree_answers_every_call_as_the_chain_does() {
         for profile in [Profile::Worker, Profile::Unpacker, Profile::Cleaner] {
-            let rules = || allowed::rules(profile).unwrap().into_map();
+            let rules = || {
+                allowed::rules(profile, DiskCalls::default())
+                    .unwrap()
+                    .into_map()
+            };
             let (no, yes) = (SeccompAction::KillProcess, SeccompAction::Allow);
             let chain = compile(rules(), no.clone(), yes.clone()).unwrap();
             let tree = compile_tree(rules(), no, yes).unwrap();

@@ -13,6 +13,7 @@ mod guest;
 mod images;
 mod matrix;
 mod process;
+mod rings;
 mod setup;
 mod sweep;
 mod syscall;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let mut trials = matrix::trials();
     trials.extend(sweep::trials());
     trials.extend(process::trials());
+    trials.extend(rings::trials());
     trials.extend(images::trials());
     trials.extend(work::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -54,6 +56,7 @@ fn play(role: &Role) -> ExitCode {
         "unpacker" => images::play_unpacker(role),
         "cleaner" => images::play_cleaner(role),
         "sweep" => sweep::run(role),
+        "ring" => rings::play(role),
         _ => process::play(role).unwrap_or_else(|| other(role)),
     };
     match result {

@@ -351,7 +351,6 @@ fn tries(role: &Role) -> io::Result<()> {
         ("mount", libc::SYS_mount),
         ("unshare", libc::SYS_unshare),
         ("setns", libc::SYS_setns),
-        ("io_uring_setup", libc::SYS_io_uring_setup),
         ("keyctl", libc::SYS_keyctl),
         ("userfaultfd", libc::SYS_userfaultfd),
         ("personality", libc::SYS_personality),

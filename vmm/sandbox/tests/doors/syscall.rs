@@ -6,6 +6,9 @@
 use std::io;
 use std::ptr;
 
+use io_uring::squeue::Entry;
+use mkvmm_virtio::block::PreparedRing;
+
 /// Makes system call `number`.
 ///
 /// Must be called with plain numbers and with addresses of values that outlive
@@ -49,4 +52,11 @@ pub fn poke<T>(mapped: usize, value: T) {
     // SAFETY: the caller has mapped the page at this address as writable, and
     // uses an offset that the kernel aligned for a value of this size.
     unsafe { ptr::write_volatile(pointer, value) }
+}
+
+/// Submits an entry to a ring and waits for its result.
+pub fn through_ring(ring: &mut PreparedRing, entry: &Entry) -> io::Result<i32> {
+    // SAFETY: the entries of the tests refer to strings of the program, or to
+    // nothing, with a length of 0.
+    unsafe { ring.try_entry(entry) }
 }
