@@ -11,15 +11,18 @@
 //! ```
 //!
 //! Files, in the order in which they import each other: [`identity`],
-//! [`source`] (the allowed names, and the single lookup), [`memfile`] (the
+//! [`source`] (the allowed names, and the single lookup), [`lock`] and [`disk`]
+//! (disks, which are opened by the same lookup, and locked), [`memfile`] (the
 //! unpacker's output, and its seals), [`stored`] (a stored image),
 //! [`initramfs`] (several archives as one), `cache` (caching and eviction),
 //! [`unpackers`] (the interface to unpacking processes) and [`store`] (which
 //! ties them together).
 
 mod cache;
+pub mod disk;
 pub mod identity;
 pub mod initramfs;
+pub mod lock;
 pub mod memfile;
 pub mod source;
 pub mod store;

@@ -183,6 +183,30 @@ impl ImageSource {
 }
 
 fn open_for_client(path: &Path, dirs: &ImageDirs) -> Result<Opened, SourceError> {
+    let place = place_for_client(path, dirs)?;
+    // Only a location was opened so far: opening a device for real may activate
+    // it.
+    if file_type(&place)? != FileType::RegularFile {
+        return Err(SourceError::NotAFile { streams: false });
+    }
+    reopen(&place)
+}
+
+/// Opens `path` as a mere location (O_PATH), in the single lookup.
+///
+/// # Errors
+/// Returns a [`SourceError`] if it does not exist, or may not be named.
+pub(crate) fn place(path: &Path, access: &Access) -> Result<OwnedFd, SourceError> {
+    match access {
+        Access::Client(dirs) => place_for_client(path, dirs),
+        Access::Own => {
+            let found = look_up(CWD, path, ResolveFlags::empty());
+            found.map_err(|errno| SourceError::Open(errno.into()))
+        }
+    }
+}
+
+fn place_for_client(path: &Path, dirs: &ImageDirs) -> Result<OwnedFd, SourceError> {
     let found = if dirs.0.is_empty() {
         look_up(CWD, path, ResolveFlags::NO_MAGICLINKS)
     } else {
@@ -199,17 +223,11 @@ fn open_for_client(path: &Path, dirs: &ImageDirs) -> Result<Opened, SourceError>
             ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH,
         )
     };
-    let place = found.map_err(|errno| match errno {
+    found.map_err(|errno| match errno {
         Errno::XDEV => SourceError::LeadsOut,
         Errno::LOOP => SourceError::Links,
         errno => SourceError::Open(errno.into()),
-    })?;
-    // Only a location was opened so far: opening a device for real may activate
-    // it.
-    if file_type(&place)? != FileType::RegularFile {
-        return Err(SourceError::NotAFile { streams: false });
-    }
-    reopen(&place)
+    })
 }
 
 /// Looks up `path` and opens it as a mere location (O_PATH).
@@ -233,7 +251,7 @@ fn reopen(place: &OwnedFd) -> Result<Opened, SourceError> {
 }
 
 /// Returns the path by which this process can reopen one of its descriptors.
-fn own_path(fd: &OwnedFd) -> PathBuf {
+pub(crate) fn own_path(fd: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
