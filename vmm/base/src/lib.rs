@@ -9,6 +9,7 @@ mod error_chain;
 mod exit_counts;
 pub mod image_facts;
 pub mod layout;
+pub mod mac;
 mod names;
 mod plain;
 pub mod registers;

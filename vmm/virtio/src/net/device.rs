@@ -75,7 +75,7 @@ impl Net {
             false => 0,
         };
         let pairs = 1_u16;
-        config[..6].copy_from_slice(&self.settings.mac.bytes());
+        config[..6].copy_from_slice(&self.settings.mac.0);
         config[6..8].copy_from_slice(&status.to_le_bytes()[..2]);
         config[8..10].copy_from_slice(&pairs.to_le_bytes());
         config[10..].copy_from_slice(&self.settings.mtu.to_le_bytes());

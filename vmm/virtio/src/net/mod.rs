@@ -27,7 +27,7 @@ mod segment;
 mod stream;
 
 pub use device::{Net, NetSettings};
-pub use frame::{FRAME_MAX, Mac, MacError};
+pub use frame::{FRAME_MAX, Mac};
 pub use link::{DropCounts, Drops, Front, HEADROOM, Link, Sent};
 pub use segment::{Change, Changes, MEMBERS_MAX, Member, Segment};
 pub use stream::Stream;

@@ -26,6 +26,8 @@ use super::link::{Drops, Front, HEADROOM, Link, Sent};
 
 /// The maximum number of other members.
 pub const MEMBERS_MAX: usize = 63;
+/// The maximum number of sockets: members that have left are noticed later.
+const PORTS_MAX: usize = 2 * MEMBERS_MAX;
 /// The bytes that a sender may send in its turn: at least a frame.
 const QUANTUM: usize = 1 << 16;
 /// How often a call receives without finding a frame to deliver.
@@ -40,7 +42,7 @@ const CHANGED: u64 = 0;
 #[derive(Debug)]
 pub struct Member {
     /// A number that no other member of the segment has.
-    pub id: u32,
+    pub id: u64,
     /// The address of its device.
     pub mac: Mac,
     /// The socket to it, which preserves packets (SOCK_SEQPACKET).
@@ -80,10 +82,10 @@ pub struct Segment<C> {
     mac: Mac,
     epoll: OwnedFd,
     changes: C,
-    ports: BTreeMap<u32, Port>,
-    addresses: BTreeMap<[u8; 6], u32>,
+    ports: BTreeMap<u64, Port>,
+    addresses: BTreeMap<[u8; 6], u64>,
     /// The members that may have frames, in the order of their turns.
-    turns: VecDeque<u32>,
+    turns: VecDeque<u64>,
     /// How many bytes the first of them may still send.
     credit: usize,
     /// The next frame, if there is one.
@@ -140,15 +142,18 @@ impl<C: Changes> Segment<C> {
     fn join(&mut self, member: Member) {
         self.leave(member.id);
         let Member { id, mac, socket } = member;
-        let is_taken = mac == self.mac || self.addresses.contains_key(&mac.bytes());
-        if is_taken || self.ports.len() >= MEMBERS_MAX {
+        // Who has had it is gone, as the manager gives it to one member only.
+        if let Some(former) = self.addresses.get(&mac.0) {
+            self.leave(*former);
+        }
+        if mac == self.mac || self.ports.len() >= PORTS_MAX {
             return;
         }
-        let data = EventData::new_u64(u64::from(id) + 1);
+        let data = EventData::new_u64(id.saturating_add(1));
         let flags = EventFlags::IN | EventFlags::ET;
         // Without a watch its frames would never arrive.
         if epoll::add(&self.epoll, &socket, data, flags).is_ok() {
-            self.addresses.insert(mac.bytes(), id);
+            self.addresses.insert(mac.0, id);
             let port = Port {
                 mac,
                 socket,
@@ -158,9 +163,9 @@ impl<C: Changes> Segment<C> {
         }
     }
 
-    fn leave(&mut self, id: u32) {
+    fn leave(&mut self, id: u64) {
         if let Some(port) = self.ports.remove(&id) {
-            self.addresses.remove(&port.mac.bytes());
+            self.addresses.remove(&port.mac.0);
             if self.turns.front() == Some(&id) {
                 self.credit = QUANTUM;
             }
@@ -168,7 +173,7 @@ impl<C: Changes> Segment<C> {
         }
     }
 
-    fn send_to(&mut self, id: u32, frame: &[u8]) -> Sent {
+    fn send_to(&mut self, id: u64, frame: &[u8]) -> Sent {
         let Some(port) = self.ports.get(&id) else {
             return Sent::Dropped;
         };
@@ -196,7 +201,7 @@ impl<C: Changes> Segment<C> {
 
     /// Receives a frame of the sender whose turn it is, and keeps it if it is one
     /// for this device.
-    fn receive(&mut self, id: u32) {
+    fn receive(&mut self, id: u64) {
         let Some(port) = self.ports.get_mut(&id) else {
             return;
         };
@@ -223,7 +228,7 @@ impl<C: Changes> Segment<C> {
     }
 
     /// Drops the frame if it is not one of `sender` for this device.
-    fn check(&mut self, sender: u32, length: usize) {
+    fn check(&mut self, sender: u64, length: usize) {
         let frame = self.frame.as_slice();
         let is_source = |port: &Port| port.mac.is_source_of(frame);
         match destination(frame) {
@@ -231,7 +236,7 @@ impl<C: Changes> Segment<C> {
             None => self.drops.malformed(),
             Some(_) if !self.ports.get(&sender).is_some_and(is_source) => self.drops.foreign(),
             Some(Destination::Many) => return,
-            Some(Destination::One(to)) if to == self.mac.bytes() => return,
+            Some(Destination::One(to)) if to == self.mac.0 => return,
             Some(Destination::One(_)) => self.drops.unknown(),
         }
         self.frame.clear();
@@ -245,7 +250,7 @@ impl<C: Changes> Link for Segment<C> {
 
     fn on_event(&mut self) {
         // There is room for all of them, so that none is left behind.
-        let mut events = Vec::with_capacity(MEMBERS_MAX + 1);
+        let mut events = Vec::with_capacity(PORTS_MAX + 1);
         let now = Timespec::default();
         if epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)).is_err() {
             return;
@@ -254,7 +259,7 @@ impl<C: Changes> Link for Segment<C> {
             match event.data.u64() {
                 CHANGED => self.change(),
                 number => {
-                    let id = u32::try_from(number - 1).unwrap_or(u32::MAX);
+                    let id = number - 1;
                     if let Some(port) = self.ports.get_mut(&id)
                         && !std::mem::replace(&mut port.is_queued, true)
                     {
@@ -276,7 +281,7 @@ impl<C: Changes> Link for Segment<C> {
                 None => self.drops.unknown(),
             },
             Some(Destination::Many) => {
-                let ids: Vec<u32> = self.ports.keys().copied().collect();
+                let ids: Vec<u64> = self.ports.keys().copied().collect();
                 for id in ids {
                     // What one has no room for, others get.
                     self.send_to(id, frame);
