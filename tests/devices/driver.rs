@@ -90,7 +90,7 @@ impl Driver {
         self.script.write_fmt(step).expect("a string takes it");
     }
 
-    /// Writes memory.
+    /// Adds a write of memory.
     pub fn write(&mut self, width: u8, addr: u64, value: u64) {
         self.step(format_args!("w{width}:{addr:x}:{value:x}"));
     }
@@ -227,6 +227,21 @@ impl Driver {
     pub fn pending(&mut self, number: u64) {
         let bit = 1 << (number % 32);
         self.until(4, 0xfee0_0200 + number / 32 * 16, bit, bit);
+    }
+
+    /// Goes on with a queue of which nothing was offered yet.
+    pub fn with_new_ring(self) -> Self {
+        self.with_ring_at(0)
+    }
+
+    /// Goes on with a queue of which `offered` chains were offered.
+    pub fn with_ring_at(self, offered: u16) -> Self {
+        Self { offered, ..self }
+    }
+
+    /// Returns the word of the probe's command line.
+    pub fn word(self) -> String {
+        format!("do={}", self.script)
     }
 
     /// Runs the script in a guest with `devices`, and returns what it printed.

@@ -6,8 +6,10 @@
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
 //! | `rng` | the entropy device |
+//! | `console` | further consoles |
 //! | `hostile` | queues that no correct driver makes |
 
+mod console;
 mod driver;
 mod hostile;
 mod pci;

@@ -148,7 +148,9 @@ fn bars_over_each_other_ram_and_the_interrupt_controllers_are_harmless() {
 }
 
 #[test]
-fn devices_are_shown_where_they_are() {
+fn the_help_names_the_keys_of_devices() {
     let run = Mkvmm::new(["run", "--pool", "16M@0x100000000", "--help"]).finish();
-    assert!(run.stdout.contains("\n  rng "), "{run}");
+    let keys = run.stdout.lines().map(str::trim_start);
+    let known = keys.filter(|line| line.starts_with("rng ")).count();
+    assert_eq!(known, 1, "{run}");
 }

@@ -17,18 +17,27 @@ use crate::range::Range;
 /// host bridge.
 pub const DEVICES_MAX: usize = PCI_SLOTS as usize - 1;
 
+/// The largest number of virtio consoles of an instance.
+pub const MAX_CONSOLES: u64 = 8;
+
 /// A device of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceSpec {
     /// An entropy device.
     Rng,
+    /// A console by virtio.
+    Console {
+        /// The number of the console, from 1; the serial port is console 0.
+        number: u8,
+    },
 }
 
 impl DeviceSpec {
-    /// Returns the key of its kind.
+    /// Returns a word for its kind.
     pub fn key(&self) -> &'static str {
         match self {
             Self::Rng => "rng",
+            Self::Console { .. } => "console",
         }
     }
 
@@ -36,13 +45,15 @@ impl DeviceSpec {
     pub fn queues(&self) -> usize {
         match self {
             Self::Rng => 1,
+            Self::Console { .. } => 2,
         }
     }
 
-    /// Returns the value as a user would write it; `None` for a flag.
+    /// Returns what distinguishes it from others of its kind; `None` for a flag.
     pub fn value(&self) -> Option<String> {
         match self {
             Self::Rng => None,
+            Self::Console { number } => Some(number.to_string()),
         }
     }
 }
@@ -51,9 +62,9 @@ impl DeviceSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Device {
-    /// The key of its kind, such as `rng`.
+    /// A word for its kind, such as `rng`.
     pub kind: String,
-    /// The value that its user gave, if it has one.
+    /// The value that its user gave, or its number, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// The PCI address in the guest, as `lspci` shows it.
@@ -86,6 +97,11 @@ impl Device {
 
 /// The number of bytes of a virtio device's registers.
 const REGISTERS: u64 = 0x8000;
+
+/// Returns whether a number is 0, for `skip_serializing_if`.
+pub fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
 
 /// Returns whether a flag is not set, for `skip_serializing_if`.
 pub fn is_false(flag: &bool) -> bool {

@@ -16,7 +16,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::devices::{DEVICES_MAX, DeviceSpec, is_false};
+use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_zero};
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
@@ -107,6 +107,13 @@ pub struct InstanceSpec {
     /// An entropy device: random bytes of the host's generator, at a limited rate.
     #[serde(skip_serializing_if = "is_false")]
     pub rng: bool,
+    /// The number of further consoles, which are faster than the serial port (virtio-console).
+    #[serde(
+        skip_serializing_if = "is_zero",
+        deserialize_with = "bounded::<u8, 0, MAX_CONSOLES, _>"
+    )]
+    #[cfg_attr(feature = "schema", schema(minimum = 0, maximum = 8))]
+    pub consoles: u8,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,6 +175,7 @@ impl Default for InstanceSpec {
             memory_limit: None,
             thread_limit: None,
             rng: false,
+            consoles: 0,
             kernel: None,
             initrd: Vec::new(),
             boot: None,
@@ -214,7 +222,8 @@ impl InstanceSpec {
     /// Returns the devices in the order of their PCI slots, the first in slot 1.
     pub fn devices(&self) -> Vec<DeviceSpec> {
         let rng = self.rng.then_some(DeviceSpec::Rng);
-        rng.into_iter().collect()
+        let consoles = (1..=self.consoles).map(|number| DeviceSpec::Console { number });
+        rng.into_iter().chain(consoles).collect()
     }
 
     /// Checks the conditions that involve several keys or the host: that images

@@ -10,7 +10,7 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
      on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
-     memory-limit=300M,thread-limit=6,rng=true,kernel=/boot/vmlinuz,initrd=/i.gz,\
+     memory-limit=300M,thread-limit=6,rng=true,consoles=2,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
 fn every_key() -> InstanceSpec {
@@ -29,6 +29,7 @@ fn every_key() -> InstanceSpec {
         memory_limit: Some(Size::mib(300)),
         thread_limit: Some(6),
         rng: true,
+        consoles: 2,
         kernel: Some(KernelSource::File(Source::Path("/boot/vmlinuz".into()))),
         initrd: vec![Source::Path("/i.gz".into()), Source::Fd(3)],
         boot: Some(BootMode::BzImage),
@@ -98,6 +99,7 @@ fn each_wrong_text_has_its_error() {
     for (text, message) in [
         ("", "`` is not KEY=VAL"),
         ("name", "`name` is not KEY=VAL"),
+        ("consoles=9", "consoles=9: expected an integer from 0 to 8"),
         ("rng=maybe", "rng=maybe: expected a boolean"),
         ("rng,rng=false", "`rng` is given twice"),
         ("memroy=1M", "unknown key `memroy`"),
@@ -189,8 +191,9 @@ fn a_flag_needs_no_value() {
         .filter(|key| is_flag::<InstanceSpec>(key))
         .collect();
     assert_eq!(flags, ["rng"]);
-    let devices = spec("rng").unwrap().devices();
-    assert_eq!(devices, [DeviceSpec::Rng]);
+    let devices = spec("consoles=1,rng").unwrap().devices();
+    let console = DeviceSpec::Console { number: 1 };
+    assert_eq!(devices, [DeviceSpec::Rng, console]);
 }
 
 #[test]

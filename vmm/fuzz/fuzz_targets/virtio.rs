@@ -10,15 +10,18 @@ use event_manager::{EventManager, EventSubscriber, SubscriberOps};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use mkvmm_base::layout::pci_slot_start;
+use mkvmm_machine::console::{Console, Terminal};
 use mkvmm_machine::devices::device::{Device, Place};
 use mkvmm_machine::devices::pci::config::Windows;
 use mkvmm_machine::devices::pci::host_bridge::{HostBridge, Slot};
 use mkvmm_machine::devices::pci::line::Lines;
 use mkvmm_machine::devices::pci::wiring::Wiring;
+use mkvmm_machine::devices::virtio::console::VirtioConsole;
 use mkvmm_machine::devices::virtio::function::{Surroundings, VirtioFunction};
 use mkvmm_machine::kvm::wires::Message;
 use mkvmm_virtio::VirtioDevice;
 use mkvmm_virtio::rng::Rng;
+use mkvmm_wire::shared::bell::Bell;
 use mkvmm_wire::shared::board::Board;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -59,7 +62,31 @@ impl Wiring for Nowhere {
 }
 
 /// Creates the devices, one of which each input is for.
-const DEVICES: [fn() -> Box<dyn VirtioDevice>; 1] = [|| Box::new(Rng::new().expect("descriptors"))];
+const DEVICES: [fn() -> Box<dyn VirtioDevice>; 2] = [
+    || Box::new(Rng::new().expect("descriptors")),
+    || {
+        let bell = Bell::pair().expect("descriptors").0;
+        Box::new(VirtioConsole::new(Arc::new(Screen), bell))
+    },
+];
+
+/// A console on which there is always something typed.
+#[derive(Debug)]
+struct Screen;
+
+impl Console for Screen {
+    fn print(&self, _bytes: &[u8]) {}
+
+    fn take_input(&self, most: usize) -> Vec<u8> {
+        vec![b'x'; most.min(16)]
+    }
+}
+
+impl Terminal for Screen {
+    fn await_input(&self) -> bool {
+        true
+    }
+}
 
 struct Guest {
     bridge: Arc<HostBridge>,

@@ -14,6 +14,13 @@ pub trait Console: Debug + Send + Sync {
     fn take_input(&self, most: usize) -> Vec<u8>;
 }
 
+/// A console whose device is told when something is typed.
+pub trait Terminal: Console {
+    /// Requests a ring of the doorbell at the next typed byte. Returns whether
+    /// there is input already.
+    fn await_input(&self) -> bool;
+}
+
 #[cfg(test)]
 pub mod tests {
     //! A console for tests of code that prints.
@@ -39,6 +46,12 @@ pub mod tests {
         /// Appends `bytes` to the typed input.
         pub fn type_in(&self, bytes: &[u8]) {
             self.typed.lock().unwrap().extend(bytes);
+        }
+    }
+
+    impl Terminal for Recorder {
+        fn await_input(&self) -> bool {
+            !self.typed.lock().unwrap().is_empty()
         }
     }
 

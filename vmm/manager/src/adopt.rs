@@ -33,7 +33,7 @@ use crate::child::{Role, Unreaped};
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::LogFile;
-use crate::devices;
+use crate::devices::{self, Opened};
 use crate::event_log::EventKind;
 use crate::guest::{Guest, Holdings, Loaded};
 use crate::host::Host;
@@ -316,6 +316,9 @@ impl Manager {
         };
         let opened = devices::adopt(&config.spec, opened);
         let opened = opened.ok_or_else(|| contradiction("devices without their descriptors"))?;
+        for console in opened.iter().filter_map(Opened::console) {
+            tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(console)));
+        }
         config.devices = Arc::new(opened);
         let (mut board, mut board_held) = (None, None);
         if inventory.held.contains_key(&Key::Board(id.0, record.epoch)) {

@@ -26,6 +26,7 @@ use crate::budget::Booking;
 use crate::child::Unreaped;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
+use crate::devices::Opened;
 use crate::images::Images;
 use crate::log_writer::ConsoleLog;
 use crate::status::Status;
@@ -262,6 +263,12 @@ impl Guest {
     /// Returns its serial console.
     pub fn console(&self) -> &Arc<GuestConsole> {
         &self.console
+    }
+
+    /// Returns all its consoles: the serial one, then those of its devices.
+    pub fn consoles(&self) -> impl Iterator<Item = &Arc<GuestConsole>> {
+        let others = self.config.devices.iter().filter_map(Opened::console);
+        std::iter::once(&self.console).chain(others)
     }
 
     /// Returns its policy for an end with this reason.

@@ -16,6 +16,9 @@ pub const DEVICES_MAX: usize = 31;
 pub enum Device {
     /// An entropy device.
     Rng,
+    /// A console in shared memory: its descriptors are the console's file and
+    /// the worker's doorbell.
+    Console,
 }
 
 impl Device {
@@ -23,6 +26,7 @@ impl Device {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Rng => 0,
+            Self::Console => 2,
         }
     }
 }

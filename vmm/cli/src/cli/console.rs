@@ -1,4 +1,5 @@
-//! `mkvmm console NAME`: connects a terminal to an instance's serial port.
+//! `mkvmm console NAME`: connects a terminal to an instance's serial port, or to
+//! another of its consoles.
 //!
 //! A serial line cannot transmit the size of a window. A guest can ask the
 //! terminal (`resize` does), or the user can set it: `stty rows R cols C`.
@@ -30,6 +31,9 @@ const LEAVE: u8 = 0x1d;
 pub struct ConsoleArgs {
     /// The name of the instance
     name: String,
+    /// The number of the console: 0 for the serial port, others from 1 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    number: u8,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -82,18 +86,26 @@ impl Drop for RawTerminal {
 /// # Errors
 /// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &ConsoleArgs) -> Result<ExitStatus, CliError> {
-    attach(&args.name, &args.client)
+    attach_to(&args.name, args.number, &args.client)
 }
 
-/// Stays attached until Ctrl-], a signal, or the end of the VMM.
+/// Stays attached to the serial port until Ctrl-], a signal, or the end of the
+/// VMM.
 ///
 /// # Errors
 /// Returns a [`CliError`], which determines the exit status.
 pub fn attach(name: &str, client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    attach_to(name, 0, client)
+}
+
+fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let socket = client.socket();
     block_on(async {
         let mut sender = connect(&socket).await?;
-        let path = format!("/v1/instances/{}/console", escape(name));
+        let path = match number {
+            0 => format!("/v1/instances/{}/console", escape(name)),
+            _ => format!("/v1/instances/{}/console?number={number}", escape(name)),
+        };
         let request = request(Call::get(path), Some(CONSOLE_PROTOCOL))?;
         let answer = sender.send_request(request).await;
         let answer = accepted(answer.map_err(ClientError::from)?).await?;

@@ -1,8 +1,8 @@
 //! Interrupts of devices: eventfds that KVM converts into interrupts.
 //!
-//! All present devices use lines of the interrupt controllers ([`IrqLine`]). A
-//! PCI function with MSI-X would be signalled in the same way, through one
-//! eventfd per vector with a message as its route instead of a line.
+//! Devices at fixed addresses use lines of the interrupt controllers ([`IrqLine`]).
+//! PCI functions are signalled through one eventfd for each MSI-X vector, with a
+//! message as its route instead of a line ([`crate::devices::pci::msix`]).
 
 use std::io;
 use std::sync::Arc;

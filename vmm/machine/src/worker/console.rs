@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mkvmm_wire::shared::console::{Input, Printer};
 
-use crate::console::Console;
+use crate::console::{Console, Terminal};
 use crate::vcpu;
 
 /// A console in memory shared with the manager.
@@ -32,6 +32,12 @@ impl SharedConsole {
     /// there is input already.
     pub fn await_input(&self) -> bool {
         !lock(&self.input).will_wait()
+    }
+}
+
+impl Terminal for SharedConsole {
+    fn await_input(&self) -> bool {
+        Self::await_input(self)
     }
 }
 

@@ -2,11 +2,18 @@
 //! has opened.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::vec::IntoIter;
 
 use mkvmm_virtio::VirtioDevice;
 use mkvmm_virtio::rng::Rng;
 use mkvmm_wire::devices::Device;
+use mkvmm_wire::shared::SharedError;
+use mkvmm_wire::shared::bell::Bell;
+use mkvmm_wire::shared::console;
+
+use crate::devices::virtio::console::VirtioConsole;
+use crate::worker::console::SharedConsole;
 
 /// A reason why a device was not built.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +21,9 @@ pub enum DeviceError {
     /// The number of descriptors does not match the devices.
     #[error("internal error: devices came without their descriptors")]
     Descriptors,
+    /// The memory of a console cannot be opened.
+    #[error("the memory of a console cannot be opened")]
+    Shared(#[from] SharedError),
     /// The host gives the device too little.
     #[error("the device {device} cannot be created")]
     Io {
@@ -53,6 +63,13 @@ fn build_one(device: &Device, files: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevic
         Device::Rng => {
             let [] = fixed(files)?;
             Ok(Box::new(Rng::new().map_err(named("rng"))?))
+        }
+        Device::Console => {
+            let [file, bell] = fixed(files)?;
+            let bell = Bell::from(bell);
+            let (printer, input) = console::Console::open(file)?.worker(&bell);
+            let console = SharedConsole::new(printer, input);
+            Ok(Box::new(VirtioConsole::new(Arc::new(console), bell)))
         }
     }
 }

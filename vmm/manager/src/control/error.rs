@@ -118,6 +118,12 @@ pub enum ControlError {
     /// What a device needs cannot be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The instance has no console with this number.
+    #[error("the instance has no console {number}")]
+    NoConsole {
+        /// The number that was given.
+        number: u8,
+    },
     /// The VMM is shutting down.
     #[error("the VMM is shutting down")]
     Ending,
@@ -153,7 +159,7 @@ impl Diagnose for ControlError {
         }
         match self {
             Self::Name(_) => Class::Name,
-            Self::Data(_) | Self::Since { .. } => Class::Invalid,
+            Self::Data(_) | Self::Since { .. } | Self::NoConsole { .. } => Class::Invalid,
             Self::Cgroup(_) | Self::NoPeer => Class::Cgroup,
             Self::Syntax(_)
             | Self::Broken(_)

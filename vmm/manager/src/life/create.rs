@@ -15,7 +15,7 @@ use mkvmm_wire::keeping::Key;
 use crate::budget::Amounts;
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
-use crate::devices;
+use crate::devices::{self, Opened};
 use crate::guest::{Guest, Holdings};
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
@@ -113,6 +113,9 @@ impl Manager {
             .book(Amounts::of_instance(config.cpus(), 1, 1).plus(devices::needs(&config.spec)))?;
         let sub_pool = carve(registry.pool_mut(), id, &config)?;
         timeline.reach(Stage::Created);
+        for console in config.devices.iter().filter_map(Opened::console) {
+            tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(console)));
+        }
         if !self.console.lossless {
             // Otherwise an output stream follows it.
             tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));

@@ -146,7 +146,7 @@ impl Manager {
         (guest.serial, guest.kill_at) = (None, None);
         guest.is_stalled = false;
         guest.is_clean = false;
-        guest.console.refresh();
+        guest.consoles().for_each(|console| console.refresh());
         let was_live = guest.state.is_live();
         // A verb in progress handles it; nobody else waits for it.
         if !was_live && (guest.busy.is_some() || guest.state != State::Loaded) {
@@ -165,7 +165,7 @@ impl Manager {
         guest.state = reason.state();
         guest.reason = Some(reason);
         guest.timeline.reach(Stage::Ended);
-        guest.console.clear_input();
+        guest.consoles().for_each(|console| console.clear_input());
         log_end(guest, reason);
         let again = guest.on_end(reason) == OnEnd::Restart && was_live && !guest.is_doomed;
         if again && !self.is_ending() {

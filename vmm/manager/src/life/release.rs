@@ -107,7 +107,7 @@ impl Manager {
             return Ok(None);
         };
         guest.log = None;
-        guest.console.close();
+        guest.consoles().for_each(|console| console.close());
         let name = guest.name().to_string();
         registry.pool_mut().release(guest.sub_pool)?;
         if !guest.is_told_gone {

@@ -31,7 +31,7 @@ const ASSERTED: u8 = 1 << 3;
 const HAS_CAPABILITIES: u8 = 1 << 4;
 /// The type of a memory BAR of 64 bits.
 const WIDE: u32 = 0b100;
-/// Pin INTA.
+/// The number of the pin INTA.
 const PIN_A: u8 = 1;
 
 /// What a function is.

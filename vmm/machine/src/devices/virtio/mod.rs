@@ -7,6 +7,7 @@
 //!   KVM ◄── vector: an event ── Interrupts ◄───────────────────────┘
 //! ```
 
+pub mod console;
 pub mod function;
 pub mod interrupts;
 pub mod registers;

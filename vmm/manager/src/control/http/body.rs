@@ -85,6 +85,17 @@ pub struct OutputQuery {
     pub follow: bool,
 }
 
+/// The query of a console's route.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ConsoleQuery {
+    /// The number of the console: 0 for the serial port, others from 1 on.
+    #[serde(default)]
+    #[param(required = false, minimum = 0, maximum = 255)]
+    pub number: u8,
+}
+
 /// The query of the allocation log's route.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 use crate::console::GuestConsole;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
-use crate::control::http::body::{EventsQuery, NameParam, Refusal, name};
+use crate::control::http::body::{ConsoleQuery, EventsQuery, NameParam, Refusal, name};
 use crate::control::places::Answering;
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
@@ -97,15 +97,22 @@ pub async fn events(
 /// An instance's console: the connection becomes a stream of bytes. Output that
 /// the ring has kept comes first.
 #[utoipa::path(get, path = "/v1/instances/{name}/console",
-    params(NameParam),
+    params(NameParam, ConsoleQuery),
     responses((status = 101, description = "a raw stream in both directions"), Refusal))]
 pub async fn console(
     State(api): State<Api>,
     path: Result<Path<String>, PathRejection>,
+    query: Result<Query<ConsoleQuery>, QueryRejection>,
     mut request: Request,
 ) -> Result<Response, ControlError> {
     let name = name(path)?;
-    let look = move |registry: &Registry| Ok(Arc::clone(registry.find(&name)?.console()));
+    let number = query?.number;
+    let look = move |registry: &Registry| {
+        let console = registry.find(&name)?.consoles().nth(number.into());
+        Ok(Arc::clone(
+            console.ok_or(ControlError::NoConsole { number })?,
+        ))
+    };
     let console = api.client.look(look).await?;
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (Some(upgrade), true) = (upgrade, asks_for_console(&request)) else {

@@ -1,0 +1,110 @@
+//! Further consoles, by virtio.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use mkvmm_test_harness::mkvmm::binary;
+use mkvmm_test_harness::server::Server;
+use mkvmm_test_harness::tier::skips_without_kvm;
+
+use crate::driver::{Driver, IN_USE, Queue, STATUS, WRITE, buffer};
+
+const RECEIVE: Queue = Queue { index: 0, size: 8 };
+const TRANSMIT: Queue = Queue { index: 1, size: 8 };
+/// The size of a chain, and how many are printed: half of what is kept.
+const CHAIN: u32 = 64 << 10;
+const CHAINS: u16 = 8;
+/// What the guest prints at last.
+const END: &[u8; 8] = b"the end\n";
+
+#[test]
+fn much_is_printed_byte_for_byte_and_what_is_typed_arrives() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut driver = Driver::new(1);
+    driver.negotiate();
+    driver.enable(RECEIVE);
+    driver.enable(TRANSMIT);
+    driver.register(1, STATUS, IN_USE);
+    // Each chain is zeros with its number at the beginning.
+    for chain in 0..CHAINS {
+        let at = buffer(16 * u64::from(chain) + 16);
+        driver.write(8, at, u64::from(chain) + 1);
+        driver.descriptor(TRANSMIT, chain, (at, CHAIN), 0, 0);
+        driver.offer(TRANSMIT, chain);
+    }
+    driver.kick(TRANSMIT);
+    driver.used(TRANSMIT, CHAINS);
+    // What is typed is waited for, and echoed.
+    let mut driver = driver.with_new_ring();
+    driver.descriptor(RECEIVE, 0, (buffer(0), 5), WRITE, 0);
+    driver.offer(RECEIVE, 0);
+    driver.kick(RECEIVE);
+    driver.used(RECEIVE, 1);
+    driver.until(
+        8,
+        buffer(0),
+        0xff_ffff_ffff,
+        u64::from_le_bytes(*b"typed\0\0\0"),
+    );
+    let mut driver = driver.with_ring_at(CHAINS);
+    driver.write(8, buffer(1), u64::from_le_bytes(*END));
+    driver.descriptor(TRANSMIT, 0, (buffer(1), 8), 0, 0);
+    driver.offer(TRANSMIT, 0);
+    driver.kick(TRANSMIT);
+    driver.used(TRANSMIT, CHAINS + 1);
+    let cmdline = format!("{} end=halt", driver.word());
+
+    let server = Server::start("64M@0x100000000");
+    let create = [
+        "create",
+        "a",
+        "--memory",
+        "8M",
+        "--consoles",
+        "1",
+        "--kernel",
+        "probe",
+    ];
+    let words = [&create[..], &["--cmdline", &cmdline]].concat();
+    server.run_words(words).expect_code(0);
+    let shown = server.ok("show a");
+    assert!(shown.contains("00:01.0 console=1"), "{shown}");
+    server.ok("start a");
+    let mut client = Command::new(binary())
+        .args(["console", "a", "--number", "1", "--socket"])
+        .arg(server.socket())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    client.stdin.as_mut().unwrap().write_all(b"typed").unwrap();
+    let mut output = vec![0; CHAIN as usize * usize::from(CHAINS) + END.len()];
+    client
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut output)
+        .unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let (chains, end) = output.split_at(output.len() - END.len());
+    assert_eq!(end, END);
+    for (chain, number) in chains.chunks(CHAIN as usize).zip(1_u64..) {
+        assert_eq!(chain[..8], number.to_le_bytes());
+        assert!(chain[8..].iter().all(|byte| *byte == 0));
+    }
+    // There is no second one.
+    let refused = server.run("console a --number 2");
+    assert!(
+        refused.expect_refusal(2).contains("no console 2"),
+        "{refused}"
+    );
+    let metrics = server.ok("metrics");
+    let is_counter = |line: &&str| {
+        line.starts_with("mkvmm_instance_device_requests_total{") && line.contains("queue=\"1\"")
+    };
+    let printed = metrics.lines().find(is_counter).unwrap_or_default();
+    assert!(printed.ends_with(" 9"), "{metrics}");
+}
