@@ -27,6 +27,7 @@ use rustix::process::Pid;
 use crate::confine::{self, DEBUGGABLE_VARIABLE};
 use crate::failure::Failure;
 use crate::last_words;
+use crate::telling::{exit_code, report, said};
 
 /// What `ps` shows of a worker without an instance, whose names have no brackets.
 const WAITING: &str = "mkvmm-worker: (waits)";
@@ -65,7 +66,7 @@ pub fn early() -> Fork {
             drop(ours);
             last_words::keep();
             let done = work(theirs, caller, &processors);
-            Fork::Worker(crate::exit_code(done))
+            Fork::Worker(exit_code(done))
         }
         // A worker is started when it is needed; if that fails too, the error
         // is reported then.
@@ -88,8 +89,8 @@ fn work(socket: OwnedFd, caller: Pid, processors: &Processors) -> Result<(), Fai
     if find(DEBUGGABLE_VARIABLE).is_none() {
         child::silence()?;
     }
-    crate::said(confine::confine(Profile::Worker, &find), |text| {
-        crate::report(&mut channel, text)
+    said(confine::confine(Profile::Worker, &find), |text| {
+        report(&mut channel, text)
     })?;
     let show = Some(shower(title));
     worker::serve(channel, Beginning { vm, show })?;
@@ -102,9 +103,9 @@ pub(crate) fn wait(socket: OwnedFd) -> Result<(), Failure> {
     let environment: Vec<(String, String)> = env::vars().collect();
     let title = Title::clear()?;
     let mut channel = Channel::open(socket)?;
-    crate::said(
+    said(
         confine::confine(Profile::Worker, &finder(&environment)),
-        |text| crate::report(&mut channel, text),
+        |text| report(&mut channel, text),
     )?;
     title.show(WAITING);
     let show = Some(shower(title));

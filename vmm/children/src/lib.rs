@@ -19,6 +19,7 @@ mod confine;
 mod early;
 mod failure;
 mod last_words;
+mod telling;
 mod unpacker;
 
 use std::env;
@@ -26,19 +27,18 @@ use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 
-use mkvmm_base::chain;
 use mkvmm_keeper::child;
 use mkvmm_keeper::server::{self, OnManagerExit};
 use mkvmm_machine::worker::{self, Beginning};
 use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_sandbox::Profile;
-use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
-use mkvmm_wire::messages::{Cleaned, LogLevel, Order, Report};
+use mkvmm_wire::messages::Cleaned;
 use mkvmm_wire::settings::WAITS_VARIABLE;
 use rustix::fs::{FlockOperation, flock};
 
 use failure::Failure;
+use telling::{exit_code, report, said};
 
 pub use confine::{DEBUGGABLE_VARIABLE, GID_VARIABLE, SANDBOX_VARIABLE, UID_VARIABLE};
 pub use early::{Early, Fork, early};
@@ -52,24 +52,11 @@ pub const ON_MANAGER_EXIT_VARIABLE: &str = "MKVMM_ON_MANAGER_EXIT";
 /// The variable that tells a keeper which file it locks for as long as it lives.
 pub const KEEPER_LOCK_VARIABLE: &str = "MKVMM_KEEPER_LOCK";
 
-/// The exit status of a child that could not do its work.
-const FAILED: u8 = 1;
-
 /// Does the work of a child, in a child; returns `None` in any other process.
 pub fn run() -> Option<ExitCode> {
     let role = child::role()?;
     last_words::keep();
     Some(exit_code(work(&role)))
-}
-
-fn exit_code(done: Result<(), Failure>) -> ExitCode {
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            last_words::say(&chain(&failure));
-            ExitCode::from(FAILED)
-        }
-    }
 }
 
 fn work(role: &str) -> Result<(), Failure> {
@@ -146,21 +133,4 @@ fn lock(path: &Path) -> Result<File, Failure> {
         .map_err(failed)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
     Ok(file)
-}
-
-/// Reports the failure of a worker.
-fn report(channel: &mut Channel<Report, Order>, text: String) -> Result<(), WireError> {
-    let level = LogLevel::Error;
-    channel.send(&Report::Log { level, text }, &[], None)
-}
-
-/// Has a failure told to the manager before it is returned.
-fn said(
-    result: Result<(), Failure>,
-    tell: impl FnOnce(String) -> Result<(), WireError>,
-) -> Result<(), Failure> {
-    if let Err(failure) = &result {
-        tell(chain(failure))?;
-    }
-    result
 }
