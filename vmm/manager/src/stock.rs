@@ -49,7 +49,7 @@ const SHORT: Duration = Duration::from_secs(10);
 /// A worker taken from the stock.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    /// Its process.
+    /// The process of the worker.
     pub child: Child,
     /// The channel to it, on which it has answered that it is ready.
     pub channel: AsyncChannel<Order, Report>,
