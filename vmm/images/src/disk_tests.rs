@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -175,23 +175,48 @@ fn direct_access_knows_its_alignment() {
     }
 }
 
-/// Whether QEMU's tools are installed; `MKVMM_REQUIRE_QEMU=1` makes the test
-/// fail if not.
+/// Whether QEMU is installed; `MKVMM_REQUIRE_QEMU=1` makes the test fail if not.
 fn has_qemu() -> bool {
-    let found = Command::new("qemu-io").arg("--version").output().is_ok();
+    let found = Command::new(QEMU).arg("--version").output().is_ok();
     let is_required = std::env::var_os("MKVMM_REQUIRE_QEMU").is_some_and(|value| value == "1");
-    assert!(found || !is_required, "qemu-io is not installed");
+    assert!(found || !is_required, "{QEMU} is not installed");
     if !found {
-        eprintln!("qemu-io is not installed; its locks are not tested");
+        eprintln!("{QEMU} is not installed; its locks are not tested");
     }
     found
 }
 
-/// Opens `path` in QEMU's own way and runs `command` on it.
-fn qemu_io(path: &Path, options: &[&str], command: &str) -> process::Output {
-    let mut qemu = Command::new("qemu-io");
-    qemu.args(["-f", "raw"]).args(options).args(["-c", command]);
-    qemu.arg(path).output().unwrap()
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Returns the command for a guest of QEMU with the disk at `path`, which does
+/// not run, and lives until the end of the input. (`qemu-io` would not do: it
+/// lets others write to what it reads.)
+fn qemu(path: &Path, is_reader: bool) -> Command {
+    let path = path.display();
+    let readonly = if is_reader { "on" } else { "off" };
+    let drive = format!("if=none,id=disk,format=raw,file={path},readonly={readonly}");
+    let mut qemu = Command::new(QEMU);
+    qemu.args(["-machine", "q35,accel=tcg", "-m", "16", "-nodefaults", "-S"])
+        .args(["-display", "none", "-monitor", "stdio", "-drive", &drive])
+        .args(["-device", "virtio-blk-pci,drive=disk"])
+        .stdin(process::Stdio::piped())
+        .stdout(process::Stdio::piped())
+        .stderr(process::Stdio::piped());
+    qemu
+}
+
+/// Tries to start a guest of QEMU, and ends it.
+fn starts(path: &Path, is_reader: bool) -> Result<(), String> {
+    let mut child = qemu(path, is_reader).spawn().unwrap();
+    let asked = child.stdin.take().unwrap().write_all(b"quit\n");
+    let output = child.wait_with_output().unwrap();
+    match output.status.success() {
+        true => {
+            asked.unwrap();
+            Ok(())
+        }
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }
 
 #[test]
@@ -202,15 +227,15 @@ fn qemu_is_refused_a_disk_of_ours() {
     let scratch = Scratch::new();
     let path = scratch.disk(1 << 20);
     let writer = open(&path, &Access::Own, WRITER).unwrap();
-    for options in [&[][..], &["-r"]] {
-        let refused = qemu_io(&path, options, "read 0 512");
-        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && text.contains("lock"), "{text}");
+    for is_reader in [false, true] {
+        let error = starts(&path, is_reader).unwrap_err();
+        assert!(error.contains("lock"), "{error}");
     }
     drop(writer);
     let _reader = open(&path, &Access::Own, READER).unwrap();
-    assert!(qemu_io(&path, &["-r"], "read 0 512").status.success());
-    assert!(!qemu_io(&path, &[], "write 0 512").status.success());
+    starts(&path, true).unwrap();
+    let error = starts(&path, false).unwrap_err();
+    assert!(error.contains("lock"), "{error}");
 }
 
 #[test]
@@ -220,31 +245,23 @@ fn a_disk_of_qemu_is_refused_to_us() {
     }
     let scratch = Scratch::new();
     let path = scratch.disk(1 << 20);
-    for (qemu_options, is_writer) in [(&[][..], true), (&["-r"], false)] {
-        // It holds the image until the end of its input.
-        let mut qemu = Command::new("qemu-io")
-            .args(["-f", "raw"])
-            .args(qemu_options)
-            .arg(&path)
-            .stdin(process::Stdio::piped())
-            .stdout(process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The prompt says that the image is open.
-        let mut prompt = [0; 1];
-        let output = qemu.stdout.as_mut().unwrap();
-        output.read_exact(&mut prompt).unwrap();
+    for is_reader in [false, true] {
+        let mut guest = qemu(&path, is_reader).spawn().unwrap();
+        // It answers once the devices are there.
+        let input = guest.stdin.as_mut().unwrap();
+        input.write_all(b"info status\n").unwrap();
+        let output = BufReader::new(guest.stdout.as_mut().unwrap());
+        let mut lines = output.lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("VM status")));
         let refused = open(&path, &Access::Own, WRITER).unwrap_err();
         let message = text(&refused);
-        assert!(
-            message.contains(&format!("process {}, qemu-io", qemu.id())),
-            "{message}"
-        );
+        let holder = format!("process {}, qemu-system", guest.id());
+        assert!(message.contains(&holder), "{message}");
         let read = open(&path, &Access::Own, READER);
-        assert_eq!(read.is_err(), is_writer);
+        assert_eq!(read.is_ok(), is_reader);
         drop(read);
-        drop(qemu.stdin.take());
-        assert!(qemu.wait().unwrap().success());
+        guest.stdin.take().unwrap().write_all(b"quit\n").unwrap();
+        assert!(guest.wait().unwrap().success());
     }
     open(&path, &Access::Own, WRITER).unwrap();
 }
