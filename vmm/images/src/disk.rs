@@ -39,9 +39,9 @@ pub struct DiskOptions {
 /// An open and locked disk.
 #[derive(Debug)]
 pub struct OpenedDisk {
-    /// The descriptor.
+    /// The descriptor, which holds the lock.
     pub fd: OwnedFd,
-    /// Its size and shape.
+    /// The size of the disk, and the alignment of its accesses.
     pub shape: DiskShape,
 }
 

@@ -45,9 +45,9 @@ pub enum Share {
 /// A process that has a lock on a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its number.
+    /// The process ID of the holder.
     pub pid: u32,
-    /// Its name.
+    /// The name of the program.
     pub name: String,
 }
 

@@ -124,7 +124,7 @@ pub enum RemoteCommand {
     /// Show one instance, or all
     #[command(aliases = ["status", "inspect", "dominfo"])]
     Show(ShowArgs),
-    /// List instances
+    /// List all instances, or those in a state
     #[command(aliases = ["ps", "ls"])]
     List(ListArgs),
     /// Show the pool and its instances live

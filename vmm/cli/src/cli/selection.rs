@@ -54,7 +54,7 @@ pub struct Selection {
     /// The names of the instances
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
-    /// All instances
+    /// Select all instances
     #[arg(long, conflicts_with = "names")]
     all: bool,
 }

@@ -16,7 +16,7 @@ const CONSOLE_LINES: usize = 64;
 pub struct Snapshot {
     /// The time at which it was taken, since an arbitrary moment.
     pub at: Duration,
-    /// The pool.
+    /// The state of the pool.
     pub pool: Pool,
     /// All instances, ordered by number.
     pub instances: Vec<Instance>,
@@ -36,13 +36,13 @@ pub struct Rates {
 /// A command for the selected instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
-    /// Boot it.
+    /// Boot the instance.
     Start,
-    /// Pause its vCPUs.
+    /// Pause the vCPUs of the instance.
     Pause,
-    /// Resume its vCPUs.
+    /// Resume the vCPUs of the instance.
     Resume,
-    /// End it, by its power button and then by force.
+    /// End the instance, by its power button and then by force.
     Kill,
 }
 

@@ -69,7 +69,7 @@ const fn column(
     }
 }
 
-/// Draws everything.
+/// Draws the whole screen.
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let area = frame.area();
     let has_console = area.height >= HEIGHT_FOR_CONSOLE;

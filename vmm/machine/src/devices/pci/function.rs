@@ -9,10 +9,9 @@ use crate::devices::pci::config::{Decoded, Windows};
 
 /// A function on bus 0.
 ///
-/// Several vCPUs may call it at once, as with a [`Device`]. An access never
-/// crosses the end of the BAR in which it begins.
-///
-/// [`Device`]: crate::devices::device::Device
+/// Several vCPUs may call it at once, as with a
+/// [`Device`](crate::devices::device::Device). An access never crosses the end of
+/// the BAR in which it begins.
 pub trait Function: Debug + Send + Sync {
     /// Returns the name of the function for errors and logs.
     fn name(&self) -> &str;
