@@ -29,7 +29,8 @@ pub struct Received {
     pub is_repeated: bool,
 }
 
-/// Messages that were skipped by [`Consumer::resync`], according to the memory.
+/// Messages that were skipped by [`Consumer::resync`](crate::Consumer::resync),
+/// according to the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Skipped {
     /// The number of the message that was expected next.
