@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use mkvmm_test_harness::{Finished, Mkvmm};
 
 /// The pool, and a place in the guest's memory that the probe does not use.
-const POOL: &str = "16M@0x100000000";
+pub const POOL: &str = "16M@0x100000000";
 const QUEUES: u64 = 0x1_0060_0000;
 const BUFFERS: u64 = 0x1_0061_0000;
 
@@ -37,6 +37,8 @@ pub struct Driver {
     pub bar: u64,
     script: String,
     offered: u16,
+    /// The lower half of the features to agree on.
+    features: u64,
 }
 
 /// A queue at its place in memory.
@@ -78,6 +80,7 @@ impl Driver {
             bar: slot_start(slot),
             script: String::new(),
             offered: 0,
+            features: 0,
         };
         driver.config(2, 4, 6);
         driver
@@ -136,6 +139,11 @@ impl Driver {
         self.until(1, self.bar + STATUS, 0xff, status);
     }
 
+    /// Agrees on features of the device, those below bit 32, from now on.
+    pub fn want(&mut self, features: u64) {
+        self.features = features;
+    }
+
     /// Sets the device up to the point where queues are enabled.
     pub fn negotiate(&mut self) {
         self.register(1, STATUS, 0);
@@ -143,7 +151,7 @@ impl Driver {
         self.offered = 0;
         self.register(1, STATUS, 3);
         self.register(4, 0x08, 0);
-        self.register(4, 0x0c, 0);
+        self.register(4, 0x0c, self.features);
         self.register(4, 0x08, 1);
         self.register(4, 0x0c, VERSION_1);
         self.register(1, STATUS, 0xb);

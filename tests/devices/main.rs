@@ -7,10 +7,14 @@
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
+//! | `disk` | the disk |
+//! | `power` | power cuts under a disk |
 //! | `hostile` | queues that no correct driver makes |
 
 mod console;
+mod disk;
 mod driver;
 mod hostile;
 mod pci;
+mod power;
 mod rng;

@@ -11,6 +11,7 @@
 use mkvmm_base::layout::{PCI_SLOTS, pci_slot_start};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskSpec;
 use crate::range::Range;
 
 /// The maximum number of devices of an instance: a PCI slot for each, beside the
@@ -30,7 +31,13 @@ pub enum DeviceSpec {
         /// The number of the console, from 1; the serial port is console 0.
         number: u8,
     },
+    /// A disk.
+    Disk(DiskSpec),
 }
+
+/// The number of queues of a disk, so that several vCPUs need not wait for each
+/// other.
+pub const DISK_QUEUES: u16 = 4;
 
 impl DeviceSpec {
     /// Returns a word for its kind.
@@ -38,6 +45,7 @@ impl DeviceSpec {
         match self {
             Self::Rng => "rng",
             Self::Console { .. } => "console",
+            Self::Disk(_) => "disk",
         }
     }
 
@@ -46,6 +54,7 @@ impl DeviceSpec {
         match self {
             Self::Rng => 1,
             Self::Console { .. } => 2,
+            Self::Disk(_) => DISK_QUEUES.into(),
         }
     }
 
@@ -54,6 +63,7 @@ impl DeviceSpec {
         match self {
             Self::Rng => None,
             Self::Console { number } => Some(number.to_string()),
+            Self::Disk(spec) => Some(spec.to_string()),
         }
     }
 }

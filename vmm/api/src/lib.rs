@@ -4,7 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`spec`] | [`InstanceSpec`], the description of an instance, and [`ImagesSpec`] |
-//! | [`devices`] | the devices of an instance |
+//! | [`devices`], [`disk`] | the devices of an instance |
 //! | [`bodies`] | bodies of requests |
 //! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | bodies of responses |
 //! | [`error`] | errors |
@@ -22,6 +22,7 @@
 pub mod bodies;
 pub mod debug;
 pub mod devices;
+pub mod disk;
 pub mod doctor;
 pub mod error;
 pub mod events;

@@ -60,7 +60,7 @@ impl KernelSource {
 }
 
 /// Returns `text` as a path, unless it is empty or too long.
-fn path(text: String) -> Result<PathBuf, PathError> {
+pub(crate) fn path(text: String) -> Result<PathBuf, PathError> {
     match text.len() {
         1..=PATH_MAX => Ok(text.into()),
         len => Err(PathError { len }),

@@ -5,6 +5,7 @@
 //! a key that is added there is known everywhere.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use mkvmm_base::InstanceName;
@@ -13,10 +14,11 @@ use mkvmm_base::image_facts::BootMode;
 use mkvmm_base::state::OnEnd;
 use mkvmm_base::violation::ViolationPolicy;
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_zero};
+use crate::disk::DiskSpec;
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
@@ -114,6 +116,14 @@ pub struct InstanceSpec {
     )]
     #[cfg_attr(feature = "schema", schema(minimum = 0, maximum = 8))]
     pub consoles: u8,
+    /// One or several disks: the path of a file or a block device, and after
+    /// commas `ro` (only read), `format=raw` (the default), `direct` (no page cache).
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = disk_schema))]
+    pub disk: Vec<DiskSpec>,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +186,7 @@ impl Default for InstanceSpec {
             thread_limit: None,
             rng: false,
             consoles: 0,
+            disk: Vec::new(),
             kernel: None,
             initrd: Vec::new(),
             boot: None,
@@ -223,7 +234,8 @@ impl InstanceSpec {
     pub fn devices(&self) -> Vec<DeviceSpec> {
         let rng = self.rng.then_some(DeviceSpec::Rng);
         let consoles = (1..=self.consoles).map(|number| DeviceSpec::Console { number });
-        rng.into_iter().chain(consoles).collect()
+        let disks = self.disk.iter().cloned().map(DeviceSpec::Disk);
+        rng.into_iter().chain(consoles).chain(disks).collect()
     }
 
     /// Checks the conditions that involve several keys or the host: that images
@@ -251,6 +263,9 @@ impl InstanceSpec {
         }
         for source in &mut self.initrd {
             source.rebase(base);
+        }
+        for disk in &mut self.disk {
+            disk.rebase(base);
         }
         if let Some(path) = &mut self.console_log {
             *path = base.join(&*path);
@@ -286,27 +301,61 @@ impl std::str::FromStr for InstanceSpec {
     }
 }
 
-/// Reads one source or a list of sources.
-fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
-    struct Sources;
+/// A value of which there may be one or a list.
+trait Listed: DeserializeOwned + TryFrom<String, Error: fmt::Display> {
+    /// What is expected, for errors.
+    const EXPECTED: &str;
+}
 
-    impl<'de> Visitor<'de> for Sources {
-        type Value = Vec<Source>;
+impl Listed for Source {
+    const EXPECTED: &str = "a path or a list of paths";
+}
+
+impl Listed for DiskSpec {
+    const EXPECTED: &str = "a disk or a list of disks";
+}
+
+/// Reads one value or a list of values.
+fn one_or_several<'de, T: Listed, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Values<T>(PhantomData<T>);
+
+    impl<'de, T: Listed> Visitor<'de> for Values<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a path or a list of paths")
+            f.write_str(T::EXPECTED)
         }
 
-        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<Source>, E> {
-            let source = Source::try_from(text.to_owned());
-            Ok(vec![source.map_err(E::custom)?])
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
+            let value = T::try_from(text.to_owned());
+            Ok(vec![value.map_err(E::custom)?])
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<Source>, A::Error> {
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
             Vec::deserialize(SeqAccessDeserializer::new(seq))
         }
     }
-    deserializer.deserialize_any(Sources)
+    deserializer.deserialize_any(Values(PhantomData))
+}
+
+#[cfg(feature = "schema")]
+fn disk_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
+    let disk = || {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .examples(["/srv/root.img,ro"])
+    };
+    OneOfBuilder::new()
+        .description(Some(
+            "One or several disks: the path of a file or a block device, and after commas `ro` \
+             (only read), `format=raw` (the default), `direct` (no page cache).",
+        ))
+        .item(disk())
+        .item(ArrayBuilder::new().items(disk()))
+        .into()
 }
 
 #[cfg(feature = "schema")]

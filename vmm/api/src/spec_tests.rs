@@ -10,7 +10,7 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
      on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
-     memory-limit=300M,thread-limit=6,rng=true,consoles=2,kernel=/boot/vmlinuz,initrd=/i.gz,\
+     memory-limit=300M,thread-limit=6,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
 fn every_key() -> InstanceSpec {
@@ -30,6 +30,7 @@ fn every_key() -> InstanceSpec {
         thread_limit: Some(6),
         rng: true,
         consoles: 2,
+        disk: vec!["/d.img,ro".parse().unwrap(), "/e.img".parse().unwrap()],
         kernel: Some(KernelSource::File(Source::Path("/boot/vmlinuz".into()))),
         initrd: vec![Source::Path("/i.gz".into()), Source::Fd(3)],
         boot: Some(BootMode::BzImage),

@@ -3,7 +3,9 @@
 use std::env;
 use std::str::FromStr;
 
-use mkvmm_sandbox::{Confinement, Identity, Mode, Profile};
+use mkvmm_machine::worker::Rings;
+use mkvmm_sandbox::{Confinement, DiskCalls, Identity, Mode, Profile};
+use mkvmm_wire::devices::{DISK_RINGS_VARIABLE, DISK_THREADS_VARIABLE};
 
 use crate::failure::Failure;
 
@@ -26,10 +28,30 @@ pub fn environment(variable: &str) -> Option<String> {
     env::var(variable).ok()
 }
 
+/// Makes the rings that the variables request, and confines this process, a
+/// worker, so that it can use them.
+pub fn confine_worker(variables: Lookup<'_>) -> Result<Rings, Failure> {
+    let wanted = number(variables, DISK_RINGS_VARIABLE)?.unwrap_or(0);
+    let rings = Rings::prepare(wanted);
+    let disks = DiskCalls {
+        rings: rings.count() > 0,
+        // Threads do what there is no ring for.
+        threads: rings.count() < wanted
+            || variables(DISK_THREADS_VARIABLE).is_some_and(|value| value == "1"),
+    };
+    confine_with(Profile::Worker, variables, disks)?;
+    Ok(rings)
+}
+
 /// Confines this process as the variables specify. It must have one thread and
 /// must not have read any input yet.
 pub fn confine(profile: Profile, variables: Lookup<'_>) -> Result<(), Failure> {
+    confine_with(profile, variables, DiskCalls::default())
+}
+
+fn confine_with(profile: Profile, variables: Lookup<'_>, disks: DiskCalls) -> Result<(), Failure> {
     let mut confinement = Confinement::new(profile);
+    confinement.disks = disks;
     confinement.mode = mode(variables)?;
     confinement.debuggable = variables(DEBUGGABLE_VARIABLE).is_some_and(|value| value == "1");
     let number = |variable| number(variables, variable);

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use mkvmm_keeper::child;
 use mkvmm_keeper::copy::{self, Copy, Processors, Title};
 use mkvmm_keeper::process::Child;
-use mkvmm_machine::worker::{self, Beginning, EarlyVm, Show};
+use mkvmm_machine::worker::{self, Beginning, EarlyVm, Rings, Show};
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::channel::{self, Channel};
 use mkvmm_wire::settings::Settings;
@@ -89,11 +89,11 @@ fn work(socket: OwnedFd, caller: Pid, processors: &Processors) -> Result<(), Fai
     if find(DEBUGGABLE_VARIABLE).is_none() {
         child::silence()?;
     }
-    said(confine::confine(Profile::Worker, &find), |text| {
+    let rings = said(confine::confine_worker(&find), |text| {
         report(&mut channel, text)
     })?;
     let show = Some(shower(title));
-    worker::serve(channel, Beginning { vm, show })?;
+    worker::serve(channel, Beginning { vm, show, rings })?;
     Ok(())
 }
 
@@ -109,7 +109,12 @@ pub(crate) fn wait(socket: OwnedFd) -> Result<(), Failure> {
     )?;
     title.show(WAITING);
     let show = Some(shower(title));
-    worker::serve(channel, Beginning { vm: None, show })?;
+    let beginning = Beginning {
+        vm: None,
+        show,
+        rings: Rings::default(),
+    };
+    worker::serve(channel, beginning)?;
     Ok(())
 }
 

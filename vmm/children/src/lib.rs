@@ -81,8 +81,13 @@ fn work(role: &str) -> Result<(), Failure> {
         Profile::Worker if env::var(WAITS_VARIABLE).is_ok() => early::wait(socket)?,
         Profile::Worker => {
             let mut channel = Channel::open(socket)?;
-            said(confine(), |text| report(&mut channel, text))?;
-            worker::serve(channel, Beginning::default())?;
+            let confined = confine::confine_worker(&confine::environment);
+            let rings = said(confined, |text| report(&mut channel, text))?;
+            let beginning = Beginning {
+                rings,
+                ..Beginning::default()
+            };
+            worker::serve(channel, beginning)?;
         }
         Profile::Unpacker => {
             let mut channel = Channel::open(socket)?;

@@ -31,10 +31,10 @@ pub(crate) fn report(channel: &mut Channel<Report, Order>, text: String) -> Resu
 }
 
 /// Has a failure told to the manager before it is returned.
-pub(crate) fn said(
-    result: Result<(), Failure>,
+pub(crate) fn said<T>(
+    result: Result<T, Failure>,
     tell: impl FnOnce(String) -> Result<(), WireError>,
-) -> Result<(), Failure> {
+) -> Result<T, Failure> {
     if let Err(failure) = &result {
         tell(chain(failure))?;
     }

@@ -87,6 +87,14 @@ pub(crate) struct Started {
 }
 
 impl Children {
+    /// Returns the same parameters with more variables.
+    #[must_use]
+    pub fn with(&self, variables: Vec<(String, String)>) -> Self {
+        let mut children = self.clone();
+        children.environment.extend(variables);
+        children
+    }
+
     /// Begins to start a child of `role` for `label`, in the v2 cgroup whose
     /// open directory is given, if any.
     ///

@@ -5,14 +5,18 @@
 //! created ([`open`]), and held until it is deleted, by the keeper as well. A
 //! worker gets copies of the descriptors at each boot ([`Opened::order`]).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
 use mkvmm_api::InstanceSpec;
-use mkvmm_api::devices::DeviceSpec;
+use mkvmm_api::devices::{DISK_QUEUES, DeviceSpec};
+use mkvmm_api::disk::DiskSpec;
 use mkvmm_base::{Class, Diagnose, is_shortage};
-use mkvmm_wire::devices::Device;
+use mkvmm_images::Access;
+use mkvmm_images::disk::{self, DiskOptions, DiskShape};
+use mkvmm_wire::devices::{DISK_RINGS_VARIABLE, DISK_THREADS_VARIABLE, Device, Disk};
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Amounts;
@@ -23,19 +27,36 @@ const CONSOLE_RING: usize = 1 << 20;
 /// The number of descriptors of a console: its memory and two doorbells.
 const CONSOLE_PARTS: usize = 3;
 
+/// The most threads that work for a disk: its own, or those of the kernel.
+const DISK_TASKS: u64 = 10;
+
 /// A reason why a device cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The host gives no memory or no descriptors for a console.
     #[error("a console")]
     Console(#[from] SharedError),
+    /// A disk cannot be opened, or is not free.
+    #[error("the disk {}", .path.display())]
+    Disk {
+        /// The path as it was given.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: disk::DiskError,
+    },
 }
 
 impl Diagnose for DeviceError {
     fn class(&self) -> Class {
-        match is_shortage(self) {
-            true => Class::Exhausted,
-            false => Class::Invalid,
+        match self {
+            _ if is_shortage(self) => Class::Exhausted,
+            Self::Disk {
+                source: disk::DiskError::Busy { .. } | disk::DiskError::Mounted,
+                ..
+            } => Class::Busy,
+            Self::Disk { .. } => Class::File,
+            Self::Console(_) => Class::Invalid,
         }
     }
 }
@@ -43,7 +64,8 @@ impl Diagnose for DeviceError {
 /// A device with what was opened for it.
 #[derive(Debug)]
 pub struct Opened {
-    spec: DeviceSpec,
+    /// What its worker is told.
+    device: Device,
     held: Holding,
 }
 
@@ -54,6 +76,8 @@ enum Holding {
     Nothing,
     /// A console, with its doorbells.
     Console(Arc<GuestConsole>),
+    /// The file of a disk.
+    Disk(OwnedFd),
 }
 
 impl Holding {
@@ -62,6 +86,7 @@ impl Holding {
         match self {
             Self::Nothing => Vec::new(),
             Self::Console(console) => console.parts().to_vec(),
+            Self::Disk(file) => vec![file.as_fd()],
         }
     }
 
@@ -70,8 +95,25 @@ impl Holding {
         match self {
             Self::Nothing => Vec::new(),
             Self::Console(console) => console.descriptors().to_vec(),
+            Self::Disk(file) => vec![file.as_fd()],
         }
     }
+}
+
+/// Returns the variables by which a worker is told to prepare for the disks of
+/// `spec` before it confines itself.
+pub fn preparations(spec: &InstanceSpec) -> Vec<(String, String)> {
+    let (direct, others): (Vec<_>, Vec<_>) = spec.disk.iter().partition(|disk| disk.direct);
+    let mut variables = Vec::new();
+    if !others.is_empty() {
+        let rings = others.len().to_string();
+        variables.push((DISK_RINGS_VARIABLE.to_owned(), rings));
+    }
+    if !direct.is_empty() {
+        let yes = "1".to_owned();
+        variables.push((DISK_THREADS_VARIABLE.to_owned(), yes));
+    }
+    variables
 }
 
 /// Opens everything that the devices of `spec` need. It is to be called where
@@ -79,8 +121,9 @@ impl Holding {
 ///
 /// # Errors
 /// Returns a [`DeviceError`]; nothing is left open then.
-pub fn open(spec: &InstanceSpec) -> Result<Vec<Opened>, DeviceError> {
-    spec.devices().into_iter().map(Opened::open).collect()
+pub fn open(spec: &InstanceSpec, access: &Access) -> Result<Vec<Opened>, DeviceError> {
+    let devices = spec.devices().into_iter();
+    devices.map(|spec| Opened::open(spec, access)).collect()
 }
 
 /// Takes over what an earlier manager has opened for the devices of `spec`: all
@@ -118,6 +161,11 @@ fn of_kind(spec: &DeviceSpec) -> Amounts {
             mappings: 1,
             tasks: 0,
         },
+        DeviceSpec::Disk(_) => Amounts {
+            descriptors: 1,
+            tasks: DISK_TASKS,
+            mappings: 0,
+        },
     }
 }
 
@@ -127,6 +175,7 @@ pub fn given(spec: &DeviceSpec) -> u64 {
     match spec {
         DeviceSpec::Rng => 0,
         DeviceSpec::Console { .. } => 2,
+        DeviceSpec::Disk(_) => 1,
     }
 }
 
@@ -135,39 +184,85 @@ impl Opened {
     pub fn console(&self) -> Option<&Arc<GuestConsole>> {
         match &self.held {
             Holding::Console(console) => Some(console),
-            Holding::Nothing => None,
+            Holding::Nothing | Holding::Disk(_) => None,
         }
     }
 
     /// Opens what a device needs for its whole life.
-    fn open(spec: DeviceSpec) -> Result<Self, DeviceError> {
-        let held = match &spec {
-            DeviceSpec::Rng => Holding::Nothing,
-            DeviceSpec::Console { .. } => Holding::Console(GuestConsole::new(CONSOLE_RING)?),
-        };
-        Ok(Self { spec, held })
+    fn open(spec: DeviceSpec, access: &Access) -> Result<Self, DeviceError> {
+        match spec {
+            DeviceSpec::Rng => Ok(Self::RNG),
+            DeviceSpec::Console { .. } => Ok(Self::with_console(GuestConsole::new(CONSOLE_RING)?)),
+            DeviceSpec::Disk(disk) => match disk::open(&disk.path, access, options(&disk)) {
+                Ok(opened) => Ok(Self::with_disk(&disk, opened.shape, opened.fd)),
+                Err(source) => {
+                    let path = disk.path;
+                    Err(DeviceError::Disk { path, source })
+                }
+            },
+        }
     }
 
     fn adopt(spec: DeviceSpec, files: &mut IntoIter<OwnedFd>) -> Option<Self> {
-        let held = match &spec {
-            DeviceSpec::Rng => Holding::Nothing,
+        match spec {
+            DeviceSpec::Rng => Some(Self::RNG),
             DeviceSpec::Console { .. } => {
                 let parts = [files.next()?, files.next()?, files.next()?];
                 // What a worker has destroyed is replaced by an empty one.
                 let console = GuestConsole::adopt(parts);
                 let console = console.or_else(|_destroyed| GuestConsole::new(CONSOLE_RING));
-                Holding::Console(console.ok()?)
+                Some(Self::with_console(console.ok()?))
             }
-        };
-        Some(Self { spec, held })
+            DeviceSpec::Disk(disk) => {
+                let file = files.next()?;
+                let shape = disk::measure(&file, options(&disk)).ok()?;
+                Some(Self::with_disk(&disk, shape, file))
+            }
+        }
+    }
+
+    const RNG: Self = Self {
+        device: Device::Rng,
+        held: Holding::Nothing,
+    };
+
+    fn with_console(console: Arc<GuestConsole>) -> Self {
+        Self {
+            device: Device::Console,
+            held: Holding::Console(console),
+        }
+    }
+
+    fn with_disk(spec: &DiskSpec, shape: DiskShape, file: OwnedFd) -> Self {
+        Self {
+            device: Device::Disk(disk_order(spec, shape)),
+            held: Holding::Disk(file),
+        }
     }
 
     /// Returns the order to the worker of a boot, and the descriptors for it.
     pub fn order(&self) -> (Device, Vec<BorrowedFd<'_>>) {
-        let device = match &self.spec {
-            DeviceSpec::Rng => Device::Rng,
-            DeviceSpec::Console { .. } => Device::Console,
-        };
-        (device, self.held.given())
+        (self.device.clone(), self.held.given())
+    }
+}
+
+fn options(disk: &DiskSpec) -> DiskOptions {
+    DiskOptions {
+        read_only: disk.read_only,
+        direct: disk.direct,
+    }
+}
+
+fn disk_order(disk: &DiskSpec, shape: DiskShape) -> Disk {
+    let name = disk.path.file_name().unwrap_or_default();
+    Disk {
+        bytes: shape.bytes,
+        logical_block: shape.logical_block,
+        physical_block: shape.physical_block,
+        read_only: disk.read_only,
+        direct_alignment: shape.direct_alignment,
+        queues: DISK_QUEUES,
+        // The guest learns the name of the file, not where it is.
+        id: name.to_string_lossy().chars().take(20).collect(),
     }
 }

@@ -136,7 +136,7 @@ impl Manager {
         // by now.
         for config in &mut resolved {
             let instance = &mut config.instance;
-            let opened = devices::open(&instance.spec);
+            let opened = devices::open(&instance.spec, &self.access);
             let opened = opened.map_err(|source| ResolveError::Device {
                 name: instance.name.clone(),
                 source,

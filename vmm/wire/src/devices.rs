@@ -10,6 +10,13 @@ use serde::{Deserialize, Serialize};
 /// host bridge.
 pub const DEVICES_MAX: usize = 31;
 
+/// The variable with the number of rings that a worker makes for the disks of
+/// its guest, before it confines itself.
+pub const DISK_RINGS_VARIABLE: &str = "MKVMM_DISK_RINGS";
+/// The variable that, set to `1`, lets the threads of a worker read and write
+/// disks.
+pub const DISK_THREADS_VARIABLE: &str = "MKVMM_DISK_THREADS";
+
 /// A device with its settings. The first of a guest is in PCI slot 1, the next
 /// one in slot 2, and so on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +26,28 @@ pub enum Device {
     /// A console in shared memory: its descriptors are the console's file and
     /// the worker's doorbell.
     Console,
+    /// A disk, with its open file.
+    Disk(Disk),
+}
+
+/// A disk, as the manager has found and opened it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The size in bytes, a multiple of 512.
+    pub bytes: u64,
+    /// The smallest unit of transfers in bytes, a power of two from 512 on.
+    pub logical_block: u32,
+    /// The unit in bytes that is written without reading it first.
+    pub physical_block: u32,
+    /// Whether it was opened for reading only.
+    pub read_only: bool,
+    /// For a file that was opened for direct access, the alignment in bytes of
+    /// buffers.
+    pub direct_alignment: Option<u32>,
+    /// The number of queues.
+    pub queues: u16,
+    /// The text by which the guest recognises it, of at most 20 bytes.
+    pub id: String,
 }
 
 impl Device {
@@ -27,6 +56,7 @@ impl Device {
         match self {
             Self::Rng => 0,
             Self::Console => 2,
+            Self::Disk(_) => 1,
         }
     }
 }

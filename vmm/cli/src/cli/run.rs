@@ -13,6 +13,7 @@ use mkvmm_base::{Class, Diagnose, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::config::InstanceConfig;
+use mkvmm_manager::devices;
 use mkvmm_manager::run::{Fleet, Outcome};
 use mkvmm_manager::stream::Stream;
 use mkvmm_manager::{Begun, Children, ConsoleOptions, Leaves, Manager, resolve};
@@ -161,7 +162,8 @@ fn settle(early: Early, children: &Children, config: &InstanceConfig) -> Option<
         return None;
     }
     let Early { child, socket } = early;
-    Begun::early(child, socket, children, &config.name).ok()
+    let children = children.with(devices::preparations(&config.spec));
+    Begun::early(child, socket, &children, &config.name).ok()
 }
 
 /// Confines this process further once its guests run, as the first output must

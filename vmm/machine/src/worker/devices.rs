@@ -14,6 +14,7 @@ use mkvmm_wire::shared::console;
 
 use crate::devices::virtio::console::VirtioConsole;
 use crate::worker::console::SharedConsole;
+use crate::worker::disks::Rings;
 
 /// A reason why a device was not built.
 #[derive(Debug, thiserror::Error)]
@@ -43,11 +44,12 @@ pub enum DeviceError {
 pub fn build(
     devices: &[Device],
     files: Vec<OwnedFd>,
+    rings: &mut Rings,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut files = files.into_iter();
     let built = devices.iter().map(|device| {
         let own = take(&mut files, device.descriptors())?;
-        build_one(device, own)
+        build_one(device, own, rings)
     });
     let built = built.collect::<Result<_, _>>()?;
     match files.next() {
@@ -57,7 +59,11 @@ pub fn build(
 }
 
 /// Builds a device from its own descriptors.
-fn build_one(device: &Device, files: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+fn build_one(
+    device: &Device,
+    files: Vec<OwnedFd>,
+    rings: &mut Rings,
+) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     let named = |device| move |source| DeviceError::Io { device, source };
     match device {
         Device::Rng => {
@@ -70,6 +76,10 @@ fn build_one(device: &Device, files: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevic
             let (printer, input) = console::Console::open(file)?.worker(&bell);
             let console = SharedConsole::new(printer, input);
             Ok(Box::new(VirtioConsole::new(Arc::new(console), bell)))
+        }
+        Device::Disk(disk) => {
+            let [file] = fixed(files)?;
+            Ok(Box::new(rings.disk(disk, file).map_err(named("disk"))?))
         }
     }
 }

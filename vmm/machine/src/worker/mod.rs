@@ -14,6 +14,7 @@
 
 mod console;
 mod devices;
+mod disks;
 mod news;
 mod orders;
 
@@ -34,6 +35,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::worker::news::Reporter;
 use crate::worker::orders::Guest;
 
+pub use disks::Rings;
 pub use orders::{Beginning, EarlyVm, OrderError, Show};
 
 /// A reason why a worker could not continue.

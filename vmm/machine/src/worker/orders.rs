@@ -35,6 +35,7 @@ use crate::news::NewsSink;
 use crate::vcpu::ReadRequest;
 use crate::worker::console::SharedConsole;
 use crate::worker::devices::{self, DeviceError};
+use crate::worker::disks::Rings;
 use crate::worker::news::Reporter;
 
 /// A reason why an order was not carried out.
@@ -133,6 +134,8 @@ pub struct Beginning {
     pub vm: Option<EarlyVm>,
     /// Shows the name of its instance, once that is known.
     pub show: Option<Show>,
+    /// The rings for the disks of its guest.
+    pub rings: Rings,
 }
 
 impl EarlyVm {
@@ -164,6 +167,8 @@ pub struct Guest {
     me: Option<Me>,
     /// Shows the name of its instance, if nothing shows it yet.
     show: Option<Show>,
+    /// The rings that no disk has yet.
+    rings: Rings,
     /// The memory files, until the machine is created.
     parts: Vec<MemoryPart>,
     mapping: Option<Arc<PoolMapping>>,
@@ -183,6 +188,7 @@ impl Guest {
             vm: beginning.vm.map(|early| Ok(early.0.into())),
             me: None,
             show: beginning.show,
+            rings: beginning.rings,
             parts: Vec::new(),
             mapping: None,
             is_running: false,
@@ -411,6 +417,7 @@ impl Guest {
 
     fn boot(&mut self, order: &BootOrder, files: Vec<OwnedFd>) -> Result<Vec<Extent>, OrderError> {
         let vm = self.vm.take();
+        let devices = devices::build(&order.devices, files, &mut self.rings)?;
         let name = "a boot";
         let missing = "its images";
         let mapping = self.mapping.as_ref();
@@ -456,7 +463,7 @@ impl Guest {
             console: Arc::clone(&me.console) as Arc<dyn crate::console::Console>,
             news: Arc::new(self.reporter.clone()) as Arc<dyn NewsSink>,
             board: me.board.clone(),
-            devices: devices::build(&order.devices, files)?,
+            devices,
             pci_high,
         };
         let memory = Arc::new(memory);

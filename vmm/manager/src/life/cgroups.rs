@@ -10,6 +10,7 @@ use rustix::process::Pid;
 use tokio::task::spawn_blocking;
 
 use crate::begun::{Begun, Entry};
+use crate::devices;
 use crate::leaves::{self, Leaves, leaf_name};
 use crate::life::StepError;
 use crate::manager::Manager;
@@ -71,14 +72,18 @@ impl Manager {
     /// Starts a worker's process, directly in the leaf of its instance if
     /// possible; or takes the one that was started early for it, or one from the
     /// stock if `from_stock`. A guest that must not run outside its cgroup gets
-    /// neither.
+    /// neither, and one with disks none from the stock, which has made no rings.
     pub(crate) async fn begin_worker(
         self: &Rc<Self>,
         id: InstanceId,
         from_stock: bool,
     ) -> Result<Begun, StepError> {
-        let (name, is_named) = match self.registry().guest(id) {
-            Some(guest) => (guest.name().clone(), guest.needs_cgroup()),
+        let (name, is_named, preparations) = match self.registry().guest(id) {
+            Some(guest) => (
+                guest.name().clone(),
+                guest.needs_cgroup(),
+                devices::preparations(&guest.config().spec),
+            ),
             None => return Err(StepError::Killed),
         };
         if let Some(early) = self.take_early(&name) {
@@ -87,12 +92,14 @@ impl Manager {
         let is_required = is_named || self.host.children.leaves.is_required();
         if from_stock
             && !is_required
+            && preparations.is_empty()
             && let Some(waiting) = self.stock.take().await
         {
             return Ok(Begun::waiting(waiting, name));
         }
         let leaf = self.leaf(id).await?;
-        let begun = Begun::start(&self.host.children, name, leaf, is_named).await?;
+        let begun =
+            Begun::start(&self.host.children.with(preparations), name, leaf, is_named).await?;
         if let Some(guest) = self.registry_mut().guest_mut(id) {
             guest.leaf.clone_from(&begun.leaf);
         }

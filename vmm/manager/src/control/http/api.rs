@@ -34,7 +34,9 @@ impl Api {
         &self,
         spec: InstanceSpec,
     ) -> Result<Arc<Vec<Opened>>, ControlError> {
-        let opened = tokio::task::spawn_blocking(move || devices::open(&spec));
+        let access = self.client.ask(|manager| Ok(Arc::clone(&manager.access)));
+        let access = access.await?;
+        let opened = tokio::task::spawn_blocking(move || devices::open(&spec, &access));
         match opened.await {
             Ok(result) => Ok(Arc::new(result?)),
             Err(_cancelled) => Err(ControlError::Ending),
