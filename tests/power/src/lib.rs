@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use rustix::mount::{UnmountFlags, unmount};
 
 pub use dice::Dice;
 pub use state::{Counts, Trouble};
@@ -48,7 +49,7 @@ const NAME: &str = "disk";
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// The file, on a file system of its own, which is unmounted when this is
-/// dropped. It must not be in use then.
+/// dropped.
 #[derive(Debug)]
 pub struct PowerFile {
     directory: PathBuf,
@@ -144,8 +145,15 @@ impl PowerFile {
 impl Drop for PowerFile {
     fn drop(&mut self) {
         self.set_trouble(Trouble::None);
-        // Unmounts; if the file is in use, the directory stays.
+        // The kernel lets go of the file some time after the last user has, as a
+        // ring is taken down in the background: so the directory is unmounted
+        // now, and the file system ends when it is not in use any more.
+        let unmounted = unmount(&self.directory, UnmountFlags::DETACH);
         drop(self.session.take());
-        let _ = fs::remove_dir(&self.directory);
+        let removed = fs::remove_dir(&self.directory);
+        if !std::thread::panicking() {
+            unmounted.unwrap();
+            removed.unwrap();
+        }
     }
 }
