@@ -86,6 +86,13 @@ impl Driver {
         driver
     }
 
+    /// Goes on with the device in another slot, whose memory is enabled.
+    pub fn turn_to(&mut self, slot: u8) {
+        self.slot = slot;
+        self.bar = slot_start(slot);
+        self.config(2, 4, 6);
+    }
+
     fn step(&mut self, step: std::fmt::Arguments<'_>) {
         if !self.script.is_empty() {
             self.script.push('/');

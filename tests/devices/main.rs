@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
+//! | `net` | network devices |
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
 //! | `disk` | the disk |
@@ -15,6 +16,7 @@ mod console;
 mod disk;
 mod driver;
 mod hostile;
+mod net;
 mod pci;
 mod power;
 mod rng;

@@ -12,6 +12,7 @@
 //! | `ends` | four guests that end in four ways, beside one that continues |
 //! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
 //! | `session` | three guests through the control socket, with console input |
+//! | `network` | two guests with network devices, and a passt that dies |
 //! | `launch` | one run of mkvmm, whose result several checks examine |
 //! | `guest_report` | parses the output of the guests' init |
 //! | `place` | where tests run: here, in an emulated host, or nowhere |
@@ -29,6 +30,7 @@ mod kernel_checks;
 mod kernels;
 mod launch;
 mod manifest_checks;
+mod network;
 mod pauses;
 mod place;
 mod rotation;

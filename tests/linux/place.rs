@@ -14,6 +14,7 @@ use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
 use crate::guest::{LARGE, LARGE_MIB, SMALL, TOOLS, kexec};
 use crate::kernels;
+use crate::network::DRIVERS;
 
 /// The variable that is set in the emulated host: the directory of the guests'
 /// images.
@@ -89,6 +90,7 @@ fn prepare() -> Result<PathBuf, String> {
     initramfs(&[])?;
     initramfs(&[&path(LARGE), "--size", LARGE_MIB])?;
     initramfs(&["--tools", &path(TOOLS)])?;
+    initramfs(&["--root", &path(DRIVERS)])?;
     for kernel in kernels {
         initramfs(&["--kexec", kernel, &path(&kexec(kernel))])?;
     }
@@ -118,7 +120,7 @@ fn files() -> Vec<String> {
     let base = kernels::BASE.map(|kernel| format!("vmlinuz-{kernel}"));
     let turn = kernels::in_turn().into_iter();
     let turn = turn.flat_map(|kernel| [format!("vmlinuz-{kernel}"), kexec(kernel)]);
-    let archives = [SMALL, LARGE, TOOLS].map(str::to_owned);
+    let archives = [SMALL, LARGE, TOOLS, DRIVERS].map(str::to_owned);
     let all = unpacked.into_iter().chain(base).chain(archives).chain(turn);
     // Each once: a kernel of every run may have its turn.
     all.collect::<BTreeSet<String>>().into_iter().collect()
@@ -163,6 +165,12 @@ pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
         nested.arg("--file").arg(images.join(file));
     }
     nested.arg("--file").arg(root().join("docs/ends.md"));
+    // It executes the second one on processors that have AVX2.
+    for program in ["/usr/bin/passt", "/usr/bin/passt.avx2"] {
+        if Path::new(program).exists() {
+            nested.arg("--file").arg(program);
+        }
+    }
     let binary = binary::binary().display().to_string();
     for (name, value) in [
         (INSIDE, images.display().to_string()),

@@ -12,6 +12,7 @@ use mkvmm_base::layout::{PCI_SLOTS, pci_slot_start};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskSpec;
+use crate::net::NetSpec;
 use crate::range::Range;
 
 /// The maximum number of devices of an instance: a PCI slot for each, beside the
@@ -33,6 +34,8 @@ pub enum DeviceSpec {
     },
     /// A disk.
     Disk(DiskSpec),
+    /// A network device.
+    Net(NetSpec),
 }
 
 /// The number of queues of a disk, so that several vCPUs need not wait for each
@@ -46,6 +49,7 @@ impl DeviceSpec {
             Self::Rng => "rng",
             Self::Console { .. } => "console",
             Self::Disk(_) => "disk",
+            Self::Net(_) => "net",
         }
     }
 
@@ -55,6 +59,7 @@ impl DeviceSpec {
             Self::Rng => 1,
             Self::Console { .. } => 2,
             Self::Disk(_) => DISK_QUEUES.into(),
+            Self::Net(_) => 2,
         }
     }
 
@@ -64,6 +69,7 @@ impl DeviceSpec {
             Self::Rng => None,
             Self::Console { number } => Some(number.to_string()),
             Self::Disk(spec) => Some(spec.to_string()),
+            Self::Net(spec) => Some(spec.to_string()),
         }
     }
 }
@@ -89,12 +95,17 @@ pub struct Device {
 }
 
 impl Device {
+    /// Returns the PCI address of slot `slot`.
+    pub fn address_of(slot: u8) -> String {
+        format!("00:{slot:02x}.0")
+    }
+
     /// Returns the description of a device in PCI slot `slot` that has not run.
     pub fn new(spec: &DeviceSpec, slot: u8, descriptors: u64) -> Self {
         Self {
             kind: spec.key().to_owned(),
             value: spec.value(),
-            address: format!("00:{slot:02x}.0"),
+            address: Self::address_of(slot),
             registers: Range {
                 start: pci_slot_start(slot),
                 size: REGISTERS,

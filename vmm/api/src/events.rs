@@ -55,6 +55,14 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<String>,
     },
+    /// The link of a network device is down permanently, since the program behind it
+    /// has ended; the guest continues without it.
+    LinkDown {
+        /// The PCI address of the device in the guest.
+        address: String,
+        /// How the program ended, and what it said.
+        message: String,
+    },
     /// A console log can no longer be written; the guest continues without it.
     ConsoleLogFailed {
         /// The path of the file.

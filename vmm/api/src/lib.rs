@@ -28,6 +28,7 @@ pub mod error;
 pub mod events;
 pub mod hex;
 pub mod instance;
+pub mod net;
 pub mod number;
 pub mod plan;
 pub mod pool;

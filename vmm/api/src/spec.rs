@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_zero};
 use crate::disk::DiskSpec;
+use crate::net::NetSpec;
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
 use crate::size::Size;
@@ -124,6 +125,14 @@ pub struct InstanceSpec {
     )]
     #[cfg_attr(feature = "schema", schema(schema_with = disk_schema))]
     pub disk: Vec<DiskSpec>,
+    /// One or several network devices: `passt` for the network of the host, or
+    /// `pool:SEGMENT` for the guests on that segment; options follow after commas.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = net_schema))]
+    pub net: Vec<NetSpec>,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -187,6 +196,7 @@ impl Default for InstanceSpec {
             rng: false,
             consoles: 0,
             disk: Vec::new(),
+            net: Vec::new(),
             kernel: None,
             initrd: Vec::new(),
             boot: None,
@@ -235,7 +245,9 @@ impl InstanceSpec {
         let rng = self.rng.then_some(DeviceSpec::Rng);
         let consoles = (1..=self.consoles).map(|number| DeviceSpec::Console { number });
         let disks = self.disk.iter().cloned().map(DeviceSpec::Disk);
-        rng.into_iter().chain(consoles).chain(disks).collect()
+        let net = self.net.iter().cloned().map(DeviceSpec::Net);
+        let devices = rng.into_iter().chain(consoles);
+        devices.chain(disks).chain(net).collect()
     }
 
     /// Checks the conditions that involve several keys or the host: that images
@@ -315,6 +327,10 @@ impl Listed for DiskSpec {
     const EXPECTED: &str = "a disk or a list of disks";
 }
 
+impl Listed for NetSpec {
+    const EXPECTED: &str = "a network device or a list of them";
+}
+
 /// Reads one value or a list of values.
 fn one_or_several<'de, T: Listed, D: Deserializer<'de>>(
     deserializer: D,
@@ -355,6 +371,27 @@ fn disk_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         ))
         .item(disk())
         .item(ArrayBuilder::new().items(disk()))
+        .into()
+}
+
+#[cfg(feature = "schema")]
+fn net_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
+    let device = || {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(
+                "^(passt|pool:[A-Za-z0-9][A-Za-z0-9._-]{0,31})(,[a-z]+=[^,]*)*$",
+            ))
+            .examples(["passt,forward=8080:80"])
+    };
+    OneOfBuilder::new()
+        .description(Some(
+            "One or several network devices: passt for the network of the host, or pool:SEGMENT \
+             for the guests on that segment; options follow after commas.",
+        ))
+        .item(device())
+        .item(ArrayBuilder::new().items(device()))
         .into()
 }
 

@@ -10,7 +10,8 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
      on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
-     memory-limit=300M,thread-limit=6,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,kernel=/boot/vmlinuz,initrd=/i.gz,\
+     memory-limit=300M,thread-limit=6,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,\
+     net=passt,,forward=8080:80,net=pool:lan,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
 fn every_key() -> InstanceSpec {
@@ -31,6 +32,10 @@ fn every_key() -> InstanceSpec {
         rng: true,
         consoles: 2,
         disk: vec!["/d.img,ro".parse().unwrap(), "/e.img".parse().unwrap()],
+        net: vec![
+            "passt,forward=8080:80".parse().unwrap(),
+            "pool:lan".parse().unwrap(),
+        ],
         kernel: Some(KernelSource::File(Source::Path("/boot/vmlinuz".into()))),
         initrd: vec![Source::Path("/i.gz".into()), Source::Fd(3)],
         boot: Some(BootMode::BzImage),
@@ -101,6 +106,11 @@ fn each_wrong_text_has_its_error() {
         ("", "`` is not KEY=VAL"),
         ("name", "`name` is not KEY=VAL"),
         ("consoles=9", "consoles=9: expected an integer from 0 to 8"),
+        (
+            "net=tap:x",
+            "net=tap:x: `tap:x` is neither `passt` nor `pool:SEGMENT`",
+        ),
+        ("net=passt,mtu=1500", "unknown key `mtu`"),
         ("rng=maybe", "rng=maybe: expected a boolean"),
         ("rng,rng=false", "`rng` is given twice"),
         ("memroy=1M", "unknown key `memroy`"),

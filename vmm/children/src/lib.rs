@@ -6,7 +6,7 @@
 //!   main ─► run ─► no child ────────────────► the program itself
 //!              └─► keeper::child::enter ─► confine ─► serve ─► exit status
 //!                  session, signals,       sandbox    worker, unpacker
-//!                  descriptors, parent                or cleaner
+//!                  descriptors, parent                cleaner or helper
 //! ```
 //!
 //! The parent decides how a child is confined, and passes that in the
@@ -18,6 +18,7 @@ mod cleaner;
 mod confine;
 mod early;
 mod failure;
+mod helper;
 mod last_words;
 mod telling;
 mod unpacker;
@@ -33,7 +34,7 @@ use mkvmm_machine::worker::{self, Beginning};
 use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use mkvmm_sandbox::Profile;
 use mkvmm_wire::channel::Channel;
-use mkvmm_wire::messages::Cleaned;
+use mkvmm_wire::messages::{Cleaned, HelperFailure};
 use mkvmm_wire::settings::WAITS_VARIABLE;
 use rustix::fs::{FlockOperation, flock};
 
@@ -67,6 +68,7 @@ fn work(role: &str) -> Result<(), Failure> {
         "worker" => Profile::Worker,
         "unpacker" => Profile::Unpacker,
         "cleaner" => Profile::Cleaner,
+        "helper" => Profile::Helper,
         _ => {
             let role = role.to_owned();
             return Err(Failure::Role { role });
@@ -95,6 +97,13 @@ fn work(role: &str) -> Result<(), Failure> {
                 channel.send(&unpacker::refusal(&text), &[], None)
             })?;
             unpacker::serve(channel)?;
+        }
+        Profile::Helper => {
+            let mut channel = Channel::open(socket)?;
+            said(confine(), |text| {
+                channel.send(&HelperFailure(text), &[], None)
+            })?;
+            helper::serve(channel)?;
         }
         _ => {
             let mut channel = Channel::open(socket)?;

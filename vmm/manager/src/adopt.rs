@@ -45,6 +45,7 @@ use crate::journal::record::{
 };
 use crate::journal::{Journal, RewriteError};
 use crate::journaling::Journaling;
+use crate::links::Links;
 use crate::manager::{Manager, Options};
 use crate::status::Status;
 use crate::usage::Meter;
@@ -398,6 +399,7 @@ impl Manager {
                 log: log_held,
                 devices: devices_held,
             },
+            links: Links::default(),
         };
         Ok((guest, is_intact))
     }
@@ -425,6 +427,7 @@ impl Manager {
             {
                 inventory.children.insert(kept.serial, kept);
             }
+            self.adopt_links(one.id, inventory);
         }
         // Before any memory changes: a cleaner must not clean what is somebody's
         // by then.

@@ -43,11 +43,13 @@ pub enum Role {
     Unpacker,
     /// A process that makes memory read as zero.
     Cleaner,
+    /// A process that executes a program that is not mkvmm's, for one guest.
+    Helper,
 }
 
 impl Role {
     /// The list of all roles.
-    pub const ALL: [Self; 3] = [Self::Worker, Self::Unpacker, Self::Cleaner];
+    pub const ALL: [Self; 4] = [Self::Worker, Self::Unpacker, Self::Cleaner, Self::Helper];
 
     /// Returns the name of the role, which `ps` shows and the child receives.
     pub const fn word(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Role {
             Self::Worker => "worker",
             Self::Unpacker => "unpacker",
             Self::Cleaner => "cleaner",
+            Self::Helper => "helper",
         }
     }
 }

@@ -13,6 +13,7 @@ use std::vec::IntoIter;
 use mkvmm_api::InstanceSpec;
 use mkvmm_api::devices::{DISK_QUEUES, DeviceSpec};
 use mkvmm_api::disk::DiskSpec;
+use mkvmm_api::net::NetLink;
 use mkvmm_base::{Class, Diagnose, is_shortage};
 use mkvmm_images::Access;
 use mkvmm_images::disk::{self, DiskOptions, DiskShape};
@@ -64,8 +65,8 @@ impl Diagnose for DeviceError {
 /// A device with what was opened for it.
 #[derive(Debug)]
 pub struct Opened {
-    /// What its worker is told.
-    device: Device,
+    /// What its worker is told, unless it is connected at each boot.
+    device: Option<Device>,
     held: Holding,
 }
 
@@ -166,6 +167,19 @@ fn of_kind(spec: &DeviceSpec) -> Amounts {
             tasks: DISK_TASKS,
             mappings: 0,
         },
+        DeviceSpec::Net(spec) => match spec.link {
+            // The file with its messages, and what the process is known by.
+            NetLink::Passt { .. } => Amounts {
+                descriptors: 3,
+                tasks: 1,
+                mappings: 0,
+            },
+            // The channel to the device; pairs of sockets are passed on at once.
+            NetLink::Pool(_) => Amounts {
+                descriptors: 1,
+                ..Amounts::default()
+            },
+        },
     }
 }
 
@@ -175,7 +189,7 @@ pub fn given(spec: &DeviceSpec) -> u64 {
     match spec {
         DeviceSpec::Rng => 0,
         DeviceSpec::Console { .. } => 2,
-        DeviceSpec::Disk(_) => 1,
+        DeviceSpec::Disk(_) | DeviceSpec::Net(_) => 1,
     }
 }
 
@@ -192,6 +206,8 @@ impl Opened {
     fn open(spec: DeviceSpec, access: &Access) -> Result<Self, DeviceError> {
         match spec {
             DeviceSpec::Rng => Ok(Self::RNG),
+            // A network device is connected at each boot.
+            DeviceSpec::Net(_) => Ok(Self::LINKED),
             DeviceSpec::Console { .. } => Ok(Self::with_console(GuestConsole::new(CONSOLE_RING)?)),
             DeviceSpec::Disk(disk) => match disk::open(&disk.path, access, options(&disk)) {
                 Ok(opened) => Ok(Self::with_disk(&disk, opened.shape, opened.fd)),
@@ -206,6 +222,7 @@ impl Opened {
     fn adopt(spec: DeviceSpec, files: &mut IntoIter<OwnedFd>) -> Option<Self> {
         match spec {
             DeviceSpec::Rng => Some(Self::RNG),
+            DeviceSpec::Net(_) => Some(Self::LINKED),
             DeviceSpec::Console { .. } => {
                 let parts = [files.next()?, files.next()?, files.next()?];
                 // What a worker has destroyed is replaced by an empty one.
@@ -222,27 +239,34 @@ impl Opened {
     }
 
     const RNG: Self = Self {
-        device: Device::Rng,
+        device: Some(Device::Rng),
+        held: Holding::Nothing,
+    };
+
+    /// A network device.
+    const LINKED: Self = Self {
+        device: None,
         held: Holding::Nothing,
     };
 
     fn with_console(console: Arc<GuestConsole>) -> Self {
         Self {
-            device: Device::Console,
+            device: Some(Device::Console),
             held: Holding::Console(console),
         }
     }
 
     fn with_disk(spec: &DiskSpec, shape: DiskShape, file: OwnedFd) -> Self {
         Self {
-            device: Device::Disk(disk_order(spec, shape)),
+            device: Some(Device::Disk(disk_order(spec, shape))),
             held: Holding::Disk(file),
         }
     }
 
-    /// Returns the order to the worker of a boot, and the descriptors for it.
-    pub fn order(&self) -> (Device, Vec<BorrowedFd<'_>>) {
-        (self.device.clone(), self.held.given())
+    /// Returns the order to the worker of a boot, and the descriptors for it; `None`
+    /// for a device that is connected anew at each boot.
+    pub fn order(&self) -> Option<(Device, Vec<BorrowedFd<'_>>)> {
+        Some((self.device.clone()?, self.held.given()))
     }
 }
 

@@ -28,6 +28,7 @@ use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::devices::Opened;
 use crate::images::Images;
+use crate::links::Links;
 use crate::log_writer::ConsoleLog;
 use crate::status::Status;
 use crate::usage::{Footprint, Meter};
@@ -142,6 +143,8 @@ pub struct Guest {
     pub(crate) status: Status,
     pub(crate) log: Option<ConsoleLog>,
     pub(crate) held: Holdings,
+    /// What its network devices are connected to, while it has a worker.
+    pub(crate) links: Links,
 }
 
 impl Guest {

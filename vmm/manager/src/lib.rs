@@ -23,6 +23,7 @@
 //! | `journal/`, `journaling`, `adopt` | continuing after another manager |
 //! | `upgrade` | continuing with another program |
 //! | `console_log`, `log_writer` | console logs, and the threads that write them |
+//! | `passt`, `segments`, `links` | what network devices are connected to |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
@@ -51,16 +52,19 @@ mod journaling;
 mod leaves;
 pub mod life;
 pub mod limits;
+mod links;
 pub mod log_writer;
 pub mod manager;
 mod manifest;
 pub mod memory;
 mod news;
 mod pace;
+mod passt;
 pub mod questions;
 pub mod registry;
 pub mod resolve;
 pub mod run;
+mod segments;
 pub mod status;
 mod still;
 mod stock;

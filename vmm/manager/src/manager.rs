@@ -34,6 +34,7 @@ use crate::log_writer::Logs;
 use crate::memory::Files;
 use crate::questions::Question;
 use crate::registry::{Registry, RegistryError};
+use crate::segments::Segments;
 use crate::stock::Stock;
 use crate::upgrade::Continuity;
 
@@ -106,6 +107,8 @@ pub struct Manager {
     logs: RefCell<Option<Logs>>,
     /// The memory that the keeper holds, by the numbers of the files.
     pub(crate) memory_held: RefCell<BTreeMap<u64, Held>>,
+    /// The network devices on segments.
+    pub(crate) segments: Segments,
     /// What connects it with earlier and later managers.
     pub(crate) continuity: OnceCell<Continuity>,
     /// The journal, if there is a keeper.
@@ -149,6 +152,7 @@ impl Manager {
             tickets: Cell::new(0),
             logs: RefCell::new(logs),
             memory_held: RefCell::default(),
+            segments: Segments::default(),
             continuity: OnceCell::new(),
             journaling: OnceCell::new(),
         })

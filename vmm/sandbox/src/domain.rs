@@ -12,8 +12,8 @@
 //! `connect` to a path.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset,
-    RulesetAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, RestrictionStatus,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope, path_beneath_rules,
 };
 
 use crate::error::SandboxError;
@@ -50,12 +50,54 @@ pub(crate) fn enter() -> Result<Outcome, SandboxError> {
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self)
         .map_err(SandboxError::Landlock)?;
-    Ok(outcome_of(match status.landlock {
+    Ok(outcome(&status))
+}
+
+/// The places from which a helper reads itself, its libraries and its settings.
+/// Those that do not exist are skipped.
+const PROGRAMS: [&str; 11] = [
+    "/usr",
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/opt",
+    "/nix/store",
+    "/etc",
+    "/proc/sys/net",
+    "/proc/self",
+    // To which /etc/resolv.conf may lead.
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+];
+
+/// Enters a domain in which programs can be read and executed and the network can
+/// be used. Nothing can be written but `/dev/null`.
+///
+/// # Errors
+/// Returns the errors of [`enter`].
+pub(crate) fn enter_for_helper() -> Result<Outcome, SandboxError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    let programs = path_beneath_rules(PROGRAMS, read);
+    let null = path_beneath_rules(["/dev/null"], AccessFs::ReadFile | AccessFs::WriteFile);
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
+        .and_then(Ruleset::create)
+        .and_then(|ruleset| ruleset.add_rules(programs))
+        .and_then(|ruleset| ruleset.add_rules(null))
+        .and_then(landlock::RulesetCreated::restrict_self)
+        .map_err(SandboxError::Landlock)?;
+    Ok(outcome(&status))
+}
+
+fn outcome(status: &RestrictionStatus) -> Outcome {
+    outcome_of(match status.landlock {
         LandlockStatus::Available {
             effective_abi: abi, ..
         } => version_of(abi),
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
-    }))
+    })
 }
 
 fn version_of(abi: ABI) -> u32 {

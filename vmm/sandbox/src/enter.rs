@@ -7,7 +7,7 @@ use rustix::process::{set_dumpable_behavior, set_parent_process_death_signal};
 use rustix::thread::set_no_new_privs;
 
 use crate::error::{SandboxError, failed};
-use crate::profile::{Confinement, Layers, Mode};
+use crate::profile::{Confinement, Layers, Mode, Profile};
 use crate::report::{Layer, Outcome, Report};
 use crate::{domain, identity, limits, seccomp};
 
@@ -106,6 +106,7 @@ impl Confinement {
         let landlock = match (layers.landlock, self.profile.is_confined()) {
             (false, _) => Outcome::SwitchedOff,
             (true, false) => Outcome::NotInProfile,
+            (true, true) if self.profile == Profile::Helper => domain::enter_for_helper()?,
             (true, true) => domain::enter()?,
         };
         report.add(Layer::Landlock, landlock);

@@ -88,7 +88,9 @@ const MANAGER: CapabilitySet = CapabilitySet::SETUID
 fn kept(profile: Profile) -> CapabilitySet {
     match profile {
         Profile::Manager => MANAGER,
-        Profile::Worker | Profile::Unpacker | Profile::Cleaner => CapabilitySet::empty(),
+        Profile::Worker | Profile::Unpacker | Profile::Cleaner | Profile::Helper => {
+            CapabilitySet::empty()
+        }
     }
 }
 

@@ -15,6 +15,9 @@ pub enum Profile {
     Unpacker,
     /// Zeroes, punches or populates the files that it receives.
     Cleaner,
+    /// Executes a program that is not mkvmm's, such as passt, for one guest. It may
+    /// use the network, and read and execute programs and libraries.
+    Helper,
     /// Makes all decisions, talks to clients, holds files and sockets, and starts
     /// and reaps all other processes.
     Manager,
@@ -25,7 +28,7 @@ impl Profile {
     /// guest or an image, and therefore get an allow-list, a Landlock domain
     /// and a user ID other than 0.
     pub fn is_confined(self) -> bool {
-        matches!(self, Self::Worker | Self::Unpacker | Self::Cleaner)
+        !matches!(self, Self::Manager)
     }
 }
 
@@ -35,6 +38,7 @@ impl fmt::Display for Profile {
             Self::Worker => "worker",
             Self::Unpacker => "unpacker",
             Self::Cleaner => "cleaner",
+            Self::Helper => "helper",
             Self::Manager => "manager",
         })
     }
@@ -192,7 +196,8 @@ impl Limits {
                 open_files: Some(1024),
                 ..none
             },
-            Profile::Manager => none,
+            // A helper raises its limit of descriptors for connections.
+            Profile::Helper | Profile::Manager => none,
         }
     }
 }

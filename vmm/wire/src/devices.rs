@@ -28,6 +28,15 @@ pub enum Device {
     Console,
     /// A disk, with its open file.
     Disk(Disk),
+    /// A network device.
+    Net {
+        /// The address of the device.
+        mac: [u8; 6],
+        /// The number of bytes of the largest packet.
+        mtu: u16,
+        /// What it is connected to by its descriptor.
+        link: NetLink,
+    },
 }
 
 /// A disk, as the manager has found and opened it.
@@ -50,13 +59,23 @@ pub struct Disk {
     pub id: String,
 }
 
+/// What a network device is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetLink {
+    /// A helper: the descriptor is a stream socket, and each frame follows its
+    /// length.
+    Stream,
+    /// Other guests: the descriptor is a channel for news of them.
+    Segment,
+}
+
 impl Device {
     /// Returns the number of descriptors that come with it.
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Rng => 0,
             Self::Console => 2,
-            Self::Disk(_) => 1,
+            Self::Disk(_) | Self::Net { .. } => 1,
         }
     }
 }

@@ -55,6 +55,22 @@ pub enum Key {
     Log(u32),
     /// What was opened for the devices of an instance, in their order.
     Devices(u32),
+    /// The messages of the passt of a network device.
+    Passt {
+        /// The number of the instance.
+        instance: u32,
+        /// The position of the device among those of its instance.
+        device: u8,
+        /// The number of the child.
+        serial: u64,
+    },
+    /// The manager's end of the channel to a network device on a segment.
+    Segment {
+        /// The number of the instance.
+        instance: u32,
+        /// The position of the device among those of its instance.
+        device: u8,
+    },
 }
 
 /// An order to start a child.

@@ -383,3 +383,58 @@ impl Message for UnpackOrder {
 pub struct UnpackReport(pub Result<Unpacked, UnpackError>);
 
 impl Message for UnpackReport {}
+
+/// Tells a network device of another member of its segment, with the socket to it.
+/// A member whose number is known has a new socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentNews {
+    /// The number of the member, which no other one on the segment has.
+    pub id: u64,
+    /// The address of the member's device.
+    pub mac: [u8; 6],
+}
+
+impl Message for SegmentNews {
+    const DESCRIPTORS_MAX: usize = 1;
+
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        1..=1
+    }
+}
+
+/// What a network device says to the manager: nothing but hello.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SegmentReport {}
+
+impl Message for SegmentReport {}
+
+/// The order to a helper: to execute a program that is not mkvmm's, with three
+/// descriptors: the one that the program is told by [`Self::link`], a file for its
+/// standard output and error, and a pipe into which it writes its process ID by
+/// [`Self::ready`]. There is an answer only if it cannot be executed; otherwise the
+/// channel ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelperOrder {
+    /// The path of the program.
+    pub program: String,
+    /// The arguments of the program.
+    pub arguments: Vec<String>,
+    /// The option that is followed by the number of the first descriptor.
+    pub link: String,
+    /// The option that is followed by the path of the pipe.
+    pub ready: String,
+}
+
+impl Message for HelperOrder {
+    const DESCRIPTORS_MAX: usize = 3;
+
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        3..=3
+    }
+}
+
+/// The reason why a helper cannot execute its program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelperFailure(pub String);
+
+impl Message for HelperFailure {}

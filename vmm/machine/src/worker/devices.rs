@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use mkvmm_virtio::VirtioDevice;
+use mkvmm_virtio::net::{Link, Mac, Net, NetSettings, Segment, Stream};
 use mkvmm_virtio::rng::Rng;
-use mkvmm_wire::devices::Device;
+use mkvmm_wire::WireError;
+use mkvmm_wire::devices::{Device, NetLink};
 use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
 use mkvmm_wire::shared::console;
@@ -15,6 +17,7 @@ use mkvmm_wire::shared::console;
 use crate::devices::virtio::console::VirtioConsole;
 use crate::worker::console::SharedConsole;
 use crate::worker::disks::Rings;
+use crate::worker::segment::News;
 
 /// A reason why a device was not built.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum DeviceError {
     /// The memory of a console cannot be opened.
     #[error("the memory of a console cannot be opened")]
     Shared(#[from] SharedError),
+    /// The channel for news of a segment is unusable.
+    #[error("the channel of a network device")]
+    Wire(#[from] WireError),
     /// The host gives the device too little.
     #[error("the device {device} cannot be created")]
     Io {
@@ -80,6 +86,19 @@ fn build_one(
         Device::Disk(disk) => {
             let [file] = fixed(files)?;
             Ok(Box::new(rings.disk(disk, file).map_err(named("disk"))?))
+        }
+        Device::Net { mac, mtu, link } => {
+            let [descriptor] = fixed(files)?;
+            let mac = Mac(*mac);
+            let link: Box<dyn Link> = match link {
+                NetLink::Stream => Box::new(Stream::new(descriptor)),
+                NetLink::Segment => {
+                    let news = News::open(descriptor)?;
+                    Box::new(Segment::new(mac, news).map_err(named("net"))?)
+                }
+            };
+            let settings = NetSettings { mac, mtu: *mtu };
+            Ok(Box::new(Net::new(settings, link)))
         }
     }
 }

@@ -17,6 +17,7 @@ mod devices;
 mod disks;
 mod news;
 mod orders;
+mod segment;
 
 use std::io;
 use std::os::fd::AsFd;

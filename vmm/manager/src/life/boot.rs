@@ -1,5 +1,6 @@
 //! Starts instances: prepares and boots them.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
 use crate::devices::Opened;
 use crate::guest::{Guest, Loaded};
 use crate::life::attend::AT_WORK;
+use crate::life::links::Orders;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
 use crate::manifest::{self, ManifestFacts};
@@ -154,7 +156,8 @@ impl Manager {
             Some(guest) => Arc::clone(&guest.config.devices),
             None => return Ok(()),
         };
-        let (orders, files): (Vec<_>, Vec<_>) = devices.iter().map(Opened::order).unzip();
+        let links = self.connect_links(id).await?;
+        let (orders, files) = device_orders(&devices, &links);
         let (order, e820) = {
             let registry = self.registry();
             let Some(guest) = registry.guest(id) else {
@@ -168,9 +171,9 @@ impl Manager {
         };
         let worker = self.living_worker(id)?;
         let order = Order::Boot(Box::new(order));
-        let files = files.concat();
         let booted = worker.ask(&order, &files);
         let booted = self.attend(&worker, AT_WORK, booted).await;
+        drop(links);
         // After a failure the contents of the memory are unknown.
         let done = booted.inspect_err(|_| worker.kill())?;
         let Done::Booted { slots } = done else {
@@ -207,6 +210,23 @@ fn extent(range: AddrRange) -> Extent {
         start: range.start(),
         len: range.size(),
     }
+}
+
+/// Returns the orders for all devices, and their descriptors.
+fn device_orders<'a>(
+    devices: &'a [Opened],
+    links: &'a Orders,
+) -> (Vec<Device>, Vec<BorrowedFd<'a>>) {
+    let (mut orders, mut files) = (Vec::new(), Vec::new());
+    for (index, opened) in devices.iter().enumerate() {
+        let linked = links.get(&index);
+        let linked = linked.map(|(device, file)| (device.clone(), vec![file.as_fd()]));
+        if let Some((device, own)) = linked.or_else(|| opened.order()) {
+            orders.push(device);
+            files.extend(own);
+        }
+    }
+    (orders, files)
 }
 
 /// Returns the boot order, with the memory map and the manifest computed from

@@ -13,6 +13,7 @@ use crate::begun::{Begun, Entry};
 use crate::devices;
 use crate::leaves::{self, Leaves, leaf_name};
 use crate::life::StepError;
+use crate::life::links::admit;
 use crate::manager::Manager;
 use crate::worker::Worker;
 
@@ -122,9 +123,15 @@ impl Manager {
             let (Some(leaf), Some(pid)) = (leaf, Pid::from_raw(worker.pid())) else {
                 return;
             };
-            match manager.registry_mut().guest_mut(id) {
-                Some(guest) => guest.leaf = Some(Arc::clone(&leaf)),
+            let helpers = match manager.registry_mut().guest_mut(id) {
+                Some(guest) => {
+                    guest.leaf = Some(Arc::clone(&leaf));
+                    guest.links.pids()
+                }
                 None => return,
+            };
+            for helper in helpers {
+                admit(Arc::clone(&leaf), helper).await;
             }
             // A worker that has ended meanwhile cannot be moved.
             if worker.is_there() {

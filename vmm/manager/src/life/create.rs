@@ -19,6 +19,7 @@ use crate::devices::{self, Opened};
 use crate::guest::{Guest, Holdings};
 use crate::images::Images;
 use crate::life::{LifeError, StepError};
+use crate::links::Links;
 use crate::manager::Manager;
 use crate::status::Status;
 
@@ -154,6 +155,7 @@ impl Manager {
             status: Status::default(),
             log: None,
             held,
+            links: Links::default(),
         });
         Ok(id)
     }

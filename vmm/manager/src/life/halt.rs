@@ -136,6 +136,10 @@ impl Manager {
     /// Handles the end of a worker's process, which ends the run.
     pub(crate) fn on_end(self: &Rc<Self>, run: RunId, exit: Exit, word: Option<EndReason>) {
         self.forget_questions(run);
+        let is_current = |guest: &Guest| guest.run_id() == run;
+        if self.registry().guest(run.id).is_some_and(is_current) {
+            self.disconnect(run.id);
+        }
         let mut registry = self.registry_mut();
         let Some(guest) = registry.guest_mut(run.id).filter(|g| g.run_id() == run) else {
             return;

@@ -12,6 +12,7 @@
 //! | `place` | placement of images, before anything changes |
 //! | `attend` | waiting for workers, which may stall |
 //! | `complete` | what an earlier manager did not complete |
+//! | `links` | what network devices are connected to |
 //! | `listen` | reports of workers |
 //! | `memory` | memory, taken and returned |
 //! | `cgroups` | workers in the cgroups of their guests |
@@ -26,6 +27,7 @@ mod cgroups;
 mod complete;
 pub mod create;
 pub mod halt;
+pub(crate) mod links;
 mod listen;
 pub mod load;
 pub(crate) mod memory;
@@ -50,7 +52,9 @@ use mkvmm_wire::shared::SharedError;
 use crate::budget::Shortage;
 use crate::child::AskError;
 use crate::manager::Manager;
+use crate::passt::PasstError;
 use crate::registry::RegistryError;
+use crate::segments::SegmentError;
 use crate::worker::WorkerError;
 
 /// What helps when the host refuses a process, a thread or memory.
@@ -121,6 +125,12 @@ pub enum StepError {
     /// The keeper does not hold a descriptor.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
+    /// A network device has no helper.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
+    /// A network device cannot be on its segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
     /// Its worker ended between two orders.
     #[error("its worker process has ended meanwhile")]
     Lost,
@@ -190,6 +200,8 @@ impl StepError {
                 RefusalKind::Failure => Class::VmmFailed,
             },
             Self::Shortage(error) => error.class(),
+            Self::Passt(error) => error.class(),
+            Self::Segment(error) => error.class(),
             Self::Cgroup(_) => Class::Cgroup,
             _ if self.is_held() => Class::Busy,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
@@ -210,6 +222,7 @@ impl Diagnose for StepError {
         match self {
             Self::Pool(error) => error.hint(),
             Self::Shortage(error) => error.hint(),
+            Self::Passt(error) if error.hint().is_some() => error.hint(),
             Self::Stalled { .. } => Some(State::Stalled.legal_hint()),
             Self::Memory(error) => error.hint(),
             Self::Cmdline(error) => error.hint(),

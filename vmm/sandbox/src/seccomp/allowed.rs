@@ -165,7 +165,7 @@ pub(crate) fn rules(profile: Profile, disks: DiskCalls) -> Result<Rules, Sandbox
             rules.when(libc::SYS_fcntl, &seals, "seals the file written")?;
         }
         Profile::Cleaner => rules.always(CLEANER),
-        Profile::Manager => {}
+        Profile::Helper | Profile::Manager => {}
     }
     Ok(rules)
 }

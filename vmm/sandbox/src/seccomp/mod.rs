@@ -2,7 +2,8 @@
 //!
 //! Confined processes (worker, unpacker, cleaner) have an allow-list,
 //! [`allowed`]; a manager, which must open, fork and execute, has a list of calls
-//! that it and its children never need, [`denied`].
+//! that it and its children never need, [`denied`]. A helper inherits that one,
+//! and has a short list of its own, [`pretended`].
 //!
 //! A confined process gets two programs. The kernel runs both and applies the
 //! stricter result. So calls that the C library tries but can do without are
@@ -23,6 +24,7 @@ pub(crate) mod allowed;
 mod chain;
 pub(crate) mod denied;
 pub(crate) mod kvm;
+pub(crate) mod pretended;
 pub(crate) mod rules;
 mod tree;
 
@@ -76,6 +78,12 @@ pub(crate) fn programs(
     mode: Mode,
 ) -> Result<Vec<BpfProgram>, SandboxError> {
     let refusal = refusal(mode);
+    if profile == Profile::Helper {
+        let pretended = pretended::rules().into_map();
+        // In every mode: Landlock, which applies in every mode, refuses mounts.
+        let success = SeccompAction::Errno(0);
+        return Ok(vec![compile(pretended, SeccompAction::Allow, success)?]);
+    }
     if !profile.is_confined() {
         let denied = denied::rules()?.into_map();
         let program = tree::compile_tree(denied, SeccompAction::Allow, refusal)?;

@@ -77,6 +77,15 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     /// error of sending the hello.
     pub fn open(socket: OwnedFd) -> Result<Self, WireError> {
         socket::check(socket.as_fd())?;
+        Self::open_unchecked(socket)
+    }
+
+    /// Like [`Self::open`], for a socket that is known to be one of [`pair`]: in a
+    /// confined process, which may not ask what a descriptor is.
+    ///
+    /// # Errors
+    /// Returns the error of sending the hello.
+    pub fn open_unchecked(socket: OwnedFd) -> Result<Self, WireError> {
         let socket = Arc::new(socket);
         socket::send(socket.as_fd(), &envelope::hello(VERSION), &[])?;
         Ok(Self {
