@@ -12,9 +12,9 @@ use mkvmm_test_harness::images::{code, elf, numbers};
 use mkvmm_test_harness::kept::expect_gone;
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::server::{EVENT_TIMEOUT, try_http};
-use mkvmm_test_harness::tier::{announce, skip, skips_without_kvm};
+use mkvmm_test_harness::tier::{announce, skips_without_kvm};
 use mkvmm_test_harness::walk::number;
-use mkvmm_test_harness::{Kept, Mkvmm, Running, Terminal};
+use mkvmm_test_harness::{Kept, Mkvmm, Running, Scratch, Terminal};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -209,14 +209,21 @@ fn another_program_continues_and_the_first_one_again() {
     fleet.end();
 }
 
+/// Returns the path of a copy of the program.
+fn copied(scratch: &Scratch) -> PathBuf {
+    let copy = scratch.path("other");
+    fs::copy(binary(), &copy).expect("there is room");
+    copy
+}
+
 #[test]
 fn an_earlier_program_is_followed_and_comes_back_if_it_can() {
     if skips_without_kvm() {
         return;
     }
-    let Some(other) = env::var_os("MKVMM_OTHER").map(PathBuf::from) else {
-        return skip("MKVMM_OTHER does not name another mkvmm");
-    };
+    // Unless there is an earlier one, it is a copy of this one.
+    let scratch = Scratch::new();
+    let other = env::var_os("MKVMM_OTHER").map_or_else(|| copied(&scratch), PathBuf::from);
     let other = other.canonicalize().expect("MKVMM_OTHER is a program");
     let this = binary().canonicalize().expect("it is there");
     let script = format!("exec {} \"$@\"", other.display());
