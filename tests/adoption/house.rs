@@ -236,7 +236,7 @@ impl House {
             return Err(format!("it was deleted twice: {pair:?}"));
         }
         // Those who follow know what those see who look. It may change between the
-        // two looks, but not for ever.
+        // two looks, but they agree in the end.
         let mut compared = self.compare(since);
         for _ in 1..LOOKS {
             if compared.is_ok() {

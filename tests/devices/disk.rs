@@ -1,4 +1,4 @@
-//! The disk.
+//! Disks as guests see them.
 
 use std::fs;
 use std::path::Path;

@@ -50,7 +50,7 @@ fn a_frame_reaches_the_other_device_and_others_do_not() {
     driver.kick(RECEIVE);
     driver.turn_to(2);
     driver.start(TRANSMIT);
-    // From an address that is not its own, to nobody, and a good one.
+    // From an address that another device has, to nobody, and a good one.
     send(
         &mut driver,
         &[(mac(0), mac(9)), (mac(9), mac(1)), (mac(0), mac(1))],

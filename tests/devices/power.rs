@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::driver::{Driver, NEXT, POOL, Queue, WRITE, buffer};
 
 const QUEUE: Queue = Queue { index: 0, size: 16 };
-/// `VIRTIO_BLK_F_FLUSH`.
+/// The feature `VIRTIO_BLK_F_FLUSH`.
 const FLUSH: u64 = 1 << 9;
 const CUTS: u64 = 20;
 /// The writes of a guest, each followed by a flush.

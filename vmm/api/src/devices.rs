@@ -32,9 +32,9 @@ pub enum DeviceSpec {
         /// The number of the console, from 1; the serial port is console 0.
         number: u8,
     },
-    /// A disk.
+    /// A disk, by its path and options.
     Disk(DiskSpec),
-    /// A network device.
+    /// A network device, by its link and options.
     Net(NetSpec),
 }
 

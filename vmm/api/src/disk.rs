@@ -41,7 +41,7 @@ pub enum DiskError {
     /// There is no such option.
     #[error("`{text}` is not an option of a disk: ro, direct, format=raw")]
     Option {
-        /// The option.
+        /// The option as it was written.
         text: String,
     },
     /// There is no such format.

@@ -79,7 +79,7 @@ pub enum NetError {
     /// There is no such option.
     #[error("`{text}` is not an option of a network device: mac=, mtu=, and forward= with passt")]
     Option {
-        /// The option.
+        /// The option as it was written.
         text: String,
     },
     /// An option is given twice.

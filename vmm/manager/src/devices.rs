@@ -42,7 +42,7 @@ pub enum DeviceError {
     Disk {
         /// The path as it was given.
         path: PathBuf,
-        /// The reason.
+        /// The underlying error.
         #[source]
         source: disk::DiskError,
     },

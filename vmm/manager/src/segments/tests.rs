@@ -34,7 +34,7 @@ async fn news(device: &mut Device) -> (u64, [u8; 6], OwnedFd) {
             other => panic!("{other:?}"),
         }
     }
-    panic!("no news");
+    panic!("nothing was received");
 }
 
 fn on_this_thread(test: impl Future<Output = ()>) {
