@@ -21,7 +21,7 @@
 //! | `devices::virtio::interrupts`, `devices::virtio::registers`, `devices::virtio::function`, `devices::virtio::console`, `devices::virtio` | virtio devices as PCI functions |
 //! | `devices::board`, `devices` | creation of a guest's devices |
 //! | `machine` | a guest as a whole: its VM, vCPUs and devices |
-//! | `worker::console`, `worker::disks`, `worker::devices`, `worker::news`, `worker::orders`, `worker` | the process that runs a machine on the manager's orders |
+//! | `worker::console`, `worker::disks`, `worker::segment`, `worker::devices`, `worker::news`, `worker::orders`, `worker` | the process that runs a machine on the manager's orders |
 
 pub mod boot;
 pub mod console;
