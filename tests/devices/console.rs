@@ -98,7 +98,7 @@ fn much_is_printed_byte_for_byte_and_what_is_typed_arrives() {
     // There is no second one.
     let refused = server.run("console a --number 2");
     assert!(
-        refused.expect_refusal(2).contains("no console 2"),
+        refused.expect_refusal(4).contains("no console 2"),
         "{refused}"
     );
     let metrics = server.ok("metrics");

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::options::{Known, OptionError, Options, split};
 use crate::source::{PathError, path};
 
 /// The format of a disk's contents. It is never guessed: a guest could write
@@ -38,25 +39,25 @@ pub enum DiskError {
     /// The path is empty or too long.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// There is no such option.
-    #[error("`{text}` is not an option of a disk: ro, direct, format=raw")]
-    Option {
-        /// The option as it was written.
-        text: String,
-    },
+    /// An option is invalid.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// There is no such format.
     #[error("format={text}: the format of disks is raw")]
     Format {
         /// The name of the format.
         text: String,
     },
-    /// An option is given twice.
-    #[error("`{key}` is given twice")]
-    Twice {
-        /// The name of the option.
-        key: &'static str,
-    },
 }
+
+const OPTIONS: Options = Options {
+    of: "a disk",
+    known: &[
+        Known::flag("ro"),
+        Known::flag("direct"),
+        Known::value("format"),
+    ],
+};
 
 impl DiskSpec {
     /// Prepends `base` to a relative path.
@@ -69,40 +70,25 @@ impl FromStr for DiskSpec {
     type Err = DiskError;
 
     fn from_str(text: &str) -> Result<Self, DiskError> {
-        let mut words = text.split(',');
-        let path = path(words.next().unwrap_or_default().to_owned())?;
-        let (mut read_only, mut direct, mut format) = (false, false, None);
-        for word in words {
-            match (word, word.strip_prefix("format=")) {
-                ("ro", _) => once(&mut read_only, "ro")?,
-                ("direct", _) => once(&mut direct, "direct")?,
-                (_, Some("raw")) if format.is_some() => {
-                    return Err(DiskError::Twice { key: "format" });
-                }
-                (_, Some("raw")) => format = Some(DiskFormat::Raw),
-                (_, Some(other)) => {
+        let (head, words) = split(text);
+        let mut disk = Self {
+            path: path(head.to_owned())?,
+            read_only: false,
+            format: DiskFormat::Raw,
+            direct: false,
+        };
+        for option in words.read(&OPTIONS) {
+            match option? {
+                ("ro", _) => disk.read_only = true,
+                ("direct", _) => disk.direct = true,
+                (_format, "raw") => {}
+                (_format, other) => {
                     let text = other.to_owned();
                     return Err(DiskError::Format { text });
                 }
-                (other, None) => {
-                    let text = other.to_owned();
-                    return Err(DiskError::Option { text });
-                }
             }
         }
-        Ok(Self {
-            path,
-            read_only,
-            format: format.unwrap_or_default(),
-            direct,
-        })
-    }
-}
-
-fn once(flag: &mut bool, key: &'static str) -> Result<(), DiskError> {
-    match std::mem::replace(flag, true) {
-        true => Err(DiskError::Twice { key }),
-        false => Ok(()),
+        Ok(disk)
     }
 }
 
@@ -153,12 +139,9 @@ mod tests {
             ("", "a path of 0 bytes is out of range (1..=4095)"),
             (
                 "/a,rw",
-                "`rw` is not an option of a disk: ro, direct, format=raw",
+                "`rw` is not an option of a disk: ro, direct, format=",
             ),
-            (
-                "/a,",
-                "`` is not an option of a disk: ro, direct, format=raw",
-            ),
+            ("/a,", "`` is not an option of a disk: ro, direct, format="),
             (
                 "/a,format=qcow2",
                 "format=qcow2: the format of disks is raw",

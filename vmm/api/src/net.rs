@@ -9,6 +9,8 @@ use mkvmm_base::mac::{Mac, MacError};
 use mkvmm_base::{InstanceName, NameError};
 use serde::{Deserialize, Serialize};
 
+use crate::options::{Known, OptionError, Options, split};
+
 /// The number of bytes of the largest packet unless another is given, and at
 /// most: the largest that passt takes.
 pub const MTU_MAX: u16 = 65520;
@@ -76,18 +78,9 @@ pub enum NetError {
     /// The name of the segment is invalid.
     #[error("the segment")]
     Segment(#[from] NameError),
-    /// There is no such option.
-    #[error("`{text}` is not an option of a network device: mac=, mtu=, and forward= with passt")]
-    Option {
-        /// The option as it was written.
-        text: String,
-    },
-    /// An option is given twice.
-    #[error("`{key}` is given twice")]
-    Twice {
-        /// The name of the option.
-        key: &'static str,
-    },
+    /// An option is invalid.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The address is invalid.
     #[error("mac={text}: {error}")]
     Mac {
@@ -119,6 +112,20 @@ pub enum NetError {
     },
 }
 
+const PASST_OPTIONS: Options = Options {
+    of: "a network device",
+    known: &[
+        Known::value("mac"),
+        Known::value("mtu"),
+        Known::repeated("forward"),
+    ],
+};
+
+const POOL_OPTIONS: Options = Options {
+    of: "a network device on a segment",
+    known: &[Known::value("mac"), Known::value("mtu")],
+};
+
 impl NetSpec {
     /// Returns the name of the segment, for a device on one.
     pub fn segment(&self) -> Option<&InstanceName> {
@@ -133,45 +140,37 @@ impl FromStr for NetSpec {
     type Err = NetError;
 
     fn from_str(text: &str) -> Result<Self, NetError> {
-        let mut words = text.split(',');
-        let first = words.next().unwrap_or_default();
-        let mut link = match (first, first.strip_prefix("pool:")) {
-            ("passt", _) => NetLink::Passt {
-                forwards: Vec::new(),
-            },
-            (_, Some(name)) => NetLink::Pool(name.parse()?),
+        let (head, words) = split(text);
+        let (mut link, options) = match (head, head.strip_prefix("pool:")) {
+            ("passt", _) => (
+                NetLink::Passt {
+                    forwards: Vec::new(),
+                },
+                &PASST_OPTIONS,
+            ),
+            (_, Some(name)) => (NetLink::Pool(name.parse()?), &POOL_OPTIONS),
             _ => {
-                let text = first.to_owned();
+                let text = head.to_owned();
                 return Err(NetError::Link { text });
             }
         };
-        let (mut mac, mut mtu) = (None, None);
-        for word in words {
-            match (word.split_once('='), &mut link) {
-                (Some(("mac", value)), _) => once(&mut mac, "mac", parse_mac(value)?)?,
-                (Some(("mtu", value)), _) => once(&mut mtu, "mtu", parse_mtu(value)?)?,
-                (Some(("forward", value)), NetLink::Passt { forwards }) => {
+        let (mut mac, mut mtu) = (None, MTU_MAX);
+        for option in words.read(options) {
+            match (option?, &mut link) {
+                (("mac", value), _) => mac = Some(parse_mac(value)?),
+                (("mtu", value), _) => mtu = parse_mtu(value)?,
+                ((_forward, value), NetLink::Passt { forwards }) => {
                     forwards.push(value.parse()?);
                     let count = forwards.len();
                     if count > FORWARDS_MAX {
                         return Err(NetError::Forwards { count });
                     }
                 }
-                _ => {
-                    let text = word.to_owned();
-                    return Err(NetError::Option { text });
-                }
+                // The options of a segment have no others.
+                ((_other, _), NetLink::Pool(_)) => {}
             }
         }
-        let mtu = mtu.unwrap_or(MTU_MAX);
         Ok(Self { link, mac, mtu })
-    }
-}
-
-fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), NetError> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(NetError::Twice { key }),
     }
 }
 

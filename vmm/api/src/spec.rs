@@ -123,7 +123,7 @@ pub struct InstanceSpec {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "one_or_several"
     )]
-    #[cfg_attr(feature = "schema", schema(schema_with = disk_schema))]
+    #[cfg_attr(feature = "schema", schema(schema_with = schema::disk))]
     pub disk: Vec<DiskSpec>,
     /// One or several network devices: `passt` for the network of the host, or
     /// `pool:SEGMENT` for the guests on that segment; options follow after commas.
@@ -131,7 +131,7 @@ pub struct InstanceSpec {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "one_or_several"
     )]
-    #[cfg_attr(feature = "schema", schema(schema_with = net_schema))]
+    #[cfg_attr(feature = "schema", schema(schema_with = schema::net))]
     pub net: Vec<NetSpec>,
     /// The kernel to load immediately: a path, or `probe` for the built-in test
     /// guest.
@@ -142,7 +142,7 @@ pub struct InstanceSpec {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "one_or_several"
     )]
-    #[cfg_attr(feature = "schema", schema(schema_with = one_or_several_schema))]
+    #[cfg_attr(feature = "schema", schema(schema_with = schema::initrd))]
     pub initrd: Vec<Source>,
     /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,7 +166,7 @@ pub struct ImagesSpec {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "one_or_several"
     )]
-    #[cfg_attr(feature = "schema", schema(schema_with = one_or_several_schema))]
+    #[cfg_attr(feature = "schema", schema(schema_with = schema::initrd))]
     pub initrd: Vec<Source>,
     /// How the kernel starts: unpacked by the VMM (`elf`), or unpacking itself (`bzimage`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -357,56 +357,8 @@ fn one_or_several<'de, T: Listed, D: Deserializer<'de>>(
 }
 
 #[cfg(feature = "schema")]
-fn disk_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-    use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
-    let disk = || {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .examples(["/srv/root.img,ro"])
-    };
-    OneOfBuilder::new()
-        .description(Some(
-            "One or several disks: the path of a file or a block device, and after commas `ro` \
-             (only read), `format=raw` (the default), `direct` (no page cache).",
-        ))
-        .item(disk())
-        .item(ArrayBuilder::new().items(disk()))
-        .into()
-}
-
-#[cfg(feature = "schema")]
-fn net_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-    use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
-    let device = || {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .pattern(Some(
-                "^(passt|pool:[A-Za-z0-9][A-Za-z0-9._-]{0,31})(,[a-z]+=[^,]*)*$",
-            ))
-            .examples(["passt,forward=8080:80"])
-    };
-    OneOfBuilder::new()
-        .description(Some(
-            "One or several network devices: passt for the network of the host, or pool:SEGMENT \
-             for the guests on that segment; options follow after commas.",
-        ))
-        .item(device())
-        .item(ArrayBuilder::new().items(device()))
-        .into()
-}
-
-#[cfg(feature = "schema")]
-fn one_or_several_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-    use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Ref};
-    let path = || Ref::from_schema_name("Path");
-    OneOfBuilder::new()
-        .description(Some(
-            "One or several initramfs archives, concatenated; they require a kernel.",
-        ))
-        .item(path())
-        .item(ArrayBuilder::new().items(path()))
-        .into()
-}
+#[path = "spec_schema.rs"]
+mod schema;
 
 #[cfg(test)]
 #[path = "spec_tests.rs"]

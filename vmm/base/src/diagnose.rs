@@ -39,6 +39,8 @@ pub enum Class {
     NoInstance,
     /// There is no allocation at this address.
     NoAllocation,
+    /// The instance has no console with this number.
+    NoConsole,
     /// An instance of this name exists already.
     Exists,
     /// The state of the instance does not allow the request.

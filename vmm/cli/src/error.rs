@@ -62,6 +62,7 @@ impl ExitStatus {
             Class::NoRoute
             | Class::NoInstance
             | Class::NoAllocation
+            | Class::NoConsole
             | Class::Exists
             | Class::WrongState
             | Class::Busy

@@ -159,7 +159,8 @@ impl Diagnose for ControlError {
         }
         match self {
             Self::Name(_) => Class::Name,
-            Self::Data(_) | Self::Since { .. } | Self::NoConsole { .. } => Class::Invalid,
+            Self::Data(_) | Self::Since { .. } => Class::Invalid,
+            Self::NoConsole { .. } => Class::NoConsole,
             Self::Cgroup(_) | Self::NoPeer => Class::Cgroup,
             Self::Syntax(_)
             | Self::Broken(_)
@@ -200,7 +201,9 @@ impl Diagnose for ControlError {
 pub const fn status(class: Class) -> StatusCode {
     match class {
         Class::BadRequest => StatusCode::BAD_REQUEST,
-        Class::NoRoute | Class::NoInstance | Class::NoAllocation => StatusCode::NOT_FOUND,
+        Class::NoRoute | Class::NoInstance | Class::NoAllocation | Class::NoConsole => {
+            StatusCode::NOT_FOUND
+        }
         Class::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         Class::Exists | Class::WrongState | Class::Busy => StatusCode::CONFLICT,
         Class::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
