@@ -23,11 +23,16 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 
 use crate::process::Child;
 
-/// The maximum number of heap arenas of the C library's allocator in the copy,
-/// like `MALLOC_ARENA_MAX` for other children. The allocator would otherwise
-/// read the number of processors from a file, which a confined process may not
-/// open.
-const ARENAS: i32 = 2;
+/// Settings of the C library's allocator in the copy, like the environment of
+/// other children. The allocator would otherwise open files, which a confined
+/// process may not: to limit the number of its heap arenas, and before it makes
+/// the heap of a thread smaller. So heaps keep what was freed, and large blocks
+/// are none of theirs.
+const ALLOCATOR: [(libc::c_int, libc::c_int); 3] = [
+    (libc::M_ARENA_MAX, 2),
+    (libc::M_TRIM_THRESHOLD, 1 << 30),
+    (libc::M_MMAP_THRESHOLD, 2 << 20),
+];
 
 /// The two processes in which [`copy`] returns.
 #[derive(Debug)]
@@ -72,9 +77,11 @@ pub fn copy() -> io::Result<Copy> {
     // change.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the argument is a plain number; it changes a setting of
-            // the allocator.
-            let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+            for (setting, value) in ALLOCATOR {
+                // SAFETY: the arguments are plain numbers; it changes a setting
+                // of the allocator.
+                let _ = unsafe { libc::mallopt(setting, value) };
+            }
             Ok(Copy::Child(Processors(all)))
         }
         number => {

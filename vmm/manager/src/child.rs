@@ -19,10 +19,16 @@ use crate::still::{ENDING, HELD};
 use crate::worker::WorkerError;
 
 /// The environment variables of every child, in addition to the host's. The C
-/// library's allocator would otherwise read the number of processors from a
-/// file, which a confined process may not open, to limit the number of its heap
-/// arenas; and each thread's arena takes 64 MiB of address space.
-const ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
+/// library's allocator would otherwise open files, which kills a confined
+/// process: one with the number of processors, to limit the number of its heap
+/// arenas, each of which takes 64 MiB of address space; and one that says how
+/// memory is overcommitted, before it makes the heap of a thread smaller. So
+/// heaps keep what was freed, and large blocks are none of theirs.
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "2"),
+    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+    ("MALLOC_MMAP_THRESHOLD_", "2097152"),
+];
 /// The label of a worker without an instance, whose names have no brackets.
 const WAITING: &str = "(waits)";
 /// The time within which a child that has answered must exit by itself.
