@@ -3,7 +3,6 @@
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, Schema, Type};
 
-use crate::devices::DEVICES_MAX;
 use crate::net::FORWARDS_MAX;
 
 /// Describes the key `initrd`.
@@ -12,7 +11,6 @@ pub(super) fn initrd() -> RefOr<Schema> {
     one_or_several(
         "One or several initramfs archives, concatenated; they require a kernel.",
         path,
-        None,
     )
 }
 
@@ -21,13 +19,12 @@ pub(super) fn disk() -> RefOr<Schema> {
     let options = each_once(&["ro", "direct", "format=raw"]);
     let disk = ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some(format!(r"^[^,\x00]{{1,4095}}({options})$")))
+        .pattern(Some(format!(r"^[^,\x00]{{1,4095}}{options}$")))
         .examples(["/srv/root.img,ro"]);
     one_or_several(
         "One or several disks: the path of a file or a block device, and after commas `ro` (only \
          read), `format=raw` (the default), `direct` (no page cache).",
         disk,
-        Some(DEVICES_MAX),
     )
 }
 
@@ -44,25 +41,21 @@ pub(super) fn net() -> RefOr<Schema> {
     let device = ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some(format!(
-            "^(pool:[A-Za-z0-9][A-Za-z0-9._-]{{0,31}}({once})|passt({once}){forward})$"
+            "^(pool:[A-Za-z0-9][A-Za-z0-9._-]{{0,31}}{once}|passt{once}{forward})$"
         )))
         .examples(["passt,forward=8080:80"]);
     one_or_several(
         "One or several network devices: passt for the network of the host, or pool:SEGMENT for \
          the guests on that segment; options follow after commas.",
         device,
-        Some(DEVICES_MAX),
     )
 }
 
-/// Describes one `item`, or a list of at most `max`.
-fn one_or_several(
-    description: &str,
-    item: impl Into<RefOr<Schema>>,
-    max: Option<usize>,
-) -> RefOr<Schema> {
+/// Describes one `item` or a list of them. How many devices there may be is a
+/// limit for all lists together, which no schema can tell.
+fn one_or_several(description: &str, item: impl Into<RefOr<Schema>>) -> RefOr<Schema> {
     let item = item.into();
-    let list = ArrayBuilder::new().items(item.clone()).max_items(max);
+    let list = ArrayBuilder::new().items(item.clone());
     OneOfBuilder::new()
         .description(Some(description))
         .item(item)
@@ -70,16 +63,16 @@ fn one_or_several(
         .into()
 }
 
-/// Returns the pattern of `words` in any order, each at most once and after a
-/// comma.
+/// Returns the pattern of some of `words`, in any order, each at most once and
+/// after a comma.
 fn each_once(words: &[&str]) -> String {
     let ways = (0..words.len()).map(|first| {
         let others: Vec<&str> = [&words[..first], &words[first + 1..]].concat();
-        format!(",{}({})", words[first], each_once(&others))
+        format!(",{}{}", words[first], each_once(&others))
     });
     let ways: Vec<String> = ways.collect();
     match ways.is_empty() {
         true => String::new(),
-        false => format!("|{}", ways.join("|")),
+        false => format!("({})?", ways.join("|")),
     }
 }
