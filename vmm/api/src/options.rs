@@ -12,7 +12,7 @@ pub(crate) struct Options {
     pub known: &'static [Known],
 }
 
-/// An option.
+/// An option that a value may have.
 #[derive(Debug)]
 pub(crate) struct Known {
     /// What it is called.
