@@ -266,7 +266,8 @@ impl Ring {
     }
 
     /// Takes, serves and returns chains until there are none, but at most
-    /// `most`. `serve` returns the number of bytes that it wrote.
+    /// `most`. `serve` returns the number of bytes that it wrote. A driver that
+    /// announces chains and takes them back is looked at as often.
     ///
     /// # Errors
     /// Returns what is wrong with the ring, and errors of `serve`.
@@ -292,6 +293,8 @@ impl Ring {
             if !self.enable_kicks()? {
                 return Ok(Progress::Done);
             }
+            // A look costs as much as a chain: the next one may find none again.
+            left -= 1;
         }
     }
 

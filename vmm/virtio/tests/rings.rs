@@ -141,6 +141,23 @@ fn work_is_bounded_and_the_driver_need_not_ring_for_the_rest() {
 }
 
 #[test]
+fn a_chain_that_is_announced_and_taken_back_each_time_does_not_hold_it_up() {
+    let (mut driver, _, interrupts) = queue(8);
+    driver.overlap();
+    driver.set_descriptor(0, 0x1000, 1, WRITE, 0);
+    let mut ring = driver.ring(&interrupts, false);
+    let mut served = 0;
+    for _ in 0..10 {
+        let drained = ring.drain(4, |_chain, _memory| {
+            served += 1;
+            Ok(0)
+        });
+        assert_eq!(drained.unwrap(), Progress::More);
+    }
+    assert_eq!(served, 1);
+}
+
+#[test]
 fn an_indirect_table_is_a_chain() {
     let (mut driver, mut ring, _interrupts) = queue(8);
     let table = driver.buffer(64);

@@ -126,6 +126,8 @@ impl Net {
             if !active.transmit.enable_kicks()? {
                 return Ok(Progress::Done);
             }
+            // The next look may find none again.
+            left = left.saturating_sub(FRAME_COST);
         }
     }
 
