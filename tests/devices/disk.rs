@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Mkvmm, Scratch};
 
@@ -91,6 +92,40 @@ fn a_guest_writes_and_reads_its_disk() {
         assert_eq!(contents[4 * 512..5 * 512], [0x77; 512]);
         assert_eq!(contents[6 * 512..], [0x77; (1 << 20) - 6 * 512]);
     }
+}
+
+#[test]
+fn requests_are_counted_by_their_operations() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut disk = Disk::start();
+    for (kind, sector, len) in [(OUT, 0, 512), (OUT, 1, 1024), (FLUSH, 0, 512), (IN, 0, 512)] {
+        disk.ask(kind, sector, len);
+    }
+    // Beyond its end: a failure, and no read.
+    disk.ask(IN, 2048, 512);
+    let cmdline = format!("{} end=halt", disk.driver.word());
+    let path = self::disk(&scratch).display().to_string();
+    let server = Server::start("16M@0x100000000");
+    let create = "create a --memory 8M --kernel probe --disk";
+    let words = create.split(' ').chain([&*path, "--cmdline", &cmdline]);
+    server.run_words(words).expect_code(0);
+    server.ok("start a");
+    server.wait_for_state("a", "stopped");
+    let metrics = server.ok("metrics");
+    let of_disk = |name: &str, label: &str| {
+        let labels = "name=\"a\",id=\"1\",device=\"00:01.0\"";
+        let series = format!("mkvmm_instance_disk_{name}_total{{{labels}{label}}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        value.unwrap_or_else(|| panic!("no {series} in {metrics}"))
+    };
+    let operation = |word: &str| of_disk("operations", &format!(",operation=\"{word}\""));
+    let counts = ["read", "write", "flush", "discard"].map(operation);
+    assert_eq!(counts, ["1", "2", "1", "0"], "{metrics}");
+    assert_eq!(of_disk("read_bytes", ""), "512");
+    assert_eq!(of_disk("written_bytes", ""), "1536");
 }
 
 #[test]

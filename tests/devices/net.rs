@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
 
 use crate::driver::{Driver, Queue, WRITE, buffer};
@@ -61,6 +62,46 @@ fn a_frame_reaches_the_other_device_and_others_do_not() {
     let ran = driver.run("net=pool:lan,net=pool:lan");
     let values = ran.passed().values();
     assert_eq!(values, [CONTENT, (HEADER + FRAME) << 32]);
+}
+
+#[test]
+fn frames_are_dropped_for_a_reason_that_is_counted() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut driver = Driver::new(1);
+    driver.start(TRANSMIT);
+    // A foreign source, nobody's address twice, and a request for a checksum.
+    let frames = [(mac(1), mac(9)), (mac(8), mac(0)), (mac(9), mac(0))];
+    driver.write(1, buffer(4), 1);
+    let len = u32::try_from(HEADER + FRAME).expect("small");
+    driver.descriptor(TRANSMIT, 3, (buffer(4), len), 0, 0);
+    send(&mut driver, &frames);
+    driver.offer(TRANSMIT, 3);
+    driver.kick(TRANSMIT);
+    driver.used(TRANSMIT, 4);
+    let cmdline = format!("{} end=halt", driver.word());
+    let server = Server::start("16M@0x100000000");
+    let create = "create a --memory 8M --kernel probe --net pool:lan --net pool:lan --cmdline";
+    let words = create.split(' ').chain([&*cmdline]);
+    server.run_words(words).expect_code(0);
+    server.ok("start a");
+    server.wait_for_state("a", "stopped");
+    let metrics = server.ok("metrics");
+    for (reason, count) in [
+        ("malformed", 1),
+        ("foreign", 1),
+        ("unknown", 2),
+        ("full", 0),
+        ("down", 0),
+        ("long", 0),
+    ] {
+        let line = format!(
+            "mkvmm_instance_net_dropped_total{{name=\"a\",id=\"1\",device=\"00:01.0\",\
+             reason=\"{reason}\"}} {count}"
+        );
+        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
+    }
 }
 
 #[test]

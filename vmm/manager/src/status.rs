@@ -97,8 +97,8 @@ impl Status {
         let board = self.board.as_ref();
         if let Some(now) = board.and_then(|board| board.device(index)) {
             sum.faults = sum.faults.saturating_add(now.faults);
-            let counters = sum.queues.iter_mut().flatten();
-            for (sum, now) in counters.zip(now.queues.iter().flatten()) {
+            let counters = sum.queues.iter_mut().flatten().chain(&mut sum.own);
+            for (sum, now) in counters.zip(now.queues.iter().flatten().chain(&now.own)) {
                 *sum = sum.saturating_add(*now);
             }
         }

@@ -2,6 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The number of counters that a device may have beside those of its queues.
+pub const OWN_COUNTERS: usize = 7;
+
+/// The values of the counters that only a kind of device has, in the order of that
+/// kind; the rest is 0.
+pub type OwnCounts = [u64; OWN_COUNTERS];
+
 /// The counters of one queue, from the creation of its device on: they survive
 /// resets. One thread counts, others read.
 #[derive(Debug, Default)]

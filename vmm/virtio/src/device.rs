@@ -25,6 +25,7 @@ use std::os::fd::BorrowedFd;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::broken::Broken;
+use crate::counters::{OWN_COUNTERS, OwnCounts};
 use crate::memory::Memory;
 use crate::progress::Progress;
 use crate::ring::Ring;
@@ -119,6 +120,12 @@ pub trait VirtioDevice: Debug + Send {
     fn on_descriptor(&mut self, token: u32, events: EventSet) -> Result<Progress, Broken> {
         let _ = (token, events);
         Ok(Progress::Done)
+    }
+
+    /// Returns what only devices of its kind count, from the creation of the device
+    /// on.
+    fn counts(&self) -> OwnCounts {
+        [0; OWN_COUNTERS]
     }
 
     /// Gives up all requests and its queues. Once it returns [`Progress::Done`],

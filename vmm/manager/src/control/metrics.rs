@@ -80,8 +80,7 @@ struct InstanceFacts {
 #[derive(Debug)]
 struct DeviceFacts {
     address: String,
-    kind: String,
-    queues: usize,
+    spec: DeviceSpec,
     counts: DeviceCounts,
 }
 
@@ -90,11 +89,9 @@ fn devices(guest: &Guest) -> Vec<DeviceFacts> {
     let specs = guest.config().spec.devices();
     let device = |(index, spec): (usize, &DeviceSpec)| {
         let slot = u8::try_from(index + 1).unwrap_or(u8::MAX);
-        let Device { address, kind, .. } = Device::new(spec, slot, 0);
         DeviceFacts {
-            address,
-            kind,
-            queues: spec.queues(),
+            address: Device::address_of(slot),
+            spec: spec.clone(),
             counts: guest.status().device(index),
         }
     };
@@ -357,16 +354,72 @@ const QUEUE_COUNTERS: [(&str, &str, bool); board::QUEUE_COUNTERS] = [
     ),
 ];
 
+/// The operations of a disk, and the reasons for which a network device drops frames,
+/// in the order in which a board has them.
+const OPERATIONS: [&str; 4] = ["read", "write", "flush", "discard"];
+const REASONS: [&str; 6] = ["malformed", "foreign", "unknown", "full", "down", "long"];
+
+/// What only some kinds of devices count.
+#[derive(Default)]
+struct OwnCounters {
+    operations: Counters,
+    read: Counters,
+    written: Counters,
+    drops: Counters,
+}
+
+impl OwnCounters {
+    fn count(&self, device: &DeviceFacts, labels: &Labels) {
+        let add = |family: &Counters, label, values: &[&str], counts: &[u64]| {
+            for (value, count) in values.iter().zip(counts) {
+                let mut labels = labels.clone();
+                labels.push((label, (*value).to_owned()));
+                family.get_or_create(&labels).inc_by(*count);
+            }
+        };
+        let own = &device.counts.own;
+        match device.spec {
+            DeviceSpec::Rng | DeviceSpec::Console { .. } => {}
+            DeviceSpec::Disk(_) => {
+                add(&self.operations, "operation", &OPERATIONS, own);
+                let [_, _, _, _, read, written, _] = *own;
+                self.read.get_or_create(labels).inc_by(read);
+                self.written.get_or_create(labels).inc_by(written);
+            }
+            DeviceSpec::Net(_) => add(&self.drops, "reason", &REASONS, own),
+        }
+    }
+
+    fn register(self, registry: &mut Registry) {
+        let help = "Operations of a disk that succeeded";
+        registry.register("instance_disk_operations", help, self.operations);
+        let help = "Bytes read from a disk";
+        registry.register_with_unit("instance_disk_read", help, Unit::Bytes, self.read);
+        let help = "Bytes written to a disk";
+        registry.register_with_unit("instance_disk_written", help, Unit::Bytes, self.written);
+        let help = "Frames that a network device has dropped, by reason";
+        registry.register("instance_net_dropped", help, self.drops);
+    }
+}
+
 fn register_devices(registry: &mut Registry, all: &[InstanceFacts]) {
     let faults = Counters::default();
+    let own = OwnCounters::default();
     let mut families: Vec<Counters> = QUEUE_COUNTERS.map(|_| Counters::default()).to_vec();
     for one in all {
         for device in &one.devices {
             let mut labels = one.labels();
             labels.push(("device", device.address.clone()));
-            labels.push(("kind", device.kind.clone()));
+            own.count(device, &labels);
+            labels.push(("kind", device.spec.key().to_owned()));
             faults.get_or_create(&labels).inc_by(device.counts.faults);
-            for (queue, counts) in device.counts.queues.iter().take(device.queues).enumerate() {
+            for (queue, counts) in device
+                .counts
+                .queues
+                .iter()
+                .take(device.spec.queues())
+                .enumerate()
+            {
                 let mut labels = labels.clone();
                 labels.push(("queue", queue.to_string()));
                 for (family, count) in families.iter_mut().zip(counts) {
@@ -377,6 +430,7 @@ fn register_devices(registry: &mut Registry, all: &[InstanceFacts]) {
     }
     let help = "Times that a device was stopped because its driver, or the host, failed it";
     registry.register("instance_device_faults", help, faults);
+    own.register(registry);
     for ((name, help, is_bytes), family) in QUEUE_COUNTERS.into_iter().zip(families) {
         match is_bytes {
             true => registry.register_with_unit(name, help, Unit::Bytes, family),

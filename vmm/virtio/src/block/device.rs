@@ -11,6 +11,7 @@ use crate::block::counters::BlockCounters;
 use crate::block::engine::Engine;
 use crate::block::session::{Disk, Session};
 use crate::broken::Broken;
+use crate::counters::OwnCounts;
 use crate::device::{Activation, VirtioDevice, Watch};
 use crate::progress::Progress;
 
@@ -105,6 +106,25 @@ impl VirtioDevice for Block {
             // A reset is under way, and nobody waits for answers.
             (None, _) => Ok(Progress::Done),
         }
+    }
+
+    /// Returns reads, writes, flushes and discards, then the bytes read and written.
+    fn counts(&self) -> OwnCounts {
+        let mut sums = OwnCounts::default();
+        for counts in self.counters.iter().map(|counters| counters.counts()) {
+            let words = [
+                counts.reads,
+                counts.writes,
+                counts.flushes,
+                counts.discards,
+                counts.read_bytes,
+                counts.written_bytes,
+            ];
+            for (sum, word) in sums.iter_mut().zip(words) {
+                *sum += word;
+            }
+        }
+        sums
     }
 
     fn reset(&mut self) -> Progress {

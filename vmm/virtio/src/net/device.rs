@@ -13,6 +13,7 @@ use super::frame::{ETHERNET, FRAME_MAX, Mac, TAG};
 use super::link::{Drops, Front, Link, Sent};
 use super::queues::{Delivered, Queues, RECEIVE, TRANSMIT};
 use crate::broken::Broken;
+use crate::counters::OwnCounts;
 use crate::device::{Activation, VirtioDevice, Watch};
 use crate::progress::Progress;
 
@@ -157,6 +158,7 @@ impl Net {
                 Delivered::Done => self.link.pop(),
                 Delivered::TooLong => {
                     self.link.pop();
+                    self.link.drops().long();
                     active.receive.counters().dropped();
                 }
                 // It stays where it is until the driver rings.
@@ -256,6 +258,21 @@ impl VirtioDevice for Net {
         let progress = self.both();
         self.tell();
         progress
+    }
+
+    /// Returns the frames that were dropped, by reason: malformed, foreign, unknown,
+    /// full, down and long.
+    fn counts(&self) -> OwnCounts {
+        let drops = self.link.drops().counts();
+        [
+            drops.malformed,
+            drops.foreign,
+            drops.unknown,
+            drops.full,
+            drops.down,
+            drops.long,
+            0,
+        ]
     }
 
     fn reset(&mut self) -> Progress {

@@ -75,6 +75,7 @@ pub struct Drops {
     unknown: AtomicU64,
     full: AtomicU64,
     down: AtomicU64,
+    long: AtomicU64,
 }
 
 /// The values of [`Drops`] at one moment.
@@ -90,6 +91,8 @@ pub struct DropCounts {
     pub full: u64,
     /// Frames that were sent while the link was down.
     pub down: u64,
+    /// Frames for the guest that are longer than its buffers or its MTU.
+    pub long: u64,
 }
 
 impl Drops {
@@ -102,6 +105,7 @@ impl Drops {
             unknown: load(&self.unknown),
             full: load(&self.full),
             down: load(&self.down),
+            long: load(&self.long),
         }
     }
 
@@ -123,5 +127,9 @@ impl Drops {
 
     pub(crate) fn down(&self) {
         self.down.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn long(&self) {
+        self.long.fetch_add(1, Ordering::Relaxed);
     }
 }

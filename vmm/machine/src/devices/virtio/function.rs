@@ -366,6 +366,7 @@ impl VirtioFunction {
     }
 
     fn publish(&self, core: &Core) {
+        core.writer.set_own(&core.device.counts());
         for (index, counters) in self.counters.iter().enumerate() {
             let counts = counters.counts();
             core.writer.set_queue(

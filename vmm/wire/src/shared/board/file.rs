@@ -22,6 +22,8 @@ pub const DEVICES_MAX: usize = 32;
 pub const QUEUES_MAX: usize = 16;
 /// The number of counters of a queue.
 pub const QUEUE_COUNTERS: usize = 7;
+/// The number of counters that only a kind of device has.
+pub const OWN_COUNTERS: usize = 7;
 
 /// The value of the first word: identifies a board and its version.
 const FORMAT: u64 = u64::from_le_bytes(*b"mkvmBRD\x02");
@@ -57,6 +59,8 @@ pub mod device {
 
     /// How often the device was stopped.
     pub const FAULTS: usize = 0;
+    /// The counters of its kind. Workers before these were counted leave zeros.
+    pub const OWN: usize = 1;
     pub const QUEUES: usize = 8;
     /// The words of a queue: a cache line.
     pub const QUEUE: usize = 8;
@@ -73,6 +77,7 @@ const DEVICES: usize = HEADER_LEN + VCPUS_MAX * slot::LEN;
 pub(super) const BYTES: usize = LEN * size_of::<u64>();
 
 const _: () = assert!(QUEUE_COUNTERS <= device::QUEUE);
+const _: () = assert!(device::OWN + OWN_COUNTERS <= device::QUEUES);
 const _: () = assert!(word::STAMPS + STAGES <= HEADER_LEN);
 const _: () = assert!(
     slot::LEN.is_multiple_of(8),

@@ -7,7 +7,7 @@
 //!   slot 1     …                                            written by its thread only
 //!   …
 //!   slot 63
-//!   device 0   faults │ queues[16]                          one for each device, written
+//!   device 0   faults │ own[7] │ queues[16]                 one for each device, written
 //!   …                                                       by the event loop only
 //!   device 31
 //! ```
@@ -26,7 +26,8 @@ mod reader;
 mod writer;
 
 pub use file::{
-    Board, DEVICES_MAX, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, VCPUS_MAX,
+    Board, DEVICES_MAX, EXIT_KINDS, OWN_COUNTERS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS,
+    STAGES, VCPUS_MAX,
 };
 pub use reader::{BoardReader, DeviceCounts, Registers};
 pub use writer::{BoardWriter, DeviceWriter, VcpuWriter};

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::file::{
-    Board, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, device, slot, word,
+    Board, EXIT_KINDS, OWN_COUNTERS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, device,
+    slot, word,
 };
 
 /// The number of attempts to read registers that change meanwhile. They change
@@ -29,15 +30,18 @@ pub enum Registers {
 pub struct DeviceCounts {
     /// How often the device was stopped.
     pub faults: u64,
+    /// The counters that only its kind has, in the order of that kind.
+    pub own: [u64; OWN_COUNTERS],
     /// The counters of each queue, in the order of their writer.
     pub queues: [[u64; QUEUE_COUNTERS]; QUEUES_MAX],
 }
 
 impl DeviceCounts {
-    /// Returns all counters as words, the faults first.
+    /// Returns all counters as words: faults, queues, and those of its kind.
     pub fn words(&self) -> Vec<u64> {
         let queues = self.queues.iter().flatten().copied();
-        std::iter::once(self.faults).chain(queues).collect()
+        let words = std::iter::once(self.faults).chain(queues);
+        words.chain(self.own).collect()
     }
 
     /// Returns the counters whose [`Self::words`] these are; those that are
@@ -46,6 +50,7 @@ impl DeviceCounts {
         let mut counts = Self::default();
         let queues = counts.queues.iter_mut().flatten();
         let all = std::iter::once(&mut counts.faults).chain(queues);
+        let all = all.chain(&mut counts.own);
         all.zip(words).for_each(|(to, from)| *to = *from);
         counts
     }
@@ -101,6 +106,7 @@ impl BoardReader {
         let queue = |index| copy(words, device::QUEUES + index * device::QUEUE);
         Some(DeviceCounts {
             faults,
+            own: copy(words, device::OWN),
             queues: std::array::from_fn(queue),
         })
     }

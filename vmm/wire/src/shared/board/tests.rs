@@ -50,6 +50,36 @@ fn what_was_written_outlives_its_writer() {
 }
 
 #[test]
+fn counters_of_devices_are_read_as_they_were_written() {
+    let (writer, reader) = sides();
+    let device = writer.device(31).unwrap();
+    device.set_faults(1);
+    device.set_own(&[2, 3, 4, 5, 6, 7, 8]);
+    device.set_queue(0, &[9; QUEUE_COUNTERS]);
+    device.set_queue(15, &[10; QUEUE_COUNTERS]);
+    device.set_queue(16, &[11; QUEUE_COUNTERS]);
+    let counts = reader.device(31).unwrap();
+    assert_eq!((counts.faults, counts.own), (1, [2, 3, 4, 5, 6, 7, 8]));
+    let queues = &counts.queues;
+    assert_eq!(
+        (queues[0], queues[1], queues[15]),
+        ([9; 7], [0; 7], [10; 7])
+    );
+    assert_eq!(DeviceCounts::from_words(&counts.words()), counts);
+    // A journal of before has no counters of kinds.
+    let earlier = DeviceCounts::from_words(&counts.words()[..1 + 16 * QUEUE_COUNTERS]);
+    assert_eq!(
+        earlier,
+        DeviceCounts {
+            own: [0; 7],
+            ..counts
+        }
+    );
+    assert_eq!(reader.device(30), Some(DeviceCounts::default()));
+    assert!(writer.device(32).is_none() && reader.device(32).is_none());
+}
+
+#[test]
 fn the_first_stamp_and_the_first_reason_count() {
     let (writer, reader) = sides();
     assert!(writer.stamp(63));

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::file::{
-    Board, DEVICES_MAX, EXIT_KINDS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS, STAGES, VCPUS_MAX,
-    device, slot, word,
+    Board, DEVICES_MAX, EXIT_KINDS, OWN_COUNTERS, QUEUE_COUNTERS, QUEUES_MAX, REGISTER_WORDS,
+    STAGES, VCPUS_MAX, device, slot, word,
 };
 
 /// Writes the status of the guest as a whole. Any thread may use it.
@@ -119,6 +119,11 @@ impl DeviceWriter {
     /// Sets how often the device was stopped.
     pub fn set_faults(&self, faults: u64) {
         self.set(device::FAULTS, &[faults]);
+    }
+
+    /// Sets the counters that only its kind has.
+    pub fn set_own(&self, counters: &[u64; OWN_COUNTERS]) {
+        self.set(device::OWN, counters);
     }
 
     /// Sets the counters of a queue. Queues from [`QUEUES_MAX`] on are not
