@@ -8,6 +8,10 @@ use mkvmm_test_harness::{Finished, Mkvmm};
 pub const POOL: &str = "16M@0x100000000";
 const QUEUES: u64 = 0x1_0060_0000;
 const BUFFERS: u64 = 0x1_0061_0000;
+/// The memory of each guest in bytes, and the part of it for a device where there
+/// are several of both.
+const GUEST: u64 = 8 << 20;
+const PART: u64 = 0x2_0000;
 
 /// Flags of descriptors.
 pub const NEXT: u16 = 1;
@@ -35,8 +39,14 @@ pub struct Driver {
     slot: u8,
     /// The address of the BAR.
     pub bar: u64,
+    /// What is carried out once, if the script is carried out again and again.
+    once: Option<String>,
     script: String,
     offered: u16,
+    /// The number of the guest, and how far its queues and buffers are from those of
+    /// the first one.
+    guest: u64,
+    shift: u64,
     /// The lower half of the features to agree on.
     features: u64,
 }
@@ -78,12 +88,54 @@ impl Driver {
         let mut driver = Self {
             slot,
             bar: slot_start(slot),
+            once: None,
             script: String::new(),
             offered: 0,
+            guest: 0,
+            shift: 0,
             features: 0,
         };
         driver.config(2, 4, 6);
         driver
+    }
+
+    /// Begins a script for the device in `slot` of guest `guest`, which is created as
+    /// number `guest` + 1 with 8 MiB. Each device has memory of its own.
+    pub fn of(guest: u64, slot: u8) -> Self {
+        let mut driver = Self::new(slot);
+        driver.guest = guest;
+        driver.share(slot);
+        driver
+    }
+
+    /// Goes on with another device of a guest whose devices have memory of their own.
+    pub fn go_on_with(&mut self, slot: u8) {
+        self.turn_to(slot);
+        self.share(slot);
+    }
+
+    /// Turns to another device of such a guest, whose memory was enabled before.
+    pub fn look_at(&mut self, slot: u8) {
+        self.slot = slot;
+        self.bar = slot_start(slot);
+        self.share(slot);
+    }
+
+    fn share(&mut self, slot: u8) {
+        self.shift = self.guest * GUEST + u64::from(slot) * PART;
+    }
+
+    /// Returns the address of buffer `index` of this device, from 0 to 15.
+    pub fn buffer(&self, index: u64) -> u64 {
+        buffer(index) + self.shift
+    }
+
+    fn available(&self, queue: Queue) -> u64 {
+        queue.available() + self.shift
+    }
+
+    fn used_at(&self, queue: Queue) -> u64 {
+        queue.used() + self.shift
     }
 
     /// Goes on with the device in another slot, whose memory is enabled.
@@ -118,6 +170,25 @@ impl Driver {
     /// Waits until the masked value is `value`.
     pub fn until(&mut self, width: u8, addr: u64, mask: u64, value: u64) {
         self.step(format_args!("u{width}:{addr:x}:{mask:x}:{value:x}"));
+    }
+
+    /// Adds to what is in memory.
+    pub fn add(&mut self, width: u8, addr: u64, value: u64) {
+        self.step(format_args!("a{width}:{addr:x}:{value:x}"));
+    }
+
+    /// Goes on with what is carried out again and again, permanently.
+    pub fn begin_loop(&mut self) {
+        self.once = Some(std::mem::take(&mut self.script));
+    }
+
+    /// Makes the chain of descriptor 0 available in a ring in which nothing else ever
+    /// was, and waits until it is returned.
+    pub fn turn_over(&mut self, queue: Queue) {
+        let (available, used) = (self.available(queue) + 2, self.used_at(queue) + 2);
+        self.add(2, available, 1);
+        self.kick(queue);
+        self.step(format_args!("s2:{used:x}:{available:x}"));
     }
 
     fn at(&self, offset: u8) -> u32 {
@@ -167,16 +238,20 @@ impl Driver {
 
     /// Clears the rings of a queue and enables it.
     pub fn enable(&mut self, queue: Queue) {
-        self.write(4, queue.available(), 0);
-        self.write(4, queue.used(), 0);
+        self.write(4, self.available(queue), 0);
+        self.write(4, self.used_at(queue), 0);
+        let places = [queue.table(), queue.available(), queue.used()];
+        self.enable_at(queue, places.map(|place| place + self.shift));
+    }
+
+    /// Enables a queue whose table and rings are at these places.
+    pub fn enable_at(&mut self, queue: Queue, places: [u64; 3]) {
         self.register(2, 0x16, queue.index.into());
         self.register(2, 0x18, queue.size.into());
-        self.register(4, 0x20, queue.table() & 0xffff_ffff);
-        self.register(4, 0x24, queue.table() >> 32);
-        self.register(4, 0x28, queue.available() & 0xffff_ffff);
-        self.register(4, 0x2c, queue.available() >> 32);
-        self.register(4, 0x30, queue.used() & 0xffff_ffff);
-        self.register(4, 0x34, queue.used() >> 32);
+        for (offset, place) in [0x20, 0x28, 0x30].into_iter().zip(places) {
+            self.register(4, offset, place & 0xffff_ffff);
+            self.register(4, offset + 4, place >> 32);
+        }
         self.register(2, 0x1c, 1);
     }
 
@@ -203,16 +278,16 @@ impl Driver {
         flags: u16,
         next: u16,
     ) {
-        let at = queue.table() + 16 * u64::from(index);
+        let at = self.shift + queue.table() + 16 * u64::from(index);
         self.descriptor_at(at, addr, len, flags, next);
     }
 
     /// Makes a chain available.
     pub fn offer(&mut self, queue: Queue, head: u16) {
         let slot = u64::from(self.offered % queue.size);
-        self.write(2, queue.available() + 4 + 2 * slot, head.into());
+        self.write(2, self.available(queue) + 4 + 2 * slot, head.into());
         self.offered = self.offered.wrapping_add(1);
-        self.write(2, queue.available() + 2, self.offered.into());
+        self.write(2, self.available(queue) + 2, self.offered.into());
     }
 
     /// Rings the doorbell of a queue.
@@ -222,7 +297,7 @@ impl Driver {
 
     /// Waits until the device has returned `count` chains in all.
     pub fn used(&mut self, queue: Queue, count: u16) {
-        self.until(2, queue.used() + 2, 0xffff, count.into());
+        self.until(2, self.used_at(queue) + 2, 0xffff, count.into());
     }
 
     /// Enables MSI-X at its capability, and sends vector `vector` to the
@@ -256,7 +331,10 @@ impl Driver {
 
     /// Returns the word of the probe's command line.
     pub fn word(self) -> String {
-        format!("do={}", self.script)
+        match self.once {
+            Some(once) => format!("do={once} loop={}", self.script),
+            None => format!("do={}", self.script),
+        }
     }
 
     /// Runs the script in a guest with `devices`, and returns what it printed.

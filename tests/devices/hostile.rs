@@ -139,31 +139,50 @@ fn rings_that_are_not_in_memory() {
         return;
     }
     let mut driver = Driver::new(1);
-    for (field, low, high) in [
-        (0x20, 0x0080_0000, 1),
-        (0x28, 0x007f_fffe, 1),
-        (0x30, 0xffff_fffc, 0xffff_ffff),
-        (0x20, 8, 1),
+    for (index, place) in [
+        (0, 0x1_0080_0000),
+        (1, 0x1_007f_fffe),
+        (2, 0xffff_ffff_ffff_fffc),
+        (0, 0x1_0000_0008),
     ] {
+        let mut places = [QUEUE.table(), QUEUE.available(), QUEUE.used()];
+        places[index] = place;
         driver.negotiate();
-        driver.register(2, 0x16, 0);
-        driver.register(2, 0x18, 8);
-        for (offset, address) in [
-            (0x20, QUEUE.table()),
-            (0x28, QUEUE.available()),
-            (0x30, QUEUE.used()),
-        ] {
-            driver.register(4, offset, address & 0xffff_ffff);
-            driver.register(4, offset + 4, address >> 32);
-        }
-        driver.register(4, field, low);
-        driver.register(4, field + 4, high);
-        driver.register(2, 0x1c, 1);
+        driver.enable_at(QUEUE, places);
         driver.register(1, STATUS, IN_USE);
         driver.status(IN_USE | NEEDS_RESET);
     }
     serve(&mut driver);
     driver.run("rng").passed();
+}
+
+#[test]
+fn a_chain_that_is_announced_and_taken_back_each_time() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut driver = Driver::new(1);
+    // The device's flags are the driver's index: one chain while it looks, none
+    // when it has asked to be rung.
+    let available = QUEUE.available() + 2;
+    driver.negotiate();
+    driver.descriptor(QUEUE, 0, (buffer(0), 16), WRITE, 0);
+    driver.write(8, available, 0);
+    driver.enable_at(QUEUE, [QUEUE.table(), available, available + 2]);
+    driver.register(1, STATUS, IN_USE);
+    driver.kick(QUEUE);
+    driver.until(1, available + 4, 1, 1);
+    // The guest and the other device have their turns.
+    driver.turn_to(2);
+    let transmit = Queue { index: 1, size: 8 };
+    driver.start(transmit);
+    driver.descriptor(transmit, 0, (buffer(1), 8), 0, 0);
+    driver.offer(transmit, 0);
+    driver.kick(transmit);
+    driver.used(transmit, 1);
+    driver.turn_to(1);
+    serve(&mut driver);
+    driver.run("rng,consoles=1").passed();
 }
 
 #[test]

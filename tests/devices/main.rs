@@ -9,14 +9,20 @@
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
 //! | `disk` | the disk |
+//! | `pauses` | devices of paused guests |
 //! | `power` | power cuts under a disk |
 //! | `hostile` | queues that no correct driver makes |
+//!
+//! | variable | what it sets |
+//! |---|---|
+//! | `MKVMM_POWER_CUTS`, `MKVMM_WORKER_KILLS` | how often `power` cuts and kills |
 
 mod console;
 mod disk;
 mod driver;
 mod hostile;
 mod net;
+mod pauses;
 mod pci;
 mod power;
 mod rng;

@@ -2,7 +2,7 @@
 
 use crate::Probe;
 use crate::checks::last_page;
-use crate::memory::{PAGE, tsc};
+use crate::memory::{Memory, PAGE, tsc};
 use crate::pure::cmdline::{self, Word};
 use crate::pure::e820::USABLE;
 use crate::pure::range::{List, Range, subtract};
@@ -33,9 +33,10 @@ impl Probe {
                 Word::Touch(value) => cmdline::addresses(value)
                     .flatten()
                     .for_each(|a| self.touch(a)),
-                Word::Do(script) => script::steps(script)
-                    .flatten()
-                    .for_each(|step| self.do_step(step)),
+                Word::Do(script) => self.do_script(script),
+                Word::Loop(script) => loop {
+                    self.do_script(script);
+                },
                 Word::Hold(millions) => self.hold(millions.saturating_mul(1_000_000)),
                 Word::Caps => self.caps(),
                 Word::Marks => leave_marks(),
@@ -51,6 +52,12 @@ impl Probe {
             Some(read) => say!("touch {addr:#x} wrote {value:#018x} read {read:#018x}"),
             None => bad!(self, "touch {addr:#x} is out of reach"),
         }
+    }
+
+    /// Carries out the valid steps of a script.
+    pub fn do_script(&mut self, script: &str) {
+        let steps = script::steps(script).flatten();
+        steps.for_each(|step| self.do_step(step));
     }
 
     /// Carries out a step of a script.
@@ -79,22 +86,44 @@ impl Probe {
                 mask,
                 value,
             } => {
-                let begin = tsc();
-                loop {
-                    let read = self.memory.read(addr, width);
-                    if read.is_some_and(|read| read & mask == value) {
-                        return;
-                    }
-                    if tsc().wrapping_sub(begin) > PATIENCE {
-                        let read = read.unwrap_or_default();
-                        bad!(self, "until {addr:#x} {mask:#x} {value:#x} is {read:#x}");
-                        return;
-                    }
+                let read = |memory: &mut Memory| memory.read(addr, width);
+                let is_it = |read: Option<u64>| read.is_some_and(|read| read & mask == value);
+                if !self.wait(|memory| is_it(read(memory))) {
+                    let read = read(&mut self.memory).unwrap_or_default();
+                    bad!(self, "until {addr:#x} {mask:#x} {value:#x} is {read:#x}");
+                }
+            }
+            Step::Add { width, addr, value } => {
+                let read = self.memory.read(addr, width);
+                let sum = read.map(|read| read.wrapping_add(value));
+                let wrote = sum.and_then(|sum| self.memory.write(addr, width, sum));
+                if wrote.is_none() {
+                    bad!(self, "add {addr:#x} is out of reach");
+                }
+            }
+            Step::Same { width, addr, other } => {
+                let are_same = |memory: &mut Memory| {
+                    let one = memory.read(addr, width);
+                    one.is_some() && one == memory.read(other, width)
+                };
+                if !self.wait(are_same) {
+                    bad!(self, "same {addr:#x} {other:#x} are different");
                 }
             }
             Step::ReadConfig { at } => say!("config {at:#x} {:#x}", service::read_config(at)),
             Step::WriteConfig { width, at, value } => service::write_config(at, width, value),
         }
+    }
+
+    /// Waits until `is_it`; returns whether it was soon enough.
+    fn wait(&mut self, is_it: impl Fn(&mut Memory) -> bool) -> bool {
+        let begin = tsc();
+        while !is_it(&mut self.memory) {
+            if tsc().wrapping_sub(begin) > PATIENCE {
+                return false;
+            }
+        }
+        true
     }
 
     /// Fills the end of all our RAM with a pattern and watches it. An initramfs

@@ -136,7 +136,8 @@ impl Probe {
                 Word::Spin => wanted.spin = true,
                 Word::End(value) => wanted.end = value,
                 // `act` handles them, in their own order.
-                Word::Touch(_) | Word::Do(_) | Word::Hold(_) | Word::Caps | Word::Marks => {}
+                Word::Touch(_) | Word::Do(_) | Word::Loop(_) => {}
+                Word::Hold(_) | Word::Caps | Word::Marks => {}
                 Word::Malformed(_) | Word::Unknown(_) => {}
             }
         }

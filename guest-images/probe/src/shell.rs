@@ -4,11 +4,11 @@ use core::str;
 
 use crate::Probe;
 use crate::console::print_line;
-use crate::pure::cmdline;
+use crate::pure::{cmdline, script};
 use crate::service;
 
 /// The maximum length of a line; further input is ignored.
-const LINE: usize = 128;
+const LINE: usize = 512;
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
 /// The byte of Ctrl-D: the end of the input.
@@ -27,12 +27,15 @@ impl Probe {
             let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
             match (command, cmdline::address(rest)) {
                 ("", _) => {}
-                ("help", _) => answer!("echo TEXT, name, map, touch 0xADDR, exit"),
+                ("help", _) => answer!("echo TEXT, name, map, touch 0xADDR, do STEP/..., exit"),
                 ("echo", _) => answer!("{rest}"),
                 ("name", _) => answer!("{}", self.name.unwrap_or_default()),
                 ("map", _) => self.print_map(),
                 ("touch", Some(addr)) => self.touch(addr),
                 ("touch", None) => answer!("touch: which address? in hexadecimal with 0x"),
+                ("do", _) if script::steps(rest).all(|step| step.is_some()) => {
+                    self.do_script(rest);
+                }
                 ("exit", _) => return,
                 _ => answer!("{command}: not known; try help"),
             }

@@ -18,7 +18,7 @@
 //! | `devices::irq`, `devices::device`, `devices::range_map`, `devices::violation`, `devices::bus` | the interface of devices, and the bus |
 //! | `devices::platform::acpi_pm`, `devices::platform::i8042`, `devices::platform::marks`, `devices::platform::pvpanic`, `devices::platform::serial`, `devices::platform` | devices at the fixed addresses of a PC |
 //! | `devices::pci::wiring`, `devices::pci::config`, `devices::pci::line`, `devices::pci::msix`, `devices::pci::function`, `devices::pci::host_bridge`, `devices::pci` | PCI |
-//! | `devices::virtio::interrupts`, `devices::virtio::registers`, `devices::virtio::function`, `devices::virtio::console`, `devices::virtio` | virtio devices as PCI functions |
+//! | `devices::virtio::interrupts`, `devices::virtio::registers`, `devices::virtio::space`, `devices::virtio::function`, `devices::virtio::console`, `devices::virtio` | virtio devices as PCI functions |
 //! | `devices::board`, `devices` | creation of a guest's devices |
 //! | `machine` | a guest as a whole: its VM, vCPUs and devices |
 //! | `worker::console`, `worker::disks`, `worker::segment`, `worker::devices`, `worker::news`, `worker::orders`, `worker` | the process that runs a machine on the manager's orders |

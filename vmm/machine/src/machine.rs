@@ -4,6 +4,7 @@
 //! stopped.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::EventSubscriber;
 use mkpool::AddrRange;
@@ -19,6 +20,7 @@ use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
 use crate::devices::pci::config::Windows;
+use crate::devices::pci::function::Function;
 use crate::devices::pci::host_bridge::{HostBridge, Slot};
 use crate::devices::pci::line::Lines;
 use crate::devices::pci::wiring::Wiring;
@@ -34,6 +36,9 @@ use crate::news::{News, NewsSink};
 use crate::progress::Progress;
 use crate::vcpu::cpu::{FirstVcpu, Vcpu, VcpuError, VcpuSetup};
 use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, Standstill, VcpuCommand, VcpuHandle};
+
+/// How long a pause waits for what the host does for devices, such as reads of a disk.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The configuration of a boot.
 #[derive(Debug)]
@@ -111,6 +116,8 @@ pub struct Machine {
     // The fields are in the order in which they must be dropped.
     vcpus: Vec<VcpuHandle>,
     board: Board,
+    /// The devices in PCI slots.
+    functions: Vec<Arc<VirtioFunction>>,
     /// The first vCPU until the boot, if it is there already.
     first: Option<FirstVcpu>,
     vm: Vm,
@@ -210,7 +217,7 @@ impl Machine {
         let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
         let log = Arc::default();
-        let bridge = bridge(&vm, devices, pci_high, &status)?;
+        let (bridge, functions) = bridge(&vm, devices, pci_high, &status)?;
         let board = Board::new(console, &progress, &log, Arc::new(violations), bridge)?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
@@ -218,6 +225,7 @@ impl Machine {
         Ok(Self {
             vcpus: Vec::new(),
             board,
+            functions,
             first,
             vm,
             halt: HaltCheck::default(),
@@ -293,13 +301,17 @@ impl Machine {
     /// Starts the vCPUs, or resumes them after a pause.
     pub fn run(&mut self) {
         match self.paused.take() {
-            Some(paused) => paused.resume(&self.vm, &self.vcpus),
+            Some(paused) => {
+                self.functions.iter().for_each(|function| function.resume());
+                paused.resume(&self.vm, &self.vcpus);
+            }
             None => self.tell(&VcpuCommand::Run),
         }
     }
 
     /// Makes the vCPUs leave the guest until [`Self::run`], and waits until
-    /// they have left.
+    /// they have left and devices have ended what they had under way: nothing
+    /// changes the memory of a paused guest.
     pub fn pause(&mut self) {
         if self.paused.is_some() {
             return;
@@ -309,6 +321,13 @@ impl Machine {
             log::warn!("a vCPU takes long to pause");
         }
         self.paused = Some(paused);
+        let end = Instant::now() + SETTLE_TIMEOUT;
+        for function in &self.functions {
+            if !function.pause(end) {
+                let name = function.name();
+                log::warn!("{name} is paused while the host still reads or writes for it");
+            }
+        }
     }
 
     /// Returns whether the machine is paused.
@@ -364,17 +383,18 @@ impl Machine {
     }
 }
 
-/// Creates the PCI bridge with a slot for each of `devices`.
+/// Creates the PCI bridge with a slot for each of `devices`, whose functions are
+/// returned as well.
 fn bridge(
     vm: &Vm,
     devices: Vec<Box<dyn VirtioDevice>>,
     pci_high: Option<AddrRange>,
     status: &BoardWriter,
-) -> Result<HostBridge, MachineError> {
+) -> Result<(HostBridge, Vec<Arc<VirtioFunction>>), MachineError> {
     let wiring: Arc<dyn Wiring> = Arc::new(vm.wires());
     let lines = Lines::new(Arc::clone(&wiring));
     let count = devices.len();
-    let mut slots = Vec::new();
+    let (mut slots, mut functions) = (Vec::new(), Vec::new());
     for (index, (device, number)) in devices.into_iter().zip(1..PCI_SLOTS).enumerate() {
         let too_many = MachineError::Devices { count };
         let surroundings = Surroundings {
@@ -385,13 +405,14 @@ fn bridge(
             counters: status.device(index).ok_or(too_many)?,
         };
         let function = VirtioFunction::new(device, surroundings).map_err(BoardError::Io)?;
+        functions.push(Arc::clone(&function));
         slots.push(Slot { number, function });
     }
     if slots.len() < count {
         return Err(MachineError::Devices { count });
     }
     let high = pci_high.map(|high| (high.start(), high.last()));
-    Ok(HostBridge::new(Windows { high }, slots))
+    Ok((HostBridge::new(Windows { high }, slots), functions))
 }
 
 impl Drop for Machine {

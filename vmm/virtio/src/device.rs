@@ -16,11 +16,15 @@
 //! orders share: a call does a bounded amount of work, never waits, and asks to
 //! be called again if there is more ([`Progress::More`]).
 //!
+//! While a guest is paused none of them is made, except for [`VirtioDevice::settle`]
+//! at its beginning: a device changes the memory of a running guest only.
+//!
 //! An error stops the device: the driver is told that it needs a reset, the
 //! host of the reason, and the device is reset. It never stops the worker.
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
@@ -120,6 +124,14 @@ pub trait VirtioDevice: Debug + Send {
     fn on_descriptor(&mut self, token: u32, events: EventSet) -> Result<Progress, Broken> {
         let _ = (token, events);
         Ok(Progress::Done)
+    }
+
+    /// Waits until `end` at most for what the host's kernel does with the guest's
+    /// memory, which [`Self::on_descriptor`] handles later. Returns whether nothing is
+    /// under way.
+    fn settle(&mut self, end: Instant) -> bool {
+        let _ = end;
+        true
     }
 
     /// Returns what only devices of its kind count, from the creation of the device

@@ -24,6 +24,8 @@ pub enum Word<'a> {
     Touch(&'a str),
     /// The word `do=STEP/…`, to be parsed by [`script::steps`].
     Do(&'a str),
+    /// The word `loop=STEP/…`, a script that never ends.
+    Loop(&'a str),
     /// The word `hold=N`, in millions of TSC cycles.
     Hold(u64),
     /// The word `shell`, which starts the shell.
@@ -87,6 +89,9 @@ fn word(text: &str) -> Word<'_> {
             "do" => script::steps(value)
                 .all(|step| step.is_some())
                 .then_some(Word::Do(value)),
+            "loop" => script::steps(value)
+                .all(|step| step.is_some())
+                .then_some(Word::Loop(value)),
             "hold" => value.parse().ok().map(Word::Hold),
             "end" => end(value).map(Word::End),
             _ => return Word::Unknown(text),
@@ -212,6 +217,7 @@ mod tests {
             "touch=0x+1",
             "touch=0x10000000000000000",
             "do=",
+            "loop=",
             "do=r4",
             "do=r3:0",
             "do=w4:10:20/",

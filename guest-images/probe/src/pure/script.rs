@@ -37,6 +37,24 @@ pub enum Step {
         /// The value that is waited for.
         value: u64,
     },
+    /// The step `aW:ADDR:VALUE`: adds to what is there, which may wrap.
+    Add {
+        /// The number of bytes.
+        width: u8,
+        /// The address of the first byte.
+        addr: u64,
+        /// The value that is added.
+        value: u64,
+    },
+    /// The step `sW:ADDR:OTHER`: reads both until they are the same.
+    Same {
+        /// The number of bytes of each.
+        width: u8,
+        /// The address of the one.
+        addr: u64,
+        /// The address of the other.
+        other: u64,
+    },
     /// The step `q4:AT`: reads PCI configuration space, and prints the value.
     /// `AT` has the slot in its bits 15:11, and the offset in 7:0.
     ReadConfig {
@@ -89,6 +107,16 @@ fn step(text: &str) -> Option<Step> {
             mask: second,
             value: third,
         },
+        (b'a', 2) => Step::Add {
+            width,
+            addr: first,
+            value: second,
+        },
+        (b's', 2) => Step::Same {
+            width,
+            addr: first,
+            other: second,
+        },
         (b'q', 1) if width == 4 => Step::ReadConfig {
             at: first.try_into().ok()?,
         },
@@ -108,7 +136,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_step_is_read() {
-        let script = "r4:c0100000/w2:10:ff/w1:10:ff:3e8/u8:10:ff00:100/q4:810/p2:804:6";
+        let script =
+            "r4:c0100000/w2:10:ff/w1:10:ff:3e8/u8:10:ff00:100/a2:10:1/s2:10:20/q4:810/p2:804:6";
         let all: Option<Vec<Step>> = steps(script).collect();
         let expected = [
             Step::Read {
@@ -132,6 +161,16 @@ mod tests {
                 addr: 0x10,
                 mask: 0xff00,
                 value: 0x100,
+            },
+            Step::Add {
+                width: 2,
+                addr: 0x10,
+                value: 1,
+            },
+            Step::Same {
+                width: 2,
+                addr: 0x10,
+                other: 0x20,
             },
             Step::ReadConfig { at: 0x810 },
             Step::WriteConfig {

@@ -1,19 +1,25 @@
 //! The block device.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::block::config::{self, BlockSettings, QUEUE_SIZE};
 use crate::block::counters::BlockCounters;
-use crate::block::engine::Engine;
+use crate::block::engine::{Completion, Engine};
 use crate::block::session::{Disk, Session};
 use crate::broken::Broken;
 use crate::counters::OwnCounts;
 use crate::device::{Activation, VirtioDevice, Watch};
 use crate::progress::Progress;
+
+/// How long it waits for an operation before it passes on what the kernel had no
+/// room for.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// A virtio block device over an [`Engine`].
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub struct Block {
     counters: Vec<Arc<BlockCounters>>,
     engine: Box<dyn Engine>,
     session: Option<Session>,
+    /// Operations that have ended, and were not handled yet.
+    ended: Vec<Completion>,
 }
 
 impl Block {
@@ -35,6 +43,7 @@ impl Block {
             counters: (0..queues).map(|_| Arc::default()).collect(),
             engine,
             session: None,
+            ended: Vec::new(),
         }
     }
 
@@ -99,12 +108,28 @@ impl VirtioDevice for Block {
     }
 
     fn on_descriptor(&mut self, _token: u32, _events: EventSet) -> Result<Progress, Broken> {
-        let mut ended = Vec::new();
-        self.engine.reap(&mut ended);
+        self.engine.reap(&mut self.ended);
+        let ended = std::mem::take(&mut self.ended);
         match self.parts() {
             (Some(session), mut disk) => session.go_on(&mut disk, ended),
             // A reset is under way, and nobody waits for answers.
             (None, _) => Ok(Progress::Done),
+        }
+    }
+
+    fn settle(&mut self, end: Instant) -> bool {
+        loop {
+            // A refusal is that of the next call as well, which is handled.
+            let _ = self.engine.submit();
+            self.engine.reap(&mut self.ended);
+            let left = end.saturating_duration_since(Instant::now());
+            if self.engine.in_flight() == 0 || left.is_zero() {
+                return self.engine.in_flight() == 0;
+            }
+            let event = PollFd::from_borrowed_fd(self.engine.event(), PollFlags::IN);
+            let pause = Timespec::try_from(left.min(PATIENCE)).ok();
+            // An interruption is an early end of the wait.
+            let _ = poll(&mut [event], pause.as_ref());
         }
     }
 
@@ -129,6 +154,7 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) -> Progress {
         self.session = None;
+        self.ended.clear();
         // What has not reached the kernel yet would not end.
         let _ = self.engine.submit();
         match self.engine.in_flight() {

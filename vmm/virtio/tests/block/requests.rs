@@ -1,8 +1,10 @@
 //! What requests do.
 
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
-use mkvmm_virtio::VirtioDevice;
+use mkvmm_virtio::{Progress, VirtioDevice};
+use vmm_sys_util::epoll::EventSet;
 
 use crate::OfBoth;
 use crate::disk::{Disk, FLUSH, IOERR, Kind, OK, Scratch, UNSUPP, open};
@@ -26,6 +28,10 @@ pub const TESTS: &[OfBoth] = &[
     ("requests::many_at_once_on_two_queues", many_at_once),
     ("requests::successes_are_counted", successes_are_counted),
     (
+        "requests::what_a_pause_has_waited_for_is_answered_after_it",
+        answered_after_a_pause,
+    ),
+    (
         "requests::a_driver_without_flushes_has_durable_writes",
         write_through,
     ),
@@ -34,6 +40,33 @@ pub const TESTS: &[OfBoth] = &[
 fn scratch() -> Scratch {
     let bytes = (0..1_u32 << 20).map(|index| (index / 512).to_le_bytes()[0]);
     Scratch::new(&bytes.collect::<Vec<_>>())
+}
+
+fn answered_after_a_pause(kind: Kind) {
+    let file = scratch();
+    let mut disk = Disk::new(file.path(), kind);
+    let soon = || Instant::now() + Duration::from_secs(10);
+    assert!(disk.block.settle(soon()), "nothing was under way");
+    for sector in 0..8 {
+        disk.drivers[0].offer(0, sector, &[], 512);
+    }
+    disk.kick(0);
+    assert!(disk.block.settle(soon()));
+    assert!(disk.drivers[0].done().is_none());
+    assert_eq!(disk.drivers[0].data(1, 512), [1; 512]);
+    let event = EventSet::empty();
+    while disk.block.on_descriptor(0, event).unwrap() == Progress::More {}
+    let done: Vec<_> = std::iter::from_fn(|| disk.drivers[0].done()).collect();
+    assert!(done.len() == 8 && done.iter().all(|done| done.status == OK));
+    // The answers of a driver that is gone are not the next one's.
+    disk.drivers[0].offer(0, 1, &[], 512);
+    disk.kick(0);
+    assert!(disk.block.settle(soon()));
+    assert_eq!(disk.block.reset(), Progress::Done);
+    disk.activate();
+    assert_eq!(disk.block.on_descriptor(0, event).unwrap(), Progress::Done);
+    assert!(disk.drivers[0].done().is_none());
+    assert_eq!(disk.read(7, 512), (OK, vec![7; 512]));
 }
 
 fn writes_are_read_back(kind: Kind) {

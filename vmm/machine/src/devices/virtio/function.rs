@@ -12,10 +12,11 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use mkvmm_base::chain;
-use mkvmm_base::layout::{pci_slot_line, pci_slot_start};
+use mkvmm_base::layout::pci_slot_line;
 use mkvmm_virtio::ring::RingContext;
 use mkvmm_virtio::{
     Activation, Broken, Interrupt, Memory, Progress, QueueCounters, Ring, VirtioDevice,
@@ -24,42 +25,16 @@ use mkvmm_wire::shared::board::DeviceWriter;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::device::lock;
-use crate::devices::pci::config::{Bar, ConfigSpace, Decoded, Identity, Windows};
+use crate::devices::pci::config::{Decoded, Windows};
 use crate::devices::pci::function::Function;
 use crate::devices::pci::line::Lines;
-use crate::devices::pci::msix::{Msix, Place};
+use crate::devices::pci::msix::Msix;
 use crate::devices::pci::wiring::Wiring;
 use crate::devices::virtio::interrupts::Interrupts;
-use crate::devices::virtio::registers::{self, Effect, Registers};
-
-/// The vendor of all virtio devices, and the number of the first modern one.
-const VENDOR: u16 = 0x1af4;
-const FIRST_DEVICE: u16 = 0x1040;
-
-/// The only BAR, and what lies where in it: a page for each part, so that a
-/// guest can map doorbells alone.
-const BAR: u8 = 0;
-const BAR_SIZE: u64 = 0x8000;
-const COMMON: u64 = 0;
-const ISR: u64 = 0x1000;
-const DEVICE: u64 = 0x2000;
-const NOTIFY: u64 = 0x3000;
-const TABLE: u64 = 0x4000;
-const PENDING: u64 = 0x5000;
-const PART: u64 = 0x1000;
-/// The bytes between the doorbells of two queues.
-const NOTIFY_STEP: u64 = 4;
-
-/// The vendor-specific capability, and the types of virtio's (virtio 1.2,
-/// section 4.1.4).
-const VENDOR_CAPABILITY: u8 = 9;
-const TYPE_COMMON: u8 = 1;
-const TYPE_NOTIFY: u8 = 2;
-const TYPE_ISR: u8 = 3;
-const TYPE_DEVICE: u8 = 4;
-const TYPE_WINDOW: u8 = 5;
-/// The offset of the data in the capability of [`TYPE_WINDOW`].
-const WINDOW_DATA: u8 = 16;
+use crate::devices::virtio::registers::{Effect, Registers};
+use crate::devices::virtio::space::{
+    COMMON, DEVICE, ISR, NOTIFY, NOTIFY_STEP, PART, PENDING, Space, TABLE,
+};
 
 /// Tokens of the event loop: the function's own turn, its doorbells, and the
 /// device's descriptors.
@@ -82,13 +57,6 @@ pub struct Surroundings<'a> {
     pub counters: DeviceWriter,
 }
 
-#[derive(Debug)]
-struct Space {
-    config: ConfigSpace,
-    msix: u8,
-    window: u8,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Idle,
@@ -105,6 +73,8 @@ struct Core {
     is_resetting: bool,
     /// True from the activation until the loop has looked at all queues.
     is_fresh: bool,
+    /// True while the guest is paused.
+    is_paused: bool,
     /// True while the loop watches the device's descriptors.
     is_watched: bool,
     /// Queues and descriptors that have more to do.
@@ -131,93 +101,6 @@ pub struct VirtioFunction {
     core: Mutex<Core>,
 }
 
-/// Returns the class of a device, for drivers that look for one.
-fn class(id: u16) -> u32 {
-    match id {
-        1 => 0x02_00_00, // network, Ethernet
-        2 => 0x01_80_00, // mass storage, other
-        3 => 0x07_80_00, // communication, other
-        _ => 0x00_ff_00,
-    }
-}
-
-/// Returns a virtio capability without its first two bytes.
-fn capability(kind: u8, offset: u64, length: u64, more: &[u8]) -> Vec<u8> {
-    let len = u8::try_from(16 + more.len()).unwrap_or(u8::MAX);
-    let mut body = vec![len, kind, BAR, 0, 0, 0];
-    // Both are far below 4 GiB.
-    for value in [offset, length] {
-        body.extend(u32::try_from(value).unwrap_or(0).to_le_bytes());
-    }
-    body.extend_from_slice(more);
-    body
-}
-
-impl Space {
-    fn new(id: u16, slot: u8, queues: u64, msix: &Msix) -> Self {
-        let identity = Identity {
-            vendor: VENDOR,
-            device: FIRST_DEVICE.wrapping_add(id),
-            class: class(id),
-            revision: 1,
-            subsystem_vendor: VENDOR,
-            subsystem: FIRST_DEVICE.wrapping_add(id),
-        };
-        let mut config = ConfigSpace::new(identity, Some(pci_slot_line(slot)));
-        let bar = Bar {
-            index: BAR,
-            size: BAR_SIZE,
-            wide: false,
-        };
-        config.add_bar(bar, pci_slot_start(slot));
-        let step = u32::try_from(NOTIFY_STEP).unwrap_or(0).to_le_bytes();
-        for (kind, offset, length, more) in [
-            (TYPE_COMMON, COMMON, registers::LENGTH, &[][..]),
-            (TYPE_NOTIFY, NOTIFY, NOTIFY_STEP * queues, &step[..]),
-            (TYPE_ISR, ISR, 1, &[]),
-            (TYPE_DEVICE, DEVICE, PART, &[]),
-        ] {
-            let body = capability(kind, offset, length, more);
-            config.add_capability(VENDOR_CAPABILITY, &body, &[]);
-        }
-        let body = capability(TYPE_WINDOW, 0, 0, &[0; 4]);
-        // BAR, offset, length and data can be written.
-        let mut writable = vec![0, 0, 0xff, 0, 0, 0];
-        writable.extend([0xff; 12]);
-        let window = config.add_capability(VENDOR_CAPABILITY, &body, &writable);
-        let place = Place {
-            bar: BAR,
-            // Both are below the size of the BAR.
-            table: u32::try_from(TABLE).unwrap_or(0),
-            pending: u32::try_from(PENDING).unwrap_or(0),
-        };
-        let msix = msix.add_to(&mut config, place);
-        Self {
-            config,
-            msix,
-            window,
-        }
-    }
-
-    /// Returns the offset in the BAR that the window's data stands for, and the
-    /// number of bytes; `None` if an access at `offset` is not one to the data,
-    /// or the driver has set the window up wrongly.
-    fn window(&self, offset: u8) -> Option<(u64, usize)> {
-        if offset != self.window + WINDOW_DATA {
-            return None;
-        }
-        let [bar, ..] = self.config.dword(self.window + 4).to_le_bytes();
-        let at = u64::from(self.config.dword(self.window + 8));
-        let length = u64::from(self.config.dword(self.window + 12));
-        let is_sound = bar == BAR
-            && matches!(length, 1 | 2 | 4)
-            && at % length == 0
-            && at + length <= BAR_SIZE;
-        let bytes = usize::try_from(length).unwrap_or(0);
-        is_sound.then_some((at, bytes))
-    }
-}
-
 impl VirtioFunction {
     /// Creates the function of `device`.
     ///
@@ -235,6 +118,7 @@ impl VirtioFunction {
             phase: Phase::Idle,
             is_resetting: false,
             is_fresh: false,
+            is_paused: false,
             is_watched: false,
             queues_left: Vec::new(),
             tokens_left: Vec::new(),
@@ -254,6 +138,26 @@ impl VirtioFunction {
             wiring: of.wiring,
             core: Mutex::new(core),
         }))
+    }
+
+    /// Has the device leave the memory of its guest alone, which is paused, until
+    /// [`Self::resume`]. Waits until `end` at most for what the host's kernel does for
+    /// it; returns whether nothing is under way.
+    pub fn pause(&self, end: Instant) -> bool {
+        let mut core = lock(&self.core);
+        core.is_paused = true;
+        self.wake();
+        core.device.settle(end)
+    }
+
+    /// Has the device go on after a pause.
+    pub fn resume(&self) {
+        let mut core = lock(&self.core);
+        core.is_paused = false;
+        // What has ended meanwhile was not handled, and will not be told of again.
+        let watches = core.device.descriptors();
+        core.tokens_left = watches.iter().map(|watch| watch.token).collect();
+        self.wake();
     }
 
     /// Writes a common register, with its effect.
@@ -338,7 +242,11 @@ impl VirtioFunction {
         if core.phase != Phase::Active {
             return;
         }
-        match core.device.on_queue(queue) {
+        let served = match core.is_paused {
+            true => Ok(Progress::More),
+            false => core.device.on_queue(queue),
+        };
+        match served {
             Ok(Progress::Done) => {}
             Ok(Progress::More) if core.queues_left.contains(&queue) => {}
             Ok(Progress::More) => core.queues_left.push(queue),
@@ -349,7 +257,8 @@ impl VirtioFunction {
 
     /// Handles the event of a descriptor.
     fn handle(&self, core: &mut Core, token: u32, events: EventSet) {
-        if core.phase == Phase::Idle {
+        // After a pause all of them are handled.
+        if core.phase == Phase::Idle || core.is_paused {
             return;
         }
         match core.device.on_descriptor(token, events) {
@@ -388,6 +297,9 @@ impl VirtioFunction {
     /// left.
     fn take_turn(&self, core: &mut Core, ops: &mut EventOps<'_>) {
         self.watch(core, ops);
+        if core.is_paused {
+            return;
+        }
         if core.phase == Phase::Active && std::mem::take(&mut core.is_fresh) {
             let enabled = core.registers.queues().zip(0..);
             let enabled = enabled.filter(|((_, setup), _)| setup.is_some());
@@ -404,7 +316,7 @@ impl VirtioFunction {
     }
 
     fn watch(&self, core: &mut Core, ops: &mut EventOps<'_>) {
-        let wanted = core.phase != Phase::Idle;
+        let wanted = core.phase != Phase::Idle && !core.is_paused;
         if wanted == core.is_watched {
             return;
         }
@@ -551,7 +463,8 @@ impl EventSubscriber for VirtioFunction {
         }
         // What changed may end, or begin, the watch of its descriptors.
         self.watch(&mut core, ops);
-        if !core.queues_left.is_empty() || !core.tokens_left.is_empty() {
+        let is_left = !core.queues_left.is_empty() || !core.tokens_left.is_empty();
+        if is_left && !core.is_paused {
             self.wake();
         }
     }

@@ -2,6 +2,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_manager::{EventManager, SubscriberOps};
+use mkvmm_base::layout::pci_slot_start;
 use mkvmm_virtio::Watch;
 use mkvmm_virtio::testing::{Driver, memory};
 use mkvmm_wire::shared::board::{Board, BoardReader};
@@ -11,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 use super::*;
 use crate::devices::pci::config::COMMAND;
 use crate::devices::pci::wiring::tests::Recorded;
+use crate::devices::virtio::space::{BAR, BAR_SIZE, WINDOW_DATA};
 
 const SLOT: u8 = 3;
 const LINE: u32 = 16 + 3;
@@ -243,6 +245,42 @@ fn a_driver_sets_it_up_and_uses_it() {
     let counts = machine.board.device(0).unwrap();
     assert_eq!(counts.queues[0], [1, 1, 4, 4, 1, 0, 0]);
     assert_eq!(machine.read(DEVICE + 5, 2), 0x0505);
+}
+
+#[test]
+fn a_paused_device_leaves_memory_alone_and_goes_on_afterwards() {
+    let mut machine = Machine::new();
+    let mut driver = machine.start();
+    machine.turn();
+    let calls = |machine: &Machine| {
+        let counters = [&machine.calls.queues, &machine.calls.descriptors];
+        counters.map(|counter| counter.load(Ordering::Relaxed))
+    };
+    let before = calls(&machine);
+    assert!(machine.function.pause(Instant::now()));
+    let head = driver.add(&[b"ping"], &[16]);
+    for _ in 0..10 {
+        machine.signal();
+        // The loop has nothing to do soon: nobody is woken for what has to wait.
+        machine.kick();
+    }
+    assert_eq!((calls(&machine), driver.used()), (before, None));
+    machine.function.resume();
+    machine.turn();
+    assert_eq!(driver.used(), Some((head, 4)));
+    assert!(calls(&machine)[1] > before[1]);
+    // A driver that gets ready during a pause is served after it.
+    assert!(machine.function.pause(Instant::now()));
+    let mut driver = Driver::new(&machine.memory, 0, 8);
+    machine.negotiate(1 << 32);
+    machine.enable(0, &driver);
+    machine.write(0x14, &[15]);
+    let head = driver.add(&[b"pong"], &[16]);
+    machine.turn();
+    assert_eq!(driver.used(), None);
+    machine.function.resume();
+    machine.turn();
+    assert_eq!(driver.used(), Some((head, 4)));
 }
 
 #[test]

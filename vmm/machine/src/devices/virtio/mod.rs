@@ -11,3 +11,4 @@ pub mod console;
 pub mod function;
 pub mod interrupts;
 pub mod registers;
+mod space;
