@@ -3,6 +3,7 @@
 //!
 //! | module | behaviour |
 //! |---|---|
+//! | `adoption` | devices under one manager after the other |
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
 //! | `net` | network devices |
@@ -17,6 +18,7 @@
 //! |---|---|
 //! | `MKVMM_POWER_CUTS`, `MKVMM_WORKER_KILLS` | how often `power` cuts and kills |
 
+mod adoption;
 mod console;
 mod disk;
 mod driver;

@@ -48,7 +48,7 @@ pub struct OpenedDisk {
 /// Size and shape of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskShape {
-    /// The size in bytes, a multiple of 512 and not 0.
+    /// The size in bytes: of a disk that was opened, a multiple of 512 and not 0.
     pub bytes: u64,
     /// The smallest unit of transfers in bytes, a power of two from 512 on.
     pub logical_block: u32,
@@ -57,6 +57,16 @@ pub struct DiskShape {
     pub physical_block: u32,
     /// The alignment in bytes of buffers for a disk that is accessed directly.
     pub direct_alignment: Option<u32>,
+}
+
+impl DiskShape {
+    /// The shape of a disk that cannot be measured any more: nothing of it can be read.
+    pub const EMPTY: Self = Self {
+        bytes: 0,
+        logical_block: 512,
+        physical_block: 512,
+        direct_alignment: None,
+    };
 }
 
 /// A reason why a disk could not be opened.

@@ -14,7 +14,7 @@ use mkvmm_api::InstanceSpec;
 use mkvmm_api::devices::{DISK_QUEUES, DeviceSpec};
 use mkvmm_api::disk::DiskSpec;
 use mkvmm_api::net::NetLink;
-use mkvmm_base::{Class, Diagnose, is_shortage};
+use mkvmm_base::{Class, Diagnose, chain, is_shortage};
 use mkvmm_images::Access;
 use mkvmm_images::disk::{self, DiskOptions, DiskShape};
 use mkvmm_wire::devices::{DISK_RINGS_VARIABLE, DISK_THREADS_VARIABLE, Device, Disk};
@@ -129,13 +129,15 @@ pub fn open(spec: &InstanceSpec, access: &Access) -> Result<Vec<Opened>, DeviceE
 
 /// Takes over what an earlier manager has opened for the devices of `spec`: all
 /// descriptors, in the order of [`descriptors`]. `None` if they are too few or
-/// too many.
-pub fn adopt(spec: &InstanceSpec, files: Vec<OwnedFd>) -> Option<Vec<Opened>> {
+/// too many. The second value is false if a worker has destroyed what it shares:
+/// there are empty consoles then, which are to be held in place of the others.
+pub fn adopt(spec: &InstanceSpec, files: Vec<OwnedFd>) -> Option<(Vec<Opened>, bool)> {
     let mut files = files.into_iter();
+    let mut is_intact = true;
     let devices = spec.devices().into_iter();
-    let adopted = devices.map(|spec| Opened::adopt(spec, &mut files));
+    let adopted = devices.map(|spec| Opened::adopt(spec, &mut files, &mut is_intact));
     let adopted = adopted.collect::<Option<_>>()?;
-    files.next().is_none().then_some(adopted)
+    files.next().is_none().then_some((adopted, is_intact))
 }
 
 /// Returns all descriptors that are open for `devices`.
@@ -219,20 +221,30 @@ impl Opened {
         }
     }
 
-    fn adopt(spec: DeviceSpec, files: &mut IntoIter<OwnedFd>) -> Option<Self> {
+    fn adopt(
+        spec: DeviceSpec,
+        files: &mut IntoIter<OwnedFd>,
+        is_intact: &mut bool,
+    ) -> Option<Self> {
         match spec {
             DeviceSpec::Rng => Some(Self::RNG),
             DeviceSpec::Net(_) => Some(Self::LINKED),
             DeviceSpec::Console { .. } => {
                 let parts = [files.next()?, files.next()?, files.next()?];
-                // What a worker has destroyed is replaced by an empty one.
-                let console = GuestConsole::adopt(parts);
-                let console = console.or_else(|_destroyed| GuestConsole::new(CONSOLE_RING));
+                let console = GuestConsole::adopt(parts).or_else(|error| {
+                    log::error!("a console: {}", chain(&error));
+                    *is_intact = false;
+                    GuestConsole::new(CONSOLE_RING)
+                });
                 Some(Self::with_console(console.ok()?))
             }
             DeviceSpec::Disk(disk) => {
                 let file = files.next()?;
-                let shape = disk::measure(&file, options(&disk)).ok()?;
+                // Its file system may be gone, which concerns its guest alone.
+                let shape = disk::measure(&file, options(&disk)).unwrap_or_else(|error| {
+                    log::error!("the disk {}: {}", disk.path.display(), chain(&error));
+                    DiskShape::EMPTY
+                });
                 Some(Self::with_disk(&disk, shape, file))
             }
         }

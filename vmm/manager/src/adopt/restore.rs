@@ -153,12 +153,18 @@ impl Manager {
             config.console_log = Some(Arc::new(LogFile::adopt(File::from(file), path)));
             log_held = Some(held);
         }
-        let (opened, devices_held) = match inventory.held.contains_key(&Key::Devices(id.0)) {
+        let (opened, mut devices_held) = match inventory.held.contains_key(&Key::Devices(id.0)) {
             true => take(inventory, Key::Devices(id.0)).map(|(files, held)| (files, Some(held)))?,
             false => (Vec::new(), None),
         };
         let opened = devices::adopt(&config.spec, opened);
-        let opened = opened.ok_or_else(|| contradiction("devices without their descriptors"))?;
+        let (opened, devices_are_intact) =
+            opened.ok_or_else(|| contradiction("devices without their descriptors"))?;
+        if !devices_are_intact {
+            is_intact = false;
+            let held = self.hold(Key::Devices(id.0), &devices::descriptors(&opened));
+            devices_held = held.map_err(RewriteError::from)?.or(devices_held);
+        }
         for console in opened.iter().filter_map(Opened::console) {
             tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(console)));
         }
