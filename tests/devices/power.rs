@@ -1,7 +1,12 @@
-//! Power cuts under the disk of a guest: what it has flushed is there.
+//! Power cuts under the disk of a guest: what it has flushed is there. Kills of its
+//! process: what was completed is there.
 
-use mkvmm_test_harness::Mkvmm;
+use std::fs;
+use std::path::Path;
+
 use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::walk::number;
+use mkvmm_test_harness::{Mkvmm, Running, Scratch};
 use mkvmm_test_power::{Dice, PowerFile, missing};
 use rustix::process::Signal;
 
@@ -10,15 +15,19 @@ use crate::driver::{Driver, NEXT, POOL, Queue, WRITE, buffer};
 const QUEUE: Queue = Queue { index: 0, size: 16 };
 /// The feature `VIRTIO_BLK_F_FLUSH`.
 const FLUSH: u64 = 1 << 9;
-const CUTS: u64 = 20;
-/// The writes of a guest, each followed by a flush.
+/// How often the power is cut and a worker is killed, unless `MKVMM_POWER_CUTS` and
+/// `MKVMM_WORKER_KILLS` say otherwise: 200 cuts and 50 kills take minutes on a busy
+/// host.
+const CUTS: u64 = 40;
+const KILLS: u64 = 15;
+/// The number of writes of a guest.
 const WRITES: u64 = 10;
-/// What a guest prints after each flush.
-const FLUSHED: &str = "probe: read ";
+/// What a guest prints after each flush, or after each write.
+const DONE: &str = "probe: read ";
 
-/// Returns a script that writes `first + N` to sector N, flushes, and reads the
-/// status, for each N.
-fn script(first: u64) -> String {
+/// Returns a script that writes `first + N` to sector N, flushes if `flushes`, and
+/// reads the status, for each N.
+fn script(first: u64, flushes: bool) -> String {
     let mut driver = Driver::new(1);
     driver.want(FLUSH);
     driver.start(QUEUE);
@@ -34,15 +43,47 @@ fn script(first: u64) -> String {
     for sector in 0..WRITES {
         driver.write(8, data, first + sector);
         driver.write(8, write + 8, sector);
-        for head in [0, 3] {
-            driver.offer(QUEUE, head);
+        let (heads, status) = match flushes {
+            true => (&[0, 3][..], flush + 64),
+            false => (&[0][..], write + 64),
+        };
+        for head in heads {
+            driver.offer(QUEUE, *head);
             driver.kick(QUEUE);
             count += 1;
             driver.used(QUEUE, count);
         }
-        driver.read(1, flush + 64);
+        driver.read(1, status);
     }
     driver.word()
+}
+
+/// Starts a guest that writes from `first` on, and waits until it has printed `count`
+/// lines.
+fn start(disk: &Path, first: u64, flushes: bool, count: u64) -> Running {
+    let mut run = Mkvmm::run(POOL)
+        .guest(format!(
+            "name=a,kernel=probe,memory=8M,disk={},cmdline={}",
+            disk.display(),
+            script(first, flushes)
+        ))
+        .spawn();
+    run.wait_until("lines", |run| done(run) >= count);
+    run
+}
+
+/// Returns how many writes a guest has said to be complete.
+fn done(run: &Running) -> u64 {
+    run.stdout().matches(DONE).count() as u64
+}
+
+/// Fails unless the first `count` sectors have what was written to them.
+#[track_caller]
+fn expect_written(contents: &[u8], first: u64, count: u64) {
+    for (sector, bytes) in (0..count).zip(contents.chunks(512)) {
+        let found = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+        assert_eq!(found, first + sector, "{count} were complete");
+    }
 }
 
 #[test]
@@ -52,34 +93,38 @@ fn what_a_guest_has_flushed_survives_power_cuts() {
     }
     let file = PowerFile::new(1 << 20).unwrap();
     let mut dice = Dice::new(5);
-    for cut in 1..=CUTS {
+    for cut in 1..=number("MKVMM_POWER_CUTS").unwrap_or(CUTS) {
         let first = cut * 1000;
-        let mut run = Mkvmm::run(POOL)
-            .guest(format!(
-                "name=a,kernel=probe,memory=8M,disk={},cmdline={}",
-                file.path().display(),
-                script(first)
-            ))
-            .spawn();
-        let flushes = dice.below(WRITES + 1);
-        let flushes = usize::try_from(flushes).unwrap();
-        run.wait_until("flushes", |run| {
-            run.stdout().matches(FLUSHED).count() >= flushes
-        });
+        let run = start(&file.path(), first, true, dice.below(WRITES + 1));
         // There may be more by now; those are flushed as well.
-        let flushed = run.stdout().matches(FLUSHED).count();
+        let flushed = done(&run);
         file.cut(&mut dice);
         let left = file.contents();
         run.signal(Signal::KILL);
         run.wait();
-        for (sector, bytes) in left.chunks(512).take(flushed).enumerate() {
-            let found = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-            assert_eq!(
-                found,
-                first + sector as u64,
-                "cut {cut}: {flushed} were flushed"
-            );
-        }
+        expect_written(&left, first, flushed);
         file.refill(&left);
     }
+}
+
+#[test]
+fn what_a_guest_has_written_survives_kills_of_its_process() {
+    if skips_without_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let disk = scratch.file("disk.img", &[0; 1 << 20]);
+    let mut dice = Dice::new(6);
+    let mut killed = 0;
+    for kill in 1..=number("MKVMM_WORKER_KILLS").unwrap_or(KILLS) {
+        let first = kill * 1000;
+        let run = start(&disk, first, false, dice.below(WRITES));
+        let workers = run.processes("worker");
+        killed += workers.iter().filter(|worker| worker.kill()).count();
+        let finished = run.wait();
+        let written = finished.stdout.matches(DONE).count() as u64;
+        expect_written(&fs::read(&disk).unwrap(), first, written);
+    }
+    // Some have ended before.
+    assert!(killed > 5, "{killed} were killed");
 }
