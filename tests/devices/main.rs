@@ -9,6 +9,7 @@
 //! | `net` | network devices |
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
+//! | `descriptors` | the descriptors of processes |
 //! | `disk` | the disk |
 //! | `pauses` | devices of paused guests |
 //! | `power` | power cuts under a disk |
@@ -20,6 +21,7 @@
 
 mod adoption;
 mod console;
+mod descriptors;
 mod disk;
 mod driver;
 mod hostile;

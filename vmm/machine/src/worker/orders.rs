@@ -289,6 +289,8 @@ impl Guest {
                 if let Some(machine) = &mut self.machine {
                     // While the manager reads the answer.
                     machine.complete()?;
+                    // No other VM is made, and nothing else needs /dev/kvm.
+                    self.host = None;
                 }
             }
             Order::Run => {
