@@ -11,6 +11,7 @@
 //! | `console` | further consoles |
 //! | `descriptors` | the descriptors of processes |
 //! | `disk` | the disk |
+//! | `passt` | programs in place of passt that misbehave |
 //! | `pauses` | devices of paused guests |
 //! | `power` | power cuts under a disk |
 //! | `hostile` | queues that no correct driver makes |
@@ -26,6 +27,7 @@ mod disk;
 mod driver;
 mod hostile;
 mod net;
+mod passt;
 mod pauses;
 mod pci;
 mod power;

@@ -3,7 +3,7 @@
 //! Confined processes (worker, unpacker, cleaner) have an allow-list,
 //! [`allowed`]; a manager, which must open, fork and execute, has a list of calls
 //! that it and its children never need, [`denied`]. A helper inherits that one,
-//! and has a short list of its own, [`pretended`].
+//! and has two short lists of its own, [`helper`].
 //!
 //! A confined process gets two programs. The kernel runs both and applies the
 //! stricter result. So calls that the C library tries but can do without are
@@ -23,8 +23,8 @@ use crate::report::Outcome;
 pub(crate) mod allowed;
 mod chain;
 pub(crate) mod denied;
+pub(crate) mod helper;
 pub(crate) mod kvm;
-pub(crate) mod pretended;
 pub(crate) mod rules;
 mod tree;
 
@@ -79,10 +79,21 @@ pub(crate) fn programs(
 ) -> Result<Vec<BpfProgram>, SandboxError> {
     let refusal = refusal(mode);
     if profile == Profile::Helper {
-        let pretended = pretended::rules().into_map();
+        let (pretended, refused) = (
+            helper::pretended().into_map(),
+            helper::refused()?.into_map(),
+        );
         // In every mode: Landlock, which applies in every mode, refuses mounts.
         let success = SeccompAction::Errno(0);
-        return Ok(vec![compile(pretended, SeccompAction::Allow, success)?]);
+        // A program that was not written for this filter is not to be killed by it.
+        let refusal = match refusal {
+            SeccompAction::KillProcess => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+            other => other,
+        };
+        return Ok(vec![
+            compile(pretended, SeccompAction::Allow, success)?,
+            compile(refused, SeccompAction::Allow, refusal)?,
+        ]);
     }
     if !profile.is_confined() {
         let denied = denied::rules()?.into_map();

@@ -12,6 +12,8 @@ pub(crate) enum Arg {
     /// The lower 32 bits of argument `.0` equal `.1`: the part that the kernel
     /// uses of an `int` or `unsigned int`.
     Is(u8, u32),
+    /// The lower 32 bits of argument `.0` are not `.1`.
+    Not(u8, u32),
     /// All 64 bits of argument `.0` equal `.1`.
     IsLong(u8, u64),
     /// Argument `.0` equals `.2` in the bits of mask `.1`.
@@ -25,6 +27,12 @@ impl Arg {
                 index,
                 SeccompCmpArgLen::Dword,
                 SeccompCmpOp::Eq,
+                value.into(),
+            ),
+            Self::Not(index, value) => SeccompCondition::new(
+                index,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::Ne,
                 value.into(),
             ),
             Self::IsLong(index, value) => {

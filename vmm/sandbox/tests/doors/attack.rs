@@ -197,6 +197,20 @@ pub fn open_path(_target: &Target) -> io::Result<Attempt> {
     attempt(|| done(open(c"/etc/passwd", libc::O_RDONLY)))
 }
 
+/// Makes a file, of which nothing is left.
+pub fn write_path(_target: &Target) -> io::Result<Attempt> {
+    attempt(|| {
+        let flags = libc::O_WRONLY | libc::O_TMPFILE;
+        let at = arg(0).wrapping_sub(100); // AT_FDCWD
+        let args = [at, address(c"/tmp"), arg(flags), 0o600];
+        done(call(libc::SYS_openat, args))
+    })
+}
+
+pub fn open_device(_target: &Target) -> io::Result<Attempt> {
+    attempt(|| done(open(c"/dev/zero", libc::O_RDWR)))
+}
+
 pub fn list_directory(_target: &Target) -> io::Result<Attempt> {
     attempt(|| {
         let root = open(c"/", libc::O_RDONLY | libc::O_DIRECTORY)?;

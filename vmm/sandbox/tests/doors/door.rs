@@ -84,7 +84,7 @@ const REACHING_OUT: &[Holder] = &[Seccomp, Landlock];
 const FILTER_ALONE: &[Holder] = &[Seccomp];
 
 /// The list of all doors.
-pub const DOORS: [Door; 41] = [
+pub const DOORS: [Door; 43] = [
     door("proc_mem", LOOKING_IN, attack::proc_mem),
     door("proc_maps", LOOKING_IN, attack::proc_maps),
     door("proc_fd", LOOKING_IN, attack::proc_fd),
@@ -100,6 +100,8 @@ pub const DOORS: [Door; 41] = [
     door("pidfd_send_signal", REACHING_OUT, attack::pidfd_send_signal),
     door("signal_by_owner", REACHING_OUT, attack::signal_by_owner),
     door("open_path", REACHING_OUT, attack::open_path),
+    door("write_path", REACHING_OUT, attack::write_path),
+    door("open_device", REACHING_OUT, attack::open_device),
     door("stat_path", FILTER_ALONE, attack::stat_path).falls_back(),
     door("readlink_path", FILTER_ALONE, attack::readlink_path),
     door("reopen_descriptor", FILTER_ALONE, attack::reopen_descriptor),
@@ -131,3 +133,21 @@ pub const DOORS: [Door; 41] = [
     door("ioctl_of_no_kvm", FILTER_ALONE, attack::ioctl_of_no_kvm),
     door("getdents", REACHING_OUT, attack::list_directory),
 ];
+
+/// The layers that close a door to a helper. Those that are not named are open to it
+/// by design: it executes programs, reads them and their settings, and uses the network,
+/// and it has no memory that another process shares.
+pub fn holders_of_helper(door: &Door) -> &'static [Holder] {
+    match door.name {
+        "proc_mem" | "proc_maps" | "proc_fd" => &[Landlock, Dumpable],
+        "process_vm_readv" | "process_vm_writev" | "ptrace_attach" | "ptrace_seize"
+        | "pidfd_getfd" => LOOKING_IN,
+        "kill" | "tkill" | "sigqueue" | "pidfd_send_signal" => REACHING_OUT,
+        "tgkill" | "signal_by_owner" | "connect_abstract" => &[Landlock],
+        "write_path" | "open_device" | "getdents" => &[Landlock],
+        "socket" | "io_uring_openat" | "remap_file_pages" => FILTER_ALONE,
+        "prlimit_other" | "affinity_other" | "priority_other" => FILTER_ALONE,
+        "setuid_back" => &[Privileges],
+        _ => &[],
+    }
+}

@@ -7,9 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use libtest_mimic::{Failed, Trial};
-use mkvmm_sandbox::{Layers, Mode, Profile};
+use mkvmm_sandbox::{Confinement, Layers, Mode, Profile};
 
-use crate::door::{DOORS, Door, Holder, LOOKING_IN};
+use crate::door::{DOORS, Door, Holder, LOOKING_IN, holders_of_helper};
 use crate::setup::{Role, Setup, User};
 use crate::syscall::call;
 use crate::victim::Victim;
@@ -22,6 +22,7 @@ const LANDLOCK_WANTED: usize = 6;
 const LANDLOCK_OF_PATHS: usize = 9;
 
 /// The layers that are on, and the mode of the filter.
+#[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     on: &'static [Holder],
@@ -52,31 +53,51 @@ const CASES: [Case; 11] = [
     case("control_as_root", &[]),
 ];
 
-/// Returns one test per user, kind of victim and case.
+/// The processes of an attack.
+#[derive(Clone, Copy)]
+struct Sides {
+    attacker: Profile,
+    victim: Profile,
+}
+
+/// Returns one test per user, kind of attacker and victim, and case.
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for &user in User::available() {
-        for victim in [Profile::Manager, Profile::Worker] {
+        for (attacker, victim) in [
+            (Profile::Worker, Profile::Manager),
+            (Profile::Worker, Profile::Worker),
+            (Profile::Helper, Profile::Manager),
+        ] {
             // An ordinary user has no privileges that could be left on.
             let of_user = |case: &&Case| user == User::Dropped || case.on.contains(&Privileges);
-            for case in CASES.iter().filter(of_user) {
+            // No helper is killed by its filter.
+            let of_attacker = |case: &&Case| attacker == Profile::Worker || case.name != "all_kill";
+            for case in CASES.iter().filter(of_user).filter(of_attacker) {
                 let user_name = format!("{user:?}").to_lowercase();
-                let name = format!("doors::{user_name}::{}::of_a_{victim}", case.name);
-                trials.push(Trial::test(name, move || all_doors(user, victim, case)));
+                let name = case.name;
+                let name = format!("doors::{user_name}::{name}::{attacker}_at_{victim}");
+                let sides = Sides { attacker, victim };
+                let mode = match attacker {
+                    Profile::Worker => case.mode,
+                    _ => Mode::Errno,
+                };
+                let case = Case { mode, ..*case };
+                trials.push(Trial::test(name, move || all_doors(user, sides, &case)));
             }
         }
     }
     trials
 }
 
-fn all_doors(user: User, victim: Profile, case: &Case) -> Result<(), Failed> {
+fn all_doors(user: User, sides: Sides, case: &Case) -> Result<(), Failed> {
     let mut wrong = Vec::new();
     // For root the doors for everybody are different ones; its cases only have
     // to show that dropping privileges matters.
     let of_case = |door: &&Door| !case.on.is_empty() || door.holders.contains(&Privileges);
     for door in DOORS.iter().filter(of_case) {
-        let seen = try_door(user, victim, case, door)?;
-        if let Err(message) = judge(case, door, &seen) {
+        let seen = try_door(user, sides, case, door)?;
+        if let Err(message) = judge(sides.attacker, case, door, &seen) {
             wrong.push(format!("{}: {message}", door.name));
         }
     }
@@ -95,9 +116,11 @@ enum Seen {
 }
 
 /// Compares the result with what the layers promise.
-fn judge(case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
+fn judge(attacker: Profile, case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
     let by_filter = case.on.contains(&Seccomp);
-    let held = holders(door).iter().any(|holder| case.on.contains(holder));
+    let held = holders(attacker, door)
+        .iter()
+        .any(|holder| case.on.contains(holder));
     match seen {
         Seen::Opened(how) if held => Err(format!("OPENED ({how})")),
         Seen::Opened(_) => Ok(()),
@@ -113,9 +136,12 @@ fn judge(case: &Case, door: &Door, seen: &Seen) -> Result<(), String> {
 }
 
 /// Returns the layers that close a door on this kernel.
-fn holders(door: &Door) -> Vec<Holder> {
+fn holders(attacker: Profile, door: &Door) -> Vec<Holder> {
     let version = landlock_version();
-    let mut holders = door.holders.to_vec();
+    let mut holders = match attacker {
+        Profile::Worker => door.holders.to_vec(),
+        _ => holders_of_helper(door).to_vec(),
+    };
     if version < LANDLOCK_WANTED {
         holders.retain(|holder| *holder != Landlock);
     }
@@ -146,9 +172,9 @@ fn closed_by_host(door: &Door, errno: i32) -> bool {
 }
 
 /// Starts a victim and an attacker, and returns the result of the attempt.
-fn try_door(user: User, victim: Profile, case: &Case, door: &Door) -> io::Result<Seen> {
+fn try_door(user: User, sides: Sides, case: &Case, door: &Door) -> io::Result<Seen> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let mut setup = Setup::new("victim", victim, user);
+    let mut setup = Setup::new("victim", sides.victim, user);
     setup.debuggable = !case.on.contains(&Dumpable);
     let mut victim = Victim::start(&setup, NUMBER.fetch_add(1, Ordering::Relaxed))?;
 
@@ -162,7 +188,7 @@ fn try_door(user: User, victim: Profile, case: &Case, door: &Door) -> io::Result
             seccomp: case.on.contains(&Seccomp),
             ..Layers::ALL
         },
-        ..Setup::new("attacker", Profile::Worker, user)
+        ..Setup::new("attacker", sides.attacker, user)
     };
     let attacker = attacker.word(door.name).word(target.pid);
     let attacker = attacker.word(target.secret).word(&target.socket);
@@ -205,10 +231,26 @@ pub fn attack(role: &Role) -> io::Result<()> {
     let door = DOORS.iter().find(|door| door.name == name);
     let door = door.ok_or_else(|| io::Error::other("no such door"))?;
     let attempt = (door.prepare)(&target)?;
+    if role.confinement.profile == Profile::Helper && role.confinement.layers.seccomp {
+        inherit_filter(role)?;
+    }
     role.enter();
     let words = match attempt() {
         Ok(()) => "opened as asked\n".to_owned(),
         Err(error) => format!("refused {}\n", error.raw_os_error().unwrap_or(0)),
     };
     io::stdout().write_all(words.as_bytes())
+}
+
+/// Installs the filter that a helper has from its manager.
+fn inherit_filter(role: &Role) -> io::Result<()> {
+    let manager = Confinement {
+        mode: role.confinement.mode,
+        layers: Layers {
+            seccomp: true,
+            ..Layers::NONE
+        },
+        ..Confinement::new(Profile::Manager)
+    };
+    manager.enter().map(drop).map_err(io::Error::other)
 }

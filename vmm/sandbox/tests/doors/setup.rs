@@ -77,6 +77,7 @@ impl Setup {
             Profile::Worker => 0,
             Profile::Unpacker => 1,
             Profile::Cleaner => 2,
+            Profile::Helper => 4,
             _ => 3,
         };
         let mode = match self.mode {
@@ -115,6 +116,7 @@ impl Role {
             0 => Profile::Worker,
             1 => Profile::Unpacker,
             2 => Profile::Cleaner,
+            4 => Profile::Helper,
             _ => Profile::Manager,
         };
         let mut confinement = Confinement::new(profile);
