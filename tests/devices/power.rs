@@ -98,12 +98,11 @@ fn what_a_guest_has_flushed_survives_power_cuts() {
         let run = start(&file.path(), first, true, dice.below(WRITES + 1));
         // There may be more by now; those are flushed as well.
         let flushed = done(&run);
-        file.cut(&mut dice);
-        let left = file.contents();
+        let left = file.cut(&mut dice);
         run.signal(Signal::KILL);
         run.wait();
         expect_written(&left, first, flushed);
-        file.refill(&left);
+        file.refill(&left).unwrap();
     }
 }
 

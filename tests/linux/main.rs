@@ -12,7 +12,9 @@
 //! | `ends` | four guests that end in four ways, beside one that continues |
 //! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
 //! | `session` | three guests through the control socket, with console input |
-//! | `network` | two guests with network devices, and a passt that dies |
+//! | `devices` | a Debian on a disk with all devices, a second guest, and a passt that dies |
+//! | `cuts` | power cuts under a file system of that Debian |
+//! | `shell` | consoles with a shell in the guest |
 //! | `launch` | one run of mkvmm, whose result several checks examine |
 //! | `guest_report` | parses the output of the guests' init |
 //! | `place` | where tests run: here, in an emulated host, or nowhere |
@@ -22,7 +24,9 @@
 //! for all tests together, and passes on its output and status.
 
 mod checks;
+mod cuts;
 mod deaths;
+mod devices;
 mod ends;
 mod guest;
 mod guest_report;
@@ -30,12 +34,12 @@ mod kernel_checks;
 mod kernels;
 mod launch;
 mod manifest_checks;
-mod network;
 mod pauses;
 mod place;
 mod rotation;
 mod scenarios;
 mod session;
+mod shell;
 mod survivor;
 
 use std::process::ExitCode;

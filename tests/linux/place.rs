@@ -12,15 +12,18 @@ use std::time::Instant;
 use mkvmm_image::bzimage;
 use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
+use crate::cuts::CHECKER;
+use crate::devices::{DEBIAN, DRIVERS};
 use crate::guest::{LARGE, LARGE_MIB, SMALL, TOOLS, kexec};
 use crate::kernels;
-use crate::network::DRIVERS;
 
 /// The variable that is set in the emulated host: the directory of the guests'
 /// images.
 const INSIDE: &str = "MKVMM_TEST_INSIDE";
 /// The variable that disables the Linux tests if it is `off`.
 const TIER: &str = "MKVMM_LINUX_TIER";
+/// The variable that makes a missing FUSE a failure if it is `1`.
+const REQUIRE_FUSE: &str = "MKVMM_REQUIRE_FUSE";
 /// The memory of the emulated host in MiB: the pool of the largest scenario,
 /// which must exist even where it is not touched, and space for the images,
 /// which are stored packed, unpacked and in mkvmm's cache.
@@ -52,7 +55,7 @@ pub fn find() -> Place {
     }
     let linux = tier::linux();
     if linux.is_err()
-        && let Err(why) = check_tools(&["qemu-system-x86_64", "cpio"])
+        && let Err(why) = check_tools(&["qemu-system-x86_64", "cpio", "passt", "mmdebstrap"])
     {
         return Place::Nowhere(why);
     }
@@ -90,7 +93,8 @@ fn prepare() -> Result<PathBuf, String> {
     initramfs(&[])?;
     initramfs(&[&path(LARGE), "--size", LARGE_MIB])?;
     initramfs(&["--tools", &path(TOOLS)])?;
-    initramfs(&["--root", &path(DRIVERS)])?;
+    // It makes that of DRIVERS as well.
+    script("scripts/linux-rootfs", &["--no-copy"])?;
     for kernel in kernels {
         initramfs(&["--kexec", kernel, &path(&kexec(kernel))])?;
     }
@@ -164,9 +168,10 @@ pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
     for file in files() {
         nested.arg("--file").arg(images.join(file));
     }
+    nested.arg("--disk").arg(images.join(DEBIAN));
     nested.arg("--file").arg(root().join("docs/ends.md"));
-    // It executes the second one on processors that have AVX2.
-    for program in ["/usr/bin/passt", "/usr/bin/passt.avx2"] {
+    // passt executes the second one on processors that have AVX2.
+    for program in ["/usr/bin/passt", "/usr/bin/passt.avx2", CHECKER] {
         if Path::new(program).exists() {
             nested.arg("--file").arg(program);
         }
@@ -178,6 +183,7 @@ pub fn run_nested(images: &Path) -> Result<ExitCode, String> {
         (kernels::VARIABLE, kernels::in_turn().join(",")),
         ("CARGO_BIN_EXE_mkvmm", binary),
         (tier::REQUIRE, "1".to_owned()),
+        (REQUIRE_FUSE, "1".to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),
     ] {
         nested.arg("--env").arg(format!("{name}={value}"));

@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
 use crate::{
-    checks, deaths, ends, kernel_checks, manifest_checks, network, pauses, rotation, session,
+    checks, deaths, devices, ends, kernel_checks, manifest_checks, pauses, rotation, session,
     survivor,
 };
 
@@ -114,8 +114,8 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The test of the control socket.
 const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool";
 
-/// The test of network devices.
-const NETWORK: &str = "network::guests_reach_the_host_and_each_other";
+/// The test of a Debian with all devices.
+const DEVICES: &str = "devices::a_debian_works_with_its_disks_networks_and_consoles";
 /// The test of one that goes on beside four deaths.
 const SURVIVOR: &str = "survivor::four_die_in_four_ways_and_the_fifth_never_notices";
 /// The test of pauses.
@@ -138,7 +138,7 @@ pub fn tests() -> impl Iterator<Item = String> {
         .flat_map(of_launch)
         .chain(of_ends)
         .chain(of_deaths);
-    all.chain([PAUSES, SESSION, NETWORK, SURVIVOR].map(str::to_owned))
+    all.chain([PAUSES, SESSION, DEVICES, SURVIVOR].map(str::to_owned))
 }
 
 /// Returns all tests. Each scenario is launched once, by the first of its
@@ -179,9 +179,9 @@ pub fn trials(images: &Path) -> Vec<Trial> {
         session::three_guests_from_an_empty_pool_to_an_empty_pool(&of_session);
         Ok(())
     }));
-    let of_network = images.clone();
-    trials.push(Trial::test(NETWORK, move || {
-        network::guests_reach_the_host_and_each_other(&of_network);
+    let of_devices = images.clone();
+    trials.push(Trial::test(DEVICES, move || {
+        devices::a_debian_works_with_its_disks_networks_and_consoles(&of_devices);
         Ok(())
     }));
     trials.push(Trial::test(SURVIVOR, move || {

@@ -108,14 +108,22 @@ impl PowerFile {
     }
 
     /// Cuts the power: of what is pending, `dice` decide which sectors stay.
-    /// Writers that go on write to the new contents.
-    pub fn cut(&self, dice: &mut Dice) {
-        self.shared.lock().cut(dice);
+    /// Returns the contents that are left. Writers that go on write to them.
+    pub fn cut(&self, dice: &mut Dice) -> Vec<u8> {
+        let mut state = self.shared.lock();
+        state.cut(dice);
+        state.contents().to_vec()
     }
 
-    /// Replaces the contents; they are on stable storage.
-    pub fn refill(&self, contents: &[u8]) {
+    /// Replaces the contents; they are on stable storage. Those who have it open
+    /// see them as well.
+    ///
+    /// # Errors
+    /// Returns the error of opening it.
+    pub fn refill(&self, contents: &[u8]) -> io::Result<()> {
         self.shared.lock().refill(contents);
+        // The kernel forgets at each open what it had read.
+        File::open(self.path()).map(drop)
     }
 
     /// Returns the present contents, as a reader sees them.

@@ -39,14 +39,13 @@ fn cuts(features: u64, engine: &dyn Fn(&PowerFile) -> Box<dyn Engine>) -> Result
         }
         let count = dice.below(100).try_into().unwrap();
         load.run(&mut disk, &mut dice, count, |_, _| {});
-        file.cut(&mut dice);
-        let left = file.contents();
+        let left = file.cut(&mut dice);
         // What is still in flight comes too late for this disk.
         while disk.block.reset() == Progress::More {
             disk.wait();
         }
         drop(disk);
-        file.refill(&left);
+        file.refill(&left).unwrap();
         let checked = load.record.check_after_cut(&left);
         checked.map_err(|lost| format!("after cut {cut}: {lost}"))?;
     }
