@@ -217,7 +217,7 @@ fn expect_functions(server: &Server, web: &mut Shell) {
         let function = functions.iter().find(is_it);
         let function = function.unwrap_or_else(|| panic!("{address}: {text}"));
         for word in [
-            format!("Memory at {start:x} (64-bit, non-prefetchable)"),
+            format!("Memory at {start:x} (32-bit, non-prefetchable) [size=32K]"),
             "MSI-X: Enable+".to_owned(),
             "VirtIO: CommonCfg".to_owned(),
             "Kernel driver in use: virtio-pci".to_owned(),
