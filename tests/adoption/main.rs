@@ -3,6 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `channels` | channels before and after a change of managers |
 //! | `guests` | guests of every kind before, during and after a change of managers |
 //! | `hostile` | what guests' processes leave behind, and processes that do not end |
 //! | `keeping` | the keeper alone, with the test as its manager |
@@ -22,6 +23,7 @@
 //!
 //! Managers that are killed at random are a target of their own, `adoption_deaths`.
 
+mod channels;
 mod guests;
 mod hostile;
 mod house;

@@ -6,6 +6,7 @@
 //! | `adoption` | devices under one manager after the other |
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
+//! | `channel` | channels between guests |
 //! | `net` | network devices |
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
@@ -21,6 +22,7 @@
 //! | `MKVMM_POWER_CUTS`, `MKVMM_WORKER_KILLS` | how often `power` cuts and kills |
 
 mod adoption;
+mod channel;
 mod console;
 mod descriptors;
 mod disk;

@@ -205,7 +205,7 @@ impl Probe {
         let Some(pool) = self.pool else { return };
         // Ranges that exceed the list are not read, and are reported.
         let mut stretches = List::<STRETCHES>::new();
-        for stretch in subtract(pool, self.chunks.as_slice()) {
+        for stretch in subtract(pool, self.present.as_slice()) {
             stretches.push(Some(stretch));
         }
         for &stretch in stretches.as_slice() {

@@ -50,6 +50,9 @@ struct Probe {
     pool: Option<Range>,
     /// The instance's own chunks, in ascending order.
     chunks: List<512>,
+    /// Everything of the pool that exists in this guest: the chunks, and the
+    /// memory of channels, in ascending order.
+    present: List<520>,
     /// The size and checksum of the initramfs.
     initrd: Option<(u64, u32)>,
     problems: u32,
@@ -81,6 +84,7 @@ extern "C" fn probe_main(
         name: None,
         pool: None,
         chunks: List::new(),
+        present: List::new(),
         initrd: None,
         problems: 0,
     };

@@ -35,6 +35,9 @@ impl Probe {
     /// Reads the manifest at the address in CPUID and compares it with
     /// everything else.
     pub fn check_manifest(&mut self) {
+        for &chunk in self.chunks.as_slice() {
+            self.present.push(Some(chunk));
+        }
         let Some(announced) = announced() else {
             bad!(self, "manifest is not announced by CPUID");
             return;
@@ -63,6 +66,7 @@ impl Probe {
         self.check_words_of(&manifest);
         self.check_places_of(&manifest);
         self.check_map_of(&manifest);
+        self.check_channels_of(&manifest);
         if self.problems == before {
             say!(
                 "manifest version {} id {} {} pool {} chunks {} ok",
@@ -73,6 +77,20 @@ impl Probe {
                 manifest.chunks().count()
             );
         }
+    }
+
+    /// Checks that channels are outside of the chunks, and notes what exists.
+    fn check_channels_of(&mut self, manifest: &Manifest<'_>) {
+        for channel in manifest.channels() {
+            let overlaps = |it: &Range| channel.is_some_and(|channel| channel.overlaps(*it));
+            let is_outside = !self.chunks.as_slice().iter().any(overlaps);
+            self.agree("channels", channel.is_some() && is_outside);
+            if let Some(channel) = channel {
+                say!("channel {}", Mem(channel));
+            }
+            self.present.push(channel);
+        }
+        self.present.sort();
     }
 
     fn agree(&mut self, what: &str, same: bool) {

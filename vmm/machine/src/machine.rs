@@ -19,6 +19,7 @@ use mkvmm_wire::shared::board::BoardWriter;
 use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
+use crate::devices::pci::channels::{ChannelFunction, Port};
 use crate::devices::pci::config::Windows;
 use crate::devices::pci::function::Function;
 use crate::devices::pci::host_bridge::{HostBridge, Slot};
@@ -31,7 +32,7 @@ use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::host::Host;
 use crate::kvm::vm::{BareVm, Vm, VmError};
 use crate::loading::BootEntry;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedMemory};
 use crate::news::{News, NewsSink};
 use crate::progress::Progress;
 use crate::vcpu::cpu::{FirstVcpu, Vcpu, VcpuError, VcpuSetup};
@@ -66,6 +67,8 @@ pub struct Connections {
     pub board: BoardWriter,
     /// The devices, in the order of their PCI slots.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// The channels, which have the next PCI slot together.
+    pub channels: Vec<(Port, SharedMemory)>,
     /// The window of the PCI bridge above 4 GiB, if there is one.
     pub pci_high: Option<AddrRange>,
 }
@@ -206,18 +209,20 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         // Memory slots come first, before irqchip and vCPUs.
         let EarlyMachine { vm, first } = early;
-        let vm = Vm::new(host, vm, memory)?;
         let Connections {
             console,
             news,
             board: status,
             devices,
+            channels,
             pci_high,
         } = connections;
+        let (ports, shared): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
+        let vm = Vm::new(host, vm, memory, shared)?;
         let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
         let log = Arc::default();
-        let (bridge, functions) = bridge(&vm, devices, pci_high, &status)?;
+        let (bridge, functions) = bridge(&vm, (devices, ports), pci_high, &status)?;
         let board = Board::new(console, &progress, &log, Arc::new(violations), bridge)?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
@@ -290,7 +295,7 @@ impl Machine {
 
     /// Returns the ranges of the memory slots, in ascending order.
     pub fn slots(&self) -> Vec<AddrRange> {
-        self.vm.memory().ranges().collect()
+        self.vm.slots()
     }
 
     /// Returns the subscribers that the event loop must watch for the devices.
@@ -384,16 +389,16 @@ impl Machine {
 }
 
 /// Creates the PCI bridge with a slot for each of `devices`, whose functions are
-/// returned as well.
+/// returned as well, and one for all channels.
 fn bridge(
     vm: &Vm,
-    devices: Vec<Box<dyn VirtioDevice>>,
+    (devices, ports): (Vec<Box<dyn VirtioDevice>>, Vec<Port>),
     pci_high: Option<AddrRange>,
     status: &BoardWriter,
 ) -> Result<(HostBridge, Vec<Arc<VirtioFunction>>), MachineError> {
     let wiring: Arc<dyn Wiring> = Arc::new(vm.wires());
     let lines = Lines::new(Arc::clone(&wiring));
-    let count = devices.len();
+    let count = devices.len() + usize::from(!ports.is_empty());
     let (mut slots, mut functions) = (Vec::new(), Vec::new());
     for (index, (device, number)) in devices.into_iter().zip(1..PCI_SLOTS).enumerate() {
         let too_many = MachineError::Devices { count };
@@ -407,6 +412,15 @@ fn bridge(
         let function = VirtioFunction::new(device, surroundings).map_err(BoardError::Io)?;
         functions.push(Arc::clone(&function));
         slots.push(Slot { number, function });
+    }
+    let next = slots.last().map_or(1, |slot| slot.number + 1);
+    if !ports.is_empty() && next < PCI_SLOTS {
+        let function = ChannelFunction::new(next, ports, wiring).map_err(BoardError::Io)?;
+        let function = function as Arc<dyn Function>;
+        slots.push(Slot {
+            number: next,
+            function,
+        });
     }
     if slots.len() < count {
         return Err(MachineError::Devices { count });

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use mkpool::AddrRange;
 use mkvmm_base::state::{State, Verb};
-use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room};
+use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName, Room, RunId};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::boot_spans::BootSpans;
+use crate::channels::{Channel, ChannelError, Joined};
 use crate::event_log::{EventKind, EventLog};
 use crate::guest::Guest;
 
@@ -98,6 +99,8 @@ impl Diagnose for RegistryError {
 pub struct Registry {
     guests: BTreeMap<InstanceId, Guest>,
     names: BTreeMap<InstanceName, InstanceId>,
+    /// The channels by number.
+    channels: BTreeMap<u32, Channel>,
     pool: HostPool,
     memory: ReservationConfig,
     log: Arc<EventLog>,
@@ -111,6 +114,8 @@ pub struct Registry {
 pub(crate) struct Changes {
     /// Instances that have changed, are new, or are gone.
     pub instances: BTreeSet<InstanceId>,
+    /// Channels that have changed, are new, or are gone.
+    pub channels: BTreeSet<u32>,
     /// True if the ledger has changed.
     pub pool: bool,
 }
@@ -118,7 +123,7 @@ pub(crate) struct Changes {
 impl Changes {
     /// Returns whether nothing has changed.
     pub fn is_empty(&self) -> bool {
-        self.instances.is_empty() && !self.pool
+        self.instances.is_empty() && self.channels.is_empty() && !self.pool
     }
 }
 
@@ -129,6 +134,7 @@ impl Registry {
         Self {
             guests: BTreeMap::new(),
             names: BTreeMap::new(),
+            channels: BTreeMap::new(),
             pool,
             memory,
             log: Arc::default(),
@@ -156,6 +162,7 @@ impl Registry {
     pub(crate) fn return_changes(&mut self, unhandled: Changes) {
         if let Some(changes) = &mut self.changes {
             changes.instances.extend(unhandled.instances);
+            changes.channels.extend(unhandled.channels);
             changes.pool |= unhandled.pool;
         }
     }
@@ -367,6 +374,104 @@ impl Registry {
         let guest = self.guests.remove(&id)?;
         self.names.remove(guest.name());
         Some(guest)
+    }
+
+    /// Returns all channels, ordered by number.
+    pub fn channels(&self) -> impl Iterator<Item = &Channel> {
+        self.channels.values()
+    }
+
+    /// Returns the channel with this number.
+    pub(crate) fn channel_numbered(&self, id: u32) -> Option<&Channel> {
+        self.channels.get(&id)
+    }
+
+    /// Returns the channel with this name.
+    ///
+    /// # Errors
+    /// Returns [`ChannelError::Unknown`] if there is none.
+    pub fn channel(&self, name: &InstanceName) -> Result<&Channel, ChannelError> {
+        let channel = self.channels().find(|channel| channel.name == *name);
+        channel.ok_or_else(|| ChannelError::Unknown { name: name.clone() })
+    }
+
+    /// Returns the channel with this name, for changes.
+    ///
+    /// # Errors
+    /// Returns [`ChannelError::Unknown`] if there is none.
+    pub(crate) fn channel_mut(
+        &mut self,
+        name: &InstanceName,
+    ) -> Result<&mut Channel, ChannelError> {
+        let id = self.channel(name)?.id;
+        self.note_channel(id);
+        let channel = self.channels.get_mut(&id);
+        channel.ok_or_else(|| ChannelError::Unknown { name: name.clone() })
+    }
+
+    fn note_channel(&mut self, id: u32) {
+        if let Some(changes) = &mut self.changes {
+            changes.channels.insert(id);
+        }
+    }
+
+    /// Adds a channel, for which the ledger has memory.
+    pub(crate) fn add_channel(&mut self, channel: Channel) {
+        self.note_channel(channel.id);
+        self.channels.insert(channel.id, channel);
+    }
+
+    /// Removes a channel.
+    pub(crate) fn remove_channel(&mut self, name: &InstanceName) -> Option<Channel> {
+        let id = self.channel(name).ok()?.id;
+        self.note_channel(id);
+        self.channels.remove(&id)
+    }
+
+    /// Gives a run of the instance `name` all channels that it is a member of.
+    pub(crate) fn join_channels(&mut self, name: &InstanceName, run: RunId) -> Vec<Joined> {
+        let mut all = Vec::new();
+        let mut changed = Vec::new();
+        for (id, channel) in &mut self.channels {
+            if let Some(joined) = channel.join(name, run) {
+                changed.push(*id);
+                all.push(joined);
+            }
+        }
+        changed.into_iter().for_each(|id| self.note_channel(id));
+        all
+    }
+
+    /// Notes that the process of an instance is gone, and with it its mappings of
+    /// channels.
+    pub(crate) fn leave_channels(&mut self, instance: InstanceId) {
+        let mut changed = Vec::new();
+        for (id, channel) in &mut self.channels {
+            if let Some(member) = channel.member_of(instance) {
+                channel.leave(member);
+                changed.push(*id);
+            }
+        }
+        changed.into_iter().for_each(|id| self.note_channel(id));
+    }
+
+    /// Returns the memory slots that the machine of an instance must have: its own,
+    /// and those of the channels that it has, in ascending order.
+    pub(crate) fn due_slots(&self, guest: &Guest) -> Vec<AddrRange> {
+        let mut slots = guest.due_slots();
+        slots.extend(self.channels_of(guest));
+        slots.sort_by_key(AddrRange::start);
+        slots
+    }
+
+    /// Returns the memory of the channels that the worker of an instance has, in
+    /// ascending order.
+    pub(crate) fn channels_of(&self, guest: &Guest) -> Vec<AddrRange> {
+        let run = Some(guest.run_id());
+        let has = |channel: &&Channel| channel.members.iter().any(|member| member.run == run);
+        let mut ranges: Vec<AddrRange> = self.channels().filter(has).map(Channel::range).collect();
+        ranges.sort_by_key(AddrRange::start);
+        ranges
     }
 
     /// Adds the state of an instance to the event log: in one frame of the journal

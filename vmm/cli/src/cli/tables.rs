@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 
 use mkvmm_api::Range;
+use mkvmm_api::channel::Channel;
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
@@ -94,6 +95,32 @@ pub fn instances(all: &[Instance]) -> String {
             Cell::new(one.chunks.len()).set_alignment(CellAlignment::Right),
             chosen(one.kernel.as_ref().map_or("-", |kernel| &kernel.path)),
         ]);
+    }
+    text(&table)
+}
+
+/// Formats channels, each with a line per member.
+pub fn channels(all: &[Channel]) -> String {
+    let mut table = table();
+    let titles = [
+        "ID", "NAME", "SIZE", "START", "BELLS", "MEMBER", "ACCESS", "STATE", "BOOTS",
+    ];
+    table.set_header(titles.map(|t| Cell::new(t).add_attribute(Attribute::Bold)));
+    for one in all {
+        for (index, member) in one.members.iter().enumerate() {
+            let first = |text: String| if index == 0 { text } else { String::new() };
+            table.add_row([
+                Cell::new(first(one.id.to_string())).set_alignment(CellAlignment::Right),
+                Cell::new(first(one.name.clone())),
+                Cell::new(first(size(one.range.size))).set_alignment(CellAlignment::Right),
+                Cell::new(first(format!("{:#x}", one.range.start))),
+                Cell::new(first(one.doorbells.to_string())).set_alignment(CellAlignment::Right),
+                Cell::new(member.name.as_str()),
+                Cell::new(if member.read_only { "ro" } else { "rw" }),
+                Cell::new(if member.present { "present" } else { "absent" }),
+                Cell::new(member.boots).set_alignment(CellAlignment::Right),
+            ]);
+        }
     }
     text(&table)
 }

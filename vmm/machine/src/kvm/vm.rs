@@ -9,14 +9,17 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use mkpool::AddrRange;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::host::Host;
 use crate::kvm::wires::Wires;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedMemory};
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_base::{Class, Diagnose};
 
@@ -56,13 +59,14 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
     }
 }
 
-/// A VM whose memory is an instance's own chunks.
+/// A VM whose memory is an instance's own chunks, and what it shares.
 #[derive(Debug)]
 pub struct Vm {
     fd: Arc<VmFd>,
     has_timer: bool,
     // After `fd`, so that the slots are removed before the memory.
     memory: Arc<GuestMemory>,
+    shared: Vec<SharedMemory>,
 }
 
 /// A VM without memory. Creating it takes a third of the time of a whole
@@ -119,8 +123,13 @@ impl Vm {
     ///
     /// # Errors
     /// Returns a [`VmError`] that names what failed; nothing is left then.
-    pub fn new(host: &Host, bare: BareVm, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
-        let needed = memory.ranges().count();
+    pub fn new(
+        host: &Host,
+        bare: BareVm,
+        memory: Arc<GuestMemory>,
+        shared: Vec<SharedMemory>,
+    ) -> Result<Self, VmError> {
+        let needed = memory.ranges().count() + shared.len();
         let limit = host.memory_slots();
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
@@ -129,6 +138,7 @@ impl Vm {
             fd: Arc::new(bare.fd),
             has_timer: bare.has_devices,
             memory,
+            shared,
         };
         vm.set_memory_slots()?;
         if !bare.has_devices {
@@ -151,20 +161,35 @@ impl Vm {
         Ok(())
     }
 
-    /// Sets one slot per region of the instance's memory, numbered by address.
+    /// Sets one slot per region of the instance's memory, then one for each range
+    /// that it shares.
     fn set_memory_slots(&self) -> Result<(), VmError> {
-        for (slot, region) in (0_u32..).zip(self.memory.guest().iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr().addr() as u64,
-            };
-            // SAFETY: userspace_addr is the start of memory_size bytes of the
-            // guest's mapping, which `self.memory` keeps alive for longer than
-            // the VM's descriptor; the mapping is shared memory that Rust code
-            // accesses only through volatile accessors.
+        let own = self.memory.guest().iter();
+        let own = own.map(|region| kvm_userspace_memory_region {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr().addr() as u64,
+            ..Default::default()
+        });
+        let shared = self.shared.iter();
+        let shared = shared.map(|shared| kvm_userspace_memory_region {
+            flags: if shared.is_read_only() {
+                KVM_MEM_READONLY
+            } else {
+                0
+            },
+            guest_phys_addr: shared.range().start(),
+            memory_size: shared.range().size(),
+            userspace_addr: shared.address(),
+            ..Default::default()
+        });
+        for (slot, region) in (0_u32..).zip(own.chain(shared)) {
+            let slot = kvm_userspace_memory_region { slot, ..region };
+            // SAFETY: userspace_addr is the start of memory_size bytes of a
+            // mapping of the guest's memory, or of memory that it shares, which
+            // `self.memory` and `self.shared` keep alive for longer than the
+            // VM's descriptor; both are shared memory that Rust code accesses
+            // only through volatile accessors, or not at all.
             unsafe { self.fd.set_user_memory_region(slot) }
                 .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
@@ -200,7 +225,15 @@ impl Vm {
         &self.fd
     }
 
-    /// Returns the memory that its slots expose.
+    /// Returns the ranges of its memory slots, in ascending order.
+    pub fn slots(&self) -> Vec<AddrRange> {
+        let shared = self.shared.iter().map(SharedMemory::range);
+        let mut slots: Vec<AddrRange> = self.memory.ranges().chain(shared).collect();
+        slots.sort_by_key(AddrRange::start);
+        slots
+    }
+
+    /// Returns the instance's own memory.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }

@@ -15,10 +15,11 @@ use mkvmm_wire::channel;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
+use crate::channels::ChannelError;
 use crate::journal::RewriteError;
 use crate::journal::contents::Contents;
 use crate::journal::file::JournalError;
-use crate::journal::record::{InstanceRecord, ManagerRecord, images_of, spec_of};
+use crate::journal::record::{ChannelRecord, InstanceRecord, ManagerRecord, images_of, spec_of};
 
 /// A reason why a manager cannot continue for another.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum AdoptError {
     /// A console or a board is invalid.
     #[error("the shared memory of an instance")]
     Shared(#[from] SharedError),
+    /// A channel has no descriptors.
+    #[error("a channel")]
+    Channel(#[from] ChannelError),
     /// A worker cannot be reached.
     #[error("the worker of an instance")]
     Wire(#[from] WireError),
@@ -132,9 +136,11 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         taken += sub_pool.size();
         count += 1;
     }
+    restore_channels(&mut pool, contents.channels.values(), contents.next_channel)?;
     taken += pool
         .held()
         .chain(pool.allocations())
+        .chain(pool.channels().map(|(_, range)| range))
         .map(|r| r.size())
         .sum::<u64>();
     let (size, avail) = (pool.range().size(), pool.avail());
@@ -145,6 +151,21 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         return Err(AdoptError::Audit { problems });
     }
     Ok(count)
+}
+
+/// Adds the channels of a journal to the ledger.
+fn restore_channels<'a>(
+    pool: &mut HostPool,
+    records: impl Iterator<Item = &'a ChannelRecord>,
+    next: Option<u32>,
+) -> Result<(), AdoptError> {
+    for record in records {
+        pool.restore_channel(record.id, &record.name, record.range)?;
+    }
+    if let Some(next) = next {
+        pool.restore_next_channel(next)?;
+    }
+    Ok(())
 }
 
 /// Checks that this program speaks the versions of the protocol that the processes

@@ -64,6 +64,7 @@ impl Manager {
         ended
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
+        self.settle_channels();
         Ok(())
     }
 

@@ -157,6 +157,8 @@ impl Manager {
             None => return Ok(()),
         };
         let links = self.connect_links(id).await?;
+        let worker = self.living_worker(id)?;
+        self.join_channels(id, &worker).await?;
         let (orders, files) = device_orders(&devices, &links);
         let (order, e820) = {
             let registry = self.registry();
@@ -169,7 +171,6 @@ impl Manager {
             let e820 = guest.e820(registry.pool())?;
             (boot_order(&registry, guest, loaded, &e820, orders)?, e820)
         };
-        let worker = self.living_worker(id)?;
         let order = Order::Boot(Box::new(order));
         let booted = worker.ask(&order, &files);
         let booted = self.attend(&worker, AT_WORK, booted).await;
@@ -181,8 +182,11 @@ impl Manager {
         };
         let range = |slot: Extent| AddrRange::with_size(slot.start, slot.len).ok();
         let slots: Vec<AddrRange> = slots.into_iter().filter_map(range).collect();
-        let due = self.registry().guest(id).map(Guest::due_slots);
-        if due.is_some_and(|due| due != slots) {
+        let registry = self.registry();
+        let guest = registry.guest(id);
+        let is_wrong = guest.is_some_and(|guest| registry.due_slots(guest) != slots);
+        drop(registry);
+        if is_wrong {
             // The worker's report is wrong, so it cannot be trusted.
             return Err(worker.condemn().into());
         }
@@ -241,6 +245,7 @@ fn boot_order(
     let config = guest.config();
     let facts = loaded.images.facts();
     let allocations: Vec<AddrRange> = guest.sub_pool().withheld().collect();
+    let channels = registry.channels_of(guest);
     let manifest = manifest::build(&ManifestFacts {
         addr: layout::MANIFEST_START,
         pool: registry.pool().range(),
@@ -249,6 +254,7 @@ fn boot_order(
         chunks: guest.regions(),
         plan: &loaded.plan,
         allocations: &allocations,
+        channels: &channels,
         initramfs_size: loaded.initramfs().map_or(0, |range| range.size()),
         entry: loaded.entry(),
         cpus: config.cpus(),

@@ -4,6 +4,10 @@
 //! the guest first unmasks the vector. A masked vector is not signalled: its
 //! pending bit is set, and it is signalled once it is unmasked.
 //!
+//! A vector may have the eventfd of somebody else, who signals it without asking.
+//! Such a vector is connected only while it is not masked; its pending bit is
+//! whether the eventfd is signalled.
+//!
 //! Source: PCI Local Bus Specification 3.0, section 6.8.2.
 
 use std::io;
@@ -14,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::devices::device::lock;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::wiring::Wiring;
+use crate::kvm::device::is_signalled;
 use crate::kvm::wires::Message;
 
 /// The number of the capability.
@@ -43,6 +48,10 @@ struct Vector {
     masked: bool,
     pending: bool,
     event: EventFd,
+    /// Whether somebody else signals the event.
+    is_foreign: bool,
+    /// Whether the connection has an effect.
+    listens: bool,
     /// The number of its connection, and the message of it.
     connected: Option<(u32, Message)>,
 }
@@ -67,16 +76,31 @@ impl Msix {
     /// # Errors
     /// Fails if the host has run out of file descriptors.
     pub fn new(count: u16, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
-        let vector = |_index| {
+        Self::with_events((0..count).map(|_own| None).collect(), wiring)
+    }
+
+    /// Creates a vector for each of `events`, at most 2048, all masked: with the
+    /// event that somebody else signals, or with one of its own.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of file descriptors.
+    pub fn with_events(events: Vec<Option<EventFd>>, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
+        let vector = |event: Option<EventFd>| {
             Ok(Vector {
                 message: Message::default(),
                 masked: true,
                 pending: false,
-                event: EventFd::new(EFD_NONBLOCK)?,
+                is_foreign: event.is_some(),
+                event: match event {
+                    Some(event) => event,
+                    None => EventFd::new(EFD_NONBLOCK)?,
+                },
+                listens: false,
                 connected: None,
             })
         };
-        let vectors = (0..count).map(vector).collect::<io::Result<_>>()?;
+        let vectors = events.into_iter().map(vector);
+        let vectors = vectors.collect::<io::Result<_>>()?;
         Ok(Self {
             wiring,
             state: Mutex::new(State {
@@ -159,7 +183,9 @@ impl Msix {
             let at = offset.saturating_add(index);
             let first = usize::try_from(at.saturating_mul(8)).unwrap_or(usize::MAX);
             let bits = state.vectors.iter().skip(first).take(8);
-            let bits = bits.zip(0..).map(|(it, bit)| u8::from(it.pending) << bit);
+            let bits = bits
+                .zip(0..)
+                .map(|(it, bit)| u8::from(it.is_pending()) << bit);
             *byte = bits.fold(0, |all, bit| all | bit);
         }
     }
@@ -190,18 +216,18 @@ impl Msix {
         for vector in &mut state.vectors {
             (vector.masked, vector.pending) = (true, false);
             vector.message = Message::default();
+            vector.mute(&*self.wiring);
         }
     }
 
     /// Connects vectors that are not masked, and signals those that are
     /// pending: one, or all.
     fn update(&self, state: &mut State, only: Option<usize>) {
-        if !state.enabled || state.all_masked {
-            return;
-        }
+        let all_masked = !state.enabled || state.all_masked;
         let vectors = state.vectors.iter_mut().enumerate();
         for (index, vector) in vectors.filter(|(index, _)| only.is_none_or(|it| it == *index)) {
-            if vector.masked {
+            if vector.masked || all_masked {
+                vector.mute(&*self.wiring);
                 continue;
             }
             if let Err(error) = vector.connect(&*self.wiring) {
@@ -237,7 +263,7 @@ impl Vector {
     fn connect(&mut self, wiring: &dyn Wiring) -> io::Result<()> {
         let message = self.message;
         match self.connected {
-            Some((_, known)) if known == message => return Ok(()),
+            Some((_, known)) if known == message => {}
             Some((number, _)) => {
                 wiring.change_message(number, message)?;
                 self.connected = Some((number, message));
@@ -245,9 +271,34 @@ impl Vector {
             None => {
                 let number = wiring.connect_message(&self.event, message)?;
                 self.connected = Some((number, message));
+                self.listens = true;
             }
         }
+        if let Some((number, _)) = self.connected.filter(|_| !self.listens) {
+            wiring.unmute(&self.event, number)?;
+            self.listens = true;
+        }
         Ok(())
+    }
+
+    /// Ends the effect of an event that somebody else signals, and keeps what is
+    /// signalled.
+    fn mute(&mut self, wiring: &dyn Wiring) {
+        if let Some((number, _)) = self.connected.filter(|_| self.is_foreign && self.listens)
+            && let Err(error) = wiring.mute(&self.event, number)
+        {
+            log::debug!("interrupt {number} cannot be muted: {error}");
+            return;
+        }
+        self.listens &= !self.is_foreign;
+    }
+
+    /// Returns the pending bit.
+    fn is_pending(&self) -> bool {
+        if !self.is_foreign || self.listens {
+            return self.pending;
+        }
+        is_signalled(&self.event)
     }
 
     fn signal(&self) {
@@ -347,6 +398,54 @@ mod tests {
         assert_eq!((function.signals(2), function.pending()), (0, 0b100));
         function.control(ENABLE);
         assert_eq!((function.signals(2), function.pending()), (1, 0));
+    }
+
+    #[test]
+    fn an_event_of_somebody_else_is_connected_only_while_it_is_not_masked() {
+        let mut function = Function::new();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ours = event.try_clone().unwrap();
+        let wiring = function.wiring.clone();
+        function.msix = Msix::with_events(vec![None, Some(ours)], wiring).unwrap();
+        let muted = |function: &Function| -> Vec<u32> {
+            function
+                .wiring
+                .muted
+                .lock()
+                .unwrap()
+                .iter()
+                .copied()
+                .collect()
+        };
+        function.set(1, 0x41, false);
+        event.write(1).unwrap();
+        assert_eq!(function.pending(), 0b10);
+        // KVM takes what was signalled before.
+        function.control(ENABLE);
+        assert_eq!(function.wiring.messages.lock().unwrap().len(), 1);
+        assert_eq!((function.pending(), muted(&function)), (0, vec![]));
+        event.read().unwrap();
+        let masks: [fn(&mut Function, bool); 3] = [
+            |function: &mut Function, masked| function.set(1, 0x41, masked),
+            |function: &mut Function, masked| {
+                function.control(ENABLE | if masked { MASK_ALL } else { 0 });
+            },
+            |function: &mut Function, masked: bool| {
+                function.control(if masked { 0 } else { ENABLE });
+            },
+        ];
+        for mask in masks {
+            mask(&mut function, true);
+            assert_eq!((function.pending(), muted(&function)), (0, vec![0]));
+            event.write(1).unwrap();
+            assert_eq!(function.pending(), 0b10);
+            mask(&mut function, false);
+            assert_eq!((function.pending(), muted(&function)), (0, vec![]));
+            event.read().unwrap();
+        }
+        assert_eq!(function.wiring.messages.lock().unwrap().len(), 1);
+        function.msix.reset();
+        assert_eq!(muted(&function), [0]);
     }
 
     #[test]

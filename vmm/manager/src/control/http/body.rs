@@ -44,6 +44,16 @@ pub struct NameParam {
     name: String,
 }
 
+/// The documentation of the channel in a path.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes a parameter, is never one")]
+pub struct ChannelParam {
+    /// The name of the channel.
+    #[param(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "ab")]
+    name: String,
+}
+
 /// The documentation of the allocation in a path.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Path)]
