@@ -32,6 +32,12 @@ fn attach(server: &Server) -> Child {
     client.expect("it is executable")
 }
 
+/// Reads as much of the output of a client as `output` has room for.
+fn read(client: &mut Child, output: &mut [u8]) {
+    let stdout = client.stdout.as_mut().expect("it is piped");
+    stdout.read_exact(output).expect("it prints");
+}
+
 #[test]
 fn ten_megabytes_of_a_disk_are_printed_byte_for_byte() {
     if skips_without_kvm() {
@@ -78,12 +84,7 @@ fn ten_megabytes_of_a_disk_are_printed_byte_for_byte() {
     let mut client = attach(&server);
     for (number, expected) in contents.chunks(PIECE as usize).enumerate() {
         let mut output = vec![0; expected.len()];
-        client
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut output)
-            .unwrap();
+        read(&mut client, &mut output);
         assert!(output == expected, "piece {number} is another one");
         client.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     }
@@ -149,12 +150,7 @@ fn much_is_printed_byte_for_byte_and_what_is_typed_arrives() {
     let mut client = attach(&server);
     client.stdin.as_mut().unwrap().write_all(b"typed").unwrap();
     let mut output = vec![0; CHAIN as usize * usize::from(CHAINS) + END.len()];
-    client
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut output)
-        .unwrap();
+    read(&mut client, &mut output);
     client.kill().unwrap();
     client.wait().unwrap();
     let (chains, end) = output.split_at(output.len() - END.len());

@@ -4,6 +4,7 @@
 //! | module | behaviour |
 //! |---|---|
 //! | `adoption` | devices under one manager after the other |
+//! | `counters` | the counters of devices in the metrics |
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
 //! | `net` | network devices |
@@ -22,6 +23,7 @@
 
 mod adoption;
 mod console;
+mod counters;
 mod descriptors;
 mod disk;
 mod driver;

@@ -10,6 +10,7 @@ use mkvmm_test_harness::Scratch;
 use mkvmm_test_harness::server::{EVENT_TIMEOUT, Server};
 use mkvmm_test_harness::tier::skips_without_kvm;
 
+use crate::counters::expect_more;
 use crate::driver::{Driver, IN_USE, Queue, STATUS, WRITE};
 
 const RECEIVE: Queue = Queue { index: 0, size: 8 };
@@ -61,24 +62,6 @@ fn script(guest: u64, queue: Queue) -> String {
     driver.begin_loop();
     driver.turn_over(queue);
     driver.word()
-}
-
-/// Returns how many requests a guest's devices have returned.
-fn requests(server: &Server, name: &str) -> u64 {
-    let metrics = server.ok("metrics");
-    let start = format!("mkvmm_instance_device_requests_total{{name=\"{name}\"");
-    let lines = metrics.lines().filter(|line| line.starts_with(&start));
-    let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    counts.sum()
-}
-
-#[track_caller]
-fn expect_more(server: &Server, name: &str) {
-    let (before, end) = (requests(server, name), Instant::now() + EVENT_TIMEOUT);
-    while requests(server, name) <= before + 10 {
-        assert!(Instant::now() < end, "the devices of {name} stand still");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

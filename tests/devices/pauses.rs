@@ -1,12 +1,13 @@
 //! Paused guests: their devices change nothing until they go on.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mkvmm_test_harness::Scratch;
-use mkvmm_test_harness::server::{EVENT_TIMEOUT, Server};
+use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
 
+use crate::counters::expect_more;
 use crate::driver::{Driver, NEXT, Queue, WRITE};
 
 const RECEIVE: Queue = Queue { index: 0, size: 8 };
@@ -59,24 +60,6 @@ fn frames(guest: u64, queue: Queue) -> String {
     driver.word()
 }
 
-/// Returns how many requests all queues of a guest have returned.
-fn requests(server: &Server, name: &str) -> u64 {
-    let metrics = server.ok("metrics");
-    let series = format!("mkvmm_instance_device_requests_total{{name=\"{name}\"");
-    let counts = metrics.lines().filter(|line| line.starts_with(&series));
-    let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    counts.sum()
-}
-
-#[track_caller]
-fn wait_for_more(server: &Server, name: &str) {
-    let (before, end) = (requests(server, name), Instant::now() + EVENT_TIMEOUT);
-    while requests(server, name) < before + 10 {
-        assert!(Instant::now() < end, "the devices of {name} stand still");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn nothing_changes_the_memory_of_a_paused_guest() {
     if skips_without_kvm() {
@@ -107,7 +90,7 @@ fn nothing_changes_the_memory_of_a_paused_guest() {
             server.ok(&format!("start {name}"));
         }
         for _ in 0..3 {
-            wait_for_more(&server, name);
+            expect_more(&server, name);
             server.ok(&format!("pause {name}"));
             let before = server.memory(name);
             thread::sleep(LOOK);
@@ -115,7 +98,7 @@ fn nothing_changes_the_memory_of_a_paused_guest() {
             assert!(before == after, "the memory of {name} has changed");
             server.ok(&format!("resume {name}"));
         }
-        wait_for_more(&server, name);
+        expect_more(&server, name);
         server.ok(&format!("kill {name} --force"));
     }
     server.tear_down();
