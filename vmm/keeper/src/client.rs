@@ -78,8 +78,8 @@ pub struct KeptChild {
     pub label: String,
     /// The child itself.
     pub child: Child,
-    /// This end of the channel to it.
-    pub channel: OwnedFd,
+    /// This end of the channel to it, until somebody takes it.
+    pub channel: Option<OwnedFd>,
 }
 
 /// Everything that earlier managers have left to a keeper.
@@ -259,7 +259,7 @@ impl Keeper {
             role,
             label: String::new(),
             child,
-            channel,
+            channel: Some(channel),
         })
     }
 

@@ -96,7 +96,9 @@ impl Diagnose for RegistryError {
 /// The instances by number and by name, the ledger, and the event log.
 #[derive(Debug)]
 pub struct Registry {
-    guests: BTreeMap<InstanceId, Guest>,
+    /// Each in an allocation of its own: they are two kilobytes long, and the map moves
+    /// what is in it.
+    guests: BTreeMap<InstanceId, Box<Guest>>,
     names: BTreeMap<InstanceName, InstanceId>,
     pool: HostPool,
     memory: ReservationConfig,
@@ -190,7 +192,7 @@ impl Registry {
 
     /// Returns all instances, ordered by number.
     pub fn guests(&self) -> impl Iterator<Item = &Guest> {
-        self.guests.values()
+        self.guests.values().map(AsRef::as_ref)
     }
 
     /// Returns the number of instances.
@@ -205,13 +207,13 @@ impl Registry {
 
     /// Returns the instance with this number.
     pub fn guest(&self, id: InstanceId) -> Option<&Guest> {
-        self.guests.get(&id)
+        self.guests.get(&id).map(AsRef::as_ref)
     }
 
     /// Returns the record of an instance, for changes.
     pub(crate) fn guest_mut(&mut self, id: InstanceId) -> Option<&mut Guest> {
         self.note(Some(id), false);
-        self.guests.get_mut(&id)
+        self.guests.get_mut(&id).map(AsMut::as_mut)
     }
 
     /// Returns the record of an instance together with the ledger.
@@ -225,7 +227,7 @@ impl Registry {
     /// # Errors
     /// Returns [`RegistryError::Unknown`] if there is none.
     pub fn find(&self, name: &InstanceName) -> Result<&Guest, RegistryError> {
-        let guest = self.names.get(name).and_then(|id| self.guests.get(id));
+        let guest = self.names.get(name).and_then(|id| self.guest(*id));
         guest.ok_or_else(|| RegistryError::Unknown { name: name.clone() })
     }
 
@@ -358,7 +360,7 @@ impl Registry {
     pub(crate) fn add(&mut self, guest: Guest) {
         self.note(Some(guest.id()), true);
         self.names.insert(guest.name().clone(), guest.id());
-        self.guests.insert(guest.id(), guest);
+        self.guests.insert(guest.id(), Box::new(guest));
     }
 
     /// Removes an instance.
@@ -366,7 +368,7 @@ impl Registry {
         self.note(Some(id), true);
         let guest = self.guests.remove(&id)?;
         self.names.remove(guest.name());
-        Some(guest)
+        Some(*guest)
     }
 
     /// Adds the state of an instance to the event log: in one frame of the journal

@@ -153,32 +153,47 @@ impl Worker {
         meter: Arc<Meter>,
         listener: Rc<L>,
     ) -> Rc<Self> {
-        Self::with(run, child, channel, meter, listener, None)
+        let (worker, listening) = Self::with(run, child, channel, meter, listener, None);
+        tokio::task::spawn_local(listening);
+        worker
     }
 
-    /// Takes over a child of an earlier manager, whose channel was resumed: asks
-    /// what it is doing.
-    ///
-    /// # Errors
-    /// Returns the child if it takes no order.
+    /// Takes over a child of an earlier manager, whose channel was resumed. The
+    /// second value asks it what it is doing, and receives its reports until it is
+    /// gone.
     pub(crate) fn take_over<L: Listener + 'static>(
         run: RunId,
         child: Child,
-        mut channel: AsyncChannel<Order, Report>,
+        channel: AsyncChannel<Order, Report>,
         meter: Arc<Meter>,
         listener: Rc<L>,
-    ) -> Result<Rc<Self>, (Child, WireError)> {
+    ) -> (Rc<Self>, impl Future<Output = ()> + 'static) {
         // No two managers run at the same time.
         let number = timeline::monotonic();
-        match channel.sender.now().try_send(&Order::State(number), &[]) {
-            // What it has said before its end is received.
-            Ok(()) | Err(WireError::Closed) => {}
-            Err(error) => return Err((child, error)),
-        }
-        let asked = Some(number);
-        Ok(Self::with(run, child, channel, meter, listener, asked))
+        let (worker, listening) = Self::with(run, child, channel, meter, listener, Some(number));
+        let asking = Rc::clone(&worker);
+        let listening = async move {
+            asking.ask_state(number).await;
+            drop(asking);
+            listening.await;
+        };
+        (worker, listening)
     }
 
+    /// Asks what it is doing. A worker that takes no order is killed.
+    async fn ask_state(&self, number: u64) {
+        let mut sender = self.sender.lock().await;
+        match sender.now().try_send(&Order::State(number), &[]) {
+            // What it has said before its end is received.
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => {
+                log::error!("worker {}: {}", self.pid(), chain(&error));
+                self.kill();
+            }
+        }
+    }
+
+    /// Returns it with what receives its reports.
     fn with<L: Listener + 'static>(
         run: RunId,
         child: Child,
@@ -186,7 +201,7 @@ impl Worker {
         meter: Arc<Meter>,
         listener: Rc<L>,
         asked: Option<u64>,
-    ) -> Rc<Self> {
+    ) -> (Rc<Self>, impl Future<Output = ()> + 'static) {
         let (sender, receiver) = channel.split();
         let worker = Rc::new(Self {
             run,
@@ -206,8 +221,8 @@ impl Worker {
             is_untried: Cell::new(false),
             gone: watch::Sender::new(None),
         });
-        tokio::task::spawn_local(Rc::clone(&worker).listen(child, receiver, listener));
-        worker
+        let listening = Rc::clone(&worker).listen(child, receiver, listener);
+        (worker, listening)
     }
 
     /// Returns which run of its instance it is.

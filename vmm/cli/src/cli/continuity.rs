@@ -16,7 +16,6 @@ use mkvmm_manager::journal::file::Binding;
 use mkvmm_manager::journal::record::ManagerRecord;
 use mkvmm_manager::upgrade::Continuity;
 use mkvmm_manager::{Children, Manager, journal};
-use mkvmm_memory::reservation::host::raise_descriptor_limit;
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
@@ -181,7 +180,6 @@ impl Founding {
         let config = memory_of(&contents.manager).map_err(AdoptError::from)?;
         self.request.check_same(contents.pool.range, &config)?;
         timeline::continue_from(contents.manager.start);
-        raise_descriptor_limit();
         if config.lock && !keeper.can_lock() {
             log::warn!("the keeper, of an earlier version, locks no memory between managers");
         }
@@ -190,7 +188,7 @@ impl Founding {
         self.treatment.inherited = inventory.descriptors();
         let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
         let (host, options) = prepare(kvm, self.children, self.treatment)?;
-        let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options)?;
+        let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options).await?;
         manager.take_over(inventory, &mut adopted).await?;
         manager.write_journal(keeper, binding, record.clone())?;
         keeper.set_at_work(true);

@@ -19,6 +19,7 @@ use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::log_writer::Logs;
 use mkvmm_manager::{ConsoleOptions, STOCK_MAX};
+use mkvmm_memory::reservation::host::{raise_descriptor_limit, reserve_descriptor_table};
 
 use crate::cli::HostIoError;
 use crate::cli::client::default_socket;
@@ -163,6 +164,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
 
     let state_dir = args.state_dir.clone().or(file.state_dir);
     let state_dir = state_dir.as_deref().map(StateDir::open).transpose()?;
+    if state_dir.is_some() {
+        // It may take over thousands of guests, and is alone until here.
+        raise_descriptor_limit();
+        reserve_descriptor_table();
+    }
     let on_manager_exit = args.on_manager_exit.or(file.on_manager_exit);
     let second = match state_dir {
         Some(_) => Second::Handler,

@@ -1,8 +1,13 @@
 //! Continues after a manager that was killed: rebuilds ledger and instances from
-//! its journal (`restore`), and takes over what the keeper holds (`take_over`).
+//! its journal (`restore`, `shared`), and takes over what the keeper holds
+//! (`take_over`).
 
 mod restore;
+mod shared;
 mod take_over;
+
+use std::fmt;
+use std::pin::Pin;
 
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId};
@@ -19,6 +24,8 @@ use crate::journal::RewriteError;
 use crate::journal::contents::Contents;
 use crate::journal::file::JournalError;
 use crate::journal::record::{InstanceRecord, ManagerRecord, images_of, spec_of};
+#[cfg(doc)]
+use crate::manager::Manager;
 
 /// A reason why a manager cannot continue for another.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +45,6 @@ pub enum AdoptError {
     /// A console or a board is invalid.
     #[error("the shared memory of an instance")]
     Shared(#[from] SharedError),
-    /// A worker cannot be reached.
-    #[error("the worker of an instance")]
-    Wire(#[from] WireError),
     /// A process that runs on speaks a version of the protocol that is not spoken
     /// here.
     #[error("{peer}")]
@@ -175,6 +179,31 @@ pub struct Adopted {
     child: Option<KeptChild>,
     /// False if its worker has destroyed the memory that it shares.
     is_intact: bool,
+    /// What has yet to begin: see [`Manager::complete`].
+    pub(crate) tasks: Tasks,
+}
+
+/// Tasks that were not spawned yet.
+#[derive(Default)]
+pub(crate) struct Tasks(Vec<Pin<Box<dyn Future<Output = ()>>>>);
+
+impl Tasks {
+    fn push(&mut self, task: impl Future<Output = ()> + 'static) {
+        self.0.push(Box::pin(task));
+    }
+
+    /// Spawns them, within a `LocalSet`.
+    pub(crate) fn spawn(self) {
+        for task in self.0 {
+            tokio::task::spawn_local(task);
+        }
+    }
+}
+
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tasks").field(&self.0.len()).finish()
+    }
 }
 
 impl Adopted {

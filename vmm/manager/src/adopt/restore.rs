@@ -20,9 +20,10 @@ use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::ReservationConfig;
 use mkvmm_wire::channel;
 use mkvmm_wire::keeping::Key;
-use mkvmm_wire::shared::board::{Board, DeviceCounts};
+use mkvmm_wire::shared::board::DeviceCounts;
 
-use super::{AdoptError, Adopted, check_peers, contradiction, memory_of};
+use super::shared::{Opening, Shared};
+use super::{AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of};
 use crate::audit::audit;
 use crate::budget::Amounts;
 use crate::config::InstanceConfig;
@@ -47,7 +48,7 @@ impl Manager {
     ///
     /// # Errors
     /// Returns an [`AdoptError`]; what the keeper holds stays with it.
-    pub fn adopt(
+    pub async fn adopt(
         host: Host,
         contents: Contents,
         inventory: &mut Inventory,
@@ -55,12 +56,13 @@ impl Manager {
     ) -> Result<(Rc<Self>, Vec<Adopted>), AdoptError> {
         check_peers(&contents)?;
         let config = memory_of(&contents.manager)?;
+        let opening = Opening::begin(&contents, inventory)?;
         let mut pool = HostPool::restore(&contents.pool)?;
         let wires = contents.instances.values();
         let wires = wires.map(|record| contents.wire_of(record.worker));
         let mut wires = wires.collect::<Vec<u32>>().into_iter();
         let devices = contents.devices;
-        let mut parts = Vec::new();
+        let mut parts = Vec::with_capacity(contents.instances.len());
         let mut held_memory = BTreeMap::new();
         for record in contents.instances.into_values() {
             let sub_pool = pool.restore_sub_pool(&record.sub_pool)?;
@@ -81,13 +83,15 @@ impl Manager {
         let manager = Self::new(host, pool, memory, options);
         manager.memory_held.replace(held_memory);
         manager.log().restore(contents.events);
-        let mut adopted = Vec::new();
-        for (record, sub_pool, files) in parts {
+        let mut adopted = Vec::with_capacity(parts.len());
+        for ((record, sub_pool, files), shared) in parts.into_iter().zip(opening.end().await?) {
+            let mut tasks = Tasks::default();
             let (mut guest, is_intact) = manager.guest_of(
                 &record,
                 devices.get(&record.sub_pool.id).map_or(&[], Vec::as_slice),
-                (sub_pool, files),
+                (sub_pool, files, shared),
                 inventory,
+                &mut tasks,
             )?;
             guest.wire = wires.next().unwrap_or(channel::VERSION);
             let id = guest.id;
@@ -102,6 +106,7 @@ impl Manager {
                 record,
                 child,
                 is_intact,
+                tasks,
             });
         }
         let problems = audit(&manager.registry()).problems;
@@ -117,8 +122,9 @@ impl Manager {
         &self,
         record: &InstanceRecord,
         counters: &[Vec<u64>],
-        (sub_pool, files): (SubPool, Vec<MemoryFile>),
+        (sub_pool, files, shared): (SubPool, Vec<MemoryFile>, Shared),
         inventory: &mut Inventory,
+        tasks: &mut Tasks,
     ) -> Result<(Guest, bool), AdoptError> {
         let id = InstanceId(record.sub_pool.id);
         let mut is_intact = true;
@@ -126,11 +132,8 @@ impl Manager {
         let mut config = InstanceConfig::restored(record.sub_pool.name.clone(), spec);
         // Where it is gone, the next start says so.
         config.cgroup = record.base.as_ref().map(cgroup_of);
-        let (parts, mut console_held) = take(inventory, Key::Console(id.0))?;
-        let parts: [OwnedFd; 3] = parts
-            .try_into()
-            .map_err(|_parts| contradiction("a console without its doorbells"))?;
-        let console = match GuestConsole::adopt(parts) {
+        let mut console_held = shared.console_held;
+        let console = match shared.console {
             Ok(console) => console,
             Err(error) => {
                 log::error!("instance {id}: its console: {}", chain(&error));
@@ -144,7 +147,7 @@ impl Manager {
             }
         };
         console.viewer().set_lossless(self.console.lossless);
-        tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(&console)));
+        tasks.push(attend(id, &console));
         let mut log_held = None;
         if let Some(path) = config.spec.console_log.clone()
             && inventory.held.contains_key(&Key::Log(id.0))
@@ -166,21 +169,17 @@ impl Manager {
             devices_held = held.map_err(RewriteError::from)?.or(devices_held);
         }
         for console in opened.iter().filter_map(Opened::console) {
-            tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(console)));
+            tasks.push(attend(id, console));
         }
         config.devices = Arc::new(opened);
-        let (mut board, mut board_held) = (None, None);
-        if inventory.held.contains_key(&Key::Board(id.0, record.epoch)) {
-            let (file, held) = take_one(inventory, Key::Board(id.0, record.epoch))?;
-            match Board::open(&file) {
-                Ok(opened) => board = Some(opened.reader()),
-                Err(error) => {
-                    log::error!("instance {id}: its board: {}", chain(&error));
-                    is_intact = false;
-                }
+        let board = match shared.board.transpose() {
+            Ok(board) => board.map(|board| board.reader()),
+            Err(error) => {
+                log::error!("instance {id}: its board: {}", chain(&error));
+                is_intact = false;
+                None
             }
-            board_held = Some(held);
-        }
+        };
         let loaded = match &record.loaded {
             Some(loaded) => Some(loaded_of(id, loaded, inventory)?),
             None => None,
@@ -243,7 +242,7 @@ impl Manager {
             log: None,
             held: Holdings {
                 console: Some(console_held),
-                board: board_held,
+                board: shared.board_held,
                 log: log_held,
                 devices: devices_held,
             },
@@ -260,12 +259,25 @@ impl Manager {
     }
 }
 
-fn take(inventory: &mut Inventory, key: Key) -> Result<(Vec<OwnedFd>, Held), AdoptError> {
+/// Passes on the rings of a console's worker until the console is dropped.
+fn attend(id: InstanceId, console: &Arc<GuestConsole>) -> impl Future<Output = ()> + use<> {
+    let attending = GuestConsole::attend(Arc::downgrade(console));
+    async move {
+        if let Err(error) = attending.await {
+            log::error!("instance {id}: the doorbell of its console: {error}");
+        }
+    }
+}
+
+pub(super) fn take(
+    inventory: &mut Inventory,
+    key: Key,
+) -> Result<(Vec<OwnedFd>, Held), AdoptError> {
     let found = inventory.held.remove(&key);
     found.ok_or_else(|| contradiction(format!("the keeper does not hold {key:?}")))
 }
 
-fn take_one(inventory: &mut Inventory, key: Key) -> Result<(OwnedFd, Held), AdoptError> {
+pub(super) fn take_one(inventory: &mut Inventory, key: Key) -> Result<(OwnedFd, Held), AdoptError> {
     let (mut descriptors, held) = take(inventory, key)?;
     match (descriptors.pop(), descriptors.is_empty()) {
         (Some(one), true) => Ok((one, held)),

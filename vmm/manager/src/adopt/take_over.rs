@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use mkvmm_base::{InstanceName, chain};
 use mkvmm_keeper::client::{Inventory, Keeper, KeptChild};
-use mkvmm_wire::WireError;
 use mkvmm_wire::channel::asynchronous::AsyncChannel;
 
 use super::{AdoptError, Adopted};
@@ -37,7 +36,7 @@ impl Manager {
     ) -> Result<(), AdoptError> {
         for one in adopted {
             if let Some(kept) = one.child.take()
-                && let Err(kept) = self.connect(one, kept)?
+                && let Some(kept) = self.connect(one, kept)
             {
                 inventory.children.insert(kept.serial, kept);
             }
@@ -121,52 +120,28 @@ impl Manager {
     }
 
     /// Connects to a worker of an earlier manager. Returns one that must end: it
-    /// does not take an order, or has destroyed what it shares.
-    fn connect(
-        self: &Rc<Self>,
-        one: &Adopted,
-        kept: KeptChild,
-    ) -> Result<Result<(), KeptChild>, AdoptError> {
+    /// cannot be connected to, or has destroyed what it shares.
+    fn connect(self: &Rc<Self>, one: &mut Adopted, mut kept: KeptChild) -> Option<KeptChild> {
         let (run, wire, meter) = match self.registry().guest(one.id) {
-            Some(guest) => (guest.run_id(), guest.wire, Arc::clone(&guest.meter)),
-            None => return Ok(Err(kept)),
+            Some(guest) if one.is_intact => (guest.run_id(), guest.wire, Arc::clone(&guest.meter)),
+            _ => return Some(kept),
         };
-        let socket = kept.channel.try_clone();
-        let socket = socket.map_err(WireError::Async)?;
-        let refused = |error: &WireError| {
-            log::error!("instance {}: its worker: {}", one.id, chain(error));
+        let Some(socket) = kept.channel.take() else {
+            return Some(kept);
         };
-        let channel = match AsyncChannel::resume(socket, wire) {
-            Ok(channel) if one.is_intact => channel,
-            Ok(_) => return Ok(Err(kept)),
+        let channel = match AsyncChannel::resume_quietly(socket, wire) {
+            Ok(channel) => channel,
             Err(error) => {
-                refused(&error);
-                return Ok(Err(kept));
+                log::error!("instance {}: its worker: {}", one.id, chain(&error));
+                return Some(kept);
             }
         };
-        let KeptChild {
-            serial,
-            role,
-            label,
-            child,
-            channel: socket,
-        } = kept;
-        let worker = match Worker::take_over(run, child, channel, meter, Rc::clone(self)) {
-            Ok(worker) => worker,
-            Err((child, error)) => {
-                refused(&error);
-                return Ok(Err(KeptChild {
-                    serial,
-                    role,
-                    label,
-                    child,
-                    channel: socket,
-                }));
-            }
-        };
+        let (worker, listening) =
+            Worker::take_over(run, kept.child, channel, meter, Rc::clone(self));
+        one.tasks.push(listening);
         if let Some(guest) = self.registry_mut().guest_mut(one.id) {
             guest.worker = Some(worker);
         }
-        Ok(Ok(()))
+        None
     }
 }

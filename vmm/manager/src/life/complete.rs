@@ -25,25 +25,40 @@ use crate::life::StepError;
 use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
 
+/// The number of instances that are begun before other tasks get a turn.
+const BATCH: usize = 16;
+
 impl Manager {
     /// Begins to complete or undo what an earlier manager was doing with the
-    /// instances, each in a task of its own.
+    /// instances, and to talk to their workers, each in tasks of its own. Clients
+    /// are answered meanwhile: thousands of tasks would otherwise come first.
     pub fn complete(self: &Rc<Self>, adopted: Vec<Adopted>) {
         let told = self.log().last_states();
-        for one in adopted {
-            if let Err(error) = self.resume_log(one.id, one.record.has_log) {
-                log::error!("instance {}: {}", one.id, chain(&error));
+        let manager = Rc::clone(self);
+        let is_due = move |one: &Adopted| {
+            let registry = manager.registry();
+            let guest = registry.guest(one.id);
+            guest.is_some_and(|guest| !is_complete(guest, &told))
+        };
+        // What nobody else may do with an instance is begun first.
+        let (due, complete): (Vec<_>, Vec<_>) = adopted.into_iter().partition(is_due);
+        let count = due.len();
+        let manager = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            for (at, one) in due.into_iter().chain(complete).enumerate() {
+                if at % BATCH == BATCH - 1 {
+                    tokio::task::yield_now().await;
+                }
+                if let Err(error) = manager.resume_log(one.id, one.record.has_log) {
+                    log::error!("instance {}: {}", one.id, chain(&error));
+                }
+                one.tasks.spawn();
+                if at < count {
+                    let manager = Rc::clone(&manager);
+                    tokio::task::spawn_local(async move { manager.complete_one(one.id).await });
+                }
             }
-            if self
-                .registry()
-                .guest(one.id)
-                .is_some_and(|guest| is_complete(guest, &told))
-            {
-                continue;
-            }
-            let manager = Rc::clone(self);
-            tokio::task::spawn_local(async move { manager.complete_one(one.id).await });
-        }
+        });
     }
 
     async fn complete_one(self: Rc<Self>, id: InstanceId) {

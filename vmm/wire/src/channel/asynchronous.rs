@@ -75,6 +75,18 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
         Self::register(Channel::resume(socket, version, Some(Instant::now()))?)
     }
 
+    /// Takes the place of another process, as [`Channel::resume_quietly`] does, and
+    /// registers the socket with the current runtime.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Channel::resume_quietly`], and [`WireError::Async`].
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime with I/O enabled.
+    pub fn resume_quietly(socket: OwnedFd, version: u32) -> Result<Self, WireError> {
+        Self::register(Channel::resume_quietly(socket, version)?)
+    }
+
     fn register(channel: Channel<Out, In>) -> Result<Self, WireError> {
         let (sender, receiver) = channel.split();
         let registered = Ready::new(Arc::clone(receiver.socket()), true);

@@ -135,6 +135,22 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         Ok(Self { sender, receiver })
     }
 
+    /// Takes the place of a process as [`Self::resume`] does, but says hello only
+    /// before its first message, so that the peer is not woken until then.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::open`], and [`WireError::Version`] for one that
+    /// this program does not speak.
+    pub fn resume_quietly(socket: OwnedFd, version: u32) -> Result<Self, WireError> {
+        socket::check(socket.as_fd())?;
+        check_version(version)?;
+        let socket = Arc::new(socket);
+        Ok(Self {
+            sender: Sender::resumed(Arc::clone(&socket), version),
+            receiver: Receiver::resumed(socket, version),
+        })
+    }
+
     /// Sends a message, waiting for room in the socket until `deadline`; `None`
     /// waits indefinitely.
     ///

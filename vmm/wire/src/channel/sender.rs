@@ -19,6 +19,8 @@ pub struct Sender<M> {
     next: u64,
     /// The number of notifications dropped since the last packet that was sent.
     lost: u64,
+    /// The version in which it says hello before its first message, if it does.
+    hello: Option<u32>,
     messages: PhantomData<fn(&M)>,
 }
 
@@ -28,7 +30,16 @@ impl<M: Message> Sender<M> {
             socket,
             next: 0,
             lost: 0,
+            hello: None,
             messages: PhantomData,
+        }
+    }
+
+    /// Creates a sender that takes the place of another one with its first message.
+    pub(super) fn resumed(socket: Arc<OwnedFd>, version: u32) -> Self {
+        Self {
+            hello: Some(version),
+            ..Self::new(socket)
         }
     }
 
@@ -111,7 +122,7 @@ impl<M: Message> Sender<M> {
                 Ok(()) => break,
             }
         }
-        (self.next, self.lost) = (0, 0);
+        (self.next, self.lost, self.hello) = (0, 0, None);
         Ok(())
     }
 
@@ -121,6 +132,10 @@ impl<M: Message> Sender<M> {
     }
 
     fn post(&mut self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+        if let Some(version) = self.hello {
+            socket::send(self.socket.as_fd(), &envelope::hello(version), &[])?;
+            self.hello = None;
+        }
         socket::send(self.socket.as_fd(), packet, descriptors)?;
         self.next = self.next.wrapping_add(1);
         self.lost = 0;

@@ -432,6 +432,29 @@ fn another_process_continues_with_the_socket() {
     assert!(!second.receiver.is_behind());
 }
 
+/// A process that takes another's place quietly receives at once, and is noticed by
+/// its peer with its first message.
+#[test]
+fn a_quiet_successor_says_hello_with_its_first_message() {
+    let (ours, theirs) = pair().unwrap();
+    let kept = ours.try_clone().unwrap();
+    drop(Channel::<Plain, Plain>::open(ours).unwrap());
+    let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
+    worker.receiver.allow_restarts();
+    worker.send(&Plain(1), &[], None).unwrap();
+    let mut second: Channel<Plain, Plain> = Channel::resume_quietly(kept, VERSION).unwrap();
+    assert_eq!(next(&mut second), Plain(1));
+    assert!(matches!(
+        worker.receiver.try_recv(),
+        Err(WireError::WouldBlock)
+    ));
+    for number in 2..4 {
+        second.send(&Plain(number), &[], None).unwrap();
+        assert_eq!(next(&mut worker), Plain(number));
+        assert_eq!(worker.receiver.restarts(), 1);
+    }
+}
+
 /// A process that dies before it has received the answer to its hello leaves that
 /// to the next one.
 #[test]

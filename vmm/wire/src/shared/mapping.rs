@@ -66,32 +66,52 @@ pub fn make_file(name: &str, len: usize) -> Result<OwnedFd, SharedError> {
     make().map_err(|source| SharedError::Make { bytes: len, source })
 }
 
-/// Returns the size of a file in bytes, and checks that the size is fixed.
-///
-/// # Errors
-/// Returns [`SharedError::Unsealed`] or [`SharedError::Inspect`].
-pub fn sealed_size(file: BorrowedFd<'_>) -> Result<u64, SharedError> {
-    match rustix::fs::fcntl_get_seals(file) {
-        Ok(seals) if seals.contains(SEALS) => {}
-        // A file that is not a memfd has no seals, and the call returns EINVAL.
-        Ok(_) | Err(Errno::INVAL) => return Err(SharedError::Unsealed),
-        Err(source) => return Err(SharedError::Inspect(source)),
+/// A file whose size is fixed, and that size.
+#[derive(Debug, Clone, Copy)]
+pub struct Sealed<'a> {
+    file: BorrowedFd<'a>,
+    bytes: u64,
+}
+
+impl<'a> Sealed<'a> {
+    /// Checks that the size of a file is fixed.
+    ///
+    /// # Errors
+    /// Returns [`SharedError::Unsealed`] or [`SharedError::Inspect`].
+    pub fn check(file: BorrowedFd<'a>) -> Result<Self, SharedError> {
+        match rustix::fs::fcntl_get_seals(file) {
+            Ok(seals) if seals.contains(SEALS) => {}
+            // A file that is not a memfd has no seals, and the call returns EINVAL.
+            Ok(_) | Err(Errno::INVAL) => return Err(SharedError::Unsealed),
+            Err(source) => return Err(SharedError::Inspect(source)),
+        }
+        let stat = rustix::fs::fstat(file).map_err(SharedError::Inspect)?;
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Self { file, bytes })
     }
-    let stat = rustix::fs::fstat(file).map_err(SharedError::Inspect)?;
-    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+
+    /// Returns the size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 impl Mapping {
-    /// Maps the whole of a sealed file, whose first `words_len` bytes are
-    /// words.
+    /// Maps the whole of a file, whose first `words_len` bytes are words.
     ///
     /// # Errors
     /// Returns [`SharedError::Unsealed`] for a file that may shrink under the
-    /// mapping, [`SharedError::Size`] if it is empty, shorter than its words or
-    /// not a whole number of words, or [`SharedError::Map`].
+    /// mapping, and the errors of [`Self::of`].
     pub fn new(file: impl AsFd, words_len: usize) -> Result<Self, SharedError> {
-        let file = file.as_fd();
-        let bytes = sealed_size(file)?;
+        Self::of(Sealed::check(file.as_fd())?, words_len)
+    }
+
+    /// Maps the whole of a file that was checked.
+    ///
+    /// # Errors
+    /// Returns [`SharedError::Size`] if it is empty, shorter than its words or
+    /// not a whole number of words, or [`SharedError::Map`].
+    pub fn of(Sealed { file, bytes }: Sealed<'_>, words_len: usize) -> Result<Self, SharedError> {
         let wrong = SharedError::Size {
             bytes,
             what: "mapping",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::shared::SharedError;
-use crate::shared::mapping::{self, Mapping};
+use crate::shared::mapping::{self, Mapping, Sealed};
 
 /// The maximum number of vCPUs of a board.
 pub const VCPUS_MAX: usize = 64;
@@ -111,13 +111,14 @@ impl Board {
     /// Returns a [`SharedError`] if the file is not a sealed board of this
     /// version.
     pub fn open(file: impl AsFd) -> Result<Self, SharedError> {
-        let bytes = mapping::sealed_size(file.as_fd())?;
+        let sealed = Sealed::check(file.as_fd())?;
+        let bytes = sealed.bytes();
         if bytes != BYTES as u64 {
             let what = "board";
             return Err(SharedError::Size { bytes, what });
         }
         let board = Self {
-            mapping: Arc::new(Mapping::new(file, BYTES)?),
+            mapping: Arc::new(Mapping::of(sealed, BYTES)?),
         };
         match board.word(word::FORMAT).load(Ordering::Relaxed) {
             FORMAT => Ok(board),

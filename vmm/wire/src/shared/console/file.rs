@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use super::ring::Ring;
 use crate::shared::SharedError;
 use crate::shared::bell::Bell;
-use crate::shared::mapping::{self, Mapping};
+use crate::shared::mapping::{self, Mapping, Sealed};
 
 /// The minimum size of the output ring: a page.
 pub const CAPACITY_MIN: usize = 4 << 10;
@@ -96,7 +96,8 @@ impl Console {
     /// Returns a [`SharedError`] if the file is not a sealed console of this
     /// version.
     pub fn open(file: impl AsFd) -> Result<Self, SharedError> {
-        let bytes = mapping::sealed_size(file.as_fd())?;
+        let sealed = Sealed::check(file.as_fd())?;
+        let bytes = sealed.bytes();
         let capacity = usize::try_from(bytes)
             .ok()
             .and_then(|len| len.checked_sub(WORDS_LEN + INPUT_CAPACITY))
@@ -106,7 +107,7 @@ impl Console {
                 what: "console",
             })?;
         let console = Self {
-            mapping: Arc::new(Mapping::new(file, WORDS_LEN)?),
+            mapping: Arc::new(Mapping::of(sealed, WORDS_LEN)?),
             capacity,
         };
         match console.word(word::FORMAT).load(Ordering::Relaxed) {
