@@ -55,11 +55,16 @@ impl Drop for Server {
     }
 }
 
+/// Returns the path of the binary that is measured.
+pub fn binary() -> PathBuf {
+    let named = env::var_os("MKVMM_BIN");
+    named.map_or_else(|| env!("CARGO_BIN_EXE_mkvmm").into(), PathBuf::from)
+}
+
 /// Returns the command of a VMM with a pool of `bytes`.
 pub fn command(bytes: u64, socket: &Path) -> Command {
-    let binary = env::var_os("MKVMM_BIN").unwrap_or(env!("CARGO_BIN_EXE_mkvmm").into());
     let pool = format!("{bytes}@4G");
-    let mut command = Command::new(binary);
+    let mut command = Command::new(binary());
     command
         .args(["serve", "--grace", "0", "--console-ring", "65536"])
         .args(["--pool", &pool, "--socket"])
