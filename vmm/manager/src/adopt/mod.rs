@@ -7,16 +7,18 @@ mod shared;
 mod take_over;
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId};
-use mkvmm_keeper::client::KeptChild;
+use mkvmm_keeper::client::{Held, Inventory, KeptChild};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError};
 use mkvmm_memory::reservation::backing::BackingError;
 use mkvmm_memory::reservation::{ReservationConfig, ReservationError};
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel;
+use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
@@ -89,6 +91,21 @@ impl Diagnose for AdoptError {
 
 fn contradiction(what: impl Into<String>) -> AdoptError {
     JournalError::Contradiction { what: what.into() }.into()
+}
+
+fn take(inventory: &mut Inventory, key: Key) -> Result<(Vec<OwnedFd>, Held), AdoptError> {
+    let found = inventory.held.remove(&key);
+    found.ok_or_else(|| contradiction(format!("the keeper does not hold {key:?}")))
+}
+
+fn take_one(inventory: &mut Inventory, key: Key) -> Result<(OwnedFd, Held), AdoptError> {
+    let (mut descriptors, held) = take(inventory, key)?;
+    match (descriptors.pop(), descriptors.is_empty()) {
+        (Some(one), true) => Ok((one, held)),
+        _ => Err(contradiction(format!(
+            "the keeper holds several of {key:?}"
+        ))),
+    }
 }
 
 /// Returns the configuration of the pool's memory in a record.

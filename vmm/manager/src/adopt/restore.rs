@@ -23,7 +23,7 @@ use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::board::DeviceCounts;
 
 use super::shared::{Opening, Shared};
-use super::{AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of};
+use super::{AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of, take, take_one};
 use crate::audit::audit;
 use crate::budget::Amounts;
 use crate::config::InstanceConfig;
@@ -266,24 +266,6 @@ fn attend(id: InstanceId, console: &Arc<GuestConsole>) -> impl Future<Output = (
         if let Err(error) = attending.await {
             log::error!("instance {id}: the doorbell of its console: {error}");
         }
-    }
-}
-
-pub(super) fn take(
-    inventory: &mut Inventory,
-    key: Key,
-) -> Result<(Vec<OwnedFd>, Held), AdoptError> {
-    let found = inventory.held.remove(&key);
-    found.ok_or_else(|| contradiction(format!("the keeper does not hold {key:?}")))
-}
-
-pub(super) fn take_one(inventory: &mut Inventory, key: Key) -> Result<(OwnedFd, Held), AdoptError> {
-    let (mut descriptors, held) = take(inventory, key)?;
-    match (descriptors.pop(), descriptors.is_empty()) {
-        (Some(one), true) => Ok((one, held)),
-        _ => Err(contradiction(format!(
-            "the keeper holds several of {key:?}"
-        ))),
     }
 }
 

@@ -10,8 +10,7 @@ use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::board::Board;
 use tokio::task::JoinHandle;
 
-use super::restore::{take, take_one};
-use super::{AdoptError, contradiction};
+use super::{AdoptError, contradiction, take, take_one};
 use crate::console::GuestConsole;
 use crate::journal::contents::Contents;
 
