@@ -11,9 +11,10 @@
 mod served;
 
 use std::env;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -214,6 +215,8 @@ impl Drop for Scratch {
 fn scratch() -> Result<Scratch> {
     let path = PathBuf::from(format!("/dev/shm/mkvmm-bench-{}", std::process::id()));
     fs::create_dir(&path)?;
+    // passt has a user of its own, and makes its socket there.
+    fs::set_permissions(&path, Permissions::from_mode(0o777))?;
     Ok(Scratch(path))
 }
 
@@ -425,6 +428,10 @@ impl Qemu {
             "--socket",
             &network,
         ]);
+        // An emulated host has no user nobody, to whom it would change.
+        if fs::metadata("/proc/self")?.uid() == 0 {
+            passt.args(["--runas", "65534:65534"]);
+        }
         let passt = Process::spawn(&mut passt)?;
         wait_for_file(Path::new(&network))?;
         let console = path("console.sock");
@@ -458,7 +465,7 @@ impl Qemu {
             ))
             .args([
                 "-device",
-                "virtio-net-pci,netdev=net,host_mtu=65520,disable-legacy=on",
+                "virtio-net-pci,netdev=net,host_mtu=65520,disable-legacy=on,romfile=",
             ])
             .args(["-device", "virtio-serial-pci,disable-legacy=on", "-chardev"])
             .arg(format!(
