@@ -1,15 +1,17 @@
 //! The errors of a ring. Each has the numbers that were found and expected.
 
+use core::error::Error;
+use core::fmt;
+
 /// A value in shared memory that an honest peer would not have written.
 ///
 /// The call had no effect. The next call reads the memory again, so the error disappears if the
 /// peer, or its successor, writes a sensible value; a consumer can also skip to the producer's
 /// position ([`Consumer::resync`](crate::Consumer::resync)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProtocolError {
     /// The peer's position is not between two of this side.
-    #[error("the peer's position is {found:#x}, which is not from {from:#x} to {to:#x}")]
     Position {
         /// The position that was found, in words since the beginning.
         found: u64,
@@ -19,7 +21,6 @@ pub enum ProtocolError {
         to: u64,
     },
     /// The next record has another sequence number than the one expected.
-    #[error("the next record is number {found}, and {expected} was expected")]
     Sequence {
         /// The sequence number that was expected.
         expected: u64,
@@ -27,7 +28,6 @@ pub enum ProtocolError {
         found: u64,
     },
     /// The next record is longer than everything that the producer has published.
-    #[error("the next record has {words} words, and only {available} words were published")]
     Length {
         /// The length of the record with its header, in words.
         words: u64,
@@ -36,15 +36,32 @@ pub enum ProtocolError {
     },
 }
 
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Position { found, from, to } => write!(
+                f,
+                "the peer's position is {found:#x}, which is not from {from:#x} to {to:#x}"
+            ),
+            Self::Sequence { expected, found } => write!(
+                f,
+                "the next record is number {found}, and {expected} was expected"
+            ),
+            Self::Length { words, available } => write!(
+                f,
+                "the next record has {words} words, and only {available} words were published"
+            ),
+        }
+    }
+}
+
+impl Error for ProtocolError {}
+
 /// A reason why a side cannot join a ring. Nothing was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JoinError {
     /// The memory is too small.
-    #[error(
-        "a ring needs parts of {producer_min} and {consumer_min} words, and these have {producer} \
-         and {consumer}"
-    )]
     TooSmall {
         /// The length of the producer's part in words.
         producer: usize,
@@ -56,7 +73,6 @@ pub enum JoinError {
         consumer_min: usize,
     },
     /// A part has neither zeroes at its start nor the magic of a ring.
-    #[error("the memory begins with {found:#018x}, a ring begins with {expected:#018x}")]
     Format {
         /// The first word of a ring of this version.
         expected: u64,
@@ -64,7 +80,6 @@ pub enum JoinError {
         found: u64,
     },
     /// A part was written by another version of the protocol.
-    #[error("the ring has version {found}, and this side knows version {expected}")]
     Version {
         /// The version of this side.
         expected: u8,
@@ -72,7 +87,6 @@ pub enum JoinError {
         found: u8,
     },
     /// A part was written by a side that sees a ring of another size.
-    #[error("the ring has {found} words of data according to the memory, and {expected} here")]
     Capacity {
         /// The number of words of data of this side.
         expected: u64,
@@ -83,16 +97,56 @@ pub enum JoinError {
     ///
     /// `reset` of [`Producer`](crate::Producer::reset) or [`Consumer`](crate::Consumer::reset) joins
     /// such a ring nevertheless.
-    #[error("the positions in the ring contradict each other: {0}")]
-    Inconsistent(#[source] ProtocolError),
+    Inconsistent(ProtocolError),
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooSmall {
+                producer,
+                producer_min,
+                consumer,
+                consumer_min,
+            } => write!(
+                f,
+                "a ring needs parts of {producer_min} and {consumer_min} words, and these have \
+                 {producer} and {consumer}"
+            ),
+            Self::Format { expected, found } => write!(
+                f,
+                "the memory begins with {found:#018x}, a ring begins with {expected:#018x}"
+            ),
+            Self::Version { expected, found } => write!(
+                f,
+                "the ring has version {found}, and this side knows version {expected}"
+            ),
+            Self::Capacity { expected, found } => write!(
+                f,
+                "the ring has {found} words of data according to the memory, and {expected} here"
+            ),
+            Self::Inconsistent(error) => write!(
+                f,
+                "the positions in the ring contradict each other: {error}"
+            ),
+        }
+    }
+}
+
+impl Error for JoinError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Inconsistent(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// A reason why a message was not sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PushError {
     /// There is no room yet.
-    #[error("a message of {len} bytes needs {needed} words, and {free} words are free")]
     Full {
         /// The length of the message in bytes.
         len: usize,
@@ -102,7 +156,6 @@ pub enum PushError {
         free: u64,
     },
     /// The ring could not hold the message even if it were empty, or a reservation is exceeded.
-    #[error("a message of {len} bytes does not fit, the longest has {max} bytes")]
     TooLong {
         /// The length of the message in bytes.
         len: usize,
@@ -110,16 +163,45 @@ pub enum PushError {
         max: usize,
     },
     /// The consumer wrote a value that an honest one would not have written.
-    #[error("the consumer violated the protocol: {0}")]
-    Protocol(#[from] ProtocolError),
+    Protocol(ProtocolError),
+}
+
+impl fmt::Display for PushError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full { len, needed, free } => write!(
+                f,
+                "a message of {len} bytes needs {needed} words, and {free} words are free"
+            ),
+            Self::TooLong { len, max } => write!(
+                f,
+                "a message of {len} bytes does not fit, the longest has {max} bytes"
+            ),
+            Self::Protocol(error) => write!(f, "the consumer violated the protocol: {error}"),
+        }
+    }
+}
+
+impl Error for PushError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ProtocolError> for PushError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
 }
 
 /// A reason why no message was received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PopError {
     /// The buffer is shorter than the next message, which stays in the ring.
-    #[error("the next message has {len} bytes, and the buffer {buffer}")]
     TooSmall {
         /// The length of the message in bytes.
         len: usize,
@@ -127,6 +209,32 @@ pub enum PopError {
         buffer: usize,
     },
     /// The producer wrote a value that an honest one would not have written.
-    #[error("the producer violated the protocol: {0}")]
-    Protocol(#[from] ProtocolError),
+    Protocol(ProtocolError),
+}
+
+impl fmt::Display for PopError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooSmall { len, buffer } => write!(
+                f,
+                "the next message has {len} bytes, and the buffer {buffer}"
+            ),
+            Self::Protocol(error) => write!(f, "the producer violated the protocol: {error}"),
+        }
+    }
+}
+
+impl Error for PopError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ProtocolError> for PopError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
 }
