@@ -37,6 +37,10 @@ impl Probe {
                 Word::Loop(script) => loop {
                     self.do_script(script);
                 },
+                Word::Send(side) => self.send(side),
+                Word::Receive(side) => self.receive(side),
+                Word::Wreck(side) => self.wreck(side),
+                Word::Endure(side) => self.endure(side),
                 Word::Hold(millions) => self.hold(millions.saturating_mul(1_000_000)),
                 Word::Caps => self.caps(),
                 Word::Marks => leave_marks(),

@@ -205,8 +205,10 @@ impl Probe {
         let Some(pool) = self.pool else { return };
         // Ranges that exceed the list are not read, and are reported.
         let mut stretches = List::<STRETCHES>::new();
-        for stretch in subtract(pool, self.chunks.as_slice()) {
-            stretches.push(Some(stretch));
+        for outside in subtract(pool, self.chunks.as_slice()) {
+            for stretch in subtract(outside, self.channels.as_slice()) {
+                stretches.push(Some(stretch));
+            }
         }
         for &stretch in stretches.as_slice() {
             let mut ok = true;

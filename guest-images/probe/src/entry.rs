@@ -22,7 +22,7 @@ pub const MAGIC: u32 = 0x6d6b_766d;
 
 /// The number of page tables in the bss, of which the entry code uses the
 /// first.
-pub const PAGE_TABLES: usize = 32;
+pub const PAGE_TABLES: usize = 24;
 
 pub const SERVICE_PRINT: u64 = 0;
 pub const SERVICE_OUT8: u64 = 1;

@@ -13,7 +13,7 @@
 //! - [`boot_params`]: the loader's data
 //! - [`checks`]: the checks; [`manifest`]: those of the manifest
 //! - [`actions`]: the actions that the user requested; [`shell`]: typed
-//!   commands
+//!   commands; [`ring`]: messages over a channel
 //! - [`pure`]: pure computations, tested on the host
 //!
 //! Everything except `entry` runs in ring 3, at full speed on every kind of
@@ -33,6 +33,7 @@ mod manifest;
 mod mem_functions;
 mod memory;
 mod pure;
+mod ring;
 mod service;
 mod shell;
 
@@ -50,6 +51,8 @@ struct Probe {
     pool: Option<Range>,
     /// The instance's own chunks, in ascending order.
     chunks: List<512>,
+    /// The memory of the instance's channels, in ascending order.
+    channels: List<8>,
     /// The size and checksum of the initramfs.
     initrd: Option<(u64, u32)>,
     problems: u32,
@@ -81,6 +84,7 @@ extern "C" fn probe_main(
         name: None,
         pool: None,
         chunks: List::new(),
+        channels: List::new(),
         initrd: None,
         problems: 0,
     };
@@ -137,6 +141,7 @@ impl Probe {
                 Word::End(value) => wanted.end = value,
                 // `act` handles them, in their own order.
                 Word::Touch(_) | Word::Do(_) | Word::Loop(_) => {}
+                Word::Send(_) | Word::Receive(_) | Word::Wreck(_) | Word::Endure(_) => {}
                 Word::Hold(_) | Word::Caps | Word::Marks => {}
                 Word::Malformed(_) | Word::Unknown(_) => {}
             }

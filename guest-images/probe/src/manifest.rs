@@ -63,6 +63,7 @@ impl Probe {
         self.check_words_of(&manifest);
         self.check_places_of(&manifest);
         self.check_map_of(&manifest);
+        self.check_channels_of(&manifest);
         if self.problems == before {
             say!(
                 "manifest version {} id {} {} pool {} chunks {} ok",
@@ -73,6 +74,20 @@ impl Probe {
                 manifest.chunks().count()
             );
         }
+    }
+
+    /// Checks that channels are outside of the chunks, and notes what exists.
+    fn check_channels_of(&mut self, manifest: &Manifest<'_>) {
+        for channel in manifest.channels() {
+            let overlaps = |it: &Range| channel.is_some_and(|channel| channel.overlaps(*it));
+            let is_outside = !self.chunks.as_slice().iter().any(overlaps);
+            self.agree("channels", channel.is_some() && is_outside);
+            if let Some(channel) = channel {
+                say!("channel {}", Mem(channel));
+            }
+            self.channels.push(channel);
+        }
+        self.channels.sort();
     }
 
     fn agree(&mut self, what: &str, same: bool) {

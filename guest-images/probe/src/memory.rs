@@ -12,6 +12,7 @@
 
 use core::arch::asm;
 use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::AtomicU64;
 
 use crate::entry;
 use crate::pure::range::Range;
@@ -168,6 +169,20 @@ impl Memory {
         // than half of the address space. Callers read data of the loader that
         // the probe does not change, or restores after changing it.
         Some(unsafe { core::slice::from_raw_parts(pointer, range.size() as usize) })
+    }
+
+    /// Returns the words of `range`, which others may change at any time, and makes
+    /// their mapping permanent.
+    pub fn words(&mut self, range: Range) -> Option<&'static [AtomicU64]> {
+        if range.start == 0 || range.start % 8 != 0 || !self.map(range) {
+            return None;
+        }
+        self.keep();
+        let pointer = core::ptr::with_exposed_provenance(range.start as usize);
+        // SAFETY: it was just mapped, permanently; it is aligned, is not null, and is
+        // shorter than half of the address space. Atomics have no invalid values, and
+        // whoever writes there meanwhile does not break them.
+        Some(unsafe { core::slice::from_raw_parts(pointer, (range.size() / 8) as usize) })
     }
 }
 

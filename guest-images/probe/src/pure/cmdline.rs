@@ -26,6 +26,15 @@ pub enum Word<'a> {
     Do(&'a str),
     /// The word `loop=STEP/…`, a script that never ends.
     Loop(&'a str),
+    /// The word `send=START-END:COUNT:BELL:NUMBER:PAUSE`: messages over a ring.
+    Send(RingSide),
+    /// The word `receive=START-END:COUNT:BELL:NUMBER:RECORD`.
+    Receive(RingSide),
+    /// The word `wreck=START-END:COUNT:BELL:NUMBER:SEED`: what a hostile member does.
+    Wreck(RingSide),
+    /// The word `endure=START-END:COUNT:BELL:NUMBER:0x0`: receives from a ring that
+    /// is wrecked.
+    Endure(RingSide),
     /// The word `hold=N`, in millions of TSC cycles.
     Hold(u64),
     /// The word `shell`, which starts the shell.
@@ -43,6 +52,21 @@ pub enum Word<'a> {
     Malformed(&'a str),
     /// Any other word, which the probe ignores.
     Unknown(&'a str),
+}
+
+/// One side of a ring of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingSide {
+    /// The memory of the ring.
+    pub ring: Range,
+    /// The number of messages.
+    pub count: u64,
+    /// The address of the doorbell register.
+    pub doorbell: u64,
+    /// The number that rings the other side.
+    pub number: u64,
+    /// The TSC cycles between two messages, or the address of the record.
+    pub extra: u64,
 }
 
 /// The way in which the probe ends after it has passed.
@@ -92,6 +116,10 @@ fn word(text: &str) -> Word<'_> {
             "loop" => script::steps(value)
                 .all(|step| step.is_some())
                 .then_some(Word::Loop(value)),
+            "send" => ring_side(value).map(Word::Send),
+            "receive" => ring_side(value).map(Word::Receive),
+            "wreck" => ring_side(value).map(Word::Wreck),
+            "endure" => ring_side(value).map(Word::Endure),
             "hold" => value.parse().ok().map(Word::Hold),
             "end" => end(value).map(Word::End),
             _ => return Word::Unknown(text),
@@ -123,6 +151,19 @@ pub fn address(text: &str) -> Option<u64> {
 fn range(text: &str) -> Option<Range> {
     let (start, end) = text.split_once('-')?;
     Range::new(address(start)?, address(end)?)
+}
+
+fn ring_side(value: &str) -> Option<RingSide> {
+    let mut fields = value.split(':');
+    let mut next = || fields.next();
+    let side = RingSide {
+        ring: range(next()?)?,
+        count: next()?.parse().ok()?,
+        doorbell: address(next()?)?,
+        number: address(next()?)?,
+        extra: address(next()?)?,
+    };
+    next().is_none().then_some(side)
 }
 
 fn initrd(value: &str) -> Option<Word<'_>> {
@@ -203,6 +244,28 @@ mod tests {
     }
 
     #[test]
+    fn the_sides_of_a_ring_are_read() {
+        let side = RingSide {
+            ring: Range {
+                start: 0x1000,
+                end: 0x9000,
+            },
+            count: 100,
+            doorbell: 0xc000_000c,
+            number: 0x1_0000,
+            extra: 0x9000,
+        };
+        assert_eq!(
+            all("send=0x1000-0x9000:100:0xc000000c:0x10000:0x9000"),
+            [Word::Send(side)]
+        );
+        assert_eq!(
+            all("receive=0x1000-0x9000:100:0xc000000c:0x10000:0x9000"),
+            [Word::Receive(side)]
+        );
+    }
+
+    #[test]
     fn known_keys_with_unreadable_values_are_malformed() {
         for text in [
             "pool=1-2",
@@ -222,6 +285,8 @@ mod tests {
             "do=r3:0",
             "do=w4:10:20/",
             "do=x4:10",
+            "send=0x1000-0x9000:100:0xc000000c:0x10000",
+            "receive=0x1000-0x9000:100:0xc000000c:0x10000:0x9000:",
             "hold=",
             "hold=-1",
             "end=later",

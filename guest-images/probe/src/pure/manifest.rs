@@ -94,6 +94,12 @@ impl<'a> Manifest<'a> {
         self.fdt.reg("allocations").into_iter().flatten()
     }
 
+    /// Returns the memory of the instance's channels, which is outside of its
+    /// chunks.
+    pub fn channels(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
+        self.fdt.reg("channels").into_iter().flatten()
+    }
+
     /// Returns the instance's chunks; `None` for one that is empty or wraps.
     pub fn chunks(&self) -> impl Iterator<Item = Option<Range>> + use<'a> {
         self.fdt.reg("instance").into_iter().flatten()
@@ -138,6 +144,7 @@ mod tests {
                 fdt.property_u64("size", 1234).unwrap();
             });
             node("allocations", &[0x1_0080_0000, 0x2000], &|_| {});
+            node("channels", &[0x1_3000_0000, 0x20_0000], &|_| {});
         }
         node("cmdline", &[], &|fdt| {
             fdt.property_u64("address", 0x2_0000).unwrap();
@@ -164,6 +171,8 @@ mod tests {
         assert_eq!(chunks, [0x1_0000_0000, 0x1_1000_0000]);
         let allocations: Vec<_> = manifest.allocations().collect();
         assert_eq!(allocations, [Some(range(0x1_0080_0000, 0x2000))]);
+        let channels: Vec<_> = manifest.channels().collect();
+        assert_eq!(channels, [Some(range(0x1_3000_0000, 0x20_0000))]);
     }
 
     #[test]
@@ -172,6 +181,7 @@ mod tests {
         let without = Manifest::new(&bytes).unwrap();
         assert_eq!(without.initramfs, None);
         assert_eq!(without.allocations().next(), None);
+        assert_eq!(without.channels().next(), None);
         let empty = written(1, Some([0x1_0060_0000, 0]));
         assert_eq!(Manifest::new(&empty).unwrap_err(), "has a wrong initramfs");
     }
