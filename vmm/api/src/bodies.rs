@@ -6,6 +6,7 @@ use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::channel::ChannelBody;
 use crate::number::{bounded, optional};
 use crate::size::Size;
 #[cfg(feature = "schema")]
@@ -41,6 +42,9 @@ impl<'de> Deserialize<'de> for CreateBody {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PlanBody {
+    /// The channels, which would be created before the instances, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelBody>,
     /// The instances, in the order in which they would be created.
     pub instances: Vec<CreateBody>,
 }

@@ -6,6 +6,7 @@ use mkvmm_base::InstanceName;
 use mkvmm_base::state::{EndReason, State};
 use serde::{Deserialize, Serialize};
 
+use crate::channel::OwnChannel;
 use crate::devices::Device;
 use crate::range::Range;
 use crate::spec::InstanceSpec;
@@ -101,6 +102,9 @@ pub struct Instance {
     /// The devices in the order of their PCI slots.
     #[serde(default)]
     pub devices: Vec<Device>,
+    /// The channels that the instance is a member of, ordered by number.
+    #[serde(default)]
+    pub channels: Vec<OwnChannel>,
     /// The process ID of the guest's worker, while there is one.
     pub pid: Option<i32>,
     /// The CPU time in microseconds that the processes of the instance have

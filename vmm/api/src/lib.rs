@@ -6,6 +6,7 @@
 //! | [`spec`] | [`InstanceSpec`], the description of an instance, and [`ImagesSpec`] |
 //! | [`devices`], [`disk`] | the devices of an instance |
 //! | [`bodies`] | bodies of requests |
+//! | [`channel`] | channels between instances |
 //! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | bodies of responses |
 //! | [`error`] | errors |
 //! | [`reader`] | a reader of `KEY=VAL,…` for any struct of this crate |
@@ -20,6 +21,7 @@
 //! With the feature `schema`, every type describes itself for OpenAPI.
 
 pub mod bodies;
+pub mod channel;
 pub mod debug;
 pub mod devices;
 pub mod disk;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::Channel;
 use crate::error::ErrorObject;
 use crate::instance::Instance;
 use crate::pool::Pool;
@@ -11,8 +12,12 @@ use crate::range::Range;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Plan {
-    /// True if all instances fit.
+    /// True if all channels and instances fit.
     pub fits: bool,
+    /// The channels that fit, as they would be created, up to the first that does
+    /// not fit.
+    #[serde(default)]
+    pub channels: Vec<Channel>,
     /// The instances that fit, as they would be created, up to the first that
     /// does not fit.
     pub instances: Vec<Instance>,
@@ -20,7 +25,7 @@ pub struct Plan {
     pub pieces: Vec<Vec<Piece>>,
     /// The state of the pool afterwards.
     pub pool: Pool,
-    /// The first instance that does not fit, and the reason.
+    /// The first channel or instance that does not fit, and the reason.
     pub problem: Option<PlanProblem>,
 }
 
@@ -39,7 +44,7 @@ pub struct Piece {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PlanProblem {
-    /// The name of the instance.
+    /// The name of the channel or instance.
     pub name: String,
     /// The error that creating it would return.
     pub error: ErrorObject,

@@ -109,6 +109,11 @@ pub enum SegmentKind {
         /// The parts of the region, in ascending order and without gaps.
         parts: Vec<Part>,
     },
+    /// The range is the memory of a channel.
+    Channel {
+        /// The name of the channel.
+        channel: String,
+    },
     /// The range was allocated in the main pool on request.
     Allocation,
     /// The range was held back at startup, for no instance.

@@ -41,6 +41,8 @@ pub enum Class {
     NoAllocation,
     /// The instance has no console with this number.
     NoConsole,
+    /// There is no such channel.
+    NoChannel,
     /// An instance of this name exists already.
     Exists,
     /// The state of the instance does not allow the request.

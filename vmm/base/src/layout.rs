@@ -72,6 +72,8 @@ pub const PCI_WINDOW_START: u64 = HOLE_START;
 pub const PCI_WINDOW_END: u64 = 0xfec0_0000;
 /// The number of PCI slots: devices 0 (the host bridge) to 31 of bus 0.
 pub const PCI_SLOTS: u8 = 32;
+/// The slot of the function of a guest's channels, unless a device is there.
+pub const CHANNEL_SLOT: u8 = PCI_SLOTS - 1;
 /// The bytes of the 32-bit window in which the VMM places the BARs of one slot.
 /// A guest may move them.
 pub const PCI_SLOT_ROOM: u64 = 1 << 20;

@@ -63,6 +63,7 @@ impl ExitStatus {
             | Class::NoInstance
             | Class::NoAllocation
             | Class::NoConsole
+            | Class::NoChannel
             | Class::Exists
             | Class::WrongState
             | Class::Busy

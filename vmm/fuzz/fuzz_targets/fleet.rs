@@ -4,11 +4,20 @@
 
 use libfuzzer_sys::fuzz_target;
 use mkvmm_api::InstanceSpec;
+use mkvmm_api::channel::ChannelBody;
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
 struct Fleet {
+    #[serde(default)]
+    channel: Vec<ChannelBody>,
     instance: Vec<InstanceSpec>,
+}
+
+fn check_channel(channel: &ChannelBody) {
+    let json = serde_json::to_string(channel).expect("a channel is JSON");
+    let again: ChannelBody = serde_json::from_str(&json).expect("what is written can be read");
+    assert_eq!(again, *channel, "{json}");
 }
 
 fn check(spec: &InstanceSpec) {
@@ -19,6 +28,7 @@ fn check(spec: &InstanceSpec) {
 
 fuzz_target!(|text: &str| {
     if let Ok(fleet) = toml::from_str::<Fleet>(text) {
+        fleet.channel.iter().for_each(check_channel);
         fleet.instance.iter().for_each(check);
     }
     if let Ok(spec) = text.parse::<InstanceSpec>() {

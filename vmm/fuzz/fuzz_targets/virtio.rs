@@ -48,6 +48,22 @@ impl Wiring for Nowhere {
         Ok(())
     }
 
+    fn connect_number(&self, _event: &EventFd, _addr: u64, _value: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn disconnect_number(&self, _event: &EventFd, _addr: u64, _value: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn mute(&self, _event: &EventFd, _number: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unmute(&self, _event: &EventFd, _number: u32) -> io::Result<()> {
+        Ok(())
+    }
+
     fn connect_message(&self, _event: &EventFd, _message: Message) -> io::Result<u32> {
         Ok(24)
     }

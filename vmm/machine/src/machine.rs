@@ -10,7 +10,7 @@ use event_manager::EventSubscriber;
 use mkpool::AddrRange;
 use mkvmm_base::InstanceName;
 use mkvmm_base::affinity::CpuSet;
-use mkvmm_base::layout::{self, PCI_SLOTS};
+use mkvmm_base::layout::{self, CHANNEL_SLOT, PCI_SLOTS};
 use mkvmm_base::state::EndReason;
 use mkvmm_base::violation::ViolationPolicy;
 use mkvmm_virtio::{GuestSpace, VirtioDevice};
@@ -19,6 +19,7 @@ use mkvmm_wire::shared::board::BoardWriter;
 use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
+use crate::devices::pci::channels::{ChannelFunction, Port};
 use crate::devices::pci::config::Windows;
 use crate::devices::pci::function::Function;
 use crate::devices::pci::host_bridge::{HostBridge, Slot};
@@ -31,7 +32,7 @@ use crate::kvm::cpuid::MkvmmLeaves;
 use crate::kvm::host::Host;
 use crate::kvm::vm::{BareVm, Vm, VmError};
 use crate::loading::BootEntry;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedMemory};
 use crate::news::{News, NewsSink};
 use crate::progress::Progress;
 use crate::vcpu::cpu::{FirstVcpu, Vcpu, VcpuError, VcpuSetup};
@@ -66,6 +67,8 @@ pub struct Connections {
     pub board: BoardWriter,
     /// The devices, in the order of their PCI slots.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// The channels that the guest has from the beginning.
+    pub channels: Vec<(Port, SharedMemory)>,
     /// The window of the PCI bridge above 4 GiB, if there is one.
     pub pci_high: Option<AddrRange>,
 }
@@ -91,6 +94,9 @@ pub enum MachineError {
         /// The number of devices requested.
         count: usize,
     },
+    /// A device is in the slot that channels have.
+    #[error("a guest with a device in each PCI slot has no channels")]
+    NoChannels,
     /// There are more vCPUs than slots on the board.
     #[error("{cpus} vCPUs exceed the limit")]
     Cpus {
@@ -118,6 +124,7 @@ pub struct Machine {
     board: Board,
     /// The devices in PCI slots.
     functions: Vec<Arc<VirtioFunction>>,
+    channels: Option<Arc<ChannelFunction>>,
     /// The first vCPU until the boot, if it is there already.
     first: Option<FirstVcpu>,
     vm: Vm,
@@ -206,18 +213,32 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         // Memory slots come first, before irqchip and vCPUs.
         let EarlyMachine { vm, first } = early;
-        let vm = Vm::new(host, vm, memory)?;
         let Connections {
             console,
             news,
             board: status,
             devices,
+            channels,
             pci_high,
         } = connections;
+        let (ports, shared): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
+        let vm = Vm::new(host, vm, memory, shared)?;
         let violations = ViolationCounter::new(violation, status.clone(), Arc::clone(&news));
         let progress = Arc::new(Progress::new(Arc::clone(&news)));
         let log = Arc::default();
-        let (bridge, functions) = bridge(&vm, devices, pci_high, &status)?;
+        let Functions {
+            bridge,
+            devices: functions,
+            channels,
+        } = functions(&vm, devices, pci_high, &status)?;
+        for port in ports {
+            let none = MachineError::NoChannels;
+            channels
+                .as_ref()
+                .ok_or(none)?
+                .add(port)
+                .map_err(BoardError::Io)?;
+        }
         let board = Board::new(console, &progress, &log, Arc::new(violations), bridge)?;
         for line in board.bus().lines() {
             vm.register_irqfd(line.event(), line.gsi())?;
@@ -226,6 +247,7 @@ impl Machine {
             vcpus: Vec::new(),
             board,
             functions,
+            channels,
             first,
             vm,
             halt: HaltCheck::default(),
@@ -290,7 +312,42 @@ impl Machine {
 
     /// Returns the ranges of the memory slots, in ascending order.
     pub fn slots(&self) -> Vec<AddrRange> {
-        self.vm.memory().ranges().collect()
+        self.vm.slots()
+    }
+
+    /// Gives the guest a channel, also while it runs. One that it has already is
+    /// ignored.
+    ///
+    /// # Errors
+    /// Returns a [`MachineError`]; nothing has changed then.
+    pub fn join(&mut self, port: Port, memory: SharedMemory) -> Result<(), MachineError> {
+        let channels = self.channels.as_ref().ok_or(MachineError::NoChannels)?;
+        if channels.range(port.id).is_some() {
+            return Ok(());
+        }
+        let range = memory.range();
+        self.vm.share(memory)?;
+        if let Err(error) = channels.add(port) {
+            self.vm.unshare(range)?;
+            return Err(BoardError::Io(error).into());
+        }
+        Ok(())
+    }
+
+    /// Takes a channel away from the guest, also while it runs. One that it does not
+    /// have is ignored.
+    ///
+    /// # Errors
+    /// Returns a [`MachineError`]; the guest has the memory then.
+    pub fn leave(&mut self, id: u32) -> Result<(), MachineError> {
+        let Some(channels) = &self.channels else {
+            return Ok(());
+        };
+        if let Some(range) = channels.range(id) {
+            self.vm.unshare(range)?;
+            channels.remove(id);
+        }
+        Ok(())
     }
 
     /// Returns the subscribers that the event loop must watch for the devices.
@@ -383,14 +440,22 @@ impl Machine {
     }
 }
 
-/// Creates the PCI bridge with a slot for each of `devices`, whose functions are
-/// returned as well.
-fn bridge(
+/// The functions of a guest, in their slots.
+struct Functions {
+    bridge: HostBridge,
+    devices: Vec<Arc<VirtioFunction>>,
+    /// The function of its channels, unless a device has the last slot.
+    channels: Option<Arc<ChannelFunction>>,
+}
+
+/// Creates the PCI bridge with a slot for each of `devices`, and with the last one for
+/// channels.
+fn functions(
     vm: &Vm,
     devices: Vec<Box<dyn VirtioDevice>>,
     pci_high: Option<AddrRange>,
     status: &BoardWriter,
-) -> Result<(HostBridge, Vec<Arc<VirtioFunction>>), MachineError> {
+) -> Result<Functions, MachineError> {
     let wiring: Arc<dyn Wiring> = Arc::new(vm.wires());
     let lines = Lines::new(Arc::clone(&wiring));
     let count = devices.len();
@@ -411,8 +476,21 @@ fn bridge(
     if slots.len() < count {
         return Err(MachineError::Devices { count });
     }
+    let mut channels = None;
+    if slots.iter().all(|slot| slot.number != CHANNEL_SLOT) {
+        let function = ChannelFunction::new(CHANNEL_SLOT, wiring).map_err(BoardError::Io)?;
+        channels = Some(Arc::clone(&function));
+        slots.push(Slot {
+            number: CHANNEL_SLOT,
+            function,
+        });
+    }
     let high = pci_high.map(|high| (high.start(), high.last()));
-    Ok((HostBridge::new(Windows { high }, slots), functions))
+    Ok(Functions {
+        bridge: HostBridge::new(Windows { high }, slots),
+        devices: functions,
+        channels,
+    })
 }
 
 impl Drop for Machine {

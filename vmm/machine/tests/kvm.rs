@@ -145,7 +145,10 @@ impl Guest {
             memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
         }
         let memory = Arc::new(memory);
-        let mut vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+        let mut vm = {
+            let bare = BareVm::new(host.kvm()).unwrap();
+            Vm::new(host, bare, Arc::clone(&memory), Vec::new()).unwrap()
+        };
         vm.add_timer().unwrap();
         let setup = VcpuSetup {
             cpus,

@@ -141,7 +141,10 @@ fn run(host: &Host, code: &[u8]) -> Ran {
     ] {
         memory.guest().write_slice(bytes, GuestAddress(at)).unwrap();
     }
-    let mut vm = Vm::new(host, BareVm::new(host.kvm()).unwrap(), Arc::clone(&memory)).unwrap();
+    let mut vm = {
+        let bare = BareVm::new(host.kvm()).unwrap();
+        Vm::new(host, bare, Arc::clone(&memory), Vec::new()).unwrap()
+    };
     vm.add_timer().unwrap();
     let setup = VcpuSetup {
         cpus: 1,

@@ -55,7 +55,9 @@ impl Journaling {
             Record::Manager(self.manager.clone()),
             Record::Pool(registry.pool().state()),
             record::of_keeper(self.keeper.wire()),
+            Record::NextChannel(registry.pool().next_channel()),
         ];
+        records.extend(registry.channels().map(snapshot::of_channel));
         records.extend(registry.guests().flat_map(snapshot::of_guest));
         let events = registry.log().since(0);
         records.extend(events.iter().map(record::of_event));
@@ -83,6 +85,14 @@ impl Journaling {
         };
         let mut records: Vec<Record> = events.iter().map(record::of_event).collect();
         records.extend(changes.instances.iter().flat_map(instance));
+        if !changes.channels.is_empty() {
+            records.push(Record::NextChannel(registry.pool().next_channel()));
+            let channel = |id: &u32| match registry.channel_numbered(*id) {
+                Some(channel) => snapshot::of_channel(channel),
+                None => Record::ChannelDeleted(*id),
+            };
+            records.extend(changes.channels.iter().map(channel));
+        }
         if changes.pool {
             records.push(Record::Pool(registry.pool().state()));
         }

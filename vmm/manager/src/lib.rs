@@ -24,6 +24,7 @@
 //! | `upgrade` | continuing with another program |
 //! | `console_log`, `log_writer` | console logs, and the threads that write them |
 //! | `passt`, `segments`, `links` | what network devices are connected to |
+//! | `channels` | memory and doorbells that several guests share |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
 //! | `audit` | checks that ledger, slots and maps agree |
@@ -35,6 +36,7 @@ pub mod audit;
 mod begun;
 pub mod boot_spans;
 pub mod budget;
+pub mod channels;
 mod child;
 pub mod config;
 pub mod console;

@@ -33,6 +33,8 @@ pub struct ManifestFacts<'a> {
     /// Allocations outside the control block from before the start, in
     /// ascending order; they are not the guest's RAM.
     pub allocations: &'a [AddrRange],
+    /// The memory of its channels, in ascending order.
+    pub channels: &'a [AddrRange],
     /// The exact size of the initramfs in bytes.
     pub initramfs_size: u64,
     /// The address of the kernel's 64-bit entry point.
@@ -88,6 +90,12 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
         fdt.end_node(allocations)?;
     }
 
+    if !facts.channels.is_empty() {
+        let channels = fdt.begin_node("channels")?;
+        fdt.property_array_u64("reg", &reg(facts.channels))?;
+        fdt.end_node(channels)?;
+    }
+
     let cmdline = fdt.begin_node("cmdline")?;
     fdt.property_u64("address", facts.cmdline_addr)?;
     fdt.property_string("text", facts.cmdline)?;
@@ -135,6 +143,7 @@ mod tests {
             chunks: &chunks,
             plan: &plan,
             allocations: &[],
+            channels: &[],
             initramfs_size: 0,
             entry: 0x1_0020_0000,
             cpus: 2,

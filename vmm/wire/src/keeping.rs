@@ -71,6 +71,16 @@ pub enum Key {
         /// The position of the device among those of its instance.
         device: u8,
     },
+    /// What the members of a channel share beside its memory: the page of their
+    /// states, the notifications of each, then the doorbells of each. Since
+    /// version 5.
+    Channel(u32),
+}
+
+impl Key {
+    /// The version of the protocol from which on a keeper knows
+    /// [`Self::Channel`].
+    pub const CHANNELS_SINCE: u32 = 5;
 }
 
 /// An order to start a child.

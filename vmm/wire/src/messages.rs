@@ -11,6 +11,8 @@
 //!     Load     [kernel, archives …]  ────────►
 //!     Kvm      [/dev/kvm]            ────────►  (any other: it creates its VM)
 //!                                    ◄──────── Done(Ok(Loaded))
+//!     Channel  [memory, doorbells]   ────────►  (for each channel)
+//!                                    ◄──────── Done(Ok(Joined))
 //!     Boot     [those of devices]    ────────►
 //!                                    ◄──────── Done(Ok(Booted))
 //!     Run                            ────────►
@@ -189,6 +191,13 @@ pub enum Order {
     /// the VM, its interrupt controllers and timer, and the first vCPU. The range is
     /// that of the whole pool. The worker answers it.
     Prepare(Extent),
+    /// Gives the guest a channel, before [`Self::Boot`] or while there is a machine.
+    /// The worker answers it; one that the guest has already is ignored. Since
+    /// version 5.
+    Channel(ChannelOrder),
+    /// Takes the channel with this number away from the guest. The worker answers it;
+    /// one that the guest does not have is ignored. Since version 5.
+    LeaveChannel(u32),
 }
 
 impl Message for Order {
@@ -201,9 +210,45 @@ impl Message for Order {
             Self::Memory(extents) => extents.len(),
             Self::Load(order) => 1 + order.archives.len(),
             Self::Boot(order) => order.devices.iter().map(Device::descriptors).sum(),
+            Self::Channel(order) => order.descriptors(),
             _ => 0,
         };
         count..=count
+    }
+}
+
+/// The maximum number of channels of a guest.
+pub const CHANNELS_MAX: usize = 8;
+/// The maximum number of doorbells that each member of a channel has.
+pub const DOORBELLS_MAX: u8 = 4;
+
+/// A channel, as one of its members gets it. The descriptors are the files of the
+/// memory, the page of the members' states, the doorbell that tells this member of
+/// changes there, and the eventfds of all members, one member after the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelOrder {
+    /// The number of the channel.
+    pub id: u32,
+    /// The pool addresses of the files of its memory, without gaps.
+    pub extents: Vec<Extent>,
+    /// Whether the member can only read the memory.
+    pub read_only: bool,
+    /// The number of the member, from 0.
+    pub member: u8,
+    /// The number of members.
+    pub members: u8,
+    /// The number of doorbells that each member has.
+    pub doorbells: u8,
+}
+
+impl ChannelOrder {
+    /// The version of the protocol from which on a worker knows it.
+    pub const SINCE: u32 = 5;
+
+    /// Returns the number of descriptors that come with it.
+    pub fn descriptors(&self) -> usize {
+        let doorbells = usize::from(self.members) * usize::from(self.doorbells);
+        self.extents.len() + 2 + doorbells
     }
 }
 
@@ -221,6 +266,10 @@ pub enum Done {
     Paused,
     /// Everything is there that does not depend on the guest.
     Prepared,
+    /// The guest has the channel.
+    Joined,
+    /// The guest does not have the channel, and the process neither.
+    Left,
 }
 
 /// The reason why an order was not carried out.

@@ -1,6 +1,12 @@
-//! Fleet files: any number of instances, in TOML, with the keys of `--guest`.
+//! Fleet files: any number of instances, in TOML, with the keys of `--guest`, and of
+//! channels between them.
 //!
 //! ```toml
+//! [[channel]]
+//! name = "ab"
+//! size = "1M"
+//! between = ["web", "db:ro"]
+//!
 //! [[instance]]
 //! name = "web"
 //! memory = "128M"
@@ -9,6 +15,7 @@
 
 use std::path::Path;
 
+use mkvmm_api::channel::ChannelBody;
 use mkvmm_api::reader::keys;
 use mkvmm_api::{InstanceSpec, SpecError};
 use serde::Deserialize;
@@ -18,41 +25,50 @@ use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::error::CliError;
 
 /// The contents of a fleet file.
-#[derive(Debug, Deserialize)]
-struct Fleet {
-    instance: Vec<InstanceSpec>,
+#[derive(Debug, Default, PartialEq, Deserialize)]
+pub struct FleetFile {
+    /// The channels, which are created before the instances.
+    #[serde(default)]
+    pub channel: Vec<ChannelBody>,
+    /// The instances in their order.
+    pub instance: Vec<InstanceSpec>,
 }
 
 /// Reads a fleet file. Paths in it are relative to the file; instances without
 /// a name are called `guest1`, `guest2`, … by their position.
-pub fn read(path: &Path) -> Result<Vec<InstanceSpec>, CliError> {
+pub fn read(path: &Path) -> Result<FleetFile, CliError> {
     let whole = std::path::absolute(path).map_err(HostIoError::WorkingDirectory)?;
     let base = whole.parent().unwrap_or(Path::new("/"));
-    let mut instances = instances(path)?;
-    for (index, spec) in instances.iter_mut().enumerate() {
+    let mut fleet = parse(path)?;
+    for (index, spec) in fleet.instance.iter_mut().enumerate() {
         if spec.name.is_none() {
             let name = format!("guest{}", index + 1);
             spec.name = Some(name.parse().map_err(SpecError::from)?);
         }
         spec.rebase(base);
     }
-    Ok(instances)
+    Ok(fleet)
 }
 
-fn instances(path: &Path) -> Result<Vec<InstanceSpec>, ConfigError> {
+fn parse(path: &Path) -> Result<FleetFile, ConfigError> {
     let file = ConfigFile::read(path)?;
     let table: toml::Table = file.parse()?;
-    file.check_keys(&table, &["instance"])?;
-    let several = table.get("instance").and_then(toml::Value::as_array);
-    let tables = several.into_iter().flatten();
-    for instance in tables.filter_map(toml::Value::as_table) {
-        file.check_keys(instance, keys::<InstanceSpec>())?;
+    file.check_keys(&table, &["channel", "instance"])?;
+    for (key, known) in [
+        ("channel", keys::<ChannelBody>()),
+        ("instance", keys::<InstanceSpec>()),
+    ] {
+        let several = table.get(key).and_then(toml::Value::as_array);
+        let tables = several.into_iter().flatten();
+        for one in tables.filter_map(toml::Value::as_table) {
+            file.check_keys(one, known)?;
+        }
     }
-    if table.is_empty() {
+    if !table.contains_key("instance") {
         let path = path.to_owned();
         return Err(ConfigError::NoInstance { path });
     }
-    Ok(file.parse::<Fleet>()?.instance)
+    file.parse()
 }
 
 #[cfg(test)]
@@ -64,12 +80,17 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("mkvmm-fleet-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("fleet.toml");
-        let text = "[[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n\
+        let text = "[[channel]]\nname = \"ab\"\nsize = \"1M\"\nbetween = [\"a\", \"guest2:ro\"]\n\
+                    [[instance]]\nname = \"a\"\nmemory = \"8M\"\nkernel = \"probe\"\n\
                     cmdline = \"x,y\"\ncpus = 2\non-panic = \"restart\"\n\
                     [[instance]]\nmemory = 8388608\nkernel = \"vmlinuz\"\n\
                     initrd = [\"i\", \"/j\"]\nconsole-log = \"probe\"\n";
         std::fs::write(&path, text).unwrap();
-        let fleet = read(&path).unwrap();
+        let FleetFile { channel, instance } = read(&path).unwrap();
+        let fleet = instance;
+        let between: Vec<String> = channel[0].between.iter().map(ToString::to_string).collect();
+        assert_eq!((channel.len(), channel[0].doorbells), (1, 1));
+        assert_eq!(between, ["a", "guest2:ro"]);
         let guest = "name=a,memory=8M,kernel=probe,cmdline=x,,y,cpus=2,on-panic=restart";
         assert_eq!(fleet[0], guest.parse().unwrap());
         let dir_text = dir.display();
@@ -81,10 +102,17 @@ mod tests {
 
         let error = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            instances(&path).unwrap_err()
+            parse(&path).unwrap_err()
         };
         assert!(matches!(
             error("[[instance]]\nnam = \"a\"\n"),
+            ConfigError::UnknownKey {
+                nearest: "name",
+                ..
+            }
+        ));
+        assert!(matches!(
+            error("[[channel]]\nnmae = \"a\"\n"),
             ConfigError::UnknownKey {
                 nearest: "name",
                 ..

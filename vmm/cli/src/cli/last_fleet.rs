@@ -13,13 +13,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mkvmm_api::InstanceSpec;
+use mkvmm_api::channel::ChannelBody;
 use mkvmm_base::{InstanceName, chain};
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use mkvmm_manager::Manager;
 use mkvmm_manager::config::InstanceConfig;
 use serde::Serialize;
 
-use crate::cli::fleet_file;
+use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::FoundingError;
 use crate::cli::state_dir::StateDir;
 use crate::error::CliError;
@@ -34,14 +35,20 @@ const GATHER: Duration = Duration::from_millis(200);
 struct Last {
     #[serde(skip)]
     running: Vec<InstanceName>,
+    /// Comes first: without instances it is a value, which precedes tables.
     instance: Vec<InstanceSpec>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    channel: Vec<ChannelBody>,
 }
 
 impl Last {
     /// Returns what `manager` has now.
     fn of(manager: &Manager) -> Self {
         let mut last = Self::default();
-        for guest in manager.registry().guests() {
+        let registry = manager.registry();
+        let kept = registry.channels().filter(|channel| !channel.is_ending());
+        last.channel = kept.filter_map(|channel| channel.body().ok()).collect();
+        for guest in registry.guests() {
             let images = guest.loaded().map(|loaded| loaded.images.spec());
             let spec = guest.config().spec.clone();
             last.instance.push(spec.with_images(images));
@@ -117,9 +124,10 @@ pub async fn after_crash(
     recreate: bool,
 ) -> Result<(), CliError> {
     let (last, before) = (current(dir), dir.path().join("before.toml"));
-    let (instances, running) = read(&last)?;
-    if !instances.is_empty() && fs::rename(&last, &before).is_ok() {
-        let names = instances.iter().filter_map(|spec| spec.name.as_ref());
+    let (fleet, running) = read(&last)?;
+    let is_empty = fleet.instance.is_empty() && fleet.channel.is_empty();
+    if !is_empty && fs::rename(&last, &before).is_ok() {
+        let names = fleet.instance.iter().filter_map(|spec| spec.name.as_ref());
         let names: Vec<String> = names.map(ToString::to_string).collect();
         log::warn!(
             "the host or the keeper has crashed; there were {} instances, of which {} ran: {}",
@@ -133,9 +141,17 @@ pub async fn after_crash(
         }
     }
     if recreate && before.exists() {
-        let (instances, running) = read(&before)?;
+        let (fleet, running) = read(&before)?;
         let mut is_complete = true;
-        for spec in instances {
+        // Instances have the channels that are there when they start.
+        for body in fleet.channel {
+            let name = body.name.clone();
+            if let Err(error) = manager.create_channel(body.into()).await {
+                is_complete = false;
+                log::error!("channel {name}: not created again: {}", chain(&error));
+            }
+        }
+        for spec in fleet.instance {
             let name = spec.name.clone();
             let text = name.as_ref().map_or("", InstanceName::as_str).to_owned();
             let is_running = name.is_some_and(|name| running.contains(&name));
@@ -155,14 +171,14 @@ pub async fn after_crash(
     Ok(())
 }
 
-fn read(path: &Path) -> Result<(Vec<InstanceSpec>, Vec<InstanceName>), CliError> {
+fn read(path: &Path) -> Result<(FleetFile, Vec<InstanceName>), CliError> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(RUNNING));
     let running = line.unwrap_or_default().split_whitespace();
     let running = running.filter_map(|name| name.parse().ok()).collect();
-    match text.contains("[[instance]]") {
+    match text.contains("[[") {
         true => Ok((fleet_file::read(path)?, running)),
-        false => Ok((Vec::new(), running)),
+        false => Ok((FleetFile::default(), running)),
     }
 }
 
@@ -210,12 +226,29 @@ mod tests {
         let last = Last {
             running: vec!["a".parse().unwrap()],
             instance: specs.map(|spec| spec.parse().unwrap()).into(),
+            channel: vec![ChannelBody {
+                name: "ab".parse().unwrap(),
+                size: "1M".parse().unwrap(),
+                between: vec!["a".parse().unwrap(), "b:ro".parse().unwrap()],
+                doorbells: 2,
+            }],
+        };
+        let fleet = |last: &Last| FleetFile {
+            instance: last.instance.clone(),
+            channel: last.channel.clone(),
         };
         save(&last, &path).unwrap();
-        let (instances, running) = read(&path).unwrap();
-        assert_eq!((instances, running), (last.instance, last.running));
+        let found = read(&path).unwrap();
+        assert_eq!(found, (fleet(&last), last.running.clone()));
+        let channels = Last {
+            instance: Vec::new(),
+            ..last
+        };
+        save(&channels, &path).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!(found, (fleet(&channels), channels.running));
         save(&Last::default(), &path).unwrap();
-        assert_eq!(read(&path).unwrap(), (Vec::new(), Vec::new()));
+        assert_eq!(read(&path).unwrap(), (FleetFile::default(), Vec::new()));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! The command line of `mkvmm`: parses arguments into typed calls.
 
+mod channel;
 mod client;
 mod config_file;
 mod console;

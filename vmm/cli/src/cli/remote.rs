@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use mkpool::param::parse_addr;
 
+use crate::cli::channel::{self, ChannelCommand};
 use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::exchange::{ChangeArgs, answer, change, escape, get};
 use crate::cli::options::{OptionError, size};
@@ -149,6 +150,9 @@ pub enum RemoteCommand {
     /// Inspect the pool, and allocate in it
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Create, inspect and delete channels between instances
+    #[command(subcommand)]
+    Channel(ChannelCommand),
     /// Print where a fleet's instances would be placed, or why they do not fit
     Plan {
         /// A TOML file with instances
@@ -195,6 +199,7 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
             tables::iomem(rows)
         }),
         RemoteCommand::Pool(command) => pool(&command),
+        RemoteCommand::Channel(command) => channel::run(&command),
         RemoteCommand::Plan { file, client } => plan(&file, &client),
         RemoteCommand::Audit(client) => audit(&client),
         RemoteCommand::Events(args) => events(&args),
@@ -292,7 +297,8 @@ fn pool(command: &PoolCommand) -> Result<ExitStatus, CliError> {
 fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let fleet = fleet_file::read(file)?;
     let body = PlanBody {
-        instances: fleet.into_iter().map(CreateBody).collect(),
+        channels: fleet.channel,
+        instances: fleet.instance.into_iter().map(CreateBody).collect(),
     };
     let call = Call::new("POST", "/v1/plan".to_owned()).with(&body)?;
     let text = client.call(call)?;

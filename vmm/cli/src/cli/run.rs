@@ -12,6 +12,7 @@ use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
+use mkvmm_manager::channels::ChannelConfig;
 use mkvmm_manager::config::InstanceConfig;
 use mkvmm_manager::devices;
 use mkvmm_manager::run::{Fleet, Outcome};
@@ -20,7 +21,7 @@ use mkvmm_manager::{Begun, Children, ConsoleOptions, Leaves, Manager, resolve};
 use tokio::sync::Notify;
 
 use crate::cli::HostIoError;
-use crate::cli::fleet_file;
+use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::block_on;
@@ -83,7 +84,7 @@ pub struct RunArgs {
         required_unless_present = "fleet"
     )]
     guests: Vec<String>,
-    /// A TOML file of guests, which come before those of --guest
+    /// A TOML file of guests, which come before those of --guest, and of channels
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
     /// Print the resource tree and every guest's e820 on stderr before they start
@@ -103,10 +104,14 @@ pub struct RunArgs {
 /// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError> {
     // Errors in the arguments are reported before any resource is reserved.
-    let mut specs = match &args.fleet {
+    let FleetFile {
+        channel: channels,
+        instance: mut specs,
+    } = match &args.fleet {
         Some(path) => fleet_file::read(path)?,
-        None => Vec::new(),
+        None => FleetFile::default(),
     };
+    let channels: Vec<ChannelConfig> = channels.into_iter().map(Into::into).collect();
     for text in &args.guests {
         specs.push(text.parse().map_err(RunError::Guest)?);
     }
@@ -142,7 +147,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     let manager = found(ground, children, treatment)?;
     block_on(async {
         tokio::select! {
-            built = build(args, manager, configs) => match built? {
+            built = build(args, manager, channels, configs) => match built? {
                 Some(launch) => launch.supervise(args, &signals).await,
                 None => Ok(ExitStatus::Done),
             },
@@ -188,9 +193,13 @@ struct Launch {
 async fn build(
     args: &RunArgs,
     manager: Rc<Manager>,
+    channels: Vec<ChannelConfig>,
     configs: Vec<(InstanceConfig, ImagesSpec)>,
 ) -> Result<Option<Launch>, CliError> {
     let configs = manager.resolve(configs).await?;
+    for channel in channels {
+        manager.create_channel(channel).await?;
+    }
     let broken = Arc::new(Notify::new());
     let on_error = {
         let broken = Arc::clone(&broken);

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 
 use mkvmm_api::Range;
+use mkvmm_api::channel::{Channel, OwnChannel};
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
@@ -98,6 +99,32 @@ pub fn instances(all: &[Instance]) -> String {
     text(&table)
 }
 
+/// Formats channels, each with a line per member.
+pub fn channels(all: &[Channel]) -> String {
+    let mut table = table();
+    let titles = [
+        "ID", "NAME", "SIZE", "START", "BELLS", "MEMBER", "ACCESS", "STATE", "BOOTS",
+    ];
+    table.set_header(titles.map(|t| Cell::new(t).add_attribute(Attribute::Bold)));
+    for one in all {
+        for (index, member) in one.members.iter().enumerate() {
+            let first = |text: String| if index == 0 { text } else { String::new() };
+            table.add_row([
+                Cell::new(first(one.id.to_string())).set_alignment(CellAlignment::Right),
+                Cell::new(first(one.name.clone())),
+                Cell::new(first(size(one.range.size))).set_alignment(CellAlignment::Right),
+                Cell::new(first(format!("{:#x}", one.range.start))),
+                Cell::new(first(one.doorbells.to_string())).set_alignment(CellAlignment::Right),
+                Cell::new(member.name.as_str()),
+                Cell::new(if member.read_only { "ro" } else { "rw" }),
+                Cell::new(if member.present { "present" } else { "absent" }),
+                Cell::new(member.boots).set_alignment(CellAlignment::Right),
+            ]);
+        }
+    }
+    text(&table)
+}
+
 /// Formats all properties of one instance.
 pub fn instance(one: &Instance) -> String {
     let mut table = table();
@@ -159,6 +186,9 @@ pub fn instance(one: &Instance) -> String {
     for device in &one.devices {
         row("device", chosen(self::device(device)));
     }
+    for channel in &one.channels {
+        row("channel", chosen(own_channel(channel)));
+    }
     row("violations", Cell::new(one.violations));
     let mut stages: Vec<(&String, &u64)> = one.timeline.iter().collect();
     stages.sort_by_key(|(_, at)| **at);
@@ -177,6 +207,22 @@ fn device(device: &Device) -> String {
         count => format!(", stopped {count} times"),
     };
     format!("{} {}{value}{faults}", device.address, device.kind)
+}
+
+fn own_channel(channel: &OwnChannel) -> String {
+    let OwnChannel { name, range, .. } = channel;
+    let access = if channel.read_only { ", read-only" } else { "" };
+    let absent = if channel.present {
+        ""
+    } else {
+        ", from the next boot on"
+    };
+    let (start, last) = (range.start, range.last());
+    format!(
+        "{name} {start:#x}-{last:#x} {}, member {}{access}{absent}",
+        size(range.size),
+        channel.member
+    )
 }
 
 /// Formats the size of the pool, its free memory and its backing, one per row.
@@ -220,6 +266,11 @@ pub fn pool(pool: &Pool) -> String {
 pub fn plan(plan: &Plan) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
+    for channel in &plan.channels {
+        let Channel { name, range, .. } = channel;
+        let _ = writeln!(text, "channel {name}: {}", size(range.size));
+        let _ = writeln!(text, "  {} : channel", span(range));
+    }
     for (instance, pieces) in plan.instances.iter().zip(&plan.pieces) {
         let _ = writeln!(text, "{}: {}", instance.name, size(instance.memory));
         for chunk in &instance.chunks {

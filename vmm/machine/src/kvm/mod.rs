@@ -2,7 +2,7 @@
 
 pub mod clock;
 pub mod cpuid;
-mod device;
+pub(crate) mod device;
 pub mod host;
 pub mod kick;
 pub mod msrs;

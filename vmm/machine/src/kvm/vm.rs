@@ -9,14 +9,17 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use mkpool::AddrRange;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::host::Host;
 use crate::kvm::wires::Wires;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedMemory};
 use mkvmm_base::layout::{IDENTITY_MAP_START, TSS_START};
 use mkvmm_base::{Class, Diagnose};
 
@@ -56,13 +59,17 @@ pub(crate) fn ioctl(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmE
     }
 }
 
-/// A VM whose memory is an instance's own chunks.
+/// A VM whose memory is an instance's own chunks, and what it shares.
 #[derive(Debug)]
 pub struct Vm {
     fd: Arc<VmFd>,
     has_timer: bool,
     // After `fd`, so that the slots are removed before the memory.
     memory: Arc<GuestMemory>,
+    /// What it shares, with the numbers of the slots, each above those of its own.
+    shared: Vec<(u32, SharedMemory)>,
+    /// The most slots that KVM has for it.
+    slots_max: usize,
 }
 
 /// A VM without memory. Creating it takes a third of the time of a whole
@@ -119,18 +126,28 @@ impl Vm {
     ///
     /// # Errors
     /// Returns a [`VmError`] that names what failed; nothing is left then.
-    pub fn new(host: &Host, bare: BareVm, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
-        let needed = memory.ranges().count();
+    pub fn new(
+        host: &Host,
+        bare: BareVm,
+        memory: Arc<GuestMemory>,
+        shared: Vec<SharedMemory>,
+    ) -> Result<Self, VmError> {
+        let needed = memory.ranges().count() + shared.len();
         let limit = host.memory_slots();
         if needed > limit {
             return Err(VmError::TooManySlots { needed, limit });
         }
-        let vm = Self {
+        let mut vm = Self {
             fd: Arc::new(bare.fd),
             has_timer: bare.has_devices,
             memory,
+            shared: Vec::new(),
+            slots_max: limit,
         };
         vm.set_memory_slots()?;
+        for one in shared {
+            vm.share(one)?;
+        }
         if !bare.has_devices {
             add_interrupts(&vm.fd)?;
         }
@@ -156,10 +173,10 @@ impl Vm {
         for (slot, region) in (0_u32..).zip(self.memory.guest().iter()) {
             let slot = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
                 guest_phys_addr: region.start_addr().0,
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr().addr() as u64,
+                ..Default::default()
             };
             // SAFETY: userspace_addr is the start of memory_size bytes of the
             // guest's mapping, which `self.memory` keeps alive for longer than
@@ -168,6 +185,60 @@ impl Vm {
             unsafe { self.fd.set_user_memory_region(slot) }
                 .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
+        Ok(())
+    }
+
+    /// Adds memory that the guest shares, also while it runs, in the lowest slot that
+    /// is free.
+    ///
+    /// # Errors
+    /// Returns a [`VmError`]; nothing has changed then.
+    pub fn share(&mut self, shared: SharedMemory) -> Result<(), VmError> {
+        let own = self.memory.ranges().count();
+        let (needed, limit) = (own + self.shared.len() + 1, self.slots_max);
+        let first = u32::try_from(own).unwrap_or(u32::MAX);
+        let is_free = |slot: &u32| self.shared.iter().all(|(used, _)| used != slot);
+        let slot = (first..u32::MAX).find(is_free).filter(|_| needed <= limit);
+        let slot = slot.ok_or(VmError::TooManySlots { needed, limit })?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: match shared.is_read_only() {
+                true => KVM_MEM_READONLY,
+                false => 0,
+            },
+            guest_phys_addr: shared.range().start(),
+            memory_size: shared.range().size(),
+            userspace_addr: shared.address(),
+        };
+        // SAFETY: userspace_addr is the start of memory_size bytes of a mapping that
+        // `self.shared` keeps alive until the slot is deleted, or for longer than the
+        // VM's descriptor; it is shared memory that Rust code does not access.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        self.shared.push((slot, shared));
+        Ok(())
+    }
+
+    /// Takes memory away that the guest shares, also while it runs: when this
+    /// returns, no vCPU reaches it. A range that the guest does not share is ignored.
+    ///
+    /// # Errors
+    /// Returns a [`VmError`]; the guest has the memory then.
+    pub fn unshare(&mut self, range: AddrRange) -> Result<(), VmError> {
+        let mut shared = self.shared.iter();
+        let Some(index) = shared.position(|(_, shared)| shared.range() == range) else {
+            return Ok(());
+        };
+        let region = kvm_userspace_memory_region {
+            slot: self.shared.get(index).map_or(u32::MAX, |(slot, _)| *slot),
+            guest_phys_addr: range.start(),
+            ..Default::default()
+        };
+        // SAFETY: a size of 0 deletes the slot; KVM reads no other memory.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        // KVM has waited until no vCPU uses the slot, so it may be unmapped.
+        drop(self.shared.remove(index));
         Ok(())
     }
 
@@ -200,7 +271,15 @@ impl Vm {
         &self.fd
     }
 
-    /// Returns the memory that its slots expose.
+    /// Returns the ranges of its memory slots, in ascending order.
+    pub fn slots(&self) -> Vec<AddrRange> {
+        let shared = self.shared.iter().map(|(_, shared)| shared.range());
+        let mut slots: Vec<AddrRange> = self.memory.ranges().chain(shared).collect();
+        slots.sort_by_key(AddrRange::start);
+        slots
+    }
+
+    /// Returns the instance's own memory.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }

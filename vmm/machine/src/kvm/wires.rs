@@ -106,6 +106,44 @@ impl Wires {
         disconnected.map_err(error)
     }
 
+    /// Makes writes of the 32-bit number `value` to `addr` signal `event` instead
+    /// of leaving the guest.
+    ///
+    /// # Errors
+    /// Fails if there is such a doorbell, or KVM has no room for more.
+    pub fn connect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+        let addr = IoEventAddress::Mmio(addr);
+        let connected = self.vm.register_ioevent(event, &addr, value);
+        connected.map_err(error)
+    }
+
+    /// Ends the effect of [`Self::connect_number`].
+    ///
+    /// # Errors
+    /// Fails if there is no such doorbell.
+    pub fn disconnect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+        let addr = IoEventAddress::Mmio(addr);
+        let disconnected = self.vm.unregister_ioevent(event, &addr, value);
+        disconnected.map_err(error)
+    }
+
+    /// Ends the effect of `event` on the message with number `gsi`.
+    ///
+    /// # Errors
+    /// Fails if it has none.
+    pub fn mute(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        self.vm.unregister_irqfd(event, gsi).map_err(error)
+    }
+
+    /// Makes `event` send the message with number `gsi` again, and at once if it
+    /// was signalled meanwhile.
+    ///
+    /// # Errors
+    /// Fails if the host has no memory.
+    pub fn unmute(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        self.vm.register_irqfd(event, gsi).map_err(error)
+    }
+
     /// Makes `event` send `message`. Returns its number, for
     /// [`Self::change_message`].
     ///

@@ -55,6 +55,12 @@ pub enum MemoryError {
         /// The pool addresses of the low window.
         range: AddrRange,
     },
+    /// The memory of a channel is not one range.
+    #[error("the memory of a channel is in {count} pieces")]
+    Gaps {
+        /// The number of ranges without gaps.
+        count: usize,
+    },
     /// vm-memory refused a region.
     #[error("{range:?} cannot be described to vm-memory")]
     Region {
@@ -84,6 +90,80 @@ pub struct GuestMemory {
     _mapping: std::sync::Arc<PoolMapping>,
 }
 
+/// Maps the parts of `range` contiguously, with a page size in bytes, and with
+/// transparent huge pages or not.
+fn map(
+    range: AddrRange,
+    parts: &[MemoryPart],
+    (page, use_huge_pages): (usize, bool),
+    writable: bool,
+) -> Result<Window, MemoryError> {
+    let map_error = |source| MemoryError::Map { range, source };
+    let window = Window::reserve(range.start(), len(range)?, page).map_err(map_error)?;
+    for part in parts.iter().filter(|p| range.contains_range(&p.range)) {
+        let offset = part.range.start() - range.start();
+        let address = |_too_long| MemoryError::Address { range };
+        let offset = usize::try_from(offset).map_err(address)?;
+        let (file, len) = (part.file.as_fd(), len(part.range)?);
+        let mapped = window.map(offset, file, len, use_huge_pages, writable);
+        mapped.map_err(map_error)?;
+    }
+    Ok(window)
+}
+
+/// Memory that other guests have as well, at the same address: that of a
+/// channel.
+#[derive(Debug)]
+pub struct SharedMemory {
+    range: AddrRange,
+    window: Window,
+    is_read_only: bool,
+}
+
+impl SharedMemory {
+    /// Maps `parts`, which must be one range without gaps, with a page size of
+    /// `page` bytes.
+    ///
+    /// # Errors
+    /// Returns a [`MemoryError`]; nothing is mapped then.
+    pub fn new(
+        parts: &[MemoryPart],
+        page: usize,
+        use_huge_pages: bool,
+        is_read_only: bool,
+    ) -> Result<Self, MemoryError> {
+        let mut ranges: Vec<AddrRange> = parts.iter().map(|part| part.range).collect();
+        ranges.sort_by_key(AddrRange::start);
+        let merged = merge_adjacent(ranges);
+        let &[range] = merged.as_slice() else {
+            return Err(MemoryError::Gaps {
+                count: merged.len(),
+            });
+        };
+        let window = map(range, parts, (page, use_huge_pages), !is_read_only)?;
+        Ok(Self {
+            range,
+            window,
+            is_read_only,
+        })
+    }
+
+    /// Returns the pool addresses, which are those in the guest.
+    pub fn range(&self) -> AddrRange {
+        self.range
+    }
+
+    /// Returns whether the guest can only read it.
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
+    /// Returns the host address of its first byte.
+    pub(crate) fn address(&self) -> u64 {
+        self.window.address()
+    }
+}
+
 fn len(range: AddrRange) -> Result<usize, MemoryError> {
     usize::try_from(range.size()).map_err(|_too_long| MemoryError::Address { range })
 }
@@ -101,20 +181,11 @@ impl PoolMapping {
     ) -> Result<Self, MemoryError> {
         let mut ranges: Vec<AddrRange> = parts.iter().map(|part| part.range).collect();
         ranges.sort_by_key(AddrRange::start);
-        let mut windows = Vec::new();
-        for range in merge_adjacent(ranges) {
-            let map_error = |source| MemoryError::Map { range, source };
-            let window = Window::reserve(range.start(), len(range)?, page).map_err(map_error)?;
-            for part in parts.iter().filter(|p| range.contains_range(&p.range)) {
-                let offset = part.range.start() - range.start();
-                let address = |_too_long| MemoryError::Address { range };
-                let offset = usize::try_from(offset).map_err(address)?;
-                window
-                    .map(offset, part.file.as_fd(), len(part.range)?, use_huge_pages)
-                    .map_err(map_error)?;
-            }
-            windows.push((range, window));
-        }
+        let windows = merge_adjacent(ranges).into_iter().map(|range| {
+            let window = map(range, parts, (page, use_huge_pages), true)?;
+            Ok((range, window))
+        });
+        let windows = windows.collect::<Result<_, MemoryError>>()?;
         Ok(Self { windows })
     }
 

@@ -68,7 +68,7 @@ impl Window {
     }
 
     /// Maps `len` bytes of `file` from its offset 0 on at `offset` of the
-    /// window.
+    /// window, only for reading unless `writable`.
     ///
     /// # Errors
     /// Returns EINVAL for a range not entirely in the window, or the error of
@@ -79,7 +79,12 @@ impl Window {
         file: BorrowedFd<'_>,
         len: usize,
         use_huge_pages: bool,
+        writable: bool,
     ) -> Result<(), Errno> {
+        let protection = match writable {
+            true => ProtFlags::READ | ProtFlags::WRITE,
+            false => ProtFlags::READ,
+        };
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(Errno::INVAL);
         }
@@ -92,7 +97,7 @@ impl Window {
             rustix::mm::mmap(
                 at,
                 len,
-                ProtFlags::READ | ProtFlags::WRITE,
+                protection,
                 MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
                 file,
                 0,
@@ -107,6 +112,11 @@ impl Window {
             unsafe { rustix::mm::madvise(at, len, Advice::LinuxHugepage) }?;
         }
         Ok(())
+    }
+
+    /// Returns the host address of the first byte.
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr().addr() as u64
     }
 
     /// Describes `[offset, offset + len)` of the window to vm-memory. The

@@ -12,6 +12,7 @@
 //! It exits when its guest has ended, when its channel is closed, or when it is
 //! killed. Slow operations delay nobody else, since it has only one guest.
 
+mod channels;
 mod console;
 mod devices;
 mod disks;

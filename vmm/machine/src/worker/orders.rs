@@ -17,8 +17,8 @@ use mkvmm_base::{InstanceName, NameError, chain};
 use mkvmm_memory::e820::{E820Entry, E820Type};
 use mkvmm_wire::WireError;
 use mkvmm_wire::messages::{
-    BootOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal, RefusalKind,
-    WorkerState,
+    BootOrder, ChannelOrder, Copy, Done, Extent, Identity, LoadOrder, MapRow, Order, Refusal,
+    RefusalKind, WorkerState,
 };
 use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
@@ -26,13 +26,15 @@ use mkvmm_wire::shared::board::{Board, BoardWriter};
 use mkvmm_wire::shared::console;
 
 use crate::boot::writer::BootData;
+use crate::devices::pci::channels::Port;
 use crate::kvm::host::{Host, HostError};
 use crate::kvm::{BareVm, VmError};
 use crate::loading::{self, LoadError, Piece};
 use crate::machine::{BootConfig, Connections, EarlyMachine, Machine, MachineError};
-use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping};
+use crate::memory::{GuestMemory, MemoryError, MemoryPart, PoolMapping, SharedMemory};
 use crate::news::NewsSink;
 use crate::vcpu::ReadRequest;
+use crate::worker::channels::{self, ChannelError};
 use crate::worker::console::SharedConsole;
 use crate::worker::devices::{self, DeviceError};
 use crate::worker::disks::Rings;
@@ -82,6 +84,9 @@ pub enum OrderError {
     /// A device cannot be created.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A channel cannot be used.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
     /// The answer cannot be sent.
     #[error("the manager cannot be answered")]
     Wire(#[from] WireError),
@@ -172,6 +177,8 @@ pub struct Guest {
     /// The memory files, until the machine is created.
     parts: Vec<MemoryPart>,
     mapping: Option<Arc<PoolMapping>>,
+    /// The channels, until the machine is created.
+    channels: Vec<(Port, SharedMemory)>,
     is_running: bool,
     /// True once the vCPUs were started.
     has_run: bool,
@@ -191,6 +198,7 @@ impl Guest {
             rings: beginning.rings,
             parts: Vec::new(),
             mapping: None,
+            channels: Vec::new(),
             is_running: false,
             has_run: false,
             subscribers: Vec::new(),
@@ -278,6 +286,14 @@ impl Guest {
                     let range = range(extent)?;
                     self.parts.push(MemoryPart { range, file });
                 }
+            }
+            Order::Channel(order) => {
+                let joined = self.join(&order, files);
+                self.answer(joined.map(|()| Done::Joined))?;
+            }
+            Order::LeaveChannel(id) => {
+                let left = self.leave(id);
+                self.answer(left.map(|()| Done::Left))?;
             }
             Order::Load(order) => {
                 let loaded = self.load(&order, &files);
@@ -417,8 +433,30 @@ impl Guest {
         )?)
     }
 
+    fn join(&mut self, order: &ChannelOrder, files: Vec<OwnedFd>) -> Result<(), OrderError> {
+        let me = self.me("a channel")?;
+        let (port, memory) = channels::open(order, files, me.page, me.huge_pages)?;
+        match &mut self.machine {
+            Some(machine) => machine.join(port, memory)?,
+            None => {
+                let is_new = self.channels.iter().all(|(own, _)| own.id != port.id);
+                self.channels.extend(is_new.then_some((port, memory)));
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, id: u32) -> Result<(), OrderError> {
+        self.channels.retain(|(port, _)| port.id != id);
+        match &mut self.machine {
+            Some(machine) => Ok(machine.leave(id)?),
+            None => Ok(()),
+        }
+    }
+
     fn boot(&mut self, order: &BootOrder, files: Vec<OwnedFd>) -> Result<Vec<Extent>, OrderError> {
         let vm = self.vm.take();
+        let channels = std::mem::take(&mut self.channels);
         let devices = devices::build(&order.devices, files, &mut self.rings)?;
         let name = "a boot";
         let missing = "its images";
@@ -466,6 +504,7 @@ impl Guest {
             news: Arc::new(self.reporter.clone()) as Arc<dyn NewsSink>,
             board: me.board.clone(),
             devices,
+            channels,
             pci_high,
         };
         let memory = Arc::new(memory);

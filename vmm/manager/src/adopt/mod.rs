@@ -22,10 +22,11 @@ use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::SharedError;
 
 use crate::budget::Shortage;
+use crate::channels::ChannelError;
 use crate::journal::RewriteError;
 use crate::journal::contents::Contents;
 use crate::journal::file::JournalError;
-use crate::journal::record::{InstanceRecord, ManagerRecord, images_of, spec_of};
+use crate::journal::record::{ChannelRecord, InstanceRecord, ManagerRecord, images_of, spec_of};
 #[cfg(doc)]
 use crate::manager::Manager;
 
@@ -47,6 +48,9 @@ pub enum AdoptError {
     /// A console or a board is invalid.
     #[error("the shared memory of an instance")]
     Shared(#[from] SharedError),
+    /// A channel has no descriptors.
+    #[error("a channel")]
+    Channel(#[from] ChannelError),
     /// A process that runs on speaks a version of the protocol that is not spoken
     /// here.
     #[error("{peer}")]
@@ -153,9 +157,11 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         taken += sub_pool.size();
         count += 1;
     }
+    restore_channels(&mut pool, contents.channels.values(), contents.next_channel)?;
     taken += pool
         .held()
         .chain(pool.allocations())
+        .chain(pool.channels().map(|(_, range)| range))
         .map(|r| r.size())
         .sum::<u64>();
     let (size, avail) = (pool.range().size(), pool.avail());
@@ -166,6 +172,21 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         return Err(AdoptError::Audit { problems });
     }
     Ok(count)
+}
+
+/// Adds the channels of a journal to the ledger.
+fn restore_channels<'a>(
+    pool: &mut HostPool,
+    records: impl Iterator<Item = &'a ChannelRecord>,
+    next: Option<u32>,
+) -> Result<(), AdoptError> {
+    for record in records {
+        pool.restore_channel(record.id, &record.name, record.range)?;
+    }
+    if let Some(next) = next {
+        pool.restore_next_channel(next)?;
+    }
+    Ok(())
 }
 
 /// Checks that this program speaks the versions of the protocol that the processes

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mkpool::AddrRange;
 use mkvmm_base::state::Verb;
 use mkvmm_base::timeline::{Mark, Timeline};
-use mkvmm_base::{ExitKind, InstanceId, InstanceName, chain};
+use mkvmm_base::{ExitKind, InstanceId, InstanceName, RunId, chain};
 use mkvmm_keeper::cgroup::{Cgroups, Controller, Leaf};
 use mkvmm_keeper::client::{Held, Inventory};
 use mkvmm_memory::e820::{E820Entry, E820Type};
@@ -22,9 +22,13 @@ use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::board::DeviceCounts;
 
 use super::shared::{Opening, Shared};
-use super::{AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of, take, take_one};
+use super::{
+    AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of, restore_channels, take,
+    take_one,
+};
 use crate::audit::audit;
 use crate::budget::Amounts;
+use crate::channels::{self, Channel, ChannelConfig, Member};
 use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::console_log::LogFile;
@@ -35,7 +39,9 @@ use crate::host::Host;
 use crate::images::Images;
 use crate::journal::RewriteError;
 use crate::journal::contents::Contents;
-use crate::journal::record::{InstanceRecord, LeafRecord, LoadedRecord, spec_of};
+use crate::journal::record::{
+    ChannelRecord, FileRecord, InstanceRecord, LeafRecord, LoadedRecord, spec_of,
+};
 use crate::links::Links;
 use crate::manager::{Manager, Options};
 use crate::status::Status;
@@ -65,23 +71,26 @@ impl Manager {
         let mut held_memory = BTreeMap::new();
         for record in contents.instances.into_values() {
             let sub_pool = pool.restore_sub_pool(&record.sub_pool)?;
-            let mut files = Vec::new();
-            for file in &record.files {
-                let key = Key::Memory {
-                    number: file.number,
-                    start: file.range.start(),
-                    size: file.range.size(),
-                };
-                let (fd, held) = take_one(inventory, key)?;
-                files.push(MemoryFile::adopt(file.range, fd, file.number, &config)?);
-                held_memory.insert(file.number, held);
-            }
+            let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;
             parts.push((record, sub_pool, files));
         }
-        let memory = restore_memory(pool.range(), config, &parts, inventory, &mut held_memory)?;
+        restore_channels(&mut pool, contents.channels.values(), contents.next_channel)?;
+        let mut channels = Vec::new();
+        for record in contents.channels.into_values() {
+            let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;
+            channels.push((record, files));
+        }
+        let lent = parts.iter().flat_map(|(_, _, files)| files);
+        let lent = lent.chain(channels.iter().flat_map(|(_, files)| files));
+        let lent: Vec<AddrRange> = lent.map(MemoryFile::range).collect();
+        let memory = restore_memory(pool.range(), config, &lent, inventory, &mut held_memory)?;
         let manager = Self::new(host, pool, memory, options);
         manager.memory_held.replace(held_memory);
         manager.log().restore(contents.events);
+        for (record, files) in channels {
+            let channel = manager.channel_of(record, files, inventory)?;
+            manager.registry_mut().add_channel(channel);
+        }
         let mut adopted = Vec::with_capacity(parts.len());
         for ((record, sub_pool, files), shared) in parts.into_iter().zip(opening.end().await?) {
             let mut tasks = Tasks::default();
@@ -108,6 +117,8 @@ impl Manager {
                 tasks,
             });
         }
+        // What was joining or leaving may be there or not.
+        manager.registry_mut().unsettled_channels();
         let problems = audit(&manager.registry()).problems;
         if !problems.is_empty() {
             return Err(AdoptError::Audit { problems });
@@ -250,6 +261,68 @@ impl Manager {
         Ok((guest, is_intact))
     }
 
+    /// Rebuilds a channel. Where a worker has destroyed what its members share,
+    /// they share something new from their next boots on.
+    fn channel_of(
+        &self,
+        record: ChannelRecord,
+        files: Vec<MemoryFile>,
+        inventory: &mut Inventory,
+    ) -> Result<Channel, AdoptError> {
+        let config = ChannelConfig {
+            size: record.range.size(),
+            doorbells: record.doorbells,
+            members: record
+                .members
+                .iter()
+                .map(|member| (member.name.clone(), member.read_only))
+                .collect(),
+            name: record.name,
+        };
+        config
+            .check()
+            .map_err(|error| contradiction(chain(&error)))?;
+        let count = config.members.len();
+        let (parts, mut held) =
+            take(inventory, Key::Channel(record.id)).map(|(parts, held)| (parts, Some(held)))?;
+        let shared = match channels::Shared::adopt(parts, count, record.doorbells) {
+            Ok(shared) => shared.ok_or_else(|| contradiction("a channel without its doorbells"))?,
+            Err(error) => {
+                log::error!("channel {}: {}", config.name, chain(&error));
+                let new = channels::Shared::create(count, record.doorbells)?;
+                let again = self.hold(Key::Channel(record.id), &new.descriptors());
+                held = again.map_err(RewriteError::from)?.or(held);
+                new
+            }
+        };
+        let booking = self.budget.book(config.needs(files.len().max(1)))?;
+        let members = record.members.into_iter().map(|member| Member {
+            name: member.name,
+            read_only: member.read_only,
+            is_out: member.is_out,
+            is_moving: false,
+            run: member.run.map(|(id, epoch)| RunId {
+                id: InstanceId(id),
+                epoch,
+            }),
+            boots: member.boots,
+        });
+        Ok(Channel {
+            id: record.id,
+            name: config.name,
+            range: record.range,
+            doorbells: record.doorbells,
+            members: members.collect(),
+            is_ending: record.is_ending,
+            is_left: record.is_left,
+            is_cleaning: false,
+            files,
+            shared: Rc::new(shared),
+            booking,
+            held,
+        })
+    }
+
     /// Returns whether nobody is to be told that an instance is deleted: an
     /// earlier manager has told it, or nobody knows of the instance.
     fn is_told_gone(&self, name: &InstanceName, record: &InstanceRecord) -> bool {
@@ -268,21 +341,36 @@ fn attend(id: InstanceId, console: &Arc<GuestConsole>) -> impl Future<Output = (
     }
 }
 
-type Parts = (InstanceRecord, SubPool, Vec<MemoryFile>);
+/// Takes over files of memory that the keeper holds.
+fn adopt_files(
+    records: &[FileRecord],
+    config: &ReservationConfig,
+    inventory: &mut Inventory,
+    held_memory: &mut BTreeMap<u64, Held>,
+) -> Result<Vec<MemoryFile>, AdoptError> {
+    let mut files = Vec::new();
+    for file in records {
+        let key = Key::Memory {
+            number: file.number,
+            start: file.range.start(),
+            size: file.range.size(),
+        };
+        let (fd, held) = take_one(inventory, key)?;
+        files.push(MemoryFile::adopt(file.range, fd, file.number, config)?);
+        held_memory.insert(file.number, held);
+    }
+    Ok(files)
+}
 
 /// Rebuilds the memory of the pool: files that nobody has are at home, if pages
 /// are populated.
 fn restore_memory(
     range: AddrRange,
     config: ReservationConfig,
-    parts: &[Parts],
+    lent: &[AddrRange],
     inventory: &mut Inventory,
     held: &mut BTreeMap<u64, Held>,
 ) -> Result<PoolMemory, AdoptError> {
-    let lent: Vec<AddrRange> = parts
-        .iter()
-        .flat_map(|(_, _, files)| files.iter().map(MemoryFile::range))
-        .collect();
     let granules = PoolMemory::granules(range, &config);
     let mut home = Vec::new();
     let keys: Vec<Key> = inventory.held.keys().copied().collect();
@@ -304,7 +392,7 @@ fn restore_memory(
         home.push(MemoryFile::adopt(*granule, fd, number, &config)?);
         held.insert(number, one);
     }
-    Ok(PoolMemory::restore(range, config, home, &lent)?)
+    Ok(PoolMemory::restore(range, config, home, lent)?)
 }
 
 fn loaded_of(

@@ -63,6 +63,7 @@ impl Manager {
         ended
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
+        self.settle_channels();
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::{Class, Diagnose, Room};
 use mkvmm_keeper::cgroup::CgroupError;
 
+use crate::channels::ChannelError;
 use crate::console_log::LogError;
 use crate::control::debug::error::DebugError;
 use crate::devices::DeviceError;
@@ -77,12 +78,12 @@ pub enum ControlError {
         /// The maximum number of requests in progress.
         limit: usize,
     },
-    /// A plan has too many instances.
-    #[error("the plan has {count} instances, exceeding the limit of {limit}")]
+    /// A plan has too many instances or channels.
+    #[error("the plan has {count} entries of one kind, exceeding the limit of {limit}")]
     PlanSize {
-        /// The number of instances in the plan.
+        /// The number of instances or channels in the plan.
         count: usize,
-        /// The maximum number of instances in a plan.
+        /// The maximum number of them in a plan.
         limit: usize,
     },
     /// The query is not valid for the route.
@@ -115,6 +116,9 @@ pub enum ControlError {
     /// A file cannot be used as a console log.
     #[error("the console log")]
     Log(#[from] LogError),
+    /// The channel cannot be had.
+    #[error("the channel")]
+    Channel(#[from] ChannelError),
     /// What a device needs cannot be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -147,6 +151,7 @@ impl ControlError {
             Self::Debug(error) => error,
             Self::Log(error) => error,
             Self::Device(error) => error,
+            Self::Channel(error) => error,
             _ => return None,
         })
     }
@@ -201,9 +206,11 @@ impl Diagnose for ControlError {
 pub const fn status(class: Class) -> StatusCode {
     match class {
         Class::BadRequest => StatusCode::BAD_REQUEST,
-        Class::NoRoute | Class::NoInstance | Class::NoAllocation | Class::NoConsole => {
-            StatusCode::NOT_FOUND
-        }
+        Class::NoRoute
+        | Class::NoInstance
+        | Class::NoAllocation
+        | Class::NoConsole
+        | Class::NoChannel => StatusCode::NOT_FOUND,
         Class::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         Class::Exists | Class::WrongState | Class::Busy => StatusCode::CONFLICT,
         Class::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -6,6 +6,7 @@
 
 mod api;
 mod body;
+mod channels;
 mod debug;
 mod debug_query;
 mod doctor;
@@ -66,6 +67,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(doctor::examine))
         .routes(routes!(routes::pool_alloc))
         .routes(routes!(routes::pool_free))
+        .routes(routes!(channels::list, channels::create))
+        .routes(routes!(channels::show, channels::delete))
+        .routes(routes!(channels::join))
+        .routes(routes!(channels::leave))
         .routes(routes!(routes::plan))
         .routes(routes!(streams::events))
         .routes(routes!(routes::list, routes::create))

@@ -15,6 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_spans::BootSpans;
+use crate::channels::Channel;
 use crate::control::objects;
 use crate::guest::Guest;
 use crate::stock::{Stock, StockCounters};
@@ -54,6 +55,7 @@ pub struct MetricsFacts {
     pool: Pool,
     allocations: BTreeMap<CountKey, u64>,
     instances: Vec<InstanceFacts>,
+    channels: Vec<ChannelFacts>,
     boots: BootSpans,
     /// The number of workers that wait, of how many, and what became of others.
     stock: (u64, u64, StockCounters),
@@ -74,6 +76,32 @@ struct InstanceFacts {
     exits: Vec<(&'static str, u64)>,
     devices: Vec<DeviceFacts>,
     footprint: Footprint,
+}
+
+/// The data of a channel for the metrics.
+#[derive(Debug)]
+struct ChannelFacts {
+    labels: Labels,
+    size: u64,
+    /// For each member its name, whether it is present, and its boots.
+    members: Vec<(String, bool, u32)>,
+}
+
+impl ChannelFacts {
+    fn of(channel: &Channel) -> Self {
+        let members = channel.members().iter().map(|member| {
+            let is_present = member.is_present();
+            (member.name.to_string(), is_present, member.boots)
+        });
+        Self {
+            labels: vec![
+                ("name", channel.name().to_string()),
+                ("id", channel.id().to_string()),
+            ],
+            size: channel.range().size(),
+            members: members.collect(),
+        }
+    }
 }
 
 /// The counters of a device for the metrics.
@@ -140,6 +168,7 @@ impl MetricsFacts {
             pool: objects::pool_of(registry),
             allocations: registry.pool().log().counts().clone(),
             instances: registry.guests().map(instance).collect(),
+            channels: registry.channels().map(ChannelFacts::of).collect(),
             boots: registry.boots().clone(),
             stock: (
                 stock.pids().len() as u64,
@@ -165,6 +194,7 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
     register_instances(&mut registry, &facts.instances);
     register_devices(&mut registry, &facts.instances);
     register_usage(&mut registry, &facts.instances);
+    register_channels(&mut registry, &facts.channels);
     registry.register_with_unit(
         "boot_stage",
         "Time between two stages of a boot",
@@ -400,6 +430,26 @@ impl OwnCounters {
         let help = "Frames that a network device has dropped, by reason";
         registry.register("instance_net_dropped", help, self.drops);
     }
+}
+
+fn register_channels(registry: &mut Registry, all: &[ChannelFacts]) {
+    let (sizes, presence, boots) = (Gauges::default(), Gauges::default(), Counters::default());
+    for one in all {
+        let size = i64::try_from(one.size).unwrap_or(i64::MAX);
+        sizes.get_or_create(&one.labels).set(size);
+        for (name, is_present, count) in &one.members {
+            let mut labels = one.labels.clone();
+            labels.push(("member", name.clone()));
+            presence.get_or_create(&labels).set((*is_present).into());
+            boots.get_or_create(&labels).inc_by((*count).into());
+        }
+    }
+    let help = "Memory of a channel";
+    registry.register_with_unit("channel_memory", help, Unit::Bytes, sizes);
+    let help = "Whether a member's guest has the memory of a channel: 1 or 0";
+    registry.register("channel_member_present", help, presence);
+    let help = "Times that a member got the memory of a channel";
+    registry.register("channel_member_boots", help, boots);
 }
 
 fn register_devices(registry: &mut Registry, all: &[InstanceFacts]) {

@@ -3,6 +3,7 @@
 use mkpool::AddrRange;
 use mkpool::range::RangeError;
 use mkvmm_api::InstanceSpec;
+use mkvmm_api::channel::{self, OwnChannel};
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
 use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord, WarmWorkers};
@@ -16,6 +17,7 @@ use mkvmm_memory::host_pool::{HostPool, SubPool};
 use mkvmm_memory::reservation::ReservationConfig;
 
 use crate::audit::Findings;
+use crate::channels::{Channel, ChannelConfig};
 use crate::config::InstanceConfig;
 use crate::devices::given;
 use crate::guest::{Guest, Loaded};
@@ -107,6 +109,7 @@ pub fn described(of: &Description<'_>) -> Instance {
         process_memory: None,
         cgroup: None,
         devices: devices(&config.spec),
+        channels: Vec::new(),
         spec: config.spec.clone().with_images(images),
     }
 }
@@ -184,6 +187,7 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
     }
     Ok(Instance {
         devices,
+        channels: own_channels(registry, guest),
         pid: guest.pid(),
         cgroup,
         reason: guest.reason(),
@@ -192,6 +196,59 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
         timeline: stages.map(|(name, at)| (name.to_owned(), at)).collect(),
         ..described
     })
+}
+
+/// Returns the channels that an instance is a member of.
+fn own_channels(registry: &Registry, guest: &Guest) -> Vec<OwnChannel> {
+    let own = registry.channels().filter_map(|channel| {
+        let mut members = channel.members().iter().zip(0..);
+        let (member, number) = members.find(|(member, _)| member.name == *guest.name())?;
+        Some(OwnChannel {
+            name: channel.name().to_string(),
+            range: channel.range().into(),
+            member: number,
+            read_only: member.read_only,
+            present: member.is_present(),
+        })
+    });
+    own.collect()
+}
+
+/// Returns the API object for a channel.
+pub fn channel(of: &Channel) -> channel::Channel {
+    let members = of.members().iter().map(|member| channel::Member {
+        name: member.name.to_string(),
+        read_only: member.read_only,
+        present: member.is_present(),
+        boots: member.boots,
+    });
+    channel::Channel {
+        id: of.id(),
+        name: of.name().to_string(),
+        range: of.range().into(),
+        doorbells: of.doorbells(),
+        members: members.collect(),
+    }
+}
+
+/// Returns the API object for the channel that `config` would make in `range`.
+pub fn rehearsed_channel(config: &ChannelConfig, id: u32, range: AddrRange) -> channel::Channel {
+    let members = config
+        .members
+        .iter()
+        .map(|(name, read_only)| channel::Member {
+            name: name.to_string(),
+            read_only: *read_only,
+            present: false,
+            boots: 0,
+        });
+    channel::Channel {
+        id,
+        name: config.name.to_string(),
+        range: range.into(),
+        doorbells: config.doorbells,
+        members: members.collect(),
+    }
 }
 
 /// Describes the devices of an instance that has not run.

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use mkpool::AddrRange;
 use mkvmm_api::Instance;
+use mkvmm_api::channel::Channel;
 use mkvmm_api::plan::{Piece, Plan, PlanProblem};
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName};
 use mkvmm_memory::host_pool::{HostPool, Rehearsal, SubPool, Wanted};
 use mkvmm_memory::reservation::ReservationConfig;
 
+use crate::channels::{ChannelConfig, ChannelError};
 use crate::config::InstanceConfig;
 use crate::control::error::ControlError;
 use crate::control::objects;
@@ -61,11 +63,16 @@ struct Owner {
 }
 
 impl Books {
-    /// Copies the books for a plan of `wanted`.
+    /// Copies the books for a plan of `channels` and `wanted`.
     ///
     /// # Errors
     /// [`ControlError`] for a name that is taken, or given twice.
-    pub fn copy(registry: &Registry, wanted: &[Planned]) -> Result<Self, ControlError> {
+    pub fn copy(
+        registry: &Registry,
+        channels: &[ChannelConfig],
+        wanted: &[Planned],
+    ) -> Result<Self, ControlError> {
+        check_channels(registry, channels)?;
         check_names(registry, wanted)?;
         let owner = |guest: &Guest| Owner {
             name: guest.name().clone(),
@@ -80,24 +87,26 @@ impl Books {
         })
     }
 
-    /// Plans `wanted`, in this order.
+    /// Plans `channels` and then `wanted`, in this order.
     ///
     /// # Errors
     /// [`ControlError`] for what no room would help: a value that is wrong.
-    pub fn plan(mut self, wanted: &[Planned]) -> Result<Plan, ControlError> {
+    pub fn plan(
+        mut self,
+        channels: &[ChannelConfig],
+        wanted: &[Planned],
+    ) -> Result<Plan, ControlError> {
         let (memory, instances) = (self.memory, self.instances.len());
         let mut rehearsal = self.pool.rehearse();
         let mut done = Vec::new();
-        let mut refused = None;
-        for planned in wanted {
+        let (made_channels, mut refused) = rehearse_channels(&mut rehearsal, channels)?;
+        let room_for = if refused.is_some() { &[] } else { wanted };
+        for planned in room_for {
             match rehearse(&mut rehearsal, planned) {
                 Ok(one) => done.push(one),
                 Err(error) => {
                     let error = ControlError::from(error.of(&planned.config.name));
-                    if error.class() != Class::NoRoom {
-                        return Err(error);
-                    }
-                    refused = Some((planned, error));
+                    refused = Some(lacks_room(&planned.config.name, error)?);
                     break;
                 }
             }
@@ -108,6 +117,7 @@ impl Books {
         let made: Vec<AddrRange> = rehearsal.made().iter().flat_map(regions).collect();
         let mut plan = Plan {
             fits: refused.is_none(),
+            channels: made_channels,
             instances: objects.collect::<Result<_, _>>()?,
             pieces: done.iter().map(pieces).collect(),
             pool: objects::pool(rehearsal.pool(), &memory, instances + done.len()),
@@ -115,10 +125,15 @@ impl Books {
         };
         let avail = rehearsal.pool().avail();
         drop(rehearsal);
-        plan.problem = refused.map(|(planned, error)| PlanProblem {
-            name: planned.config.name.to_string(),
+        let is_instance = plan.channels.len() == channels.len();
+        plan.problem = refused.map(|(name, error)| PlanProblem {
+            name: name.to_string(),
             error: (&error).into(),
-            delete_one_of: self.makes_room(wanted, &made, avail),
+            // Whether channels would fit is not tried.
+            delete_one_of: match is_instance && channels.is_empty() {
+                true => self.makes_room(wanted, &made, avail),
+                false => Vec::new(),
+            },
         });
         Ok(plan)
     }
@@ -159,6 +174,44 @@ pub fn dry_create(registry: &mut Registry, planned: &Planned) -> Result<Instance
         Some(sub_pool) => object(&rehearsal, &one, sub_pool),
         // The instance was created in the dry run.
         None => Err(ControlError::Ending),
+    }
+}
+
+/// Checks everything about channels that does not depend on the pool.
+fn check_channels(registry: &Registry, channels: &[ChannelConfig]) -> Result<(), ControlError> {
+    for (index, config) in channels.iter().enumerate() {
+        config.check()?;
+        registry.check_members(config, channels.get(..index).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// An instance or a channel that does not fit.
+type Refused = (InstanceName, ControlError);
+
+/// Carves the channels up to the first that does not fit.
+fn rehearse_channels(
+    rehearsal: &mut Rehearsal<'_>,
+    channels: &[ChannelConfig],
+) -> Result<(Vec<Channel>, Option<Refused>), ControlError> {
+    let mut made = Vec::new();
+    for config in channels {
+        match rehearsal.carve_channel(&config.name, config.size) {
+            Ok((id, range)) => made.push(objects::rehearsed_channel(config, id, range)),
+            Err(error) => {
+                let error = ControlError::from(ChannelError::from(error));
+                return Ok((made, Some(lacks_room(&config.name, error)?)));
+            }
+        }
+    }
+    Ok((made, None))
+}
+
+/// Returns what does not fit, unless the error is another one.
+fn lacks_room(name: &InstanceName, error: ControlError) -> Result<Refused, ControlError> {
+    match error.class() {
+        Class::NoRoom => Ok((name.clone(), error)),
+        _ => Err(error),
     }
 }
 

@@ -21,6 +21,8 @@ pub fn pool_map(registry: &Registry) -> PoolMap {
     let pool = registry.pool();
     let mut holders = HashMap::new();
     holders.extend(pool.allocations().map(|r| (r.start(), Holder::Allocation)));
+    let channels = pool.channels();
+    holders.extend(channels.map(|(name, r)| (r.start(), Holder::Channel(name.as_str()))));
     holders.extend(pool.held().map(|r| (r.start(), Holder::Held)));
     let mut owners: Vec<(u64, Owner)> = Vec::new();
     for guest in registry.guests() {
@@ -50,6 +52,7 @@ pub fn pool_map(registry: &Registry) -> PoolMap {
 #[derive(Debug, Clone, Copy)]
 enum Holder<'a> {
     Instance(&'a str),
+    Channel(&'a str),
     Allocation,
     Held,
 }
@@ -70,6 +73,9 @@ fn segments(
             (Some(resource), Some(Holder::Instance(name))) => SegmentKind::Instance {
                 instance: name.to_owned(),
                 parts: parts(tree, resource, GUEST_MEMORY),
+            },
+            (Some(_), Some(Holder::Channel(name))) => SegmentKind::Channel {
+                channel: name.to_owned(),
             },
             (Some(_), Some(Holder::Allocation)) => SegmentKind::Allocation,
             (Some(_), Some(Holder::Held)) => SegmentKind::Held,

@@ -6,7 +6,9 @@ use mkvmm_api::events::Event;
 use mkvmm_memory::host_pool::state::PoolState;
 
 use crate::journal::file::{self, Binding, JournalError};
-use crate::journal::record::{self, InstanceRecord, ManagerRecord, PeerRecord, Record};
+use crate::journal::record::{
+    self, ChannelRecord, InstanceRecord, ManagerRecord, PeerRecord, Record,
+};
 
 /// The wire protocol of all processes before there were records of it.
 const FIRST_WIRE: u32 = 3;
@@ -22,6 +24,10 @@ pub struct Contents {
     pub instances: BTreeMap<u32, InstanceRecord>,
     /// The counters of the instances' devices in previous boots.
     pub devices: BTreeMap<u32, Vec<Vec<u64>>>,
+    /// The channels by number.
+    pub channels: BTreeMap<u32, ChannelRecord>,
+    /// The number of the next channel, if there were channels at all.
+    pub next_channel: Option<u32>,
     /// The events in order.
     pub events: Vec<Event>,
     /// The versions of the wire protocol that workers speak, by their numbers, and
@@ -47,6 +53,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let (mut instances, mut events) = (BTreeMap::new(), Vec::new());
     let mut devices = BTreeMap::new();
     let mut peers = BTreeMap::new();
+    let (mut channels, mut next_channel) = (BTreeMap::new(), None);
     for (offset, content) in file::frames(bytes, binding)? {
         for record in record::decode(offset, content)? {
             match record {
@@ -65,6 +72,13 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 Record::Peer(PeerRecord { serial, wire }) => {
                     peers.insert(serial, wire);
                 }
+                Record::Channel(it) => {
+                    channels.insert(it.id, it);
+                }
+                Record::ChannelDeleted(id) => {
+                    channels.remove(&id);
+                }
+                Record::NextChannel(id) => next_channel = Some(id),
                 Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
             }
         }
@@ -77,6 +91,8 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         pool: pool.ok_or_else(|| missing("pool"))?,
         instances,
         devices,
+        channels,
+        next_channel,
         events,
         peers,
     })

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use mkpool::AddrRange;
 use mkvmm_api::events::Event;
 use mkvmm_api::{ImagesSpec, InstanceSpec};
+use mkvmm_base::InstanceName;
 use mkvmm_base::state::{EndReason, State, Verb};
 use mkvmm_base::unpacking::{ImageRole, Unpacked};
 use mkvmm_memory::host_pool::state::{PoolState, SubPoolState};
@@ -37,6 +38,12 @@ pub enum Record {
     Devices(u32, Vec<Vec<u64>>),
     /// The protocol of a process that managers talk to. Since version 3.
     Peer(PeerRecord),
+    /// A channel as a whole. Since version 4.
+    Channel(ChannelRecord),
+    /// A channel that no longer exists. Since version 4.
+    ChannelDeleted(u32),
+    /// The number of the next channel. Since version 4.
+    NextChannel(u32),
 }
 
 /// Which version of the wire protocol a process speaks that outlives its manager.
@@ -46,6 +53,42 @@ pub struct PeerRecord {
     pub serial: Option<u64>,
     /// The version that it speaks.
     pub wire: u32,
+}
+
+/// A channel with everything that belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelRecord {
+    /// The number of the channel.
+    pub id: u32,
+    /// The name of the channel.
+    pub name: InstanceName,
+    /// The addresses of its memory.
+    pub range: AddrRange,
+    /// The number of doorbells of each member.
+    pub doorbells: u8,
+    /// The members in their order.
+    pub members: Vec<MemberRecord>,
+    /// True while it is being deleted.
+    pub is_ending: bool,
+    /// True once a member has left whose process lives on.
+    pub is_left: bool,
+    /// The files of its memory; none once they are clean and being returned.
+    pub files: Vec<FileRecord>,
+}
+
+/// A member of a channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The name of the instance.
+    pub name: InstanceName,
+    /// True if it can only read.
+    pub read_only: bool,
+    /// True if it has left on request.
+    pub is_out: bool,
+    /// The number of the instance, and of its boot, whose process has the memory.
+    pub run: Option<(u32, u32)>,
+    /// The number of times that a boot got it.
+    pub boots: u32,
 }
 
 /// What all managers of one state directory have in common.

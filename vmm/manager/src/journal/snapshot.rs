@@ -3,9 +3,11 @@
 use mkvmm_keeper::cgroup::Cgroups;
 use mkvmm_wire::shared::board::DeviceCounts;
 
+use crate::channels::Channel;
 use crate::guest::{Guest, Loaded};
 use crate::journal::record::{
-    FileRecord, InstanceRecord, LeafRecord, LoadedRecord, PeerRecord, Record, json,
+    ChannelRecord, FileRecord, InstanceRecord, LeafRecord, LoadedRecord, MemberRecord, PeerRecord,
+    Record, json,
 };
 
 /// Returns the records of an instance, of its devices and of its worker.
@@ -22,6 +24,31 @@ pub fn of_guest(guest: &Guest) -> Vec<Record> {
     });
     let instance = std::iter::once(of_instance(guest));
     instance.chain(devices).chain(peer).collect()
+}
+
+/// Returns the record of a channel.
+pub fn of_channel(channel: &Channel) -> Record {
+    let files = channel.files().map(|file| FileRecord {
+        number: file.number(),
+        range: file.range(),
+    });
+    let members = channel.members().iter().map(|member| MemberRecord {
+        name: member.name.clone(),
+        read_only: member.read_only,
+        is_out: member.is_out,
+        run: member.run.map(|run| (run.id.0, run.epoch)),
+        boots: member.boots,
+    });
+    Record::Channel(ChannelRecord {
+        id: channel.id(),
+        name: channel.name().clone(),
+        range: channel.range(),
+        doorbells: channel.doorbells(),
+        members: members.collect(),
+        is_ending: channel.is_ending,
+        is_left: channel.is_left,
+        files: files.collect(),
+    })
 }
 
 fn of_instance(guest: &Guest) -> Record {

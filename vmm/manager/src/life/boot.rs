@@ -12,7 +12,7 @@ use mkvmm_base::{InstanceId, InstanceName};
 use mkvmm_keeper::cgroup::Cgroups;
 use mkvmm_memory::e820::E820Entry;
 use mkvmm_wire::devices::Device;
-use mkvmm_wire::messages::{BootOrder, Done, Extent, MapRow, Order};
+use mkvmm_wire::messages::{BootOrder, ChannelOrder, Done, Extent, MapRow, Order};
 
 use crate::devices::Opened;
 use crate::guest::{Guest, Loaded};
@@ -142,10 +142,17 @@ impl Manager {
     /// Loads the images again if they have run before, and has the worker
     /// create the machine.
     async fn boot(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
-        let is_fresh = self.registry().guest(id).is_some_and(|guest| {
-            let is_there = guest.worker.as_ref().is_some_and(|w| w.is_there());
-            guest.state == State::Loaded && is_there
-        });
+        let is_fresh = {
+            let registry = self.registry();
+            registry.guest(id).is_some_and(|guest| {
+                let is_there = guest.worker.as_ref().is_some_and(|w| w.is_there());
+                // One that an earlier version has started may know no channels.
+                let knows = guest.wire >= ChannelOrder::SINCE;
+                let mut channels = registry.channels();
+                let is_able = knows || channels.all(|it| it.position(guest.name()).is_err());
+                guest.state == State::Loaded && is_there && is_able
+            })
+        };
         if !is_fresh {
             if let Some(guest) = self.registry().guest(id) {
                 guest.timeline.restart();
@@ -157,6 +164,8 @@ impl Manager {
             None => return Ok(()),
         };
         let links = self.connect_links(id).await?;
+        let worker = self.living_worker(id)?;
+        self.join_channels(id, &worker).await?;
         let (orders, files) = device_orders(&devices, &links);
         let (order, e820) = {
             let registry = self.registry();
@@ -169,7 +178,6 @@ impl Manager {
             let e820 = guest.e820(registry.pool())?;
             (boot_order(&registry, guest, loaded, &e820, orders)?, e820)
         };
-        let worker = self.living_worker(id)?;
         let order = Order::Boot(Box::new(order));
         let booted = worker.ask(&order, &files);
         let booted = self.attend(&worker, AT_WORK, booted).await;
@@ -181,8 +189,11 @@ impl Manager {
         };
         let range = |slot: Extent| AddrRange::with_size(slot.start, slot.len).ok();
         let slots: Vec<AddrRange> = slots.into_iter().filter_map(range).collect();
-        let due = self.registry().guest(id).map(Guest::due_slots);
-        if due.is_some_and(|due| due != slots) {
+        let registry = self.registry();
+        let guest = registry.guest(id);
+        let is_wrong = guest.is_some_and(|guest| registry.due_slots(guest) != slots);
+        drop(registry);
+        if is_wrong {
             // The worker's report is wrong, so it cannot be trusted.
             return Err(worker.condemn().into());
         }
@@ -241,6 +252,7 @@ fn boot_order(
     let config = guest.config();
     let facts = loaded.images.facts();
     let allocations: Vec<AddrRange> = guest.sub_pool().withheld().collect();
+    let channels = registry.channels_of(guest);
     let manifest = manifest::build(&ManifestFacts {
         addr: layout::MANIFEST_START,
         pool: registry.pool().range(),
@@ -249,6 +261,7 @@ fn boot_order(
         chunks: guest.regions(),
         plan: &loaded.plan,
         allocations: &allocations,
+        channels: &channels,
         initramfs_size: loaded.initramfs().map_or(0, |range| range.size()),
         entry: loaded.entry(),
         cpus: config.cpus(),

@@ -177,10 +177,12 @@ impl Manager {
         }
     }
 
-    /// Disconnects the network devices of an instance whose worker is gone.
+    /// Disconnects the network devices and channels of an instance whose worker is
+    /// gone.
     pub(crate) fn disconnect(&self, id: InstanceId) {
         self.segments.leave(id);
         let mut registry = self.registry_mut();
+        registry.leave_channels(id);
         let links = registry.guest_mut(id);
         let links = links.map(|guest| std::mem::take(&mut guest.links));
         drop(registry);

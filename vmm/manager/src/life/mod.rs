@@ -12,6 +12,7 @@
 //! | `place` | placement of images, before anything changes |
 //! | `attend` | waiting for workers, which may stall |
 //! | `complete` | what an earlier manager did not complete |
+//! | `channels` | channels, created, deleted, and given to their members |
 //! | `links` | what network devices are connected to |
 //! | `listen` | reports of workers |
 //! | `memory` | memory, taken and returned |
@@ -24,6 +25,7 @@
 pub(crate) mod attend;
 pub mod boot;
 mod cgroups;
+mod channels;
 mod complete;
 pub mod create;
 pub mod halt;

@@ -96,6 +96,8 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
                     slots: slots(&memory),
                 }),
             ),
+            Order::Channel(_) => (When::Boot, Some(Done::Joined)),
+            Order::LeaveChannel(_) => (When::Run, Some(Done::Left)),
             Order::Pause => (When::Run, Some(Done::Paused)),
             Order::Run => (When::Run, None),
             Order::PowerButton | Order::Registers { .. } | Order::State(_) => continue,

@@ -4,7 +4,7 @@ use mkpool::AddrRange;
 use mkpool::instance::{CreateError, DestroyError, StaleDraft};
 use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::ResourceError;
-use mkvmm_base::{Class, Diagnose, Room};
+use mkvmm_base::{Class, Diagnose, InstanceName, Room};
 
 use crate::host_pool::state::StateError;
 use crate::placement::PlacementError;
@@ -46,6 +46,12 @@ pub enum HostPoolError {
         /// The error that the allocator returned.
         #[source]
         source: AllocError,
+    },
+    /// The name is used by another channel.
+    #[error("there is a channel {name} already")]
+    ChannelExists {
+        /// The name that is in use.
+        name: InstanceName,
     },
     /// The images do not fit.
     #[error(transparent)]
@@ -104,6 +110,7 @@ impl Diagnose for HostPoolError {
             Self::Placement(error) => error.class(),
             Self::Alloc(_) | Self::Hold { .. } => Class::Invalid,
             Self::NoAllocation { .. } => Class::NoAllocation,
+            Self::ChannelExists { .. } => Class::Exists,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,
             Self::Pool(_)
             | Self::Free(_)
@@ -117,6 +124,9 @@ impl Diagnose for HostPoolError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Placement(error) => error.hint(),
+            Self::ChannelExists { .. } => {
+                Some("delete it first, or choose another name".to_owned())
+            }
             _ => self.room().map(|room| {
                 let (avail, largest) = (room.avail, room.largest_free);
                 format!("{avail} bytes are free, {largest} of them in one piece")

@@ -6,6 +6,8 @@
 
 pub mod alloc_log;
 mod allocation;
+mod channel;
+mod channels;
 mod error;
 mod rehearsal;
 mod restore;
@@ -32,6 +34,7 @@ use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
+use crate::host_pool::channel::Channels;
 use crate::host_pool::sub_pool::MAX_REGIONS;
 use crate::placement::PlacementPlan;
 
@@ -52,6 +55,7 @@ pub struct HostPool {
     /// The allocations in the main pool, by start address.
     allocations: BTreeMap<u64, Allocation>,
     held: Vec<AddrRange>,
+    channels: Channels,
     /// The instances that own the sub-pools, by ID.
     owners: BTreeMap<u32, InstanceName>,
     log: AllocLog,
@@ -74,6 +78,7 @@ impl HostPool {
             next_id: InstanceId::FIRST.0,
             allocations: BTreeMap::new(),
             held: Vec::new(),
+            channels: Channels::default(),
             owners: BTreeMap::new(),
             log: AllocLog::default(),
         })

@@ -2,8 +2,8 @@
 //! placed, and all of it is undone when the rehearsal is dropped. So the result
 //! is exactly what a launch would get.
 
-use mkpool::Algo;
 use mkpool::instance::Draft;
+use mkpool::{AddrRange, Algo};
 use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::host_pool::{HostPool, HostPoolError, SubPool};
@@ -15,8 +15,11 @@ use crate::placement::PlacementPlan;
 pub struct Rehearsal<'a> {
     pool: &'a mut HostPool,
     made: Vec<SubPool>,
+    /// The channels that were carved, in order.
+    channels: Vec<u32>,
     was_paused: bool,
     next_id: u32,
+    next_channel: u32,
 }
 
 impl HostPool {
@@ -36,6 +39,7 @@ impl HostPool {
             copy.tree.insert(Some(copy.root), range, entry.name())?;
         }
         copy.next_id = self.next_id;
+        copy.channels.next_id = self.channels.next_id;
         Ok(copy)
     }
 
@@ -44,8 +48,10 @@ impl HostPool {
         let was_paused = self.log.pause(true);
         Rehearsal {
             next_id: self.next_id,
+            next_channel: self.channels.next_id,
             pool: self,
             made: Vec::new(),
+            channels: Vec::new(),
             was_paused,
         }
     }
@@ -79,6 +85,20 @@ impl Rehearsal<'_> {
         Ok(id)
     }
 
+    /// Carves the memory of a channel, as [`HostPool::carve_channel`] does.
+    ///
+    /// # Errors
+    /// Returns the errors of [`HostPool::carve_channel`].
+    pub fn carve_channel(
+        &mut self,
+        name: &InstanceName,
+        size: u64,
+    ) -> Result<(u32, AddrRange), HostPoolError> {
+        let (id, range) = self.pool.carve_channel(name, size)?;
+        self.channels.push(id);
+        Ok((id, range))
+    }
+
     /// Books images in the sub-pool that was carved last.
     ///
     /// # Errors
@@ -96,14 +116,17 @@ impl Drop for Rehearsal<'_> {
         for sub_pool in self.made.drain(..).rev() {
             self.pool.undo(sub_pool);
         }
+        for id in self.channels.drain(..).rev() {
+            self.pool.undo_channel(id);
+        }
         self.pool.next_id = self.next_id;
+        self.pool.channels.next_id = self.next_channel;
         self.pool.log.pause(self.was_paused);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use mkpool::AddrRange;
     use mkpool::main_pool::PAGE_ORDER;
 
     use super::*;
@@ -144,6 +167,8 @@ mod tests {
         assert_eq!(rehearsal.pool().avail(), 48 << 20);
         rehearsal.carve(&name, 1 << 30, PAGE_ORDER).unwrap_err();
         assert_eq!(rehearsal.made().len(), 1);
+        assert_eq!(rehearsal.carve_channel(&name, 1 << 20).unwrap().0, 1);
+        rehearsal.carve_channel(&name, 1 << 20).unwrap_err();
         drop(rehearsal);
         let after = (pool.to_string(), pool.avail(), pool.log().last(99).count());
         assert_eq!(before, after);
@@ -155,5 +180,6 @@ mod tests {
         panicked.unwrap_err();
         assert_eq!(pool.avail(), 64 << 20);
         assert_eq!(pool.next_id(), id);
+        assert_eq!(pool.next_channel(), 1);
     }
 }

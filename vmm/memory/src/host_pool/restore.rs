@@ -84,7 +84,11 @@ impl HostPool {
         Ok(pool)
     }
 
-    fn take_again(&self, what: &'static str, range: AddrRange) -> Result<(), StateError> {
+    pub(super) fn take_again(
+        &self,
+        what: &'static str,
+        range: AddrRange,
+    ) -> Result<(), StateError> {
         check(what, range, |size, at| self.main.alloc_with(size, at))
     }
 

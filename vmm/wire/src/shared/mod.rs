@@ -5,6 +5,8 @@
 //!                  └───────────────┴───────────────────┴─────────────────────┘
 //!   board file     ┌ page 0: words ┬ vCPU 0 ┬ vCPU 1 ┬ … ┬ vCPU 63 ┐            board/
 //!                  └───────────────┴────────┴────────┴───┴─────────┘
+//!   members file   ┌ page 0: words ┐                                            members
+//!                  └───────────────┘
 //! ```
 //!
 //! Each file is a memfd that its creator sizes, seals (no shrinking, no
@@ -22,6 +24,7 @@ pub mod bell;
 pub mod board;
 pub mod console;
 pub mod mapping;
+pub mod members;
 
 use rustix::io::Errno;
 

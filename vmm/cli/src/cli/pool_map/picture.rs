@@ -33,6 +33,7 @@ pub enum Who {
     Free,
     /// The instance with this index among the owners.
     Instance(usize),
+    Channel,
     Allocation,
     Held,
     Lost,
@@ -114,6 +115,7 @@ pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
             // An owner that is missing from the legend cannot be named.
             None => Who::Lost,
         },
+        SegmentKind::Channel { .. } => Who::Channel,
         SegmentKind::Allocation => Who::Allocation,
         SegmentKind::Held => Who::Held,
         SegmentKind::Lost => Who::Lost,

@@ -58,6 +58,7 @@ stroke:#fff;stroke-width:3px;stroke-linejoin:round;stroke-opacity:.75}
 .memory{fill-opacity:.4}
 .held{fill:url(#held)}
 .line{stroke:#6e7781;stroke-width:2.5px}
+.channel{fill:#1b7c83}
 .allocation{fill:#24292f}
 .lost{fill:#cf222e}
 .sample{fill:#8c959f}
@@ -68,6 +69,7 @@ text{fill:#e6edf3}
 .label{stroke:#0d1117}
 .panel{fill:#0d1117;stroke:#30363d}
 .free{fill:#21262d}
+.channel{fill:#39c5cf}
 .allocation{fill:#e6edf3}
 .sample{fill:#8b949e}
 .sample.image{fill:#656d76}
@@ -169,6 +171,8 @@ fn heading(document: Document, map: &PoolMap) -> Document {
         .add(text("h mono", MARGIN, 32.0, title))
         .add(text("dim", MARGIN, 52.0, numbers));
     let has = |kind: &SegmentKind| map.segments.iter().any(|segment| segment.kind == *kind);
+    let is_channel = |kind: &SegmentKind| matches!(kind, SegmentKind::Channel { .. });
+    let has_channel = map.segments.iter().any(|segment| is_channel(&segment.kind));
     let uses: HashSet<Use> = pieces(map).iter().filter_map(Piece::of_instance).collect();
     let has_use = |one| uses.contains(&one);
     let samples = [
@@ -177,6 +181,7 @@ fn heading(document: Document, map: &PoolMap) -> Document {
         ("sample memory", "guest memory", has_use(Use::Memory)),
         ("free", "free", has(&SegmentKind::Free)),
         ("held", "held", has(&SegmentKind::Held)),
+        ("channel", "channel", has_channel),
         ("allocation", "allocation", has(&SegmentKind::Allocation)),
         ("lost", "lost", has(&SegmentKind::Lost)),
     ];
@@ -277,6 +282,9 @@ impl Picture<'_> {
                     (format!("c{colour} memory"), title)
                 }
                 (Who::Free, _) => ("free".to_owned(), "free".to_owned()),
+                (Who::Channel, SegmentKind::Channel { channel }) => {
+                    ("channel".to_owned(), format!("channel {}", plain(channel)))
+                }
                 (Who::Allocation, _) => ("allocation".to_owned(), "allocation".to_owned()),
                 (Who::Held, _) => ("held".to_owned(), "held".to_owned()),
                 _ => ("lost".to_owned(), "lost".to_owned()),

@@ -6,6 +6,7 @@
 //!   KVM ◄── doorbells, messages, levels ── Wiring
 //! ```
 
+pub mod channels;
 pub mod config;
 pub mod function;
 pub mod host_bridge;

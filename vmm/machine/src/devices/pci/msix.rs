@@ -4,6 +4,10 @@
 //! the guest first unmasks the vector. A masked vector is not signalled: its
 //! pending bit is set, and it is signalled once it is unmasked.
 //!
+//! A vector may have the eventfd of somebody else, who signals it without asking,
+//! and which may come and go. Such a vector is connected only while it is not masked;
+//! its pending bit is whether the eventfd is signalled.
+//!
 //! Source: PCI Local Bus Specification 3.0, section 6.8.2.
 
 use std::io;
@@ -14,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::devices::device::lock;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::wiring::Wiring;
+use crate::kvm::device::is_signalled;
 use crate::kvm::wires::Message;
 
 /// The number of the capability.
@@ -42,7 +47,12 @@ struct Vector {
     message: Message,
     masked: bool,
     pending: bool,
-    event: EventFd,
+    /// The event, if it has one yet.
+    event: Option<EventFd>,
+    /// Whether somebody else signals the event.
+    is_foreign: bool,
+    /// Whether the connection has an effect.
+    listens: bool,
     /// The number of its connection, and the message of it.
     connected: Option<(u32, Message)>,
 }
@@ -67,24 +77,39 @@ impl Msix {
     /// # Errors
     /// Fails if the host has run out of file descriptors.
     pub fn new(count: u16, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
-        let vector = |_index| {
-            Ok(Vector {
-                message: Message::default(),
-                masked: true,
-                pending: false,
-                event: EventFd::new(EFD_NONBLOCK)?,
-                connected: None,
-            })
-        };
-        let vectors = (0..count).map(vector).collect::<io::Result<_>>()?;
-        Ok(Self {
+        let own = |_index| Ok(Vector::new(Some(EventFd::new(EFD_NONBLOCK)?), false));
+        let vectors = (0..count).map(own).collect::<io::Result<_>>()?;
+        Ok(Self::of(vectors, wiring))
+    }
+
+    /// Creates a vector for each of `foreign`, at most 2048, all masked: one whose
+    /// event somebody else signals, from [`Self::attach`] on, or one with an event of
+    /// its own, which is created when the guest first unmasks it.
+    pub fn on_demand(foreign: impl Iterator<Item = bool>, wiring: Arc<dyn Wiring>) -> Self {
+        let vectors = foreign.map(|is_foreign| Vector::new(None, is_foreign));
+        Self::of(vectors.collect(), wiring)
+    }
+
+    fn of(vectors: Vec<Vector>, wiring: Arc<dyn Wiring>) -> Self {
+        Self {
             wiring,
             state: Mutex::new(State {
                 enabled: false,
                 all_masked: false,
                 vectors,
             }),
-        })
+        }
+    }
+
+    /// Gives a vector that somebody else signals another event, or none.
+    pub fn attach(&self, index: usize, event: Option<EventFd>) {
+        let mut state = lock(&self.state);
+        let vector = state.vectors.get_mut(index);
+        if let Some(vector) = vector.filter(|vector| vector.is_foreign) {
+            vector.mute(&*self.wiring);
+            (vector.event, vector.listens) = (event, false);
+        }
+        self.update(&mut state, Some(index));
     }
 
     /// Adds the capability to a function's configuration space. Returns its
@@ -159,7 +184,9 @@ impl Msix {
             let at = offset.saturating_add(index);
             let first = usize::try_from(at.saturating_mul(8)).unwrap_or(usize::MAX);
             let bits = state.vectors.iter().skip(first).take(8);
-            let bits = bits.zip(0..).map(|(it, bit)| u8::from(it.pending) << bit);
+            let bits = bits
+                .zip(0..)
+                .map(|(it, bit)| u8::from(it.is_pending()) << bit);
             *byte = bits.fold(0, |all, bit| all | bit);
         }
     }
@@ -190,18 +217,18 @@ impl Msix {
         for vector in &mut state.vectors {
             (vector.masked, vector.pending) = (true, false);
             vector.message = Message::default();
+            vector.mute(&*self.wiring);
         }
     }
 
     /// Connects vectors that are not masked, and signals those that are
     /// pending: one, or all.
     fn update(&self, state: &mut State, only: Option<usize>) {
-        if !state.enabled || state.all_masked {
-            return;
-        }
+        let all_masked = !state.enabled || state.all_masked;
         let vectors = state.vectors.iter_mut().enumerate();
         for (index, vector) in vectors.filter(|(index, _)| only.is_none_or(|it| it == *index)) {
-            if vector.masked {
+            if vector.masked || all_masked {
+                vector.mute(&*self.wiring);
                 continue;
             }
             if let Err(error) = vector.connect(&*self.wiring) {
@@ -215,6 +242,18 @@ impl Msix {
 }
 
 impl Vector {
+    fn new(event: Option<EventFd>, is_foreign: bool) -> Self {
+        Self {
+            message: Message::default(),
+            masked: true,
+            pending: false,
+            event,
+            is_foreign,
+            listens: false,
+            connected: None,
+        }
+    }
+
     fn entry(&self) -> [u8; 16] {
         let [a, b, c, d, e, f, g, h] = self.message.address.to_le_bytes();
         let [i, j, k, l] = self.message.data.to_le_bytes();
@@ -236,24 +275,55 @@ impl Vector {
     /// Makes KVM send the present message, if it does not yet.
     fn connect(&mut self, wiring: &dyn Wiring) -> io::Result<()> {
         let message = self.message;
+        let event = match &self.event {
+            Some(event) => event,
+            None if self.is_foreign => return Ok(()),
+            None => self.event.insert(EventFd::new(EFD_NONBLOCK)?),
+        };
         match self.connected {
-            Some((_, known)) if known == message => return Ok(()),
+            Some((_, known)) if known == message => {}
             Some((number, _)) => {
                 wiring.change_message(number, message)?;
                 self.connected = Some((number, message));
             }
             None => {
-                let number = wiring.connect_message(&self.event, message)?;
+                let number = wiring.connect_message(event, message)?;
                 self.connected = Some((number, message));
+                self.listens = true;
             }
         }
+        if let Some((number, _)) = self.connected.filter(|_| !self.listens) {
+            wiring.unmute(event, number)?;
+            self.listens = true;
+        }
         Ok(())
+    }
+
+    /// Ends the effect of an event that somebody else signals, and keeps what is
+    /// signalled.
+    fn mute(&mut self, wiring: &dyn Wiring) {
+        if let Some((number, _)) = self.connected.filter(|_| self.is_foreign && self.listens)
+            && let Some(event) = &self.event
+            && let Err(error) = wiring.mute(event, number)
+        {
+            log::debug!("interrupt {number} cannot be muted: {error}");
+            return;
+        }
+        self.listens &= !self.is_foreign;
+    }
+
+    /// Returns the pending bit.
+    fn is_pending(&self) -> bool {
+        if !self.is_foreign || self.listens {
+            return self.pending;
+        }
+        self.event.as_ref().is_some_and(is_signalled)
     }
 
     fn signal(&self) {
         // A full counter means that KVM has not read it yet, so the interrupt
         // is pending anyway.
-        let _ = self.event.write(1);
+        let _ = self.event.as_ref().map(|event| event.write(1));
     }
 }
 
@@ -304,7 +374,8 @@ mod tests {
 
         fn signals(&self, vector: usize) -> u64 {
             let state = lock(&self.msix.state);
-            state.vectors[vector].event.read().unwrap_or(0)
+            let event = state.vectors[vector].event.as_ref().unwrap();
+            event.read().unwrap_or(0)
         }
 
         fn pending(&self) -> u8 {
@@ -347,6 +418,69 @@ mod tests {
         assert_eq!((function.signals(2), function.pending()), (0, 0b100));
         function.control(ENABLE);
         assert_eq!((function.signals(2), function.pending()), (1, 0));
+    }
+
+    #[test]
+    fn an_event_of_somebody_else_is_connected_only_while_it_is_not_masked() {
+        let mut function = Function::new();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ours = event.try_clone().unwrap();
+        let wiring = function.wiring.clone();
+        function.msix = Msix::on_demand([false, true].into_iter(), wiring);
+        function.msix.attach(1, Some(ours));
+        let muted = |function: &Function| -> Vec<u32> {
+            function
+                .wiring
+                .muted
+                .lock()
+                .unwrap()
+                .iter()
+                .copied()
+                .collect()
+        };
+        function.set(1, 0x41, false);
+        event.write(1).unwrap();
+        assert_eq!(function.pending(), 0b10);
+        // KVM takes what was signalled before.
+        function.control(ENABLE);
+        assert_eq!(function.wiring.messages.lock().unwrap().len(), 1);
+        assert_eq!((function.pending(), muted(&function)), (0, vec![]));
+        event.read().unwrap();
+        let masks: [fn(&mut Function, bool); 3] = [
+            |function: &mut Function, masked| function.set(1, 0x41, masked),
+            |function: &mut Function, masked| {
+                function.control(ENABLE | if masked { MASK_ALL } else { 0 });
+            },
+            |function: &mut Function, masked: bool| {
+                function.control(if masked { 0 } else { ENABLE });
+            },
+        ];
+        for mask in masks {
+            mask(&mut function, true);
+            assert_eq!((function.pending(), muted(&function)), (0, vec![0]));
+            event.write(1).unwrap();
+            assert_eq!(function.pending(), 0b10);
+            mask(&mut function, false);
+            assert_eq!((function.pending(), muted(&function)), (0, vec![]));
+            event.read().unwrap();
+        }
+        assert_eq!(function.wiring.messages.lock().unwrap().len(), 1);
+        // Another event takes its place, and is heard at once.
+        let other = EventFd::new(EFD_NONBLOCK).unwrap();
+        function.msix.attach(1, Some(other.try_clone().unwrap()));
+        assert_eq!((function.pending(), muted(&function)), (0, vec![]));
+        function.set(1, 0x41, true);
+        other.write(1).unwrap();
+        assert_eq!((function.pending(), muted(&function)), (0b10, vec![0]));
+        function.msix.attach(1, None);
+        function.set(1, 0x41, false);
+        assert_eq!((function.pending(), muted(&function)), (0, vec![0]));
+        // One of its own is made when it is needed.
+        function.set(0, 0x40, false);
+        assert_eq!(function.wiring.messages.lock().unwrap().len(), 2);
+        function.msix.attach(1, Some(other));
+        function.msix.reset();
+        assert_eq!(muted(&function), [0]);
     }
 
     #[test]

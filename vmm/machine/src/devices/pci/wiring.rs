@@ -22,6 +22,19 @@ pub trait Wiring: Debug + Send + Sync {
     /// Fails if there is no such doorbell.
     fn disconnect_doorbell(&self, event: &EventFd, addr: u64) -> io::Result<()>;
 
+    /// Makes writes of the 32-bit number `value` to `addr` signal `event` without
+    /// an exit; writes of other numbers are not affected.
+    ///
+    /// # Errors
+    /// Fails if there is such a doorbell, or there are too many.
+    fn connect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()>;
+
+    /// Ends the effect of [`Self::connect_number`].
+    ///
+    /// # Errors
+    /// Fails if there is no such doorbell.
+    fn disconnect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()>;
+
     /// Makes `event` send `message`, and returns the number of the connection.
     ///
     /// # Errors
@@ -33,6 +46,19 @@ pub trait Wiring: Debug + Send + Sync {
     /// # Errors
     /// Fails if the host has no memory.
     fn change_message(&self, number: u32, message: Message) -> io::Result<()>;
+
+    /// Ends the effect of `event` on a connection, which keeps its number.
+    ///
+    /// # Errors
+    /// Fails if `event` has no effect on it.
+    fn mute(&self, event: &EventFd, number: u32) -> io::Result<()>;
+
+    /// Ends the effect of [`Self::mute`]. If `event` was signalled meanwhile, its
+    /// message is sent at once.
+    ///
+    /// # Errors
+    /// Fails if the host has no memory.
+    fn unmute(&self, event: &EventFd, number: u32) -> io::Result<()>;
 
     /// Sets the level of an interrupt line.
     ///
@@ -48,6 +74,22 @@ impl Wiring for Wires {
 
     fn disconnect_doorbell(&self, event: &EventFd, addr: u64) -> io::Result<()> {
         Self::disconnect_doorbell(self, event, addr)
+    }
+
+    fn connect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+        Self::connect_number(self, event, addr, value)
+    }
+
+    fn disconnect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+        Self::disconnect_number(self, event, addr, value)
+    }
+
+    fn mute(&self, event: &EventFd, number: u32) -> io::Result<()> {
+        Self::mute(self, event, number)
+    }
+
+    fn unmute(&self, event: &EventFd, number: u32) -> io::Result<()> {
+        Self::unmute(self, event, number)
     }
 
     fn connect_message(&self, event: &EventFd, message: Message) -> io::Result<u32> {
@@ -67,7 +109,7 @@ impl Wiring for Wires {
 pub mod tests {
     //! Connections that are only recorded.
 
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::os::fd::AsRawFd;
     use std::sync::Mutex;
 
@@ -78,6 +120,10 @@ pub mod tests {
     pub struct Recorded {
         /// Addresses with a doorbell.
         pub doorbells: Mutex<BTreeMap<u64, i32>>,
+        /// Addresses and numbers with a doorbell.
+        pub numbers: Mutex<BTreeMap<(u64, u32), i32>>,
+        /// The messages that are not sent at present.
+        pub muted: Mutex<BTreeSet<u32>>,
         /// The messages by number.
         pub messages: Mutex<Vec<Message>>,
         /// The levels of lines.
@@ -114,6 +160,29 @@ pub mod tests {
         fn disconnect_doorbell(&self, event: &EventFd, addr: u64) -> io::Result<()> {
             let mut doorbells = self.doorbells.lock().unwrap();
             assert_eq!(doorbells.remove(&addr), Some(event.as_raw_fd()));
+            Ok(())
+        }
+
+        fn connect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+            let mut numbers = self.numbers.lock().unwrap();
+            let before = numbers.insert((addr, value), event.as_raw_fd());
+            assert_eq!(before, None);
+            Ok(())
+        }
+
+        fn disconnect_number(&self, event: &EventFd, addr: u64, value: u32) -> io::Result<()> {
+            let mut numbers = self.numbers.lock().unwrap();
+            assert_eq!(numbers.remove(&(addr, value)), Some(event.as_raw_fd()));
+            Ok(())
+        }
+
+        fn mute(&self, _event: &EventFd, number: u32) -> io::Result<()> {
+            assert!(self.muted.lock().unwrap().insert(number));
+            Ok(())
+        }
+
+        fn unmute(&self, _event: &EventFd, number: u32) -> io::Result<()> {
+            assert!(self.muted.lock().unwrap().remove(&number));
             Ok(())
         }
 

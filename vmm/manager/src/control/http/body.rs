@@ -44,6 +44,31 @@ pub struct NameParam {
     name: String,
 }
 
+/// The documentation of the channel in a path.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes a parameter, is never one")]
+pub struct ChannelParam {
+    /// The name of the channel.
+    #[param(pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$", example = "ab")]
+    name: String,
+}
+
+/// The query of the route that deletes a channel.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EndParams {
+    /// Validate only; change nothing (dry run).
+    #[serde(default)]
+    #[param(required = false)]
+    pub dry_run: bool,
+    /// True to take the channel away from guests that have it.
+    #[serde(default)]
+    #[param(required = false)]
+    pub force: bool,
+}
+
 /// The documentation of the allocation in a path.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Path)]

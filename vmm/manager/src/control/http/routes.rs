@@ -27,6 +27,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::audit;
+use crate::channels::ChannelConfig;
 use crate::config::{InstanceConfig, cgroup_named};
 use crate::control::client::Change;
 use crate::control::connections::Peer;
@@ -51,6 +52,8 @@ type DryRunQuery = Result<Query<DryRun>, QueryRejection>;
 
 /// The maximum number of instances of a plan.
 const PLAN_INSTANCES: usize = 4096;
+/// The maximum number of channels of a plan.
+const PLAN_CHANNELS: usize = 512;
 /// The default time between the power button and SIGKILL.
 const KILL_GRACE_MS: u32 = 5000;
 
@@ -303,11 +306,19 @@ async fn planned(
 #[utoipa::path(post, path = "/v1/plan", request_body = PlanBody,
     responses((status = 200, body = Plan), Refusal))]
 pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: Body) -> Answer {
-    let PlanBody { instances } = json(body).await?;
-    let (count, limit) = (instances.len(), PLAN_INSTANCES);
-    if count > limit {
-        return Err(ControlError::PlanSize { count, limit });
+    let PlanBody {
+        channels,
+        instances,
+    } = json(body).await?;
+    for (count, limit) in [
+        (channels.len(), PLAN_CHANNELS),
+        (instances.len(), PLAN_INSTANCES),
+    ] {
+        if count > limit {
+            return Err(ControlError::PlanSize { count, limit });
+        }
     }
+    let channels: Vec<ChannelConfig> = channels.into_iter().map(Into::into).collect();
     let mut wanted = Vec::new();
     for CreateBody(spec) in instances {
         let images = spec.images()?;
@@ -328,8 +339,8 @@ pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: B
     let rehearse = async move |manager: Rc<Manager>, all: Vec<Planned>| {
         // The semaphore is never closed.
         let _turn = manager.rehearsals.acquire().await.ok();
-        let books = Books::copy(&manager.registry(), &all)?;
-        let rehearse = move || rendered(&books.plan(&all)?);
+        let books = Books::copy(&manager.registry(), &channels, &all)?;
+        let rehearse = move || rendered(&books.plan(&channels, &all)?);
         let rehearsed = tokio::task::spawn_blocking(rehearse).await;
         rehearsed.map_err(|_cancelled| ControlError::Ending)?
     };

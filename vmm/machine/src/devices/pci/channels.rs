@@ -1,0 +1,475 @@
+//! The channels of a guest as a PCI function: doorbells of their members, and the
+//! members' states.
+//!
+//! ```text
+//!   BAR 0   0x000  registers of ivshmem, revision 1: position, doorbell
+//!           0x010  version of what follows, number of positions
+//!           0x100  for each position 0x80 bytes: the memory of its channel, the
+//!                  members' states; zero if there is none
+//!   BAR 1   0x000  the table of MSI-X, from 0x800 on the pending bits
+//! ```
+//!
+//! A doorbell is an eventfd: KVM signals the ringing member's number at the
+//! doorbell register, and turns it into a message of the other's guest. No process
+//! is on the way. While the receiver masks the vector, KVM does not listen, and any
+//! number of rings becomes one interrupt later; so does what was rung while no guest
+//! was there. This process never reads or writes these eventfds, which another
+//! worker could make block.
+//!
+//! Channels come and go while the guest runs, each at one of eight positions. The
+//! last vector of a position tells of that, and of changes of the members' states.
+//!
+//! The memory itself is a memory slot at its address in the pool, whether the
+//! function decodes or not: it is the same address for all members.
+//!
+//! Source of the first registers: QEMU, docs/specs/ivshmem-spec.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, EventSet, EventSubscriber, Events};
+use mkpool::AddrRange;
+use mkvmm_base::layout::pci_slot_start;
+use mkvmm_wire::messages::{CHANNELS_MAX, DOORBELLS_MAX};
+use mkvmm_wire::shared::bell::{Bell, Rung};
+use mkvmm_wire::shared::members::{MEMBERS_MAX, Members};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::devices::device::lock;
+use crate::devices::pci::config::{Bar, ConfigSpace, Decoded, Identity, Windows};
+use crate::devices::pci::function::Function;
+use crate::devices::pci::msix::{Msix, Place};
+use crate::devices::pci::wiring::Wiring;
+
+/// Shared memory between virtual machines, as QEMU's ivshmem says it: class 05
+/// (memory), subclass 00 (RAM). The subsystem tells it from QEMU's, which has a
+/// second BAR for the memory.
+const IDENTITY: Identity = Identity {
+    vendor: 0x1af4,
+    device: 0x1110,
+    class: 0x05_00_00,
+    revision: 1,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x6d6b,
+};
+
+/// The BARs: registers, and MSI-X.
+const REGISTERS: u8 = 0;
+const VECTORS: u8 = 1;
+const BAR_SIZE: u64 = 0x1000;
+const PENDING: u64 = 0x800;
+
+/// Offsets of registers in the first BAR.
+const POSITION: u64 = 0x08;
+const DOORBELL: u64 = 0x0c;
+const VERSION: u64 = 0x10;
+/// The first channel, and the bytes of each.
+const FIRST: u64 = 0x100;
+const CHANNEL: u64 = 0x80;
+/// The words of the members' states, in a channel.
+const STATES: u64 = 0x40;
+/// The version of the registers from [`VERSION`] on.
+const THIS_VERSION: u64 = 1;
+
+/// The vectors of a channel: its doorbells, and the last one for changes of the
+/// members' states.
+const CHANNEL_VECTORS: usize = 8;
+const STATE_VECTOR: usize = CHANNEL_VECTORS - 1;
+
+const _: () = assert!((DOORBELLS_MAX as usize) <= STATE_VECTOR);
+const _: () = assert!(STATES + 8 * MEMBERS_MAX as u64 <= CHANNEL);
+const _: () = assert!(FIRST + CHANNEL * CHANNELS_MAX as u64 <= BAR_SIZE);
+const _: () = assert!(16 * (CHANNELS_MAX * CHANNEL_VECTORS) as u64 <= PENDING);
+
+/// One channel of a guest.
+#[derive(Debug)]
+pub struct Port {
+    /// The number of the channel.
+    pub id: u32,
+    /// The addresses of its memory.
+    pub range: AddrRange,
+    /// Whether this guest can only read the memory.
+    pub is_read_only: bool,
+    /// The number of this guest among the members.
+    pub member: u8,
+    /// The states of all members.
+    pub states: Members,
+    /// Rung by the manager when a state has changed.
+    pub news: Bell,
+    /// The doorbells of all members.
+    pub doorbells: Vec<Vec<EventFd>>,
+}
+
+/// The token of a change of the channels in the event loop.
+const CHANGED: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Space {
+    config: ConfigSpace,
+    msix: u8,
+}
+
+/// A channel whose notifications the event loop is to watch from now on, or no
+/// longer, with its position.
+#[derive(Debug)]
+enum Watch {
+    Begin(u32, Arc<Port>),
+    End(u32, Arc<Port>),
+}
+
+/// The channels of a guest, by position.
+#[derive(Debug)]
+struct Ports {
+    all: [Option<Arc<Port>>; CHANNELS_MAX],
+    /// The address of the doorbell register, if it decodes.
+    register: Option<u64>,
+    /// The numbers that are connected there.
+    connected: BTreeSet<u32>,
+    /// What the event loop has not seen yet.
+    watches: Vec<Watch>,
+}
+
+/// The channels of a guest, in a slot.
+#[derive(Debug)]
+pub struct ChannelFunction {
+    space: Mutex<Space>,
+    msix: Msix,
+    ports: Mutex<Ports>,
+    wiring: Arc<dyn Wiring>,
+    /// Signalled when there are new watches.
+    changed: EventFd,
+}
+
+impl Port {
+    /// Returns the eventfds that ring this guest.
+    fn own(&self) -> impl Iterator<Item = &EventFd> {
+        let own = self.doorbells.get(usize::from(self.member));
+        own.into_iter().flatten().take(STATE_VECTOR)
+    }
+
+    /// Returns all doorbells, with the numbers that ring them: the position of the
+    /// channel, the member, and the doorbell.
+    fn numbers(&self, position: u32) -> impl Iterator<Item = (u32, &EventFd)> {
+        let members = self.doorbells.iter().zip(0_u32..);
+        members.flat_map(move |(doorbells, member)| {
+            let numbers = (position << 8 | member) << 16..;
+            numbers.zip(doorbells)
+        })
+    }
+
+    /// Returns 8 bytes of the channel's registers; `index` is the position of the
+    /// channel.
+    fn word(&self, index: u64, offset: u64) -> u64 {
+        let members = self.doorbells.len() as u64;
+        let doorbells = self.doorbells.first().map_or(0, Vec::len) as u64;
+        match offset {
+            0x00 => self.range.start(),
+            0x08 => self.range.size(),
+            0x10 => u64::from(self.id) | u64::from(self.is_read_only) << 32,
+            0x18 => u64::from(self.member) | members << 32,
+            0x20 => doorbells | (index * CHANNEL_VECTORS as u64) << 32,
+            STATES.. => match usize::try_from((offset - STATES) / 8) {
+                Ok(member) if member < self.doorbells.len() => self.states.get(member).word(),
+                _ => 0,
+            },
+            _ => 0,
+        }
+    }
+}
+
+impl Ports {
+    /// Connects or disconnects the doorbells of a position.
+    fn connect(&mut self, wiring: &dyn Wiring, position: u32, port: &Port) {
+        let Some(addr) = self.register else {
+            return;
+        };
+        for (number, event) in port.numbers(position) {
+            match wiring.connect_number(event, addr, number) {
+                Ok(()) => {
+                    self.connected.insert(number);
+                }
+                // The only way to it is through KVM.
+                Err(error) => log::warn!("channels: doorbell {number:#x}: {error}"),
+            }
+        }
+    }
+
+    fn disconnect(&mut self, wiring: &dyn Wiring, position: u32, port: &Port) {
+        let Some(addr) = self.register else {
+            return;
+        };
+        for (number, event) in port.numbers(position) {
+            if self.connected.remove(&number)
+                && let Err(error) = wiring.disconnect_number(event, addr, number)
+            {
+                log::debug!("channels: doorbell {number:#x}: {error}");
+            }
+        }
+    }
+
+    /// Returns the channels with their positions.
+    fn present(&self) -> Vec<(u32, Arc<Port>)> {
+        let all = self.all.iter().zip(0..);
+        let present =
+            all.filter_map(|(port, position)| Some((position, Arc::clone(port.as_ref()?))));
+        present.collect()
+    }
+}
+
+impl ChannelFunction {
+    /// Creates the function in slot `slot`, without channels.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of file descriptors.
+    pub fn new(slot: u8, wiring: Arc<dyn Wiring>) -> io::Result<Arc<Self>> {
+        let vectors = 0..CHANNELS_MAX * CHANNEL_VECTORS;
+        let foreign = vectors.map(|vector| vector % CHANNEL_VECTORS != STATE_VECTOR);
+        let msix = Msix::on_demand(foreign, Arc::clone(&wiring));
+        let mut config = ConfigSpace::new(IDENTITY, None);
+        for index in [REGISTERS, VECTORS] {
+            let bar = Bar {
+                index,
+                size: BAR_SIZE,
+                wide: false,
+            };
+            config.add_bar(bar, pci_slot_start(slot) + u64::from(index) * BAR_SIZE);
+        }
+        let place = Place {
+            bar: VECTORS,
+            table: 0,
+            // Below the size of the BAR.
+            pending: u32::try_from(PENDING).unwrap_or(0),
+        };
+        let msix_at = msix.add_to(&mut config, place);
+        Ok(Arc::new(Self {
+            space: Mutex::new(Space {
+                config,
+                msix: msix_at,
+            }),
+            msix,
+            ports: Mutex::new(Ports {
+                all: Default::default(),
+                register: None,
+                connected: BTreeSet::new(),
+                watches: Vec::new(),
+            }),
+            wiring,
+            changed: EventFd::new(EFD_NONBLOCK)?,
+        }))
+    }
+
+    /// Gives the guest a channel, whose memory it has already, at the first free
+    /// position.
+    ///
+    /// # Errors
+    /// Fails if there is no free position, or the host has run out of file
+    /// descriptors; nothing has changed then.
+    pub fn add(&self, port: Port) -> io::Result<()> {
+        let own = port.own().map(EventFd::try_clone);
+        let own = own.collect::<io::Result<Vec<_>>>()?;
+        let port = Arc::new(port);
+        let mut ports = lock(&self.ports);
+        let mut places = ports.all.iter_mut().zip(0_u32..);
+        let Some((place, position)) = places.find(|(place, _)| place.is_none()) else {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        };
+        *place = Some(Arc::clone(&port));
+        ports.connect(&*self.wiring, position, &port);
+        ports.watches.push(Watch::Begin(position, port));
+        drop(ports);
+        for (event, doorbell) in own.into_iter().zip(0..) {
+            self.msix.attach(vector(position, doorbell), Some(event));
+        }
+        self.tell(position);
+        Ok(())
+    }
+
+    /// Returns the memory of the channel with this number, if the guest has it.
+    pub fn range(&self, id: u32) -> Option<AddrRange> {
+        let ports = lock(&self.ports);
+        let mut all = ports.all.iter().flatten();
+        Some(all.find(|port| port.id == id)?.range)
+    }
+
+    /// Takes the channel with this number away from the guest, which has its memory
+    /// no longer. One that it does not have is ignored.
+    pub fn remove(&self, id: u32) {
+        let mut ports = lock(&self.ports);
+        let mut places = ports.all.iter_mut().zip(0_u32..);
+        let is_it = |place: &Option<Arc<Port>>| place.as_ref().is_some_and(|port| port.id == id);
+        let found = places.find(|(place, _)| is_it(place));
+        let Some((port, position)) = found.and_then(|(place, at)| Some((place.take()?, at))) else {
+            return;
+        };
+        ports.disconnect(&*self.wiring, position, &port);
+        ports.watches.push(Watch::End(position, port));
+        drop(ports);
+        for doorbell in 0..STATE_VECTOR {
+            self.msix.attach(vector(position, doorbell), None);
+        }
+        self.tell(position);
+    }
+
+    /// Tells the guest, and the event loop, of a change at a position.
+    fn tell(&self, position: u32) {
+        // A full counter wakes the loop as well.
+        let _ = self.changed.write(1);
+        self.interrupt(position);
+    }
+
+    fn interrupt(&self, position: u32) {
+        let vector = vector(position, STATE_VECTOR);
+        self.msix.trigger(u16::try_from(vector).unwrap_or(u16::MAX));
+    }
+
+    fn word(&self, offset: u64) -> u64 {
+        let ports = lock(&self.ports);
+        let first = || ports.all.iter().flatten().next();
+        match offset {
+            POSITION => first().map_or(0, |port| port.member.into()),
+            VERSION => THIS_VERSION | (CHANNELS_MAX as u64) << 32,
+            FIRST.. => {
+                let position = (offset - FIRST) / CHANNEL;
+                let place = usize::try_from(position)
+                    .ok()
+                    .and_then(|at| ports.all.get(at));
+                let port = place.and_then(Option::as_ref);
+                port.map_or(0, |port| port.word(position, (offset - FIRST) % CHANNEL))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Has the event loop watch what it is to watch now.
+    fn follow(&self, ops: &mut EventOps<'_>) {
+        let watches = std::mem::take(&mut lock(&self.ports).watches);
+        for watch in watches {
+            let events = |position, port: &Port| {
+                Events::with_data(&port.news.as_fd(), position, EventSet::IN)
+            };
+            let followed = match &watch {
+                Watch::Begin(position, port) => ops.add(events(*position, port)),
+                Watch::End(position, port) => ops.remove(events(*position, port)),
+            };
+            if let Err(error) = followed {
+                log::warn!("channels: changes of states cannot be followed: {error}");
+            }
+        }
+    }
+}
+
+/// Returns the vector of a doorbell, or the last one, of a position.
+fn vector(position: u32, doorbell: usize) -> usize {
+    let position = usize::try_from(position).unwrap_or(usize::MAX);
+    position
+        .saturating_mul(CHANNEL_VECTORS)
+        .saturating_add(doorbell)
+}
+
+impl Function for ChannelFunction {
+    fn name(&self) -> &str {
+        "channels"
+    }
+
+    fn read_config(&self, offset: u8, data: &mut [u8]) {
+        lock(&self.space).config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u8, data: &[u8]) {
+        let mut space = lock(&self.space);
+        space.config.write(offset, data);
+        self.msix.on_config(&space.config, space.msix);
+    }
+
+    fn decoded(&self, windows: &Windows) -> Vec<Decoded> {
+        lock(&self.space).config.decoded(windows)
+    }
+
+    fn moved(&self, decoded: &[Decoded]) {
+        let bar = decoded.iter().find(|decoded| decoded.bar == REGISTERS);
+        let addr = bar.map(|bar| bar.start + DOORBELL);
+        let mut ports = lock(&self.ports);
+        if ports.register == addr {
+            return;
+        }
+        let present = ports.present();
+        for (position, port) in &present {
+            ports.disconnect(&*self.wiring, *position, port);
+        }
+        ports.register = addr;
+        for (position, port) in &present {
+            ports.connect(&*self.wiring, *position, port);
+        }
+    }
+
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        match (bar, offset) {
+            (REGISTERS, _) => {
+                let mut known = None;
+                for (byte, at) in data.iter_mut().zip(offset..) {
+                    let start = at - at % 8;
+                    // Each word is read once, as it may change between two reads.
+                    let word = match known {
+                        Some((place, word)) if place == start => word,
+                        _ => self.word(start),
+                    };
+                    known = Some((start, word));
+                    let index = usize::try_from(at % 8).unwrap_or(0);
+                    *byte = word.to_le_bytes().get(index).copied().unwrap_or(0);
+                }
+            }
+            (_, PENDING..) => self.msix.read_pending(offset - PENDING, data),
+            _ => self.msix.read_table(offset, data),
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        // Doorbells that exist never come here.
+        if bar == VECTORS && offset < PENDING {
+            self.msix.write_table(offset, data);
+        }
+    }
+
+    fn subscriber(self: Arc<Self>) -> Option<Arc<dyn EventSubscriber + Send + Sync>> {
+        Some(self)
+    }
+}
+
+impl EventSubscriber for ChannelFunction {
+    fn process(&self, events: Events, ops: &mut EventOps<'_>) {
+        let position = events.data();
+        if position == CHANGED {
+            let _ = self.changed.read();
+            return self.follow(ops);
+        }
+        let port = {
+            let ports = lock(&self.ports);
+            let index = usize::try_from(position).unwrap_or(usize::MAX);
+            ports.all.get(index).cloned().flatten()
+        };
+        // One that was taken away meanwhile is not watched much longer.
+        let Some(port) = port else {
+            return;
+        };
+        if port.news.answer() == Rung::Closed
+            && let Err(error) = ops.remove(events)
+        {
+            log::warn!("channels: {error}");
+        }
+        self.interrupt(position);
+    }
+
+    fn init(&self, ops: &mut EventOps<'_>) {
+        let events = Events::with_data(&self.changed, CHANGED, EventSet::IN);
+        if let Err(error) = ops.add(events) {
+            log::error!("channels: changes cannot be watched: {error}");
+        }
+        self.follow(ops);
+    }
+}
+
+#[cfg(test)]
+#[path = "channels_tests.rs"]
+mod tests;
