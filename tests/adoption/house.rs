@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 /// The instance whose verbs the manager dies in.
 pub const NAME: &str = "subject";
+/// The channel of that instance.
+pub const CHANNEL: &str = "line";
 /// The neighbour, which runs the whole time.
 const NEIGHBOUR: &str = "neighbour";
 const POOL: &str = "64M@4G";
@@ -140,6 +142,18 @@ impl House {
             Some((409, answer)) => answer["error"]["code"] == "busy",
             other => panic!("{verb}: {other:?}\n{}", self.kept.said()),
         }
+    }
+
+    /// Returns whether the subject has its channel; `None` in it for one that does not
+    /// exist, and as a whole where there is no answer, since the manager was killed.
+    pub fn line(&self) -> Option<Option<bool>> {
+        let (status, shown) = self.ask("GET", &format!("/v1/channels/{CHANNEL}"), "")?;
+        if status == 404 {
+            return Some(None);
+        }
+        let members = shown["members"].as_array().expect("a list");
+        let own = members.iter().find(|it| it["name"] == NAME);
+        Some(own.expect("it is a member")["present"].as_bool())
     }
 
     /// Returns the addresses of the allocations in the pool.
@@ -306,6 +320,7 @@ impl House {
         for start in self.allocations() {
             self.ask("DELETE", &format!("/v1/pool/allocations/{start}"), "");
         }
+        self.ask("DELETE", &format!("/v1/channels/{CHANNEL}?force=true"), "");
         self.events.take();
         self.remember();
     }

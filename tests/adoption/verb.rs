@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::walk::Answer;
 
-use crate::house::{House, NAME};
+use crate::house::{CHANNEL, House, NAME};
 
 /// Milliseconds that a guest has between its power button and force.
 const GRACE_MS: u64 = 1000;
@@ -33,6 +33,13 @@ pub enum Verb {
     Plan,
     Alloc,
     Free,
+    /// A channel is made, of which the guest is a member.
+    Connect,
+    /// The guest leaves the channel, and joins it again.
+    Leave,
+    Join,
+    /// The channel is deleted while the guest has it.
+    Disconnect,
 }
 
 impl fmt::Display for Verb {
@@ -44,7 +51,7 @@ impl fmt::Display for Verb {
 
 impl Verb {
     /// A life: each leads to the next.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Alloc,
         Self::Create,
         Self::Load,
@@ -54,6 +61,10 @@ impl Verb {
         Self::Stop,
         Self::Restart,
         Self::Plan,
+        Self::Connect,
+        Self::Leave,
+        Self::Join,
+        Self::Disconnect,
         Self::Kill,
         Self::Unload,
         Self::Delete,
@@ -63,7 +74,23 @@ impl Verb {
     /// Asks for it.
     pub fn ask(self, house: &House) -> Answer {
         let of = |rest: &str| format!("/v1/instances/{NAME}{rest}");
+        let line = |rest: &str| format!("/v1/channels/{CHANNEL}{rest}");
+        let member = format!(r#"{{"member":"{NAME}"}}"#);
         let answer = match self {
+            // An earlier request has made it, and was not answered.
+            Self::Connect if house.line().flatten().is_some() => {
+                house.ask("POST", &line("/join"), &member)
+            }
+            Self::Connect => {
+                let body =
+                    format!(r#"{{"name":"{CHANNEL}","size":65536,"between":["{NAME}","nobody"]}}"#);
+                house.ask("POST", "/v1/channels", &body)
+            }
+            Self::Leave => house.ask("POST", &line("/leave"), &member),
+            Self::Join => house.ask("POST", &line("/join"), &member),
+            // An earlier request has deleted it, and was not answered.
+            Self::Disconnect if house.line() == Some(None) => return Answer::Done,
+            Self::Disconnect => house.ask("DELETE", &line("?force=true"), ""),
             Self::Create => {
                 let body = format!(r#"{{"name":"{NAME}","memory":8388608}}"#);
                 house.ask("POST", "/v1/instances", &body)
@@ -114,6 +141,10 @@ impl Verb {
             Self::Unload => &[Self::Load, Self::Start, Self::Kill],
             Self::Delete => &[Self::Create],
             Self::Free => &[Self::Alloc],
+            Self::Connect => &[Self::Disconnect],
+            Self::Leave => &[Self::Join],
+            Self::Join => &[Self::Leave],
+            Self::Disconnect => &[Self::Connect],
         }
     }
 
@@ -125,6 +156,7 @@ impl Verb {
             Self::Start => &[Some("loaded")],
             Self::Resume => &[Some("paused")],
             Self::Pause | Self::Stop | Self::Kill | Self::Plan => &[Some("active")],
+            Self::Connect | Self::Leave | Self::Join | Self::Disconnect => &[Some("active")],
             Self::Restart | Self::Unload => &[Some("stopped")],
             Self::Delete => &[Some("ready")],
         }
@@ -136,10 +168,37 @@ impl Verb {
             Self::Create | Self::Unload => &[Some("ready")],
             Self::Load => &[Some("loaded")],
             Self::Start | Self::Restart | Self::Resume | Self::Plan => &[Some("active")],
+            Self::Connect | Self::Leave | Self::Join | Self::Disconnect => &[Some("active")],
             Self::Pause => &[Some("paused")],
             Self::Stop | Self::Kill => &[Some("stopped")],
             Self::Delete | Self::Alloc | Self::Free => &[None],
         }
+    }
+
+    /// What the channel is to be then: whether the guest has it; `None` for one that
+    /// does not exist. Nothing for what is no matter of channels.
+    fn line(self) -> Option<Option<bool>> {
+        match self {
+            Self::Connect | Self::Join => Some(Some(true)),
+            Self::Leave => Some(Some(false)),
+            Self::Disconnect => Some(None),
+            _ => None,
+        }
+    }
+
+    /// Waits until the channel is what it was to be.
+    fn settle_line(house: &House, due: Option<bool>) -> Result<(), String> {
+        let end = Instant::now() + EVENT_TIMEOUT;
+        while house.line() != Some(due) {
+            if Instant::now() > end {
+                return Err(format!(
+                    "it was done, and the channel is {:?}",
+                    house.line()
+                ));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// Waits until the next manager has completed or undone it; fails unless that
@@ -164,7 +223,11 @@ impl Verb {
                         Err(format!("it was done, and the instance is {state:?}"))
                     }
                     Answer::Refused { .. } => Err("it was refused".to_owned()),
-                    _ => Ok(()),
+                    Answer::Done => match self.line() {
+                        Some(due) => Self::settle_line(house, due),
+                        None => Ok(()),
+                    },
+                    Answer::None => Ok(()),
                 };
             }
             if Instant::now() > end {
@@ -190,6 +253,7 @@ impl Verb {
                 }
             }
             Self::Plan | Self::Free => {}
+            _ if self.line().is_some() => {}
             _ if self.done().contains(&house.state(NAME).as_deref()) => return Ok(()),
             _ => {}
         }
@@ -207,6 +271,9 @@ impl Verb {
             if answer.is("busy") && Instant::now() < end {
                 thread::sleep(POLL);
                 continue;
+            }
+            if let Some(due) = self.line().filter(|_| answer == Answer::Done) {
+                return Self::settle_line(house, due);
             }
             let state = house.state(NAME);
             return match answer == Answer::Done && self.done().contains(&state.as_deref()) {

@@ -7,6 +7,7 @@
 //! | `counters` | the counters of devices in the metrics |
 //! | `driver` | a driver whose steps a probe carries out |
 //! | `pci` | configuration space, BARs, doorbells and interrupts |
+//! | `channel` | channels between guests |
 //! | `net` | network devices |
 //! | `rng` | the entropy device |
 //! | `console` | further consoles |
@@ -22,6 +23,7 @@
 //! | `MKVMM_POWER_CUTS`, `MKVMM_WORKER_KILLS` | how often `power` cuts and kills |
 
 mod adoption;
+mod channel;
 mod console;
 mod counters;
 mod descriptors;

@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// The instance whose calls fail.
 pub const NAME: &str = "subject";
+/// The channel of that instance.
+pub const CHANNEL: &str = "line";
 /// The neighbour, which runs the whole time.
 const NEIGHBOUR: &str = "neighbour";
 /// Longer than a walk takes on a slow machine.
@@ -203,6 +205,19 @@ impl House {
         Some(instance["state"].as_str().expect("a word").to_owned())
     }
 
+    /// Returns whether an instance has a channel; `None` if there is no such channel.
+    #[track_caller]
+    pub fn line(&self, channel: &str, member: &str) -> Option<bool> {
+        let shown = match self.ask("GET", &format!("/v1/channels/{channel}"), "") {
+            Some((200, shown)) => shown,
+            Some((404, _)) => return None,
+            other => panic!("{channel}: {other:?}"),
+        };
+        let members = shown["members"].as_array().expect("a list");
+        let own = members.iter().find(|it| it["name"] == member);
+        own.expect("it is a member")["present"].as_bool()
+    }
+
     /// Whether a process that has an instance's memory is confined.
     ///
     /// # Errors
@@ -278,6 +293,7 @@ impl House {
             self.ask("DELETE", &path, "");
             thread::sleep(POLL);
         }
+        self.ask("DELETE", &format!("/v1/channels/{CHANNEL}?force=true"), "");
         self.remember();
     }
 

@@ -45,7 +45,13 @@ fn every_call_may_fail_while_memory_is_populated() {
     }
     let mut walk = Walk::begin(&["--prealloc"]);
     // The other verbs do the same there.
-    let verbs = [Verb::Create, Verb::Restart, Verb::Delete];
+    let verbs = [
+        Verb::Create,
+        Verb::Restart,
+        Verb::Connect,
+        Verb::Disconnect,
+        Verb::Delete,
+    ];
     for role in [MANAGER, NEWBORN, "cleaner"] {
         walk.visit(role, &verbs);
     }

@@ -5,9 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
+use mkvmm_test_harness::tier::announce;
 use mkvmm_test_harness::walk::Answer;
 
-use crate::house::{House, NAME};
+use crate::house::{CHANNEL, House, NAME};
 
 /// How often a verb is repeated if the host is short of something without a fault.
 const SHORTAGES: u32 = 5;
@@ -32,6 +33,13 @@ pub enum Verb {
     Stop,
     /// A start of a guest that has ended.
     Restart,
+    /// A channel is made, of which the guest is a member.
+    Connect,
+    /// The guest leaves the channel, and joins it again.
+    Leave,
+    Join,
+    /// The channel is deleted while the guest has it.
+    Disconnect,
     /// A kill by force.
     Kill,
     Delete,
@@ -46,12 +54,16 @@ impl fmt::Display for Verb {
 
 impl Verb {
     /// A life: each leads to the next.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Create,
         Self::Load,
         Self::Start,
         Self::Stop,
         Self::Restart,
+        Self::Connect,
+        Self::Leave,
+        Self::Join,
+        Self::Disconnect,
         Self::Kill,
         Self::Delete,
     ];
@@ -59,6 +71,8 @@ impl Verb {
     /// Asks for it.
     pub fn ask(self, house: &House) -> Answer {
         let of = |rest: &str| format!("/v1/instances/{NAME}{rest}");
+        let line = |rest: &str| format!("/v1/channels/{CHANNEL}{rest}");
+        let member = format!(r#"{{"member":"{NAME}"}}"#);
         let answer = match self {
             Self::Create => {
                 let log = house.new_log();
@@ -74,6 +88,14 @@ impl Verb {
                 let body = format!(r#"{{"grace_ms":{GRACE_MS}}}"#);
                 house.ask("POST", &of("/kill"), &body)
             }
+            Self::Connect => {
+                let body =
+                    format!(r#"{{"name":"{CHANNEL}","size":65536,"between":["{NAME}","nobody"]}}"#);
+                house.ask("POST", "/v1/channels", &body)
+            }
+            Self::Leave => house.ask("POST", &line("/leave"), &member),
+            Self::Join => house.ask("POST", &line("/join"), &member),
+            Self::Disconnect => house.ask("DELETE", &line("?force=true"), ""),
             Self::Kill => house.ask("POST", &of("/kill"), r#"{"force":true}"#),
             Self::Delete => house.ask("DELETE", &of(""), ""),
         };
@@ -95,6 +117,7 @@ impl Verb {
             Self::Start => &[Some("loaded")],
             Self::Stop | Self::Kill => &[Some("active")],
             Self::Restart | Self::Delete => &[Some("stopped"), Some("failed")],
+            Self::Connect | Self::Leave | Self::Join | Self::Disconnect => &[Some("active")],
         }
     }
 
@@ -107,6 +130,7 @@ impl Verb {
             // One that has failed has lost its worker, and says so.
             Self::Start => &[Some("loaded"), Some("failed")],
             Self::Restart => &[Some("stopped"), Some("failed")],
+            Self::Connect | Self::Leave | Self::Join | Self::Disconnect => &[Some("active")],
             // What ends has no way to fail.
             Self::Stop | Self::Kill => &[],
             Self::Delete => &[Some("cleaning"), None],
@@ -119,6 +143,7 @@ impl Verb {
             Self::Create => &[Some("ready")],
             Self::Load => &[Some("loaded")],
             Self::Start | Self::Restart => &[Some("active")],
+            Self::Connect | Self::Leave | Self::Join | Self::Disconnect => &[Some("active")],
             Self::Stop | Self::Kill => &[Some("stopped")],
             Self::Delete => &[None],
         }
@@ -130,6 +155,9 @@ impl Verb {
     /// # Errors
     /// What does not fit.
     pub fn make_up(self, house: &House, answer: &Answer) -> Result<(), String> {
+        if let Some(line) = self.line() {
+            return self.make_up_line(house, answer, line);
+        }
         let state = house.state(NAME);
         let is_in = |states: &[Option<&str>]| states.contains(&state.as_deref());
         let fits = match answer {
@@ -161,11 +189,66 @@ impl Verb {
         self.insist(house)
     }
 
+    /// What the channel is to be then: whether the guest has it; `None` for one that
+    /// does not exist. Nothing for what is no matter of channels.
+    fn line(self) -> Option<Option<bool>> {
+        match self {
+            Self::Connect | Self::Join => Some(Some(true)),
+            Self::Leave => Some(Some(false)),
+            Self::Disconnect => Some(None),
+            _ => None,
+        }
+    }
+
+    /// The same as [`Self::make_up`], of a channel that is to be `due`.
+    fn make_up_line(self, house: &House, answer: &Answer, due: Option<bool>) -> Result<(), String> {
+        let line = house.line(CHANNEL, NAME);
+        let fits = match (self, answer) {
+            // The guest's process may have been hit.
+            (Self::Connect | Self::Join, Answer::Done) => line.is_some(),
+            (_, Answer::Done) => line == due,
+            (Self::Connect, Answer::Refused { .. }) => line.is_none(),
+            (_, Answer::Refused { .. }) => line.is_some(),
+            (_, Answer::None) => true,
+        };
+        if !fits {
+            return Err(format!("the channel is {line:?}"));
+        }
+        if house.state(NAME).as_deref() != Some("active") {
+            Self::Restart.insist(house)?;
+        }
+        self.insist_line(house, due)
+    }
+
+    /// Does it without a fault until the channel is `due`.
+    fn insist_line(self, house: &House, due: Option<bool>) -> Result<(), String> {
+        for _ in 0..SHORTAGES {
+            let line = house.line(CHANNEL, NAME);
+            if line == due {
+                return Ok(());
+            }
+            let verb = match (self, line) {
+                (Self::Connect, Some(_)) => Self::Join,
+                _ => self,
+            };
+            let answer = verb.ask(house);
+            if house.line(CHANNEL, NAME) != due {
+                thread::sleep(PAUSE);
+                announce(&format!("{verb} without a fault: {answer:?}"));
+            }
+        }
+        let line = house.line(CHANNEL, NAME);
+        Err(format!("without a fault the channel is {line:?}"))
+    }
+
     /// Does it without a fault.
     ///
     /// # Errors
     /// What came of it instead.
     pub fn insist(self, house: &House) -> Result<(), String> {
+        if let Some(line) = self.line() {
+            return self.insist_line(house, line);
+        }
         let mut shortages = 0;
         loop {
             let began = house.said().len();
