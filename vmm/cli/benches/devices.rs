@@ -96,7 +96,7 @@ const ROWS: [Row; 9] = [
         "passt, TCP from the host",
         16.0,
         "MiB/s",
-        "nc 192.0.2.1 {out} </dev/null >/dev/null",
+        "nc 192.0.2.1 {out} </dev/hvc0 >/dev/null",
     ),
     row(
         "passt, TCP to the host",
@@ -151,7 +151,7 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
         ))?;
         // The first packets wait for the neighbour's address.
         shell.run(&format!(
-            "until nc {HOST} {source} </dev/null >/dev/null; do sleep 1; done"
+            "until nc {HOST} {source} </dev/hvc0 >/dev/null; do sleep 1; done"
         ))?;
     }
     println!(
