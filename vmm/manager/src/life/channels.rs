@@ -282,8 +282,8 @@ impl Manager {
             let moved = work.await;
             let has = match &moved {
                 Ok(()) => Some(joins),
-                // It is as it was.
-                Err(WorkerError::Refused(_)) => Some(!joins),
+                // It is as it was: the order was refused, or could not be sent.
+                Err(WorkerError::Refused(_) | WorkerError::Wire(_)) => Some(!joins),
                 // Its process is gone soon, and with it what it has.
                 Err(_) => None,
             };
