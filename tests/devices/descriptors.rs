@@ -39,6 +39,7 @@ const ALWAYS: List<'_> = &[
     (EPOLL, 1, "the event loop"),
     (EVENT, 2, "the end of the guest, for vCPUs and for the loop"),
     (EVENT, 2, "interrupts of the serial port and of ACPI"),
+    (EVENT, 1, "channels that come and go"),
     (TIMER, 1, "a look for guests that have halted"),
     ("anon_inode:kvm-vm", 1, "the virtual machine"),
     ("anon_inode:kvm-vcpu:0", 1, "its vCPU"),
