@@ -392,6 +392,11 @@ fn a_terminal_talks_to_the_guests_shell_line_by_line() {
     assert_eq!(server.json("show web")["state"], "active");
     terminal.master.write_all(b"exit\r").unwrap();
     assert_eq!(server.wait_for_state("web", "stopped")["reason"], "reboot");
+    wait_until("how it ended", || {
+        terminal
+            .text()
+            .ends_with("\r\nmkvmm: web: stopped (reboot)\r\n")
+    });
     // It stays attached: the next boot is shown, too.
     server.ok("start web");
     wait_until("the next boot", || {

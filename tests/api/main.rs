@@ -3,12 +3,14 @@
 //!
 //! | module | behaviour |
 //! |---|---|
+//! | `apply` | fleets that are applied, undone and dumped |
 //! | `session` | a session as a new user would type it, and refusals |
 //! | `serving` | configuration, the socket, signals |
 //! | `wire` | HTTP itself: curl, consoles, events, the description |
 //! | `pipes` | standard output that nobody reads |
 //! | `pool_views` | the pool's map and log |
 //! | `metrics` | the metrics and their format |
+//! | `scrapes` | metrics over TCP, a Prometheus, and the log |
 //! | `usage` | processes, CPU time, memory and cgroups of guests |
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are restored afterwards |
@@ -22,6 +24,7 @@
 //! Without a usable `/dev/kvm` the tests that need it report that they are
 //! skipped; with `MKVMM_REQUIRE_KVM=1` they fail instead.
 
+mod apply;
 mod consoles;
 mod crowd;
 mod debug;
@@ -31,6 +34,7 @@ mod metrics;
 mod pipes;
 mod pool_views;
 mod restarts;
+mod scrapes;
 mod serving;
 mod session;
 mod spec;

@@ -91,7 +91,7 @@ fn the_log_names_callers_and_reasons_and_no_dry_runs() {
     let refused = [
         ("create big --memory 1G", 5),
         ("pool alloc 4096 --align 3", 2),
-        ("create tiny --memory 2M --kernel probe", 5),
+        ("create tiny --memory 2052K --kernel probe", 5),
     ];
     for (args, code) in refused {
         server.run(args).expect_refusal(code);

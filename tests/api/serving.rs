@@ -1,10 +1,15 @@
 //! Tests of the configuration, the socket and signals.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use mkvmm_test_harness::tier::skips_without_kvm;
+use mkvmm_test_harness::mkvmm::binary;
+use mkvmm_test_harness::tier::{skip, skips_without_kvm, skips_without_tool};
 use mkvmm_test_harness::{Mkvmm, Scratch};
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 
 use crate::server::{Server, http, serve};
 
@@ -43,7 +48,7 @@ fn every_command_has_a_page_of_the_manual() {
         ("mkvmm-pool-map.1", "SVG"),
         ("mkvmm-debug-mem.1", "ADDR"),
     ] {
-        let text = std::fs::read_to_string(scratch.path(page)).unwrap();
+        let text = fs::read_to_string(scratch.path(page)).unwrap();
         assert!(text.contains(words), "{page}: {text}");
     }
     let nowhere = Mkvmm::new(["man", "--out", "/no/such/directory"]).finish();
@@ -158,4 +163,101 @@ fn a_grace_beyond_all_clocks_is_no_limit() {
     assert_eq!((status, &guest["state"]), (200, &"active".into()));
     running.signal(Signal::TERM);
     running.wait().expect_code(130);
+}
+
+/// Runs a command of mkvmm with these variables, and without others of its own.
+fn with_variables(args: &[&str], variables: &[(&str, &Path)]) -> Output {
+    Command::new(binary())
+        .args(args)
+        .env_remove("MKVMM_SOCKET")
+        .env_remove("XDG_RUNTIME_DIR")
+        .envs(variables.iter().copied())
+        .output()
+        .expect("it is a program")
+}
+
+#[test]
+fn the_socket_is_found_in_the_documented_order() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (server, scratch) = (Server::start("16M@4G"), Scratch::new());
+    let socket = server.socket();
+    let text = socket.display().to_string();
+    let wrong = scratch.path("wrong");
+    let directory = socket.parent().expect("it is in a directory");
+    // What is on the command line comes first, before or after the command.
+    for args in [
+        &["list", "--socket", &text][..],
+        &["--socket", &text, "list"],
+        &["--socket", "/wrong", "list", "--socket", &text],
+    ] {
+        let run = with_variables(args, &[("MKVMM_SOCKET", &wrong)]);
+        assert!(run.status.success(), "{args:?}: {run:?}");
+    }
+    let run = with_variables(&["list"], &[("MKVMM_SOCKET", socket)]);
+    assert!(run.status.success(), "{run:?}");
+    // Its name there is another one.
+    let link = scratch.path("mkvmm.sock");
+    std::os::unix::fs::symlink(socket, link).expect("the directory is ours");
+    let run = with_variables(&["list"], &[("XDG_RUNTIME_DIR", scratch.dir())]);
+    assert!(run.status.success(), "{run:?}");
+
+    let run = with_variables(&["list"], &[("XDG_RUNTIME_DIR", directory)]);
+    if !Path::new("/run/mkvmm.sock").exists() {
+        let said = String::from_utf8_lossy(&run.stderr);
+        let looked = format!(
+            "there is none at {}/mkvmm.sock and /run/mkvmm.sock",
+            directory.display()
+        );
+        assert!(said.contains(&looked), "{said}");
+    }
+    let run = with_variables(&["list"], &[("MKVMM_SOCKET", &wrong)]);
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(said.contains("MKVMM_SOCKET"), "{said}");
+    // One whose owner was killed is there, and nobody listens.
+    server.running.signal(Signal::KILL);
+    std::thread::sleep(Duration::from_millis(100));
+    let run = with_variables(&["list"], &[("MKVMM_SOCKET", socket)]);
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(said.contains("its `mkvmm serve` has ended"), "{said}");
+}
+
+#[test]
+fn a_group_may_use_the_socket_and_nobody_else() {
+    const GROUP: &str = "54321";
+    if skips_without_kvm() || skips_without_tool("setpriv") {
+        return;
+    }
+    if !geteuid().is_root() {
+        return skip("only root has users for this");
+    }
+    let run = Mkvmm::new([
+        "serve",
+        "--pool",
+        "16M@4G",
+        "--socket-group",
+        "nobody-knows",
+    ]);
+    run.finish().expect_refusal(2);
+    let server = Server::start_with("16M@4G", &["--socket-group", GROUP]);
+    let metadata = fs::metadata(server.socket()).expect("it is there");
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    assert_eq!(metadata.gid().to_string(), GROUP);
+    let list = |group: &str| {
+        Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", group, "--clear-groups"])
+            .arg(binary())
+            .args(["list", "--socket"])
+            .arg(server.socket())
+            .output()
+            .expect("it is a program")
+    };
+    let member = list(GROUP);
+    assert!(member.status.success(), "{member:?}");
+    let other = list("65534");
+    assert_eq!(other.status.code(), Some(1), "{other:?}");
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(said.contains("--socket-group"), "{said}");
+    server.tear_down();
 }

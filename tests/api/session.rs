@@ -130,8 +130,17 @@ fn refusals_say_why_and_change_nothing() {
         ("kill web", 4, "wrong"),
         ("pause nobody", 4, "no instance nobody"),
         ("create web --memory 8M", 4, "already"),
-        ("create big --memory 1G", 5, "bytes are free"),
+        (
+            "create big --memory 1G",
+            5,
+            "instance big: needs 1G, 48M are free (976M short)",
+        ),
         ("create bad/name --memory 8M", 2, "not an instance name"),
+        (
+            "create one --memory 1",
+            5,
+            "no guest runs in less than 2052K",
+        ),
         (
             "create zero --memory 0",
             2,
@@ -262,6 +271,22 @@ fn a_plan_is_what_a_launch_gets_to_the_byte() {
             .contains("deleting one of `b`, `old` would make room"),
         "{run}"
     );
+    // All are judged, and what would help is said.
+    let run = plan(entry("c", "24M") + &entry("d", "4M") + &entry("e", "1G"));
+    assert!(
+        run.stderr.starts_with(
+            "error: instance c: needs 24M, 8M are free (16M short); 1 more do not fit\n"
+        ),
+        "{run}"
+    );
+    assert!(run.stderr.contains("a pool of 1112M would do"), "{run}");
+    for line in [
+        "d: 4M\n",
+        "does not fit: instance c: needs 24M, ",
+        "does not fit: instance e: needs 1G, 4M are free (1020M short)\n",
+    ] {
+        assert!(run.stdout.contains(line), "{run}");
+    }
     // The first of two fits anyway, but both fit only without `old`.
     let run = plan(entry("c", "8M") + &entry("d", "32M"));
     assert!(
@@ -277,15 +302,15 @@ fn a_fleet_may_have_a_thousand_instances() {
     if skips_without_kvm() {
         return;
     }
-    let server = Server::start("64M@4G");
+    let server = Server::start("4G@4G");
     let scratch = Scratch::new();
     let entry =
-        |n| format!("[[instance]]\nname = \"an-instance-with-a-name-{n}\"\nmemory = 8192\n");
+        |n| format!("[[instance]]\nname = \"an-instance-with-a-name-{n}\"\nmemory = \"3M\"\n");
     let text: String = (0..1000).map(entry).collect();
     let file = scratch.file("many.toml", text.as_bytes());
     let plan = server.json(&format!("plan {}", file.display()));
     assert_eq!(plan["instances"].as_array().map(Vec::len), Some(1000));
-    assert_eq!(plan["pool"]["used"], 1000 * 8192);
+    assert_eq!(plan["pool"]["used"], 1000_u64 * (3 << 20));
     server.expect_audit();
 }
 
@@ -377,14 +402,14 @@ fn of_many_instances_those_that_are_large_enough_are_tried() {
     if skips_without_kvm() {
         return;
     }
-    let server = Server::start("64M@4G");
+    let server = Server::start("264M@4G");
     let create = |name: &str, size: u64| {
         let body = format!(r#"{{"name": "{name}", "memory": {size}}}"#);
         assert_eq!(server.http("POST", "/v1/instances", &body).0, 201);
     };
     create("large", 32 << 20);
     for small in 0..100 {
-        create(&format!("small{small}"), 4096);
+        create(&format!("small{small}"), 2052 << 10);
     }
     let body = r#"{"instances": [{"name": "a", "memory": 41943040}]}"#;
     let (status, plan) = server.http("POST", "/v1/plan", body);

@@ -60,7 +60,7 @@ fn a_restart_boots_again_whatever_the_state() {
     let pid = || server.json("show a")["pid"].as_i64().expect("it runs");
     assert_eq!(server.ok("restart a"), "a: active\n", "from `loaded`");
     let first = pid();
-    let dry = server.ok("restart a --grace-ms 0 --dry-run");
+    let dry = server.ok("restart a --grace 0s --dry-run");
     assert_eq!((dry.as_str(), pid()), ("dry run; a: active\n", first));
     assert_eq!(server.ok("reboot a --grace-ms 0"), "a: active\n");
     let second = pid();

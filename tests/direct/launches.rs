@@ -118,7 +118,7 @@ fn a_guest_whose_images_do_not_fit_keeps_the_others_from_running() {
     }
     let run = Mkvmm::run("64M@0x100000000")
         .guest("name=first,kernel=probe,memory=8M")
-        .guest("name=second,kernel=probe,memory=2M")
+        .guest("name=second,kernel=probe,memory=2052K")
         .guest("name=third,kernel=probe,memory=8M")
         .finish();
     let error = run.expect_refusal(5);

@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `walk` | the walk: from call to call, verb by verb |
+//! | `apply` | fleets, which are applied as a whole or not at all |
 //! | `verb` | the verbs: asked for, looked at, made up for |
 //! | `house` | an mkvmm with a neighbour, and what must be as before |
 //! | `tally` | what was visited, and what came of it |
@@ -15,6 +16,7 @@
 //! `MKVMM_FAULT_STRIDE` says how many calls it goes on by; 1 visits all of them.
 //! `MKVMM_FAULT_VERBOSE=1` prints each fault with its answer.
 
+mod apply;
 mod house;
 mod tally;
 mod verb;
@@ -56,4 +58,14 @@ fn every_call_may_fail_while_memory_is_populated() {
         walk.visit(role, &verbs);
     }
     walk.end();
+}
+
+#[test]
+fn a_fleet_is_applied_as_a_whole_or_not_at_all_whichever_call_fails() {
+    if skips_without_kvm() {
+        return;
+    }
+    let roles = [MANAGER, NEWBORN, "worker", "unpacker"];
+    apply::walk(&[], &roles);
+    apply::walk(&["--prealloc"], &[MANAGER, "cleaner"]);
 }

@@ -215,13 +215,13 @@ fn a_stock_gives_way_to_instances_that_need_its_place() {
         return;
     }
     // Few descriptors, of which the stock takes some.
-    let server = Server::start_as(POOL, |serve| {
+    let server = Server::start_as("1G@4G", |serve| {
         serve.arg("--warm").arg("4").after("ulimit -n 200")
     });
     wait_for("the stock has some", || !pids(&server).is_empty());
     let mut refused = String::new();
     for number in 0..100 {
-        let run = server.run(&format!("create g{number} --memory 64K"));
+        let run = server.run(&format!("create g{number} --memory 3M"));
         if run.code() != Some(0) {
             refused = run.stderr.clone();
             break;

@@ -124,6 +124,11 @@ pub fn is_zero(number: &u8) -> bool {
     *number == 0
 }
 
+/// Returns whether a flag is set, for `skip_serializing_if`.
+pub fn is_true(flag: &bool) -> bool {
+    *flag
+}
+
 /// Returns whether a flag is not set, for `skip_serializing_if`.
 pub fn is_false(flag: &bool) -> bool {
     !flag

@@ -15,6 +15,9 @@ pub struct Event {
     pub seq: u64,
     /// The time of the event: nanoseconds since the VMM started.
     pub at: u64,
+    /// The same time by the clock of the host: milliseconds since 1970.
+    #[serde(default)]
+    pub unix_ms: u64,
     /// The name of the instance, if the event concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,

@@ -7,7 +7,7 @@
 //! | [`devices`], [`disk`] | the devices of an instance |
 //! | [`bodies`] | bodies of requests |
 //! | [`channel`] | channels between instances |
-//! | [`instance`], [`pool`], [`plan`], [`events`], [`debug`], [`doctor`] | bodies of responses |
+//! | [`instance`], [`pool`], [`plan`], [`apply`], [`events`], [`debug`], [`doctor`] | bodies of responses |
 //! | [`error`] | errors |
 //! | [`reader`] | a reader of `KEY=VAL,…` for any struct of this crate |
 //! | [`number`], [`size`], [`range`](mod@range), [`hex`], [`source`] | the values in them |
@@ -20,6 +20,7 @@
 //!
 //! With the feature `schema`, every type describes itself for OpenAPI.
 
+pub mod apply;
 pub mod bodies;
 pub mod channel;
 pub mod debug;

@@ -18,8 +18,7 @@ pub struct Plan {
     /// not fit.
     #[serde(default)]
     pub channels: Vec<Channel>,
-    /// The instances that fit, as they would be created, up to the first that
-    /// does not fit.
+    /// The instances that fit, as they would be created.
     pub instances: Vec<Instance>,
     /// The pieces of each instance, in the order of `instances`.
     pub pieces: Vec<Vec<Piece>>,
@@ -27,6 +26,13 @@ pub struct Plan {
     pub pool: Pool,
     /// The first channel or instance that does not fit, and the reason.
     pub problem: Option<PlanProblem>,
+    /// All that do not fit beside those that do, with the reasons.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<PlanProblem>,
+    /// The size of a pool that would have room for the whole plan and for what is
+    /// there now, if this one does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_size: Option<u64>,
 }
 
 /// A part of an instance's memory with one purpose.
@@ -49,6 +55,6 @@ pub struct PlanProblem {
     /// The error that creating it would return.
     pub error: ErrorObject,
     /// Up to 8 instances, the smallest first, each of which alone would make
-    /// room for the whole plan if deleted.
+    /// room for the whole plan if deleted. Only with the first that does not fit.
     pub delete_one_of: Vec<String>,
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use mkpool::param::{ParamError, parse_size};
+use mkvmm_base::Bytes;
+use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -35,6 +37,10 @@ pub enum SizeError {
     },
 }
 
+/// The smallest memory of an instance in which anything can run: the low window, the
+/// control block and a page for a kernel.
+pub const MIN_MEMORY: Size = Size(LOW_WINDOW_SIZE + CONTROL_BLOCK_SIZE + PAGE_SIZE);
+
 impl Size {
     /// The largest size that can be written as a number: 2^52.
     pub const MAX_NUMBER: Self = Self(1 << 52);
@@ -58,6 +64,14 @@ impl Size {
     /// Returns the number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0
+    }
+
+    /// Returns the shortest text for exactly this size, such as `32M`.
+    pub fn exact_text(self) -> String {
+        match Bytes(self.0).whole() {
+            Some((count, unit)) => format!("{count}{unit}"),
+            None => self.0.to_string(),
+        }
     }
 }
 
@@ -180,6 +194,9 @@ mod tests {
             assert_eq!(read(json).unwrap(), 8 << 20, "{json}");
         }
         assert_eq!(serde_json::to_string(&Size::mib(8)).unwrap(), "8388608");
+        for text in ["1", "4095", "4K", "1025K", "8M", "3G", "2T", "1P", "1024P"] {
+            assert_eq!(text.parse::<Size>().unwrap().exact_text(), text);
+        }
         // As far as text goes, what is written is read again.
         for text in ["4503599627370496", "4503599627370497", "0xfffffffffffff000"] {
             let size: Size = text.parse().unwrap();

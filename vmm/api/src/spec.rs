@@ -17,12 +17,12 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_zero};
+use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_true, is_zero};
 use crate::disk::DiskSpec;
 use crate::net::NetSpec;
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
-use crate::size::Size;
+use crate::size::{MIN_MEMORY, Size};
 use crate::source::{KernelSource, Source, optional_path};
 use crate::spec_error::SpecError;
 
@@ -74,6 +74,10 @@ pub struct InstanceSpec {
     pub on_reboot: OnEnd,
     /// The response when the guest panics; `stop` when absent.
     pub on_panic: OnEnd,
+    /// False if `apply`, `serve --fleet` and `serve --recreate` must not boot the
+    /// instance; true when absent.
+    #[serde(skip_serializing_if = "is_true")]
+    pub autostart: bool,
     /// A file that receives the guest's console output, truncated when it first
     /// boots.
     #[serde(
@@ -188,6 +192,7 @@ impl Default for InstanceSpec {
             violation: ViolationPolicy::default(),
             on_reboot: OnEnd::default(),
             on_panic: OnEnd::default(),
+            autostart: true,
             console_log: None,
             cgroup: None,
             cpu_limit: None,
@@ -250,14 +255,19 @@ impl InstanceSpec {
         devices.chain(disks).chain(net).collect()
     }
 
-    /// Checks the conditions that involve several keys or the host: that images
-    /// have a kernel, and that this host has the processors.
+    /// Checks the conditions that involve several keys, a guest or the host: that
+    /// images have a kernel, that the memory is enough for any guest, and that this
+    /// host has the processors.
     ///
     /// # Errors
-    /// Returns [`SpecError::NoKernel`], [`SpecError::Devices`] or
-    /// [`SpecError::Affinity`].
+    /// Returns [`SpecError::NoKernel`], [`SpecError::TooSmall`],
+    /// [`SpecError::Devices`] or [`SpecError::Affinity`].
     pub fn check(&self) -> Result<(), SpecError> {
         self.images()?;
+        let memory = self.memory;
+        if memory < MIN_MEMORY {
+            return Err(SpecError::TooSmall { memory });
+        }
         let count = self.devices().len();
         if count > DEVICES_MAX {
             return Err(SpecError::Devices { count });

@@ -4,6 +4,7 @@ use mkvmm_base::affinity::CpuSetError;
 use mkvmm_base::{Class, Diagnose, InstanceName, NameError};
 
 use crate::devices::DEVICES_MAX;
+use crate::size::{MIN_MEMORY, Size};
 
 /// A reason why the specification of an instance was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +51,12 @@ pub enum SpecError {
     /// A value is invalid; its key is not known yet.
     #[error("{0}")]
     Reason(String),
+    /// No guest can run in so little memory.
+    #[error("memory={}: no guest runs in less than {}", .memory.exact_text(), MIN_MEMORY.exact_text())]
+    TooSmall {
+        /// The memory that was given.
+        memory: Size,
+    },
     /// There are more devices than PCI slots.
     #[error("{count} devices are too many (limit: {DEVICES_MAX})")]
     Devices {
@@ -75,6 +82,7 @@ impl Diagnose for SpecError {
         match self {
             Self::NoKernel => Class::NoKernel,
             Self::Affinity(error) => error.class(),
+            Self::TooSmall { .. } => Class::NoRoom,
             _ => Class::Invalid,
         }
     }
@@ -86,6 +94,9 @@ impl Diagnose for SpecError {
                 known.join(", ")
             )),
             Self::NoValue { .. } => Some("a comma inside a value is written `,,`".to_owned()),
+            Self::TooSmall { .. } => Some(
+                "4M is enough for the built-in test guest; a Linux needs 64M or more".to_owned(),
+            ),
             Self::NoKernel => Some(
                 "kernel=PATH, kernel=fd:N, or kernel=probe for the built-in test guest".to_owned(),
             ),

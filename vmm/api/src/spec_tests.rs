@@ -9,7 +9,7 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
-     on-reboot=restart,on-panic=restart,console-log=/l,cgroup=/batch,cpu-limit=150,\
+     on-reboot=restart,on-panic=restart,autostart=false,console-log=/l,cgroup=/batch,cpu-limit=150,\
      memory-limit=300M,thread-limit=6,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,\
      net=passt,,forward=8080:80,net=pool:lan,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
@@ -24,6 +24,7 @@ fn every_key() -> InstanceSpec {
         violation: ViolationPolicy::Stop,
         on_reboot: OnEnd::Restart,
         on_panic: OnEnd::Restart,
+        autostart: false,
         console_log: Some("/l".into()),
         cgroup: Some("/batch".into()),
         cpu_limit: Some(150),
@@ -201,7 +202,7 @@ fn a_flag_needs_no_value() {
         .copied()
         .filter(|key| is_flag::<InstanceSpec>(key))
         .collect();
-    assert_eq!(flags, ["rng"]);
+    assert_eq!(flags, ["autostart", "rng"]);
     let devices = spec("consoles=1,rng").unwrap().devices();
     let console = DeviceSpec::Console { number: 1 };
     assert_eq!(devices, [DeviceSpec::Rng, console]);
@@ -229,4 +230,16 @@ fn paths_that_no_file_has_are_refused() {
         );
         assert!(message.len() < 200, "the error repeats the path");
     }
+}
+
+#[test]
+fn memory_in_which_nothing_runs_is_refused() {
+    let of = |memory: &str| spec(&format!("name=a,memory={memory}")).unwrap().check();
+    for memory in ["1", "128", "2M"] {
+        let error = of(memory).unwrap_err();
+        assert_eq!(error.class(), Class::NoRoom);
+        let message = error.to_string();
+        assert!(message.ends_with("less than 2052K"), "{message}");
+    }
+    of("2052K").unwrap();
 }

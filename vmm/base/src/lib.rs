@@ -3,6 +3,7 @@
 //! and facts about images. This crate depends on none of the others.
 
 pub mod affinity;
+mod bytes;
 pub mod cmdline;
 mod diagnose;
 mod error_chain;
@@ -19,6 +20,7 @@ pub mod timeline;
 pub mod unpacking;
 pub mod violation;
 
+pub use bytes::Bytes;
 pub use diagnose::{Class, Diagnose, Room};
 pub use error_chain::{chain, is_shortage};
 pub use exit_counts::{ExitCounts, ExitKind};

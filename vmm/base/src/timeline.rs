@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -253,6 +253,22 @@ pub fn continue_from(start: u64) {
 /// Returns the nanoseconds since the VMM started.
 pub fn now() -> u64 {
     since_start(monotonic())
+}
+
+/// Returns the time of the host's clock in milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A clock from before 1970 is not set.
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Returns the time of the host's clock at which the VMM started, as it was first
+/// asked for: in milliseconds since 1970.
+pub fn start_unix_ms() -> u64 {
+    static STARTED: OnceLock<u64> = OnceLock::new();
+    *STARTED.get_or_init(|| unix_ms().saturating_sub(now() / 1_000_000))
 }
 
 #[cfg(test)]

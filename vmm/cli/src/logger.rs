@@ -3,16 +3,24 @@
 //! A dedicated thread writes them, from a bounded queue. No caller ever waits
 //! for the reader of stderr: lines that find the queue full are dropped and
 //! counted, and the count is written as soon as there is room again.
+//!
+//! | format | a line |
+//! |---|---|
+//! | `plain` | `mkvmm: warning: web: its process is stopped` |
+//! | `time` | `2026-11-27T20:31:05.123Z warning: web: its process is stopped` |
+//! | `json` | `{"time":"…","level":"warning","message":"web: its process is stopped"}` |
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, Builder};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use mkvmm_api::events::Event;
 use mkvmm_base::is_plain;
+use serde::{Deserialize, Serialize};
 
 /// The number of lines that may wait for stderr.
 const QUEUE: usize = 1024;
@@ -20,6 +28,22 @@ const QUEUE: usize = 1024;
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// The interval at which a full queue is retried at the end.
 const POLL: Duration = Duration::from_millis(5);
+
+/// The form of each line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Text for a terminal, or for a journal that adds the time
+    #[default]
+    Plain,
+    /// Text with the time (UTC) and the level
+    Time,
+    /// One JSON object per line
+    Json,
+}
+
+/// The format, which is set once; until then it is plain.
+static FORMAT: OnceLock<Format> = OnceLock::new();
 
 static LOGGER: Logger = Logger {
     queue: OnceLock::new(),
@@ -34,10 +58,84 @@ pub fn install() {
     }
 }
 
+/// Sets the format of all further lines, and which of them are written.
+pub fn configure(format: Format, level: LevelFilter) {
+    // There is one command for each process.
+    let _ = FORMAT.set(format);
+    log::set_max_level(level);
+}
+
 /// Writes a line that is not a log record, such as the error that ends a
 /// command.
 pub fn say(line: &str) {
-    LOGGER.queue(&format!("{line}\n"));
+    match format() {
+        Format::Json => LOGGER.queue(&json(Level::Error, line, None)),
+        _ => LOGGER.queue(&format!("{line}\n")),
+    }
+}
+
+/// Writes an event of the log of events as a line of its own.
+pub fn event(text: &str, event: &Event) {
+    if log::max_level() < LevelFilter::Info {
+        return;
+    }
+    match format() {
+        Format::Json => LOGGER.queue(&json(Level::Info, text, Some(event))),
+        format => LOGGER.queue(&line(format, Level::Info, text)),
+    }
+}
+
+fn format() -> Format {
+    FORMAT.get().copied().unwrap_or_default()
+}
+
+/// Returns the line for a message, including its newline.
+fn line(format: Format, level: Level, text: &str) -> String {
+    let word = match level {
+        Level::Error => "error: ",
+        Level::Warn => "warning: ",
+        Level::Info => "",
+        Level::Debug => "debug: ",
+        Level::Trace => "trace: ",
+    };
+    match format {
+        Format::Plain => format!("mkvmm: {word}{text}\n"),
+        Format::Time => format!("{} {word}{text}\n", time()),
+        Format::Json => json(level, text, None),
+    }
+}
+
+fn time() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+/// A line as JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    level: &'a str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'a Event>,
+}
+
+fn json(level: Level, text: &str, event: Option<&Event>) -> String {
+    let line = Line {
+        time: time(),
+        level: match level {
+            Level::Error => "error",
+            Level::Warn => "warning",
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        },
+        message: harmless(text),
+        event,
+    };
+    // A struct of text has a JSON form.
+    let mut text = serde_json::to_string(&line).unwrap_or_default();
+    text.push('\n');
+    text
 }
 
 /// Waits until everything so far is written, but not long if nobody reads it.
@@ -119,9 +217,8 @@ fn write_all(items: &Receiver<Item>, lost: &AtomicU64, to: &mut impl Write) {
         }
         let lost = lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let line = format!(
-                "mkvmm: warning: {lost} log lines were dropped here because stderr was not read\n"
-            );
+            let text = format!("{lost} log lines were dropped here because stderr was not read");
+            let line = line(format(), Level::Warn, &text);
             let _ = to.write_all(line.as_bytes());
         }
     }
@@ -136,12 +233,8 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let level = match record.level() {
-            Level::Error => "error: ",
-            Level::Warn => "warning: ",
-            _ => "",
-        };
-        self.queue(&format!("mkvmm: {level}{}\n", record.args()));
+        let text = record.args().to_string();
+        self.queue(&line(format(), record.level(), &text));
     }
 
     fn flush(&self) {
@@ -168,6 +261,23 @@ impl Log for Logger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_has_the_form_that_is_chosen() {
+        let plain = line(Format::Plain, Level::Warn, "web: x");
+        assert_eq!(plain, "mkvmm: warning: web: x\n");
+        assert_eq!(line(Format::Plain, Level::Info, "x"), "mkvmm: x\n");
+        let timed = line(Format::Time, Level::Error, "x");
+        let (time, rest) = timed.split_once(' ').unwrap();
+        humantime::parse_rfc3339(time).unwrap();
+        assert_eq!(rest, "error: x\n");
+        let text = line(Format::Json, Level::Info, "one\n\u{1b}[2Ktwo \"");
+        assert_eq!(text.lines().count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["level"], "info");
+        assert_eq!(value["message"], "one\ntwo \"");
+        humantime::parse_rfc3339(value["time"].as_str().unwrap()).unwrap();
+    }
 
     #[test]
     fn lines_that_are_lost_are_counted_where_they_are_missing() {

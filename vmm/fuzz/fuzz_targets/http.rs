@@ -70,8 +70,8 @@ fn socket() -> &'static PathBuf {
             connections: 8,
         };
         ignore_broken_pipes();
-        let socket = ControlSocket::take(&path).expect("a socket");
-        socket.serve(api).expect("a thread");
+        let socket = ControlSocket::take(&path, None).expect("a socket");
+        socket.serve(api, None).expect("a thread");
         std::mem::forget(socket);
         path
     })

@@ -64,6 +64,7 @@ impl EventLog {
         let event = Event {
             seq,
             at: timeline::now(),
+            unix_ms: timeline::unix_ms(),
             instance,
             kind,
         };

@@ -27,6 +27,7 @@
 //! | `channels` | memory and doorbells that several guests share |
 //! | `harmless`, `pace` | filtering and rate limiting of their messages |
 //! | `life/` | the verbs |
+//! | `transaction` | several verbs, all of them or none |
 //! | `audit` | checks that ledger, slots and maps agree |
 //! | `stream`, `run` | `run`: all guests or none, one stream of consoles |
 
@@ -72,6 +73,7 @@ mod still;
 mod stock;
 pub mod stream;
 pub mod threads;
+pub mod transaction;
 pub mod upgrade;
 pub mod usage;
 pub mod view;

@@ -94,6 +94,8 @@ pub struct Manager {
     pub(crate) restarts: Semaphore,
     /// Bounds the plans that are rehearsed.
     pub(crate) rehearsals: Semaphore,
+    /// Has fleets be applied one after the other.
+    pub(crate) applying: Semaphore,
     pub(crate) on_stall: OnStall,
     early: RefCell<Option<Begun>>,
     /// Workers that wait for a guest.
@@ -143,6 +145,7 @@ impl Manager {
             budget: Budget::new(limits.instances),
             restarts: Semaphore::new(limits.restarts),
             rehearsals: Semaphore::new(REHEARSALS),
+            applying: Semaphore::new(1),
             on_stall,
             early: RefCell::new(early),
             stock: Stock::new(warm),

@@ -2,12 +2,13 @@
 //! console logs.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mkvmm_api::{ImagesSpec, InstanceSpec, SpecError};
 use mkvmm_base::{Class, Diagnose, InstanceName, Room};
-use mkvmm_images::Batch;
+use mkvmm_images::{Access, Batch};
 use mkvmm_keeper::cgroup::{Base, CgroupError, Cgroups};
 
 use crate::config::InstanceConfig;
@@ -15,7 +16,15 @@ use crate::console_log::{LogError, LogFile};
 use crate::devices::{self, DeviceError};
 use crate::images::{self, ImageError, Images, UnpackerChildren};
 use crate::manager::Manager;
-use crate::run::GuestConfig;
+
+/// A guest that can be launched: every value validated, every file read.
+#[derive(Debug, Clone)]
+pub struct GuestConfig {
+    /// The configuration of the instance.
+    pub instance: InstanceConfig,
+    /// The images to load.
+    pub images: Images,
+}
 
 /// A reason why guests could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -135,26 +144,48 @@ impl Manager {
         // Open the logs last, since that modifies files: nothing else can fail
         // by now.
         for config in &mut resolved {
-            let instance = &mut config.instance;
-            let opened = devices::open(&instance.spec, &self.access);
-            let opened = opened.map_err(|source| ResolveError::Device {
-                name: instance.name.clone(),
-                source,
-            })?;
-            instance.devices = Arc::new(opened);
+            open_devices(&mut config.instance, &self.access)?;
         }
         for config in &mut resolved {
-            let instance = &mut config.instance;
-            if let Some(path) = &instance.spec.console_log {
-                let log = LogFile::open(path, &[]).map_err(|source| ResolveError::Log {
-                    name: instance.name.clone(),
-                    source,
-                })?;
-                instance.console_log = Some(Arc::new(log));
-            }
+            open_log(&mut config.instance, &[])?;
         }
         Ok(resolved)
     }
+}
+
+/// Opens what an instance needs of the host: its devices, then its console log,
+/// which is below one of `dirs` if there are any. This may block.
+///
+/// # Errors
+/// Returns a [`ResolveError`]; no log was started then.
+pub fn open(
+    config: &mut InstanceConfig,
+    access: &Access,
+    dirs: &[PathBuf],
+) -> Result<(), ResolveError> {
+    open_devices(config, access)?;
+    open_log(config, dirs)
+}
+
+fn open_devices(config: &mut InstanceConfig, access: &Access) -> Result<(), ResolveError> {
+    let opened = devices::open(&config.spec, access);
+    let opened = opened.map_err(|source| ResolveError::Device {
+        name: config.name.clone(),
+        source,
+    })?;
+    config.devices = Arc::new(opened);
+    Ok(())
+}
+
+fn open_log(config: &mut InstanceConfig, dirs: &[PathBuf]) -> Result<(), ResolveError> {
+    if let Some(path) = &config.spec.console_log {
+        let log = LogFile::open(path, dirs).map_err(|source| ResolveError::Log {
+            name: config.name.clone(),
+            source,
+        })?;
+        config.console_log = Some(Arc::new(log));
+    }
+    Ok(())
 }
 
 /// Checks the guests of a launch. Those without a name are called `guest1`,

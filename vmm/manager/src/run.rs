@@ -11,21 +11,12 @@ use mkvmm_base::timeline::Timeline;
 use mkvmm_base::{InstanceName, chain};
 
 use crate::audit::{self, Findings};
-use crate::config::InstanceConfig;
 use crate::guest::Guest;
-use crate::images::Images;
 use crate::life::LifeError;
 use crate::manager::Manager;
+pub use crate::resolve::GuestConfig;
 use crate::stream::Stream;
-
-/// A guest that can be launched: every value validated, every file read.
-#[derive(Debug, Clone)]
-pub struct GuestConfig {
-    /// The configuration of the instance.
-    pub instance: InstanceConfig,
-    /// The images to load.
-    pub images: Images,
-}
+use crate::transaction::Transaction;
 
 /// The end of a guest.
 #[derive(Debug, Clone)]
@@ -48,6 +39,8 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Fleet {
     manager: Rc<Manager>,
+    /// The launch, until all guests run.
+    launch: Option<Transaction>,
     stream: Stream,
     outcomes: Vec<Outcome>,
 }
@@ -64,45 +57,49 @@ impl Fleet {
         stream: Stream,
         configs: Vec<GuestConfig>,
     ) -> Result<Self, LifeError> {
-        let mut fleet = Self {
-            manager,
-            stream,
-            outcomes: Vec::new(),
-        };
+        let mut launch = Transaction::begin(Rc::clone(&manager), Arc::default());
         for config in configs {
             let GuestConfig { instance, images } = config;
             let name = instance.name.clone();
-            if let Err(error) = fleet.manager.create(instance, Some(images)).await {
-                fleet.undo().await;
+            if let Err(error) = launch.create(instance, Some(images)).await {
+                give_up(launch).await;
                 return Err(error);
             }
-            if let Ok(guest) = fleet.manager.registry().find(&name) {
-                fleet.stream.add(&name, guest.console());
+            if let Ok(guest) = manager.registry().find(&name) {
+                stream.add(&name, guest.console());
             }
         }
-        Ok(fleet)
+        Ok(Self {
+            manager,
+            launch: Some(launch),
+            stream,
+            outcomes: Vec::new(),
+        })
     }
 
     /// Starts all guests: first every one is prepared, then every one runs.
     ///
     /// # Errors
-    /// Returns a [`LifeError`]; no guest has run then, and all are undone.
+    /// Returns a [`LifeError`]; all guests are undone then.
     pub async fn start(&mut self) -> Result<(), LifeError> {
-        let mut prepared = Vec::new();
-        for name in self.names() {
-            match self.manager.prepare(&name).await {
-                Ok(one) => prepared.push(one),
-                Err(error) => {
-                    drop(prepared);
-                    self.undo().await;
-                    return Err(error);
-                }
+        let Some(mut launch) = self.launch.take() else {
+            return Ok(());
+        };
+        let names = self.names();
+        let started = async {
+            for name in &names {
+                launch.prepare(name).await?;
             }
+            launch.run().await
+        };
+        let started = started.await;
+        if started.is_err() {
+            for name in &names {
+                self.stream.end(name);
+            }
+            give_up(launch).await;
         }
-        for one in prepared {
-            self.manager.run(one).await?;
-        }
-        Ok(())
+        started
     }
 
     /// Waits until every guest has permanently ended, and deletes each as soon
@@ -201,6 +198,13 @@ impl Fleet {
             }
         }
         Ok(text)
+    }
+}
+
+/// Undoes a launch that has failed.
+async fn give_up(launch: Transaction) {
+    for problem in launch.roll_back().await.problems {
+        log::error!("undoing the launch: {problem}");
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use mkvmm_base::image_facts::ImageFacts;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE, PAGE_SIZE};
-use mkvmm_base::{Class, Diagnose};
+use mkvmm_base::{Bytes, Class, Diagnose};
 
 /// The places of all pieces, in pool addresses (which are guest addresses).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +54,8 @@ impl PlacementPlan {
 pub enum PlacementError {
     /// There is no place for a piece.
     #[error(
-        "no room for the {piece} ({size} bytes, aligned to {align:#x}) in an instance of {memory} bytes"
+        "no room for the {piece} ({}, aligned to {}) in an instance of {}",
+        Bytes(*.size), Bytes(*.align), Bytes(*.memory)
     )]
     NoRoom {
         /// The name of the piece.
@@ -74,7 +75,7 @@ pub enum PlacementError {
         source: AllocError,
     },
     /// A kernel that unpacks itself would do so outside its memory.
-    #[error("no room for the kernel ({size} bytes) at or above its pref_address {min:#x}")]
+    #[error("no room for the kernel ({}) at or above its pref_address {min:#x}", Bytes(*.size))]
     KernelTooLow {
         /// The size of the kernel in bytes.
         size: u64,
@@ -114,7 +115,12 @@ impl Diagnose for PlacementError {
         match self {
             Self::NoRoom { needed, .. } => needed.map(|bytes| {
                 let mib = bytes.div_ceil(1 << 20);
-                format!("these images need a memory of at least {mib}M")
+                // What a small Linux takes beyond its images, in whole steps.
+                let usual = (mib + 64).next_multiple_of(64).max(128);
+                format!(
+                    "these images need a memory of at least {mib}M to be loaded; a Linux needs \
+                     more to run: try {usual}M"
+                )
             }),
             Self::InitramfsTooHigh { max, .. } | Self::KernelTooHigh { max, .. } => {
                 Some(format!("place the pool below {max:#x}"))

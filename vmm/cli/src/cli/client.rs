@@ -1,6 +1,5 @@
 //! The client's side of the control socket: one request, one response.
 
-use std::env;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
+use crate::cli::find_socket;
 use crate::error::CliError;
 use mkvmm_api::{ErrorBody, ErrorObject};
 use mkvmm_base::{Class, Diagnose};
@@ -62,9 +62,7 @@ impl Diagnose for ClientError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect { .. } => {
-                Some("start `mkvmm serve`, or name its socket with --socket".to_owned())
-            }
+            Self::Connect { path, source } => Some(find_socket::advice(path, source)),
             Self::Refused(error) => error.help.clone(),
             _ => None,
         }
@@ -74,7 +72,7 @@ impl Diagnose for ClientError {
 /// Options of every command that talks to a running VMM.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ClientArgs {
-    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or
+    /// The control socket [default: $MKVMM_SOCKET, $XDG_RUNTIME_DIR/mkvmm.sock or
     /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -115,14 +113,6 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Returns the default path of the socket.
-pub fn default_socket() -> PathBuf {
-    match env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => Path::new(&dir).join("mkvmm.sock"),
-        _ => PathBuf::from("/run/mkvmm.sock"),
-    }
-}
-
 impl ClientArgs {
     /// Returns the arguments that name this socket, or the default one.
     pub const fn maybe(socket: Option<PathBuf>) -> Self {
@@ -142,7 +132,7 @@ impl ClientArgs {
 
     /// Returns the path of the VMM's control socket.
     pub fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(default_socket)
+        self.socket.clone().unwrap_or_else(find_socket::of_clients)
     }
 
     /// Sends `call` and returns the text of the response.

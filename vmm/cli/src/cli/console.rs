@@ -7,9 +7,12 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
@@ -18,10 +21,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::HostIoError;
-use crate::cli::client::{Call, ClientArgs, ClientError, accepted, block_on, connect, request};
+use crate::cli::client::{
+    Call, ClientArgs, ClientError, accepted, ask, block_on, connect, open, request,
+};
 use crate::cli::exchange::escape;
+use crate::cli::sse::Frames;
+use crate::cli::wait::newest;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
+use mkvmm_api::events::{Event, EventKind};
+use mkvmm_api::instance::Instance;
 use mkvmm_manager::control::http::CONSOLE_PROTOCOL;
 
 /// The byte of Ctrl-], which detaches, as in telnet and virsh.
@@ -101,6 +110,13 @@ pub fn attach(name: &str, client: &ClientArgs) -> Result<ExitStatus, CliError> {
 fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let socket = client.socket();
     block_on(async {
+        let path = format!("/v1/instances/{}", escape(name));
+        let text = ask(&socket, Call::get(path)).await?;
+        let instance: Instance = serde_json::from_str(&text).map_err(ClientError::Json)?;
+        // The built-in guest ends its lines like programs of this host; kernels drive
+        // their terminals themselves.
+        let is_probe = instance.kernel.is_some_and(|kernel| kernel.path == "probe");
+        let ends = follow(&socket).await?;
         let mut sender = connect(&socket).await?;
         let path = match number {
             0 => format!("/v1/instances/{}/console", escape(name)),
@@ -119,7 +135,20 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             let note = format!("attached to {name}; Ctrl-] leaves\r\n");
             let _ = io::stderr().write_all(note.as_bytes());
         }
-        let end = converse(stream, signals, terminal.is_some()).await;
+        let mut ends = Ends {
+            name: name.to_owned(),
+            events: ends,
+            frames: Frames::default(),
+        };
+        let mut lines = Lines {
+            last: b'\n',
+            returns: is_probe && terminal.is_some(),
+        };
+        let end = converse(stream, signals, terminal.is_some(), &mut ends, &mut lines).await;
+        if terminal.is_some() && lines.last != b'\n' {
+            // What follows, such as a prompt, begins a line of its own.
+            let _ = io::stderr().write_all(b"\r\n");
+        }
         drop(terminal);
         Ok(match end? {
             End::Left => ExitStatus::Done,
@@ -135,6 +164,74 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             }
         })
     })
+}
+
+/// The ends of the lines that a guest prints.
+struct Lines {
+    /// The last byte that was printed.
+    last: u8,
+    /// True if a line feed alone also returns to the first column.
+    returns: bool,
+}
+
+impl Lines {
+    /// Returns what a terminal is to get for `bytes`.
+    fn print(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            if self.returns && byte == b'\n' && self.last != b'\r' {
+                text.push(b'\r');
+            }
+            text.push(byte);
+            self.last = byte;
+        }
+        text
+    }
+}
+
+/// Tells how a guest ends while somebody is attached.
+struct Ends {
+    name: String,
+    events: Incoming,
+    frames: Frames,
+}
+
+impl Ends {
+    /// Waits until the guest ends; returns what to tell. Waits forever once there
+    /// are no more events.
+    async fn next(&mut self) -> String {
+        while let Some(Ok(frame)) = self.events.frame().await {
+            let data = frame.data_ref().map(|bytes| self.frames.push(bytes));
+            let events = data.unwrap_or_default();
+            let events = events
+                .iter()
+                .filter_map(|data| serde_json::from_slice(data).ok());
+            let mut told = events.filter_map(|event: Event| self.text(&event));
+            if let Some(text) = told.next() {
+                return text;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn text(&self, event: &Event) -> Option<String> {
+        match &event.kind {
+            EventKind::State {
+                state,
+                reason: Some(reason),
+            } if event.instance.as_ref() == Some(&self.name) => {
+                Some(format!("{}: {state} ({reason})", self.name))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Opens the stream of all events from now on.
+async fn follow(socket: &Path) -> Result<Incoming, CliError> {
+    let since = newest(socket).await?;
+    let path = format!("/v1/events?since={since}&follow=true");
+    Ok(open(socket, Call::get(path)).await?)
 }
 
 /// The reason why a session ended.
@@ -175,11 +272,13 @@ impl Signals {
 
 /// Copies bytes in both directions without changes: a guest's query to the
 /// terminal (`ESC [ 18 t` asks for its size) and the terminal's answer pass
-/// through like any text.
+/// through like any text. `lines` says what was printed.
 async fn converse(
     stream: Upgraded,
     mut signals: Signals,
     is_terminal: bool,
+    ends: &mut Ends,
+    lines: &mut Lines,
 ) -> Result<End, CliError> {
     let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
     let mut typed = read_stdin(is_terminal)?;
@@ -194,7 +293,7 @@ async fn converse(
         let received = async {
             let room = output.reserve().await.ok()?;
             let count = reader.read(&mut buffer).await.unwrap_or(0);
-            room.send(buffer.get(..count)?.to_vec());
+            room.send(lines.print(buffer.get(..count)?));
             Some(count)
         };
         tokio::select! {
@@ -216,6 +315,13 @@ async fn converse(
                 Ok(count @ 1..) => drop(unsent.drain(..count)),
                 _ => break End::HungUp,
             },
+            told = ends.next() => {
+                let text = format!("\r\nmkvmm: {told}\r\n");
+                // After the output that the guest has printed before.
+                if is_terminal && output.send(text.into_bytes()).await.is_err() {
+                    break End::Left;
+                }
+            }
             () = signals.any() => return Ok(End::Interrupted),
         }
     };
@@ -284,6 +390,19 @@ fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
 mod tests {
     use super::*;
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+    #[test]
+    fn a_line_feed_alone_returns_only_where_it_is_to() {
+        let mut lines = Lines {
+            last: b'\n',
+            returns: true,
+        };
+        assert_eq!(lines.print(b"a\nb\r"), b"a\r\nb\r");
+        assert_eq!(lines.print(b"\nc"), b"\nc");
+        assert_eq!(lines.last, b'c');
+        lines.returns = false;
+        assert_eq!(lines.print(b"a\n"), b"a\n");
+    }
 
     #[test]
     fn a_panic_puts_the_terminal_back() {

@@ -13,16 +13,20 @@
 //! kernel = "/boot/vmlinuz"
 //! ```
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use mkvmm_api::channel::ChannelBody;
 use mkvmm_api::reader::keys;
-use mkvmm_api::{InstanceSpec, SpecError};
-use serde::Deserialize;
+use mkvmm_api::{InstanceSpec, Size, SpecError};
+use serde::{Deserialize, Serialize};
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::error::CliError;
+
+/// Keys whose values are sizes.
+const SIZES: [&str; 3] = ["memory", "memory-limit", "size"];
 
 /// The contents of a fleet file.
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -32,6 +36,21 @@ pub struct FleetFile {
     pub channel: Vec<ChannelBody>,
     /// The instances in their order.
     pub instance: Vec<InstanceSpec>,
+}
+
+impl FleetFile {
+    /// Returns the instances of the file at `path`, if it has no channels.
+    ///
+    /// # Errors
+    /// Returns [`ConfigError::Channels`].
+    pub fn without_channels(self, path: &Path) -> Result<Vec<InstanceSpec>, ConfigError> {
+        match self.channel.is_empty() {
+            true => Ok(self.instance),
+            false => Err(ConfigError::Channels {
+                path: path.to_owned(),
+            }),
+        }
+    }
 }
 
 /// Reads a fleet file. Paths in it are relative to the file; instances without
@@ -48,6 +67,50 @@ pub fn read(path: &Path) -> Result<FleetFile, CliError> {
         spec.rebase(base);
     }
     Ok(fleet)
+}
+
+/// Returns the fleet file with these channels and instances, which is read as them
+/// again.
+pub fn text(channels: &[ChannelBody], instances: &[InstanceSpec]) -> String {
+    let mut text = String::new();
+    if instances.is_empty() && !channels.is_empty() {
+        // A value, which precedes tables: a file without any instance is refused.
+        text.push_str("instance = []\n");
+    }
+    for channel in channels {
+        write(&mut text, "channel", channel, keys::<ChannelBody>());
+    }
+    for spec in instances {
+        write(&mut text, "instance", spec, keys::<InstanceSpec>());
+    }
+    text
+}
+
+/// Adds the table of one channel or instance, with its keys in their order.
+fn write(text: &mut String, kind: &str, one: &impl Serialize, keys: &[&str]) {
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    // A struct of ours is a table. Writing to a String cannot fail.
+    let table = toml::Table::try_from(one).unwrap_or_default();
+    let _ = writeln!(text, "[[{kind}]]");
+    for key in keys {
+        if let Some(value) = table.get(*key) {
+            let _ = writeln!(text, "{key} = {}", written(key, value));
+        }
+    }
+}
+
+/// Returns a value as people write it.
+fn written(key: &str, value: &toml::Value) -> toml::Value {
+    let size = || {
+        let bytes = u64::try_from(value.as_integer()?).ok()?;
+        Size::try_from(bytes).ok()
+    };
+    match size() {
+        Some(size) if SIZES.contains(&key) => size.exact_text().into(),
+        _ => value.clone(),
+    }
 }
 
 fn parse(path: &Path) -> Result<FleetFile, ConfigError> {
@@ -74,6 +137,26 @@ fn parse(path: &Path) -> Result<FleetFile, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let specs = [
+            "name=a,memory=8M,kernel=probe,cmdline=x,,y \"quoted\"\nand\\more,on-panic=restart",
+            "name=b,memory=4097,cpus=2,memory-limit=2G,autostart=false,kernel=/k,initrd=/i,\
+             initrd=/j,disk=/d,,ro,net=passt,cpus-affinity=0",
+        ];
+        let specs: Vec<InstanceSpec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+        let text = text(&[], &specs);
+        assert!(
+            text.starts_with("[[instance]]\nname = \"a\"\nmemory = \"8M\"\ncpus = 1\n"),
+            "{text}"
+        );
+        let name = format!("mkvmm-fleet-text-{}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(read(&path).unwrap().instance, specs, "{text}");
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_fleet_is_read_with_paths_relative_to_it() {

@@ -18,7 +18,6 @@ use mkvmm_base::{InstanceName, chain};
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use mkvmm_manager::Manager;
 use mkvmm_manager::config::InstanceConfig;
-use serde::Serialize;
 
 use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::FoundingError;
@@ -31,13 +30,10 @@ const RUNNING: &str = "# running:";
 const GATHER: Duration = Duration::from_millis(200);
 
 /// The contents of the file.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Last {
-    #[serde(skip)]
     running: Vec<InstanceName>,
-    /// Comes first: without instances it is a value, which precedes tables.
     instance: Vec<InstanceSpec>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     channel: Vec<ChannelBody>,
 }
 
@@ -50,20 +46,24 @@ impl Last {
         last.channel = kept.filter_map(|channel| channel.body().ok()).collect();
         for guest in registry.guests() {
             let images = guest.loaded().map(|loaded| loaded.images.spec());
+            let is_live = guest.state().is_live();
             let spec = guest.config().spec.clone();
-            last.instance.push(spec.with_images(images));
-            if guest.state().is_live() {
+            last.instance.push(InstanceSpec {
+                autostart: is_live || images.is_none(),
+                ..spec.with_images(images)
+            });
+            if is_live {
                 last.running.push(guest.name().clone());
             }
         }
         last
     }
 
-    fn text(&self) -> Result<String, toml::ser::Error> {
+    fn text(&self) -> String {
         let names = self.running.iter().map(InstanceName::as_str);
         let names: Vec<&str> = names.collect();
-        let fleet = toml::to_string(self)?;
-        Ok(format!("{RUNNING} {}\n{fleet}", names.join(" ")))
+        let fleet = fleet_file::text(&self.channel, &self.instance);
+        format!("{RUNNING} {}\n{fleet}", names.join(" "))
     }
 }
 
@@ -99,10 +99,9 @@ async fn write_changes(manager: &Manager, path: &Path) {
 
 /// Writes the file in one step, and not only into the page cache.
 fn save(last: &Last, path: &Path) -> io::Result<()> {
-    let text = last.text().map_err(io::Error::other)?;
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(last.text().as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)
 }

@@ -1,19 +1,27 @@
 //! The command line of `mkvmm`: parses arguments into typed calls.
 
+mod apply;
 mod channel;
 mod client;
+mod completions;
 mod config_file;
 mod console;
 mod continuity;
 mod debug;
+mod examples;
 mod exchange;
+mod find_socket;
 mod fleet_file;
 mod founding;
+mod grace;
+mod group;
 mod hexdump;
 mod host_io;
 mod images;
 mod last_fleet;
+mod log_options;
 mod logs;
+mod manual;
 mod options;
 mod output;
 mod pool_log;
@@ -28,6 +36,7 @@ mod serve;
 mod signals;
 mod spec_args;
 mod sse;
+mod start_fleet;
 mod state_dir;
 mod successor;
 mod tables;
@@ -45,7 +54,7 @@ pub use usage::one_line;
 
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use mkvmm_children::Early;
 
@@ -57,6 +66,9 @@ use crate::error::{CliError, ExitStatus};
 #[derive(Debug, Parser)]
 #[command(name = "mkvmm", version, max_term_width = 100)]
 pub struct Cli {
+    /// The control socket, for commands that use one; their own --socket comes first
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -67,7 +79,7 @@ enum Command {
     /// ends
     Run(run::RunArgs),
     /// Reserve a pool and serve it through a control socket
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Continue a running serve with another mkvmm; the guests run on
     Upgrade(upgrade::UpgradeArgs),
     /// Check a journal on standard input
@@ -124,11 +136,17 @@ pub fn parse() -> Result<Cli, clap::Error> {
         Ok(RunCli {
             command: RunCommand::Run(args),
         }) => Ok(Cli {
+            socket: None,
             command: Command::Run(args),
         }),
         // It is another command, or a message that needs the complete parser.
-        Err(_) => Cli::try_parse(),
+        Err(_) => Cli::from_arg_matches(&described().try_get_matches()?),
     }
+}
+
+/// Returns the whole command line, with examples in its help.
+fn described() -> clap::Command {
+    examples::add(Cli::command())
 }
 
 impl Cli {
@@ -138,6 +156,7 @@ impl Cli {
     /// # Errors
     /// Returns a [`CliError`], which determines the exit status.
     pub fn run(self, early: Option<Early>) -> Result<ExitStatus, CliError> {
+        find_socket::remember(self.socket);
         match self.command {
             Command::Run(args) => run::run(&args, early),
             Command::Serve(args) => serve::run(&args).inspect_err(|error| go_back(&error.render())),
@@ -148,19 +167,17 @@ impl Cli {
             Command::Doctor { json } => print_doctor(json),
             Command::Replay(args) => replay::run(&args),
             Command::Completions { shell } => {
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "mkvmm", &mut text);
-                print(&text)
+                print(completions::completions(&mut Self::command(), shell).as_bytes())
             }
             Command::Man { out: Some(dir) } => {
-                let written = clap_mangen::generate_to(Self::command(), &dir);
+                let written = manual::write_all(&Self::command(), &dir);
                 written.map_err(|source| HostIoError::Write { path: dir, source })?;
                 Ok(ExitStatus::Done)
             }
             Command::Man { out: None } => {
                 let mut text = Vec::new();
-                clap_mangen::Man::new(Self::command())
-                    .render(&mut text)
+                let words = ["mkvmm".to_owned()];
+                manual::write_page(&Self::command(), &words, &mut text)
                     .map_err(HostIoError::Output)?;
                 print(&text)
             }

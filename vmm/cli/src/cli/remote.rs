@@ -13,13 +13,16 @@ use crate::cli::output::print;
 use crate::cli::selection::{StateArgs, instances};
 use crate::cli::sse::Frames;
 use crate::cli::verbs::{self, KillArgs, RestartArgs, StartArgs, VerbArgs};
-use crate::cli::{console, debug, fleet_file, images, logs, pool_log, pool_map, tables, top, wait};
+use crate::cli::{
+    apply, console, debug, fleet_file, images, logs, pool_log, pool_map, tables, top, wait,
+};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Range;
 use mkvmm_api::bodies::{AllocBody, CreateBody, PlanBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_base::Bytes;
 use mkvmm_base::state::State;
 
 #[derive(Debug, clap::Args)]
@@ -160,6 +163,15 @@ pub enum RemoteCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Make the pool be what a fleet file says: create, replace and start what
+    /// differs
+    ///
+    /// All of it is done or none: if a step fails, the earlier ones are undone, and a
+    /// guest that was ended for them is booted again. Instances that do not differ
+    /// are not touched. `--dry-run` prints what would be done.
+    Apply(apply::ApplyArgs),
+    /// Print the fleet file that describes what is there
+    Dump(ClientArgs),
     /// Check that no ranges overlap and that none is lost
     Audit(ClientArgs),
     /// Print events, one JSON object per line
@@ -201,6 +213,8 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Pool(command) => pool(&command),
         RemoteCommand::Channel(command) => channel::run(&command),
         RemoteCommand::Plan { file, client } => plan(&file, &client),
+        RemoteCommand::Apply(args) => apply::apply(&args),
+        RemoteCommand::Dump(client) => apply::dump(&client),
         RemoteCommand::Audit(client) => audit(&client),
         RemoteCommand::Events(args) => events(&args),
         RemoteCommand::Metrics(client) => print(client.call(Call::get("/v1/metrics"))?.as_bytes()),
@@ -308,9 +322,20 @@ fn plan(file: &Path, client: &ClientArgs) -> Result<ExitStatus, CliError> {
         None => Ok(ExitStatus::Done),
         Some(problem) => {
             let mut error = problem.error;
+            let others = plan.problems.len().saturating_sub(1);
+            if others > 0 {
+                error.message = format!("{}; {others} more do not fit", error.message);
+            }
+            let mut ways = Vec::new();
             if !problem.delete_one_of.is_empty() {
                 let names = problem.delete_one_of.join("`, `");
-                error.help = Some(format!("deleting one of `{names}` would make room"));
+                ways.push(format!("deleting one of `{names}` would make room"));
+            }
+            if let Some(size) = plan.pool_size {
+                ways.push(format!("a pool of {} would do", Bytes(size)));
+            }
+            if !ways.is_empty() {
+                error.help = Some(ways.join("; "));
             }
             Err(ClientError::Refused(Box::new(error)).into())
         }

@@ -23,12 +23,13 @@ use tokio::sync::Notify;
 use crate::cli::HostIoError;
 use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
+use crate::cli::log_options::LogOptions;
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::block_on;
 use crate::cli::signals::{Second, Signals};
 use crate::cli::spec_args::guest_help;
 use crate::error::{CliError, ExitStatus};
-use crate::logger;
+use crate::logger::{self, Format};
 
 /// The size of the buffer between a guest and the output stream: 64 KiB. A
 /// guest waits while its buffer is full.
@@ -77,6 +78,8 @@ pub struct RunArgs {
     pool: PoolOptions,
     #[command(flatten)]
     children: ChildOptions,
+    #[command(flatten)]
+    log: LogOptions,
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
@@ -103,6 +106,7 @@ pub struct RunArgs {
 /// # Errors
 /// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError> {
+    args.log.configure(Format::Plain);
     // Errors in the arguments are reported before any resource is reserved.
     let FleetFile {
         channel: channels,

@@ -1,6 +1,7 @@
 //! `mkvmm serve`: the long-running VMM with its control socket.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,25 +12,29 @@ use sd_notify::NotifyState;
 use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
 
+use mkvmm_base::{Class, Diagnose};
 use mkvmm_images::{Access, ImageDirs, SourceError};
 use mkvmm_keeper::child;
 use mkvmm_manager::control::client;
 use mkvmm_manager::control::doctor::Doctor;
 use mkvmm_manager::control::http::Api;
+use mkvmm_manager::control::scrapes::MetricsSocket;
 use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::log_writer::Logs;
 use mkvmm_manager::{ConsoleOptions, STOCK_MAX};
 use mkvmm_memory::reservation::host::{raise_descriptor_limit, reserve_descriptor_table};
 
 use crate::cli::HostIoError;
-use crate::cli::client::default_socket;
 use crate::cli::config_file::{ConfigError, ConfigFile};
 use crate::cli::continuity::{End, Founded, Founding};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment};
+use crate::cli::group::Group;
+use crate::cli::log_options::{self, LogOptions};
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
 use crate::cli::signals::{Second, Signals};
 use crate::cli::state_dir::{OnManagerExit, StateDir};
+use crate::cli::{find_socket, fleet_file, grace, start_fleet};
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
@@ -38,8 +43,8 @@ const CONSOLE_RING: usize = 1 << 20;
 /// The number of bytes of images that stay cached without an instance using
 /// them: 1 GiB.
 const IMAGE_CACHE: u64 = 1 << 30;
-/// The default number of seconds between the power button and SIGKILL.
-const GRACE: u64 = 5;
+/// The default time between the power button and SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Arguments of `mkvmm serve`. Flags override the configuration file.
 #[derive(Debug, clap::Args)]
@@ -48,9 +53,16 @@ pub struct ServeArgs {
     pool: PoolOptions,
     #[command(flatten)]
     children: ChildOptions,
-    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or /run/mkvmm.sock]
+    #[command(flatten)]
+    log: LogOptions,
+    /// The control socket [default: $MKVMM_SOCKET, $XDG_RUNTIME_DIR/mkvmm.sock or
+    /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Let the members of this group use the control socket: its name or number.
+    /// That gives them the rights of this process, since `upgrade` executes programs
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
     /// A TOML file with any of these options as keys
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -60,13 +72,21 @@ pub struct ServeArgs {
     /// Write console logs only below this directory; repeatable
     #[arg(long = "log-dir", value_name = "DIR")]
     log_dirs: Vec<PathBuf>,
+    /// A TOML file with instances that are there from the beginning: it is applied
+    /// before clients are served, as `apply` does
+    #[arg(long, value_name = "FILE")]
+    fleet: Option<PathBuf>,
+    /// Serve metrics over HTTP at this address, for Prometheus: ADDRESS:PORT, or a
+    /// port of 127.0.0.1 [default: only through the control socket]
+    #[arg(long, value_name = "ADDRESS", value_parser = metrics_address)]
+    metrics_listen: Option<SocketAddr>,
     /// Bytes of output that each guest's console keeps
     #[arg(long, value_name = "BYTES")]
     console_ring: Option<usize>,
-    /// Seconds that guests have to shut down after SIGTERM before they are
-    /// killed
-    #[arg(long, value_name = "SECONDS")]
-    grace: Option<u64>,
+    /// The time that guests have to shut down after SIGTERM before they are
+    /// killed, for example 30s [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = grace::time)]
+    grace: Option<Duration>,
     /// Keep guests running when this process ends without ending them, and take
     /// over those of an earlier one: their keeper is found in this directory
     #[arg(long, value_name = "DIR")]
@@ -97,11 +117,17 @@ struct ServeFile {
     pool: PoolOptions,
     #[serde(flatten)]
     children: ChildOptions,
+    #[serde(flatten)]
+    log: LogOptions,
     socket: Option<PathBuf>,
+    socket_group: Option<String>,
     image_dir: Vec<PathBuf>,
     log_dir: Vec<PathBuf>,
+    fleet: Option<PathBuf>,
+    metrics_listen: Option<String>,
     console_ring: Option<usize>,
-    grace: Option<u64>,
+    #[serde(deserialize_with = "grace::read")]
+    grace: Option<Duration>,
     connections: Option<usize>,
     warm: Option<usize>,
     state_dir: Option<PathBuf>,
@@ -110,10 +136,13 @@ struct ServeFile {
 }
 
 /// The keys besides those of the pool.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "socket",
+    "socket-group",
     "image-dir",
     "log-dir",
+    "fleet",
+    "metrics-listen",
     "console-ring",
     "grace",
     "connections",
@@ -125,7 +154,13 @@ const KEYS: [&str; 10] = [
 
 fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
     let file = ConfigFile::read(path)?;
-    let keys = [&PoolOptions::KEYS[..], &ChildOptions::KEYS, &KEYS].concat();
+    let keys = [
+        &PoolOptions::KEYS[..],
+        &ChildOptions::KEYS,
+        &LogOptions::KEYS,
+        &KEYS,
+    ]
+    .concat();
     file.check_keys(&file.parse()?, &keys)?;
     file.parse()
 }
@@ -139,7 +174,13 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         Some(path) => read_file(path)?,
         None => ServeFile::default(),
     };
+    let log = args.log.or(file.log);
+    log.configure(log_options::service_format());
     let request = args.pool.clone().or(file.pool).check()?;
+    let fleet = args.fleet.as_ref().or(file.fleet.as_ref());
+    let fleet =
+        fleet.map(|path| Ok::<_, CliError>(fleet_file::read(path)?.without_channels(path)?));
+    let fleet = fleet.transpose()?;
     let children = args.children.clone().or(file.children);
     let processes = children.checked()?;
     children.confine_manager()?;
@@ -149,14 +190,21 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         &args.image_dirs
     };
     let image_dirs = open_image_dirs(image_dirs)?;
-    let log_dirs = directories("log-dir", &args.log_dirs, file.log_dir)?;
+    let group = args.socket_group.as_ref().or(file.socket_group.as_ref());
+    let group = group.map(|group| group.parse::<Group>()).transpose()?;
+    let metrics = match (args.metrics_listen, &file.metrics_listen) {
+        (Some(address), _) => Some(address),
+        (None, Some(text)) => Some(metrics_address(text)?),
+        (None, None) => None,
+    };
+    let log_dirs: Arc<[PathBuf]> = directories("log-dir", &args.log_dirs, file.log_dir)?.into();
     let path = args
         .socket
         .clone()
         .or(file.socket)
-        .unwrap_or_else(default_socket);
+        .unwrap_or_else(find_socket::of_serve);
     let ring = args.console_ring.or(file.console_ring);
-    let grace = Duration::from_secs(args.grace.or(file.grace).unwrap_or(GRACE));
+    let grace = args.grace.or(file.grace).unwrap_or(GRACE);
     let warm = args.warm.or(file.warm).unwrap_or(0);
     if warm > STOCK_MAX {
         return Err(FoundingError::Warm { warm }.into());
@@ -179,10 +227,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = match child::passed_socket() {
-        Some(passed) => ControlSocket::passed(passed)?,
-        None => ControlSocket::take(&path)?,
+        Some(passed) => ControlSocket::passed(passed, group.is_some())?,
+        None => ControlSocket::take(&path, group.map(|Group(group)| group))?,
     };
     let path = socket.path().to_owned();
+    let metrics = metrics.map(MetricsSocket::listen).transpose()?;
     let treatment = Treatment {
         console: ConsoleOptions {
             ring: ring.unwrap_or(CONSOLE_RING),
@@ -216,24 +265,43 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
             _ if signals.came() => return Ok(ExitStatus::Interrupted),
             founded => founded?,
         };
-        let (client, requests) = client::channel();
-        socket.serve(Api {
-            client,
-            log: manager.log(),
-            log_dirs: log_dirs.into(),
-            doctor: Doctor::new(doctor::examine),
-            connections: manager.connections(),
-        })?;
-        tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
-        manager.fill_stock();
-        notify(NotifyState::Ready);
-        say_ready(&path).map_err(HostIoError::Signals)?;
-        let end = match &mut kept {
-            Some(kept) => kept.serve(&manager, &signals, &path).await?,
-            None => {
-                signals.wait().await.map_err(HostIoError::Signals)?;
-                End::Guests
+        log_options::follow(&manager.log());
+        let ended = match fleet {
+            Some(fleet) => {
+                let log_dirs = Arc::clone(&log_dirs);
+                start_fleet::start(&manager, fleet, log_dirs, grace, &signals).await
             }
+            None => Ok(None),
+        };
+        let (end, status) = match ended {
+            Ok(None) => {
+                let (client, requests) = client::channel();
+                if let Some(metrics) = &metrics {
+                    log::info!("metrics: http://{}/metrics", metrics.address());
+                }
+                let api = Api {
+                    client,
+                    log: manager.log(),
+                    log_dirs,
+                    doctor: Doctor::new(doctor::examine),
+                    connections: manager.connections(),
+                };
+                socket.serve(api, metrics)?;
+                tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
+                manager.fill_stock();
+                notify(NotifyState::Ready);
+                say_ready(&path).map_err(HostIoError::Signals)?;
+                let end = match &mut kept {
+                    Some(kept) => kept.serve(&manager, &signals, &path).await?,
+                    None => {
+                        signals.wait().await.map_err(HostIoError::Signals)?;
+                        End::Guests
+                    }
+                };
+                (end, Ok(ExitStatus::Done))
+            }
+            Ok(Some(status)) => (End::Guests, Ok(status)),
+            Err(error) => (End::Guests, Err(error)),
         };
         match end {
             End::Guests => {
@@ -245,13 +313,40 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
                 if let (Some(kept), Some(dir)) = (kept, &state_dir) {
                     kept.end(dir).await;
                 }
-                Ok(ExitStatus::Done)
+                status
             }
             End::Manager => Ok(ExitStatus::Done),
             End::Keeper => Ok(ExitStatus::Failed),
         }
     });
     served.map_err(HostIoError::Signals)?
+}
+
+/// A reason why an address for metrics was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("--metrics-listen {text}: expected ADDRESS:PORT or a port")]
+struct AddressError {
+    /// The address as it was given.
+    text: String,
+}
+
+impl Diagnose for AddressError {
+    fn class(&self) -> Class {
+        Class::Invalid
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some("for example 127.0.0.1:9464, or [::1]:9464".to_owned())
+    }
+}
+
+/// Parses the address at which metrics are served.
+fn metrics_address(text: &str) -> Result<SocketAddr, AddressError> {
+    let port = || Some(SocketAddr::from((Ipv4Addr::LOCALHOST, text.parse().ok()?)));
+    let address = text.parse().ok().or_else(port);
+    address.ok_or_else(|| AddressError {
+        text: text.to_owned(),
+    })
 }
 
 /// Returns the canonical paths of the directories of an option; those of the
@@ -327,7 +422,7 @@ mod tests {
         ));
         std::fs::write(&path, "pool = \"1G\"\nhold = [\"1M@4G\"]\ngrace = 1").unwrap();
         let file = read_file(&path).unwrap();
-        assert_eq!(file.grace, Some(1));
+        assert_eq!(file.grace, Some(Duration::from_secs(1)));
         file.pool.check().unwrap();
         std::fs::write(&path, "pool = 3").unwrap();
         assert!(matches!(read_file(&path), Err(ConfigError::Toml { .. })));

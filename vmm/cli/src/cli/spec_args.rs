@@ -147,6 +147,11 @@ fn has_type(schema: &SchemaType, wanted: &Type) -> bool {
     }
 }
 
+/// Returns the description of a key of instances.
+pub fn key_help(key: &str) -> String {
+    description(&properties::<InstanceSpec>(), key)
+}
+
 /// Returns the help of `--guest`, with all keys.
 pub fn guest_help() -> String {
     let schema = properties::<InstanceSpec>();

@@ -280,6 +280,9 @@ pub fn plan(plan: &Plan) -> String {
             let _ = writeln!(text, "    {} : {}", span(&piece.range), piece.name);
         }
     }
+    for problem in &plan.problems {
+        let _ = writeln!(text, "does not fit: {}", harmless(&problem.error.message));
+    }
     let pool = &plan.pool;
     let _ = writeln!(
         text,

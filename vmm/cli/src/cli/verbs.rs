@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::client::{Call, ClientError};
 use crate::cli::console;
 use crate::cli::exchange::{ChangeArgs, change, done, escape};
+use crate::cli::grace::GraceArgs;
 use crate::cli::selection::{Selection, each, only};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::bodies::{KillBody, StartBody};
@@ -39,7 +40,7 @@ pub struct KillArgs {
     #[command(flatten)]
     instances: Selection,
     /// End the instance at once, without pressing its power button
-    #[arg(long, conflicts_with = "grace_ms")]
+    #[arg(long, conflicts_with_all = ["grace", "grace_ms"])]
     force: bool,
     #[command(flatten)]
     grace: GraceArgs,
@@ -55,13 +56,6 @@ pub struct RestartArgs {
     grace: GraceArgs,
     #[command(flatten)]
     change: ChangeArgs,
-}
-
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct GraceArgs {
-    /// Milliseconds between the power button and SIGKILL
-    #[arg(long, value_name = "MS")]
-    grace_ms: Option<u32>,
 }
 
 /// Boots the instances.
@@ -110,7 +104,7 @@ pub fn kill(args: &KillArgs) -> Result<ExitStatus, CliError> {
     let names = args.instances.names(args.change.client())?;
     let body = KillBody {
         force: args.force,
-        grace_ms: args.grace.grace_ms,
+        grace_ms: args.grace.ms(),
     };
     each(&names, |name| {
         let call = Call::new("POST", args.change.path(name, "/kill")).with(&body)?;
@@ -133,7 +127,7 @@ pub fn delete(args: &VerbArgs) -> Result<ExitStatus, CliError> {
 pub fn restart(args: &RestartArgs) -> Result<ExitStatus, CliError> {
     let body = KillBody {
         force: false,
-        grace_ms: args.grace.grace_ms,
+        grace_ms: args.grace.ms(),
     };
     boot_again(&args.instances, &args.change, &body)
 }

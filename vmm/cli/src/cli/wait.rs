@@ -149,7 +149,10 @@ impl Waiting<'_> {
 }
 
 /// Returns the number of the newest event, or 0.
-async fn newest(socket: &Path) -> Result<u64, CliError> {
+///
+/// # Errors
+/// Returns the errors of the request.
+pub async fn newest(socket: &Path) -> Result<u64, CliError> {
     let text = ask(socket, Call::get("/v1/events")).await?;
     let events = Frames::default().push(text.as_bytes());
     let Some(last) = events.last() else {

@@ -19,6 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_service::Service;
@@ -53,10 +54,19 @@ const REFUSAL: Duration = Duration::from_secs(1);
 /// The time to wait before accepting again when descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` to clients of our own user and of root, at most `limit` at
-/// once.
-pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeouts: Timeouts) {
-    let places = Places::new(limit);
+/// Who may connect.
+#[derive(Debug, Clone, Copy)]
+pub struct Clients {
+    /// The maximum number of clients.
+    pub limit: usize,
+    /// True if whoever can open the socket may connect, and not only our own user
+    /// and root.
+    pub is_shared: bool,
+}
+
+/// Serves `router` to those of `clients`.
+pub async fn serve(listener: UnixListener, router: Router, clients: Clients, timeouts: Timeouts) {
+    let places = Places::new(clients.limit);
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
         let stream = match listener.accept().await {
@@ -67,8 +77,10 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeout
                 continue;
             }
         };
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == geteuid().as_raw() || peer.uid() == 0 => {}
+        let peer = match stream.peer_cred() {
+            Ok(peer) if clients.is_shared || [geteuid().as_raw(), 0].contains(&peer.uid()) => {
+                Peer(peer.pid().unwrap_or_default())
+            }
             Ok(peer) => {
                 log::warn!("user {} is refused", peer.uid());
                 continue;
@@ -77,10 +89,11 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeout
                 log::warn!("a client is refused: {error}");
                 continue;
             }
-        }
+        };
         match places.take() {
             Some(place) => drop(tokio::spawn(converse(
                 stream,
+                peer,
                 router.clone(),
                 place,
                 timeouts,
@@ -100,11 +113,17 @@ pub async fn serve(listener: UnixListener, router: Router, limit: usize, timeout
 pub(crate) struct Peer(pub i32);
 
 /// Serves a client until it disconnects, times out, or its place is needed.
-async fn converse(stream: UnixStream, router: Router, place: Place, timeouts: Timeouts) {
+pub(super) async fn converse<S>(
+    stream: S,
+    peer: Peer,
+    router: Router,
+    place: Place,
+    timeouts: Timeouts,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let place = Arc::new(place);
     let kept = Arc::clone(&place);
-    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let peer = Peer(peer.unwrap_or_default());
     let answer = service_fn(move |mut request: hyper::Request<_>| {
         request.extensions_mut().insert(peer);
         answer(router.clone(), Arc::clone(&place), timeouts.body, request)

@@ -11,7 +11,11 @@ fn served(name: &str, timeouts: Timeouts) -> std::path::PathBuf {
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
     let router = Router::new().route("/", axum::routing::post(|| async { "hello" }));
-    tokio::spawn(serve(listener, router, 4, timeouts));
+    let clients = Clients {
+        limit: 4,
+        is_shared: false,
+    };
+    tokio::spawn(serve(listener, router, clients, timeouts));
     path
 }
 

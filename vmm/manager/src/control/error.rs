@@ -11,6 +11,7 @@ use mkvmm_keeper::cgroup::CgroupError;
 
 use crate::channels::ChannelError;
 use crate::console_log::LogError;
+use crate::control::apply_error::ApplyError;
 use crate::control::debug::error::DebugError;
 use crate::devices::DeviceError;
 use crate::life::LifeError;
@@ -35,6 +36,9 @@ pub enum ControlError {
     /// The name is not valid for an instance.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A fleet could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
     /// Another program does not take over.
     #[error("upgrade")]
     Upgrade(#[from] UpgradeError),
@@ -147,6 +151,7 @@ impl ControlError {
             Self::Life(error) => error,
             Self::Resolve(error) => error,
             Self::Spec(error) => error,
+            Self::Apply(error) => error,
             Self::Upgrade(error) => error,
             Self::Debug(error) => error,
             Self::Log(error) => error,

@@ -5,6 +5,7 @@
 //! the event loop's thread.
 
 mod api;
+mod apply;
 mod body;
 mod channels;
 mod debug;
@@ -17,6 +18,7 @@ mod streams;
 
 pub use api::Api;
 pub(crate) use body::received;
+pub(crate) use pool_routes::metrics as scrape;
 pub use streams::CONSOLE_PROTOCOL;
 
 use axum::Router;
@@ -72,6 +74,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(channels::join))
         .routes(routes!(channels::leave))
         .routes(routes!(routes::plan))
+        .routes(routes!(apply::apply))
         .routes(routes!(streams::events))
         .routes(routes!(routes::list, routes::create))
         .routes(routes!(routes::show, routes::delete))

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -21,6 +22,7 @@ use crate::guest::Guest;
 use crate::stock::{Stock, StockCounters};
 use crate::usage::Footprint;
 use mkvmm_base::state::State;
+use mkvmm_base::timeline;
 use mkvmm_images::CacheCounters;
 use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
 use mkvmm_memory::reservation::ReservationConfig;
@@ -188,6 +190,10 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
     let mut registry = Registry::with_prefix("mkvmm");
     let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("build", "The VMM", version);
+    let started: Gauge<f64, AtomicU64> = Gauge::default();
+    started.set(Duration::from_millis(timeline::start_unix_ms()).as_secs_f64());
+    let help = "Time at which the VMM started, since 1970";
+    registry.register_with_unit("start_time", help, Unit::Seconds, started);
     register_pool(&mut registry, &facts.pool);
     register_allocations(&mut registry, &facts.allocations);
     register_states(&mut registry, &facts.instances);

@@ -14,15 +14,19 @@
 //! |---|---|
 //! | [`client`] | passes requests to the manager |
 //! | [`plan`] | predicts the result of a launch |
+//! | [`apply`] | makes the pool be what a fleet says |
 //! | [`pool_map`] | the owners of all bytes of the pool |
 //! | [`debug`] | registers, memory and translations |
 //! | [`objects`] | conversion to the objects of `mkvmm-api` |
-//! | [`error`] | errors, and the HTTP status of each class |
+//! | [`error`], `apply_error` | errors, and the HTTP status of each class |
 //! | [`http`] | routes and their description |
 //! | [`metrics`] | OpenMetrics text |
 //! | [`server`] | the socket and its thread |
+//! | [`scrapes`] | the socket for metrics |
 //! | `connections`, `places` | the maximum number of clients, and their timeouts |
 
+pub mod apply;
+mod apply_error;
 pub mod client;
 mod connections;
 pub mod debug;
@@ -34,4 +38,5 @@ pub mod objects;
 mod places;
 pub mod plan;
 pub mod pool_map;
+pub mod scrapes;
 pub mod server;

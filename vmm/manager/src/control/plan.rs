@@ -26,6 +26,8 @@ use crate::registry::{Registry, RegistryError};
 const SUGGESTIONS: usize = 8;
 /// The maximum number of instances that are tried for that.
 const CANDIDATES: usize = 64;
+/// The alignment of pieces of a larger pool: that of kernels, 2 MiB.
+const PIECE: u64 = 2 << 20;
 /// How long they are tried.
 const SEARCH: Duration = Duration::from_secs(1);
 
@@ -62,6 +64,26 @@ struct Owner {
     size: u64,
 }
 
+/// A step of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum PlanStep<'a> {
+    /// An instance that is there is deleted.
+    Delete(&'a InstanceName),
+    /// An instance is created.
+    Create(&'a Planned),
+}
+
+/// A channel or an instance that does not fit.
+struct NoRoom<'a> {
+    name: InstanceName,
+    error: ControlError,
+    /// The instance, if it is one.
+    planned: Option<&'a Planned>,
+}
+
+/// The result of a plan, and what does not fit.
+type Outcome<'a> = (Plan, Vec<NoRoom<'a>>);
+
 impl Books {
     /// Copies the books for a plan of `channels` and `wanted`.
     ///
@@ -74,6 +96,14 @@ impl Books {
     ) -> Result<Self, ControlError> {
         check_channels(registry, channels)?;
         check_names(registry, wanted)?;
+        Self::copy_all(registry)
+    }
+
+    /// Copies the books for a plan that also deletes.
+    ///
+    /// # Errors
+    /// [`ControlError`]: bugs.
+    pub fn copy_all(registry: &Registry) -> Result<Self, ControlError> {
         let owner = |guest: &Guest| Owner {
             name: guest.name().clone(),
             regions: guest.regions().to_vec(),
@@ -96,55 +126,102 @@ impl Books {
         channels: &[ChannelConfig],
         wanted: &[Planned],
     ) -> Result<Plan, ControlError> {
-        let (memory, instances) = (self.memory, self.instances.len());
+        let steps: Vec<PlanStep<'_>> = wanted.iter().map(PlanStep::Create).collect();
+        let (mut plan, refused) = self.rehearse(channels, &steps)?;
+        let problem = |one: &NoRoom<'_>| PlanProblem {
+            name: one.name.to_string(),
+            error: (&one.error).into(),
+            delete_one_of: Vec::new(),
+        };
+        plan.problems = refused.iter().map(problem).collect();
+        if let Some(first) = plan.problems.first_mut() {
+            let made = plan.instances.iter().flat_map(|one| &one.chunks);
+            let made: u64 = made.map(|chunk| chunk.size).sum();
+            if channels.is_empty() {
+                // Whether channels would fit is not tried.
+                first.delete_one_of = self.makes_room(wanted, made + plan.pool.avail);
+            }
+            plan.problem = Some(first.clone());
+            plan.pool_size = sufficient(&plan, &refused);
+        }
+        Ok(plan)
+    }
+
+    /// Plans `steps`, in this order: what is deleted is gone from this copy.
+    ///
+    /// # Errors
+    /// The [`ControlError`] that carrying them out would return.
+    pub fn plan_steps(mut self, steps: &[PlanStep<'_>]) -> Result<Plan, ControlError> {
+        let (plan, refused) = self.rehearse(&[], steps)?;
+        match refused.into_iter().next() {
+            None => Ok(plan),
+            Some(one) => Err(one.error),
+        }
+    }
+
+    fn rehearse<'a>(
+        &mut self,
+        channels: &[ChannelConfig],
+        steps: &[PlanStep<'a>],
+    ) -> Result<Outcome<'a>, ControlError> {
+        let (memory, mut instances) = (self.memory, self.instances.len());
         let mut rehearsal = self.pool.rehearse();
         let mut done = Vec::new();
-        let (made_channels, mut refused) = rehearse_channels(&mut rehearsal, channels)?;
-        let room_for = if refused.is_some() { &[] } else { wanted };
-        for planned in room_for {
-            match rehearse(&mut rehearsal, planned) {
-                Ok(one) => done.push(one),
-                Err(error) => {
-                    let error = ControlError::from(error.of(&planned.config.name));
-                    refused = Some(lacks_room(&planned.config.name, error)?);
-                    break;
+        let (made_channels, no_channel) = rehearse_channels(&mut rehearsal, channels)?;
+        let no_channel = no_channel.map(|(name, error)| NoRoom {
+            name,
+            error,
+            planned: None,
+        });
+        let mut refused: Vec<NoRoom<'a>> = no_channel.into_iter().collect();
+        // Instances come after all channels.
+        let steps = if refused.is_empty() { steps } else { &[] };
+        for step in steps {
+            match *step {
+                PlanStep::Delete(name) => {
+                    let owner = self.instances.iter().find(|owner| owner.name == *name);
+                    let regions = owner.map_or(&[][..], |owner| &owner.regions);
+                    rehearsal.forget(regions).map_err(RegistryError::from)?;
+                    instances = instances.saturating_sub(1);
                 }
+                PlanStep::Create(planned) => match rehearse(&mut rehearsal, planned) {
+                    Ok(one) => done.push(one),
+                    Err(error) => {
+                        let error = ControlError::from(error.of(&planned.config.name));
+                        let (name, error) = lacks_room(&planned.config.name, error)?;
+                        // What it got before it was refused.
+                        rehearsal.truncate(done.len());
+                        let planned = Some(planned);
+                        refused.push(NoRoom {
+                            name,
+                            error,
+                            planned,
+                        });
+                    }
+                },
             }
         }
         let objects = done.iter().zip(rehearsal.made());
         let objects = objects.map(|(one, sub_pool)| object(&rehearsal, one, sub_pool));
-        let regions = |sub_pool: &SubPool| sub_pool.regions().to_vec();
-        let made: Vec<AddrRange> = rehearsal.made().iter().flat_map(regions).collect();
-        let mut plan = Plan {
-            fits: refused.is_none(),
+        let plan = Plan {
+            fits: refused.is_empty(),
             channels: made_channels,
             instances: objects.collect::<Result<_, _>>()?,
             pieces: done.iter().map(pieces).collect(),
             pool: objects::pool(rehearsal.pool(), &memory, instances + done.len()),
             problem: None,
+            problems: Vec::new(),
+            pool_size: None,
         };
-        let avail = rehearsal.pool().avail();
-        drop(rehearsal);
-        let is_instance = plan.channels.len() == channels.len();
-        plan.problem = refused.map(|(name, error)| PlanProblem {
-            name: name.to_string(),
-            error: (&error).into(),
-            // Whether channels would fit is not tried.
-            delete_one_of: match is_instance && channels.is_empty() {
-                true => self.makes_room(wanted, &made, avail),
-                false => Vec::new(),
-            },
-        });
-        Ok(plan)
+        Ok((plan, refused))
     }
 
     /// The smallest instances of which deleting any one would make room for
-    /// all of `wanted`; `made` is what fits without, and `avail` what is free
-    /// then.
-    fn makes_room(&self, wanted: &[Planned], made: &[AddrRange], avail: u64) -> Vec<String> {
+    /// all of `wanted`, where `room` bytes are free or taken by those of them that
+    /// fit.
+    fn makes_room(&self, wanted: &[Planned], room: u64) -> Vec<String> {
         let wanted: Vec<Wanted> = wanted.iter().map(wish).collect();
         // Those that are too small for sure are not worth a try.
-        let room = made.iter().map(AddrRange::size).sum::<u64>() + avail;
         let sizes = wanted.iter().map(|one| one.memory);
         let needed = sizes.fold(0_u64, u64::saturating_add);
         let enough = |owner: &&Owner| room + owner.size >= needed;
@@ -159,6 +236,21 @@ impl Books {
             .map(|owner| owner.name.to_string())
             .collect()
     }
+}
+
+/// Returns the size of a pool in which those fit that were refused: this one, with
+/// a piece at its end for each of them. `None` if no size is enough.
+fn sufficient(plan: &Plan, refused: &[NoRoom<'_>]) -> Option<u64> {
+    let mut size = plan.pool.range.size;
+    for NoRoom { error, planned, .. } in refused {
+        let planned = (*planned)?;
+        // Images that do not fit into their instance fit into none of that size.
+        error.room()?;
+        let granule = (1_u64 << planned.config.order().min(62)).max(PIECE);
+        let piece = planned.config.memory().checked_next_multiple_of(granule)?;
+        size = size.checked_next_multiple_of(granule)?.checked_add(piece)?;
+    }
+    Some(size)
 }
 
 /// Describes the instance that `planned` would become.

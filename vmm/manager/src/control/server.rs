@@ -12,13 +12,15 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, chown, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::Gid;
 use tokio::net::UnixListener;
 
-use crate::control::connections::{self, Timeouts};
+use crate::control::connections::{self, Clients, Timeouts};
 use crate::control::http::{Api, router};
+use crate::control::scrapes::MetricsSocket;
 use crate::threads;
 use mkvmm_base::{Class, Diagnose};
 
@@ -81,6 +83,23 @@ impl Diagnose for SocketError {
     fn class(&self) -> Class {
         Class::VmmFailed
     }
+
+    fn hint(&self) -> Option<String> {
+        let kind = match self {
+            Self::Lock { source, .. } | Self::Bind { source, .. } => source.kind(),
+            Self::Taken { .. } => {
+                return Some("use that one, or name another with --socket".to_owned());
+            }
+            _ => return None,
+        };
+        let places = "name one in a directory of your own with --socket or MKVMM_SOCKET, or set \
+                      XDG_RUNTIME_DIR";
+        match kind {
+            io::ErrorKind::PermissionDenied => Some(places.to_owned()),
+            io::ErrorKind::NotFound => Some("its directory must exist".to_owned()),
+            _ => None,
+        }
+    }
 }
 
 /// The control socket of this process, which is removed when this is dropped.
@@ -91,15 +110,17 @@ pub struct ControlSocket {
     /// another's.
     id: Option<(u64, u64)>,
     listener: StdListener,
+    /// True if others than its user and root may connect.
+    is_shared: bool,
     _lock: Option<File>,
 }
 
 impl ControlSocket {
-    /// Creates the socket at `path`.
+    /// Creates the socket at `path`, for `group` as well if that is given.
     ///
     /// # Errors
     /// Returns a [`SocketError`]; an existing file is unchanged then.
-    pub fn take(path: &Path) -> Result<Self, SocketError> {
+    pub fn take(path: &Path, group: Option<Gid>) -> Result<Self, SocketError> {
         let lock = lock(path)?;
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
@@ -116,7 +137,7 @@ impl ControlSocket {
         // process's, so the socket gets its name only afterwards. That
         // replaces one whose owner is dead.
         let (listener, early) = bind_beside(path).map_err(bind_error(path))?;
-        let named = name(&listener, &early, path).map_err(bind_error(path));
+        let named = name(&listener, &early, path, group).map_err(bind_error(path));
         let id = named.inspect_err(|_| {
             // Ours, and nobody's use now.
             let _ = fs::remove_file(&early);
@@ -125,16 +146,18 @@ impl ControlSocket {
             path: path.to_owned(),
             id: Some(id),
             listener,
+            is_shared: group.is_some(),
             _lock: Some(lock),
         })
     }
 
     /// Takes a listening socket that a service manager has created, and keeps:
-    /// clients that connect while no mkvmm runs wait for the next one.
+    /// clients that connect while no mkvmm runs wait for the next one. `is_shared` if
+    /// whoever its mode lets in may use it, and not only its user and root.
     ///
     /// # Errors
     /// Returns a [`SocketError`] if it is no listening Unix socket.
-    pub fn passed(socket: OwnedFd) -> Result<Self, SocketError> {
+    pub fn passed(socket: OwnedFd, is_shared: bool) -> Result<Self, SocketError> {
         let listener = StdListener::from(socket);
         let address = listener.local_addr().map_err(SocketError::Thread)?;
         let path = address.as_pathname().unwrap_or(Path::new("")).to_owned();
@@ -144,6 +167,7 @@ impl ControlSocket {
             path,
             id: None,
             listener,
+            is_shared,
             _lock: None,
         })
     }
@@ -154,19 +178,28 @@ impl ControlSocket {
     }
 
     /// Serves the socket on a thread of its own, for the lifetime of the
-    /// process.
+    /// process, and `metrics` if there is such a socket.
     ///
     /// # Errors
     /// Returns [`SocketError::Thread`] if the thread cannot be started.
-    pub fn serve(&self, api: Api) -> Result<JoinHandle<()>, SocketError> {
+    pub fn serve(
+        &self,
+        api: Api,
+        metrics: Option<MetricsSocket>,
+    ) -> Result<JoinHandle<()>, SocketError> {
         let listener = self.listener.try_clone().map_err(SocketError::Thread)?;
+        let is_shared = self.is_shared;
         let runtime = threads::runtime("control-files", BLOCKING_THREADS);
         let runtime = runtime.map_err(SocketError::Thread)?;
         let body = move || {
             let served = runtime.block_on(async {
                 let listener = UnixListener::from_std(listener)?;
+                if let Some(metrics) = metrics {
+                    tokio::spawn(metrics.serve(api.clone()));
+                }
                 let limit = api.connections;
-                connections::serve(listener, router(api), limit, Timeouts::default()).await;
+                let clients = Clients { limit, is_shared };
+                connections::serve(listener, router(api), clients, Timeouts::default()).await;
                 Ok::<(), io::Error>(())
             });
             if let Err(error) = served {
@@ -261,8 +294,18 @@ fn bind_beside(path: &Path) -> io::Result<(StdListener, PathBuf)> {
 
 /// Gives the socket that was bound at `early` its mode and its name; returns
 /// which file it is.
-fn name(listener: &StdListener, early: &Path, path: &Path) -> io::Result<(u64, u64)> {
+fn name(
+    listener: &StdListener,
+    early: &Path,
+    path: &Path,
+    group: Option<Gid>,
+) -> io::Result<(u64, u64)> {
     fs::set_permissions(early, fs::Permissions::from_mode(0o600))?;
+    if let Some(group) = group {
+        // Before the group gets its rights.
+        chown(early, None, Some(group))?;
+        fs::set_permissions(early, fs::Permissions::from_mode(0o660))?;
+    }
     listener.set_nonblocking(true)?;
     let id = id(&fs::symlink_metadata(early)?);
     fs::rename(early, path)?;
@@ -288,20 +331,20 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("sock");
-        let first = ControlSocket::take(&path).unwrap();
+        let first = ControlSocket::take(&path, None).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(matches!(
-            ControlSocket::take(&path),
+            ControlSocket::take(&path, None),
             Err(SocketError::Taken { .. })
         ));
         drop(first);
         assert!(!path.exists());
         drop(StdListener::bind(&path).unwrap());
-        drop(ControlSocket::take(&path).unwrap());
+        drop(ControlSocket::take(&path, None).unwrap());
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
-            ControlSocket::take(&path),
+            ControlSocket::take(&path, None),
             Err(SocketError::NotASocket { .. })
         ));
         fs::remove_dir_all(&dir).unwrap();
@@ -323,9 +366,9 @@ mod tests {
             fs::write(dir.join(format!("s.n{number}")), "precious").unwrap();
         }
         fs::write(dir.join("s.new"), "precious").unwrap();
-        drop(ControlSocket::take(&path).unwrap());
+        drop(ControlSocket::take(&path, None).unwrap());
         fs::write(dir.join(format!("s.n{}", NAMES - 1)), "precious").unwrap();
-        let taken = ControlSocket::take(&path);
+        let taken = ControlSocket::take(&path, None);
         assert!(matches!(taken, Err(SocketError::Bind { .. })), "{taken:?}");
         let mut files: Vec<_> = fs::read_dir(&dir).unwrap().map(|f| f.unwrap()).collect();
         files.retain(|file| file.file_name() != "s.lock");
@@ -342,7 +385,7 @@ mod tests {
         let (path, lock) = (dir.join("s"), dir.join("s.lock"));
         let refused = || {
             matches!(
-                ControlSocket::take(&path),
+                ControlSocket::take(&path, None),
                 Err(SocketError::NotALock { .. })
             )
         };
@@ -369,7 +412,7 @@ mod tests {
         let dir = directory("other");
         let path = dir.join("s");
         let theirs = StdListener::bind(&path).unwrap();
-        let taken = ControlSocket::take(&path);
+        let taken = ControlSocket::take(&path, None);
         assert!(
             matches!(taken, Err(SocketError::Answered { .. })),
             "{taken:?}"
@@ -377,7 +420,7 @@ mod tests {
         StdStream::connect(&path).unwrap();
         drop(theirs);
         // Dead now. And one that has ours replaced keeps its own.
-        let ours = ControlSocket::take(&path).unwrap();
+        let ours = ControlSocket::take(&path, None).unwrap();
         fs::remove_file(&path).unwrap();
         let theirs = StdListener::bind(&path).unwrap();
         drop(ours);

@@ -105,6 +105,12 @@ impl Manager {
         }
     }
 
+    /// Undoes [`Self::prepare`].
+    pub(crate) async fn abandon(&self, prepared: Prepared) {
+        // Before anybody else may use the instance: the next start needs a new one.
+        self.drop_worker(prepared.busy.id).await;
+    }
+
     /// Boots and runs an instance for a restart that its policy demands.
     pub(crate) async fn boot_and_go(self: &Rc<Self>, id: InstanceId) -> Result<(), StepError> {
         self.boot(id).await?;
@@ -209,11 +215,18 @@ impl Manager {
     }
 }
 
-/// An instance that is ready to run. Dropping it leaves the state unchanged.
+/// An instance that is ready to run, and busy until it does.
 #[derive(Debug)]
 pub struct Prepared {
     name: InstanceName,
     busy: crate::manager::Busy,
+}
+
+impl Prepared {
+    /// Returns the name of the instance.
+    pub fn name(&self) -> &InstanceName {
+        &self.name
+    }
 }
 
 fn extent(range: AddrRange) -> Extent {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mkvmm_base::state::{State, Verb};
 use mkvmm_base::timeline::{Stage, Timeline};
 use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_memory::host_pool::state::SubPoolState;
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, SubPool};
 use mkvmm_wire::channel::VERSION;
 use mkvmm_wire::keeping::Key;
@@ -44,7 +45,7 @@ impl Manager {
             return Err(StepError::Ending.of(&name));
         }
         let id = loop {
-            match self.book(config.clone()) {
+            match self.book(config.clone(), None) {
                 Err(StepError::Shortage(_)) if self.stock.give_back().await => {
                     // Others may have created one of this name meanwhile.
                     self.registry().check_free(&name)?;
@@ -90,11 +91,18 @@ impl Manager {
     }
 
     /// Carves the sub-pool and adds the record, which is busy from the
-    /// beginning.
-    fn book(self: &Rc<Self>, config: InstanceConfig) -> Result<InstanceId, StepError> {
+    /// beginning. With `again`, it is an instance that was deleted.
+    pub(crate) fn book(
+        self: &Rc<Self>,
+        config: InstanceConfig,
+        again: Option<&Again>,
+    ) -> Result<InstanceId, StepError> {
         let console = GuestConsole::new(self.console.ring)?;
         console.viewer().set_lossless(self.console.lossless);
-        let id = self.registry_mut().pool_mut().next_id();
+        let id = match again {
+            Some(again) => InstanceId(again.sub_pool.id),
+            None => self.registry_mut().pool_mut().next_id(),
+        };
         let held = Holdings {
             console: self.hold(Key::Console(id.0), &console.parts())?,
             log: match &config.console_log {
@@ -112,7 +120,10 @@ impl Manager {
         let booking = self
             .budget
             .book(Amounts::of_instance(config.cpus(), 1, 1).plus(devices::needs(&config.spec)))?;
-        let sub_pool = carve(registry.pool_mut(), id, &config)?;
+        let sub_pool = match again {
+            Some(again) => registry.pool_mut().carve_again(&again.sub_pool)?,
+            None => carve(registry.pool_mut(), id, &config)?,
+        };
         timeline.reach(Stage::Created);
         for console in config.devices.iter().filter_map(Opened::console) {
             tokio::task::spawn_local(GuestConsole::attend(Arc::downgrade(console)));
@@ -123,7 +134,7 @@ impl Manager {
         }
         registry.add(Guest {
             id,
-            epoch: 0,
+            epoch: again.map_or(0, |again| again.epoch),
             config,
             sub_pool,
             booking,
@@ -143,7 +154,7 @@ impl Manager {
             busy: Some(Verb::Load),
             is_new: true,
             is_told_gone: false,
-            loads: 0,
+            loads: again.map_or(0, |again| again.loads),
             is_doomed: false,
             kill_at: None,
             is_stalled: false,
@@ -170,30 +181,51 @@ impl Manager {
             // Images that do not fit are refused before anything takes time.
             self.place(id, images)?;
         }
-        let regions = match self.registry().guest(id) {
-            Some(guest) => guest.regions().to_vec(),
-            None => Vec::new(),
-        };
-        // Reserve at least a file for each region, and later the actual number.
-        self.book_files(id, regions.len(), images.as_ref()).await?;
-        let files = self.take_memory(regions).await?;
-        self.book_files(id, files.len(), images.as_ref()).await?;
-        if let Some(guest) = self.registry_mut().guest_mut(id) {
-            guest.files = files;
-        }
+        self.provide_memory(id, images.as_ref()).await?;
         match images {
             Some(images) => self.load_into(id, images).await,
             None => Ok(()),
         }
     }
 
+    /// Provides the memory of a new instance, which is to have `images`.
+    pub(crate) async fn provide_memory(
+        self: &Rc<Self>,
+        id: InstanceId,
+        images: Option<&Images>,
+    ) -> Result<(), StepError> {
+        let regions = match self.registry().guest(id) {
+            Some(guest) => guest.regions().to_vec(),
+            None => Vec::new(),
+        };
+        // Reserve at least a file for each region, and later the actual number.
+        self.book_files(id, regions.len(), images).await?;
+        let files = self.take_memory(regions).await?;
+        self.book_files(id, files.len(), images).await?;
+        if let Some(guest) = self.registry_mut().guest_mut(id) {
+            guest.files = files;
+        }
+        Ok(())
+    }
+
     /// Undoes [`Self::book`] and [`Self::furnish`].
-    async fn unmake(self: &Rc<Self>, id: InstanceId) {
+    pub(crate) async fn unmake(self: &Rc<Self>, id: InstanceId) {
         if let Err(error) = self.release(id).await {
             log::error!("undoing a creation failed: {}", mkvmm_base::chain(&error));
             self.lose(id, None);
         }
     }
+}
+
+/// What an instance that was deleted had, so that it can be there again.
+#[derive(Debug)]
+pub(crate) struct Again {
+    /// Its number, its memory and what lies in it.
+    pub sub_pool: SubPoolState,
+    /// The number of its boots.
+    pub epoch: u32,
+    /// The number of times that images were loaded into it.
+    pub loads: u32,
 }
 
 /// Carves the sub-pool that `config` requests.

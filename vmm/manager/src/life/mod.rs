@@ -9,6 +9,7 @@
 //! | `halt` | kill, and handling of an end |
 //! | `restart` | restarts by policy |
 //! | `release` | delete |
+//! | `put_back` | delete, and put back what was deleted |
 //! | `place` | placement of images, before anything changes |
 //! | `attend` | waiting for workers, which may stall |
 //! | `complete` | what an earlier manager did not complete |
@@ -35,6 +36,7 @@ pub mod load;
 pub(crate) mod memory;
 pub mod pause;
 pub mod place;
+pub(crate) mod put_back;
 pub mod release;
 mod restart;
 pub(crate) mod workers;

@@ -4,7 +4,7 @@ use mkpool::AddrRange;
 use mkpool::instance::{CreateError, DestroyError, StaleDraft};
 use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::ResourceError;
-use mkvmm_base::{Class, Diagnose, InstanceName, Room};
+use mkvmm_base::{Bytes, Class, Diagnose, InstanceName, Room};
 
 use crate::host_pool::state::StateError;
 use crate::placement::PlacementError;
@@ -15,21 +15,24 @@ pub enum HostPoolError {
     /// The pool itself could not be created.
     #[error("the pool cannot be set up")]
     Pool(#[from] PoolError),
-    /// The sub-pool could not be carved.
-    #[error("the pool has no room for {memory} more bytes")]
-    Carve {
+    /// The sub-pool could not be carved with these values.
+    #[error("the memory cannot be carved")]
+    Carve(#[source] CreateError),
+    /// The pool has too little free memory for a sub-pool, or not in one piece.
+    #[error("needs {}, {}", Bytes(*.memory), shortage(*.memory, *.avail, *.largest_free))]
+    NoRoom {
         /// The number of bytes requested.
         memory: u64,
         /// The number of free bytes.
         avail: u64,
         /// The size of the longest free extent in bytes.
         largest_free: u64,
-        /// The error that the allocator returned.
-        #[source]
-        source: CreateError,
     },
     /// The sub-pool could be carved, but in too many regions.
-    #[error("the pool can provide {memory} bytes only in {regions} regions (limit: {limit})")]
+    #[error(
+        "needs {}, which the pool has only in {regions} pieces (limit: {limit})",
+        Bytes(*.memory)
+    )]
     TooManyRegions {
         /// The number of bytes requested.
         memory: u64,
@@ -97,14 +100,23 @@ pub enum HostPoolError {
     Destroy(#[from] Box<DestroyError>),
 }
 
+/// Says what is free, and what of `memory` is not.
+fn shortage(memory: u64, avail: u64, largest_free: u64) -> String {
+    match memory.checked_sub(avail) {
+        Some(short @ 1..) => format!("{} are free ({} short)", Bytes(avail), Bytes(short)),
+        _ => format!(
+            "{} are free, but in pieces of at most {}",
+            Bytes(avail),
+            Bytes(largest_free)
+        ),
+    }
+}
+
 impl Diagnose for HostPoolError {
     fn class(&self) -> Class {
         match self {
-            Self::Carve {
-                source: CreateError::BadOrder { .. } | CreateError::ZeroSize { .. },
-                ..
-            } => Class::Invalid,
-            Self::Carve { .. }
+            Self::Carve(_) => Class::Invalid,
+            Self::NoRoom { .. }
             | Self::TooManyRegions { .. }
             | Self::Alloc(AllocError::NoRoom { .. }) => Class::NoRoom,
             Self::Placement(error) => error.class(),
@@ -127,20 +139,21 @@ impl Diagnose for HostPoolError {
             Self::ChannelExists { .. } => {
                 Some("delete it first, or choose another name".to_owned())
             }
+            // It says that itself.
+            Self::NoRoom { .. } => None,
             _ => self.room().map(|room| {
-                let (avail, largest) = (room.avail, room.largest_free);
-                format!("{avail} bytes are free, {largest} of them in one piece")
+                let (avail, largest) = (Bytes(room.avail), Bytes(room.largest_free));
+                format!("{avail} are free, {largest} of them in one piece")
             }),
         }
     }
 
     fn room(&self) -> Option<Room> {
         let (requested, avail, largest_free) = match self {
-            Self::Carve {
+            Self::NoRoom {
                 memory,
                 avail,
                 largest_free,
-                ..
             } => (*memory, *avail, *largest_free),
             Self::Alloc(AllocError::NoRoom {
                 requested,

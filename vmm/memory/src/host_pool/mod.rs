@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use mkpool::instance::{ChunkPolicy, Draft};
+use mkpool::instance::{ChunkPolicy, CreateError, Draft};
 use mkpool::main_pool::PAGE_ORDER;
 use mkpool::resource::{ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
@@ -305,11 +305,15 @@ impl HostPool {
             let avail = self.main.avail();
             let why = Outcome::of_carving(&source, memory, avail);
             self.log.refused(caller(), memory, why);
-            HostPoolError::Carve {
-                memory,
-                avail,
-                largest_free: self.main.largest_free().map_or(0, |r| r.size()),
-                source,
+            match source {
+                CreateError::BadOrder { .. } | CreateError::ZeroSize { .. } => {
+                    HostPoolError::Carve(source)
+                }
+                _ => HostPoolError::NoRoom {
+                    memory,
+                    avail,
+                    largest_free: self.main.largest_free().map_or(0, |r| r.size()),
+                },
             }
         })?;
         let mut sub_pool = SubPool::empty(name.clone(), pool);

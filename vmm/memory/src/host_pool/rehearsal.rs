@@ -43,6 +43,21 @@ impl HostPool {
         Ok(copy)
     }
 
+    /// Frees the regions of an instance in a [copy](Self::copy), which has them by
+    /// name only.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]: bugs. Regions of the ledger that was copied are there.
+    fn forget(&mut self, regions: &[AddrRange]) -> Result<(), HostPoolError> {
+        for &region in regions {
+            if let Some(entry) = self.tree.find(region.start()) {
+                self.tree.remove_subtree(entry)?;
+            }
+            self.main.free(region)?;
+        }
+        Ok(())
+    }
+
     /// Begins a dry run, which ends when the result is dropped.
     pub fn rehearse(&mut self) -> Rehearsal<'_> {
         let was_paused = self.log.pause(true);
@@ -99,6 +114,22 @@ impl Rehearsal<'_> {
         Ok((id, range))
     }
 
+    /// Frees the sub-pools that were carved after the first `count`.
+    pub fn truncate(&mut self, count: usize) {
+        for sub_pool in self.made.drain(count.min(self.made.len())..).rev() {
+            self.pool.undo(sub_pool);
+        }
+    }
+
+    /// Frees the regions of an instance that was there when the ledger was copied.
+    /// That is not undone at the end: only a copy may be used like that.
+    ///
+    /// # Errors
+    /// [`HostPoolError`]: bugs.
+    pub fn forget(&mut self, regions: &[AddrRange]) -> Result<(), HostPoolError> {
+        self.pool.forget(regions)
+    }
+
     /// Books images in the sub-pool that was carved last.
     ///
     /// # Errors
@@ -152,8 +183,12 @@ mod tests {
         assert_eq!(there.regions(), here.regions());
         assert_eq!(copy.to_string(), pool.to_string());
         copy.release(there).unwrap();
+        pool.release(here).unwrap();
+        // What is deleted there and here leaves the same holes.
+        copy.rehearse().forget(first.regions()).unwrap();
         pool.release(first).unwrap();
-        assert_ne!(copy.avail(), pool.avail());
+        assert_eq!(copy.free_extents(), pool.free_extents());
+        assert_eq!(copy.to_string(), pool.to_string());
     }
 
     #[test]
@@ -169,6 +204,9 @@ mod tests {
         assert_eq!(rehearsal.made().len(), 1);
         assert_eq!(rehearsal.carve_channel(&name, 1 << 20).unwrap().0, 1);
         rehearsal.carve_channel(&name, 1 << 20).unwrap_err();
+        rehearsal.carve(&name, 1 << 20, PAGE_ORDER).unwrap();
+        rehearsal.truncate(1);
+        assert_eq!(rehearsal.pool().avail(), 48 << 20);
         drop(rehearsal);
         let after = (pool.to_string(), pool.avail(), pool.log().last(99).count());
         assert_eq!(before, after);

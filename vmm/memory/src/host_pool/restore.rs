@@ -14,7 +14,7 @@ use mkpool::{AddrRange, Algo, GenPool, InstancePool};
 use mkvmm_base::InstanceId;
 use mkvmm_base::layout::{CONTROL_BLOCK_SIZE, LOW_WINDOW_SIZE};
 
-use crate::host_pool::alloc_log::AllocLog;
+use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller};
 use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
 use crate::host_pool::error::HostPoolError;
 use crate::host_pool::state::{
@@ -121,6 +121,22 @@ impl HostPool {
                 Err(error)
             }
         }
+    }
+
+    /// Carves a sub-pool that was released once more: with its number, at its
+    /// addresses, and with everything in it.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::restore_sub_pool`], if something else has its
+    /// addresses by now; the ledger is unchanged then.
+    pub fn carve_again(&mut self, state: &SubPoolState) -> Result<SubPool, HostPoolError> {
+        let sub_pool = self.restore_sub_pool(state)?;
+        // The most recent chunk comes first.
+        for &chunk in state.chunks.iter().rev() {
+            self.log
+                .taken(Caller::instance(&sub_pool.name, CHUNK), chunk);
+        }
+        Ok(sub_pool)
     }
 
     /// Returns the allocators of a sub-pool and of its control block, with

@@ -107,7 +107,7 @@ fn what_does_not_fit_changes_nothing() {
     let id = pool.next_id();
     assert!(matches!(
         pool.carve(id, &name("big"), 65 * MIB),
-        Err(HostPoolError::Carve { avail, .. }) if avail == 64 * MIB
+        Err(HostPoolError::NoRoom { avail, .. }) if avail == 64 * MIB
     ));
     let mut small = pool.carve(id, &name("small"), 32 * MIB).unwrap();
     let before = pool.to_string();

@@ -40,7 +40,7 @@ const EXITS: &str = "mkvmm_instance_exits_total{";
 
 #[derive(Debug, clap::Args)]
 pub struct TopArgs {
-    /// The control socket [default: $XDG_RUNTIME_DIR/mkvmm.sock or
+    /// The control socket [default: $MKVMM_SOCKET, $XDG_RUNTIME_DIR/mkvmm.sock or
     /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,

@@ -20,8 +20,8 @@ const BODY_MAX: usize = 64 << 10;
 /// The maximum size of a plan's body in bytes: fleets may have thousands of
 /// instances.
 const PLAN_MAX: usize = 4 << 20;
-/// The route for plans.
-const PLAN: &str = "/v1/plan";
+/// The routes whose bodies are fleets.
+const FLEETS: [&str; 2] = ["/v1/plan", "/v1/apply"];
 
 /// The query parameter `?dry_run=true`: validate only, change nothing.
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
@@ -172,7 +172,7 @@ pub enum Refusal {
 /// connection closed, and might never read it.
 pub async fn received(request: Request) -> Result<Request, ControlError> {
     let (head, body) = request.into_parts();
-    let max = if head.uri.path() == PLAN {
+    let max = if FLEETS.contains(&head.uri.path()) {
         PLAN_MAX
     } else {
         BODY_MAX

@@ -55,7 +55,7 @@ const PLAN_INSTANCES: usize = 4096;
 /// The maximum number of channels of a plan.
 const PLAN_CHANNELS: usize = 512;
 /// The default time between the power button and SIGKILL.
-const KILL_GRACE_MS: u32 = 5000;
+pub(super) const KILL_GRACE_MS: u32 = 5000;
 
 /// Returns the current description of an instance.
 fn shown(registry: &Registry, name: &InstanceName) -> Result<Measured, ControlError> {
@@ -250,6 +250,24 @@ pub async fn create(
     Ok((status, Json(instance)).into_response())
 }
 
+/// Validates the instances of a fleet; opens nothing for them yet.
+pub(super) async fn configured_all(
+    api: &Api,
+    peer: Option<Extension<Peer>>,
+    instances: Vec<CreateBody>,
+) -> Result<Vec<(InstanceConfig, Option<ImagesSpec>)>, ControlError> {
+    let (count, limit) = (instances.len(), PLAN_INSTANCES);
+    if count > limit {
+        return Err(ControlError::PlanSize { count, limit });
+    }
+    let mut wanted = Vec::new();
+    for CreateBody(spec) in instances {
+        let images = spec.images()?;
+        wanted.push((configured(api, peer, spec, true).await?, images));
+    }
+    Ok(wanted)
+}
+
 /// Validates the specification, opens its console log and finds its cgroup.
 async fn configured(
     api: &Api,
@@ -310,20 +328,12 @@ pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: B
         channels,
         instances,
     } = json(body).await?;
-    for (count, limit) in [
-        (channels.len(), PLAN_CHANNELS),
-        (instances.len(), PLAN_INSTANCES),
-    ] {
-        if count > limit {
-            return Err(ControlError::PlanSize { count, limit });
-        }
+    let (count, limit) = (channels.len(), PLAN_CHANNELS);
+    if count > limit {
+        return Err(ControlError::PlanSize { count, limit });
     }
     let channels: Vec<ChannelConfig> = channels.into_iter().map(Into::into).collect();
-    let mut wanted = Vec::new();
-    for CreateBody(spec) in instances {
-        let images = spec.images()?;
-        wanted.push((configured(&api, peer, spec, true).await?, images));
-    }
+    let wanted = configured_all(&api, peer, instances).await?;
     let name = Change {
         action: "plan",
         instance: None,

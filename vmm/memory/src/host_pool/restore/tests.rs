@@ -437,3 +437,35 @@ fn what_is_lost_can_be_released_after_a_restart() {
     again.pool.release(again.sub_pools.remove(0)).unwrap();
     assert!(!again.pool.to_string().contains("web"));
 }
+
+#[test]
+fn what_was_released_can_be_carved_again_where_it_was() {
+    let mut world = World::new(64 * MIB, PAGE_ORDER);
+    let mut carve = |text: &str| {
+        let id = world.pool.next_id();
+        world.pool.carve(id, &name(text), 8 * MIB).unwrap()
+    };
+    let (mut a, b) = (carve("a"), carve("b"));
+    let (plan, next) = a.plan(&facts(MIB, None)).unwrap();
+    world.pool.book(&mut a, &plan, next).unwrap();
+    world.pool.alloc_in(&mut a, PAGE, 0, false).unwrap();
+    let (before, state) = (world.pool.to_string(), a.state());
+    world.pool.release(a).unwrap();
+    world.pool.release(b).unwrap();
+    let a = world.pool.carve_again(&state).unwrap();
+    assert_eq!(a.state(), state);
+    let id = world.pool.next_id();
+    let b = world.pool.carve(id, &name("b"), 8 * MIB).unwrap();
+    let renumbered = before.replace("instance-2-b", "instance-3-b");
+    assert_eq!(world.pool.to_string(), renumbered);
+    // Not where somebody else is, and not twice.
+    let text = world.pool.to_string();
+    world.pool.carve_again(&state).unwrap_err();
+    world.pool.release(a).unwrap();
+    let taken = world.pool.alloc(MIB, 0).unwrap();
+    world.pool.carve_again(&state).unwrap_err();
+    world.pool.free(taken.start()).unwrap();
+    world.pool.carve_again(&state).unwrap();
+    assert_eq!(world.pool.to_string(), text);
+    drop(b);
+}
