@@ -16,6 +16,7 @@ for unit in mkvmm.service mkvmm.socket; do
     sed -e "s#/usr/local/bin/mkvmm#$mkvmm#; s#/etc/mkvmm.toml#$dir/mkvmm.toml#" \
         -e "s#/run/mkvmm.sock#$socket#; s#/var/lib/mkvmm/state#$dir/state#" \
         -e 's#^TimeoutStopSec=.*#TimeoutStopSec=3#' \
+        -e "s#^PrivateTmp=.*#ReadWritePaths=$dir#" \
         "$scripts/$unit" >"$units/$unit"
 done
 echo 'pool = "64M@4G"' >"$dir/mkvmm.toml"

@@ -11,10 +11,12 @@
 //! | `pool_views` | the pool's map and log |
 //! | `metrics` | the metrics and their format |
 //! | `scrapes` | metrics over TCP, a Prometheus, and the log |
+//! | `tutorial` | docs/tutorial.md, command by command |
 //! | `usage` | processes, CPU time, memory and cgroups of guests |
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are restored afterwards |
 //! | `guide` | the examples of docs/control.md |
+//! | `install` | examples, man pages, completions, packages |
 //! | `limits` | limits of what one client or guest can use |
 //! | `restarts` | guests that reset, and kills meanwhile |
 //! | `verbs` | several names, restarts, waiting, output printed again |
@@ -29,6 +31,7 @@ mod consoles;
 mod crowd;
 mod debug;
 mod guide;
+mod install;
 mod limits;
 mod metrics;
 mod pipes;
@@ -39,6 +42,7 @@ mod serving;
 mod session;
 mod spec;
 mod stalls;
+mod tutorial;
 mod usage;
 mod verbs;
 mod wire;
