@@ -171,7 +171,7 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
                 };
                 let before = console.count(b'x');
                 let took = shell.run(&line)?;
-                if row.command.contains("hvc0") {
+                if row.command.contains(">/dev/hvc0") {
                     console.wait_until("all that was printed", |c| {
                         count(c, b'x') >= before + PRINTED
                     })?;
