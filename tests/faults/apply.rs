@@ -83,9 +83,14 @@ impl Fleets {
             let began = self.house.said().len();
             match self.apply(body) {
                 Answer::Done => return,
-                // The host may be short of something for a moment, and a worker may have
-                // been interrupted by the test itself.
-                answer if answer.is("exhausted") || self.house.was_interrupted(began) => {
+                // The host may be short of something for a moment, a guest may have ended
+                // while it was planned, and a worker may have been interrupted by the
+                // test itself.
+                answer
+                    if answer.is("exhausted")
+                        || answer.is("busy")
+                        || self.house.was_interrupted(began) =>
+                {
                     thread::sleep(PAUSE);
                 }
                 answer => panic!("without a fault: {answer:?}\n{}", self.house.said()),

@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -145,7 +146,8 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             returns: is_probe && terminal.is_some(),
         };
         let end = converse(stream, signals, terminal.is_some(), &mut ends, &mut lines).await;
-        if terminal.is_some() && lines.last != b'\n' {
+        let is_in_line = terminal.is_some() && lines.last != b'\n';
+        if is_in_line && !matches!(end, Ok(End::Interrupted)) && has_room(io::stderr()) {
             // What follows, such as a prompt, begins a line of its own.
             let _ = io::stderr().write_all(b"\r\n");
         }
@@ -164,6 +166,13 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             }
         })
     })
+}
+
+/// Returns whether a terminal takes output: one that nobody reads would keep us.
+fn has_room(terminal: impl AsFd) -> bool {
+    let mut polled = [PollFd::new(&terminal, PollFlags::OUT)];
+    let ready = poll(&mut polled, Some(&Timespec::default()));
+    ready.is_ok_and(|count| count > 0)
 }
 
 /// The ends of the lines that a guest prints.
