@@ -15,15 +15,15 @@ use crate::logger::{self, Format};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Level {
-    /// Errors
+    /// Only what has failed
     Error,
-    /// Warnings, too
+    /// What may go wrong, too
     Warning,
     /// What happens to instances, too
     Info,
     /// Details for finding errors, too
     Debug,
-    /// Everything
+    /// All that there is
     Trace,
 }
 

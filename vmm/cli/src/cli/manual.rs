@@ -174,7 +174,7 @@ fn literal(roff: &mut Roff, text: &str) {
     roff.control("fi", []);
 }
 
-/// Returns mkvmm-fleet(5).
+/// Returns the page mkvmm-fleet(5), about fleet files.
 fn fleet() -> String {
     let version = format!("mkvmm {}", env!("CARGO_PKG_VERSION"));
     let mut roff = Roff::new();

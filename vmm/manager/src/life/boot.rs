@@ -105,7 +105,7 @@ impl Manager {
         }
     }
 
-    /// Undoes [`Self::prepare`].
+    /// Ends a boot that [`Self::prepare`] began, and that is not wanted.
     pub(crate) async fn abandon(&self, prepared: Prepared) {
         // Before anybody else may use the instance: the next start needs a new one.
         self.drop_worker(prepared.busy.id).await;

@@ -406,7 +406,7 @@ fn sub_pools_that_contradict_themselves_or_others_are_refused() {
         let twice = of[0].allocations[0];
         of[0].allocations.push(twice);
     });
-    assert_refused("regions (limit: 128)", |_, of| {
+    assert_refused("pieces (limit: 128)", |_, of| {
         let single = (0..129).map(|i| range(BASE + 48 * MIB + 2 * i * PAGE, PAGE));
         of[0].chunks = single.collect();
         (of[0].plan, of[0].allocations) = (None, Vec::new());
