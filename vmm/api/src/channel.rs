@@ -6,6 +6,7 @@ use std::str::FromStr;
 use mkvmm_base::{InstanceName, NameError};
 use serde::{Deserialize, Serialize};
 
+use crate::number::bounded;
 use crate::{Range, Size};
 
 /// The body that creates a channel.
@@ -23,13 +24,10 @@ pub struct ChannelBody {
     pub size: Size,
     /// The members: from 2 to 8 names of instances, which need not exist, each
     /// followed by `:ro` if it can only read the memory.
-    #[cfg_attr(
-        feature = "schema",
-        schema(value_type = Vec<String>, min_items = 2, max_items = 8)
-    )]
+    #[cfg_attr(feature = "schema", schema(min_items = 2, max_items = 8))]
     pub between: Vec<MemberSpec>,
     /// The number of doorbells that each member has, from 1 to 4; 1 when absent.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "bounded::<u8, 1, 4, _>")]
     #[cfg_attr(feature = "schema", schema(value_type = u64, minimum = 1, maximum = 4))]
     pub doorbells: u8,
 }
@@ -94,6 +92,22 @@ impl<'de> Deserialize<'de> for MemberSpec {
         text.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(feature = "schema")]
+impl utoipa::PartialSchema for MemberSpec {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .description(Some(
+                "The name of an instance, with `:ro` if it can only read.",
+            ))
+            .pattern(Some("^[0-9A-Za-z][0-9A-Za-z._-]{0,31}(:r[ow])?$"))
+            .into()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::ToSchema for MemberSpec {}
 
 /// A channel with its members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
