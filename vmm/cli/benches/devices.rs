@@ -146,11 +146,11 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
     let mut qemu = Qemu::start(&directory.0, kernel, initramfs)?;
     for shell in [&mut ours.shell, &mut qemu.shell] {
         shell.wait_for("mkvmm-root: shell", 1)?;
-        shell.run(&format!(
+        shell.insist(&format!(
             "ip addr add {GUEST} dev eth0; ip link set eth0 up"
         ))?;
         // The first packets wait for the neighbour's address.
-        shell.run(&format!(
+        shell.insist(&format!(
             "until nc {HOST} {source} </dev/hvc0 >/dev/null; do sleep 1; done"
         ))?;
     }
@@ -170,7 +170,9 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
                     _ => (&mut qemu.shell, &qemu.console),
                 };
                 let before = console.count(b'x');
-                let took = shell.run(&line)?;
+                let Some(took) = shell.run(&line)? else {
+                    continue;
+                };
                 if row.command.contains(">/dev/hvc0") {
                     console.wait_until("all that was printed", |c| {
                         count(c, b'x') >= before + PRINTED
@@ -179,6 +181,7 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
                 rates[which].push(row.amount / took);
             }
         }
+        let failed = rates.each_ref().map(|rates| ROUNDS - rates.len());
         let [(ours, ours_range), (qemu, qemu_range)] = rates.map(summary);
         println!(
             "{:34} {:>8} {ours:>8.1} {ours_range:>12} {qemu:>8.1} {qemu_range:>12} {:>6.2}x",
@@ -186,13 +189,20 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
             row.unit,
             ours / qemu
         );
+        if failed != [0, 0] {
+            let [ours, qemu] = failed;
+            println!("    of {ROUNDS} rounds failed with mkvmm: {ours}, with QEMU: {qemu}");
+        }
     }
     ours.server.end()?;
     Ok(())
 }
 
-/// Returns the median, and the text of the quartiles.
+/// Returns the median, and the text of the quartiles; no number if there is none.
 fn summary(mut rates: Vec<f64>) -> (f64, String) {
+    if rates.is_empty() {
+        return (f64::NAN, "failed".to_owned());
+    }
     rates.sort_by(f64::total_cmp);
     let at = |quarter: usize| rates[(rates.len() - 1) * quarter / 4];
     (at(2), format!("{:.1}..{:.1}", at(1), at(3)))
@@ -327,8 +337,15 @@ impl Shell {
         Ok(rest(&bytes).unwrap_or_default())
     }
 
-    /// Runs a command, which must succeed; the seconds it took by the guest's clock.
-    fn run(&mut self, command: &str) -> Result<f64> {
+    /// Runs a command that must succeed.
+    fn insist(&mut self, command: &str) -> Result<()> {
+        let took = self.run(command)?;
+        took.map(drop)
+            .ok_or_else(|| format!("it failed: {command}").into())
+    }
+
+    /// Runs a command; the seconds it took by the guest's clock, if it succeeded.
+    fn run(&mut self, command: &str) -> Result<Option<f64>> {
         self.commands += 1;
         let number = self.commands;
         // The shell computes the mark's number, so that its echo is not taken for it.
@@ -340,7 +357,8 @@ impl Shell {
         let text = self.wait_for(&format!("took-{number} "), 1)?;
         let words: Vec<&str> = text.split_whitespace().take(3).collect();
         match words[..] {
-            ["0", begin, end] => Ok(end.parse::<f64>()? - begin.parse::<f64>()?),
+            ["0", begin, end] => Ok(Some(end.parse::<f64>()? - begin.parse::<f64>()?)),
+            [_, _, _] => Ok(None),
             _ => Err(format!("{command}: {words:?}").into()),
         }
     }
