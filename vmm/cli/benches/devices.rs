@@ -45,7 +45,7 @@ const ROUNDS: usize = 5;
 /// One row of the table.
 struct Row {
     name: &'static str,
-    /// What the guest's shell runs. `{in}` and `{out}` stand for the ports of the host.
+    /// What the guest's shell runs. `{out}` stands for the port of the host's server.
     command: &'static str,
     /// What that moves, in units.
     amount: f64,
@@ -61,7 +61,7 @@ const fn row(name: &'static str, amount: f64, unit: &'static str, command: &'sta
     }
 }
 
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 8] = [
     row(
         "disk, read, 1 MiB at a time",
         64.0,
@@ -97,12 +97,6 @@ const ROWS: [Row; 9] = [
         16.0,
         "MiB/s",
         "nc 192.0.2.1 {out} </dev/hvc0 >/dev/null",
-    ),
-    row(
-        "passt, TCP to the host",
-        16.0,
-        "MiB/s",
-        "head -c 16777216 /dev/zero | nc 192.0.2.1 {in} >/dev/null",
     ),
     row(
         "virtio-console, output",
@@ -141,7 +135,7 @@ fn main() -> ExitCode {
 /// Starts both guests, and prints the table.
 fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
     let directory = scratch()?;
-    let (source, sink) = (serve(send)?, serve(receive)?);
+    let source = serve()?;
     let mut ours = Ours::start(&directory.0, kernel, initramfs)?;
     let mut qemu = Qemu::start(&directory.0, kernel, initramfs)?;
     for shell in [&mut ours.shell, &mut qemu.shell] {
@@ -160,7 +154,6 @@ fn compare(kernel: &Path, initramfs: &Path) -> Result<()> {
     );
     for row in &ROWS {
         let line = row.command.replace("{out}", &source.to_string());
-        let line = line.replace("{in}", &sink.to_string());
         let mut rates = [Vec::new(), Vec::new()];
         for round in 0..ROUNDS {
             // Whoever is second finds warmer caches of the host: each is half of the time.
@@ -237,14 +230,16 @@ fn disk(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has `client` deal with every connection; the port.
-fn serve(client: fn(TcpStream) -> io::Result<()>) -> Result<u16> {
+/// Sends to every client on the host's loopback; the port. There is no row for the
+/// other direction: with the passt of Debian 12, connections to the host were reset
+/// after 16 MiB in nine of ten rounds, with QEMU as well.
+fn serve() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // A client that has gone is missed by nobody.
-            let _ = client(stream);
+            let _ = send(stream);
         }
     });
     Ok(port)
@@ -253,11 +248,6 @@ fn serve(client: fn(TcpStream) -> io::Result<()>) -> Result<u16> {
 fn send(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(&vec![b'a'; SENT])?;
     stream.shutdown(Shutdown::Write)?;
-    io::copy(&mut stream, &mut io::sink()).map(drop)
-}
-
-/// Receives all, and ends the connection then, for which the guest waits.
-fn receive(mut stream: TcpStream) -> io::Result<()> {
     io::copy(&mut stream, &mut io::sink()).map(drop)
 }
 
