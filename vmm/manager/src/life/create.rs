@@ -60,6 +60,12 @@ impl Manager {
             self.unmake(id).await;
             return Err(error.of(&name));
         }
+        self.introduce(id);
+        Ok(id)
+    }
+
+    /// Lets others use an instance that is complete, and tells them of it.
+    pub(super) fn introduce(&self, id: InstanceId) {
         let mut registry = self.registry_mut();
         let boots = registry.boots().clone();
         if let Some(guest) = registry.guest_mut(id) {
@@ -69,7 +75,6 @@ impl Manager {
         registry.announce(id);
         drop(registry);
         self.changed.notify_waiters();
-        Ok(id)
     }
 
     /// Waits until nothing is left of an instance that an earlier manager did not

@@ -113,15 +113,7 @@ impl Manager {
             self.unmake(id).await;
             return Err(of(error));
         }
-        let mut registry = self.registry_mut();
-        let boots = registry.boots().clone();
-        if let Some(guest) = registry.guest_mut(id) {
-            (guest.busy, guest.is_new) = (None, false);
-            guest.timeline.measure_with(Arc::new(boots));
-        }
-        registry.announce(id);
-        drop(registry);
-        self.changed.notify_waiters();
+        self.introduce(id);
         if removed.has_log {
             self.append_to_log(id).map_err(of)?;
         }
