@@ -88,7 +88,9 @@ impl<'m> Ring<'m> {
                 let messages = lens.iter().map(|len| &content[..usize::from(*len) % 64]);
                 let count = self.producer.try_push_batch(messages).unwrap_or(0);
                 let lens = lens.iter().map(|len| usize::from(*len) % 64).take(count);
-                self.waiting.extend((first..).zip(lens));
+                // After a hostile store, numbers may be near the end of their range.
+                let numbers = (0..).map(|index| first.wrapping_add(index));
+                self.waiting.extend(numbers.zip(lens));
             }
             Call::Lose(count) => self.producer.lose(u64::from(*count) % 1000),
             Call::RoomFor(len) => {
