@@ -34,7 +34,7 @@ fn with_keeper<T>(
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().expect("there are threads");
     LocalSet::new().block_on(&runtime, async {
-        let connected = Keeper::connect(socket, program.as_fd()).await;
+        let connected = Keeper::connect(socket, program.as_fd(), |_, _, _| {}).await;
         let (keeper, inventory) = connected.expect("it has no manager");
         work(keeper, inventory).await
     })

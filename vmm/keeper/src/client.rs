@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -98,20 +98,8 @@ pub struct Inventory {
     pub held: BTreeMap<Key, (Vec<OwnedFd>, Held)>,
     /// The children that it has not forgotten.
     pub children: BTreeMap<u64, KeptChild>,
-}
-
-impl Inventory {
-    /// Returns the number of its descriptors.
-    pub fn descriptors(&self) -> usize {
-        let held = self.held.values().map(|(some, _)| some.len());
-        held.sum::<usize>() + 2 * self.children.len()
-    }
-
-    /// Returns the journal, if there is one.
-    pub fn journal(&self) -> Option<BorrowedFd<'_>> {
-        let (files, _) = self.held.get(&Key::Journal)?;
-        files.first().map(AsFd::as_fd)
-    }
+    /// The number of all descriptors that have arrived.
+    pub descriptors: usize,
 }
 
 /// Parameters of a child to be started.
@@ -158,11 +146,15 @@ impl Keeper {
     /// Connects over `socket`, receives what earlier managers have left, and has
     /// children execute `program` from now on. Must be called in a `LocalSet`.
     ///
+    /// While more arrives, `see` is called with the number of the keeper and with each
+    /// key and its descriptors. Those that it takes out are not in the inventory.
+    ///
     /// # Errors
     /// Returns a [`KeeperError`], for instance if the keeper has a manager.
     pub async fn connect(
         socket: OwnedFd,
         program: BorrowedFd<'_>,
+        mut see: impl FnMut(u64, Key, &mut Vec<OwnedFd>),
     ) -> Result<(Self, Inventory), KeeperError> {
         let (sender, mut receiver) = AsyncChannel::join(socket)?.split();
         keep_leaves(true);
@@ -204,13 +196,15 @@ impl Keeper {
                 descriptors,
                 ..
             } = next(&mut receiver).await?;
+            inventory.descriptors += descriptors.len();
             match message {
                 KeeperReport::Held(keys) => {
                     let mut descriptors = descriptors.into_iter();
                     for (key, number, count) in keys {
                         let later = later.clone();
                         let held = Held { key, number, later };
-                        let some = descriptors.by_ref().take(count.into()).collect();
+                        let mut some = descriptors.by_ref().take(count.into()).collect();
+                        see(inventory.identity, key, &mut some);
                         inventory.held.insert(key, (some, held));
                     }
                 }

@@ -51,17 +51,19 @@ impl Journaling {
     }
 
     fn rewrite(&self, registry: &Registry) -> Result<(), RewriteError> {
-        let mut records = vec![
+        let first = [
             Record::Manager(self.manager.clone()),
             Record::Pool(registry.pool().state()),
             record::of_keeper(self.keeper.wire()),
             Record::NextChannel(registry.pool().next_channel()),
         ];
-        records.extend(registry.channels().map(snapshot::of_channel));
-        records.extend(registry.guests().flat_map(snapshot::of_guest));
         let events = registry.log().since(0);
-        records.extend(events.iter().map(record::of_event));
-        let new = self.journal.rewrite(&records, &self.keeper)?;
+        let records = first
+            .into_iter()
+            .chain(registry.channels().map(snapshot::of_channel))
+            .chain(registry.guests().flat_map(snapshot::of_guest))
+            .chain(events.iter().map(record::of_event));
+        let new = self.journal.rewrite(records, &self.keeper)?;
         self.held.replace(Some(new));
         self.rewritten.set(self.journal.size());
         Ok(())

@@ -10,12 +10,12 @@ use mkvmm_base::{chain, timeline};
 use mkvmm_keeper::cgroup;
 use mkvmm_keeper::client::{Inventory, Keeper};
 use mkvmm_machine::kvm::host::Host as KvmHost;
-use mkvmm_manager::adopt::{AdoptError, memory_of, record_of};
+use mkvmm_manager::adopt::{AdoptError, Arrival, memory_of, record_of};
 use mkvmm_manager::journal::contents::Contents;
 use mkvmm_manager::journal::file::Binding;
 use mkvmm_manager::journal::record::ManagerRecord;
 use mkvmm_manager::upgrade::Continuity;
-use mkvmm_manager::{Children, Manager, journal};
+use mkvmm_manager::{Children, Manager};
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
@@ -100,7 +100,9 @@ impl Founding {
             Some(socket) => socket,
             None => dir.start_keeper(self.on_manager_exit)?,
         };
-        let (keeper, mut inventory) = dir.connect(socket).await?;
+        let boot = StateDir::boot()?;
+        let mut arrival = Arrival::new(boot);
+        let (keeper, mut inventory) = dir.connect(socket, &mut arrival).await?;
         if let Some(pid) = Pid::from_raw(inventory.pid) {
             cgroup::name_after(pid);
         }
@@ -110,16 +112,16 @@ impl Founding {
             version: inventory.version.clone(),
             pid: inventory.pid,
         };
-        let binding = StateDir::binding(inventory.identity)?;
-        let contents = inventory.journal().map(|file| {
-            let bytes = journal::file::read(file)?;
-            journal::contents::read(&bytes, binding)
-        });
+        let binding = Binding {
+            boot,
+            keeper: inventory.identity,
+        };
+        let contents = arrival.contents().await?;
         let (has_guests, recreate) = (contents.is_some(), self.recreate);
-        let (manager, record) = match contents.transpose().map_err(AdoptError::from)? {
+        let (manager, record) = match contents {
             Some(contents) => {
-                let inventory = &mut inventory;
-                self.adopted(contents, inventory, &keeper, binding).await?
+                let left = (contents, &mut inventory, arrival);
+                self.adopted(left, &keeper, binding).await?
             }
             None => match self.first(&mut inventory, &keeper, binding, stop).await {
                 Ok(first) => first,
@@ -172,8 +174,7 @@ impl Founding {
     /// Continues for an earlier manager.
     async fn adopted(
         mut self,
-        contents: Contents,
-        inventory: &mut Inventory,
+        (contents, inventory, arrival): (Contents, &mut Inventory, Arrival),
         keeper: &Keeper,
         binding: Binding,
     ) -> Result<(Rc<Manager>, ManagerRecord), CliError> {
@@ -185,10 +186,11 @@ impl Founding {
         }
         let mut record = contents.manager.clone();
         record.ordinal = record.ordinal.saturating_add(1);
-        self.treatment.inherited = inventory.descriptors();
+        self.treatment.inherited = inventory.descriptors;
         let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
         let (host, options) = prepare(kvm, self.children, self.treatment)?;
-        let (manager, mut adopted) = Manager::adopt(host, contents, inventory, options).await?;
+        let adopting = Manager::adopt(host, contents, inventory, arrival, options);
+        let (manager, mut adopted) = adopting.await?;
         manager.take_over(inventory, &mut adopted).await?;
         manager.write_journal(keeper, binding, record.clone())?;
         keeper.set_at_work(true);

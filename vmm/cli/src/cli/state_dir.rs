@@ -18,7 +18,7 @@ use mkvmm_base::{Class, Diagnose};
 use mkvmm_children::{KEEPER, KEEPER_LOCK_VARIABLE, ON_MANAGER_EXIT_VARIABLE};
 use mkvmm_keeper::client::{Inventory, Keeper, KeeperError};
 use mkvmm_keeper::process::{Output, ProcessError, Spawn};
-use mkvmm_manager::journal::file::Binding;
+use mkvmm_manager::adopt::Arrival;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -255,14 +255,20 @@ impl StateDir {
     }
 
     /// Uses the keeper behind `socket`, which is to start the program of this
-    /// process. Must be called in a `LocalSet`.
+    /// process. Must be called in a `LocalSet`. `arrival` sees what the keeper
+    /// holds.
     ///
     /// # Errors
     /// Returns a [`StateDirError`].
-    pub async fn connect(&self, socket: OwnedFd) -> Result<(Keeper, Inventory), StateDirError> {
+    pub async fn connect(
+        &self,
+        socket: OwnedFd,
+        arrival: &mut Arrival,
+    ) -> Result<(Keeper, Inventory), StateDirError> {
         let path = PathBuf::from("/proc/self/exe");
         let program = File::open(&path).map_err(|source| StateDirError::Io { path, source })?;
-        Ok(Keeper::connect(socket, program.as_fd()).await?)
+        let see = |keeper, key, descriptors: &mut _| arrival.see(keeper, key, descriptors);
+        Ok(Keeper::connect(socket, program.as_fd(), see).await?)
     }
 
     /// Removes the keeper's socket, once the keeper has ended.
@@ -271,22 +277,21 @@ impl StateDir {
         let _ = fs::remove_file(self.socket_path());
     }
 
-    /// Returns what the journal of `keeper` is bound to.
+    /// Returns the number of this boot of the host, which journals are bound to.
     ///
     /// # Errors
-    /// Returns a [`StateDirError`] if the host does not tell its boot.
-    pub fn binding(keeper: u64) -> Result<Binding, StateDirError> {
+    /// Returns a [`StateDirError`] if the host does not tell it.
+    pub fn boot() -> Result<u128, StateDirError> {
         let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
         let text = fs::read_to_string(&path).map_err(|source| StateDirError::Io {
             path: path.clone(),
             source,
         })?;
         let digits = text.trim().replace('-', "");
-        let boot = u128::from_str_radix(&digits, 16).map_err(|error| StateDirError::Io {
+        u128::from_str_radix(&digits, 16).map_err(|error| StateDirError::Io {
             path,
             source: io::Error::other(error),
-        })?;
-        Ok(Binding { boot, keeper })
+        })
     }
 
     fn socket(&self) -> Result<OwnedFd, StateDirError> {

@@ -1,7 +1,8 @@
 //! Continues after a manager that was killed: rebuilds ledger and instances from
-//! its journal (`restore`, `shared`), and takes over what the keeper holds
+//! its journal (`arrival`, `restore`, `shared`), and takes over what the keeper holds
 //! (`take_over`).
 
+mod arrival;
 mod restore;
 mod shared;
 mod take_over;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
+pub use arrival::Arrival;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId};
 use mkvmm_keeper::client::{Held, Inventory, KeptChild};

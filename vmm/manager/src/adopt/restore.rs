@@ -21,10 +21,10 @@ use mkvmm_wire::channel;
 use mkvmm_wire::keeping::Key;
 use mkvmm_wire::shared::board::DeviceCounts;
 
-use super::shared::{Opening, Shared};
+use super::shared::Shared;
 use super::{
-    AdoptError, Adopted, Tasks, check_peers, contradiction, memory_of, restore_channels, take,
-    take_one,
+    AdoptError, Adopted, Arrival, Tasks, check_peers, contradiction, memory_of, restore_channels,
+    take, take_one,
 };
 use crate::audit::audit;
 use crate::budget::Amounts;
@@ -48,8 +48,9 @@ use crate::status::Status;
 use crate::usage::Meter;
 
 impl Manager {
-    /// Creates a manager from what another has left. Nothing but the ledger and
-    /// the records is changed yet: see [`Manager::take_over`].
+    /// Creates a manager from what another has left; `arrival` has seen the inventory.
+    /// Nothing but the ledger and the records is changed yet: see
+    /// [`Manager::take_over`].
     ///
     /// # Errors
     /// Returns an [`AdoptError`]; what the keeper holds stays with it.
@@ -57,11 +58,11 @@ impl Manager {
         host: Host,
         contents: Contents,
         inventory: &mut Inventory,
+        arrival: Arrival,
         options: Options,
     ) -> Result<(Rc<Self>, Vec<Adopted>), AdoptError> {
         check_peers(&contents)?;
         let config = memory_of(&contents.manager)?;
-        let opening = Opening::begin(&contents, inventory)?;
         let mut pool = HostPool::restore(&contents.pool)?;
         let wires = contents.instances.values();
         let wires = wires.map(|record| contents.wire_of(record.worker));
@@ -92,7 +93,9 @@ impl Manager {
             manager.registry_mut().add_channel(channel);
         }
         let mut adopted = Vec::with_capacity(parts.len());
-        for ((record, sub_pool, files), shared) in parts.into_iter().zip(opening.end().await?) {
+        let mut opened = arrival.into_opening().end().await?;
+        for (record, sub_pool, files) in parts {
+            let shared = opened.remove(&record, inventory)?;
             let mut tasks = Tasks::default();
             let (mut guest, is_intact) = manager.guest_of(
                 &record,

@@ -88,7 +88,7 @@ pub enum JournalError {
     },
 }
 
-fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
+pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError::Io { action, source }
 }
 

@@ -15,6 +15,7 @@
 
 pub mod contents;
 pub mod file;
+pub(crate) mod reading;
 pub mod record;
 pub(crate) mod snapshot;
 
@@ -95,15 +96,25 @@ impl Journal {
         self.size() > REWRITE_AT.max(before.saturating_mul(2))
     }
 
-    /// Replaces the journal by a new one with these records. Until the keeper
-    /// holds that, it holds the old one.
+    /// Replaces the journal by a new one with these records, of which only some are
+    /// in memory at a time. Until the keeper holds that, it holds the old one.
     ///
     /// # Errors
     /// Returns a [`RewriteError`]; the old journal goes on then.
-    pub fn rewrite(&self, records: &[Record], keeper: &Keeper) -> Result<Held, RewriteError> {
+    pub fn rewrite(
+        &self,
+        mut records: impl Iterator<Item = Record>,
+        keeper: &Keeper,
+    ) -> Result<Held, RewriteError> {
         let new = JournalFile::create(self.binding)?;
-        for some in records.chunks(TOGETHER) {
-            new.append(&record::encode(some))?;
+        let mut some: Vec<Record> = Vec::with_capacity(TOGETHER);
+        loop {
+            some.clear();
+            some.extend(records.by_ref().take(TOGETHER));
+            if some.is_empty() {
+                break;
+            }
+            new.append(&record::encode(&some))?;
         }
         let descriptor = new.descriptor()?;
         let held = keeper.hold(Key::Journal, &[descriptor.as_fd()])?;
