@@ -56,12 +56,18 @@ struct InMemory {
 impl InMemory {
     fn carry_out(&mut self, operation: &Operation, short: bool) -> u32 {
         let mut contents = self.contents.lock().expect("one thread");
-        let mut range = |at: u64, len: u64| {
+        let range = |at: u64, len: u64| {
             let (start, end) = (at as usize, (at + len) as usize);
-            contents.get_mut(start..end).expect("on the disk").len();
+            assert!(contents.get(start..end).is_some(), "it is on the disk");
             start..end
         };
-        let done = |len: u64| if short { (len / 2 / 512 * 512).max(512) } else { len };
+        let done = |len: u64| {
+            if short {
+                (len / 2 / 512 * 512).max(512)
+            } else {
+                len
+            }
+        };
         match operation {
             Operation::Read { at, buffers } => {
                 let range = range(*at, buffers.len());
@@ -91,7 +97,10 @@ impl InMemory {
 impl Engine for InMemory {
     fn begin(&mut self, tag: u16, operation: Operation) {
         assert!(tag < DEPTH);
-        assert!(self.begun.iter().all(|(other, _)| *other != tag), "a tag twice");
+        assert!(
+            self.begun.iter().all(|(other, _)| *other != tag),
+            "a tag twice"
+        );
         self.begun.push((tag, operation));
     }
 
@@ -109,7 +118,9 @@ impl Engine for InMemory {
             if self.begun.is_empty() {
                 return;
             }
-            let (tag, operation) = self.begun.swap_remove(usize::from(which) % self.begun.len());
+            let (tag, operation) = self
+                .begun
+                .swap_remove(usize::from(which) % self.begun.len());
             // EIO, EAGAIN, EOPNOTSUPP, ENOSPC, EINVAL, EINTR.
             let errors = [5, 11, 95, 28, 22, 4];
             let result = match how % 8 {
@@ -133,7 +144,6 @@ impl Engine for InMemory {
         self.begun.len()
     }
 }
-
 
 struct Guest {
     block: Block,
@@ -182,7 +192,7 @@ impl Guest {
         while self.block.reset() == Progress::More {
             self.fate.lock().expect("one thread").ends = vec![(0, 0)];
             let handled = self.block.on_descriptor(0, EventSet::IN);
-            handled.expect("nothing is answered any more");
+            let _ = handled.expect("nothing is answered any more");
             patience -= 1;
             assert!(patience > 0, "a reset has no end");
         }
@@ -205,13 +215,18 @@ fn offer(input: &mut Unstructured<'_>, memory: &GuestMemoryMmap, queue: u16) -> 
     bytes.extend(u64::from(input.arbitrary::<u8>()?).to_le_bytes());
     bytes.extend(u32::from(input.arbitrary::<u8>()?).to_le_bytes());
     bytes.extend(u32::from(input.int_in_range(0_u8..=2)?).to_le_bytes());
-    memory.write_slice(&bytes, GuestAddress(header)).expect("in memory");
+    memory
+        .write_slice(&bytes, GuestAddress(header))
+        .expect("in memory");
     let count: u16 = input.int_in_range(1..=4)?;
     for index in 0..count {
         let first = if kind >= 11 { 32 } else { 16 };
         let (addr, len) = match index {
             0 => (header, first),
-            _ => (header + 0x200, u32::from(input.int_in_range(0_u16..=0x401)?)),
+            _ => (
+                header + 0x200,
+                u32::from(input.int_in_range(0_u16..=0x401)?),
+            ),
         };
         let is_writable = index > 0 && (input.arbitrary::<u8>()? % 4 > 0) == (kind != 1);
         let is_writable = is_writable || index + 1 == count && index > 0;
@@ -221,14 +236,23 @@ fn offer(input: &mut Unstructured<'_>, memory: &GuestMemoryMmap, queue: u16) -> 
         descriptor.extend(len.to_le_bytes());
         descriptor.extend(next.to_le_bytes());
         descriptor.extend((slot * 4 + index + 1).to_le_bytes());
-        memory.write_slice(&descriptor, GuestAddress(at)).expect("in memory");
+        memory
+            .write_slice(&descriptor, GuestAddress(at))
+            .expect("in memory");
     }
     let available = base + STEP;
-    let index: u16 = memory.read_obj(GuestAddress(available + 2)).expect("in memory");
+    let index: u16 = memory
+        .read_obj(GuestAddress(available + 2))
+        .expect("in memory");
     let entry = available + 4 + 2 * u64::from(index % ENTRIES);
-    memory.write_obj(slot * 4, GuestAddress(entry)).expect("in memory");
+    memory
+        .write_obj(slot * 4, GuestAddress(entry))
+        .expect("in memory");
     let index = GuestAddress(available + 2);
-    let next: u16 = memory.read_obj::<u16>(index).expect("in memory").wrapping_add(1);
+    let next: u16 = memory
+        .read_obj::<u16>(index)
+        .expect("in memory")
+        .wrapping_add(1);
     memory.write_obj(next, index).expect("in memory");
     Ok(())
 }
@@ -272,7 +296,10 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
                 // Anything anywhere, rings included.
                 let at = input.int_in_range(0..=MEMORY as u64 - 16)?;
                 let bytes: [u8; 16] = input.arbitrary()?;
-                guest.memory.write_slice(&bytes, GuestAddress(at)).expect("in memory");
+                guest
+                    .memory
+                    .write_slice(&bytes, GuestAddress(at))
+                    .expect("in memory");
             }
             5 | 6 => {
                 let result = guest.block.on_queue(queue);

@@ -96,7 +96,10 @@ fn check(params: &BootParams, facts: &BootParamsFacts<'_>, e820: &[E820Entry]) {
     assert!(at == 0 || at == SETUP_DATA_START);
     while at != 0 {
         let from = usize::try_from(at - SETUP_DATA_START).expect("it is small");
-        let (next, kind) = (u64_at(&params.setup_data, from), u32_at(&params.setup_data, from + 8));
+        let (next, kind) = (
+            u64_at(&params.setup_data, from),
+            u32_at(&params.setup_data, from + 8),
+        );
         let len = u32_at(&params.setup_data, from + 12) as usize;
         let data = &params.setup_data[from + 16..from + 16 + len];
         assert!(next == 0 || next >= at + 16 + len as u64, "nodes ascend");
@@ -112,8 +115,13 @@ fn check(params: &BootParams, facts: &BootParamsFacts<'_>, e820: &[E820Entry]) {
     }
     let row = |row: &&[u8]| (u64_at(row, 0), u64_at(row, 8), u32_at(row, 16));
     let read: Vec<_> = rows.iter().map(row).collect();
-    let given = e820.iter().map(|e| (e.range.start(), e.range.size(), e.kind.raw()));
+    let given = e820
+        .iter()
+        .map(|e| (e.range.start(), e.range.size(), e.kind.raw()));
     assert_eq!(read, given.collect::<Vec<_>>());
-    let given = facts.setup_data.iter().map(|node| (node.kind, node.data.as_slice()));
+    let given = facts
+        .setup_data
+        .iter()
+        .map(|node| (node.kind, node.data.as_slice()));
     assert_eq!(nodes, given.collect::<Vec<_>>());
 }

@@ -51,7 +51,7 @@ fn ignore_broken_pipes() {
     let runtime = builder.enable_io().build().expect("a runtime");
     let _context = runtime.enter();
     // The handler does nothing, and stays when nobody waits for the signal.
-    signal(SignalKind::pipe()).expect("a handler");
+    let _ = signal(SignalKind::pipe()).expect("a handler");
 }
 
 /// The path of the socket, which is served as long as this process lives.

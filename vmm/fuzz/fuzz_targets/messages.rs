@@ -10,9 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use mkvmm_base::unpacking::{ImageRole, Job, Limits};
 use mkvmm_image::BootMode;
 use mkvmm_wire::channel::{Message, decode, encode};
-use mkvmm_wire::messages::{
-    CleanOrder, Cleaned, Order, Report, UnpackOrder, UnpackReport,
-};
+use mkvmm_wire::messages::{CleanOrder, Cleaned, Order, Report, UnpackOrder, UnpackReport};
 
 fn check<M: Message + PartialEq + Debug>(data: &[u8]) -> Option<M> {
     let (message, lost) = decode::<M>(data, 0).ok()?;

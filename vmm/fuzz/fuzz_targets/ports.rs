@@ -60,7 +60,13 @@ impl Guest {
         let progress = Arc::new(Progress::new(Arc::new(Nobody)));
         let console: Arc<dyn Console> = Arc::clone(&line) as _;
         let log = Arc::default();
-        let board = Board::new(console, &progress, &log, Arc::new(violations), HostBridge::default());
+        let board = Board::new(
+            console,
+            &progress,
+            &log,
+            Arc::new(violations),
+            HostBridge::default(),
+        );
         Self {
             board: board.expect("devices"),
             line,
@@ -91,7 +97,9 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
     while !input.is_empty() {
         let port = match input.arbitrary()? {
             true => input.arbitrary()?,
-            false => input.choose(&NEAR)?.wrapping_add(input.int_in_range(0..=8)?),
+            false => input
+                .choose(&NEAR)?
+                .wrapping_add(input.int_in_range(0..=8)?),
         };
         let width = *input.choose(&[1, 2, 4])?;
         let (bus, other) = (wide.board.bus(), narrow.board.bus());
@@ -121,7 +129,8 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
                 let as_bytes = if is_whole(port, value.len()) {
                     other.pio_write(port, value)
                 } else {
-                    let mut bytes = bytes.filter_map(|(at, byte)| Some((u16::try_from(at).ok()?, byte)));
+                    let mut bytes =
+                        bytes.filter_map(|(at, byte)| Some((u16::try_from(at).ok()?, byte)));
                     bytes.find_map(|(at, byte)| other.pio_write(at, &[*byte]))
                 };
                 assert_eq!(ended, as_bytes, "{port:#x}");

@@ -125,18 +125,28 @@ impl Guest {
             counters: board.writer().device(0).expect("there is one"),
         };
         let function = VirtioFunction::new(DEVICES[which](), surroundings).expect("descriptors");
-        let slot = Slot { number: SLOT, function };
+        let slot = Slot {
+            number: SLOT,
+            function,
+        };
         let bridge = Arc::new(HostBridge::new(Windows::default(), vec![slot]));
         let mut events = EventManager::new().expect("descriptors");
         for subscriber in Arc::clone(&bridge).subscribers() {
             events.add_subscriber(subscriber);
         }
-        Self { bridge, events, memory }
+        Self {
+            bridge,
+            events,
+            memory,
+        }
     }
 
     fn config(&self, offset: u8, data: &[u8]) {
         let address = 0x8000_0000 | u32::from(SLOT) << 11 | u32::from(offset & !3);
-        let at = |offset| Place { claim: PORTS, offset };
+        let at = |offset| Place {
+            claim: PORTS,
+            offset,
+        };
         self.bridge.write(at(0), &address.to_le_bytes());
         self.bridge.write(at(4 + u64::from(offset & 3)), data);
         let mut read = [0; 4];
@@ -145,7 +155,10 @@ impl Guest {
 
     fn register(&self, offset: u64, data: &[u8]) {
         let offset = pci_slot_start(SLOT) - Windows::LOW.0 + offset;
-        let at = Place { claim: WINDOW, offset };
+        let at = Place {
+            claim: WINDOW,
+            offset,
+        };
         if self.bridge.answers(at, data.len()) {
             self.bridge.write(at, data);
             let mut read = [0; 8];
@@ -156,7 +169,12 @@ impl Guest {
     /// Sets the device up as a driver does, with `size` entries in each queue.
     fn set_up(&self, size: u16, features: u32) {
         self.config(4, &[6, 0]);
-        self.config(0x10, &u32::try_from(pci_slot_start(SLOT)).expect("low").to_le_bytes());
+        self.config(
+            0x10,
+            &u32::try_from(pci_slot_start(SLOT))
+                .expect("low")
+                .to_le_bytes(),
+        );
         self.register(0x14, &[0]);
         self.register(0x14, &[3]);
         self.register(0x08, &[0; 4]);
@@ -192,7 +210,10 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
             1 => guest.register(input.int_in_range(0..=0x7fff)?, data),
             // The common registers, and the doorbells.
             2 => guest.register(input.int_in_range(0..=0x40)?, data),
-            3 => guest.register(0x3000 + 4 * input.int_in_range(0..=3)?, &data[..width.min(4)]),
+            3 => guest.register(
+                0x3000 + 4 * input.int_in_range(0..=3)?,
+                &data[..width.min(4)],
+            ),
             4 => {
                 let at = input.int_in_range(0..=MEMORY as u64 - 8)?;
                 let _ = guest.memory.write_slice(data, GuestAddress(at));
