@@ -59,8 +59,9 @@ impl House {
             "--console-log",
             &log,
         ];
-        let made = self.server.run_words(words.into_iter().chain(files));
-        made.expect_code(0);
+        // An emulated host may take long to unpack a kernel.
+        let create = self.server.command(words.into_iter().chain(files));
+        create.timeout(TIMEOUT).finish().expect_code(0);
     }
 
     fn log(&self, name: &str) -> PathBuf {
