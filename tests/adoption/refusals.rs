@@ -381,7 +381,7 @@ fn a_manager_that_is_killed_while_it_ends_leaves_nothing() {
     }
     // A service manager's patience ends by SIGKILL, that of people by a second
     // signal.
-    for (signal, code) in [(Signal::KILL, None), (Signal::TERM, Some(130))] {
+    for (signal, code) in [(Signal::KILL, None), (Signal::TERM, Some(143))] {
         let (mut kept, pid, keeper) = ending();
         kept.running.signal(signal);
         assert_eq!(kept.bury_manager().code(), code, "{}", kept.said());
@@ -405,7 +405,11 @@ fn two_signals_at_once_leave_nothing() {
         kept.running.signal(Signal::TERM);
         kept.running.signal(Signal::INT);
         let code = kept.bury_manager().code();
-        assert!(matches!(code, Some(0 | 130)), "{code:?}: {}", kept.said());
+        assert!(
+            matches!(code, Some(0 | 130 | 143)),
+            "{code:?}: {}",
+            kept.said()
+        );
         expect_gone(pid);
         expect_gone(keeper);
     }

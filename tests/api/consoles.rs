@@ -291,16 +291,21 @@ fn the_terminal_is_as_it_was_however_the_client_ends() {
     let mut leaves = Terminal::attach(&server, "web", true);
     leaves.master.write_all(b"typed\x1d").unwrap();
     leaves.expect_end(0);
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+    for (signal, status) in [
+        (Signal::TERM, 143),
+        (Signal::INT, 130),
+        (Signal::HUP, 130),
+        (Signal::QUIT, 130),
+    ] {
         let terminal = Terminal::attach(&server, "web", true);
         terminal.signal(signal);
-        terminal.expect_end(130);
+        terminal.expect_end(status);
     }
     // Nobody reads any output of this guest.
     let stuck = Terminal::attach(&server, "web", false);
     thread::sleep(Duration::from_millis(200));
     stuck.signal(Signal::TERM);
-    stuck.expect_end(130);
+    stuck.expect_end(143);
     let orphan = Terminal::attach(&server, "web", true);
     server.running.signal(Signal::KILL);
     orphan.expect_end(0);
@@ -341,7 +346,7 @@ fn a_guest_that_reads_nothing_keeps_no_client_from_a_signal() {
     // This fails only if it has ended already.
     let _ = client.kill();
     let _ = client.wait();
-    assert_eq!(status.and_then(|status| status.code()), Some(130));
+    assert_eq!(status.and_then(|status| status.code()), Some(143));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mkvmm_test_harness::{Mkvmm, Scratch, root};
 use crate::server::Server;
 
 /// The commands with examples, in the order in which those make a session.
-const SESSION: [&str; 29] = [
+const SESSION: [&str; 31] = [
     "run",
     "create",
     "load",
@@ -32,6 +32,8 @@ const SESSION: [&str; 29] = [
     "pool map",
     "pool log",
     "audit",
+    "capacity",
+    "health",
     "events",
     "metrics",
     "kill",

@@ -16,6 +16,9 @@
 //! | `debug` | registers, memory, translations, the doctor |
 //! | `consoles` | logs, and terminals that are restored afterwards |
 //! | `guide` | the examples of docs/control.md |
+//! | `granules` | sizes that are multiples, and what schedulers ask |
+//! | `leases` | instances that end with their clients, and `run --on` |
+//! | `tenants` | owners, repeated requests, labels, events of one instance |
 //! | `install` | examples, man pages, completions, packages |
 //! | `limits` | limits of what one client or guest can use |
 //! | `restarts` | guests that reset, and kills meanwhile |
@@ -30,8 +33,10 @@ mod apply;
 mod consoles;
 mod crowd;
 mod debug;
+mod granules;
 mod guide;
 mod install;
+mod leases;
 mod limits;
 mod metrics;
 mod pipes;
@@ -42,6 +47,7 @@ mod serving;
 mod session;
 mod spec;
 mod stalls;
+mod tenants;
 mod tutorial;
 mod usage;
 mod verbs;

@@ -58,7 +58,7 @@ fn every_command_has_a_page_of_the_manual() {
 #[test]
 fn nobody_at_the_socket_is_said_plainly() {
     let run = Mkvmm::new(["list", "--socket", "/no/such/socket"]).finish();
-    run.expect_refusal(1);
+    run.expect_refusal(75);
     assert!(run.stderr.contains("help: start `mkvmm serve`"), "{run}");
 }
 
@@ -162,7 +162,7 @@ fn a_grace_beyond_all_clocks_is_no_limit() {
     let (status, guest) = http(&socket, "GET", "/v1/instances/a", "");
     assert_eq!((status, &guest["state"]), (200, &"active".into()));
     running.signal(Signal::TERM);
-    running.wait().expect_code(130);
+    running.wait().expect_code(143);
 }
 
 /// Runs a command of mkvmm with these variables, and without others of its own.

@@ -107,7 +107,7 @@ fn waiting_ends_with_the_state_the_deletion_the_time_or_the_vmm() {
     left.wait_until("a client", connected);
     server.running.signal(rustix::process::Signal::TERM);
     let left = left.wait();
-    left.expect_code(1);
+    left.expect_code(75);
     assert!(!left.stderr.is_empty(), "{left}");
 }
 

@@ -25,6 +25,7 @@ mod deaths;
 mod ends;
 mod images;
 mod isolation;
+mod job;
 mod launches;
 mod maps;
 mod platform;

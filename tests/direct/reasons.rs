@@ -159,7 +159,7 @@ fn a_neighbour_of_a_guest_that_restarts_ends_as_ever() {
         boots >= 3 && run.stderr().contains("once: stopped (reboot)")
     });
     run.signal(Signal::TERM);
-    run.wait().expect_code(130);
+    run.wait().expect_code(143);
 }
 
 #[test]

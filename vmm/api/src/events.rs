@@ -21,6 +21,9 @@ pub struct Event {
     /// The name of the instance, if the event concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// The user ID of the owner of that instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
     /// The kind of the event, with its details.
     #[serde(flatten)]
     pub kind: EventKind,

@@ -70,6 +70,9 @@ pub struct Instance {
     pub id: u32,
     /// The name of the instance.
     pub name: InstanceName,
+    /// The user ID of who created the instance.
+    #[serde(default)]
+    pub owner: u32,
     /// The state of the instance.
     pub state: State,
     /// The reason why the instance ended, in `stopped` and `failed`.
@@ -85,6 +88,12 @@ pub struct Instance {
     /// The number of bytes of the sub-pool that no image and no allocation
     /// uses.
     pub avail: u64,
+    /// The number of times that it was booted.
+    #[serde(default)]
+    pub boots: u32,
+    /// True if it exists only as long as a client holds its lease.
+    #[serde(default)]
+    pub leased: bool,
     /// The number of vCPUs.
     pub cpus: u8,
     /// The kernel, once it is loaded.

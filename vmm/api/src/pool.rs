@@ -42,6 +42,39 @@ pub struct Pool {
     pub instances: u64,
 }
 
+/// What the pool has, counted in granules. If sizes have to be multiples of the
+/// granule, an instance of N granules can be created whenever N are free, and images
+/// up to the largest can be loaded into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Capacity {
+    /// The granule in bytes: that of `serve --granule`, or else that of the allocator.
+    pub granule: u64,
+    /// The number of granules of the pool, without those that are held.
+    pub granules: u64,
+    /// The number of granules that are free.
+    pub free: u64,
+    /// The size of the largest image in bytes; null if sizes need not be multiples of
+    /// the granule, since that depends on what is free in one piece then.
+    pub largest_image: Option<u64>,
+    /// The number of instances.
+    pub instances: u64,
+}
+
+/// Whether the VMM can do its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Health {
+    /// True if there is no problem.
+    pub ok: bool,
+    /// The problems, one per line.
+    pub problems: Vec<String>,
+    /// The number of instances.
+    pub instances: u64,
+    /// The time since the VMM has started, in nanoseconds.
+    pub uptime: u64,
+}
+
 /// A line of the resource tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -4,6 +4,7 @@
 //! the OpenAPI document are all derived from [`InstanceSpec`] or read into it:
 //! a key that is added there is known everywhere.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{DEVICES_MAX, DeviceSpec, MAX_CONSOLES, is_false, is_true, is_zero};
 use crate::disk::DiskSpec;
+use crate::label::Label;
 use crate::net::NetSpec;
 use crate::number::{bounded, optional};
 use crate::reader::from_text;
@@ -111,6 +113,13 @@ pub struct InstanceSpec {
     )]
     #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 4096))]
     pub thread_limit: Option<u32>,
+    /// One or several labels, `KEY=VALUE`, by which its users find it; mkvmm only shows them.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_several"
+    )]
+    #[cfg_attr(feature = "schema", schema(schema_with = schema::label))]
+    pub label: Vec<Label>,
     /// An entropy device: random bytes of the host's generator, at a limited rate.
     #[serde(skip_serializing_if = "is_false")]
     pub rng: bool,
@@ -198,6 +207,7 @@ impl Default for InstanceSpec {
             cpu_limit: None,
             memory_limit: None,
             thread_limit: None,
+            label: Vec::new(),
             rng: false,
             consoles: 0,
             disk: Vec::new(),
@@ -261,12 +271,17 @@ impl InstanceSpec {
     ///
     /// # Errors
     /// Returns [`SpecError::NoKernel`], [`SpecError::TooSmall`],
-    /// [`SpecError::Devices`] or [`SpecError::Affinity`].
+    /// [`SpecError::Repeated`], [`SpecError::Devices`] or [`SpecError::Affinity`].
     pub fn check(&self) -> Result<(), SpecError> {
         self.images()?;
         let memory = self.memory;
         if memory < MIN_MEMORY {
             return Err(SpecError::TooSmall { memory });
+        }
+        let mut keys = BTreeSet::new();
+        if let Some(again) = self.label.iter().find(|label| !keys.insert(&label.key)) {
+            let key = format!("label {}", again.key);
+            return Err(SpecError::Repeated { key });
         }
         let count = self.devices().len();
         if count > DEVICES_MAX {
@@ -331,6 +346,10 @@ trait Listed: DeserializeOwned + TryFrom<String, Error: fmt::Display> {
 
 impl Listed for Source {
     const EXPECTED: &str = "a path or a list of paths";
+}
+
+impl Listed for Label {
+    const EXPECTED: &str = "a label or a list of labels";
 }
 
 impl Listed for DiskSpec {

@@ -14,6 +14,18 @@ pub(super) fn initrd() -> RefOr<Schema> {
     )
 }
 
+/// Describes the key `label`.
+pub(super) fn label() -> RefOr<Schema> {
+    let label = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(r"^[0-9A-Za-z._/-]{1,63}=[ -~]{0,255}$"))
+        .examples(["job=17"]);
+    one_or_several(
+        "One or several labels, `KEY=VALUE`, by which its users find it; mkvmm only shows them.",
+        label,
+    )
+}
+
 /// Describes the key `disk`.
 pub(super) fn disk() -> RefOr<Schema> {
     let options = each_once(&["ro", "direct", "format=raw"]);

@@ -10,7 +10,7 @@ fn spec(text: &str) -> Result<InstanceSpec, SpecError> {
 /// Every key with a value that is not its default.
 const EVERY_KEY: &str = "name=web,memory=64M,cpus=4,cpus-affinity=0-3,,7,order=13,violation=stop,\
      on-reboot=restart,on-panic=restart,autostart=false,console-log=/l,cgroup=/batch,cpu-limit=150,\
-     memory-limit=300M,thread-limit=6,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,\
+     memory-limit=300M,thread-limit=6,label=job=17,label=user=ada,rng=true,consoles=2,disk=/d.img,,ro,disk=/e.img,\
      net=passt,,forward=8080:80,net=pool:lan,kernel=/boot/vmlinuz,initrd=/i.gz,\
      initrd=fd:3,boot=bzimage,cmdline=console=ttyS0,,115200 quiet";
 
@@ -30,6 +30,7 @@ fn every_key() -> InstanceSpec {
         cpu_limit: Some(150),
         memory_limit: Some(Size::mib(300)),
         thread_limit: Some(6),
+        label: vec!["job=17".parse().unwrap(), "user=ada".parse().unwrap()],
         rng: true,
         consoles: 2,
         disk: vec!["/d.img,ro".parse().unwrap(), "/e.img".parse().unwrap()],

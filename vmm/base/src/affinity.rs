@@ -139,6 +139,13 @@ impl CpuSet {
         Self(cpus.chunk_by(follows).filter_map(range).collect())
     }
 
+    /// Returns the processors that this process may use; `None` if the host does not
+    /// tell.
+    pub fn of_process() -> Option<Self> {
+        let available = available();
+        (!available.is_empty()).then(|| Self::of(&available))
+    }
+
     /// Returns the numbers of the processors, in the order written.
     fn cpus(&self) -> impl Iterator<Item = usize> {
         let ranges = self.0.iter();

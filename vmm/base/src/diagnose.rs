@@ -61,8 +61,12 @@ pub enum Class {
     NoCpu,
     /// A virtual address is not mapped.
     Unmapped,
+    /// The client may not do this, or not with this instance.
+    Forbidden,
     /// The VMM, the host or KVM failed.
     VmmFailed,
+    /// The VMM does not answer, or no longer: the request may succeed elsewhere.
+    Lost,
     /// The class is not known to this version.
     #[serde(other)]
     Unknown,

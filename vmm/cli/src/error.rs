@@ -18,15 +18,20 @@ pub enum ExitStatus {
     Usage,
     /// A file could not be read.
     File,
-    /// There is no such instance, or its state or a concurrent operation does
-    /// not allow the request now.
+    /// There is no such instance, it is another user's, or its state or a
+    /// concurrent operation does not allow the request now.
     WrongState,
     /// The pool or the host lacks the memory or another resource.
     NoRoom,
     /// A guest ended badly.
     GuestFailed,
-    /// The command was interrupted by SIGINT or SIGTERM.
+    /// The VMM, or the host that it was on, was lost: the command may be repeated,
+    /// here or elsewhere. This is `EX_TEMPFAIL` of sysexits.h.
+    Lost,
+    /// The command was interrupted by SIGINT, or the user's hang-up.
     Interrupted,
+    /// The command was ended by SIGTERM.
+    Terminated,
 }
 
 impl ExitStatus {
@@ -40,7 +45,9 @@ impl ExitStatus {
             Self::WrongState => 4,
             Self::NoRoom => 5,
             Self::GuestFailed => 6,
+            Self::Lost => 75,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
     }
 
@@ -67,8 +74,10 @@ impl ExitStatus {
             | Class::Exists
             | Class::WrongState
             | Class::Busy
+            | Class::Forbidden
             | Class::Overload => Self::WrongState,
             Class::NoRoom | Class::Exhausted => Self::NoRoom,
+            Class::Lost => Self::Lost,
             Class::VmmFailed | Class::Unknown => Self::Failed,
         }
     }

@@ -101,6 +101,13 @@ pub enum Access {
     Client(ImageDirs),
 }
 
+impl Access {
+    /// Returns whether only what lies below certain directories may be named.
+    pub fn is_restricted(&self) -> bool {
+        matches!(self, Self::Client(ImageDirs(dirs)) if !dirs.is_empty())
+    }
+}
+
 /// Directories to which a client's images are restricted; no restriction if
 /// empty.
 #[derive(Debug, Default)]

@@ -7,6 +7,7 @@ use mkpool::main_pool::PAGE_ORDER;
 use mkvmm_api::{InstanceSpec, MINE, Size, SpecError};
 use mkvmm_base::InstanceName;
 use mkvmm_keeper::cgroup::{Base, Cgroups, ResourceLimits};
+use rustix::process::geteuid;
 
 use crate::console_log::LogFile;
 use crate::devices::Opened;
@@ -35,6 +36,10 @@ pub struct InstanceConfig {
     pub devices: Arc<Vec<Opened>>,
     /// The cgroup below which it has its own, found.
     pub cgroup: Option<Cgroups>,
+    /// The user who created it.
+    pub owner: u32,
+    /// True if it exists only as long as somebody holds its lease.
+    pub is_leased: bool,
 }
 
 impl InstanceConfig {
@@ -51,6 +56,8 @@ impl InstanceConfig {
             console_log: None,
             devices: Arc::default(),
             cgroup: None,
+            owner: geteuid().as_raw(),
+            is_leased: false,
         }
     }
 
@@ -69,6 +76,8 @@ impl InstanceConfig {
             console_log: None,
             devices: Arc::default(),
             cgroup: None,
+            owner: geteuid().as_raw(),
+            is_leased: false,
         })
     }
 
@@ -81,6 +90,8 @@ impl InstanceConfig {
             console_log: None,
             devices: Arc::default(),
             cgroup: None,
+            owner: geteuid().as_raw(),
+            is_leased: false,
         }
     }
 

@@ -20,6 +20,8 @@ const KEPT: usize = 4096;
 struct Kept {
     events: VecDeque<Event>,
     next: u64,
+    /// The owners of the instances, by name.
+    owners: HashMap<String, u32>,
     /// The events that wait for the state that they tell, if there is any.
     waiting: Option<Vec<Event>>,
 }
@@ -47,6 +49,7 @@ impl Default for EventLog {
             kept: Mutex::new(Kept {
                 events: VecDeque::new(),
                 next: 1,
+                owners: HashMap::new(),
                 waiting: None,
             }),
             newest: watch::Sender::new(0),
@@ -61,11 +64,17 @@ impl EventLog {
         let mut kept = self.lock();
         let seq = kept.next;
         kept.next += 1;
+        let uid = instance.as_ref().and_then(|name| match kind {
+            // The name is free for others now.
+            EventKind::Deleted => kept.owners.remove(name),
+            _ => kept.owners.get(name).copied(),
+        });
         let event = Event {
             seq,
             at: timeline::now(),
             unix_ms: timeline::unix_ms(),
             instance,
+            uid,
             kind,
         };
         if let Some(waiting) = &mut kept.waiting {
@@ -79,6 +88,11 @@ impl EventLog {
         kept.keep(event);
         drop(kept);
         self.newest.send_replace(seq);
+    }
+
+    /// Sets the owner of the instance that has a name from now on.
+    pub(crate) fn set_owner(&self, instance: &str, owner: u32) {
+        self.lock().owners.insert(instance.to_owned(), owner);
     }
 
     /// Has events wait from now on: the state that they tell is being changed.
@@ -166,6 +180,23 @@ impl EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_have_the_owner_of_their_instance_at_that_time() {
+        let log = EventLog::default();
+        let push = |kind| log.push(Some("a".to_owned()), kind);
+        let lost = || EventKind::Lost { size: 1 };
+        push(lost());
+        for owner in [1000, 1001] {
+            log.set_owner("a", owner);
+            push(lost());
+            push(EventKind::Deleted);
+            push(lost());
+        }
+        let owners: Vec<Option<u32>> = log.since(0).iter().map(|event| event.uid).collect();
+        let (one, two) = (Some(1000), Some(1001));
+        assert_eq!(owners, [None, one, one, None, two, two, None]);
+    }
 
     #[test]
     fn numbers_have_no_gaps_and_old_events_go_first() {

@@ -28,6 +28,7 @@ use crate::config::InstanceConfig;
 use crate::console::GuestConsole;
 use crate::devices::Opened;
 use crate::images::Images;
+use crate::lease::Lease;
 use crate::links::Links;
 use crate::log_writer::ConsoleLog;
 use crate::status::Status;
@@ -136,6 +137,8 @@ pub struct Guest {
     pub(crate) is_lost: bool,
     /// True while it waits for a restart that its policy demands.
     pub(crate) is_restarting: bool,
+    /// Its lease, if it exists only as long as somebody holds one.
+    pub(crate) lease: Option<Lease>,
     /// The number of consecutive boots that ended soon.
     pub(crate) short_lives: u32,
     pub(crate) timeline: Arc<Timeline>,
@@ -214,6 +217,16 @@ impl Guest {
         let directories = self.leaf.as_ref()?.directories();
         let mut all = directories.v2.iter().chain(directories.v1.values());
         all.next().map(PathBuf::as_path)
+    }
+
+    /// Returns the number of its boots.
+    pub fn boots(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Returns the user who created it.
+    pub fn owner(&self) -> u32 {
+        self.config.owner
     }
 
     /// Returns whether it was to be deleted and its memory could not be cleaned.

@@ -52,6 +52,7 @@ pub mod host;
 pub mod images;
 pub mod journal;
 mod journaling;
+mod lease;
 mod leaves;
 pub mod life;
 pub mod limits;

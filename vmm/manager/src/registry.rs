@@ -1,5 +1,6 @@
 //! The records of all instances, and the ledger of their pool.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
@@ -23,6 +24,18 @@ pub enum RegistryError {
     #[error("there is no instance {name}")]
     Unknown {
         /// The name that was requested.
+        name: InstanceName,
+    },
+    /// The instance is another user's.
+    #[error("the instance {name} is another user's")]
+    Forbidden {
+        /// The name that was requested.
+        name: InstanceName,
+    },
+    /// The instance has no lease.
+    #[error("the instance {name} is not leased")]
+    NoLease {
+        /// The name of the instance.
         name: InstanceName,
     },
     /// The name is used by another instance.
@@ -60,6 +73,8 @@ impl Diagnose for RegistryError {
     fn class(&self) -> Class {
         match self {
             Self::Unknown { .. } => Class::NoInstance,
+            Self::Forbidden { .. } => Class::Forbidden,
+            Self::NoLease { .. } => Class::Invalid,
             Self::Exists { .. } => Class::Exists,
             Self::State { .. } => Class::WrongState,
             Self::Busy { .. } => Class::Busy,
@@ -76,7 +91,8 @@ impl Diagnose for RegistryError {
             }
             Self::Busy { .. } => Some("wait until that is finished, or kill it".to_owned()),
             Self::Pool(error) => error.hint(),
-            Self::Unknown { .. } => None,
+            Self::NoLease { .. } => Some("create it with lease=true".to_owned()),
+            Self::Unknown { .. } | Self::Forbidden { .. } => None,
         }
     }
 
@@ -110,6 +126,9 @@ pub struct Registry {
     boots: BootSpans,
     /// What has changed since it was asked last, if anybody asks.
     changes: Option<Changes>,
+    /// The user for whom it is used at the moment, who has no rights to instances of
+    /// others; `None` has all.
+    user: Cell<Option<u32>>,
 }
 
 /// What has changed in a registry.
@@ -143,6 +162,7 @@ impl Registry {
             log: Arc::default(),
             boots: BootSpans::default(),
             changes: None,
+            user: Cell::new(None),
         }
     }
 
@@ -230,13 +250,29 @@ impl Registry {
         Some((self.guests.get_mut(&id)?, &mut self.pool))
     }
 
+    /// Sets the user for whom it is used from now on; `None` has all rights. Returns
+    /// the user before.
+    pub(crate) fn use_for(&self, user: Option<u32>) -> Option<u32> {
+        self.user.replace(user)
+    }
+
+    /// Returns whether the user for whom it is used has rights to an instance.
+    pub(crate) fn is_open(&self, guest: &Guest) -> bool {
+        self.user.get().is_none_or(|user| user == guest.owner())
+    }
+
     /// Returns the instance with this name.
     ///
     /// # Errors
-    /// Returns [`RegistryError::Unknown`] if there is none.
+    /// Returns [`RegistryError::Unknown`] if there is none, or
+    /// [`RegistryError::Forbidden`].
     pub fn find(&self, name: &InstanceName) -> Result<&Guest, RegistryError> {
         let guest = self.names.get(name).and_then(|id| self.guest(*id));
-        guest.ok_or_else(|| RegistryError::Unknown { name: name.clone() })
+        let guest = guest.ok_or_else(|| RegistryError::Unknown { name: name.clone() })?;
+        match self.is_open(guest) {
+            true => Ok(guest),
+            false => Err(RegistryError::Forbidden { name: name.clone() }),
+        }
     }
 
     /// Checks that a name is free.
@@ -367,6 +403,7 @@ impl Registry {
     /// Adds an instance whose name is free.
     pub(crate) fn add(&mut self, guest: Guest) {
         self.note(Some(guest.id()), true);
+        self.log.set_owner(guest.name().as_str(), guest.owner());
         self.names.insert(guest.name().clone(), guest.id());
         self.guests.insert(guest.id(), Box::new(guest));
     }

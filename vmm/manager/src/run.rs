@@ -31,6 +31,10 @@ pub struct Outcome {
     pub lifetime: Duration,
     /// The times at which it reached its stages.
     pub timeline: Arc<Timeline>,
+    /// The number of its boots.
+    pub boots: u32,
+    /// The CPU time of its processes in all of them, nearly all of it its vCPUs'.
+    pub cpu_time: Duration,
     /// The last bytes of its output, as many as its console keeps.
     pub console_tail: Vec<u8>,
 }
@@ -216,6 +220,8 @@ fn outcome(guest: &Guest) -> Outcome {
         violations: guest.status().violations(),
         lifetime: guest.timeline().lifetime(),
         timeline: Arc::clone(guest.timeline()),
+        boots: guest.epoch,
+        cpu_time: Duration::from_nanos(guest.meter.ended()),
         console_tail: guest.console().bytes(),
     }
 }

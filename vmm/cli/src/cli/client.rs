@@ -56,6 +56,10 @@ impl Diagnose for ClientError {
     fn class(&self) -> Class {
         match self {
             Self::Refused(error) => error.code,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Class::VmmFailed
+            }
+            Self::Connect { .. } | Self::Http(_) => Class::Lost,
             _ => Class::VmmFailed,
         }
     }
@@ -81,11 +85,13 @@ pub struct ClientArgs {
     pub json: bool,
 }
 
-/// A request as text: method, path with query, and body.
+/// A request as text: method, path with query, a header, and body.
 #[derive(Debug)]
 pub struct Call<'a> {
     pub method: &'a str,
     pub path: String,
+    /// A header with its value, if there is to be one.
+    pub header: Option<(&'static str, &'static str)>,
     pub body: Option<String>,
 }
 
@@ -94,6 +100,7 @@ impl<'a> Call<'a> {
         Self {
             method: "GET",
             path: path.into(),
+            header: None,
             body: None,
         }
     }
@@ -102,6 +109,7 @@ impl<'a> Call<'a> {
         Self {
             method,
             path,
+            header: None,
             body: None,
         }
     }
@@ -213,6 +221,9 @@ pub fn request(
         builder = builder
             .header("connection", "upgrade")
             .header("upgrade", protocol);
+    }
+    if let Some((name, value)) = call.header {
+        builder = builder.header(name, value);
     }
     if call.body.is_some() {
         builder = builder.header("content-type", "application/json");

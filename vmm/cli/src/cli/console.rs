@@ -147,14 +147,14 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
         };
         let end = converse(stream, signals, terminal.is_some(), &mut ends, &mut lines).await;
         let is_in_line = terminal.is_some() && lines.last != b'\n';
-        if is_in_line && !matches!(end, Ok(End::Interrupted)) && has_room(io::stderr()) {
+        if is_in_line && !matches!(end, Ok(End::Ended(_))) && has_room(io::stderr()) {
             // What follows, such as a prompt, begins a line of its own.
             let _ = io::stderr().write_all(b"\r\n");
         }
         drop(terminal);
         Ok(match end? {
             End::Left => ExitStatus::Done,
-            End::Interrupted => ExitStatus::Interrupted,
+            End::Ended(status) => status,
             End::HungUp => {
                 // The VMM closes a connection for no other reason.
                 let why = match connect(&socket).await {
@@ -250,8 +250,8 @@ enum End {
     Left,
     /// The VMM closed the connection.
     HungUp,
-    /// A signal arrived.
-    Interrupted,
+    /// A signal arrived, which means this exit status.
+    Ended(ExitStatus),
 }
 
 /// The signals that end the client.
@@ -267,14 +267,14 @@ impl Signals {
         ]))
     }
 
-    /// Waits for any of the signals.
-    async fn any(&mut self) {
+    /// Waits for any of the signals, and returns the exit status that it means.
+    async fn any(&mut self) -> ExitStatus {
         let Self([terminate, interrupt, hangup, quit]) = self;
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-            _ = quit.recv() => {}
+            _ = terminate.recv() => ExitStatus::Terminated,
+            _ = interrupt.recv() => ExitStatus::Interrupted,
+            _ = hangup.recv() => ExitStatus::Interrupted,
+            _ = quit.recv() => ExitStatus::Interrupted,
         }
     }
 }
@@ -331,7 +331,7 @@ async fn converse(
                     break End::Left;
                 }
             }
-            () = signals.any() => return Ok(End::Interrupted),
+            status = signals.any() => return Ok(End::Ended(status)),
         }
     };
     drop(output);
@@ -342,7 +342,7 @@ async fn converse(
             _ => Ok(end),
         },
         () = tokio::time::sleep(LAST_OUTPUT) => Ok(end),
-        () = signals.any() => Ok(End::Interrupted),
+        status = signals.any() => Ok(End::Ended(status)),
     }
 }
 
@@ -368,11 +368,11 @@ fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
 }
 
 /// The result of the thread that writes standard output.
-type Written = oneshot::Receiver<io::Result<()>>;
+pub type Written = oneshot::Receiver<io::Result<()>>;
 
 /// Writes standard output in a thread of its own: a terminal that does not read
 /// must not keep the client from handling signals.
-fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
+pub fn write_stdout() -> Result<(mpsc::Sender<Vec<u8>>, Written), CliError> {
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(OUTPUT_CHUNKS);
     let (done, written) = oneshot::channel();
     let body = move || {

@@ -101,8 +101,19 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
     ("pool log", &[("mkvmm pool log", "The last allocations")]),
     ("audit", &[("mkvmm audit", "Are the accounts right?")]),
     (
+        "capacity",
+        &[("mkvmm capacity --json", "How many granules are free?")],
+    ),
+    (
+        "health",
+        &[("mkvmm health", "Does it answer? For a health check")],
+    ),
+    (
         "events",
-        &[("mkvmm events --since 10", "What has happened since then")],
+        &[
+            ("mkvmm events --since 10", "What has happened since then"),
+            ("mkvmm events --name web", "What has happened to one"),
+        ],
     ),
     (
         "metrics",

@@ -17,6 +17,15 @@ pub enum HostIoError {
     /// Standard output cannot be written.
     #[error("standard output")]
     Output(#[source] io::Error),
+    /// A file cannot be created.
+    #[error("{} cannot be created", .path.display())]
+    Create {
+        /// The path of the file.
+        path: PathBuf,
+        /// The underlying error.
+        #[source]
+        source: io::Error,
+    },
     /// A file cannot be written.
     #[error("{}", .path.display())]
     Write {
@@ -53,7 +62,7 @@ impl HostIoError {
 impl Diagnose for HostIoError {
     fn class(&self) -> Class {
         match self {
-            Self::Directory { .. } | Self::WorkingDirectory(_) => Class::File,
+            Self::Create { .. } | Self::Directory { .. } | Self::WorkingDirectory(_) => Class::File,
             _ => Class::VmmFailed,
         }
     }

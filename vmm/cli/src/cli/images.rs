@@ -16,6 +16,9 @@ pub struct CreateArgs {
     name: String,
     #[command(flatten)]
     spec: SpecArgs<InstanceSpec>,
+    /// Succeed as well if it was created by the same options before
+    #[arg(long)]
+    if_absent: bool,
     /// Boot it at once
     #[arg(long, requires = "kernel", conflicts_with = "dry_run")]
     start: bool,
@@ -42,7 +45,9 @@ pub fn create(args: &CreateArgs) -> Result<ExitStatus, CliError> {
     spec.rebase(&env::current_dir().map_err(HostIoError::WorkingDirectory)?);
     spec.images()?;
     let path = format!("/v1/instances{}", args.change.query());
-    let created = change(&args.change, Call::new("POST", path).with(&spec)?, done)?;
+    let mut call = Call::new("POST", path).with(&spec)?;
+    call.header = args.if_absent.then_some(("if-none-match", "*"));
+    let created = change(&args.change, call, done)?;
     if args.start && created == ExitStatus::Done {
         return verbs::start_new(&args.change, &args.name, args.console);
     }

@@ -16,19 +16,27 @@ use crate::cli::spec_args::key_help;
 /// The exit statuses, which are the same for all commands.
 const STATUSES: &[(&str, &str)] = &[
     ("0", "Everything that was requested is done."),
-    ("1", "The VMM, KVM or the connection to it failed."),
+    ("1", "The VMM or KVM failed."),
     ("2", "The usage is wrong, or a value was refused."),
     ("3", "A file could not be read."),
     (
         "4",
-        "There is no such instance, its state does not allow the request, or it is busy.",
+        "There is no such instance, it is another user's, its state does not allow the request, or it is busy.",
     ),
     (
         "5",
         "The pool or the host lacks the memory or another resource.",
     ),
     ("6", "A guest ended badly (run)."),
-    ("130", "Interrupted."),
+    (
+        "75",
+        "The VMM does not answer or was lost, or the process of a guest was: a cluster's scheduler may run the job again.",
+    ),
+    ("130", "Ended by SIGINT."),
+    (
+        "143",
+        "Ended by SIGTERM. serve ends with 0 then, unless guests had to be killed.",
+    ),
 ];
 
 /// The variables that mkvmm reads.

@@ -8,9 +8,10 @@ use mkpool::param::{ParamError, PoolParam};
 use mkpool::range::RangeError;
 use serde::Deserialize;
 
+use crate::cli::job::{self, JOB, JobError, JobPool, Needs};
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_machine::kvm::host::{ADDRESS_BITS_MIN, Host, HostError};
-use mkvmm_memory::host_pool::{HostPool, HostPoolError};
+use mkvmm_memory::host_pool::{HostPool, HostPoolError, check_granule};
 use mkvmm_memory::place::{MachineError, place_pool};
 use mkvmm_memory::pool_memory::PoolMemory;
 use mkvmm_memory::reservation::backing::{Backing, BackingError};
@@ -29,6 +30,9 @@ pub enum PoolSetupError {
     /// `--pool` cannot be parsed.
     #[error("--pool")]
     Param(#[source] ParamError),
+    /// `--pool job` has no size.
+    #[error("--pool")]
+    Job(#[from] JobError),
     /// The pool cannot lie at this address.
     #[error("--pool")]
     Place(#[from] MachineError),
@@ -57,6 +61,9 @@ pub enum PoolSetupError {
         /// The kind of its pages.
         backing: Backing,
     },
+    /// `--granule` does not suit the pool.
+    #[error("--granule")]
+    Granule(#[source] HostPoolError),
     /// The ledger of the pool cannot be created.
     #[error("the pool")]
     Pool(#[from] HostPoolError),
@@ -67,11 +74,12 @@ impl PoolSetupError {
     /// one.
     fn inner(&self) -> Option<&dyn Diagnose> {
         Some(match self {
+            Self::Job(error) => error,
             Self::Place(error) => error,
             Self::Backing(error) => error,
             Self::Host(error) => error,
             Self::Reservation(error) => error,
-            Self::Pool(error) => error,
+            Self::Granule(error) | Self::Pool(error) => error,
             Self::Missing
             | Self::Param(_)
             | Self::Hold(_)
@@ -100,7 +108,7 @@ impl Diagnose for PoolSetupError {
 #[serde(rename_all = "kebab-case", default)]
 pub struct PoolOptions {
     /// The size of the pool, and its address if it is fixed, as in
-    /// mkkernel_pool=
+    /// mkkernel_pool=; `job` for what fits into the memory of a batch job (run)
     #[arg(long, value_name = "SIZE[@ADDR]")]
     pool: Option<String>,
     /// The kind of memory: normal, thp, hugetlb-2M or hugetlb-1G [default:
@@ -128,6 +136,9 @@ pub struct CheckedPool {
     param: PoolParam,
     config: ReservationConfig,
     holds: Vec<AddrRange>,
+    /// What is to be said about it in the log: nothing may be logged before this
+    /// process has confined itself, as that starts a thread.
+    note: Option<String>,
 }
 
 impl PoolOptions {
@@ -150,9 +161,37 @@ impl PoolOptions {
         }
     }
 
+    /// Validates the options of a pool whose guests are not known.
+    ///
+    /// # Errors
+    /// Returns a [`PoolSetupError`].
     pub fn check(&self) -> Result<CheckedPool, PoolSetupError> {
+        self.check_with(|| Err(JobError::Serve))
+    }
+
+    /// Validates the options of a pool for guests with these needs.
+    ///
+    /// # Errors
+    /// Returns a [`PoolSetupError`].
+    pub fn check_for(&self, needs: impl FnOnce() -> Needs) -> Result<CheckedPool, PoolSetupError> {
+        self.check_with(|| job::pool(needs()))
+    }
+
+    fn check_with(
+        &self,
+        job: impl FnOnce() -> Result<JobPool, JobError>,
+    ) -> Result<CheckedPool, PoolSetupError> {
         let pool = self.pool.as_deref().ok_or(PoolSetupError::Missing)?;
-        let param = PoolParam::parse(pool).map_err(PoolSetupError::Param)?;
+        let (size, addr) = match pool.split_once('@') {
+            None => (pool, String::new()),
+            Some((size, addr)) => (size, format!("@{addr}")),
+        };
+        let job = (size == JOB).then(job).transpose()?;
+        let pool = match &job {
+            Some(job) => format!("{}{addr}", job.size),
+            None => pool.to_owned(),
+        };
+        let param = PoolParam::parse(&pool).map_err(PoolSetupError::Param)?;
         let backing = self.backing.as_deref().unwrap_or(DEFAULT_BACKING);
         let backing: Backing = backing.parse()?;
         let holds = self.hold.iter().map(|text| parse_hold(text));
@@ -165,6 +204,7 @@ impl PoolOptions {
                 numa_node: self.numa_node,
             },
             holds: holds.collect::<Result<_, _>>()?,
+            note: job.map(|job| job.note),
         })
     }
 }
@@ -202,9 +242,26 @@ impl CheckedPool {
         })
     }
 
+    /// Checks that the pool consists of granules of this size.
+    ///
+    /// # Errors
+    /// Returns [`PoolSetupError::Granule`].
+    pub fn check_granule(&self, granule: u64) -> Result<(), PoolSetupError> {
+        let size = self
+            .param
+            .size
+            .next_multiple_of(self.config.backing.page_size());
+        let held = self.holds.iter().map(|range| range.size());
+        let checked = check_granule(granule, size, held);
+        checked.map_err(|error| PoolSetupError::Granule(error.into()))
+    }
+
     /// Opens KVM and reserves the pool, so that guests can be created. Gives up
     /// when `stop` is set.
     pub fn reserve(self, stop: &AtomicBool) -> Result<Ground, PoolSetupError> {
+        if let Some(note) = &self.note {
+            log::info!("{note}");
+        }
         let (param, backing) = (self.param, self.config.backing);
         let kvm = Host::open()?;
         let page = backing.page_size();

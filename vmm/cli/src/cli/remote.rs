@@ -1,5 +1,6 @@
 //! The commands that talk to a running VMM.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -21,9 +22,9 @@ use mkvmm_api::Range;
 use mkvmm_api::bodies::{AllocBody, CreateBody, PlanBody};
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
-use mkvmm_api::pool::{Audit, IomemRow, Pool};
-use mkvmm_base::Bytes;
+use mkvmm_api::pool::{Audit, Health, IomemRow, Pool};
 use mkvmm_base::state::State;
+use mkvmm_base::{Bytes, InstanceName};
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
@@ -88,9 +89,12 @@ pub struct EventsArgs {
     /// Keep waiting for further events
     #[arg(long)]
     follow: bool,
-    /// Print only events with numbers above this one
-    #[arg(long, value_name = "SEQ", default_value_t = 0)]
-    since: u64,
+    /// Print only events with numbers above this one, or those from `now` on
+    #[arg(long, value_name = "SEQ", default_value = "0", value_parser = since)]
+    since: String,
+    /// Print only events of the instance with this name
+    #[arg(long)]
+    name: Option<InstanceName>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -174,6 +178,10 @@ pub enum RemoteCommand {
     Dump(ClientArgs),
     /// Check that no ranges overlap and that none is lost
     Audit(ClientArgs),
+    /// Print what the pool has in granules, for schedulers
+    Capacity(ClientArgs),
+    /// Check that the VMM answers and has what it needs; exit status 0, 1 or 75
+    Health(ClientArgs),
     /// Print events, one JSON object per line
     Events(EventsArgs),
     /// Print metrics in the OpenMetrics text format
@@ -216,6 +224,8 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Apply(args) => apply::apply(&args),
         RemoteCommand::Dump(client) => apply::dump(&client),
         RemoteCommand::Audit(client) => audit(&client),
+        RemoteCommand::Capacity(client) => get(&client, "/v1/capacity", tables::capacity),
+        RemoteCommand::Health(client) => health(&client),
         RemoteCommand::Events(args) => events(&args),
         RemoteCommand::Metrics(client) => print(client.call(Call::get("/v1/metrics"))?.as_bytes()),
     }
@@ -353,8 +363,31 @@ fn audit(client: &ClientArgs) -> Result<ExitStatus, CliError> {
     })
 }
 
+fn health(client: &ClientArgs) -> Result<ExitStatus, CliError> {
+    let text = client.call(Call::get("/v1/health"))?;
+    let found: Health = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    answer(client.json, text, tables::health)?;
+    Ok(if found.ok {
+        ExitStatus::Done
+    } else {
+        ExitStatus::Failed
+    })
+}
+
+/// Parses the number of an event, or `now`.
+fn since(text: &str) -> Result<String, &'static str> {
+    match text == "now" || text.parse::<u64>().is_ok() {
+        true => Ok(text.to_owned()),
+        false => Err("expected a number or `now`"),
+    }
+}
+
 fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
-    let path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
+    let mut path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
+    if let Some(name) = &args.name {
+        // Writing to a String cannot fail.
+        let _ = write!(path, "&name={name}");
+    }
     let mut frames = Frames::default();
     args.client.stream(Call::get(path), |bytes| {
         for mut event in frames.push(bytes) {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use mkpool::range::RangeError;
 use mkvmm_api::{ImagesSpec, SpecError};
-use mkvmm_base::state::State;
-use mkvmm_base::{Class, Diagnose, is_plain};
+use mkvmm_base::state::{EndReason, State};
+use mkvmm_base::{Class, Diagnose, chain, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::channels::ChannelConfig;
@@ -23,8 +23,12 @@ use tokio::sync::Notify;
 use crate::cli::HostIoError;
 use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
+use crate::cli::grace;
+use crate::cli::job::Needs;
 use crate::cli::log_options::LogOptions;
+use crate::cli::on::{self, Job};
 use crate::cli::pool_setup::PoolOptions;
+use crate::cli::run_result::ResultFile;
 use crate::cli::runtime::block_on;
 use crate::cli::signals::{Second, Signals};
 use crate::cli::spec_args::guest_help;
@@ -80,6 +84,25 @@ pub struct RunArgs {
     children: ChildOptions,
     #[command(flatten)]
     log: LogOptions,
+    /// Run one guest in the pool of the mkvmm that serves this socket, instead of in
+    /// a pool of this command: it ends when this command does
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        conflicts_with_all = [
+            "pool", "backing", "prealloc", "lock", "numa_node", "hold", "sandbox", "debuggable",
+            "worker_uid", "on_stall", "cgroup", "fleet", "show", "timeline", "dry_run",
+        ]
+    )]
+    on: Option<PathBuf>,
+    /// With --on, have the VMM end the guest unless this command renews its lease
+    /// within this time, for example 10s
+    #[arg(long, value_name = "TIME", value_parser = grace::time, requires = "on")]
+    lease: Option<Duration>,
+    /// Renew the lease only if this command of the shell succeeds, for example
+    /// `timeout 3 scontrol ping`
+    #[arg(long, value_name = "COMMAND", requires = "lease")]
+    renew: Option<String>,
     #[arg(
         long = "guest",
         value_name = "KEY=VAL,…",
@@ -99,6 +122,14 @@ pub struct RunArgs {
     /// Do everything except starting the guests
     #[arg(long)]
     dry_run: bool,
+    /// The time that guests have to shut down after SIGTERM or SIGINT before they are
+    /// killed, for example 20s; they are asked by their power buttons [default: 0]
+    #[arg(long, value_name = "TIME", value_parser = grace::time)]
+    grace: Option<Duration>,
+    /// Write how the guests have ended to this file, as JSON: exit status, reason,
+    /// boots, CPU time, and the end of each console
+    #[arg(long, value_name = "FILE")]
+    result: Option<PathBuf>,
 }
 
 /// Runs the command `mkvmm run`.
@@ -107,6 +138,49 @@ pub struct RunArgs {
 /// Returns a [`CliError`], which determines the exit status.
 pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError> {
     args.log.configure(Format::Plain);
+    let Some(path) = &args.result else {
+        return Ok(launch(args, early)?.status);
+    };
+    let file = ResultFile::create(path)?;
+    match launch(args, early) {
+        Ok(Ended { status, outcomes }) => {
+            let written = file.write(status, &outcomes, None);
+            // Whoever reads only the status must not take this for success.
+            if status == ExitStatus::Done {
+                written?;
+            } else if let Err(error) = written {
+                log::error!("{}", chain(&error));
+            }
+            Ok(status)
+        }
+        Err(error) => {
+            if let Err(unwritten) = file.write(error.status(), &[], Some(&error.render())) {
+                log::error!("{}", chain(&unwritten));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// How all guests have ended.
+struct Ended {
+    status: ExitStatus,
+    /// The end of each that ran.
+    outcomes: Vec<Outcome>,
+}
+
+impl From<ExitStatus> for Ended {
+    /// Describes a run in which no guest ran.
+    fn from(status: ExitStatus) -> Self {
+        Self {
+            status,
+            outcomes: Vec::new(),
+        }
+    }
+}
+
+/// Runs the guests to their ends.
+fn launch(args: &RunArgs, early: Option<Early>) -> Result<Ended, CliError> {
     // Errors in the arguments are reported before any resource is reserved.
     let FleetFile {
         channel: channels,
@@ -119,7 +193,20 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     for text in &args.guests {
         specs.push(text.parse().map_err(RunError::Guest)?);
     }
-    let request = args.pool.check()?;
+    if let Some(socket) = &args.on {
+        let job = Job {
+            socket: socket.clone(),
+            grace: args.grace.unwrap_or_default(),
+            lease: args.lease,
+            renew: args.renew.clone(),
+        };
+        // The VMM makes the process of the guest.
+        drop(early);
+        let (status, outcome) = on::run(&job, specs)?;
+        let outcomes = outcome.into_iter().collect();
+        return Ok(Ended { status, outcomes });
+    }
+    let request = args.pool.check_for(|| Needs::of(&specs))?;
     let children = args.children.checked()?;
     let configs = resolve::check(specs)?;
     let first = configs.first().map(|(config, _)| config);
@@ -131,7 +218,7 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
     let signals = Signals::listen(Second::Signal).map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
         Ok(ground) => ground,
-        Err(_) if signals.came() => return Ok(ExitStatus::Interrupted),
+        Err(_) if signals.came() => return Ok(signals.status().into()),
         Err(error) => return Err(error.into()),
     };
     let treatment = Treatment {
@@ -153,10 +240,10 @@ pub fn run(args: &RunArgs, early: Option<Early>) -> Result<ExitStatus, CliError>
         tokio::select! {
             built = build(args, manager, channels, configs) => match built? {
                 Some(launch) => launch.supervise(args, &signals).await,
-                None => Ok(ExitStatus::Done),
+                None => Ok(ExitStatus::Done.into()),
             },
             // No guest has run yet, and child processes end with this one.
-            _ = signals.wait() => Ok(ExitStatus::Interrupted),
+            _ = signals.wait() => Ok(signals.status().into()),
         }
     })
     .map_err(HostIoError::Signals)?
@@ -236,7 +323,7 @@ fn balanced(fleet: &Fleet) -> Result<(), CliError> {
 impl Launch {
     /// Waits for the guests to end. Ends them on an interrupt, or when their
     /// output can no longer be written.
-    async fn supervise(self, args: &RunArgs, signals: &Signals) -> Result<ExitStatus, CliError> {
+    async fn supervise(self, args: &RunArgs, signals: &Signals) -> Result<Ended, CliError> {
         let Self { mut fleet, broken } = self;
         let manager = Rc::clone(fleet.manager());
         {
@@ -249,10 +336,14 @@ impl Launch {
                     finished.await;
                     return Err(error.into());
                 }
-                _ = signals.wait() => {
-                    manager.kill_all();
-                    finished.await;
-                }
+                _ = signals.wait() => match args.grace.unwrap_or_default() {
+                    Duration::ZERO => {
+                        manager.kill_all();
+                        finished.await;
+                    }
+                    // Guests are deleted as they end.
+                    grace => drop(tokio::join!(manager.end_all(grace), finished)),
+                },
                 () = broken.notified() => {
                     manager.kill_all();
                     finished.await;
@@ -275,19 +366,34 @@ impl Launch {
             while !stream.is_finished() && Instant::now() < end {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            return Ok(ExitStatus::Interrupted);
+            let status = signals.status();
+            return Ok(Ended { status, outcomes });
         }
         match stream.join().map_err(HostIoError::Output) {
             // Whoever left knows. But the guests were ended for it.
-            Err(error) if error.is_unread() => return Ok(ExitStatus::Failed),
+            Err(error) if error.is_unread() => {
+                let status = ExitStatus::Failed;
+                return Ok(Ended { status, outcomes });
+            }
             written => written?,
         }
-        let failed = |outcome: &Outcome| outcome.reason.state() == State::Failed;
-        Ok(if outcomes.iter().any(failed) {
-            ExitStatus::GuestFailed
-        } else {
-            ExitStatus::Done
-        })
+        let status = status_of(outcomes.iter().map(|outcome| outcome.reason));
+        Ok(Ended { status, outcomes })
+    }
+}
+
+/// Returns the exit status for the ends of all guests. A guest that failed by itself
+/// would do so again, wherever it is run.
+fn status_of(reasons: impl Iterator<Item = EndReason>) -> ExitStatus {
+    let failed: Vec<EndReason> = reasons
+        .filter(|reason| reason.state() == State::Failed)
+        .collect();
+    if failed.is_empty() {
+        ExitStatus::Done
+    } else if failed.iter().all(|reason| *reason == EndReason::Vmm) {
+        ExitStatus::Lost
+    } else {
+        ExitStatus::GuestFailed
     }
 }
 
@@ -331,6 +437,19 @@ impl<W: Write> Write for StripLines<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guests_own_failure_counts_more_than_a_lost_process() {
+        use EndReason::{Panic, Poweroff, Vmm};
+        for (reasons, status) in [
+            (&[][..], ExitStatus::Done),
+            (&[Poweroff, EndReason::Killed], ExitStatus::Done),
+            (&[Poweroff, Vmm], ExitStatus::Lost),
+            (&[Vmm, Panic, Vmm], ExitStatus::GuestFailed),
+        ] {
+            assert_eq!(status_of(reasons.iter().copied()), status, "{reasons:?}");
+        }
+    }
 
     #[test]
     fn an_open_control_sequence_ends_with_its_line() {

@@ -30,6 +30,7 @@ use crate::cli::continuity::{End, Founded, Founding};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment};
 use crate::cli::group::Group;
 use crate::cli::log_options::{self, LogOptions};
+use crate::cli::options::size;
 use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
 use crate::cli::signals::{Second, Signals};
@@ -59,8 +60,8 @@ pub struct ServeArgs {
     /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Let the members of this group use the control socket: its name or number.
-    /// That gives them the rights of this process, since `upgrade` executes programs
+    /// Let the members of this group use the control socket, too: its name or number.
+    /// They have all rights to the instances that they create, and to no others
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
     /// A TOML file with any of these options as keys
@@ -103,6 +104,10 @@ pub struct ServeArgs {
     /// open files allowed]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
+    /// Have all sizes be multiples of this one, at least the largest image and 2M:
+    /// then an instance fits whenever enough granules are free (`capacity`)
+    #[arg(long, value_name = "SIZE")]
+    granule: Option<String>,
     /// Keep N processes ready for guests that are started later, at most 64
     /// [default: 0]
     #[arg(long, value_name = "N")]
@@ -129,6 +134,7 @@ struct ServeFile {
     #[serde(deserialize_with = "grace::read")]
     grace: Option<Duration>,
     connections: Option<usize>,
+    granule: Option<String>,
     warm: Option<usize>,
     state_dir: Option<PathBuf>,
     on_manager_exit: Option<OnManagerExit>,
@@ -136,7 +142,7 @@ struct ServeFile {
 }
 
 /// The keys besides those of the pool.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "socket",
     "socket-group",
     "image-dir",
@@ -146,6 +152,7 @@ const KEYS: [&str; 13] = [
     "console-ring",
     "grace",
     "connections",
+    "granule",
     "warm",
     "state-dir",
     "on-manager-exit",
@@ -177,6 +184,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
     let log = args.log.or(file.log);
     log.configure(log_options::service_format());
     let request = args.pool.clone().or(file.pool).check()?;
+    let granule = args.granule.as_ref().or(file.granule.as_ref());
+    let granule = granule.map(|text| size("granule", text)).transpose()?;
+    if let Some(granule) = granule {
+        request.check_granule(granule)?;
+    }
     let fleet = args.fleet.as_ref().or(file.fleet.as_ref());
     let fleet =
         fleet.map(|path| Ok::<_, CliError>(fleet_file::read(path)?.without_channels(path)?));
@@ -262,10 +274,13 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
             // Guests that were taken over end first.
             Ok(founded @ Founded { kept: Some(_), .. }) => founded,
             // A signal arrived while the pool was being set up.
-            _ if signals.came() => return Ok(ExitStatus::Interrupted),
+            _ if signals.came() => return Ok(signals.status()),
             founded => founded?,
         };
         log_options::follow(&manager.log());
+        if let Some(granule) = granule {
+            manager.registry_mut().pool_mut().set_granule(granule);
+        }
         let ended = match fleet {
             Some(fleet) => {
                 let log_dirs = Arc::clone(&log_dirs);
@@ -309,11 +324,17 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
                 if let Some(kept) = &kept {
                     kept.begin_end(&signals);
                 }
-                manager.end_all(grace).await;
+                let forced = manager.end_all(grace).await;
                 if let (Some(kept), Some(dir)) = (kept, &state_dir) {
                     kept.end(dir).await;
                 }
-                status
+                match status {
+                    Ok(ExitStatus::Done) if forced > 0 => {
+                        log::warn!("{forced} guests did not shut down, and were killed");
+                        Ok(signals.status())
+                    }
+                    status => status,
+                }
             }
             End::Manager => Ok(ExitStatus::Done),
             End::Keeper => Ok(ExitStatus::Failed),

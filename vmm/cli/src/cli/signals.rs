@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use tokio::net::UnixStream;
@@ -24,6 +24,8 @@ pub enum Second {
 #[derive(Debug)]
 pub struct Signals {
     came: Arc<AtomicBool>,
+    /// The number of the last signal.
+    last: Arc<AtomicUsize>,
     /// True if the next signal ends mkvmm at once.
     is_last: Arc<AtomicBool>,
     stream: StdUnixStream,
@@ -46,14 +48,21 @@ impl Signals {
             Second::Signal => Arc::clone(&came),
             Second::Handler => Arc::new(AtomicBool::new(false)),
         };
-        for signal in [SIGINT, SIGTERM] {
-            let status = ExitStatus::Interrupted.code();
-            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&is_last))?;
+        let last = Arc::new(AtomicUsize::new(0));
+        for (signal, status) in [
+            (SIGINT, ExitStatus::Interrupted),
+            (SIGTERM, ExitStatus::Terminated),
+        ] {
+            let code = status.code();
+            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_last))?;
+            let number = usize::try_from(signal).unwrap_or_default();
+            signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
             signal_hook::flag::register(signal, Arc::clone(&came))?;
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         Ok(Self {
             came,
+            last,
             is_last,
             stream,
         })
@@ -67,6 +76,15 @@ impl Signals {
     /// Returns whether a signal has arrived.
     pub fn came(&self) -> bool {
         self.came.load(Ordering::Relaxed)
+    }
+
+    /// Returns the exit status of a command that was ended by the last signal.
+    pub fn status(&self) -> ExitStatus {
+        let last = self.last.load(Ordering::Relaxed);
+        match i32::try_from(last) {
+            Ok(SIGTERM) => ExitStatus::Terminated,
+            _ => ExitStatus::Interrupted,
+        }
     }
 
     /// Returns the flag of the first signal, for work that polls it.

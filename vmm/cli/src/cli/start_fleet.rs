@@ -34,7 +34,7 @@ pub async fn start(
         applied = apply(manager, specs, log_dirs, grace) => applied,
         waited = signals.wait() => {
             waited.map_err(HostIoError::Signals)?;
-            return Ok(Some(ExitStatus::Interrupted));
+            return Ok(Some(signals.status()));
         }
     };
     match applied {

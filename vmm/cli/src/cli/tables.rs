@@ -10,7 +10,7 @@ use mkvmm_api::channel::{Channel, OwnChannel};
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
-use mkvmm_api::pool::{Audit, IomemRow, Pool};
+use mkvmm_api::pool::{Audit, Capacity, Health, IomemRow, Pool};
 use mkvmm_base::is_plain;
 use mkvmm_base::state::State;
 
@@ -133,7 +133,11 @@ pub fn instance(one: &Instance) -> String {
     };
     row("name", Cell::new(one.name.as_str()));
     row("id", Cell::new(one.id));
+    row("owner", Cell::new(one.owner));
     row("state", state(one));
+    for label in &one.spec.label {
+        row("label", chosen(label.to_string()));
+    }
     let free = size(one.avail);
     row(
         "memory",
@@ -319,6 +323,27 @@ pub fn e820(rows: &[E820Row]) -> String {
         let _ = writeln!(text, "BIOS-e820: [mem {start:#018x}-{last:#018x}] {kind}");
     }
     text
+}
+
+/// Formats the capacity of the pool.
+pub fn capacity(capacity: &Capacity) -> String {
+    let largest = capacity.largest_image;
+    let largest = largest.map_or_else(|| "what fits".to_owned(), size);
+    format!(
+        "granule        {}\ngranules       {}\nfree           {}\nlargest image  {largest}\n",
+        size(capacity.granule),
+        capacity.granules,
+        capacity.free
+    )
+}
+
+/// Formats the health of the VMM.
+pub fn health(health: &Health) -> String {
+    if health.ok {
+        return format!("ok: {} instances\n", health.instances);
+    }
+    let lines = health.problems.iter();
+    lines.map(|line| format!("{}\n", harmless(line))).collect()
 }
 
 /// Formats the result of an audit.

@@ -52,7 +52,7 @@ impl Diagnose for WaitError {
     fn class(&self) -> Class {
         match self {
             Self::Late { .. } => Class::WrongState,
-            Self::Ended { .. } => Class::VmmFailed,
+            Self::Ended { .. } => Class::Lost,
         }
     }
 }

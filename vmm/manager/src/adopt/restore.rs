@@ -42,6 +42,7 @@ use crate::journal::contents::Contents;
 use crate::journal::record::{
     ChannelRecord, FileRecord, InstanceRecord, LeafRecord, LoadedRecord, spec_of,
 };
+use crate::lease::Lease;
 use crate::links::Links;
 use crate::manager::{Manager, Options};
 use crate::status::Status;
@@ -67,7 +68,7 @@ impl Manager {
         let wires = contents.instances.values();
         let wires = wires.map(|record| contents.wire_of(record.worker));
         let mut wires = wires.collect::<Vec<u32>>().into_iter();
-        let devices = contents.devices;
+        let (devices, owners) = (contents.devices, contents.owners);
         let mut parts = Vec::with_capacity(contents.instances.len());
         let mut held_memory = BTreeMap::new();
         for record in contents.instances.into_values() {
@@ -105,6 +106,14 @@ impl Manager {
                 &mut tasks,
             )?;
             guest.wire = wires.next().unwrap_or(channel::VERSION);
+            if let Some((owner, is_leased)) = owners.get(&record.sub_pool.id) {
+                (guest.config.owner, guest.config.is_leased) = (*owner, *is_leased);
+            }
+            if guest.config.is_leased {
+                // The connections of the earlier manager are gone.
+                guest.lease = Some(Lease::unheld());
+                manager.watch_lease(guest.id);
+            }
             let id = guest.id;
             let child = record.worker.and_then(|s| inventory.children.remove(&s));
             let mut registry = manager.registry_mut();
@@ -248,6 +257,7 @@ impl Manager {
             is_stalled: false,
             is_lost: record.sub_pool.is_lost,
             is_restarting: record.is_restarting,
+            lease: None,
             short_lives: record.short_lives,
             timeline,
             console,

@@ -1,5 +1,7 @@
 //! Passes requests from other threads to the manager.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +12,53 @@ use crate::control::error::ControlError;
 use crate::event_log::EventKind;
 use crate::manager::Manager;
 use crate::registry::Registry;
+
+tokio::task_local! {
+    /// The user of the client that is being answered, if that has no rights to the
+    /// instances of others.
+    static USER: Option<u32>;
+}
+
+/// Answers a client. What is asked of the manager meanwhile is asked for `user`, who
+/// has no rights to the instances of others; `None` has all.
+pub(super) async fn answer_for<F: Future>(user: Option<u32>, answer: F) -> F::Output {
+    USER.scope(user, answer).await
+}
+
+/// Returns the user of the client that is being answered, unless that has all rights.
+pub(super) fn user() -> Option<u32> {
+    USER.try_with(|user| *user).ok().flatten()
+}
+
+/// Has the registry be used for a user, until this is dropped.
+struct Used<'a> {
+    manager: &'a Manager,
+    before: Option<u32>,
+}
+
+impl<'a> Used<'a> {
+    fn by(manager: &'a Manager, user: Option<u32>) -> Self {
+        let before = manager.registry().use_for(user);
+        Self { manager, before }
+    }
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        self.manager.registry().use_for(self.before);
+    }
+}
+
+/// Carries out `work` with the rights of `user`, as often as it goes on: others have
+/// theirs meanwhile.
+async fn with_rights<F: Future>(manager: &Manager, user: Option<u32>, work: F) -> F::Output {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let _used = Used::by(manager, user);
+        work.as_mut().poll(context)
+    })
+    .await
+}
 
 /// The maximum number of requests in progress. A client that disconnects may
 /// leave one running.
@@ -85,10 +134,10 @@ impl Client {
         &self,
         ask: impl FnOnce(&Rc<Manager>) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<T, ControlError> {
-        let place = self.place(None)?;
+        let (place, user) = (self.place(None)?, user());
         let (reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
-            let _place = place;
+            let (_place, _used) = (place, Used::by(manager, user));
             // If the client has disconnected, the reply is not needed.
             let _ = reply.send(ask(manager));
         }))?;
@@ -132,18 +181,22 @@ impl Client {
         F: Future<Output = Result<P, ControlError>> + 'static,
         G: Future<Output = Result<T, ControlError>> + 'static,
     {
-        let place = self.place(Some(&name))?;
+        let (place, user) = (self.place(Some(&name))?, user());
         let (mut reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
             let manager = Rc::clone(manager);
             tokio::task::spawn_local(async move {
                 let _place = place;
+                let prepare = async { prepare(Rc::clone(&manager)).await };
                 let prepared = tokio::select! {
-                    prepared = prepare(Rc::clone(&manager)) => prepared,
+                    prepared = with_rights(&manager, user, prepare) => prepared,
                     () = reply.closed() => return,
                 };
                 let result = match prepared {
-                    Ok(prepared) => change(Rc::clone(&manager), prepared).await,
+                    Ok(prepared) => {
+                        let change = async { change(Rc::clone(&manager), prepared).await };
+                        with_rights(&manager, user, change).await
+                    }
                     Err(error) => Err(error),
                 };
                 if let Err(error) = &result {

@@ -78,9 +78,10 @@ pub async fn serve(listener: UnixListener, router: Router, clients: Clients, tim
             }
         };
         let peer = match stream.peer_cred() {
-            Ok(peer) if clients.is_shared || [geteuid().as_raw(), 0].contains(&peer.uid()) => {
-                Peer(peer.pid().unwrap_or_default())
-            }
+            Ok(peer) if clients.is_shared || is_trusted(peer.uid()) => Peer {
+                pid: peer.pid().unwrap_or_default(),
+                user: (!is_trusted(peer.uid())).then_some(peer.uid()),
+            },
             Ok(peer) => {
                 log::warn!("user {} is refused", peer.uid());
                 continue;
@@ -107,10 +108,20 @@ pub async fn serve(listener: UnixListener, router: Router, clients: Clients, tim
     }
 }
 
-/// The number of a client's process, as the kernel tells; 0 where it cannot be
-/// seen from here.
+/// Returns whether a user has all rights: the one of this process, who could do
+/// everything without it, and root.
+fn is_trusted(user: u32) -> bool {
+    [geteuid().as_raw(), 0].contains(&user)
+}
+
+/// A client, as the kernel describes it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Peer(pub i32);
+pub(crate) struct Peer {
+    /// The number of its process; 0 where it cannot be seen from here.
+    pub pid: i32,
+    /// Its user, if that has no rights to the instances of others.
+    pub user: Option<u32>,
+}
 
 /// Serves a client until it disconnects, times out, or its place is needed.
 pub(super) async fn converse<S>(

@@ -108,9 +108,12 @@ pub enum ControlError {
     /// There is no such route.
     #[error("there is no such route")]
     NoRoute,
-    /// The console requires an upgrade of the connection.
-    #[error("this route needs `Connection: upgrade` and `Upgrade: mkvmm-console`")]
-    NoUpgrade,
+    /// The route requires an upgrade of the connection.
+    #[error("this route needs `Connection: upgrade` and `Upgrade: {protocol}`")]
+    NoUpgrade {
+        /// The protocol of the upgraded connection.
+        protocol: &'static str,
+    },
     /// The cgroup that an instance is to be in is not there.
     #[error("the cgroup")]
     Cgroup(#[from] CgroupError),
@@ -131,6 +134,12 @@ pub enum ControlError {
     NoConsole {
         /// The number that was given.
         number: u8,
+    },
+    /// The client has not the rights of this VMM's user.
+    #[error("only the user of this VMM, and root, may {what}")]
+    Forbidden {
+        /// What the client wanted to do.
+        what: &'static str,
     },
     /// The VMM is shutting down.
     #[error("the VMM is shutting down")]
@@ -176,10 +185,11 @@ impl Diagnose for ControlError {
             | Self::Broken(_)
             | Self::Query(_)
             | Self::Path(_)
-            | Self::NoUpgrade => Class::BadRequest,
+            | Self::NoUpgrade { .. } => Class::BadRequest,
             Self::Body { .. } | Self::PlanSize { .. } => Class::TooLarge,
             Self::Slow { .. } => Class::BadRequest,
             Self::Crowded { .. } | Self::Requests { .. } => Class::Overload,
+            Self::Forbidden { .. } => Class::Forbidden,
             Self::NoMethod => Class::NoMethod,
             Self::NoRoute => Class::NoRoute,
             _ => Class::VmmFailed,
@@ -216,6 +226,7 @@ pub const fn status(class: Class) -> StatusCode {
         | Class::NoAllocation
         | Class::NoConsole
         | Class::NoChannel => StatusCode::NOT_FOUND,
+        Class::Forbidden => StatusCode::FORBIDDEN,
         Class::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         Class::Exists | Class::WrongState | Class::Busy => StatusCode::CONFLICT,
         Class::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -230,6 +241,6 @@ pub const fn status(class: Class) -> StatusCode {
         | Class::Unmapped => StatusCode::UNPROCESSABLE_ENTITY,
         Class::NoRoom | Class::Exhausted => StatusCode::INSUFFICIENT_STORAGE,
         Class::Overload => StatusCode::SERVICE_UNAVAILABLE,
-        Class::VmmFailed | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+        Class::VmmFailed | Class::Lost | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -11,13 +11,17 @@ mod channels;
 mod debug;
 mod debug_query;
 mod doctor;
+mod lease;
 mod output;
 mod pool_routes;
+mod rights;
 mod routes;
 mod streams;
+mod upgrades;
 
 pub use api::Api;
 pub(crate) use body::received;
+pub use lease::LEASE_PROTOCOL;
 pub(crate) use pool_routes::metrics as scrape;
 pub use streams::CONSOLE_PROTOCOL;
 
@@ -61,6 +65,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::upgrade))
         .routes(routes!(describe))
         .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::capacity))
+        .routes(routes!(pool_routes::health))
         .routes(routes!(pool_routes::map))
         .routes(routes!(pool_routes::log))
         .routes(routes!(routes::iomem))
@@ -91,6 +97,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(debug::translate))
         .routes(routes!(streams::console))
         .routes(routes!(output::output))
+        .routes(routes!(lease::lease))
         .routes(routes!(routes::alloc))
         .routes(routes!(routes::free))
 }
@@ -113,5 +120,6 @@ pub fn router(api: Api) -> Router {
     router
         .fallback(|| async { ControlError::NoRoute })
         .method_not_allowed_fallback(|| async { ControlError::NoMethod })
+        .layer(axum::middleware::from_fn(rights::with_rights))
         .with_state(api)
 }

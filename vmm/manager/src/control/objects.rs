@@ -6,11 +6,11 @@ use mkvmm_api::InstanceSpec;
 use mkvmm_api::channel::{self, OwnChannel};
 use mkvmm_api::devices::Device;
 use mkvmm_api::instance::{E820Row, Initrd, Instance, Kernel, Timeline};
-use mkvmm_api::pool::{Audit, Backing, IomemRow, Pool, PoolRecord, WarmWorkers};
+use mkvmm_api::pool::{Audit, Backing, Capacity, Health, IomemRow, Pool, PoolRecord, WarmWorkers};
 
 use mkvmm_api::number::EXACT_MAX;
-use mkvmm_base::InstanceId;
 use mkvmm_base::state::State;
+use mkvmm_base::{InstanceId, timeline};
 use mkvmm_memory::e820::E820Entry;
 use mkvmm_memory::host_pool::alloc_log::Record;
 use mkvmm_memory::host_pool::{HostPool, SubPool};
@@ -47,6 +47,34 @@ pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Po
 /// Returns the API object for the pool of a registry.
 pub fn pool_of(registry: &Registry) -> Pool {
     pool(registry.pool(), registry.memory(), registry.len())
+}
+
+/// Returns the API object for the capacity of the pool.
+pub fn capacity(registry: &Registry) -> Capacity {
+    let capacity = registry.pool().capacity();
+    Capacity {
+        granule: capacity.granule,
+        granules: capacity.granules,
+        free: capacity.free,
+        largest_image: capacity.largest_image,
+        instances: registry.len() as u64,
+    }
+}
+
+/// Returns the API object for the health of the VMM, which everybody may read: without
+/// names.
+pub fn health(registry: &Registry) -> Health {
+    let lost = registry.guests().filter(|guest| guest.is_lost());
+    let lost = lost.map(|guest| format!("the memory of instance {} cannot be cleaned", guest.id()));
+    let held = registry.guests().filter(|guest| guest.is_held());
+    let held = held.map(|guest| format!("the process of instance {} does not end", guest.id()));
+    let problems: Vec<String> = lost.chain(held).collect();
+    Health {
+        ok: problems.is_empty(),
+        problems,
+        instances: registry.len() as u64,
+        uptime: timeline::now(),
+    }
 }
 
 /// Returns the API object for the workers that wait, if any are to.
@@ -90,12 +118,15 @@ pub fn described(of: &Description<'_>) -> Instance {
     Instance {
         id: of.id.0,
         name: config.name.clone(),
+        owner: config.owner,
         state: of.state,
         reason: None,
         restarting: false,
         memory: sub_pool.size(),
         chunks: sub_pool.regions().iter().map(|&r| r.into()).collect(),
         avail: sub_pool.avail(),
+        boots: 0,
+        leased: config.is_leased,
         cpus: config.cpus(),
         kernel: loaded.and_then(kernel),
         initrd: loaded.and_then(initrd),
@@ -124,6 +155,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// Returns the specification that creates such an instance.
+    pub fn spec(&self) -> &InstanceSpec {
+        &self.instance.spec
+    }
+
     /// Returns the instance with what it uses now.
     pub fn read(self) -> Instance {
         let Some(footprint) = self.footprint else {
@@ -160,13 +196,14 @@ pub fn instance(registry: &Registry, guest: &Guest) -> Result<Measured, RangeErr
     })
 }
 
-/// Returns all instances as they are now.
+/// Returns all instances as they are now, or those of the user who asks.
 ///
 /// # Errors
 /// See [`mkvmm_memory::e820::build`].
 pub fn instances(registry: &Registry) -> Result<Vec<Measured>, RangeError> {
     let one = |guest: &Guest| instance(registry, guest);
-    registry.guests().map(one).collect()
+    let own = registry.guests().filter(|guest| registry.is_open(guest));
+    own.map(one).collect()
 }
 
 fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError> {
@@ -190,6 +227,7 @@ fn unmeasured(registry: &Registry, guest: &Guest) -> Result<Instance, RangeError
         channels: own_channels(registry, guest),
         pid: guest.pid(),
         cgroup,
+        boots: guest.boots(),
         reason: guest.reason(),
         restarting: guest.is_restarting(),
         violations: guest.status().violations(),

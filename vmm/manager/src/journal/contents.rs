@@ -28,6 +28,8 @@ pub struct Contents {
     pub channels: BTreeMap<u32, ChannelRecord>,
     /// The number of the next channel, if there were channels at all.
     pub next_channel: Option<u32>,
+    /// The users who created the instances, and whether these are leased, by number.
+    pub owners: BTreeMap<u32, (u32, bool)>,
     /// The events in order.
     pub events: Vec<Event>,
     /// The versions of the wire protocol that workers speak, by their numbers, and
@@ -52,6 +54,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let (mut manager, mut pool) = (None, None);
     let (mut instances, mut events) = (BTreeMap::new(), Vec::new());
     let mut devices = BTreeMap::new();
+    let mut owners = BTreeMap::new();
     let mut peers = BTreeMap::new();
     let (mut channels, mut next_channel) = (BTreeMap::new(), None);
     for (offset, content) in file::frames(bytes, binding)? {
@@ -65,6 +68,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 Record::Deleted(id) => {
                     instances.remove(&id);
                     devices.remove(&id);
+                    owners.remove(&id);
                 }
                 Record::Devices(id, counts) => {
                     devices.insert(id, counts);
@@ -77,6 +81,9 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 }
                 Record::ChannelDeleted(id) => {
                     channels.remove(&id);
+                }
+                Record::Owner(id, user, is_leased) => {
+                    owners.insert(id, (user, is_leased));
                 }
                 Record::NextChannel(id) => next_channel = Some(id),
                 Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
@@ -93,6 +100,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         devices,
         channels,
         next_channel,
+        owners,
         events,
         peers,
     })

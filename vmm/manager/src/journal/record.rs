@@ -44,6 +44,9 @@ pub enum Record {
     ChannelDeleted(u32),
     /// The number of the next channel. Since version 4.
     NextChannel(u32),
+    /// The number of an instance, the user ID of its owner, and whether it is leased;
+    /// without it, the owner is the user of the manager. Since version 5.
+    Owner(u32, u32, bool),
 }
 
 /// Which version of the wire protocol a process speaks that outlives its manager.

@@ -10,7 +10,7 @@ use crate::journal::record::{
     Record, json,
 };
 
-/// Returns the records of an instance, of its devices and of its worker.
+/// Returns the records of an instance, of its owner, its devices and its worker.
 pub fn of_guest(guest: &Guest) -> Vec<Record> {
     let counts = guest.status.earlier_devices();
     let devices = (!counts.is_empty()).then(|| {
@@ -22,7 +22,8 @@ pub fn of_guest(guest: &Guest) -> Vec<Record> {
         let serial = Some(serial);
         Record::Peer(PeerRecord { serial, wire })
     });
-    let instance = std::iter::once(of_instance(guest));
+    let owner = Record::Owner(guest.id.0, guest.owner(), guest.config.is_leased);
+    let instance = [of_instance(guest), owner].into_iter();
     instance.chain(devices).chain(peer).collect()
 }
 

@@ -19,6 +19,7 @@ use crate::console::GuestConsole;
 use crate::devices::{self, Opened};
 use crate::guest::{Guest, Holdings};
 use crate::images::Images;
+use crate::lease::Lease;
 use crate::life::{LifeError, StepError};
 use crate::links::Links;
 use crate::manager::Manager;
@@ -59,6 +60,12 @@ impl Manager {
             let error = self.explain(id, error).await;
             self.unmake(id).await;
             return Err(error.of(&name));
+        }
+        if let Some(guest) = self.registry_mut().guest_mut(id)
+            && guest.config.is_leased
+        {
+            guest.lease = Some(Lease::unheld());
+            self.watch_lease(id);
         }
         self.introduce(id);
         Ok(id)
@@ -165,6 +172,7 @@ impl Manager {
             is_stalled: false,
             is_lost: false,
             is_restarting: false,
+            lease: None,
             short_lives: 0,
             timeline,
             console,

@@ -34,18 +34,22 @@ impl Manager {
     ) -> Result<(), LifeError> {
         let id = self.registry().check(name, Verb::Kill)?;
         let killed = self.kill_guest(id, grace).await;
-        killed.map_err(|error| StepError::from(error).of(name))
+        killed
+            .map(drop)
+            .map_err(|error| StepError::from(error).of(name))
     }
 
+    /// Does what [`Self::kill`] does; returns whether a running guest was killed
+    /// because it has not ended by itself within its `grace`.
     pub(crate) async fn kill_guest(
         self: &Rc<Self>,
         id: InstanceId,
         grace: Duration,
-    ) -> Result<(), WorkerError> {
+    ) -> Result<bool, WorkerError> {
         let (worker, state) = {
             let mut registry = self.registry_mut();
             let Some(guest) = registry.guest_mut(id) else {
-                return Ok(());
+                return Ok(false);
             };
             guest.is_doomed = true;
             guest.is_restarting = false;
@@ -56,19 +60,20 @@ impl Manager {
         };
         let Some(worker) = worker else {
             self.changed.notify_waiters();
-            return Ok(());
+            return Ok(false);
         };
         if !grace.is_zero() && state == State::Active {
             worker.hint(&Order::PowerButton);
             if tokio::time::timeout(grace, worker.gone()).await.is_ok() {
-                return Ok(());
+                return Ok(false);
             }
         }
         if state.is_live() {
             self.keep_registers(id, LAST_WORDS).await;
         }
         worker.kill();
-        self.await_end(&worker).await
+        self.await_end(&worker).await?;
+        Ok(state.is_live() && !grace.is_zero())
     }
 
     /// Waits until a worker that was killed is gone.
@@ -83,20 +88,28 @@ impl Manager {
 
     /// Ends all instances, and prevents further starts: by their power buttons,
     /// and by force after `grace`. Returns when they have ended, except those
-    /// that somebody holds: they end when they are let go.
-    pub async fn end_all(self: &Rc<Self>, grace: Duration) {
+    /// that somebody holds: they end when they are let go. Returns the number of
+    /// running guests that were killed because they have not ended by themselves
+    /// within their `grace`.
+    pub async fn end_all(self: &Rc<Self>, grace: Duration) -> usize {
         self.begin_ending();
         let ids: Vec<InstanceId> = self.registry().guests().map(Guest::id).collect();
         let mut kills = tokio::task::JoinSet::new();
         for id in ids {
             let manager = Rc::clone(self);
             kills.spawn_local(async move {
-                if let Err(error) = manager.kill_guest(id, grace).await {
+                let killed = manager.kill_guest(id, grace).await;
+                killed.unwrap_or_else(|error| {
                     log::error!("instance {id}: {}", chain(&error));
-                }
+                    !grace.is_zero()
+                })
             });
         }
-        while kills.join_next().await.is_some() {}
+        let mut forced = 0;
+        while let Some(killed) = kills.join_next().await {
+            forced += usize::from(killed.unwrap_or_default());
+        }
+        forced
     }
 
     /// Kills all instances at once; they have ended when their processes are

@@ -15,6 +15,7 @@
 //! | `complete` | what an earlier manager did not complete |
 //! | `channels` | channels, created, deleted, and given to their members |
 //! | `links` | what network devices are connected to |
+//! | `lease` | ends of instances whose clients have gone |
 //! | `listen` | reports of workers |
 //! | `memory` | memory, taken and returned |
 //! | `cgroups` | workers in the cgroups of their guests |
@@ -30,6 +31,7 @@ mod channels;
 mod complete;
 pub mod create;
 pub mod halt;
+mod lease;
 pub(crate) mod links;
 mod listen;
 pub mod load;

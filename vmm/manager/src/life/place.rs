@@ -82,7 +82,9 @@ pub fn place(
     let text = images.full_cmdline(name, pool.range(), sub_pool.regions());
     let facts = images.facts();
     mkvmm_base::cmdline::check(&text, facts.cmdline_max)?;
-    let (plan, next) = sub_pool.plan(&facts.placement(images.initramfs_size()))?;
+    let facts = facts.placement(images.initramfs_size());
+    pool.check_images(&facts)?;
+    let (plan, next) = sub_pool.plan(&facts)?;
     let loaded = Loaded {
         images: images.clone(),
         plan,

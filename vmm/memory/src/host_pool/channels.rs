@@ -30,6 +30,7 @@ impl HostPool {
         if self.channels.entries.values().any(|it| it.name == *name) {
             return Err(HostPoolError::ChannelExists { name: name.clone() });
         }
+        self.rule.check_size(size)?;
         let align = size.checked_next_power_of_two();
         let align = align.map_or(ALIGN_MAX, |align| align.min(ALIGN_MAX));
         let range = self.main.alloc_with(size, fit(align, self.main.order()));

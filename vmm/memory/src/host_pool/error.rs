@@ -6,6 +6,7 @@ use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::ResourceError;
 use mkvmm_base::{Bytes, Class, Diagnose, InstanceName, Room};
 
+use crate::host_pool::granule::GranuleError;
 use crate::host_pool::state::StateError;
 use crate::placement::PlacementError;
 
@@ -41,6 +42,9 @@ pub enum HostPoolError {
         /// The maximum number of regions of one instance.
         limit: usize,
     },
+    /// The size does not suit the granule of the pool.
+    #[error(transparent)]
+    Granule(#[from] GranuleError),
     /// A range to hold is not free, or not in the pool.
     #[error("{range:?} cannot be held")]
     Hold {
@@ -120,7 +124,7 @@ impl Diagnose for HostPoolError {
             | Self::TooManyRegions { .. }
             | Self::Alloc(AllocError::NoRoom { .. }) => Class::NoRoom,
             Self::Placement(error) => error.class(),
-            Self::Alloc(_) | Self::Hold { .. } => Class::Invalid,
+            Self::Alloc(_) | Self::Hold { .. } | Self::Granule(_) => Class::Invalid,
             Self::NoAllocation { .. } => Class::NoAllocation,
             Self::ChannelExists { .. } => Class::Exists,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,
@@ -136,6 +140,7 @@ impl Diagnose for HostPoolError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Placement(error) => error.hint(),
+            Self::Granule(error) => Some(error.hint()),
             Self::ChannelExists { .. } => {
                 Some("delete it first, or choose another name".to_owned())
             }

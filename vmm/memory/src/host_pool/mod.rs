@@ -6,9 +6,11 @@
 
 pub mod alloc_log;
 mod allocation;
+mod capacity;
 mod channel;
 mod channels;
 mod error;
+mod granule;
 mod rehearsal;
 mod restore;
 pub mod state;
@@ -24,7 +26,9 @@ use mkpool::main_pool::PAGE_ORDER;
 use mkpool::resource::{ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
 
+pub use capacity::Capacity;
 pub use error::HostPoolError;
+pub use granule::{GranuleError, check_granule};
 pub use rehearsal::Rehearsal;
 pub use sub_pool::SubPool;
 pub use what_if::Wanted;
@@ -35,6 +39,7 @@ use mkvmm_base::{InstanceId, InstanceName};
 
 use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
 use crate::host_pool::channel::Channels;
+use crate::host_pool::granule::Rule;
 use crate::host_pool::sub_pool::MAX_REGIONS;
 use crate::placement::PlacementPlan;
 
@@ -59,6 +64,7 @@ pub struct HostPool {
     /// The instances that own the sub-pools, by ID.
     owners: BTreeMap<u32, InstanceName>,
     log: AllocLog,
+    rule: Rule,
 }
 
 impl HostPool {
@@ -81,6 +87,7 @@ impl HostPool {
             channels: Channels::default(),
             owners: BTreeMap::new(),
             log: AllocLog::default(),
+            rule: Rule::default(),
         })
     }
 
@@ -163,8 +170,10 @@ impl HostPool {
     /// Allocates `size` bytes from the main pool, aligned to `align`.
     ///
     /// # Errors
-    /// Returns [`HostPoolError::Alloc`] with the numbers.
+    /// Returns [`HostPoolError::Alloc`] with the numbers, or
+    /// [`HostPoolError::Granule`].
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
+        self.rule.check_size(size)?;
         let range = self.main.alloc_with(size, fit(align, self.main.order()));
         let caller = Caller::vmm(ALLOCATION_NAME);
         self.log.answered(caller, size, &range);
@@ -299,6 +308,7 @@ impl HostPool {
         memory: u64,
         order: u32,
     ) -> Result<SubPool, HostPoolError> {
+        self.rule.check_instance(memory, MAX_REGIONS)?;
         let caller = || Caller::instance(name, CHUNK);
         let created = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc);
         let pool = created.map_err(|source| {
@@ -362,6 +372,7 @@ impl HostPool {
         sub_pool: &mut SubPool,
         facts: &ImageFacts,
     ) -> Result<PlacementPlan, HostPoolError> {
+        self.rule.check_images(facts)?;
         let (plan, next) = sub_pool.plan(facts)?;
         self.book(sub_pool, &plan, next)?;
         Ok(plan)

@@ -39,6 +39,7 @@ impl HostPool {
             copy.tree.insert(Some(copy.root), range, entry.name())?;
         }
         copy.next_id = self.next_id;
+        copy.rule = self.rule;
         copy.channels.next_id = self.channels.next_id;
         Ok(copy)
     }

@@ -1,6 +1,7 @@
 //! The state that all handlers share.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use mkvmm_api::InstanceSpec;
@@ -11,6 +12,7 @@ use crate::control::doctor::Doctor;
 use crate::control::error::ControlError;
 use crate::devices::{self, Opened};
 use crate::event_log::EventLog;
+use crate::manager::Manager;
 
 /// The state that all handlers share.
 #[derive(Debug, Clone)]
@@ -29,6 +31,12 @@ pub struct Api {
 }
 
 impl Api {
+    /// Returns whether clients may name images only below certain directories.
+    pub(super) async fn has_image_dirs(&self) -> Result<bool, ControlError> {
+        let ask = |manager: &Rc<Manager>| Ok(manager.access.is_restricted());
+        self.client.ask(ask).await
+    }
+
     /// Opens what the devices of `spec` need, on a thread that may block.
     pub(super) async fn devices(
         &self,

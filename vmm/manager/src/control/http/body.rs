@@ -1,6 +1,7 @@
 //! Extracts the parts of requests, with mkvmm's own errors.
 
 use std::error::Error;
+use std::num::NonZeroU32;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -32,6 +33,34 @@ pub struct DryRun {
     #[serde(default)]
     #[param(required = false)]
     pub dry_run: bool,
+}
+
+/// The query of the route that creates an instance.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CreateParams {
+    /// Validate only; change nothing (dry run).
+    #[serde(default)]
+    #[param(required = false)]
+    pub dry_run: bool,
+    /// True if the instance is to exist only as long as somebody holds its lease, which
+    /// is to be taken within ten seconds.
+    #[serde(default)]
+    #[param(required = false)]
+    pub lease: bool,
+}
+
+/// The query of the route of a lease.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LeaseQuery {
+    /// The number of milliseconds within which the lease has to be renewed, by a byte
+    /// on the connection; it lasts as long as the connection when absent.
+    #[serde(default)]
+    #[param(required = false, value_type = Option<u64>, minimum = 1, maximum = 4_294_967_295_u64)]
+    pub limit_ms: Option<NonZeroU32>,
 }
 
 /// The documentation of the instance in a path.
@@ -79,15 +108,50 @@ pub struct AddrParam {
     addr: u64,
 }
 
+/// The first of the events that are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Since {
+    /// Those with numbers above this one.
+    Number(u64),
+    /// Those from now on.
+    Now,
+}
+
+impl Default for Since {
+    fn default() -> Self {
+        Self::Number(0)
+    }
+}
+
+impl TryFrom<String> for Since {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "now" => Ok(Self::Now),
+            number => {
+                let number = number.parse();
+                number.map_or(Err("expected a number or `now`"), |n| Ok(Self::Number(n)))
+            }
+        }
+    }
+}
+
 /// The query of the events route.
-#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventsQuery {
-    /// Return only events with numbers above this one.
+    /// Return only events with numbers above this one, or, if it is `now`, those from
+    /// now on.
     #[serde(default)]
-    #[param(required = false, minimum = 0, maximum = 9_007_199_254_740_991_u64)]
-    pub since: u64,
+    #[param(required = false, value_type = String, pattern = "^(now|[0-9]{1,15})$")]
+    pub since: Since,
+    /// Return only events of instances with this name.
+    #[serde(default)]
+    #[param(required = false, value_type = Option<String>)]
+    pub name: Option<InstanceName>,
     /// True to wait for further events.
     #[serde(default)]
     #[param(required = false)]
@@ -140,6 +204,9 @@ pub enum Refusal {
     /// The request cannot be parsed.
     #[response(status = 400)]
     BadRequest(ErrorBody),
+    /// The client may not do this, or not with this instance.
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
     /// There is no such route, instance or allocation.
     #[response(status = 404)]
     NotFound(ErrorBody),

@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use axum::Json;
-use mkvmm_api::pool::{PoolMap, PoolRecord};
+use mkvmm_api::pool::{Capacity, Health, PoolMap, PoolRecord};
 
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
@@ -18,6 +18,23 @@ use crate::control::objects;
 use crate::control::pool_map::pool_map;
 use crate::manager::Manager;
 use crate::registry::Registry;
+
+/// What the pool has, counted in granules, for schedulers.
+#[utoipa::path(get, path = "/v1/capacity", responses((status = 200, body = Capacity), Refusal))]
+pub async fn capacity(State(api): State<Api>) -> Result<Json<Capacity>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::capacity(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// Whether the VMM answers, and has all that it needs.
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health), Refusal))]
+pub async fn health(State(api): State<Api>) -> Result<Json<Health>, ControlError> {
+    let ask = |manager: &Rc<Manager>| match manager.is_ending() {
+        true => Err(ControlError::Ending),
+        false => Ok(objects::health(&manager.registry())),
+    };
+    Ok(Json(api.client.ask(ask).await?))
+}
 
 /// The owners of all bytes of the pool, without gaps.
 #[utoipa::path(get, path = "/v1/pool/map", responses((status = 200, body = PoolMap), Refusal))]

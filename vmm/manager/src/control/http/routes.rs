@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, IF_NONE_MATCH};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
@@ -19,8 +19,8 @@ use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
 use mkvmm_api::{ImagesSpec, InstanceSpec, Range};
-use mkvmm_base::InstanceName;
 use mkvmm_base::state::Verb;
+use mkvmm_base::{Class, Diagnose, InstanceName};
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use rustix::process::Pid;
 use serde::Serialize;
@@ -29,18 +29,19 @@ use tokio::sync::oneshot;
 use crate::audit;
 use crate::channels::ChannelConfig;
 use crate::config::{InstanceConfig, cgroup_named};
-use crate::control::client::Change;
+use crate::control::client::{self, Change};
 use crate::control::connections::Peer;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{
-    AddrParam, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
+    AddrParam, CreateParams, DryRun, NameParam, Refusal, dry_run, json, json_or_default, name,
 };
+use crate::control::http::rights;
 use crate::control::objects::{self, Measured};
 use crate::control::plan::{self, Books, Planned};
 use crate::images::Images;
 use crate::manager::Manager;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 use crate::upgrade::{UpgradeError, UpgradeRequest};
 
 /// The result of a handler.
@@ -213,20 +214,87 @@ fn rendered(long: &impl Serialize) -> Answer {
     Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-/// Creates an instance: `ready`, or `loaded` if there is a kernel.
-#[utoipa::path(post, path = "/v1/instances", params(DryRun), request_body = CreateBody,
-    responses((status = 200, body = Instance, description = "dry run"),
+/// Creates an instance: `ready`, or `loaded` if there is a kernel. With the header
+/// `If-None-Match: *`, an instance that was created by the same specification is the
+/// answer, too, so that a request can be repeated whose answer was lost.
+#[utoipa::path(post, path = "/v1/instances",
+    params(CreateParams, ("If-None-Match" = Option<String>, Header, description = "`*`: an \
+            instance by the same specification may exist already")),
+    request_body = CreateBody,
+    responses((status = 200, body = Instance,
+               description = "dry run, or the instance existed already"),
               (status = 201, body = Instance), Refusal))]
 pub async fn create(
     State(api): State<Api>,
     peer: Option<Extension<Peer>>,
-    query: DryRunQuery,
+    query: Result<Query<CreateParams>, QueryRejection>,
+    headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    let dry_run = dry_run(query)?;
+    let Query(query) = query?;
     let CreateBody(spec) = json(body).await?;
+    let may_exist = headers.get(IF_NONE_MATCH).is_some_and(|tags| tags == "*");
+    if !may_exist {
+        return create_new(&api, peer, spec, query).await;
+    }
+    // What it names is not opened a second time.
+    if let Some(instance) = created_before(&api, &spec).await? {
+        return Ok(Json(instance.read()).into_response());
+    }
+    let created = create_new(&api, peer, spec.clone(), query).await;
+    match created {
+        Err(error) if error.class() == Class::Exists => {
+            // Another request has created it meanwhile.
+            let instance = created_before(&api, &spec).await?;
+            Ok(Json(instance.ok_or(error)?.read()).into_response())
+        }
+        created => created,
+    }
+}
+
+/// Returns the instance that was created by this specification, if there is one.
+async fn created_before(api: &Api, spec: &InstanceSpec) -> Result<Option<Measured>, ControlError> {
+    let Some(name) = spec.name.clone() else {
+        return Ok(None);
+    };
+    let (spec, label) = (spec.clone(), change("create", &name));
+    let look = async move |manager: Rc<Manager>| {
+        loop {
+            let changed = manager.changed();
+            let found = {
+                let registry = manager.registry();
+                match registry.find(&name) {
+                    Err(RegistryError::Unknown { .. }) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                    // It is being created.
+                    Ok(guest) if guest.is_new => None,
+                    Ok(guest) => {
+                        let shown = objects::instance(&registry, guest)?;
+                        let is_same = guest.config().spec == spec || shown.spec() == &spec;
+                        Some(is_same.then_some(shown))
+                    }
+                }
+            };
+            match found {
+                None => changed.await,
+                Some(None) => return Err(RegistryError::Exists { name }.into()),
+                Some(shown) => return Ok(shown),
+            }
+        }
+    };
+    api.client.change(label, look).await
+}
+
+async fn create_new(
+    api: &Api,
+    peer: Option<Extension<Peer>>,
+    spec: InstanceSpec,
+    query: CreateParams,
+) -> Answer {
+    let CreateParams { dry_run, lease } = query;
     let wanted = spec.images()?;
-    let config = configured(&api, peer, spec, dry_run).await?;
+    let mut config = configured(api, peer, spec, dry_run).await?;
+    config.is_leased = lease;
     let name = config.name.clone();
     let read = async move |manager: Rc<Manager>| planned(&manager, config, wanted).await;
     let create = async move |manager: Rc<Manager>, planned: Planned| {
@@ -276,6 +344,10 @@ async fn configured(
     dry_run: bool,
 ) -> Result<InstanceConfig, ControlError> {
     let mut config = InstanceConfig::of(spec)?;
+    if let Some(user) = client::user() {
+        rights::check_spec(&config.spec, api.has_image_dirs().await?)?;
+        config.owner = user;
+    }
     if let Some(path) = config.spec.console_log.clone() {
         config.console_log = api.console_log(path, dry_run).await?;
     }
@@ -290,7 +362,7 @@ async fn configured(
 
 /// Returns the cgroup of a client.
 fn cgroup_of(peer: Option<Extension<Peer>>) -> Result<Base, ControlError> {
-    let peer = peer.and_then(|Extension(Peer(pid))| Pid::from_raw(pid));
+    let peer = peer.and_then(|Extension(peer)| Pid::from_raw(peer.pid));
     peer.map(Base::Process).ok_or(ControlError::NoPeer)
 }
 
@@ -417,6 +489,9 @@ pub async fn load(
 ) -> Answer {
     let (name, dry_run) = (name(path)?, dry_run(query)?);
     let wanted: ImagesSpec = json(body).await?;
+    if client::user().is_some() {
+        rights::check_images(&wanted, api.has_image_dirs().await?)?;
+    }
     let label = change("load", &name);
     let of_read = name.clone();
     let read = async move |manager: Rc<Manager>| {
@@ -448,7 +523,11 @@ pub async fn start(
 ) -> Answer {
     let (name, dry_run) = (name(path)?, dry_run(query)?);
     let body: Option<StartBody> = json_or_default(body).await?;
-    let cgroup = match body.unwrap_or_default().cgroup {
+    let cgroup = body.unwrap_or_default().cgroup;
+    if client::user().is_some() {
+        rights::check_cgroup(cgroup.as_deref())?;
+    }
+    let cgroup = match cgroup {
         Some(path) => Some(found(cgroup_named(&path, || cgroup_of(peer))?).await?),
         None => None,
     };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -20,13 +20,16 @@ use tokio::net::UnixStream;
 use utoipa::ToSchema;
 
 use crate::console::GuestConsole;
+use crate::control::client;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
-use crate::control::http::body::{ConsoleQuery, EventsQuery, NameParam, Refusal, name};
+use crate::control::http::body::{ConsoleQuery, EventsQuery, NameParam, Refusal, Since, name};
+use crate::control::http::upgrades::asks_for;
 use crate::control::places::Answering;
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
 use mkvmm_api::number::EXACT_MAX;
+use mkvmm_base::InstanceName;
 
 /// The protocol to which a console connection is upgraded: bytes in both
 /// directions.
@@ -36,15 +39,29 @@ struct Following {
     log: Arc<EventLog>,
     ready: VecDeque<Event>,
     seen: u64,
+    /// The instance whose events are wanted, if not all.
+    name: Option<InstanceName>,
+    /// The owner whose instances' events are wanted, if not all.
+    owner: Option<u32>,
     newest: tokio::sync::watch::Receiver<u64>,
     follow: bool,
 }
 
 impl Following {
+    fn is_wanted(&self, event: &Event) -> bool {
+        let of = event.instance.as_deref();
+        let is_its = |name: &InstanceName| of == Some(name.as_str());
+        let is_owners = self.owner.is_none() || self.owner == event.uid;
+        is_owners && self.name.as_ref().is_none_or(is_its)
+    }
+
     async fn next(mut self) -> Option<(Result<sse::Event, Infallible>, Self)> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.seen = event.seq;
+                if !self.is_wanted(&event) {
+                    continue;
+                }
                 let frame = sse::Event::default().id(event.seq.to_string());
                 // Plain data can always be converted to JSON.
                 let frame = frame.json_data(&event).unwrap_or_default();
@@ -78,15 +95,19 @@ pub async fn events(
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, ControlError> {
     let Query(query) = query?;
-    if query.since > EXACT_MAX {
-        let since = query.since;
-        return Err(ControlError::Since { since });
-    }
+    let newest = api.log.watch();
+    let seen = match query.since {
+        Since::Number(since) if since > EXACT_MAX => return Err(ControlError::Since { since }),
+        Since::Number(since) => since,
+        Since::Now => *newest.borrow(),
+    };
     let following = Following {
-        newest: api.log.watch(),
+        newest,
         log: api.log,
         ready: VecDeque::new(),
-        seen: query.since,
+        seen,
+        name: query.name,
+        owner: client::user(),
         follow: query.follow,
     };
     let events = stream::unfold(following, Following::next);
@@ -115,8 +136,10 @@ pub async fn console(
     };
     let console = api.client.look(look).await?;
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let (Some(upgrade), true) = (upgrade, asks_for_console(&request)) else {
-        return Err(ControlError::NoUpgrade);
+    let (Some(upgrade), true) = (upgrade, asks_for(&request, CONSOLE_PROTOCOL)) else {
+        return Err(ControlError::NoUpgrade {
+            protocol: CONSOLE_PROTOCOL,
+        });
     };
     // The connection belongs to this task now, and so does its place.
     let place = request.extensions_mut().remove::<Answering>();
@@ -136,27 +159,6 @@ pub async fn console(
         (header::UPGRADE, CONSOLE_PROTOCOL),
     ];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
-}
-
-/// Whether a request may be answered with an upgrade to a console: it names the
-/// protocol, perhaps among others, and says that the connection is to be
-/// upgraded. `HEAD` only asks about a `GET`, and HTTP/1.0 knows no upgrades.
-///
-/// Source: RFC 9110, sections 7.6.1, 7.8 and 9.3.2.
-fn asks_for_console(request: &Request) -> bool {
-    let headers = request.headers();
-    request.method() == Method::GET
-        && request.version() >= Version::HTTP_11
-        && lists(headers, &header::CONNECTION, "upgrade")
-        && lists(headers, &header::UPGRADE, CONSOLE_PROTOCOL)
-}
-
-/// Whether a header, a list that may come in several lines, has `word`.
-fn lists(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
-    let lines = headers.get_all(name).into_iter();
-    let lines = lines.filter_map(|value| value.to_str().ok());
-    let mut words = lines.flat_map(|line| line.split(','));
-    words.any(|one| one.trim().eq_ignore_ascii_case(word))
 }
 
 /// Copies until the client disconnects, or the instance is deleted. A slow
