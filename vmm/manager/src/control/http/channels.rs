@@ -102,6 +102,38 @@ pub async fn delete(
     Ok(Json(deleted))
 }
 
+/// A change of one member.
+#[derive(Debug, Clone, Copy)]
+enum Move {
+    Join,
+    Leave,
+}
+
+/// What [`join`] and [`leave`] have in common.
+async fn move_member(
+    api: &Api,
+    path: Result<Path<String>, PathRejection>,
+    query: Result<Query<DryRun>, QueryRejection>,
+    body: Body,
+    to: Move,
+) -> Result<Json<Channel>, ControlError> {
+    let (name, dry_run) = (name(path)?, dry_run(query)?);
+    let MemberBody { member } = json(body).await?;
+    let action = match to {
+        Move::Join => "join-channel",
+        Move::Leave => "leave-channel",
+    };
+    let carry_out = async move |manager: Rc<Manager>| {
+        match (dry_run, to) {
+            (true, _) => manager.registry().channel(&name)?.check_member(&member)?,
+            (false, Move::Join) => manager.join_channel(&name, &member).await?,
+            (false, Move::Leave) => manager.leave_channel(&name, &member).await?,
+        }
+        shown(&manager.registry(), &name)
+    };
+    Ok(Json(api.client.change(change(action), carry_out).await?))
+}
+
 /// Gives a channel to one of its members: at once if it runs, and at its boots from
 /// now on.
 #[utoipa::path(post, path = "/v1/channels/{name}/join", params(ChannelParam, DryRun),
@@ -112,16 +144,7 @@ pub async fn join(
     query: Result<Query<DryRun>, QueryRejection>,
     body: Body,
 ) -> Result<Json<Channel>, ControlError> {
-    let (name, dry_run) = (name(path)?, dry_run(query)?);
-    let MemberBody { member } = json(body).await?;
-    let join = async move |manager: Rc<Manager>| {
-        match dry_run {
-            true => manager.registry().channel(&name)?.check_member(&member)?,
-            false => manager.join_channel(&name, &member).await?,
-        }
-        shown(&manager.registry(), &name)
-    };
-    Ok(Json(api.client.change(change("join-channel"), join).await?))
+    move_member(&api, path, query, body, Move::Join).await
 }
 
 /// Takes a channel away from one of its members: at once if it runs, and until it
@@ -134,16 +157,5 @@ pub async fn leave(
     query: Result<Query<DryRun>, QueryRejection>,
     body: Body,
 ) -> Result<Json<Channel>, ControlError> {
-    let (name, dry_run) = (name(path)?, dry_run(query)?);
-    let MemberBody { member } = json(body).await?;
-    let leave = async move |manager: Rc<Manager>| {
-        match dry_run {
-            true => manager.registry().channel(&name)?.check_member(&member)?,
-            false => manager.leave_channel(&name, &member).await?,
-        }
-        shown(&manager.registry(), &name)
-    };
-    Ok(Json(
-        api.client.change(change("leave-channel"), leave).await?,
-    ))
+    move_member(&api, path, query, body, Move::Leave).await
 }
