@@ -478,7 +478,8 @@ fn functions(
     }
     let mut channels = None;
     if slots.iter().all(|slot| slot.number != CHANNEL_SLOT) {
-        let function = ChannelFunction::new(CHANNEL_SLOT, wiring).map_err(BoardError::Io)?;
+        let function =
+            ChannelFunction::new(CHANNEL_SLOT, wiring, &lines).map_err(BoardError::Io)?;
         channels = Some(Arc::clone(&function));
         slots.push(Slot {
             number: CHANNEL_SLOT,

@@ -6,10 +6,12 @@
     reason = "hands descriptors to kvm-ioctls and vmm-sys-util"
 )]
 
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::{ReadWriteFlags, preadv2};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Creates a `Kvm` from a descriptor. The first ioctl shows whether it is
@@ -38,4 +40,21 @@ pub fn is_signalled(event: &EventFd) -> bool {
     let mut poll = [PollFd::new(&descriptor, PollFlags::IN)];
     let without_waiting = Timespec::default();
     rustix::event::poll(&mut poll, Some(&without_waiting)).is_ok_and(|ready| ready > 0)
+}
+
+/// The offset that stands for no offset: eventfds have none.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// Takes what is signalled of an eventfd, and never waits: whoever has it as well may
+/// have made its reads wait.
+///
+/// # Errors
+/// Fails if nothing is signalled.
+pub fn take_signal(event: &EventFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `event` is borrowed.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let mut counter = [0; 8];
+    let mut slices = [IoSliceMut::new(&mut counter)];
+    preadv2(descriptor, &mut slices, NO_OFFSET, ReadWriteFlags::NOWAIT)?;
+    Ok(())
 }

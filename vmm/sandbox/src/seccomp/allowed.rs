@@ -58,11 +58,15 @@ const COMMON: [(i64, &str); 33] = [
 ];
 
 /// Calls of a worker: for threads and the event loop.
-const WORKER: [(i64, &str); 12] = [
+const WORKER: [(i64, &str); 13] = [
     (libc::SYS_exit, "the end of a thread"),
     (libc::SYS_set_robust_list, "thread start"),
     (libc::SYS_rseq, "thread start"),
     (libc::SYS_eventfd2, "interrupts, wake-ups of the loop"),
+    (
+        libc::SYS_preadv2,
+        "doorbells that another worker may have made block",
+    ),
     (libc::SYS_epoll_create1, "the event loop"),
     (libc::SYS_epoll_ctl, "the event loop"),
     (libc::SYS_epoll_wait, "the event loop"),

@@ -2,8 +2,9 @@
 //! members' states.
 //!
 //! ```text
-//!   BAR 0   0x000  registers of ivshmem, revision 1: position, doorbell
+//!   BAR 0   0x000  registers of ivshmem: mask, status, position, doorbell
 //!           0x010  version of what follows, number of positions
+//!           0x018  for drivers without MSI-X: which vectors have rung, and are muted
 //!           0x100  for each position 0x80 bytes: the memory of its channel, the
 //!                  members' states; zero if there is none
 //!   BAR 1   0x000  the table of MSI-X, from 0x800 on the pending bits
@@ -13,8 +14,11 @@
 //! doorbell register, and turns it into a message of the other's guest. No process
 //! is on the way. While the receiver masks the vector, KVM does not listen, and any
 //! number of rings becomes one interrupt later; so does what was rung while no guest
-//! was there. This process never reads or writes these eventfds, which another
-//! worker could make block.
+//! was there. This process never waits for these eventfds, which another worker could make
+//! block.
+//!
+//! A driver that cannot use MSI-X, as Linux's `uio_pci_generic`, enables the line
+//! instead. This process listens to the doorbells then, as [`DoorbellLine`] says.
 //!
 //! Channels come and go while the guest runs, each at one of eight positions. The
 //! last vector of a position tells of that, and of changes of the members' states.
@@ -24,14 +28,14 @@
 //!
 //! Source of the first registers: QEMU, docs/specs/ivshmem-spec.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use mkpool::AddrRange;
-use mkvmm_base::layout::pci_slot_start;
+use mkvmm_base::layout::{pci_slot_line, pci_slot_start};
 use mkvmm_wire::messages::{CHANNELS_MAX, DOORBELLS_MAX};
 use mkvmm_wire::shared::bell::{Bell, Rung};
 use mkvmm_wire::shared::members::{MEMBERS_MAX, Members};
@@ -39,9 +43,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::device::lock;
 use crate::devices::pci::config::{Bar, ConfigSpace, Decoded, Identity, Windows};
+use crate::devices::pci::doorbell_line::DoorbellLine;
 use crate::devices::pci::function::Function;
+use crate::devices::pci::line::Lines;
 use crate::devices::pci::msix::{Msix, Place};
 use crate::devices::pci::wiring::Wiring;
+use crate::kvm::device::take_signal;
 
 /// Shared memory between virtual machines, as QEMU's ivshmem says it: class 05
 /// (memory), subclass 00 (RAM). The subsystem tells it from QEMU's, which has a
@@ -62,9 +69,15 @@ const BAR_SIZE: u64 = 0x1000;
 const PENDING: u64 = 0x800;
 
 /// Offsets of registers in the first BAR.
+const ENABLE: u64 = 0x00;
+const STATUS: u64 = 0x04;
 const POSITION: u64 = 0x08;
 const DOORBELL: u64 = 0x0c;
 const VERSION: u64 = 0x10;
+const RUNG: u64 = 0x18;
+const MUTED: u64 = 0x20;
+const RUNG_HIGH: u64 = RUNG + 4;
+const MUTED_HIGH: u64 = MUTED + 4;
 /// The first channel, and the bytes of each.
 const FIRST: u64 = 0x100;
 const CHANNEL: u64 = 0x80;
@@ -104,6 +117,9 @@ pub struct Port {
 
 /// The token of a change of the channels in the event loop.
 const CHANGED: u32 = u32::MAX;
+/// The token of the first vector's doorbell in the event loop. Below are those of the
+/// positions.
+const DOORBELLS: u32 = 0x100;
 
 #[derive(Debug)]
 struct Space {
@@ -129,6 +145,8 @@ struct Ports {
     connected: BTreeSet<u32>,
     /// What the event loop has not seen yet.
     watches: Vec<Watch>,
+    /// The doorbells that the event loop listens to, by vector.
+    heard: BTreeMap<u32, Arc<Port>>,
 }
 
 /// The channels of a guest, in a slot.
@@ -136,6 +154,7 @@ struct Ports {
 pub struct ChannelFunction {
     space: Mutex<Space>,
     msix: Msix,
+    line: DoorbellLine,
     ports: Mutex<Ports>,
     wiring: Arc<dyn Wiring>,
     /// Signalled when there are new watches.
@@ -147,6 +166,19 @@ impl Port {
     fn own(&self) -> impl Iterator<Item = &EventFd> {
         let own = self.doorbells.get(usize::from(self.member));
         own.into_iter().flatten().take(STATE_VECTOR)
+    }
+
+    /// Returns the eventfd that rings this guest at a vector.
+    fn doorbell_of(&self, vector: u32) -> Option<&EventFd> {
+        let doorbell = usize::try_from(vector).ok()? % CHANNEL_VECTORS;
+        self.own().nth(doorbell)
+    }
+
+    /// Returns what the event loop is to know of the doorbell at a vector.
+    fn events(&self, vector: u32) -> Option<Events> {
+        let event = self.doorbell_of(vector)?;
+        let token = DOORBELLS.saturating_add(vector);
+        Some(Events::with_data(event, token, EventSet::IN))
     }
 
     /// Returns all doorbells, with the numbers that ring them: the position of the
@@ -223,11 +255,12 @@ impl ChannelFunction {
     ///
     /// # Errors
     /// Fails if the host has run out of file descriptors.
-    pub fn new(slot: u8, wiring: Arc<dyn Wiring>) -> io::Result<Arc<Self>> {
+    pub fn new(slot: u8, wiring: Arc<dyn Wiring>, lines: &Arc<Lines>) -> io::Result<Arc<Self>> {
+        let number = pci_slot_line(slot);
         let vectors = 0..CHANNELS_MAX * CHANNEL_VECTORS;
         let foreign = vectors.map(|vector| vector % CHANNEL_VECTORS != STATE_VECTOR);
         let msix = Msix::on_demand(foreign, Arc::clone(&wiring));
-        let mut config = ConfigSpace::new(IDENTITY, None);
+        let mut config = ConfigSpace::new(IDENTITY, Some(number));
         for index in [REGISTERS, VECTORS] {
             let bar = Bar {
                 index,
@@ -249,11 +282,13 @@ impl ChannelFunction {
                 msix: msix_at,
             }),
             msix,
+            line: DoorbellLine::new(lines.line(number, slot)),
             ports: Mutex::new(Ports {
                 all: Default::default(),
                 register: None,
                 connected: BTreeSet::new(),
                 watches: Vec::new(),
+                heard: BTreeMap::new(),
             }),
             wiring,
             changed: EventFd::new(EFD_NONBLOCK)?,
@@ -314,20 +349,23 @@ impl ChannelFunction {
 
     /// Tells the guest, and the event loop, of a change at a position.
     fn tell(&self, position: u32) {
-        // A full counter wakes the loop as well.
-        let _ = self.changed.write(1);
+        self.wake();
         self.interrupt(position);
     }
 
     fn interrupt(&self, position: u32) {
         let vector = vector(position, STATE_VECTOR);
         self.msix.trigger(u16::try_from(vector).unwrap_or(u16::MAX));
+        self.line.ring(u32::try_from(vector).unwrap_or(u32::MAX));
     }
 
     fn word(&self, offset: u64) -> u64 {
         let ports = lock(&self.ports);
         let first = || ports.all.iter().flatten().next();
         match offset {
+            ENABLE => self.line.enabled().into(),
+            RUNG => self.line.rung(),
+            MUTED => self.line.muted(),
             POSITION => first().map_or(0, |port| port.member.into()),
             VERSION => THIS_VERSION | (CHANNELS_MAX as u64) << 32,
             FIRST.. => {
@@ -357,6 +395,88 @@ impl ChannelFunction {
                 log::warn!("channels: changes of states cannot be followed: {error}");
             }
         }
+        self.listen(ops);
+    }
+
+    /// Has the event loop listen to the doorbells that are to be heard now, and to no
+    /// others.
+    fn listen(&self, ops: &mut EventOps<'_>) {
+        let mut ports = lock(&self.ports);
+        let bits = self.line.heard();
+        let all = ports.present().into_iter().flat_map(|(position, port)| {
+            let vectors = (0..port.own().count()).map(move |doorbell| vector(position, doorbell));
+            let vectors = vectors.filter_map(|vector| u32::try_from(vector).ok());
+            vectors.map(move |vector| (vector, Arc::clone(&port)))
+        });
+        let due: BTreeMap<u32, Arc<Port>> = all
+            .filter(|(vector, _)| bits.checked_shr(*vector).unwrap_or(0) & 1 != 0)
+            .collect();
+        ports.heard.retain(|vector, port| {
+            let is_due = due.get(vector).is_some_and(|due| Arc::ptr_eq(due, port));
+            if let Some(events) = port.events(*vector).filter(|_| !is_due)
+                && let Err(error) = ops.remove(events)
+            {
+                log::debug!("channels: a doorbell: {error}");
+            }
+            is_due
+        });
+        for (vector, port) in due {
+            if ports.heard.contains_key(&vector) {
+                continue;
+            }
+            match port.events(vector).map(|events| ops.add(events)) {
+                Some(Err(error)) => log::warn!("channels: a doorbell cannot be heard: {error}"),
+                _ => drop(ports.heard.insert(vector, port)),
+            }
+        }
+    }
+
+    /// Takes a doorbell that has rung, and asserts the line. Nobody listens to it
+    /// until the guest has acknowledged it.
+    fn hear(&self, vector: u32, ops: &mut EventOps<'_>) {
+        let port = lock(&self.ports).heard.get(&vector).cloned();
+        // One that was taken away meanwhile is not heard much longer.
+        if let Some(event) = port.as_ref().and_then(|port| port.doorbell_of(vector)) {
+            // Another who has it may have taken the signal.
+            let _ = take_signal(event);
+            self.line.ring(vector);
+        }
+        self.listen(ops);
+    }
+
+    /// Applies a write of a register. The event loop listens anew after those that
+    /// change what is to be heard.
+    fn set(&self, offset: u64, data: &[u8]) {
+        let mut bytes = [0; 8];
+        let len = data.len().min(bytes.len());
+        bytes
+            .iter_mut()
+            .zip(data)
+            .for_each(|(to, from)| *to = *from);
+        let value = u64::from_le_bytes(bytes);
+        let low = u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0);
+        match (offset, len) {
+            (ENABLE, 4 | 8) => self.line.set_enabled(low),
+            (RUNG, 8) => self.line.acknowledge(value),
+            (RUNG, 4) => self.line.acknowledge(low.into()),
+            (RUNG_HIGH, 4) => self.line.acknowledge(u64::from(low) << 32),
+            (MUTED, 8) => self.line.mute(value),
+            (MUTED, 4) => self
+                .line
+                .mute(self.line.muted() >> 32 << 32 | u64::from(low)),
+            (MUTED_HIGH, 4) => {
+                let rest = self.line.muted() & u64::from(u32::MAX);
+                self.line.mute(rest | u64::from(low) << 32);
+            }
+            _ => return,
+        }
+        self.wake();
+    }
+
+    /// Has the event loop look at what has changed.
+    fn wake(&self) {
+        // A full counter wakes the loop as well.
+        let _ = self.changed.write(1);
     }
 }
 
@@ -374,13 +494,19 @@ impl Function for ChannelFunction {
     }
 
     fn read_config(&self, offset: u8, data: &mut [u8]) {
-        lock(&self.space).config.read(offset, data);
+        let mut space = lock(&self.space);
+        space.config.show_line(self.line.is_pending());
+        space.config.read(offset, data);
     }
 
     fn write_config(&self, offset: u8, data: &[u8]) {
         let mut space = lock(&self.space);
         space.config.write(offset, data);
         self.msix.on_config(&space.config, space.msix);
+        let is_enabled = space.config.is_line_enabled();
+        self.line.on_config(is_enabled, self.msix.is_enabled());
+        drop(space);
+        self.wake();
     }
 
     fn decoded(&self, windows: &Windows) -> Vec<Decoded> {
@@ -419,6 +545,15 @@ impl Function for ChannelFunction {
                     let index = usize::try_from(at % 8).unwrap_or(0);
                     *byte = word.to_le_bytes().get(index).copied().unwrap_or(0);
                 }
+                // The only register that is changed by being read.
+                if let Some(at) = STATUS
+                    .checked_sub(offset)
+                    .and_then(|at| usize::try_from(at).ok())
+                    && let Some(byte) = data.get_mut(at)
+                {
+                    *byte = u8::try_from(self.line.take()).unwrap_or(0);
+                    self.wake();
+                }
             }
             (_, PENDING..) => self.msix.read_pending(offset - PENDING, data),
             _ => self.msix.read_table(offset, data),
@@ -426,9 +561,11 @@ impl Function for ChannelFunction {
     }
 
     fn write(&self, bar: u8, offset: u64, data: &[u8]) {
-        // Doorbells that exist never come here.
-        if bar == VECTORS && offset < PENDING {
-            self.msix.write_table(offset, data);
+        match bar {
+            VECTORS if offset < PENDING => self.msix.write_table(offset, data),
+            // Doorbells that exist never come here.
+            REGISTERS => self.set(offset, data),
+            _ => {}
         }
     }
 
@@ -443,6 +580,9 @@ impl EventSubscriber for ChannelFunction {
         if position == CHANGED {
             let _ = self.changed.read();
             return self.follow(ops);
+        }
+        if let Some(vector) = position.checked_sub(DOORBELLS) {
+            return self.hear(vector, ops);
         }
         let port = {
             let ports = lock(&self.ports);

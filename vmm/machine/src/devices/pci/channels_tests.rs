@@ -4,6 +4,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::devices::pci::wiring::tests::Recorded;
+use crate::kvm::device::is_signalled;
 
 const BASE: u64 = pci_slot_start(3);
 
@@ -38,7 +39,8 @@ fn fixture() -> Fixture {
     let wiring = Arc::new(Recorded::default());
     let ((first, states), (second, _)) = (port(5, 0, 2, 2), port(6, 2, 3, 1));
     let doorbell = second.doorbells[2][0].try_clone().unwrap();
-    let function = ChannelFunction::new(3, wiring.clone()).unwrap();
+    let lines = Lines::new(wiring.clone());
+    let function = ChannelFunction::new(3, wiring.clone(), &lines).unwrap();
     function.add(first).unwrap();
     function.add(second).unwrap();
     Fixture {
@@ -99,7 +101,7 @@ fn registers_tell_of_all_channels() {
     assert_eq!(it.read(REGISTERS, 0x1a0), 8 << 32 | 1);
     // Odd accesses see the same bytes; what is not there is 0.
     assert_eq!(it.read(REGISTERS, 0x14c) & 0xffff_ffff, 7);
-    for nothing in [0, 0x150, 0x178, 0x200, BAR_SIZE - 8] {
+    for nothing in [0x28, 0x150, 0x178, 0x200, BAR_SIZE - 8] {
         assert_eq!(it.read(REGISTERS, nothing), 0, "{nothing:#x}");
     }
 }
@@ -207,4 +209,67 @@ fn the_event_loop_watches_the_channels_that_are_there() {
     // Nobody listens to it any more.
     ours.ring();
     settle(&mut manager);
+}
+
+#[test]
+fn doorbells_assert_the_line_of_who_has_no_msix() {
+    let it = fixture();
+    let line = pci_slot_line(3);
+    let function = &it.function;
+    let mut manager = event_manager::EventManager::<Arc<ChannelFunction>>::new().unwrap();
+    manager.add_subscriber(Arc::clone(function));
+    let mut settle = || while manager.run_with_timeout(0).unwrap() > 0 {};
+    settle();
+    let mut pin = [0];
+    function.read_config(0x3d, &mut pin);
+    assert_eq!(pin, [1]);
+    let shown = || {
+        let mut status = [0];
+        function.read_config(6, &mut status);
+        status[0] & 1 << 3 != 0
+    };
+    // The arrivals at positions 0 and 1, and a doorbell that is not heard yet.
+    it.doorbell.write(1).unwrap();
+    settle();
+    assert_eq!(it.read(REGISTERS, RUNG), 1 << 7 | 1 << 15);
+    assert!(!it.wiring.level(line) && !shown());
+    function.write(REGISTERS, RUNG, &u64::MAX.to_le_bytes());
+    function.write(REGISTERS, ENABLE, &u32::MAX.to_le_bytes());
+    settle();
+    assert!(it.wiring.level(line) && shown());
+    assert_eq!(it.read(REGISTERS, RUNG), 1 << 8);
+    // The command register, as uio_pci_generic uses it.
+    function.write_config(5, &[4]);
+    assert!(!it.wiring.level(line) && shown());
+    function.write_config(5, &[0]);
+    assert!(it.wiring.level(line));
+    // While it is not acknowledged, nobody takes what is rung.
+    it.doorbell.write(5).unwrap();
+    settle();
+    assert!(is_signalled(&it.doorbell));
+    function.write(REGISTERS, RUNG, &(1_u32 << 8).to_le_bytes());
+    settle();
+    assert!(it.wiring.level(line) && !is_signalled(&it.doorbell));
+    let mut status = [0; 4];
+    function.read(REGISTERS, STATUS, &mut status);
+    assert_eq!(u32::from_le_bytes(status), 1);
+    assert!(!it.wiring.level(line) && !shown());
+    // Muted vectors are not heard, and those of MSI-X neither.
+    function.write(REGISTERS, MUTED, &(1_u64 << 8).to_le_bytes());
+    assert_eq!(it.read(REGISTERS, MUTED), 1 << 8);
+    it.doorbell.write(1).unwrap();
+    settle();
+    assert!(is_signalled(&it.doorbell) && !it.wiring.level(line));
+    let capability = lock(&function.space).msix;
+    function.write_config(capability + 3, &[0x80]);
+    function.write(REGISTERS, MUTED, &0_u64.to_le_bytes());
+    settle();
+    assert!(is_signalled(&it.doorbell) && !shown());
+    function.write_config(capability + 3, &[0]);
+    settle();
+    assert_eq!(it.read(REGISTERS, RUNG), 1 << 8);
+    // A channel that is gone is not heard.
+    function.remove(6);
+    settle();
+    assert!(lock(&function.ports).heard.keys().all(|vector| *vector < 8));
 }

@@ -8,6 +8,7 @@
 
 pub mod channels;
 pub mod config;
+pub mod doorbell_line;
 pub mod function;
 pub mod host_bridge;
 pub mod line;
