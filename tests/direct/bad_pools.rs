@@ -51,6 +51,22 @@ fn junk_after_the_address_is_refused() {
 }
 
 #[test]
+fn a_range_that_cannot_be_held_is_refused_with_the_reason() {
+    if skips_without_kvm() {
+        return;
+    }
+    let held = |range: &str| {
+        let run = Mkvmm::run("64M@4G").arg("--hold").arg(range);
+        run.guest("kernel=probe").finish()
+    };
+    for outside in ["4K@3G", "1M@8G", "128M@4G"] {
+        let run = held(outside);
+        let words = "cannot be held, since the pool is 0x100000000-0x104000000";
+        assert!(run.expect_refusal(2).contains(words), "{run}");
+    }
+}
+
+#[test]
 fn a_pool_of_nothing_is_refused() {
     for text in ["0", "0M", "0@0x100000000"] {
         with_pool(text).expect_refusal(2);

@@ -1,7 +1,7 @@
 //! Errors, as clients see them.
 
 use mkvmm_base::state::{State, Verb};
-use mkvmm_base::{Class, Diagnose, chain};
+use mkvmm_base::{Class, Diagnose, causes, chain};
 use serde::{Deserialize, Serialize};
 
 /// The body of an error response.
@@ -20,6 +20,10 @@ pub struct ErrorObject {
     pub code: Class,
     /// The error and its causes, on one line for people.
     pub message: String,
+    /// What the error and each of its causes say, down to the last one, if there are
+    /// several: also those that `message` leaves out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
     /// A hint for fixing the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
@@ -43,9 +47,11 @@ pub struct ErrorObject {
 impl<E: Diagnose> From<&E> for ErrorObject {
     fn from(error: &E) -> Self {
         let (room, state) = (error.room(), error.state());
+        let causes = Some(causes(error)).filter(|all| all.len() > 1);
         Self {
             code: error.class(),
             message: chain(error),
+            causes: causes.unwrap_or_default(),
             help: error.hint(),
             requested: room.map(|room| room.requested),
             avail: room.map(|room| room.avail),

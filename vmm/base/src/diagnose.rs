@@ -104,6 +104,12 @@ pub trait Diagnose: std::error::Error {
         None
     }
 
+    /// Returns what the error and each of its causes say, if another process has told
+    /// it. Else the error has its causes itself.
+    fn told(&self) -> Option<&[String]> {
+        None
+    }
+
     /// Returns the state that does not allow the request, for an error of class
     /// [`Class::WrongState`].
     fn state(&self) -> Option<State> {

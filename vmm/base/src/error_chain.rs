@@ -1,17 +1,42 @@
 //! Formats errors for people: each layer describes itself, on one common line.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+
+/// A cause of an error that says everything about it in its own words: [`chain`] ends
+/// before it, [`causes`] does not.
+#[derive(Debug)]
+pub struct Detail(Box<dyn Error + Send + Sync>);
+
+impl Detail {
+    /// Returns `error` as such a cause.
+    pub fn new(error: impl Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Detail {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
 
 /// Formats an error and its causes on one line. A cause that its predecessor
 /// already quotes, as errors of some other crates do, is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
-    while let Some(error) = cause {
+    while let Some(error) = cause.filter(|error| !error.is::<Detail>()) {
         let said = error.to_string();
         if !text.ends_with(&said) {
             text.push_str(": ");
@@ -20,6 +45,20 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Returns what an error and each of its causes say, down to the last one.
+pub fn causes(error: &dyn Error) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !all.last().is_some_and(|last| last.ends_with(&said)) {
+            all.push(said);
+        }
+        cause = error.source();
+    }
+    all
 }
 
 /// Whether an error came about because the host has no descriptors, processes
@@ -70,5 +109,18 @@ mod tests {
         let last = Told("no such file", None);
         let error = told("config", told("a.toml: no such file", last));
         assert_eq!(chain(&error), "config: a.toml: no such file");
+        assert_eq!(causes(&error), ["config", "a.toml: no such file"]);
+    }
+
+    #[test]
+    fn details_are_causes_that_are_not_read_to_everybody() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("needs 2, 1 is free")]
+        struct Words(#[source] Detail);
+        let last = Told("the last cause", None);
+        let words = Words(Detail::new(Told("no chunk", Some(Box::new(last)))));
+        assert_eq!(chain(&words), "needs 2, 1 is free");
+        let all = ["needs 2, 1 is free", "no chunk", "the last cause"];
+        assert_eq!(causes(&words), all);
     }
 }

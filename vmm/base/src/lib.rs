@@ -22,7 +22,7 @@ pub mod violation;
 
 pub use bytes::Bytes;
 pub use diagnose::{Class, Diagnose, Room};
-pub use error_chain::{chain, is_shortage};
+pub use error_chain::{Detail, causes, chain, is_shortage};
 pub use exit_counts::{ExitCounts, ExitKind};
 pub use names::{InstanceId, InstanceName, NameError, RunId};
 pub use plain::is_plain;

@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::process::{ExitCode, Termination};
 
-use mkvmm_base::{Class, Diagnose, chain};
+use log::LevelFilter;
+use mkvmm_base::{Class, Diagnose, causes, chain};
 
 use crate::cli::HostIoError;
 
@@ -109,15 +110,28 @@ impl CliError {
     /// Returns whether the command only failed to print to somebody who had
     /// stopped reading: nothing is to be said about that.
     pub fn is_unread(&self) -> bool {
-        let error: &dyn Error = &*self.0;
-        let error = error.downcast_ref::<HostIoError>();
-        error.is_some_and(HostIoError::is_unread)
+        self.find().is_some_and(HostIoError::is_unread)
     }
 
-    /// Returns the lines for stderr, without the final newline.
+    /// Returns the error, if it is of this kind.
+    pub fn find<E: Error + 'static>(&self) -> Option<&E> {
+        let error: &dyn Error = &*self.0;
+        error.downcast_ref()
+    }
+
+    /// Returns the lines for stderr, without the final newline: at the level of
+    /// debugging, with one for each cause.
     pub fn render(&self) -> String {
         // Keep it on one line, even if a path contains a newline.
         let mut text = format!("error: {}", chain(&*self.0).replace('\n', "\\n"));
+        if log::max_level() >= LevelFilter::Debug {
+            let own = causes(&*self.0);
+            let all = self.0.told().unwrap_or(&own).iter().skip(1);
+            for cause in all {
+                text.push_str("\ncause: ");
+                text.push_str(&cause.replace('\n', "\\n"));
+            }
+        }
         if let Some(help) = self.0.hint() {
             text.push_str("\nhelp: ");
             text.push_str(&help);

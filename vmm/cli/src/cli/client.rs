@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
+use log::LevelFilter;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
@@ -71,6 +72,13 @@ impl Diagnose for ClientError {
             _ => None,
         }
     }
+
+    fn told(&self) -> Option<&[String]> {
+        match self {
+            Self::Refused(error) => Some(&error.causes),
+            _ => None,
+        }
+    }
 }
 
 /// Options of every command that talks to a running VMM.
@@ -80,9 +88,12 @@ pub struct ClientArgs {
     /// /run/mkvmm.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Print exactly the JSON that the VMM sends
+    /// Print exactly the JSON that the VMM sends, also that of an error
     #[arg(long)]
     pub json: bool,
+    /// If there is an error, print each of its causes, down to the last one
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 /// A request as text: method, path with query, a header, and body.
@@ -127,6 +138,7 @@ impl ClientArgs {
         Self {
             socket,
             json: false,
+            verbose: false,
         }
     }
 
@@ -135,6 +147,7 @@ impl ClientArgs {
         Self {
             socket: Some(path.to_owned()),
             json: false,
+            verbose: false,
         }
     }
 
@@ -146,6 +159,9 @@ impl ClientArgs {
     /// Sends `call` and returns the text of the response.
     pub fn call(&self, call: Call<'_>) -> Result<String, CliError> {
         let socket = self.socket();
+        if self.verbose {
+            log::set_max_level(LevelFilter::Debug);
+        }
         block_on(async { Ok(ask(&socket, call).await?) })
     }
 

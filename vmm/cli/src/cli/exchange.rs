@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use crate::cli::client::{Call, ClientArgs, ClientError};
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_api::ErrorBody;
 use mkvmm_api::instance::Instance;
 
 /// Options of every command that changes something.
@@ -79,7 +80,24 @@ pub fn get<T: DeserializeOwned>(
     path: &str,
     render: impl FnOnce(&T) -> String,
 ) -> Result<ExitStatus, CliError> {
-    answer(client.json, client.call(Call::get(path))?, render)
+    answer(client.json, asked(client, Call::get(path))?, render)
+}
+
+/// Performs a call; prints the JSON of a refusal, if JSON is wanted.
+///
+/// # Errors
+/// Returns the errors of the call and of standard output.
+pub fn asked(client: &ClientArgs, call: Call<'_>) -> Result<String, CliError> {
+    let answer = client.call(call);
+    if let Err(error) = &answer
+        && let Some(ClientError::Refused(refusal)) = error.find()
+        && client.json
+    {
+        let error = (**refusal).clone();
+        let body = serde_json::to_string(&ErrorBody { error });
+        print(format!("{}\n", body.map_err(ClientError::Json)?).as_bytes())?;
+    }
+    answer
 }
 
 /// Performs a call that changes something and prints its response, as `render`
@@ -92,7 +110,7 @@ pub fn change<T: DeserializeOwned>(
     call: Call<'_>,
     render: impl FnOnce(&T) -> String,
 ) -> Result<ExitStatus, CliError> {
-    let text = args.client.call(call)?;
+    let text = asked(&args.client, call)?;
     answer(args.client.json, text, |object| {
         let text = render(object);
         if args.dry_run {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mkvmm_base::{Diagnose, InstanceName, chain};
+use mkvmm_base::{Diagnose, InstanceName, causes, chain};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::control::error::ControlError;
@@ -226,6 +226,9 @@ impl Client {
 }
 
 fn note_refusal(manager: &Manager, change: Change, error: &ControlError) {
+    for (number, cause) in causes(error).iter().enumerate().skip(1) {
+        log::debug!("{} refused, cause {number}: {cause}", change.action);
+    }
     let kind = EventKind::Refused {
         action: change.action.to_owned(),
         code: error.class(),

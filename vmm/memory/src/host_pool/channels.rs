@@ -33,12 +33,30 @@ impl HostPool {
         self.rule.check_size(size)?;
         let align = size.checked_next_power_of_two();
         let align = align.map_or(ALIGN_MAX, |align| align.min(ALIGN_MAX));
-        let range = self.main.alloc_with(size, fit(align, self.main.order()));
+        let order = self.main.order();
+        let range = self.main.alloc_with(size, fit(align, order));
         self.log.answered(Caller::vmm(CHANNEL), size, &range);
-        let (id, range) = (self.channels.next_id, range?);
+        let range = range.map_err(|error| HostPoolError::of_alloc(error, size, align, order))?;
+        let id = self.channels.next_id;
         self.enter_channel(id, name, range)?;
         self.channels.next_id += 1;
         Ok((id, range))
+    }
+
+    /// Takes the memory of a channel that was released once more, under its ID.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::restore_channel`], if something else has its
+    /// addresses by now; the ledger is unchanged then.
+    pub fn carve_channel_again(
+        &mut self,
+        id: u32,
+        name: &InstanceName,
+        range: AddrRange,
+    ) -> Result<(), HostPoolError> {
+        self.restore_channel(id, name, range)?;
+        self.log.taken(Caller::vmm(CHANNEL), range);
+        Ok(())
     }
 
     fn enter_channel(
@@ -158,6 +176,10 @@ mod tests {
         assert!(matches!(twice, Err(HostPoolError::ChannelExists { .. })));
         let (id, page) = pool.carve_channel(&name("cd"), 1).unwrap();
         assert_eq!((id, page.size()), (2, 4096));
+        pool.release_channel(1).unwrap();
+        pool.carve_channel_again(2, &name("ab"), range).unwrap_err();
+        pool.carve_channel_again(1, &name("ab"), range).unwrap();
+        assert!(pool.to_string().contains("mk-channel-1-ab"));
         pool.release_channel(1).unwrap();
         pool.release_channel(2).unwrap();
         pool.release_channel(2).unwrap();

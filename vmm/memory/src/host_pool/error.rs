@@ -2,13 +2,17 @@
 
 use mkpool::AddrRange;
 use mkpool::instance::{CreateError, DestroyError, StaleDraft};
+use mkpool::main_pool::PAGE_ORDER;
 use mkpool::pool::{AllocError, FreeError, PoolError};
 use mkpool::resource::ResourceError;
-use mkvmm_base::{Bytes, Class, Diagnose, InstanceName, Room};
+use mkvmm_base::{Bytes, Class, Detail, Diagnose, InstanceName, Room};
 
 use crate::host_pool::granule::GranuleError;
 use crate::host_pool::state::StateError;
 use crate::placement::PlacementError;
+
+/// The granule that everybody expects.
+const PAGE_SIZE: u64 = 1 << PAGE_ORDER;
 
 /// A reason why the ledger refused an operation.
 #[derive(Debug, thiserror::Error)]
@@ -19,15 +23,38 @@ pub enum HostPoolError {
     /// The sub-pool could not be carved with these values.
     #[error("the memory cannot be carved")]
     Carve(#[source] CreateError),
-    /// The pool has too little free memory for a sub-pool, or not in one piece.
-    #[error("needs {}, {}", Bytes(*.memory), shortage(*.memory, *.avail, *.largest_free))]
+    /// The pool has too little free memory, or not in one piece.
+    #[error("needs {}{}", Bytes(*.memory), shortage(*.memory, *.granule, *.avail, *.largest_free))]
     NoRoom {
         /// The number of bytes requested.
         memory: u64,
+        /// The number of bytes of which it has to be a multiple.
+        granule: u64,
         /// The number of free bytes.
         avail: u64,
         /// The size of the longest free extent in bytes.
         largest_free: u64,
+        /// The error that the allocator returned.
+        #[source]
+        source: Detail,
+    },
+    /// The pool has enough free memory, but not at such an address.
+    #[error(
+        "needs {} at a multiple of {}, where nothing is free: {} are free, {} of them in one piece",
+        Bytes(*.size), Bytes(*.align), Bytes(*.avail), Bytes(*.largest_free)
+    )]
+    NotAligned {
+        /// The number of bytes requested.
+        size: u64,
+        /// The alignment requested.
+        align: u64,
+        /// The number of free bytes.
+        avail: u64,
+        /// The size of the longest free extent in bytes.
+        largest_free: u64,
+        /// The error that the allocator returned.
+        #[source]
+        source: Detail,
     },
     /// The sub-pool could be carved, but in too many regions.
     #[error(
@@ -45,7 +72,15 @@ pub enum HostPoolError {
     /// The size does not suit the granule of the pool.
     #[error(transparent)]
     Granule(#[from] GranuleError),
-    /// A range to hold is not free, or not in the pool.
+    /// A range to hold is not in the pool.
+    #[error("{range:?} cannot be held, since the pool is {pool:?}")]
+    HoldOutside {
+        /// The range to hold.
+        range: AddrRange,
+        /// The range of the pool.
+        pool: AddrRange,
+    },
+    /// A range to hold is not free.
     #[error("{range:?} cannot be held")]
     Hold {
         /// The range to hold.
@@ -105,14 +140,62 @@ pub enum HostPoolError {
 }
 
 /// Says what is free, and what of `memory` is not.
-fn shortage(memory: u64, avail: u64, largest_free: u64) -> String {
-    match memory.checked_sub(avail) {
-        Some(short @ 1..) => format!("{} are free ({} short)", Bytes(avail), Bytes(short)),
+fn shortage(memory: u64, granule: u64, avail: u64, largest_free: u64) -> String {
+    let rounded = memory.checked_next_multiple_of(granule);
+    let rounded = rounded.unwrap_or(u64::MAX);
+    // Whoever asks for pages does not think of granules.
+    let unit = match rounded == memory || granule <= PAGE_SIZE {
+        true => String::new(),
+        false => format!(" in granules of {}", Bytes(granule)),
+    };
+    let avail_text = Bytes(avail);
+    match rounded.max(memory).checked_sub(avail) {
+        Some(short @ 1..) if unit.is_empty() => {
+            let short = Bytes(memory.saturating_sub(avail).max(1).min(short));
+            format!(", {avail_text} are free ({short} short)")
+        }
+        Some(1..) => format!("{unit}, {avail_text} are free"),
+        _ if largest_free >= rounded => format!(
+            "{unit}, {avail_text} are free, but no granule of {} at a multiple of that",
+            Bytes(granule)
+        ),
         _ => format!(
-            "{} are free, but in pieces of at most {}",
-            Bytes(avail),
+            "{unit}, {avail_text} are free, but in pieces of at most {}",
             Bytes(largest_free)
         ),
+    }
+}
+
+impl HostPoolError {
+    /// Describes an allocation of `size` bytes that was refused, in a pool with
+    /// granules of `1 << order` bytes.
+    pub(super) fn of_alloc(error: AllocError, size: u64, align: u64, order: u32) -> Self {
+        match error {
+            AllocError::NoRoom {
+                rounded,
+                avail,
+                largest_free,
+                ..
+            } if largest_free >= rounded => Self::NotAligned {
+                size,
+                align,
+                avail,
+                largest_free,
+                source: Detail::new(error),
+            },
+            AllocError::NoRoom {
+                avail,
+                largest_free,
+                ..
+            } => Self::NoRoom {
+                memory: size,
+                granule: 1_u64.checked_shl(order).unwrap_or(u64::MAX),
+                avail,
+                largest_free,
+                source: Detail::new(error),
+            },
+            error => Self::Alloc(error),
+        }
     }
 }
 
@@ -121,10 +204,13 @@ impl Diagnose for HostPoolError {
         match self {
             Self::Carve(_) => Class::Invalid,
             Self::NoRoom { .. }
+            | Self::NotAligned { .. }
             | Self::TooManyRegions { .. }
             | Self::Alloc(AllocError::NoRoom { .. }) => Class::NoRoom,
             Self::Placement(error) => error.class(),
-            Self::Alloc(_) | Self::Hold { .. } | Self::Granule(_) => Class::Invalid,
+            Self::Alloc(_) | Self::Hold { .. } | Self::HoldOutside { .. } | Self::Granule(_) => {
+                Class::Invalid
+            }
             Self::NoAllocation { .. } => Class::NoAllocation,
             Self::ChannelExists { .. } => Class::Exists,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,
@@ -145,7 +231,7 @@ impl Diagnose for HostPoolError {
                 Some("delete it first, or choose another name".to_owned())
             }
             // It says that itself.
-            Self::NoRoom { .. } => None,
+            Self::NoRoom { .. } | Self::NotAligned { .. } => None,
             _ => self.room().map(|room| {
                 let (avail, largest) = (Bytes(room.avail), Bytes(room.largest_free));
                 format!("{avail} are free, {largest} of them in one piece")
@@ -159,7 +245,14 @@ impl Diagnose for HostPoolError {
                 memory,
                 avail,
                 largest_free,
+                ..
             } => (*memory, *avail, *largest_free),
+            Self::NotAligned {
+                size,
+                avail,
+                largest_free,
+                ..
+            } => (*size, *avail, *largest_free),
             Self::Alloc(AllocError::NoRoom {
                 requested,
                 avail,

@@ -35,7 +35,7 @@ pub use what_if::Wanted;
 
 use crate::host_pool::alloc_log::{AllocLog, CHUNK, Caller, Outcome};
 use mkvmm_base::image_facts::ImageFacts;
-use mkvmm_base::{InstanceId, InstanceName};
+use mkvmm_base::{Detail, InstanceId, InstanceName};
 
 use crate::host_pool::allocation::{ALLOCATION_NAME, Allocation};
 use crate::host_pool::channel::Channels;
@@ -157,6 +157,10 @@ impl HostPool {
     /// Returns [`HostPoolError::Hold`] if the range is not free or not in the
     /// pool.
     pub fn hold(&mut self, range: AddrRange) -> Result<(), HostPoolError> {
+        let pool = self.range();
+        if !pool.contains_range(&range) {
+            return Err(HostPoolError::HoldOutside { range, pool });
+        }
         let at = Algo::At(range.start());
         let held = self.main.alloc_with(range.size(), at);
         let caller = Caller::vmm(HELD_NAME);
@@ -174,10 +178,11 @@ impl HostPool {
     /// [`HostPoolError::Granule`].
     pub fn alloc(&mut self, size: u64, align: u64) -> Result<AddrRange, HostPoolError> {
         self.rule.check_size(size)?;
-        let range = self.main.alloc_with(size, fit(align, self.main.order()));
+        let order = self.main.order();
+        let range = self.main.alloc_with(size, fit(align, order));
         let caller = Caller::vmm(ALLOCATION_NAME);
         self.log.answered(caller, size, &range);
-        let range = range?;
+        let range = range.map_err(|error| HostPoolError::of_alloc(error, size, align, order))?;
         let entry = self.tree.insert(Some(self.root), range, ALLOCATION_NAME)?;
         let allocation = Allocation {
             range,
@@ -234,13 +239,17 @@ impl HostPool {
         is_live: bool,
     ) -> Result<AddrRange, HostPoolError> {
         let in_control = is_live && sub_pool.control.is_some();
+        let mut order = self.main.order();
         let range = match &mut sub_pool.control {
-            Some(control) if is_live => control.alloc_with(size, fit(align, control.order())),
+            Some(control) if is_live => {
+                order = control.order();
+                control.alloc_with(size, fit(align, order))
+            }
             _ => sub_pool.pool.alloc(size, align),
         };
         let caller = Caller::instance(&sub_pool.name, ALLOCATION_NAME);
         self.log.answered(caller, size, &range);
-        let range = range?;
+        let range = range.map_err(|error| HostPoolError::of_alloc(error, size, align, order))?;
         let parent = sub_pool.entry_of(range);
         let entry = self.tree.insert(parent, range, ALLOCATION_NAME)?;
         let allocation = Allocation {
@@ -321,8 +330,10 @@ impl HostPool {
                 }
                 _ => HostPoolError::NoRoom {
                     memory,
+                    granule: 1_u64.checked_shl(order).unwrap_or(u64::MAX),
                     avail,
                     largest_free: self.main.largest_free().map_or(0, |r| r.size()),
+                    source: Detail::new(source),
                 },
             }
         })?;

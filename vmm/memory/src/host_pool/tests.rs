@@ -122,6 +122,46 @@ fn what_does_not_fit_changes_nothing() {
 }
 
 #[test]
+fn shortages_are_in_words_that_name_what_is_missing() {
+    let mut pool = pool(64 * MIB);
+    let id = pool.next_id();
+    let own = name("a");
+    let small = pool.carve(id, &own, 8 * MIB).unwrap();
+    let mut carve = |memory, order| {
+        let id = pool.next_id();
+        let refused = pool.carve_with_order(id, &own, memory, order);
+        refused.map(|_| ()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        carve(512 * MIB, 12),
+        "needs 512M, 56M are free (456M short)"
+    );
+    assert_eq!(
+        carve(4 * MIB, 40),
+        "needs 4M in granules of 1T, 56M are free"
+    );
+    assert_eq!(
+        carve(4 * MIB, 26),
+        "needs 4M in granules of 64M, 56M are free"
+    );
+    let refused = pool.alloc(4096, 1 << 40).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "needs 4K at a multiple of 1T, where nothing is free: 56M are free, 56M of them in one \
+         piece"
+    );
+    let causes = mkvmm_base::causes(&refused);
+    assert_eq!(causes.len(), 2, "{causes:?}");
+    assert!(
+        causes[1].starts_with("no room for 0x1000 bytes"),
+        "{causes:?}"
+    );
+    let refused = pool.alloc(60 * MIB, 0).unwrap_err();
+    assert_eq!(refused.to_string(), "needs 60M, 56M are free (4M short)");
+    pool.release(small).unwrap();
+}
+
+#[test]
 fn what_is_held_splits_what_comes_after() {
     let mut pool = pool(64 * MIB);
     for i in 0..5 {
@@ -130,8 +170,11 @@ fn what_is_held_splits_what_comes_after() {
             .unwrap();
     }
     let again = AddrRange::with_size(0x1_0000_0000 + 7 * MIB, MIB).unwrap();
-    for bad in [again, AddrRange::with_size(0x1000, MIB).unwrap()] {
-        assert!(matches!(pool.hold(bad), Err(HostPoolError::Hold { .. })));
+    assert!(matches!(pool.hold(again), Err(HostPoolError::Hold { .. })));
+    for (start, size) in [(0x1000, MIB), (0x1_0000_0000, 65 * MIB)] {
+        let outside = AddrRange::with_size(start, size).unwrap();
+        let held = pool.hold(outside);
+        assert!(matches!(held, Err(HostPoolError::HoldOutside { .. })));
     }
     let id = pool.next_id();
     let split = pool.carve(id, &name("split"), 56 * MIB).unwrap();
