@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mkvmm_api::devices::{Device as Described, DeviceSpec};
 use mkvmm_api::net::{NetLink, NetSpec};
@@ -19,12 +20,16 @@ use mkvmm_wire::keeping::Key;
 use rustix::process::Pid;
 
 use crate::event_log::EventKind;
+use crate::guest::Guest;
 use crate::harmless::harmless;
 use crate::life::StepError;
 use crate::links::Links;
 use crate::manager::Manager;
 use crate::passt::{self, Connected, Passt};
 use crate::segments::{Place, SegmentError};
+
+/// The time in which a guest ends whose passt has ended with its worker.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A network device that is to be connected.
 struct Wanted {
@@ -157,23 +162,30 @@ impl Manager {
     }
 
     /// Returns what is called when a passt ends by itself: its guest goes on, with
-    /// the link of the device down.
+    /// the link of the device down, unless it is ending: passt ends with the process
+    /// that it is connected to.
     fn on_passt_end(self: &Rc<Self>, run: RunId, device: u8) -> impl FnOnce(String) + 'static {
         let manager = Rc::downgrade(self);
         move |words| {
-            let Some(manager) = manager.upgrade() else {
-                return;
-            };
-            let registry = manager.registry();
-            let Some(guest) = registry.guest(run.id).filter(|g| g.run_id() == run) else {
-                return;
-            };
-            let message = harmless(&words);
-            let address = Described::address_of(device + 1);
-            let name = guest.name().to_string();
-            log::warn!("{name}: the link of device {address} is down: {message}");
-            let kind = EventKind::LinkDown { address, message };
-            registry.log().push(Some(name), kind);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(LAST_WORDS).await;
+                let Some(manager) = manager.upgrade() else {
+                    return;
+                };
+                let registry = manager.registry();
+                let goes_on = |guest: &&Guest| {
+                    guest.run_id() == run && guest.worker.is_some() && guest.word.is_none()
+                };
+                let Some(guest) = registry.guest(run.id).filter(goes_on) else {
+                    return;
+                };
+                let message = harmless(&words);
+                let address = Described::address_of(device + 1);
+                let name = guest.name().to_string();
+                log::warn!("{name}: the link of device {address} is down: {message}");
+                let kind = EventKind::LinkDown { address, message };
+                registry.log().push(Some(name), kind);
+            });
         }
     }
 
