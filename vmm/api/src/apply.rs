@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bodies::CreateBody;
+use crate::channel::ChannelBody;
 use crate::number::optional;
 use crate::plan::Plan;
 
@@ -11,9 +12,12 @@ use crate::plan::Plan;
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ApplyBody {
+    /// The channels that are to be there, which are created before the instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelBody>,
     /// The instances that are to be there, in the order in which they are created.
     pub instances: Vec<CreateBody>,
-    /// True to delete all other instances.
+    /// True to delete all other instances and channels.
     #[serde(default)]
     pub prune: bool,
     /// The number of milliseconds that guests have to shut down, where one must
@@ -31,18 +35,21 @@ pub struct ApplyBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Applied {
+    /// What happens to each channel: those of the fleet first, in its order.
+    #[serde(default)]
+    pub channels: Vec<FleetChange>,
     /// What happens to each instance: those of the fleet first, in its order.
     pub changes: Vec<FleetChange>,
-    /// The placement of the instances that are created, in the order of their
-    /// creation, as it was computed beforehand.
+    /// The placement of the channels and instances that are created, in the order of
+    /// their creation, as it was computed beforehand.
     pub plan: Plan,
 }
 
-/// What happens to one instance when a fleet is applied.
+/// What happens to one instance or channel when a fleet is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct FleetChange {
-    /// The name of the instance.
+    /// The name of the instance or channel.
     pub name: String,
     /// The kind of the change.
     pub action: FleetAction,
@@ -51,12 +58,12 @@ pub struct FleetChange {
     pub differences: Vec<Difference>,
     /// True if the instance is booted.
     pub starts: bool,
-    /// True if a guest that runs is ended.
+    /// True if a guest that runs is ended, or a channel is taken away from one.
     pub ends: bool,
 }
 
 impl FleetChange {
-    /// Returns whether the instance stays as it is.
+    /// Returns whether the instance or channel stays as it is.
     pub const fn is_none(&self) -> bool {
         matches!(self.action, FleetAction::Keep | FleetAction::Leave)
     }
@@ -67,18 +74,18 @@ impl FleetChange {
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum FleetAction {
-    /// The instance is as the fleet says.
+    /// The instance or channel is as the fleet says.
     Keep,
-    /// The instance is created.
+    /// The instance or channel is created.
     Create,
-    /// The instance differs from what the fleet says: it is deleted and created
+    /// The instance or channel differs from what the fleet says: it is deleted and created
     /// again.
     Replace,
     /// The instance is only booted.
     Start,
-    /// The fleet does not have the instance, and it is deleted.
+    /// The fleet does not have the instance or channel, and it is deleted.
     Delete,
-    /// The fleet does not have the instance, and it stays.
+    /// The fleet does not have the instance or channel, and it stays.
     Leave,
 }
 

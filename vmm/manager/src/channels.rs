@@ -268,6 +268,19 @@ impl Channel {
         self.files.iter()
     }
 
+    /// Returns what creates such a channel.
+    pub fn config(&self) -> ChannelConfig {
+        let members = self.members.iter();
+        ChannelConfig {
+            name: self.name.clone(),
+            size: self.range.size(),
+            doorbells: self.doorbells,
+            members: members
+                .map(|member| (member.name.clone(), member.read_only))
+                .collect(),
+        }
+    }
+
     /// Returns the body that creates such a channel.
     ///
     /// # Errors

@@ -458,16 +458,21 @@ impl Registry {
         &self,
         config: &ChannelConfig,
         others: &[ChannelConfig],
+        gone: &[InstanceName],
     ) -> Result<(), ChannelError> {
-        let exists = self.channels().any(|channel| channel.name == config.name);
-        if exists || others.iter().any(|other| other.name == config.name) {
+        let stays = |channel: &&Channel| !gone.contains(&channel.name);
+        let mut stay = self.channels().filter(stays);
+        if stay.any(|channel| channel.name == config.name)
+            || others.iter().any(|other| other.name == config.name)
+        {
             let name = config.name.clone();
             return Err(HostPoolError::ChannelExists { name }.into());
         }
         for (member, _) in &config.members {
             let has = |channel: &&Channel| channel.members.iter().any(|it| it.name == *member);
             let will = |other: &&ChannelConfig| other.members.iter().any(|(it, _)| it == member);
-            let count = self.channels().filter(has).count() + others.iter().filter(will).count();
+            let present = self.channels().filter(stays).filter(has).count();
+            let count = present + others.iter().filter(will).count();
             if count >= CHANNELS_MAX {
                 let member = member.clone();
                 return Err(ChannelError::Full { member });

@@ -1,4 +1,4 @@
-//! Several changes of instances, all of them or none: what was done is undone if a
+//! Several changes of instances and channels, all of them or none: what was done is undone if a
 //! later step fails.
 //!
 //! Guests that are booted run only when everything else is done ([`Transaction::run`]),
@@ -12,10 +12,12 @@ use std::time::Duration;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceName, Room, chain};
 
+use crate::channels::{ChannelConfig, ChannelError};
 use crate::config::InstanceConfig;
 use crate::guest::Guest;
 use crate::images::Images;
 use crate::life::boot::Prepared;
+use crate::life::channel_back::RemovedChannel;
 use crate::life::put_back::Removed;
 use crate::life::{LifeError, StepError};
 use crate::manager::Manager;
@@ -30,6 +32,15 @@ pub enum TransactionError {
     /// What an instance needs of the host cannot be had.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// A channel cannot be had, or not be taken away.
+    #[error("channel {name}")]
+    Channel {
+        /// The name of the channel.
+        name: InstanceName,
+        /// The underlying error.
+        #[source]
+        source: ChannelError,
+    },
 }
 
 impl TransactionError {
@@ -37,6 +48,7 @@ impl TransactionError {
         match self {
             Self::Life(error) => error,
             Self::Resolve(error) => error,
+            Self::Channel { source, .. } => source,
         }
     }
 }
@@ -68,6 +80,10 @@ enum Done {
     Removed(Box<Removed>),
     /// The guest of an instance that was there was booted; the state before.
     Started(InstanceName, State),
+    /// The channel is new.
+    ChannelCreated(InstanceName),
+    /// The channel is gone, or was to be.
+    ChannelRemoved(Box<RemovedChannel>),
 }
 
 /// What became of the steps that were undone.
@@ -75,6 +91,8 @@ enum Done {
 pub struct Undone {
     /// The guests that were ended and booted again.
     pub rebooted: Vec<InstanceName>,
+    /// The channels whose contents are gone.
+    pub emptied: Vec<InstanceName>,
     /// What could not be undone.
     pub problems: Vec<String>,
 }
@@ -113,6 +131,30 @@ impl Transaction {
         self.manager.create(config, images).await?;
         self.done.push(Done::Created(name));
         Ok(())
+    }
+
+    /// Creates a channel, which members that run have at once.
+    ///
+    /// # Errors
+    /// Returns a [`TransactionError`]; the steps before are still done.
+    pub async fn create_channel(&mut self, config: ChannelConfig) -> Result<(), TransactionError> {
+        let name = config.name.clone();
+        let created = self.manager.create_channel(config).await;
+        created.map_err(of_channel(&name))?;
+        self.done.push(Done::ChannelCreated(name));
+        Ok(())
+    }
+
+    /// Takes a channel away from guests that have it, and deletes it.
+    ///
+    /// # Errors
+    /// Returns a [`TransactionError`]; the steps before are still done.
+    pub async fn remove_channel(&mut self, name: &InstanceName) -> Result<(), TransactionError> {
+        let mut removed = None;
+        let result = self.manager.take_channel(name, &mut removed).await;
+        let removed = removed.map(Box::new).map(Done::ChannelRemoved);
+        self.done.extend(removed);
+        result.map_err(of_channel(name))
     }
 
     /// Opens what an instance needs of the host.
@@ -182,6 +224,11 @@ impl Transaction {
     }
 }
 
+fn of_channel(name: &InstanceName) -> impl FnOnce(ChannelError) -> TransactionError {
+    let name = name.clone();
+    |source| TransactionError::Channel { name, source }
+}
+
 /// Opens what an instance needs, on a thread that may block.
 async fn open(
     manager: &Manager,
@@ -216,6 +263,18 @@ impl Undo {
                     undone.note(manager.load_again(&name).await);
                 }
             }
+            Done::ChannelCreated(name) => {
+                let ended = manager.end_channel(&name).await;
+                undone.note(ended.map_err(of_channel(&name)));
+            }
+            Done::ChannelRemoved(removed) => {
+                let name = removed.name().clone();
+                match manager.put_channel_back(&removed).await {
+                    Ok(true) => undone.emptied.push(name),
+                    Ok(false) => {}
+                    Err(error) => undone.note(Err(of_channel(&name)(error))),
+                }
+            }
             Done::Removed(removed) => {
                 let (name, ran) = (removed.name().clone(), removed.ran);
                 let config = removed.config.clone();
@@ -243,7 +302,7 @@ impl Undo {
 }
 
 impl Undone {
-    fn note(&mut self, result: Result<(), LifeError>) {
+    fn note(&mut self, result: Result<(), impl std::error::Error + 'static>) {
         if let Err(error) = result {
             self.problems.push(chain(&error));
         }

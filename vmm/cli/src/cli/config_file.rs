@@ -37,12 +37,6 @@ pub enum ConfigError {
         /// The most similar key that exists.
         nearest: &'static str,
     },
-    /// The file has channels where only instances can be applied.
-    #[error("{}: channels are not applied", .path.display())]
-    Channels {
-        /// The path of the file.
-        path: PathBuf,
-    },
     /// The file has no instance.
     #[error("{}: `instance` is missing", .path.display())]
     NoInstance {
@@ -64,9 +58,6 @@ impl Diagnose for ConfigError {
             Self::UnknownKey { nearest, .. } => {
                 Some(format!("the most similar key is `{nearest}`"))
             }
-            Self::Channels { .. } => Some(
-                "make them by `mkvmm channel create`, and leave them out of the file".to_owned(),
-            ),
             _ => None,
         }
     }

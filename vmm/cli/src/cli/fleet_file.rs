@@ -38,21 +38,6 @@ pub struct FleetFile {
     pub instance: Vec<InstanceSpec>,
 }
 
-impl FleetFile {
-    /// Returns the instances of the file at `path`, if it has no channels.
-    ///
-    /// # Errors
-    /// Returns [`ConfigError::Channels`].
-    pub fn without_channels(self, path: &Path) -> Result<Vec<InstanceSpec>, ConfigError> {
-        match self.channel.is_empty() {
-            true => Ok(self.instance),
-            false => Err(ConfigError::Channels {
-                path: path.to_owned(),
-            }),
-        }
-    }
-}
-
 /// Reads a fleet file. Paths in it are relative to the file; instances without
 /// a name are called `guest1`, `guest2`, … by their position.
 pub fn read(path: &Path) -> Result<FleetFile, CliError> {

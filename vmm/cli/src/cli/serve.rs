@@ -190,9 +190,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         request.check_granule(granule)?;
     }
     let fleet = args.fleet.as_ref().or(file.fleet.as_ref());
-    let fleet =
-        fleet.map(|path| Ok::<_, CliError>(fleet_file::read(path)?.without_channels(path)?));
-    let fleet = fleet.transpose()?;
+    let fleet = fleet.map(|path| fleet_file::read(path)).transpose()?;
     let children = args.children.clone().or(file.children);
     let processes = children.checked()?;
     children.confine_manager()?;

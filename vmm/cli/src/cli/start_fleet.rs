@@ -1,11 +1,10 @@
-//! `serve --fleet`: the instances that are there from the beginning.
+//! `serve --fleet`: the channels and instances that are there from the beginning.
 
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mkvmm_api::InstanceSpec;
 use mkvmm_api::apply::FleetChange;
 use mkvmm_keeper::cgroup::{Base, Cgroups};
 use mkvmm_manager::Manager;
@@ -13,6 +12,7 @@ use mkvmm_manager::config::InstanceConfig;
 use mkvmm_manager::control::apply::{Fleet, prepare};
 
 use crate::cli::HostIoError;
+use crate::cli::fleet_file::FleetFile;
 use crate::cli::founding::FoundingError;
 use crate::cli::signals::Signals;
 use crate::error::{CliError, ExitStatus};
@@ -24,14 +24,14 @@ use crate::error::{CliError, ExitStatus};
 /// Where there are some, taken over from an earlier manager, that is only logged.
 pub async fn start(
     manager: &Rc<Manager>,
-    specs: Vec<InstanceSpec>,
+    file: FleetFile,
     log_dirs: Arc<[PathBuf]>,
     grace: Duration,
     signals: &Signals,
 ) -> Result<Option<ExitStatus>, CliError> {
     let has_others = !manager.registry().is_empty();
     let applied = tokio::select! {
-        applied = apply(manager, specs, log_dirs, grace) => applied,
+        applied = apply(manager, file, log_dirs, grace) => applied,
         waited = signals.wait() => {
             waited.map_err(HostIoError::Signals)?;
             return Ok(Some(signals.status()));
@@ -49,12 +49,12 @@ pub async fn start(
 
 async fn apply(
     manager: &Rc<Manager>,
-    specs: Vec<InstanceSpec>,
+    file: FleetFile,
     log_dirs: Arc<[PathBuf]>,
     grace: Duration,
 ) -> Result<(), CliError> {
     let mut instances = Vec::new();
-    for spec in specs {
+    for spec in file.instance {
         let images = spec.images()?;
         let mut config = InstanceConfig::of(spec)?;
         if let Some(base) = config.cgroup_base(|| Ok::<_, FoundingError>(Base::Own))? {
@@ -63,16 +63,18 @@ async fn apply(
         instances.push((config, images));
     }
     let fleet = Fleet {
+        channels: file.channel.into_iter().map(Into::into).collect(),
         instances,
         prune: false,
         grace,
         log_dirs,
     };
     let applied = prepare(manager, fleet).await?.carry_out(manager).await?;
-    let changes = applied.changes.iter();
-    let count = changes
-        .filter(|change| !FleetChange::is_none(change))
-        .count();
-    log::info!("the fleet is there; {count} instances were changed");
+    let count = |changes: &[FleetChange]| changes.iter().filter(|one| !one.is_none()).count();
+    log::info!(
+        "the fleet is there; {} channels and {} instances were changed",
+        count(&applied.channels),
+        count(&applied.changes)
+    );
     Ok(())
 }

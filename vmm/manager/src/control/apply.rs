@@ -8,8 +8,8 @@
 //!                                                undo the others
 //! ```
 //!
-//! New instances come before any guest is ended, if there is room for both; else
-//! what has to go goes first.
+//! New channels and instances come before any guest is ended, if there is room for
+//! both; else what has to go goes first.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -24,7 +24,9 @@ use mkvmm_base::state::{State, Verb};
 use mkvmm_base::{Class, Diagnose, InstanceName};
 use serde_json::{Map, Value};
 
+use crate::channels::ChannelConfig;
 use crate::config::InstanceConfig;
+use crate::control::apply_channels::{self, ChannelSteps};
 use crate::control::apply_error::ApplyError;
 use crate::control::error::ControlError;
 use crate::control::plan::{Books, PlanStep, Planned};
@@ -43,10 +45,12 @@ const SIZES: [&str; 2] = ["memory", "memory-limit"];
 /// What the pool is to be.
 #[derive(Debug)]
 pub struct Fleet {
+    /// The channels, which are created before the instances.
+    pub channels: Vec<ChannelConfig>,
     /// The instances, in the order in which they are created; nothing is opened for
     /// them yet.
     pub instances: Vec<(InstanceConfig, Option<ImagesSpec>)>,
-    /// True to delete all other instances.
+    /// True to delete all other instances and channels.
     pub prune: bool,
     /// The time that guests have to shut down, where one must end.
     pub grace: Duration,
@@ -57,7 +61,8 @@ pub struct Fleet {
 /// A fleet that was compared with what is there, and whose images were read.
 #[derive(Debug)]
 pub struct Prepared {
-    changes: Vec<FleetChange>,
+    changes: Changes,
+    channels: ChannelSteps,
     /// The instances to create, in their order.
     new: Vec<New>,
     /// The names of the instances to boot that are there.
@@ -69,6 +74,13 @@ pub struct Prepared {
     fleet: Fleet,
 }
 
+/// What is to happen to each channel and to each instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Changes {
+    channels: Vec<FleetChange>,
+    instances: Vec<FleetChange>,
+}
+
 /// An instance to create.
 #[derive(Debug)]
 struct New {
@@ -78,11 +90,21 @@ struct New {
     replaces: bool,
 }
 
+impl New {
+    fn name(&self) -> &InstanceName {
+        &self.planned.config.name
+    }
+}
+
 /// One step, in the order in which they are carried out.
 #[derive(Debug, Clone, Copy)]
 enum Step<'a> {
     Remove(&'a InstanceName),
     Create(&'a New),
+    RemoveChannel(&'a InstanceName),
+    CreateChannel(&'a ChannelConfig),
+    /// Everything that an instance needs to run, without running it.
+    Prepare(&'a InstanceName),
 }
 
 /// Compares `fleet` with what is there, and reads the images that are needed.
@@ -93,17 +115,20 @@ enum Step<'a> {
 pub async fn prepare(manager: &Rc<Manager>, fleet: Fleet) -> Result<Prepared, ControlError> {
     check_names(&fleet)?;
     let changes = compare(&manager.registry(), &fleet)?;
+    let channels = ChannelSteps::of(&changes.channels, &fleet.channels);
+    let is_gone_first = channels.check(manager)?;
     let mut prepared = Prepared {
         changes,
+        channels,
         new: Vec::new(),
         starts: Vec::new(),
         removes: Vec::new(),
-        is_gone_first: false,
+        is_gone_first,
         fleet,
     };
     // Those of the fleet come first in both.
     let wanted = prepared.fleet.instances.iter();
-    for ((config, images), change) in wanted.zip(&prepared.changes) {
+    for ((config, images), change) in wanted.zip(&prepared.changes.instances) {
         let (name, images) = (&config.name, images.clone());
         match change.action {
             FleetAction::Create | FleetAction::Replace => {
@@ -121,7 +146,7 @@ pub async fn prepare(manager: &Rc<Manager>, fleet: Fleet) -> Result<Prepared, Co
             FleetAction::Keep | FleetAction::Leave | FleetAction::Delete => {}
         }
     }
-    for change in &prepared.changes {
+    for change in &prepared.changes.instances {
         let goes = matches!(change.action, FleetAction::Replace | FleetAction::Delete);
         if goes && let Ok(name) = change.name.parse() {
             prepared.removes.push(name);
@@ -154,7 +179,7 @@ fn check_names(fleet: &Fleet) -> Result<(), SpecError> {
 }
 
 impl Prepared {
-    /// Computes the placement of the new instances on a copy of the books, and says
+    /// Computes the placement of what is new on a copy of the books, and says
     /// what would be done.
     ///
     /// # Errors
@@ -170,7 +195,8 @@ impl Prepared {
             let (plan, is_gone_first) = self.rehearse(books)?;
             self.is_gone_first = is_gone_first;
             let applied = Applied {
-                changes: self.changes.clone(),
+                channels: self.changes.channels.clone(),
+                changes: self.changes.instances.clone(),
                 plan,
             };
             Ok((self, applied))
@@ -181,23 +207,49 @@ impl Prepared {
 
     /// Returns the plan, and whether what goes has to go first.
     fn rehearse(&self, (books, others): (Books, Books)) -> Result<(Plan, bool), ControlError> {
-        match books.plan_steps(&planned(&self.steps(false))) {
-            Err(error) if error.class() == Class::NoRoom && !self.removes.is_empty() => {
+        let goes = !self.removes.is_empty() || !self.channels.gone.is_empty();
+        let can_go_first = goes && !self.is_gone_first;
+        match books.plan_steps(&planned(&self.steps(self.is_gone_first))) {
+            Err(error) if error.class() == Class::NoRoom && can_go_first => {
                 Ok((others.plan_steps(&planned(&self.steps(true)))?, true))
             }
-            plan => Ok((plan?, false)),
+            plan => Ok((plan?, self.is_gone_first)),
         }
     }
 
     /// Returns the steps. Of those that create, the first replace nothing, unless
-    /// what goes is to go first.
+    /// what goes is to go first. Guests get the channels that are there when they are
+    /// prepared, and a channel is not taken away from one that is.
     fn steps(&self, is_gone_first: bool) -> Vec<Step<'_>> {
-        let removes = self.removes.iter().map(Step::Remove);
+        let prepares_last = !self.channels.gone.is_empty();
         let new = |is_late: bool| {
-            let is_due = move |new: &&New| (is_gone_first || new.replaces) == is_late;
-            self.new.iter().filter(is_due).map(Step::Create)
+            let is_due = move |replaces: bool| (is_gone_first || replaces) == is_late;
+            let channels = self.channels.new.iter();
+            let channels = channels.filter(move |(_, replaces)| is_due(*replaces));
+            let channels = channels.map(|(config, _)| Step::CreateChannel(config));
+            let instances = self.new.iter().filter(move |new| is_due(new.replaces));
+            let instances = instances.flat_map(move |new| {
+                let prepare = (new.starts && !prepares_last).then_some(new.name());
+                std::iter::once(Step::Create(new)).chain(prepare.map(Step::Prepare))
+            });
+            (channels, instances)
         };
-        new(false).chain(removes).chain(new(true)).collect()
+        let starts = || self.starts.iter().map(Step::Prepare);
+        let (channels, instances) = new(false);
+        let mut steps: Vec<Step<'_>> = channels.collect();
+        if !prepares_last {
+            steps.extend(starts());
+        }
+        steps.extend(instances);
+        steps.extend(self.removes.iter().map(Step::Remove));
+        steps.extend(self.channels.gone.iter().map(Step::RemoveChannel));
+        let (channels, instances) = new(true);
+        steps.extend(channels.chain(instances));
+        if prepares_last {
+            let new = self.new.iter().filter(|new| new.starts);
+            steps.extend(starts().chain(new.map(|new| Step::Prepare(new.name()))));
+        }
+        steps
     }
 
     /// Carries out what was planned: all of it or nothing.
@@ -218,19 +270,24 @@ impl Prepared {
         let Err(error) = done else {
             return Ok(applied);
         };
-        let Undone { rebooted, problems } = transaction.roll_back().await;
+        let Undone {
+            rebooted,
+            emptied,
+            problems,
+        } = transaction.roll_back().await;
         let source = Box::new(error);
         let error = match problems.is_empty() {
-            true => ApplyError::RolledBack { rebooted, source },
+            true => ApplyError::RolledBack {
+                rebooted,
+                emptied,
+                source,
+            },
             false => ApplyError::Stuck { problems, source },
         };
         Err(error.into())
     }
 
     async fn take_steps(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
-        for name in &self.starts {
-            transaction.prepare(name).await?;
-        }
         for step in self.steps(self.is_gone_first) {
             match step {
                 Step::Remove(name) => transaction.remove(name, self.fleet.grace).await?,
@@ -238,10 +295,10 @@ impl Prepared {
                     let Planned { config, images } = &new.planned;
                     let opened = transaction.open(config.clone()).await?;
                     transaction.create(opened, images.clone()).await?;
-                    if new.starts {
-                        transaction.prepare(&config.name).await?;
-                    }
                 }
+                Step::RemoveChannel(name) => transaction.remove_channel(name).await?,
+                Step::CreateChannel(config) => transaction.create_channel(config.clone()).await?,
+                Step::Prepare(name) => transaction.prepare(name).await?,
             }
         }
         Ok(transaction.run().await?)
@@ -250,18 +307,30 @@ impl Prepared {
 
 fn planned<'a>(steps: &[Step<'a>]) -> Vec<PlanStep<'a>> {
     let step = |step: &Step<'a>| match *step {
-        Step::Remove(name) => PlanStep::Delete(name),
-        Step::Create(new) => PlanStep::Create(&new.planned),
+        Step::Remove(name) => Some(PlanStep::Delete(name)),
+        Step::Create(new) => Some(PlanStep::Create(&new.planned)),
+        Step::RemoveChannel(name) => Some(PlanStep::DeleteChannel(name)),
+        Step::CreateChannel(config) => Some(PlanStep::CreateChannel(config)),
+        // It takes nothing of the pool.
+        Step::Prepare(_) => None,
     };
-    steps.iter().map(step).collect()
+    steps.iter().filter_map(step).collect()
+}
+
+/// Returns what is to happen to each channel and to each instance.
+///
+/// # Errors
+/// Returns a [`ControlError`] for one that is to change and cannot now.
+fn compare(registry: &Registry, fleet: &Fleet) -> Result<Changes, ControlError> {
+    Ok(Changes {
+        channels: apply_channels::compare(registry, &fleet.channels, fleet.prune)?,
+        instances: compare_instances(registry, fleet)?,
+    })
 }
 
 /// Returns what is to happen to each instance: those of the fleet first, in its
 /// order, then all others.
-///
-/// # Errors
-/// Returns a [`ControlError`] for an instance that is to change and cannot now.
-fn compare(registry: &Registry, fleet: &Fleet) -> Result<Vec<FleetChange>, ControlError> {
+fn compare_instances(registry: &Registry, fleet: &Fleet) -> Result<Vec<FleetChange>, ControlError> {
     let mut changes = Vec::new();
     for (config, images) in &fleet.instances {
         changes.push(match registry.find(&config.name) {

@@ -9,13 +9,15 @@ use crate::transaction::TransactionError;
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Others have changed the instances between the plan and its execution.
-    #[error("the instances have changed meanwhile")]
+    #[error("the instances or channels have changed meanwhile")]
     Changed,
     /// A step failed, and everything is as before.
-    #[error("nothing has changed{}", exceptions(.rebooted))]
+    #[error("nothing has changed{}", exceptions(.rebooted, .emptied))]
     RolledBack {
         /// The guests that had to be booted again for that.
         rebooted: Vec<InstanceName>,
+        /// The channels whose contents are gone.
+        emptied: Vec<InstanceName>,
         /// The error of the step.
         #[source]
         source: Box<TransactionError>,
@@ -31,13 +33,27 @@ pub enum ApplyError {
     },
 }
 
-fn exceptions(names: &[InstanceName]) -> String {
-    let names: Vec<&str> = names.iter().map(InstanceName::as_str).collect();
-    match names.as_slice() {
-        [] => String::new(),
-        [one] => format!(", but {one} was booted again"),
-        several => format!(", but these were booted again: {}", several.join(", ")),
+fn exceptions(rebooted: &[InstanceName], emptied: &[InstanceName]) -> String {
+    let rebooted = match rebooted {
+        [] => None,
+        [one] => Some(format!("{one} was booted again")),
+        several => Some(format!("these were booted again: {}", list(several))),
+    };
+    let emptied = match emptied {
+        [] => None,
+        [one] => Some(format!("channel {one} is empty")),
+        several => Some(format!("these channels are empty: {}", list(several))),
+    };
+    let exceptions: Vec<String> = rebooted.into_iter().chain(emptied).collect();
+    match exceptions.is_empty() {
+        true => String::new(),
+        false => format!(", but {}", exceptions.join("; ")),
     }
+}
+
+fn list(names: &[InstanceName]) -> String {
+    let names: Vec<&str> = names.iter().map(InstanceName::as_str).collect();
+    names.join(", ")
 }
 
 impl ApplyError {

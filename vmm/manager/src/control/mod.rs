@@ -14,7 +14,7 @@
 //! |---|---|
 //! | [`client`] | passes requests to the manager |
 //! | [`plan`] | predicts the result of a launch |
-//! | [`apply`] | makes the pool be what a fleet says |
+//! | [`apply`], `apply_channels` | makes the pool be what a fleet says |
 //! | [`pool_map`] | the owners of all bytes of the pool |
 //! | [`debug`] | registers, memory and translations |
 //! | [`objects`] | conversion to the objects of `mkvmm-api` |
@@ -26,6 +26,7 @@
 //! | `connections`, `places` | the maximum number of clients, and their timeouts |
 
 pub mod apply;
+mod apply_channels;
 mod apply_error;
 pub mod client;
 mod connections;

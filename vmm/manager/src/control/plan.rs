@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use mkpool::AddrRange;
 use mkvmm_api::Instance;
-use mkvmm_api::channel::Channel;
 use mkvmm_api::plan::{Piece, Plan, PlanProblem};
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId, InstanceName};
@@ -54,6 +53,7 @@ pub struct Books {
     pool: HostPool,
     memory: ReservationConfig,
     instances: Vec<Owner>,
+    channels: Vec<(InstanceName, AddrRange)>,
 }
 
 /// An instance that has some of the pool.
@@ -71,6 +71,10 @@ pub enum PlanStep<'a> {
     Delete(&'a InstanceName),
     /// An instance is created.
     Create(&'a Planned),
+    /// A channel that is there is deleted.
+    DeleteChannel(&'a InstanceName),
+    /// A channel is created.
+    CreateChannel(&'a ChannelConfig),
 }
 
 /// A channel or an instance that does not fit.
@@ -114,6 +118,10 @@ impl Books {
             pool,
             memory: *registry.memory(),
             instances: registry.guests().map(owner).collect(),
+            channels: registry
+                .channels()
+                .map(|channel| (channel.name().clone(), channel.range()))
+                .collect(),
         })
     }
 
@@ -126,8 +134,9 @@ impl Books {
         channels: &[ChannelConfig],
         wanted: &[Planned],
     ) -> Result<Plan, ControlError> {
-        let steps: Vec<PlanStep<'_>> = wanted.iter().map(PlanStep::Create).collect();
-        let (mut plan, refused) = self.rehearse(channels, &steps)?;
+        let first = channels.iter().map(PlanStep::CreateChannel);
+        let steps: Vec<PlanStep<'_>> = first.chain(wanted.iter().map(PlanStep::Create)).collect();
+        let (mut plan, refused) = self.rehearse(&steps)?;
         let problem = |one: &NoRoom<'_>| PlanProblem {
             name: one.name.to_string(),
             error: (&one.error).into(),
@@ -152,30 +161,18 @@ impl Books {
     /// # Errors
     /// The [`ControlError`] that carrying them out would return.
     pub fn plan_steps(mut self, steps: &[PlanStep<'_>]) -> Result<Plan, ControlError> {
-        let (plan, refused) = self.rehearse(&[], steps)?;
+        let (plan, refused) = self.rehearse(steps)?;
         match refused.into_iter().next() {
             None => Ok(plan),
             Some(one) => Err(one.error),
         }
     }
 
-    fn rehearse<'a>(
-        &mut self,
-        channels: &[ChannelConfig],
-        steps: &[PlanStep<'a>],
-    ) -> Result<Outcome<'a>, ControlError> {
+    fn rehearse<'a>(&mut self, steps: &[PlanStep<'a>]) -> Result<Outcome<'a>, ControlError> {
         let (memory, mut instances) = (self.memory, self.instances.len());
         let mut rehearsal = self.pool.rehearse();
-        let mut done = Vec::new();
-        let (made_channels, no_channel) = rehearse_channels(&mut rehearsal, channels)?;
-        let no_channel = no_channel.map(|(name, error)| NoRoom {
-            name,
-            error,
-            planned: None,
-        });
-        let mut refused: Vec<NoRoom<'a>> = no_channel.into_iter().collect();
-        // Instances come after all channels.
-        let steps = if refused.is_empty() { steps } else { &[] };
+        let (mut done, mut made_channels) = (Vec::new(), Vec::new());
+        let mut refused: Vec<NoRoom<'a>> = Vec::new();
         for step in steps {
             match *step {
                 PlanStep::Delete(name) => {
@@ -183,6 +180,31 @@ impl Books {
                     let regions = owner.map_or(&[][..], |owner| &owner.regions);
                     rehearsal.forget(regions).map_err(RegistryError::from)?;
                     instances = instances.saturating_sub(1);
+                }
+                PlanStep::DeleteChannel(name) => {
+                    let channel = self.channels.iter().find(|(one, _)| one == name);
+                    let range = channel.map(|(_, range)| *range);
+                    rehearsal
+                        .forget(range.as_slice())
+                        .map_err(RegistryError::from)?;
+                }
+                PlanStep::CreateChannel(config) => {
+                    match rehearsal.carve_channel(&config.name, config.size) {
+                        Ok((id, range)) => {
+                            made_channels.push(objects::rehearsed_channel(config, id, range));
+                        }
+                        Err(error) => {
+                            let error = ControlError::from(ChannelError::from(error));
+                            let (name, error) = lacks_room(&config.name, error)?;
+                            refused.push(NoRoom {
+                                name,
+                                error,
+                                planned: None,
+                            });
+                            // What follows would be elsewhere with it.
+                            break;
+                        }
+                    }
                 }
                 PlanStep::Create(planned) => match rehearse(&mut rehearsal, planned) {
                     Ok(one) => done.push(one),
@@ -273,31 +295,14 @@ pub fn dry_create(registry: &mut Registry, planned: &Planned) -> Result<Instance
 fn check_channels(registry: &Registry, channels: &[ChannelConfig]) -> Result<(), ControlError> {
     for (index, config) in channels.iter().enumerate() {
         config.check()?;
-        registry.check_members(config, channels.get(..index).unwrap_or_default())?;
+        let others = channels.get(..index).unwrap_or_default();
+        registry.check_members(config, others, &[])?;
     }
     Ok(())
 }
 
 /// An instance or a channel that does not fit.
 type Refused = (InstanceName, ControlError);
-
-/// Carves the channels up to the first that does not fit.
-fn rehearse_channels(
-    rehearsal: &mut Rehearsal<'_>,
-    channels: &[ChannelConfig],
-) -> Result<(Vec<Channel>, Option<Refused>), ControlError> {
-    let mut made = Vec::new();
-    for config in channels {
-        match rehearsal.carve_channel(&config.name, config.size) {
-            Ok((id, range)) => made.push(objects::rehearsed_channel(config, id, range)),
-            Err(error) => {
-                let error = ControlError::from(ChannelError::from(error));
-                return Ok((made, Some(lacks_room(&config.name, error)?)));
-            }
-        }
-    }
-    Ok((made, None))
-}
 
 /// Returns what does not fit, unless the error is another one.
 fn lacks_room(name: &InstanceName, error: ControlError) -> Result<Refused, ControlError> {

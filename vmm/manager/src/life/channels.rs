@@ -26,14 +26,33 @@ impl Manager {
         config: ChannelConfig,
     ) -> Result<(), ChannelError> {
         self.check_channel(&config)?;
+        self.registry().check_members(&config, &[], &[])?;
         let carved = self
             .registry_mut()
             .pool_mut()
             .carve_channel(&config.name, config.size);
         let (id, range) = carved?;
+        self.furnish_channel(id, range, &config).await?;
+        log::info!("channel {}: created at {range:?}", config.name);
+        self.changed.notify_waiters();
+        self.join_live(&config).await;
+        Ok(())
+    }
+
+    /// Provides everything for a channel that the ledger has, and adds it. Nobody has
+    /// it then.
+    ///
+    /// # Errors
+    /// Returns a [`ChannelError`]; the ledger does not have it any more.
+    pub(crate) async fn furnish_channel(
+        &self,
+        id: u32,
+        range: AddrRange,
+        config: &ChannelConfig,
+    ) -> Result<(), ChannelError> {
         let made = async {
             let files = self.take_channel_memory(range).await?;
-            let completed = self.complete_channel(id, range, &config, &files);
+            let completed = self.complete_channel(id, range, config, &files);
             if completed.is_err() {
                 // Nobody has written to it.
                 self.return_memory(files).await;
@@ -44,11 +63,7 @@ impl Manager {
         let mut registry = self.registry_mut();
         match made {
             Ok(channel) => {
-                log::info!("channel {}: created at {range:?}", config.name);
                 registry.add_channel(channel);
-                drop(registry);
-                self.changed.notify_waiters();
-                self.join_live(&config).await;
                 Ok(())
             }
             Err(error) => {
@@ -58,9 +73,12 @@ impl Manager {
         }
     }
 
-    /// Checks that a channel could be created, as far as that does not depend on
-    /// the pool.
-    fn check_channel(&self, config: &ChannelConfig) -> Result<(), ChannelError> {
+    /// Checks that a channel could be created, as far as that does not depend on the
+    /// pool and on other channels.
+    ///
+    /// # Errors
+    /// Returns a [`ChannelError`].
+    pub(crate) fn check_channel(&self, config: &ChannelConfig) -> Result<(), ChannelError> {
         config.check()?;
         if self.is_ending() {
             return Err(ChannelError::Stopping);
@@ -69,7 +87,7 @@ impl Manager {
         if keeper.is_some_and(|keeper| keeper.wire() < Key::CHANNELS_SINCE) {
             return Err(ChannelError::OldKeeper);
         }
-        self.registry().check_members(config, &[])
+        Ok(())
     }
 
     /// Checks everything that a creation would, and takes nothing. Returns which
@@ -83,6 +101,7 @@ impl Manager {
     ) -> Result<(u32, AddrRange), ChannelError> {
         self.check_channel(config)?;
         let mut registry = self.registry_mut();
+        registry.check_members(config, &[], &[])?;
         let mut rehearsal = registry.pool_mut().rehearse();
         Ok(rehearsal.carve_channel(&config.name, config.size)?)
     }

@@ -13,6 +13,7 @@
 //! | `place` | placement of images, before anything changes |
 //! | `attend` | waiting for workers, which may stall |
 //! | `complete` | what an earlier manager did not complete |
+//! | `channel_back` | channels, deleted, and put back |
 //! | `channels` | channels, created, deleted, and given to their members |
 //! | `links` | what network devices are connected to |
 //! | `lease` | ends of instances whose clients have gone |
@@ -27,6 +28,7 @@
 pub(crate) mod attend;
 pub mod boot;
 mod cgroups;
+pub(crate) mod channel_back;
 mod channels;
 mod complete;
 pub mod create;

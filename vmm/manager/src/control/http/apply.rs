@@ -16,13 +16,13 @@ use crate::control::connections::Peer;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{DryRun, Refusal, dry_run, json};
-use crate::control::http::routes::{KILL_GRACE_MS, configured_all};
+use crate::control::http::routes::{KILL_GRACE_MS, channel_configs, configured_all};
 use crate::manager::Manager;
 
-/// Makes the instances be those of the body: creates, replaces and boots what
-/// differs, and, with `prune`, deletes all others. If a step fails, the earlier ones
-/// are undone; a guest that was ended for them is booted again. Instances that do
-/// not differ are not touched.
+/// Makes the channels and instances be those of the body: creates, replaces and boots
+/// what differs, and, with `prune`, deletes all others. If a step fails, the earlier ones
+/// are undone; a guest that was ended for them is booted again, and a channel that was
+/// deleted for them is there again, but empty. What does not differ is not touched.
 #[utoipa::path(post, path = "/v1/apply", params(DryRun), request_body = ApplyBody,
     responses((status = 200, body = Applied), Refusal))]
 pub async fn apply(
@@ -33,11 +33,13 @@ pub async fn apply(
 ) -> Result<Json<Applied>, ControlError> {
     let dry_run = dry_run(query)?;
     let ApplyBody {
+        channels,
         instances,
         prune,
         grace_ms,
     } = json(body).await?;
     let fleet = Fleet {
+        channels: channel_configs(channels)?,
         instances: configured_all(&api, peer, instances).await?,
         prune,
         grace: Duration::from_millis(grace_ms.unwrap_or(KILL_GRACE_MS).into()),

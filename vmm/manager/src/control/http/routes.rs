@@ -15,6 +15,7 @@ use mkpool::AddrRange;
 use mkvmm_api::bodies::{
     AllocBody, CreateBody, KillBody, PlanBody, StartBody, Upgrade, UpgradeBody,
 };
+use mkvmm_api::channel::ChannelBody;
 use mkvmm_api::instance::{E820Row, Instance};
 use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, IomemRow, Pool, Version};
@@ -336,6 +337,20 @@ pub(super) async fn configured_all(
     Ok(wanted)
 }
 
+/// Returns the channels of a fleet.
+///
+/// # Errors
+/// Returns [`ControlError::PlanSize`] for too many.
+pub(super) fn channel_configs(
+    channels: Vec<ChannelBody>,
+) -> Result<Vec<ChannelConfig>, ControlError> {
+    let (count, limit) = (channels.len(), PLAN_CHANNELS);
+    match count > limit {
+        true => Err(ControlError::PlanSize { count, limit }),
+        false => Ok(channels.into_iter().map(Into::into).collect()),
+    }
+}
+
 /// Validates the specification, opens its console log and finds its cgroup.
 async fn configured(
     api: &Api,
@@ -400,11 +415,7 @@ pub async fn plan(State(api): State<Api>, peer: Option<Extension<Peer>>, body: B
         channels,
         instances,
     } = json(body).await?;
-    let (count, limit) = (channels.len(), PLAN_CHANNELS);
-    if count > limit {
-        return Err(ControlError::PlanSize { count, limit });
-    }
-    let channels: Vec<ChannelConfig> = channels.into_iter().map(Into::into).collect();
+    let channels = channel_configs(channels)?;
     let wanted = configured_all(&api, peer, instances).await?;
     let name = Change {
         action: "plan",
