@@ -1,8 +1,16 @@
 //! `mkvmm run` on a terminal: what guests print is shown, and not obeyed.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use mkvmm_test_harness::images::{code, elf};
+use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::tier::skips_without_kvm;
-use mkvmm_test_harness::{Finished, Mkvmm, Scratch, Stdout};
+use mkvmm_test_harness::{Finished, Mkvmm, Scratch, Stdout, pty};
+use rustix::process::{Pid, Signal};
 
 /// What `bad` prints, each a line: attempts to write a line of `db`'s.
 const ATTEMPTS: &[&[u8]] = &[
@@ -70,6 +78,102 @@ fn no_guest_writes_anothers_line_on_a_terminal() {
         "{lines:?}"
     );
     assert_eq!(of_bad[0], "bad: db: all data lost");
+}
+
+#[test]
+fn what_is_typed_goes_to_the_guest_that_is_chosen() {
+    if skips_without_kvm() {
+        return;
+    }
+    let other = "name=db,memory=8M,kernel=probe";
+    let mut run = Mkvmm::run("64M@4G")
+        .typed()
+        .guest("name=web,memory=8M,kernel=probe,cmdline=shell")
+        .guest(other)
+        .arg("--attach")
+        .arg("web")
+        .spawn();
+    run.type_in("echo typed\n");
+    // More than fits into its input at once.
+    for _ in 0..64 {
+        run.type_in(&format!("echo {}\n", "x".repeat(60)));
+    }
+    run.type_in("name\nexit\n");
+    let run = run.wait();
+    run.expect_code(0);
+    // The guest's own output is as it is, others' lines are whole.
+    assert!(run.stdout.contains("probe# echo typed\r\ntyped\n"), "{run}");
+    assert_eq!(run.stdout.matches(&"x".repeat(60)).count(), 128, "{run}");
+    assert!(run.stdout.contains("probe# name\r\nweb\n"), "{run}");
+    assert!(!run.stdout.contains("web: "), "{run}");
+    let line = |line: &str| line.starts_with("db: probe: name db");
+    assert!(run.stdout.lines().any(line), "{run}");
+
+    // Nobody waits for an input that is closed.
+    let run = Mkvmm::run("64M@4G")
+        .guest("name=web,memory=8M,kernel=probe,cmdline=shell")
+        .guest(other)
+        .arg("--attach")
+        .arg("db")
+        .spawn();
+    let mut run = run;
+    run.wait_until("the prompt", |run| {
+        run.stdout().contains("web: probe: shell")
+    });
+    run.signal(Signal::INT);
+    run.wait().expect_code(130);
+    let run = Mkvmm::run("64M@4G").guest(other).arg("--attach").arg("web");
+    let run = run.finish();
+    run.expect_code(2);
+    assert_eq!(run.stderr, "error: --attach: there is no guest web\n");
+}
+
+#[test]
+fn a_terminal_is_that_of_the_guest_until_somebody_leaves() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (mut master, slave) = pty::open();
+    let mut child = Command::new(mkvmm_test_harness::mkvmm::binary())
+        .args(["run", "--pool", "64M@4G", "--attach", "web"])
+        .args(["--guest", "name=web,memory=8M,kernel=probe,cmdline=shell"])
+        .stdin(slave.try_clone().expect("a descriptor"))
+        .stdout(slave.try_clone().expect("a descriptor"))
+        .stderr(slave.try_clone().expect("a descriptor"))
+        .spawn()
+        .expect("it starts");
+    let modes = || {
+        format!(
+            "{:?}",
+            rustix::termios::tcgetattr(&slave).expect("a terminal")
+        )
+    };
+    let end = Instant::now() + EVENT_TIMEOUT;
+    let mut seen = String::new();
+    let mut wait_for = |master: &mut File, text: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            assert!(Instant::now() < end, "no {text}: {seen}");
+            let count = master.read(&mut buffer).expect("it prints");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    };
+    wait_for(&mut master, "attached to web; Ctrl-] leaves");
+    wait_for(&mut master, "probe# ");
+    let raw = modes();
+    master.write_all(b"echo hello\r").expect("it reads");
+    // Every line begins at its beginning.
+    wait_for(&mut master, "probe# echo hello\r\nhello\r\nprobe# ");
+    master.write_all(b"\x1d").expect("it reads");
+    while modes() == raw {
+        assert!(Instant::now() < end, "it is still raw");
+        thread::sleep(Duration::from_millis(10));
+    }
+    // The guest goes on, until the terminal ends it.
+    assert!(child.try_wait().expect("a child").is_none());
+    let pid = Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::INT).expect("it is there");
+    assert_eq!(child.wait().expect("a child").code(), Some(130));
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn manager() -> Rc<Manager> {
 
 async fn build(manager: &Rc<Manager>, specs: &[String]) -> Result<Fleet, LifeError> {
     let configs = resolve(manager, specs).await.expect("good images");
-    let stream = Stream::start(Box::new(io::sink()), || ()).expect("there are threads");
+    let stream = Stream::start(Box::new(io::sink()), None, || ()).expect("there are threads");
     Fleet::build(Rc::clone(manager), stream, configs).await
 }
 

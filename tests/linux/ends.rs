@@ -171,7 +171,7 @@ async fn watch(images: &Path, screen: &Screen) -> Result<Ends, String> {
     let manager = setup.manager();
     let specs = GUESTS.map(|(guest, _)| guest.spec(images));
     let configs = resolve(&manager, &specs).await.map_err(|e| chain(&e))?;
-    let stream = Stream::start(Box::new(screen.clone()), || ());
+    let stream = Stream::start(Box::new(screen.clone()), None, || ());
     let stream = stream.map_err(|error| chain(&error))?;
     let fleet = Fleet::build(Rc::clone(&manager), stream, configs).await;
     let mut fleet = fleet.map_err(|error| chain(&error))?;

@@ -1,10 +1,12 @@
 //! Writes the consoles of many guests to one stream, in whole lines.
 //!
-//! One thread follows the consoles and writes `name: line` for each line. It
+//! One thread follows the consoles and writes `name: line` for each line; what one
+//! guest prints can be written as it is instead, for somebody who types to it. It
 //! acknowledges what it has written, and lossless consoles make their guests
 //! wait until then: a slow reader of the stream slows the guests down instead
 //! of losing output.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -31,6 +33,35 @@ enum Message {
     End(InstanceName),
     /// Return once everything is written.
     Close,
+}
+
+/// The guest whose output is written at once and as it is.
+pub struct Attached {
+    /// The name of the guest.
+    pub name: InstanceName,
+    /// Receives its output.
+    pub out: Box<dyn Write + Send>,
+    /// What makes a line of another guest begin at its beginning.
+    pub newline: &'static [u8],
+    /// True if its last line has not ended.
+    pub is_in_line: bool,
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Attached");
+        debug.field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Attached {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(last) = bytes.last() {
+            self.is_in_line = *last != b'\n';
+        }
+        self.out.write_all(bytes)?;
+        self.out.flush()
+    }
 }
 
 #[derive(Debug)]
@@ -66,7 +97,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts the thread, which writes to `out`. `on_error` receives the error
+    /// Starts the thread, which writes to `out`, and to that of `attached` what one
+    /// guest prints. `on_error` receives the error
     /// of a failed write; after that nothing is written, and no guest waits any
     /// more.
     ///
@@ -74,6 +106,7 @@ impl Stream {
     /// Fails if the host has run out of threads or descriptors.
     pub fn start(
         mut out: Box<dyn Write + Send>,
+        attached: Option<Attached>,
         on_error: impl FnOnce() + Send + 'static,
     ) -> Result<Self, SharedError> {
         let (bell, theirs) = Bell::pair()?;
@@ -87,6 +120,7 @@ impl Stream {
                 shared: of_thread,
                 bell,
                 followed: Vec::new(),
+                attached,
                 is_closed: false,
             };
             let result = follower.run(&mut *out);
@@ -147,6 +181,7 @@ struct Followed {
     console: Arc<GuestConsole>,
     position: u64,
     line: Line,
+    is_attached: bool,
     has_ended: bool,
 }
 
@@ -155,7 +190,29 @@ struct Follower {
     /// The doorbell that [`Stream`] rings.
     bell: Bell,
     followed: Vec<Followed>,
+    attached: Option<Attached>,
     is_closed: bool,
+}
+
+/// Receives whole lines, which do not begin within a line of another stream.
+struct Apart<'a> {
+    out: &'a mut dyn Write,
+    attached: Option<&'a mut Attached>,
+}
+
+impl Write for Apart<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Some(attached) = &mut self.attached
+            && attached.is_in_line
+        {
+            attached.write(attached.newline)?;
+        }
+        self.out.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 impl Follower {
@@ -164,7 +221,7 @@ impl Follower {
             self.read_inbox();
             let mut wrote = false;
             for one in &mut self.followed {
-                wrote |= one.write_new(out)?;
+                wrote |= one.write_new(out, self.attached.as_mut())?;
             }
             self.finish_ended(out)?;
             if wrote {
@@ -188,6 +245,7 @@ impl Follower {
             match message {
                 Message::Add(name, console) => self.followed.push(Followed {
                     line: Line::new(&name),
+                    is_attached: self.attached.as_ref().is_some_and(|it| it.name == name),
                     name,
                     console,
                     position: 0,
@@ -207,11 +265,15 @@ impl Follower {
     /// Ends the lines of guests that will print no more.
     fn finish_ended(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let is_closed = self.is_closed;
+        let mut out = Apart {
+            out,
+            attached: self.attached.as_mut(),
+        };
         let is_over = |one: &mut Followed| {
             (one.has_ended || is_closed) && one.console.printed() == one.position
         };
         for mut one in self.followed.extract_if(.., is_over) {
-            one.line.finish(out)?;
+            one.line.finish(&mut out)?;
             out.flush()?;
         }
         Ok(())
@@ -230,6 +292,10 @@ impl Follower {
         for bell in bells {
             bell.answer();
         }
+        if self.attached.is_some() {
+            // Whoever types may be waiting for room.
+            self.followed.iter().for_each(|one| one.console.refresh());
+        }
         Ok(())
     }
 
@@ -244,10 +310,17 @@ impl Follower {
 
 impl Followed {
     /// Writes new output; returns whether there was any.
-    fn write_new(&mut self, out: &mut dyn Write) -> io::Result<bool> {
+    fn write_new(
+        &mut self,
+        out: &mut dyn Write,
+        mut attached: Option<&mut Attached>,
+    ) -> io::Result<bool> {
         let (bytes, position) = self.console.since(self.position);
         let is_news = position != self.position;
-        self.line.put(&bytes, out)?;
+        match &mut attached {
+            Some(attached) if self.is_attached => attached.write(&bytes)?,
+            _ => self.line.put(&bytes, &mut Apart { out, attached })?,
+        }
         self.position = position;
         if is_news {
             self.console.viewer().acknowledge(position);

@@ -57,14 +57,17 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// The terminal's original settings, restored when this is dropped, also after
 /// a panic. Signals would end the process without a drop, so handlers are
 /// installed before the terminal is changed.
-struct RawTerminal {
+pub struct RawTerminal {
     terminal: File,
     before: Termios,
 }
 
 impl RawTerminal {
     /// Puts standard input into raw mode if it is a terminal.
-    fn of_stdin() -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// Fails if the terminal does not let itself be set.
+    pub fn of_stdin() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);
@@ -141,10 +144,7 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             events: ends,
             frames: Frames::default(),
         };
-        let mut lines = Lines {
-            last: b'\n',
-            returns: is_probe && terminal.is_some(),
-        };
+        let mut lines = Lines::new(is_probe && terminal.is_some());
         let end = converse(stream, signals, terminal.is_some(), &mut ends, &mut lines).await;
         let is_in_line = terminal.is_some() && lines.last != b'\n';
         if is_in_line && !matches!(end, Ok(End::Ended(_))) && has_room(io::stderr()) {
@@ -176,7 +176,7 @@ fn has_room(terminal: impl AsFd) -> bool {
 }
 
 /// The ends of the lines that a guest prints.
-struct Lines {
+pub struct Lines {
     /// The last byte that was printed.
     last: u8,
     /// True if a line feed alone also returns to the first column.
@@ -184,8 +184,16 @@ struct Lines {
 }
 
 impl Lines {
+    /// Begins with a line of its own.
+    pub const fn new(returns: bool) -> Self {
+        Self {
+            last: b'\n',
+            returns,
+        }
+    }
+
     /// Returns what a terminal is to get for `bytes`.
-    fn print(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub fn print(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut text = Vec::with_capacity(bytes.len());
         for &byte in bytes {
             if self.returns && byte == b'\n' && self.last != b'\r' {
@@ -347,7 +355,10 @@ async fn converse(
 }
 
 /// Reads standard input in a thread of its own, up to Ctrl-] on a terminal.
-fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
+///
+/// # Errors
+/// Fails if the host has run out of threads.
+pub fn read_stdin(is_terminal: bool) -> Result<mpsc::Receiver<Vec<u8>>, CliError> {
     let (sender, receiver) = mpsc::channel(16);
     let body = move || {
         let mut buffer = vec![0; 4096];
@@ -402,10 +413,7 @@ mod tests {
 
     #[test]
     fn a_line_feed_alone_returns_only_where_it_is_to() {
-        let mut lines = Lines {
-            last: b'\n',
-            returns: true,
-        };
+        let mut lines = Lines::new(true);
         assert_eq!(lines.print(b"a\nb\r"), b"a\r\nb\r");
         assert_eq!(lines.print(b"\nc"), b"\nc");
         assert_eq!(lines.last, b'c');

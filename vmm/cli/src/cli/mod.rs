@@ -1,6 +1,7 @@
 //! The command line of `mkvmm`: parses arguments into typed calls.
 
 mod apply;
+mod attached;
 mod channel;
 mod client;
 mod completions;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mkpool::range::RangeError;
-use mkvmm_api::{ImagesSpec, SpecError};
+use mkvmm_api::{ImagesSpec, KernelSource, SpecError};
 use mkvmm_base::state::{EndReason, State};
-use mkvmm_base::{Class, Diagnose, chain, is_plain};
+use mkvmm_base::{Class, Diagnose, InstanceName, chain, is_plain};
 use mkvmm_children::Early;
 use mkvmm_images::Access;
 use mkvmm_manager::channels::ChannelConfig;
@@ -21,6 +21,7 @@ use mkvmm_manager::{Begun, Children, ConsoleOptions, Leaves, Manager, resolve};
 use tokio::sync::Notify;
 
 use crate::cli::HostIoError;
+use crate::cli::attached;
 use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment, found};
 use crate::cli::grace;
@@ -46,6 +47,12 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 /// An error that prevents guests from running, or ends them.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// There is no guest to attach to.
+    #[error("--attach: there is no guest {name}")]
+    Attach {
+        /// The name that was requested.
+        name: InstanceName,
+    },
     /// A `--guest` is invalid.
     #[error("--guest")]
     Guest(#[source] SpecError),
@@ -64,6 +71,7 @@ impl Diagnose for RunError {
     fn class(&self) -> Class {
         match self {
             Self::Guest(error) => error.class(),
+            Self::Attach { .. } => Class::Invalid,
             Self::Audit { .. } | Self::Report(_) => Class::VmmFailed,
         }
     }
@@ -71,7 +79,7 @@ impl Diagnose for RunError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Guest(error) => error.hint(),
-            Self::Audit { .. } | Self::Report(_) => None,
+            Self::Attach { .. } | Self::Audit { .. } | Self::Report(_) => None,
         }
     }
 }
@@ -113,6 +121,10 @@ pub struct RunArgs {
     /// A TOML file of guests, which come before those of --guest, and of channels
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
+    /// Let the terminal be that of this guest: what is typed goes to it, and what it
+    /// prints is printed as it is
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["dry_run", "on"])]
+    attach: Option<InstanceName>,
     /// Print the resource tree and every guest's e820 on stderr before they start
     #[arg(long)]
     show: bool,
@@ -209,6 +221,12 @@ fn launch(args: &RunArgs, early: Option<Early>) -> Result<Ended, CliError> {
     let request = args.pool.check_for(|| Needs::of(&specs))?;
     let children = args.children.checked()?;
     let configs = resolve::check(specs)?;
+    if let Some(name) = &args.attach
+        && !configs.iter().any(|(config, _)| config.name == *name)
+    {
+        let name = name.clone();
+        return Err(RunError::Attach { name }.into());
+    }
     let first = configs.first().map(|(config, _)| config);
     let early = early
         .zip(first)
@@ -287,6 +305,15 @@ async fn build(
     channels: Vec<ChannelConfig>,
     configs: Vec<(InstanceConfig, ImagesSpec)>,
 ) -> Result<Option<Launch>, CliError> {
+    let attached = args.attach.as_ref().map(|name| {
+        let mut named = configs.iter().filter(|(config, _)| config.name == *name);
+        let is_probe = named.any(|(_, images)| images.kernel == KernelSource::Probe);
+        attached::output(name.clone(), is_probe)
+    });
+    let line_end = match attached {
+        Some(_) => attached::line_end(),
+        None => b"\n",
+    };
     let configs = manager.resolve(configs).await?;
     for channel in channels {
         manager.create_channel(channel).await?;
@@ -296,7 +323,7 @@ async fn build(
         let broken = Arc::clone(&broken);
         move || broken.notify_one()
     };
-    let stream = Stream::start(console_output(), on_error);
+    let stream = Stream::start(console_output(line_end), attached, on_error);
     let stream = stream.map_err(|error| HostIoError::Signals(io::Error::other(error)))?;
     let mut fleet = Fleet::build(manager, stream, configs).await?;
     if args.show {
@@ -326,6 +353,17 @@ impl Launch {
     async fn supervise(self, args: &RunArgs, signals: &Signals) -> Result<Ended, CliError> {
         let Self { mut fleet, broken } = self;
         let manager = Rc::clone(fleet.manager());
+        let attached = args.attach.as_ref().and_then(|name| {
+            let registry = manager.registry();
+            let console = registry.find(name).ok()?.console();
+            Some((name, Arc::clone(console)))
+        });
+        let typing = async {
+            match attached {
+                Some((name, console)) => attached::type_in(name, console).await,
+                None => std::future::pending().await,
+            }
+        };
         {
             let finished = fleet.finish();
             tokio::pin!(finished);
@@ -335,6 +373,11 @@ impl Launch {
                     manager.kill_all();
                     finished.await;
                     return Err(error.into());
+                }
+                error = typing => {
+                    manager.kill_all();
+                    finished.await;
+                    return Err(error);
                 }
                 _ = signals.wait() => match args.grace.unwrap_or_default() {
                     Duration::ZERO => {
@@ -399,10 +442,10 @@ fn status_of(reasons: impl Iterator<Item = EndReason>) -> ExitStatus {
 
 /// Returns standard output. On a terminal, control sequences of guests are
 /// removed, since one guest could overwrite another's lines with them.
-fn console_output() -> Box<dyn Write + Send> {
+fn console_output(line_end: &'static [u8]) -> Box<dyn Write + Send> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
-        Box::new(StripLines(stdout))
+        Box::new(StripLines(stdout, line_end))
     } else {
         Box::new(stdout)
     }
@@ -410,14 +453,15 @@ fn console_output() -> Box<dyn Write + Send> {
 
 /// Takes out of each line what a terminal does not show but obeys. Lines are
 /// looked at one by one: a sequence that one guest leaves open, or a character
-/// of which it prints only the first byte, must not swallow another's lines.
-struct StripLines<W>(W);
+/// of which it prints only the first byte, must not swallow another's lines. Lines end
+/// as the second field says.
+struct StripLines<W>(W, &'static [u8]);
 
 impl<W: Write> Write for StripLines<W> {
     // The queue writes a whole line at a time.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let (text, end) = match line.split_last() {
-            Some((b'\n', text)) => (text, &b"\n"[..]),
+            Some((b'\n', text)) => (text, self.1),
             _ => (line, &b""[..]),
         };
         // Sequences as a whole first: without their ESC they would be noise.
@@ -453,7 +497,7 @@ mod tests {
 
     #[test]
     fn an_open_control_sequence_ends_with_its_line() {
-        let mut out = StripLines(Vec::new());
+        let mut out = StripLines(Vec::new(), b"\n");
         for line in [
             "bad: \x1b]0;title\n",
             "good: \x1b[31mred\x1b[0m\n",
@@ -480,7 +524,7 @@ mod tests {
             // The first half of a character does not take the newline along.
             (b"a: half \xe2\x82\n", "a: half "),
         ] {
-            let mut out = StripLines(Vec::new());
+            let mut out = StripLines(Vec::new(), b"\n");
             out.write_all(printed).unwrap();
             let text = String::from_utf8(out.0).unwrap();
             assert!(text.starts_with(shown) && text.ends_with('\n'), "{text:?}");

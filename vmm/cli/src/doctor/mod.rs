@@ -124,7 +124,7 @@ fn run_probe(kvm: Host, cmdline: &str) -> Result<Option<EndReason>, Box<dyn Erro
     block_on(async {
         let configs = manager.resolve(configs).await?;
         // The output of the probe is not needed.
-        let stream = Stream::start(Box::new(std::io::sink()), || ())?;
+        let stream = Stream::start(Box::new(std::io::sink()), None, || ())?;
         let mut fleet = Fleet::build(manager, stream, configs).await?;
         fleet.start().await?;
         if tokio::time::timeout(PROBE_TIMEOUT, fleet.finish())
