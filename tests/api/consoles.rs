@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mkvmm_test_harness::images::{code, elf};
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::skips_without_kvm;
-use mkvmm_test_harness::{Mkvmm, Scratch, pty};
+use mkvmm_test_harness::{Kept, Mkvmm, Scratch, pty};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use rustix::termios::tcgetattr;
 
@@ -37,6 +37,47 @@ fn start(server: &Server, scratch: &Scratch, name: &str, code: &[u8], more: &[&s
 
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+#[test]
+fn a_log_that_was_moved_away_is_opened_again_at_a_hangup() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start("64M@4G", &[]);
+    let scratch = Scratch::new();
+    let (log, moved) = (scratch.path("web.log"), scratch.path("web.log.1"));
+    let path = log.display();
+    let create = format!("create web --memory 8M --kernel probe --console-log {path}");
+    kept.ok(&create);
+    let boot = |kept: &Kept| {
+        kept.ok("start web");
+        kept.wait_for_state("web", "stopped");
+    };
+    let is_whole = |path: &Path| {
+        let text = read(path);
+        text.starts_with("probe: name web\n") && text.ends_with("probe: pass\n")
+    };
+    boot(&kept);
+    wait_until("the log", || is_whole(&log));
+    let first = read(&log);
+    // A hangup without a reason changes nothing.
+    kill_process(kept.manager(), Signal::HUP).expect("it is there");
+    fs::rename(&log, &moved).expect("it is there");
+    kill_process(kept.manager(), Signal::HUP).expect("it is there");
+    wait_until("the new log", || log.exists());
+    boot(&kept);
+    wait_until("the new log", || is_whole(&log));
+    assert_eq!(read(&moved), first);
+    // So it is for the next manager.
+    kept.kill_manager();
+    kept.serve();
+    boot(&kept);
+    wait_until("the longer log", || {
+        read(&log).matches("probe: pass\n").count() == 2
+    });
+    assert_eq!(read(&moved), first);
+    kept.tear_down();
 }
 
 #[test]

@@ -2,14 +2,15 @@
 //!
 //! A file is opened when the instance is created and truncated when it boots
 //! first; from then on it is only appended to, so that a second boot does not
-//! erase the first one's output.
+//! erase the first one's output. One that was moved away is opened again on request,
+//! as programs that rotate logs expect.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -92,7 +93,7 @@ pub fn check_path(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, LogError> {
 /// A locked file that is open as a log.
 #[derive(Debug)]
 pub struct LogFile {
-    file: File,
+    file: RwLock<Arc<File>>,
     path: PathBuf,
     /// True if this process created the file, and it is still empty.
     is_new: AtomicBool,
@@ -170,7 +171,7 @@ impl LogFile {
         let is_made = made.as_ref().is_some_and(|made| is_at(made, real));
         let is_empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
         Ok(Some(Self {
-            file,
+            file: RwLock::new(Arc::new(file)),
             path: real.to_owned(),
             is_new: AtomicBool::new(is_new || is_made && is_empty),
         }))
@@ -180,7 +181,7 @@ impl LogFile {
     /// belongs to the open file.
     pub(crate) fn adopt(file: File, path: PathBuf) -> Self {
         Self {
-            file,
+            file: RwLock::new(Arc::new(file)),
             path,
             is_new: AtomicBool::new(false),
         }
@@ -188,37 +189,60 @@ impl LogFile {
 
     /// Empties the file, which belongs to its instance from now on.
     pub(crate) fn begin(&self) -> io::Result<()> {
-        self.file.set_len(0)?;
+        self.file().set_len(0)?;
         self.is_new.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     /// Adds to the file.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.file).write_all(bytes)
+        (&*self.file()).write_all(bytes)
     }
 
     /// Returns the size of the file in bytes.
     pub(crate) fn size(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.file().metadata()?.len())
     }
 
     /// Returns the path of the log.
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl AsFd for LogFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// Returns the file that is open at the moment.
+    pub(crate) fn file(&self) -> Arc<File> {
+        // It is whole, even if the lock is poisoned.
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&file)
+    }
+
+    /// Opens the path once more, if it does not lead to the open file any more. That
+    /// is written until [`Self::replace`].
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::open`].
+    pub(crate) fn open_again(&self) -> Result<Option<Arc<File>>, LogError> {
+        if is_at(&self.file(), &self.path) {
+            return Ok(None);
+        }
+        // Its directory was allowed when the log was created.
+        let new = Self::open(&self.path, &[])?;
+        // It stays, whoever wrote to the one before.
+        new.is_new.store(false, Ordering::Relaxed);
+        Ok(Some(new.file()))
+    }
+
+    /// Has everything from now on be written to `file`, which is locked. The one
+    /// before is closed when nobody writes to it any more.
+    pub(crate) fn replace(&self, file: Arc<File>) {
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) = file;
     }
 }
 
 impl Drop for LogFile {
     fn drop(&mut self) {
         // The operation for which it was opened did not happen, so remove it.
-        if *self.is_new.get_mut() && is_at(&self.file, &self.path) {
+        if *self.is_new.get_mut() && is_at(&self.file(), &self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -284,7 +308,7 @@ mod tests {
         thread::sleep(TAKEN / 4);
         drop(first);
         let second = waiting.join().unwrap();
-        assert!(is_at(&second.file, &path));
+        assert!(is_at(&second.file(), &path));
         drop(second);
         assert!(!path.exists(), "it was not used");
         fs::remove_dir_all(&dir).unwrap();
@@ -305,6 +329,31 @@ mod tests {
             }
             assert!(!path.exists());
         }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_was_moved_away_is_opened_again() {
+        let dir = scratch("moved");
+        let (path, moved) = (dir.join("log"), dir.join("log.1"));
+        let log = LogFile::open(&path, &[]).unwrap();
+        log.begin().unwrap();
+        log.write(b"one ").unwrap();
+        assert!(log.open_again().unwrap().is_none());
+        fs::rename(&path, &moved).unwrap();
+        log.write(b"two ").unwrap();
+        let new = log.open_again().unwrap().unwrap();
+        log.write(b"three ").unwrap();
+        log.replace(new);
+        log.write(b"four").unwrap();
+        assert_eq!(fs::read(&moved).unwrap(), b"one two three ");
+        assert_eq!(fs::read(&path).unwrap(), b"four");
+        // The new one is locked, and the old one is not any more.
+        let taken = LogFile::open(&path, &[]).unwrap_err();
+        assert!(matches!(taken, LogError::Taken { .. }), "{taken}");
+        drop(LogFile::open(&moved, &[]).unwrap());
+        drop(log);
+        assert!(path.exists());
         fs::remove_dir_all(&dir).unwrap();
     }
 

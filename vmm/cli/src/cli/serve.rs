@@ -11,6 +11,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use serde::Deserialize;
 use signal_hook::consts::SIGHUP;
+use tokio::signal::unix::{SignalKind, signal};
 
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_images::{Access, ImageDirs, SourceError};
@@ -21,7 +22,7 @@ use mkvmm_manager::control::http::Api;
 use mkvmm_manager::control::scrapes::MetricsSocket;
 use mkvmm_manager::control::server::ControlSocket;
 use mkvmm_manager::log_writer::Logs;
-use mkvmm_manager::{ConsoleOptions, STOCK_MAX};
+use mkvmm_manager::{ConsoleOptions, Manager, STOCK_MAX};
 use mkvmm_memory::reservation::host::{raise_descriptor_limit, reserve_descriptor_table};
 
 use crate::cli::HostIoError;
@@ -233,7 +234,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         None => Second::Signal,
     };
     let signals = Signals::listen(second).map_err(HostIoError::Signals)?;
-    // Guests keep running when the terminal is closed.
+    // Guests keep running when the terminal is closed; logs are opened again.
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGHUP, hangup).map_err(HostIoError::Signals)?;
     let socket = match child::passed_socket() {
@@ -302,6 +303,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
                 socket.serve(api, metrics)?;
                 tokio::task::spawn_local(requests.serve(Rc::clone(&manager)));
                 manager.fill_stock();
+                open_logs_at_hangup(&manager).map_err(HostIoError::Signals)?;
                 notify(NotifyState::Ready);
                 say_ready(&path).map_err(HostIoError::Signals)?;
                 let end = match &mut kept {
@@ -339,6 +341,18 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         }
     });
     served.map_err(HostIoError::Signals)?
+}
+
+/// Has every SIGHUP open the console logs again that were moved away.
+fn open_logs_at_hangup(manager: &Rc<Manager>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let manager = Rc::clone(manager);
+    tokio::task::spawn_local(async move {
+        while hangup.recv().await.is_some() {
+            manager.open_logs_again().await;
+        }
+    });
+    Ok(())
 }
 
 /// A reason why an address for metrics was refused.

@@ -118,7 +118,7 @@ impl Manager {
         let held = Holdings {
             console: self.hold(Key::Console(id.0), &console.parts())?,
             log: match &config.console_log {
-                Some(file) => self.hold(Key::Log(id.0), &[file.as_fd()])?,
+                Some(file) => self.hold(Key::Log(id.0), &[file.file().as_fd()])?,
                 None => None,
             },
             board: None,

@@ -19,6 +19,7 @@ use mkvmm_wire::shared::board::Board;
 use crate::begun::{Entry, Line};
 use crate::child::{self, AskError, Question, Role};
 use crate::console_log::LogFile;
+use crate::guest::Guest;
 use crate::harmless::harmless;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
@@ -261,6 +262,46 @@ impl Manager {
         let log = self.with_logs(|logs| logs.resume(file, console, on_error))?;
         guest.log = Some(log);
         Ok(())
+    }
+
+    /// Opens the console logs again whose files were moved away or removed. What cannot
+    /// be opened is only logged: the log goes on where it was.
+    pub async fn open_logs_again(self: &Rc<Self>) {
+        let logs: Vec<(InstanceId, InstanceName, Arc<LogFile>)> = {
+            let registry = self.registry();
+            let log = |guest: &Guest| {
+                let file = guest.config.console_log.clone()?;
+                Some((guest.id(), guest.name().clone(), file))
+            };
+            registry.guests().filter_map(log).collect()
+        };
+        for (id, name, file) in logs {
+            let log = Arc::clone(&file);
+            let opened = tokio::task::spawn_blocking(move || log.open_again()).await;
+            let new = match opened {
+                Ok(Ok(Some(new))) => new,
+                Ok(Ok(None)) | Err(_) => continue,
+                Ok(Err(error)) => {
+                    log::error!("{name}: {}", chain(&error));
+                    continue;
+                }
+            };
+            let held = match self.hold(Key::Log(id.0), &[new.as_fd()]) {
+                Ok(held) => held,
+                Err(error) => {
+                    log::error!("{name}: {}", chain(&error));
+                    continue;
+                }
+            };
+            file.replace(new);
+            if let Some(guest) = self.registry_mut().guest_mut(id) {
+                guest.held.log = held;
+            }
+            log::info!(
+                "{name}: the console log {} is open again",
+                file.path().display()
+            );
+        }
     }
 
     /// Returns what a console log calls when it cannot be written any more.
