@@ -182,8 +182,8 @@ impl Server {
         parts
     }
 
-    /// Deletes all instances, regardless of their state. Fails unless the pool
-    /// is free in one extent then, and the ledger is consistent.
+    /// Deletes all instances, regardless of their state, and all channels. Fails
+    /// unless the pool is free in one extent then, and the ledger is consistent.
     #[track_caller]
     pub fn tear_down(&self) {
         let (_, all) = self.http("GET", "/v1/instances", "");
@@ -193,6 +193,12 @@ impl Server {
             // A running instance must be ended first; other states refuse this.
             self.http("POST", &format!("{path}/kill"), r#"{"force":true}"#);
             let (status, answer) = self.http("DELETE", &path, "");
+            assert_eq!(status, 200, "{name}: {answer}");
+        }
+        let (_, all) = self.http("GET", "/v1/channels", "");
+        for channel in all.as_array().expect("a list") {
+            let name = channel["name"].as_str().expect("a name");
+            let (status, answer) = self.http("DELETE", &format!("/v1/channels/{name}"), "");
             assert_eq!(status, 200, "{name}: {answer}");
         }
         self.expect_audit();
