@@ -97,6 +97,21 @@ impl Ground {
         members.map(|member| member["present"] == true).collect()
     }
 
+    /// Waits until a guest has looked at the pool in its boot of this number: what is
+    /// reserved must not change meanwhile.
+    #[track_caller]
+    fn wait_for_pass(&self, name: &str, boots: usize) {
+        let end = Instant::now() + EVENT_TIMEOUT;
+        loop {
+            let logs = self.server.ok(&format!("logs {name}"));
+            if logs.matches("probe: pass").count() >= boots {
+                return;
+            }
+            assert!(Instant::now() < end, "{name}: {logs}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn pid(&self, name: &str) -> i64 {
         let shown = self.server.json(&format!("show {name}"));
         shown["pid"].as_i64().expect("it runs")
@@ -285,6 +300,8 @@ fn channels_are_made_kept_replaced_and_pruned() {
     let done = ground.apply(&fleet, "");
     assert_eq!(done, dry.replace("to be done", "done"));
     assert_eq!(ground.present("ab"), [true, true]);
+    ground.wait_for_pass("web", 1);
+    ground.wait_for_pass("db", 1);
     let pids = || (ground.pid("web"), ground.pid("db"));
     let before = pids();
     // Sizes are rounded up to whole granules before they are compared.
@@ -348,6 +365,8 @@ fn guests_that_a_fleet_boots_have_its_channels() {
     let all = TWO.replace("autostart = false", "");
     ground.apply(&format!("{CHANNEL}{all}"), "");
     assert_eq!(ground.present("ab"), [true, true]);
+    ground.wait_for_pass("web", 1);
+    ground.wait_for_pass("db", 1);
     // A channel that is replaced is there before they boot.
     ground.server.ok("kill --force web db");
     let wide = CHANNEL.replace("\"1M\"", "\"2M\"");
@@ -360,6 +379,9 @@ fn guests_that_a_fleet_boots_have_its_channels() {
         "{done}"
     );
     assert_eq!(ground.present("ab"), [true, true, true]);
+    for (name, boots) in [("web", 2), ("db", 2), ("new", 1)] {
+        ground.wait_for_pass(name, boots);
+    }
 
     // A member of as many channels as can be: others replace them.
     let eight = |letter: char| -> String {
@@ -393,6 +415,7 @@ fn channels_are_there_again_if_a_fleet_fails() {
         format!("{TWO}\n[[instance]]\nname = \"log\"\nmemory = \"4M\"\nconsole-log = \"{log}\"\n");
     let gone = CHANNEL.replace("\"ab\"", "\"gone\"");
     ground.apply(&format!("{CHANNEL}{gone}{logged}"), "");
+    ground.wait_for_pass("web", 1);
     let before = ground.books();
     let pid = ground.pid("web");
     // The last step finds that its log is that of another, when one channel was

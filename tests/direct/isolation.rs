@@ -66,7 +66,8 @@ fn an_access_to_a_neighbour_is_reported_with_its_owner() {
         return;
     }
     let mark = victims_mark();
-    let run = pair(&format!("touch={mark:#x}"), "hold=1500");
+    // The victim is there until the other has come to that, on a busy host, too.
+    let run = pair(&format!("touch={mark:#x}"), "hold=9000");
     run.expect_code(0);
     let addr = format!("{mark:#x}");
     for access in ["write", "read"] {

@@ -102,9 +102,12 @@ fn what_is_typed_goes_to_the_guest_that_is_chosen() {
     let run = run.wait();
     run.expect_code(0);
     // The guest's own output is as it is, others' lines are whole.
-    assert!(run.stdout.contains("probe# echo typed\r\ntyped\n"), "{run}");
+    assert!(
+        run.stdout.contains("probe# echo typed\r\ntyped\r\n"),
+        "{run}"
+    );
     assert_eq!(run.stdout.matches(&"x".repeat(60)).count(), 128, "{run}");
-    assert!(run.stdout.contains("probe# name\r\nweb\n"), "{run}");
+    assert!(run.stdout.contains("probe# name\r\nweb\r\n"), "{run}");
     assert!(!run.stdout.contains("web: "), "{run}");
     let line = |line: &str| line.starts_with("db: probe: name db");
     assert!(run.stdout.lines().any(line), "{run}");
