@@ -29,6 +29,10 @@ pub enum ChunkPolicy {
     /// Requests half of the last size repeatedly, rounded down to the granule, like later
     /// multikernel kernels. Needs far fewer chunks in a fragmented pool.
     Halving,
+    /// Requests one unit of these bytes after the other, rounded down to the granule. Where
+    /// everything in the main pool has multiples of a unit, free bytes always suffice, and no chunk
+    /// is smaller than a unit.
+    Units(u64),
 }
 
 /// The reason why an instance pool was not created. The main pool is unchanged.
@@ -570,6 +574,10 @@ fn next_chunk(
             ChunkPolicy::Halving => {
                 let half = size.wrapping_shr(1) & !granule.wrapping_sub(1);
                 (size > granule).then_some(half.max(granule))
+            }
+            ChunkPolicy::Units(bytes) => {
+                let unit = bytes & !granule.wrapping_sub(1);
+                (size > unit && unit > 0).then_some(unit)
             }
         };
         size = smaller.ok_or(failure)?;

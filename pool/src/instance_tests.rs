@@ -70,6 +70,32 @@ fn a_pool_says_what_it_is_made_of() {
 }
 
 #[test]
+fn units_are_whole_wherever_they_are_free() {
+    let main = holes(4, 3 * MIB);
+    let before = main.free_extents();
+    // A unit is rounded down to the granule.
+    for unit in [MIB + MIB / 2, MIB + MIB / 2 + 1] {
+        let web = InstancePool::create(&main, 1, 12 * MIB, 12, ChunkPolicy::Units(unit)).unwrap();
+        let sizes: Vec<u64> = web.chunks().iter().map(|chunk| chunk.size()).collect();
+        // What remains at the end is there in one piece. The newest chunk comes first.
+        assert_eq!(sizes[0], 3 * MIB);
+        assert_eq!(sizes[1..], [3 * MIB / 2; 6]);
+        assert_eq!(main.avail(), 0);
+        drop(web);
+        assert_eq!(main.free_extents(), before);
+    }
+    // In one piece, if there is one.
+    let web = InstancePool::create(&main, 1, 3 * MIB, 12, ChunkPolicy::Units(MIB)).unwrap();
+    assert_eq!(web.chunks().len(), 1);
+    drop(web);
+    // What remains may be less than a unit, and a unit may be none at all.
+    for (size, unit) in [(12 * MIB, 2 * MIB), (4 * MIB, 0), (4 * MIB, 100)] {
+        InstancePool::create(&main, 1, size, 12, ChunkPolicy::Units(unit)).unwrap_err();
+        assert_eq!(main.free_extents(), before);
+    }
+}
+
+#[test]
 fn a_failed_creation_gives_everything_back() {
     for policy in [ChunkPolicy::Rfc, ChunkPolicy::Halving] {
         let main = holes(4, MIB);

@@ -181,7 +181,11 @@ fn a_failed_creation_leaves_the_main_pool_as_it_was() {
         main.alloc_with(PAGE, Algo::At(BASE + page * PAGE)).unwrap();
     }
     let before = (main.free_extents(), main.used_extents(), main.avail());
-    for policy in [ChunkPolicy::Rfc, ChunkPolicy::Halving] {
+    for policy in [
+        ChunkPolicy::Rfc,
+        ChunkPolicy::Halving,
+        ChunkPolicy::Units(4 * PAGE),
+    ] {
         // Let the pool run out of memory at every point, after no chunk and after many.
         for pages in [1985 + 40, 2048, 1 << 30] {
             let failed = InstancePool::create(&main, 3, pages * PAGE, PAGE_ORDER, policy);

@@ -43,7 +43,8 @@ pub struct Pool {
 }
 
 /// What the pool has, counted in granules. If sizes have to be multiples of the
-/// granule, an instance of N granules can be created whenever N are free.
+/// granule, an instance of N granules can be created whenever N are free, and images
+/// up to the largest can be loaded into it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Capacity {

@@ -38,7 +38,7 @@ impl HostPool {
         }
     }
 
-    /// Checks that images fit into a granule.
+    /// Checks that images have their pieces wherever their instance lies.
     ///
     /// # Errors
     /// Returns [`HostPoolError::Granule`].
@@ -130,10 +130,33 @@ mod tests {
     }
 
     #[test]
-    fn images_that_do_not_fit_into_a_granule_are_refused() {
-        let pool = pool();
+    fn an_image_that_is_allowed_has_its_piece_in_the_most_fragmented_pool() {
+        let mut pool = pool();
         pool.check_images(&images(6 * MIB + 1, 0)).unwrap_err();
         pool.check_images(&images(0, 6 * MIB + 1)).unwrap_err();
-        pool.check_images(&images(6 * MIB, 6 * MIB)).unwrap();
+        // Every second granule is free.
+        let mut kept = Vec::new();
+        let mut gone = Vec::new();
+        for at in 0..32 {
+            let id = pool.next_id();
+            let one = pool.carve(id, &name(&format!("n{at}")), 8 * MIB).unwrap();
+            if at % 2 == 0 { &mut kept } else { &mut gone }.push(one);
+        }
+        for one in gone {
+            pool.release(one).unwrap();
+        }
+        assert_eq!(pool.largest_free(), 8 * MIB);
+        let largest = images(6 * MIB, 6 * MIB);
+        pool.check_images(&largest).unwrap();
+        for at in 0..8 {
+            let id = pool.next_id();
+            let mut one = pool.carve(id, &name(&format!("m{at}")), 16 * MIB).unwrap();
+            pool.place(&mut one, &largest).unwrap();
+            kept.push(one);
+        }
+        assert_eq!(pool.capacity().free, 0);
+        for one in kept {
+            pool.release(one).unwrap();
+        }
     }
 }

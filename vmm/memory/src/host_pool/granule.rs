@@ -3,11 +3,11 @@
 //!
 //! Memory for an instance is gathered from free extents, so it is there whenever there
 //! are enough bytes. An image needs one piece. If all sizes are multiples of the
-//! granule, so are all free extents, and an image that is smaller than a granule, less
-//! what lies before it, could always have its piece. It does in an instance that lies in
-//! one piece. One that is gathered consists of chunks of 1 MiB, as in the multikernel
-//! RFC, which large images do not fit into.
+//! granule, so are all free extents and all pieces of an instance; hence an image that
+//! is smaller than a granule, less what lies before it, always has its piece. Without
+//! that rule, images are refused in a fragmented pool that has room for them.
 
+use mkpool::instance::ChunkPolicy;
 use mkvmm_base::Bytes;
 use mkvmm_base::image_facts::ImageFacts;
 
@@ -90,6 +90,11 @@ pub(super) struct Rule {
 }
 
 impl Rule {
+    /// Returns how an instance is gathered that is not in one piece.
+    pub fn policy(self) -> ChunkPolicy {
+        self.granule.map_or(ChunkPolicy::Rfc, ChunkPolicy::Units)
+    }
+
     /// Checks the size of an instance that has at most `pieces` pieces.
     pub fn check_instance(self, size: u64, pieces: usize) -> Result<(), GranuleError> {
         self.check_size(size)?;
@@ -118,7 +123,7 @@ impl Rule {
         self.granule.map(|granule| granule - BEFORE)
     }
 
-    /// Checks that images fit into a granule.
+    /// Checks that images have their pieces wherever their instance lies.
     pub fn check_images(self, facts: &ImageFacts) -> Result<(), GranuleError> {
         let largest = self.largest_image().unwrap_or(u64::MAX);
         for (image, size) in [

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use mkpool::instance::{ChunkPolicy, CreateError, Draft};
+use mkpool::instance::{CreateError, Draft};
 use mkpool::main_pool::PAGE_ORDER;
 use mkpool::resource::{ResourceId, ResourceTree};
 use mkpool::{AddrRange, Algo, GenPool, InstancePool, MainPool};
@@ -319,7 +319,7 @@ impl HostPool {
     ) -> Result<SubPool, HostPoolError> {
         self.rule.check_instance(memory, MAX_REGIONS)?;
         let caller = || Caller::instance(name, CHUNK);
-        let created = InstancePool::create(&self.main, id.0, memory, order, ChunkPolicy::Rfc);
+        let created = InstancePool::create(&self.main, id.0, memory, order, self.rule.policy());
         let pool = created.map_err(|source| {
             let avail = self.main.avail();
             let why = Outcome::of_carving(&source, memory, avail);

@@ -1,7 +1,6 @@
 //! Determines what would fit if something were freed, on a copy of the
 //! allocator without any memory.
 
-use mkpool::instance::ChunkPolicy;
 use mkpool::{AddrRange, Algo, InstancePool, MainPool};
 
 use crate::host_pool::HostPool;
@@ -32,7 +31,7 @@ impl HostPool {
         let mut made = Vec::new();
         for (one, owner) in wanted.iter().zip(1..) {
             let (memory, order) = (one.memory, one.order);
-            let pool = InstancePool::create(&copy, owner, memory, order, ChunkPolicy::Rfc);
+            let pool = InstancePool::create(&copy, owner, memory, order, self.rule.policy());
             let Ok(pool) = pool else {
                 return false;
             };
