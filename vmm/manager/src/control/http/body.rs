@@ -150,7 +150,7 @@ pub struct EventsQuery {
     pub since: Since,
     /// Return only events of instances with this name.
     #[serde(default)]
-    #[param(required = false, value_type = Option<String>)]
+    #[param(required = false, value_type = String, pattern = "^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$")]
     pub name: Option<InstanceName>,
     /// True to wait for further events.
     #[serde(default)]
