@@ -7,6 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::{Scratch, Server};
 use rustix::process::{Pid, Signal, kill_process};
@@ -172,9 +173,15 @@ pub fn a_debian_works_with_its_disks_networks_and_consoles(images: &Path) {
     web.run("while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.2; done");
     let passt = address(&server, "passt");
     let down = |event: &Value| event["kind"] == "link-down" && event["instance"] == "web";
-    let events = server.events(0);
-    let event = events.iter().find(|event| down(event));
-    let event = event.expect("it is told");
+    // Told a second later, unless the guest has ended by then.
+    let end = Instant::now() + TIMEOUT;
+    let event = loop {
+        if let Some(event) = server.events(0).into_iter().find(down) {
+            break event;
+        }
+        assert!(Instant::now() < end, "it is told");
+        thread::sleep(Duration::from_millis(100));
+    };
     assert_eq!(event["address"], passt, "{event:#}");
     web.run("ping -q -c 2 10.0.0.2");
 

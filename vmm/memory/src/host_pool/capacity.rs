@@ -19,7 +19,7 @@ pub struct Capacity {
 
 impl HostPool {
     /// Has all sizes be multiples of `granule` from now on, which was checked by
-    /// [`check_granule`]. What is there already stays as it is.
+    /// [`check_granule`](super::check_granule). What is there already stays as it is.
     pub fn set_granule(&mut self, granule: u64) {
         self.rule.granule = Some(granule);
     }
