@@ -341,6 +341,53 @@ fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
     kept.end();
 }
 
+/// The number of events that a manager keeps.
+const KEPT_EVENTS: u64 = 4096;
+
+#[test]
+fn what_was_told_long_ago_is_not_told_again() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start(POOL, &[]);
+    for name in ["old", "busy"] {
+        kept.ok(&format!(
+            "create {name} --memory 8M --kernel probe --cmdline shell"
+        ));
+        kept.ok(&format!("start {name}"));
+    }
+    let newest = |kept: &Kept| {
+        kept.events(0)
+            .last()
+            .map_or(0, |event| event["seq"].clone().as_u64().unwrap_or(0))
+    };
+    let told = newest(&kept);
+    // Until nothing that was said about the other is kept.
+    while newest(&kept) < told + KEPT_EVENTS {
+        for _ in 0..200 {
+            for verb in ["pause", "resume"] {
+                let path = format!("/v1/instances/busy/{verb}");
+                assert_eq!(kept.http("POST", &path, "").0, 200);
+            }
+        }
+    }
+    let events = kept.events(0);
+    assert!(events.iter().all(|event| event["instance"] == "busy"));
+    kept.replace_manager();
+    // All that the next manager begins with is done by then.
+    kept.ok("pause old");
+    let after = kept.events(
+        events
+            .last()
+            .map_or(0, |event| event["seq"].as_u64().unwrap_or(0)),
+    );
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert_eq!(after[0]["instance"], "old");
+    assert_eq!(after[0]["state"], "paused");
+    kept.tear_down();
+    kept.end();
+}
+
 #[test]
 fn guests_that_end_without_a_manager_have_ended_for_the_next_one() {
     if skips_without_kvm() {

@@ -35,6 +35,26 @@ impl Kept {
     }
 }
 
+/// What the last events say about the states of instances.
+#[derive(Debug)]
+pub(crate) struct Told {
+    last: HashMap<String, EventKind>,
+    /// True if all events are kept since the first one.
+    is_whole: bool,
+}
+
+impl Told {
+    /// Returns whether readers know that the state of an instance is what `now` says.
+    /// Of an instance about which nothing is kept they have read it long ago: only the
+    /// newest event can be missing.
+    pub(crate) fn knows(&self, instance: &str, now: &EventKind) -> bool {
+        match self.last.get(instance) {
+            Some(last) => last == now,
+            None => !self.is_whole,
+        }
+    }
+}
+
 /// The bounded log of events.
 #[derive(Debug)]
 pub struct EventLog {
@@ -155,15 +175,18 @@ impl EventLog {
         last.map(|event| event.kind.clone())
     }
 
-    /// Returns the kinds of the last events that tell the states of instances.
-    pub(crate) fn last_states(&self) -> HashMap<String, EventKind> {
+    /// Returns what the last events say about the states of all instances.
+    pub(crate) fn told(&self) -> Told {
         let kept = self.lock();
         let is_state =
             |kind: &EventKind| matches!(kind, EventKind::State { .. } | EventKind::Deleted);
         let states = kept.events.iter().filter(|event| is_state(&event.kind));
         // A later one replaces an earlier one.
         let named = states.filter_map(|event| Some((event.instance.clone()?, event.kind.clone())));
-        named.collect()
+        Told {
+            last: named.collect(),
+            is_whole: kept.events.front().is_none_or(|event| event.seq == 1),
+        }
     }
 
     /// Returns a value that changes with every event: the newest number.
@@ -181,6 +204,8 @@ impl EventLog {
 mod tests {
     use super::*;
 
+    use mkvmm_base::state::State;
+
     #[test]
     fn events_have_the_owner_of_their_instance_at_that_time() {
         let log = EventLog::default();
@@ -196,6 +221,25 @@ mod tests {
         let owners: Vec<Option<u32>> = log.since(0).iter().map(|event| event.uid).collect();
         let (one, two) = (Some(1000), Some(1001));
         assert_eq!(owners, [None, one, one, None, two, two, None]);
+    }
+
+    #[test]
+    fn what_was_told_long_ago_is_known() {
+        let log = EventLog::default();
+        let ready = EventKind::State {
+            state: State::Ready,
+            reason: None,
+        };
+        assert!(!log.told().knows("a", &ready));
+        log.push(Some("a".to_owned()), ready.clone());
+        assert!(log.told().knows("a", &ready));
+        assert!(!log.told().knows("a", &EventKind::Deleted));
+        for _ in 0..KEPT {
+            log.push(Some("b".to_owned()), EventKind::Deleted);
+        }
+        let told = log.told();
+        assert!(told.knows("a", &ready), "it is among the first events");
+        assert!(!told.knows("b", &ready));
     }
 
     #[test]

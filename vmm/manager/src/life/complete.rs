@@ -10,7 +10,6 @@
 //! | kill | done after what is left of the grace |
 //! | restart by policy | done again |
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,49 +18,53 @@ use mkvmm_base::{InstanceId, chain, timeline};
 use mkvmm_wire::messages::{Order, WorkerState};
 
 use crate::adopt::Adopted;
-use crate::event_log::EventKind;
+use crate::event_log::{EventKind, Told};
 use crate::guest::Guest;
 use crate::life::StepError;
 use crate::life::attend::AT_WORK;
 use crate::manager::{Busy, Manager};
 
-/// The number of instances that are begun before other tasks get a turn.
-const BATCH: usize = 16;
+/// The number of instances that are begun before other tasks get a turn, and the
+/// pause after them: their workers, which are all asked at once otherwise, need the
+/// processors that the first clients wait for.
+const BATCH: usize = 8;
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Manager {
     /// Begins to complete or undo what an earlier manager was doing with the
     /// instances, and to talk to their workers, each in tasks of its own. Clients
     /// are answered meanwhile: thousands of tasks would otherwise come first.
     pub fn complete(self: &Rc<Self>, adopted: Vec<Adopted>) {
-        let told = self.log().last_states();
-        let manager = Rc::clone(self);
-        let is_due = move |one: &Adopted| {
-            let registry = manager.registry();
+        let told = Rc::new(self.log().told());
+        let is_due = |one: &Adopted| {
+            let registry = self.registry();
             let guest = registry.guest(one.id);
             guest.is_some_and(|guest| !is_complete(guest, &told))
         };
         // What nobody else may do with an instance is begun first.
         let (due, complete): (Vec<_>, Vec<_>) = adopted.into_iter().partition(is_due);
         let count = due.len();
-        let manager = Rc::clone(self);
+        let (manager, told) = (Rc::clone(self), Rc::clone(&told));
         tokio::task::spawn_local(async move {
             for (at, one) in due.into_iter().chain(complete).enumerate() {
                 if at % BATCH == BATCH - 1 {
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 if let Err(error) = manager.resume_log(one.id, one.record.has_log) {
                     log::error!("instance {}: {}", one.id, chain(&error));
                 }
                 one.tasks.spawn();
                 if at < count {
-                    let manager = Rc::clone(&manager);
-                    tokio::task::spawn_local(async move { manager.complete_one(one.id).await });
+                    let (manager, told) = (Rc::clone(&manager), Rc::clone(&told));
+                    tokio::task::spawn_local(async move {
+                        manager.complete_one(one.id, &told).await;
+                    });
                 }
             }
         });
     }
 
-    async fn complete_one(self: Rc<Self>, id: InstanceId) {
+    async fn complete_one(self: Rc<Self>, id: InstanceId, told: &Told) {
         let found = self.registry().guest(id).map(|guest| {
             (
                 guest.busy,
@@ -117,21 +120,25 @@ impl Manager {
         } else if !has_worker && self.is_live(id) {
             self.lose_run(id);
         }
-        self.announce_missing(id);
+        self.announce_missing(id, told);
         self.restart_again(id);
     }
 
     /// Adds the state of an instance to the event log, unless the last event
-    /// tells it: the earlier manager may have been killed in between.
-    fn announce_missing(&self, id: InstanceId) {
+    /// tells it, or did when this manager began: the earlier one may have been
+    /// killed in between.
+    fn announce_missing(&self, id: InstanceId, told: &Told) {
         let registry = self.registry();
         let Some(guest) = registry.guest(id) else {
             return;
         };
-        let now = event_of(guest);
-        let last = registry.log().last_state(&guest.name().to_string());
+        let (name, now) = (guest.name().to_string(), event_of(guest));
+        let is_told = match registry.log().last_state(&name) {
+            Some(last) => last == now,
+            None => told.knows(&name, &now),
+        };
         drop(registry);
-        if last != Some(now) {
+        if !is_told {
             self.announce(id);
         }
     }
@@ -222,11 +229,11 @@ impl Manager {
 
 /// Returns whether there is nothing to complete, and the last of the events says
 /// what an instance is.
-fn is_complete(guest: &Guest, told: &HashMap<String, EventKind>) -> bool {
+fn is_complete(guest: &Guest, told: &Told) -> bool {
     let is_quiet = guest.busy.is_none() && !guest.is_doomed && !guest.is_restarting;
     let is_settled = guest.state != State::Stalled;
     let has_process = !guest.state.is_live() || guest.worker.is_some();
-    let is_told = told.get(&guest.name().to_string()) == Some(&event_of(guest));
+    let is_told = told.knows(&guest.name().to_string(), &event_of(guest));
     is_quiet && is_settled && has_process && is_told
 }
 
