@@ -34,6 +34,10 @@ impl<T: Default> Slab<T> {
         // A node or leaf takes tens of bytes: memory is exhausted long before indices are, and the
         // two largest are markers.
         let id = u32::try_from(self.items.len()).expect("fewer than 2^32 nodes fit in memory");
+        if self.items.is_empty() {
+            // Most sets have one node and one leaf, and a vector begins with room for four.
+            self.items.reserve_exact(1);
+        }
         self.items.push(item);
         id
     }

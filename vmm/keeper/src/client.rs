@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Received;
-use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender};
+use mkvmm_wire::channel::asynchronous::{AsyncChannel, AsyncReceiver, AsyncSender, Registered};
 use mkvmm_wire::keeping::{ChildEnd, ChildFacts, KeeperOrder, KeeperReport, Key, StartOrder};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
@@ -78,8 +78,9 @@ pub struct KeptChild {
     pub label: String,
     /// The child itself.
     pub child: Child,
-    /// This end of the channel to it, until somebody takes it.
-    pub channel: Option<OwnedFd>,
+    /// This end of the channel to it, until somebody takes it; or the reason why it is
+    /// none.
+    pub channel: Option<Result<Registered, WireError>>,
 }
 
 /// Everything that earlier managers have left to a keeper.
@@ -253,7 +254,7 @@ impl Keeper {
             role,
             label: String::new(),
             child,
-            channel: Some(channel),
+            channel: Some(Registered::new(channel)),
         })
     }
 

@@ -18,28 +18,36 @@ pub(crate) struct Journaling {
     keeper: Keeper,
     manager: ManagerRecord,
     held: RefCell<Option<Held>>,
-    /// The length of the journal when it was last rewritten.
+    /// The length of the journal when it was last rewritten, by this manager.
     rewritten: Cell<u64>,
 }
 
 impl Journaling {
-    /// Creates the writer of an empty journal.
-    pub fn new(journal: Journal, keeper: Keeper, manager: ManagerRecord) -> Self {
+    /// Creates the writer of a journal; `held` is what the keeper holds of it already.
+    pub fn new(
+        journal: Journal,
+        keeper: Keeper,
+        manager: ManagerRecord,
+        held: Option<Held>,
+    ) -> Self {
         Self {
             journal: Arc::new(journal),
             keeper,
             manager,
-            held: RefCell::default(),
+            held: RefCell::new(held),
             rewritten: Cell::new(0),
         }
     }
 
-    /// Writes everything anew, and records all changes from then on.
+    /// Records all changes from now on, after writing everything into a journal that
+    /// is new.
     ///
     /// # Errors
     /// Returns a [`RewriteError`].
     pub fn begin(&self, registry: &mut Registry) -> Result<(), RewriteError> {
-        self.rewrite(registry)?;
+        if self.held.borrow().is_none() {
+            self.rewrite(registry)?;
+        }
         registry.record_changes();
         registry.log().record_in(Arc::clone(&self.journal));
         Ok(())

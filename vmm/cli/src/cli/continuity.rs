@@ -11,6 +11,7 @@ use mkvmm_keeper::cgroup;
 use mkvmm_keeper::client::{Inventory, Keeper};
 use mkvmm_machine::kvm::host::Host as KvmHost;
 use mkvmm_manager::adopt::{AdoptError, Arrival, memory_of, record_of};
+use mkvmm_manager::journal::Left;
 use mkvmm_manager::journal::contents::Contents;
 use mkvmm_manager::journal::file::Binding;
 use mkvmm_manager::journal::record::ManagerRecord;
@@ -166,7 +167,7 @@ impl Founding {
         let record = record_of(ground.memory.config());
         let manager = found(ground, self.children, self.treatment)?;
         manager.take_over(inventory, &mut []).await?;
-        manager.write_journal(keeper, binding, record.clone())?;
+        manager.write_journal(keeper, binding, record.clone(), None)?;
         keeper.set_at_work(true);
         Ok((manager, record))
     }
@@ -187,12 +188,13 @@ impl Founding {
         let mut record = contents.manager.clone();
         record.ordinal = record.ordinal.saturating_add(1);
         self.treatment.inherited = inventory.descriptors;
+        let left = Left::take(&contents, inventory);
         let kvm = KvmHost::open().map_err(PoolSetupError::from)?;
         let (host, options) = prepare(kvm, self.children, self.treatment)?;
         let adopting = Manager::adopt(host, contents, inventory, arrival, options);
         let (manager, mut adopted) = adopting.await?;
         manager.take_over(inventory, &mut adopted).await?;
-        manager.write_journal(keeper, binding, record.clone())?;
+        manager.write_journal(keeper, binding, record.clone(), left)?;
         keeper.set_at_work(true);
         log::info!("{} instances were taken over", adopted.len());
         manager.complete(adopted);

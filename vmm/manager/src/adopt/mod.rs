@@ -214,7 +214,7 @@ pub struct Adopted {
     /// The number of the instance.
     pub(crate) id: InstanceId,
     /// What the journal says about it.
-    pub(crate) record: InstanceRecord,
+    pub(crate) record: Box<InstanceRecord>,
     /// Its worker, until it is connected.
     child: Option<KeptChild>,
     /// False if its worker has destroyed the memory that it shares.

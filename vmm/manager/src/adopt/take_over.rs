@@ -14,7 +14,7 @@ use crate::child::{Role, Unreaped};
 use crate::guest::Guest;
 use crate::journal::file::{Binding, JournalError};
 use crate::journal::record::ManagerRecord;
-use crate::journal::{Journal, RewriteError};
+use crate::journal::{Journal, Left, RewriteError};
 use crate::journaling::Journaling;
 use crate::manager::Manager;
 use crate::worker::Worker;
@@ -63,6 +63,8 @@ impl Manager {
         ended
             .await
             .map_err(|_elapsed| AdoptError::Leftovers { count })?;
+        // What is in the records changes from here on.
+        self.registry_mut().record_changes();
         self.settle_channels();
         Ok(())
     }
@@ -87,8 +89,8 @@ impl Manager {
         None
     }
 
-    /// Writes a journal from now on, which the keeper holds in place of an
-    /// earlier one.
+    /// Writes a journal from now on: what an earlier manager has `left` goes on, or the
+    /// keeper holds a new one in its place.
     ///
     /// # Errors
     /// Returns an [`AdoptError`]; the earlier journal stays then.
@@ -97,12 +99,19 @@ impl Manager {
         keeper: &Keeper,
         binding: Binding,
         record: ManagerRecord,
+        left: Option<Left>,
     ) -> Result<(), AdoptError> {
         for file in self.files.at_home() {
             self.hold_memory(&file).map_err(RewriteError::from)?;
         }
-        let journal = Journal::create(binding)?;
-        let journaling = Journaling::new(journal, keeper.clone(), record);
+        let (journal, held) = match left {
+            Some(Left { file, end, held }) => {
+                let journal = Journal::resume(binding, (file, end), record.clone())?;
+                (journal, Some(held))
+            }
+            None => (Journal::create(binding)?, None),
+        };
+        let journaling = Journaling::new(journal, keeper.clone(), record, held);
         journaling.begin(&mut self.registry_mut())?;
         // It was not set before.
         let _ = self.journaling.set(journaling);
@@ -130,7 +139,8 @@ impl Manager {
         let Some(socket) = kept.channel.take() else {
             return Some(kept);
         };
-        let channel = match AsyncChannel::resume_quietly(socket, wire) {
+        let resumed = socket.and_then(|socket| AsyncChannel::resume_quietly(socket, wire));
+        let channel = match resumed {
             Ok(channel) => channel,
             Err(error) => {
                 log::error!("instance {}: its worker: {}", one.id, chain(&error));

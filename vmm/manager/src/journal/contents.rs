@@ -21,7 +21,7 @@ pub struct Contents {
     /// The ledger without its instances.
     pub pool: PoolState,
     /// The instances by number.
-    pub instances: BTreeMap<u32, InstanceRecord>,
+    pub instances: BTreeMap<u32, Box<InstanceRecord>>,
     /// The counters of the instances' devices in previous boots.
     pub devices: BTreeMap<u32, Vec<Vec<u64>>>,
     /// The channels by number.
@@ -35,6 +35,8 @@ pub struct Contents {
     /// The versions of the wire protocol that workers speak, by their numbers, and
     /// that of the keeper.
     peers: BTreeMap<Option<u64>, u32>,
+    /// How far the file goes on as it is, if this version would write it like that.
+    pub(crate) end: Option<u64>,
 }
 
 impl Contents {
@@ -57,13 +59,14 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let mut owners = BTreeMap::new();
     let mut peers = BTreeMap::new();
     let (mut channels, mut next_channel) = (BTreeMap::new(), None);
-    for (offset, content) in file::frames(bytes, binding)? {
+    let frames = file::frames(bytes, binding)?;
+    for (offset, content) in frames.contents {
         for record in record::decode(offset, content)? {
             match record {
                 Record::Manager(it) => manager = Some(it),
                 Record::Pool(it) => pool = Some(it),
                 Record::Instance(it) => {
-                    instances.insert(it.sub_pool.id, *it);
+                    instances.insert(it.sub_pool.id, it);
                 }
                 Record::Deleted(id) => {
                     instances.remove(&id);
@@ -103,6 +106,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         owners,
         events,
         peers,
+        end: frames.is_current.then_some(frames.end),
     })
 }
 

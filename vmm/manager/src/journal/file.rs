@@ -122,6 +122,19 @@ impl JournalFile {
         })
     }
 
+    /// Goes on with a journal that an earlier manager has written, after the frame
+    /// that ends at `end`. What follows was never complete, and is removed.
+    ///
+    /// # Errors
+    /// Returns [`JournalError::Io`].
+    pub fn resume(file: OwnedFd, end: u64) -> Result<Self, JournalError> {
+        let file = File::from(file);
+        file.set_len(end).map_err(io("continued"))?;
+        Ok(Self {
+            inner: Mutex::new(Inner { file, end }),
+        })
+    }
+
     /// Appends a frame. After an error the journal is as it was before, and the
     /// next frame takes the place of this one.
     ///
@@ -210,31 +223,46 @@ pub fn read(file: BorrowedFd<'_>) -> Result<Vec<u8>, JournalError> {
     Ok(bytes)
 }
 
-/// Returns the contents of a journal's frames with their offsets. An incomplete
-/// frame at the end is ignored: its change has not happened.
+/// What is in a journal.
+#[derive(Debug)]
+pub struct Frames<'a> {
+    /// The contents of the frames with their offsets.
+    pub contents: Vec<(u64, &'a [u8])>,
+    /// The offset after the last of them.
+    pub end: u64,
+    /// True if this version writes the same header.
+    pub is_current: bool,
+}
+
+/// Returns the frames of a journal. An incomplete one at the end is ignored: its
+/// change has not happened.
 ///
 /// # Errors
 /// Returns a [`JournalError`] for a journal that is not this one.
-pub fn frames(bytes: &[u8], binding: Binding) -> Result<Vec<(u64, &[u8])>, JournalError> {
+pub fn frames(bytes: &[u8], binding: Binding) -> Result<Frames<'_>, JournalError> {
     let (head, mut rest) = bytes
         .split_at_checked(HEADER_LEN)
         .ok_or(JournalError::Header)?;
     check_header(head, binding)?;
-    let mut found = Vec::new();
+    let mut contents = Vec::new();
     let mut offset = HEADER_LEN as u64;
     while !rest.is_empty() {
         let Some((content, after)) = split_frame(rest) else {
             // Written in order, so nothing valid can follow.
-            return match is_torn(rest) {
-                true => Ok(found),
-                false => Err(JournalError::Damaged { offset }),
-            };
+            if is_torn(rest) {
+                break;
+            }
+            return Err(JournalError::Damaged { offset });
         };
-        found.push((offset, content));
+        contents.push((offset, content));
         offset += (rest.len() - after.len()) as u64;
         rest = after;
     }
-    Ok(found)
+    Ok(Frames {
+        contents,
+        end: offset,
+        is_current: head == header(binding),
+    })
 }
 
 fn check_header(head: &[u8], binding: Binding) -> Result<(), JournalError> {
@@ -296,7 +324,7 @@ mod tests {
     }
 
     fn contents(bytes: &[u8]) -> Vec<&[u8]> {
-        let frames = frames(bytes, BINDING).unwrap();
+        let frames = frames(bytes, BINDING).unwrap().contents;
         frames.into_iter().map(|(_, content)| content).collect()
     }
 
@@ -317,6 +345,34 @@ mod tests {
         // Pages that were never written read as zero.
         torn[first + 10..].fill(0);
         assert_eq!(contents(&torn), [b"one"]);
+    }
+
+    #[test]
+    fn what_was_torn_is_gone_once_it_is_resumed() {
+        let journal = JournalFile::create(BINDING).unwrap();
+        journal.append(b"one").unwrap();
+        let (file, len) = (journal.descriptor().unwrap(), journal.size());
+        journal.append(b"a second one that is long").unwrap();
+        rustix::fs::ftruncate(&file, journal.size() - 1).unwrap();
+        let bytes = read(file.as_fd()).unwrap();
+        let frames = frames(&bytes, BINDING).unwrap();
+        assert_eq!((frames.end, frames.is_current), (len, true));
+        let again = file.try_clone().unwrap();
+        let resumed = JournalFile::resume(again, frames.end).unwrap();
+        assert_eq!(read(file.as_fd()).unwrap().len() as u64, len);
+        resumed.append(b"2").unwrap();
+        let bytes = read(file.as_fd()).unwrap();
+        assert_eq!(contents(&bytes), [&b"one"[..], b"2"]);
+    }
+
+    #[test]
+    fn an_earlier_version_is_read_and_not_continued() {
+        let mut bytes = written(&[b"one"]);
+        bytes[8] -= 1;
+        let sum = crc32fast::hash(&bytes[..HEADER_LEN - 4]);
+        bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&sum.to_le_bytes());
+        let frames = frames(&bytes, BINDING).unwrap();
+        assert_eq!((frames.contents.len(), frames.is_current), (1, false));
     }
 
     #[test]

@@ -23,11 +23,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use mkvmm_api::events::Event;
-use mkvmm_keeper::client::{Held, Keeper, KeeperError};
+use mkvmm_keeper::client::{Held, Inventory, Keeper, KeeperError};
 use mkvmm_wire::keeping::Key;
 
+use contents::Contents;
 use file::{Binding, JournalError, JournalFile};
-use record::Record;
+use record::{ManagerRecord, Record};
 
 /// The length beyond which a journal is rewritten, if that is also twice what
 /// it was after the last time.
@@ -36,6 +37,26 @@ const REWRITE_AT: u64 = 4 << 20;
 /// The records of a new journal that are one frame: far fewer than a frame has room
 /// for, and far more than one, since each frame is a system call.
 const TOGETHER: usize = 32;
+
+/// The journal that an earlier manager has left, if this version would write it in the
+/// same way: its records are what the next manager begins with.
+#[derive(Debug)]
+pub struct Left {
+    pub(crate) file: OwnedFd,
+    /// The offset of the next frame.
+    pub(crate) end: u64,
+    pub(crate) held: Held,
+}
+
+impl Left {
+    /// Takes the journal with these `contents` out of `inventory`.
+    pub fn take(contents: &Contents, inventory: &mut Inventory) -> Option<Self> {
+        let end = contents.end?;
+        let (mut files, held) = inventory.held.remove(&Key::Journal)?;
+        let file = files.pop()?;
+        Some(Self { file, end, held })
+    }
+}
 
 /// The journal of a manager. It can be appended to in any thread.
 #[derive(Debug)]
@@ -51,6 +72,24 @@ impl Journal {
     /// Returns [`JournalError::Io`].
     pub fn create(binding: Binding) -> Result<Self, JournalError> {
         let file = JournalFile::create(binding)?;
+        Ok(Self {
+            binding,
+            file: RwLock::new(Arc::new(file)),
+        })
+    }
+
+    /// Goes on with the journal of an earlier manager, of which the keeper holds the
+    /// file, up to the offset `end`. Its first record is `manager`.
+    ///
+    /// # Errors
+    /// Returns [`JournalError::Io`]; the earlier manager's records are there then.
+    pub fn resume(
+        binding: Binding,
+        (file, end): (OwnedFd, u64),
+        manager: ManagerRecord,
+    ) -> Result<Self, JournalError> {
+        let file = JournalFile::resume(file, end)?;
+        file.append(&record::encode(&[Record::Manager(manager)]))?;
         Ok(Self {
             binding,
             file: RwLock::new(Arc::new(file)),

@@ -250,8 +250,11 @@ impl Manager {
         id: InstanceId,
         has_log: bool,
     ) -> Result<(), StepError> {
+        if !has_log {
+            return Ok(());
+        }
         let mut registry = self.registry_mut();
-        let Some(guest) = registry.guest_mut(id).filter(|_| has_log) else {
+        let Some(guest) = registry.guest_mut(id) else {
             return Ok(());
         };
         let Some(file) = guest.config.console_log.clone() else {

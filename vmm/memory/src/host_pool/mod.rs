@@ -17,7 +17,7 @@ pub mod state;
 mod sub_pool;
 mod what_if;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::mem::ManuallyDrop;
 
@@ -63,6 +63,8 @@ pub struct HostPool {
     channels: Channels,
     /// The instances that own the sub-pools, by ID.
     owners: BTreeMap<u32, InstanceName>,
+    /// Their names: looking through the owners of thousands for one would take long.
+    names: BTreeSet<InstanceName>,
     log: AllocLog,
     rule: Rule,
 }
@@ -86,6 +88,7 @@ impl HostPool {
             held: Vec::new(),
             channels: Channels::default(),
             owners: BTreeMap::new(),
+            names: BTreeSet::new(),
             log: AllocLog::default(),
             rule: Rule::default(),
         })
@@ -356,6 +359,7 @@ impl HostPool {
     fn enter(&mut self, sub_pool: &mut SubPool) -> Result<(), HostPoolError> {
         let (id, name) = (sub_pool.pool.id(), &sub_pool.name);
         self.owners.insert(id, name.clone());
+        self.names.insert(name.clone());
         let regions = sub_pool.regions.len();
         if regions > MAX_REGIONS {
             return Err(HostPoolError::TooManyRegions {
@@ -506,6 +510,7 @@ impl HostPool {
         let id = pool.id();
         pool.destroy_forced().map_err(Box::new)?;
         self.owners.remove(&id);
+        self.names.remove(&name);
         for chunk in chunks {
             self.log.freed(Caller::instance(&name, CHUNK), chunk);
         }

@@ -104,7 +104,7 @@ impl HostPool {
             let name = name.clone();
             return Err(StateError::UnknownId { name, id, next_id }.into());
         }
-        if self.owners.contains_key(&id) || self.owners.values().any(|other| other == name) {
+        if self.owners.contains_key(&id) || self.names.contains(name) {
             let name = name.clone();
             return Err(StateError::Twice { name, id }.into());
         }

@@ -4,12 +4,12 @@
 //! is received or sent in one step after that. So a message is never half
 //! received, and a `select!` loses none.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::error::WireError;
-use super::{Channel, Message, Received, Receiver, Sender};
+use super::{Channel, Message, Received, Receiver, Sender, socket};
 use crate::ready::Ready;
 
 /// A [`Channel`] with asynchronous operations.
@@ -19,6 +19,33 @@ pub struct AsyncChannel<Out, In> {
     pub sender: AsyncSender<Out>,
     /// The half that receives.
     pub receiver: AsyncReceiver<In>,
+}
+
+/// A connected socket that is registered with the current runtime, before it is known
+/// which version the peer speaks: registering takes as long as everything else.
+#[derive(Debug)]
+pub struct Registered {
+    socket: Arc<OwnedFd>,
+    readiness: Arc<Ready>,
+}
+
+impl Registered {
+    /// Registers a socket.
+    ///
+    /// # Errors
+    /// Returns the error of checking that it is one, and [`WireError::Async`].
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime with I/O enabled.
+    pub fn new(socket: OwnedFd) -> Result<Self, WireError> {
+        socket::check(socket.as_fd())?;
+        let socket = Arc::new(socket);
+        let readiness = Ready::new(Arc::clone(&socket), true).map_err(WireError::Async)?;
+        Ok(Self {
+            socket,
+            readiness: Arc::new(readiness),
+        })
+    }
 }
 
 /// A [`Sender`] with asynchronous operations.
@@ -75,23 +102,26 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
         Self::register(Channel::resume(socket, version, Some(Instant::now()))?)
     }
 
-    /// Takes the place of another process, as [`Channel::resume_quietly`] does, and
-    /// registers the socket with the current runtime.
+    /// Takes the place of another process that speaks `version`, as
+    /// [`Channel::resume_quietly`] does.
     ///
     /// # Errors
-    /// Returns the errors of [`Channel::resume_quietly`], and [`WireError::Async`].
-    ///
-    /// # Panics
-    /// Panics outside a tokio runtime with I/O enabled.
-    pub fn resume_quietly(socket: OwnedFd, version: u32) -> Result<Self, WireError> {
-        Self::register(Channel::resume_quietly(socket, version)?)
+    /// Returns the errors of [`Channel::resume_quietly`].
+    pub fn resume_quietly(registered: Registered, version: u32) -> Result<Self, WireError> {
+        let Registered { socket, readiness } = registered;
+        let channel = Channel::resume_quietly(socket, version)?;
+        Ok(Self::with(channel, readiness))
     }
 
     fn register(channel: Channel<Out, In>) -> Result<Self, WireError> {
-        let (sender, receiver) = channel.split();
-        let registered = Ready::new(Arc::clone(receiver.socket()), true);
+        let registered = Ready::new(Arc::clone(channel.receiver.socket()), true);
         let readiness = Arc::new(registered.map_err(WireError::Async)?);
-        Ok(Self {
+        Ok(Self::with(channel, readiness))
+    }
+
+    fn with(channel: Channel<Out, In>, readiness: Arc<Ready>) -> Self {
+        let (sender, receiver) = channel.split();
+        Self {
             sender: AsyncSender {
                 inner: sender,
                 readiness: Arc::clone(&readiness),
@@ -100,7 +130,7 @@ impl<Out: Message, In: Message> AsyncChannel<Out, In> {
                 inner: receiver,
                 readiness,
             },
-        })
+        }
     }
 
     /// Splits the channel into its halves, for two tasks.

@@ -136,15 +136,13 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     }
 
     /// Takes the place of a process as [`Self::resume`] does, but says hello only
-    /// before its first message, so that the peer is not woken until then.
+    /// before its first message, so that the peer is not woken until then. The socket
+    /// must have been checked.
     ///
     /// # Errors
-    /// Returns the errors of [`Self::open`], and [`WireError::Version`] for one that
-    /// this program does not speak.
-    pub fn resume_quietly(socket: OwnedFd, version: u32) -> Result<Self, WireError> {
-        socket::check(socket.as_fd())?;
+    /// Returns [`WireError::Version`] for one that this program does not speak.
+    pub fn resume_quietly(socket: Arc<OwnedFd>, version: u32) -> Result<Self, WireError> {
         check_version(version)?;
-        let socket = Arc::new(socket);
         Ok(Self {
             sender: Sender::resumed(Arc::clone(&socket), version),
             receiver: Receiver::resumed(socket, version),

@@ -2,6 +2,7 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
@@ -442,7 +443,8 @@ fn a_quiet_successor_says_hello_with_its_first_message() {
     let mut worker: Channel<Plain, Plain> = Channel::open(theirs).unwrap();
     worker.receiver.allow_restarts();
     worker.send(&Plain(1), &[], None).unwrap();
-    let mut second: Channel<Plain, Plain> = Channel::resume_quietly(kept, VERSION).unwrap();
+    let mut second: Channel<Plain, Plain> =
+        Channel::resume_quietly(Arc::new(kept), VERSION).unwrap();
     assert_eq!(next(&mut second), Plain(1));
     assert!(matches!(
         worker.receiver.try_recv(),
