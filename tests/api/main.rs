@@ -23,6 +23,7 @@
 //! | `limits` | limits of what one client or guest can use |
 //! | `restarts` | guests that reset, and kills meanwhile |
 //! | `verbs` | several names, restarts, waiting, output printed again |
+//! | `rust_client` | the client crate, for programs of others |
 //! | `stalls` | stalled processes |
 //! | `crowd` | 64 clients at once, legal and illegal, with audits throughout |
 //!
@@ -42,6 +43,7 @@ mod metrics;
 mod pipes;
 mod pool_views;
 mod restarts;
+mod rust_client;
 mod scrapes;
 mod serving;
 mod session;

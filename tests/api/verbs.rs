@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mkvmm_test_harness::Mkvmm;
 use mkvmm_test_harness::tier::skips_without_kvm;
+use serde_json::Value;
 
 use crate::server::Server;
 
@@ -180,4 +181,42 @@ fn a_mistyped_command_never_suggests_one_that_destroys() {
     }
     let run = Mkvmm::new(["lis"]).finish();
     assert!(run.stderr.contains("'list'"), "{run}");
+}
+
+#[test]
+fn every_refusal_is_json_where_json_is_wanted() {
+    let server = Server::start("64M@4G");
+    for (line, code) in [
+        ("start no", "no-instance"),
+        ("pause no", "no-instance"),
+        ("kill no", "no-instance"),
+        ("restart no", "no-instance"),
+        ("reset no", "no-instance"),
+        ("delete no", "no-instance"),
+        ("wait no", "no-instance"),
+        ("wait no --timeout 5s", "no-instance"),
+        ("show no", "no-instance"),
+        ("show no --e820", "no-instance"),
+        ("logs no", "no-instance"),
+        ("logs no --follow", "no-instance"),
+        ("debug regs no", "no-instance"),
+        ("debug mem no 0 16", "no-instance"),
+        ("debug translate no 0", "no-instance"),
+        ("channel show no", "no-channel"),
+        ("pool free 4G", "no-allocation"),
+        ("pool alloc 128M", "no-room"),
+        ("create no --memory 128M", "no-room"),
+    ] {
+        let refused = server.run(&format!("{line} --json"));
+        let mut lines = refused.stdout.lines();
+        let body: Option<Value> = lines.next().and_then(|l| serde_json::from_str(l).ok());
+        let body = body.unwrap_or_else(|| panic!("{line}: {refused}"));
+        assert_eq!(body["error"]["code"], code, "{line}: {refused}");
+        assert_eq!(lines.next(), None, "{line}: {refused}");
+        // People read the same on the other stream.
+        let message = body["error"]["message"].as_str().unwrap_or_default();
+        let said = refused.stderr.starts_with(&format!("error: {message}"));
+        assert!(said, "{line}: {refused}");
+    }
+    server.tear_down();
 }

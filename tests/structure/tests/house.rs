@@ -85,6 +85,12 @@ const WALLS: &[Wall] = &[
         KVM,
     )
     .tested_with(&["mkvmm-image", "mkvmm-children"]),
+    // The client's side of the socket, for programs of others, too.
+    wall(
+        "mkvmm-client",
+        &["mkvmm-base", "mkvmm-api"],
+        NOT_FOR_CLIENTS,
+    ),
     // The binary depends on all, and no crate depends on it.
     wall(
         "mkvmm",
@@ -102,6 +108,7 @@ const WALLS: &[Wall] = &[
             "mkvmm-machine",
             "mkvmm-children",
             "mkvmm-manager",
+            "mkvmm-client",
             "mkvmm-guest-images",
         ],
         &[],

@@ -130,3 +130,11 @@ pub struct Instance {
     /// loaded ones.
     pub spec: InstanceSpec,
 }
+
+impl Instance {
+    /// Returns whether it has come to its end: one that its policy restarts has not.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Stopped | State::Failed) && !self.restarting
+    }
+}

@@ -54,3 +54,10 @@ pub use size::Size;
 pub use source::{KernelSource, Source};
 pub use spec::{ImagesSpec, InstanceSpec, MINE};
 pub use spec_error::SpecError;
+
+/// The protocol to which the connection of a console is upgraded: bytes in both
+/// directions.
+pub const CONSOLE_PROTOCOL: &str = "mkvmm-console";
+/// The protocol to which the connection of a lease is upgraded: the client sends a byte
+/// to renew it, the VMM sends none.
+pub const LEASE_PROTOCOL: &str = "mkvmm-lease";

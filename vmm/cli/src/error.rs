@@ -5,8 +5,9 @@ use std::process::{ExitCode, Termination};
 
 use log::LevelFilter;
 use mkvmm_base::{Class, Diagnose, causes, chain};
+use mkvmm_client::ClientError;
 
-use crate::cli::HostIoError;
+use crate::cli::{self, HostIoError};
 
 /// How `mkvmm` ends; the numbers are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +120,14 @@ impl CliError {
         error.downcast_ref()
     }
 
+    /// Returns what to do about it.
+    fn hint(&self) -> Option<String> {
+        match self.find() {
+            Some(ClientError::Connect { path, source }) => Some(cli::advice(path, source)),
+            _ => self.0.hint(),
+        }
+    }
+
     /// Returns the lines for stderr, without the final newline: at the level of
     /// debugging, with one for each cause.
     pub fn render(&self) -> String {
@@ -132,7 +141,7 @@ impl CliError {
                 text.push_str(&cause.replace('\n', "\\n"));
             }
         }
-        if let Some(help) = self.0.hint() {
+        if let Some(help) = self.hint() {
             text.push_str("\nhelp: ");
             text.push_str(&help);
         }

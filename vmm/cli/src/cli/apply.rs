@@ -11,14 +11,15 @@ use mkvmm_api::instance::Instance;
 use mkvmm_api::{InstanceSpec, Size};
 use serde_json::json;
 
-use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::exchange::{ChangeArgs, answer, asked};
+use crate::cli::client::ClientArgs;
+use crate::cli::exchange::{ChangeArgs, answer};
 use crate::cli::fleet_file::{self, FleetFile};
 use crate::cli::grace::GraceArgs;
 use crate::cli::output::print;
 use crate::cli::selection::instances;
 use crate::cli::tables::harmless;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::{Call, ClientError};
 
 /// What stands for a key that is not set.
 const UNSET: &str = "(unset)";
@@ -54,7 +55,7 @@ pub fn apply(args: &ApplyArgs) -> Result<ExitStatus, CliError> {
     let path = format!("/v1/apply{}", args.change.query());
     let call = Call::new("POST", path).with(&body)?;
     let (client, is_dry_run) = (args.change.client(), args.change.is_dry_run());
-    answer(client.json, asked(client, call)?, |applied: &Applied| {
+    answer(client.json, client.call(call)?, |applied: &Applied| {
         describe(applied, is_dry_run)
     })
 }

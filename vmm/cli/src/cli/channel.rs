@@ -4,11 +4,12 @@ use clap::Subcommand;
 use mkvmm_api::channel::{Channel, ChannelBody, MemberBody, MemberSpec};
 use mkvmm_base::{Class, Diagnose, NameError};
 
-use crate::cli::client::{Call, ClientArgs};
-use crate::cli::exchange::{ChangeArgs, change, escape, get};
+use crate::cli::client::ClientArgs;
+use crate::cli::exchange::{ChangeArgs, change, get};
 use crate::cli::options::OptionError;
 use crate::cli::tables;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::{Call, escape};
 
 /// A name of a channel or of a member is invalid.
 #[derive(Debug, thiserror::Error)]

@@ -7,14 +7,9 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,17 +17,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::HostIoError;
-use crate::cli::client::{
-    Call, ClientArgs, ClientError, accepted, ask, block_on, connect, open, request,
-};
-use crate::cli::exchange::escape;
-use crate::cli::sse::Frames;
-use crate::cli::wait::newest;
+use crate::cli::client::ClientArgs;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
+use mkvmm_api::CONSOLE_PROTOCOL;
 use mkvmm_api::events::{Event, EventKind};
 use mkvmm_api::instance::Instance;
-use mkvmm_manager::control::http::CONSOLE_PROTOCOL;
+use mkvmm_client::connection::{Stream, ask_for, block_on, reach, upgrade};
+use mkvmm_client::events::{Events, newest};
+use mkvmm_client::{Call, ClientError, Since, streams};
 
 /// The byte of Ctrl-], which detaches, as in telnet and virsh.
 const LEAVE: u8 = 0x1d;
@@ -114,24 +107,14 @@ pub fn attach(name: &str, client: &ClientArgs) -> Result<ExitStatus, CliError> {
 fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, CliError> {
     let socket = client.socket();
     block_on(async {
-        let path = format!("/v1/instances/{}", escape(name));
-        let text = ask(&socket, Call::get(path)).await?;
-        let instance: Instance = serde_json::from_str(&text).map_err(ClientError::Json)?;
+        let instance: Instance = ask_for(&socket, Call::of_instance("GET", name, "")).await?;
         // The built-in guest ends its lines like programs of this host; kernels drive
         // their terminals themselves.
         let is_probe = instance.kernel.is_some_and(|kernel| kernel.path == "probe");
-        let ends = follow(&socket).await?;
-        let mut sender = connect(&socket).await?;
-        let path = match number {
-            0 => format!("/v1/instances/{}/console", escape(name)),
-            _ => format!("/v1/instances/{}/console?number={number}", escape(name)),
-        };
-        let request = request(Call::get(path), Some(CONSOLE_PROTOCOL))?;
-        let answer = sender.send_request(request).await;
-        let answer = accepted(answer.map_err(ClientError::from)?).await?;
-        let stream = hyper::upgrade::on(answer)
-            .await
-            .map_err(ClientError::from)?;
+        let since = Since::Event(newest(&socket).await?);
+        let events = Events::open(&socket, since, None, true).await?;
+        let call = streams::console(name, number);
+        let stream = upgrade(&socket, call, CONSOLE_PROTOCOL).await?;
         let signals = Signals::listen().map_err(HostIoError::Terminal)?;
         let terminal = RawTerminal::of_stdin().map_err(HostIoError::Terminal)?;
         if terminal.is_some() {
@@ -141,8 +124,7 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
         }
         let mut ends = Ends {
             name: name.to_owned(),
-            events: ends,
-            frames: Frames::default(),
+            events,
         };
         let mut lines = Lines::new(is_probe && terminal.is_some());
         let end = converse(stream, signals, terminal.is_some(), &mut ends, &mut lines).await;
@@ -157,8 +139,8 @@ fn attach_to(name: &str, number: u8, client: &ClientArgs) -> Result<ExitStatus, 
             End::Ended(status) => status,
             End::HungUp => {
                 // The VMM closes a connection for no other reason.
-                let why = match connect(&socket).await {
-                    Ok(_) => format!("{name} was deleted"),
+                let why = match reach(&socket).await {
+                    Ok(()) => format!("{name} was deleted"),
                     Err(_) => "the VMM has ended".to_owned(),
                 };
                 logger::say(&format!("mkvmm: {why}"));
@@ -209,26 +191,25 @@ impl Lines {
 /// Tells how a guest ends while somebody is attached.
 struct Ends {
     name: String,
-    events: Incoming,
-    frames: Frames,
+    events: Events,
 }
 
 impl Ends {
     /// Waits until the guest ends; returns what to tell. Waits forever once there
     /// are no more events.
     async fn next(&mut self) -> String {
-        while let Some(Ok(frame)) = self.events.frame().await {
-            let data = frame.data_ref().map(|bytes| self.frames.push(bytes));
-            let events = data.unwrap_or_default();
-            let events = events
-                .iter()
-                .filter_map(|data| serde_json::from_slice(data).ok());
-            let mut told = events.filter_map(|event: Event| self.text(&event));
+        loop {
+            let events = match self.events.arrived().await {
+                Ok(Some(events)) => events,
+                // Of a later version.
+                Err(ClientError::Json(_)) => continue,
+                Ok(None) | Err(_) => return std::future::pending().await,
+            };
+            let mut told = events.iter().filter_map(|event| self.text(event));
             if let Some(text) = told.next() {
                 return text;
             }
         }
-        std::future::pending().await
     }
 
     fn text(&self, event: &Event) -> Option<String> {
@@ -242,13 +223,6 @@ impl Ends {
             _ => None,
         }
     }
-}
-
-/// Opens the stream of all events from now on.
-async fn follow(socket: &Path) -> Result<Incoming, CliError> {
-    let since = newest(socket).await?;
-    let path = format!("/v1/events?since={since}&follow=true");
-    Ok(open(socket, Call::get(path)).await?)
 }
 
 /// The reason why a session ended.
@@ -291,13 +265,13 @@ impl Signals {
 /// terminal (`ESC [ 18 t` asks for its size) and the terminal's answer pass
 /// through like any text. `lines` says what was printed.
 async fn converse(
-    stream: Upgraded,
+    stream: Stream,
     mut signals: Signals,
     is_terminal: bool,
     ends: &mut Ends,
     lines: &mut Lines,
 ) -> Result<End, CliError> {
-    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut typed = read_stdin(is_terminal)?;
     let (output, mut written) = write_stdout()?;
     let mut buffer = vec![0; 16 << 10];

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use clap::Subcommand;
 use mkpool::param::parse_addr;
 
-use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::exchange::{answer, escape, get};
+use crate::cli::client::ClientArgs;
+use crate::cli::exchange::{answer, get};
 use crate::cli::hexdump::hexdump;
 use crate::cli::options::{OptionError, size};
 use crate::cli::output::print;
@@ -14,6 +14,7 @@ use crate::cli::tables;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::Hex;
 use mkvmm_api::debug::{CpuRegisters, Flags, Memory, Registers, Translation};
+use mkvmm_client::{Call, ClientError, escape};
 
 #[derive(Debug, Subcommand)]
 pub enum DebugCommand {

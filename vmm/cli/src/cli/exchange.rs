@@ -2,11 +2,11 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
-use mkvmm_api::ErrorBody;
 use mkvmm_api::instance::Instance;
+use mkvmm_client::{Call, ClientError, escape};
 
 /// Options of every command that changes something.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,19 +41,6 @@ impl ChangeArgs {
     }
 }
 
-/// Returns `part` percent-encoded, for use as one segment of a path.
-pub fn escape(part: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    let byte = |b: u8| {
-        if plain(b) {
-            char::from(b).to_string()
-        } else {
-            format!("%{b:02X}")
-        }
-    };
-    part.bytes().map(byte).collect()
-}
-
 /// Prints a response: the raw JSON, or the object as `render` formats it.
 ///
 /// # Errors
@@ -80,24 +67,7 @@ pub fn get<T: DeserializeOwned>(
     path: &str,
     render: impl FnOnce(&T) -> String,
 ) -> Result<ExitStatus, CliError> {
-    answer(client.json, asked(client, Call::get(path))?, render)
-}
-
-/// Performs a call; prints the JSON of a refusal, if JSON is wanted.
-///
-/// # Errors
-/// Returns the errors of the call and of standard output.
-pub fn asked(client: &ClientArgs, call: Call<'_>) -> Result<String, CliError> {
-    let answer = client.call(call);
-    if let Err(error) = &answer
-        && let Some(ClientError::Refused(refusal)) = error.find()
-        && client.json
-    {
-        let error = (**refusal).clone();
-        let body = serde_json::to_string(&ErrorBody { error });
-        print(format!("{}\n", body.map_err(ClientError::Json)?).as_bytes())?;
-    }
-    answer
+    answer(client.json, client.call(Call::get(path))?, render)
 }
 
 /// Performs a call that changes something and prints its response, as `render`
@@ -110,7 +80,7 @@ pub fn change<T: DeserializeOwned>(
     call: Call<'_>,
     render: impl FnOnce(&T) -> String,
 ) -> Result<ExitStatus, CliError> {
-    let text = asked(&args.client, call)?;
+    let text = args.client.call(call)?;
     answer(args.client.json, text, |object| {
         let text = render(object);
         if args.dry_run {

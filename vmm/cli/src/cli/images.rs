@@ -3,12 +3,12 @@
 use std::env;
 
 use crate::cli::HostIoError;
-use crate::cli::client::Call;
 use crate::cli::exchange::{ChangeArgs, change, done};
 use crate::cli::spec_args::SpecArgs;
 use crate::cli::verbs;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::{ImagesSpec, InstanceSpec};
+use mkvmm_client::Call;
 
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {

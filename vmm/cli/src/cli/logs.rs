@@ -1,9 +1,9 @@
 //! `mkvmm logs NAME`: what an instance has printed.
 
-use crate::cli::client::{Call, ClientArgs};
-use crate::cli::exchange::escape;
+use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::{Call, escape};
 
 #[derive(Debug, clap::Args)]
 pub struct LogsArgs {

@@ -39,7 +39,6 @@ mod selection;
 mod serve;
 mod signals;
 mod spec_args;
-mod sse;
 mod start_fleet;
 mod state_dir;
 mod successor;
@@ -50,6 +49,7 @@ mod usage;
 mod verbs;
 mod wait;
 
+pub use find_socket::advice;
 pub use founding::{ChildOptions, Treatment, found};
 pub use host_io::HostIoError;
 pub use pool_setup::Ground;
@@ -61,6 +61,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use mkvmm_children::Early;
+use mkvmm_client::ClientError;
 
 use crate::cli::output::print;
 use crate::doctor;
@@ -194,8 +195,7 @@ fn print_doctor(json: bool) -> Result<ExitStatus, CliError> {
     log::set_max_level(log::LevelFilter::Off);
     let findings = doctor::examine();
     let text = if json {
-        let mut text =
-            serde_json::to_string_pretty(&findings).map_err(client::ClientError::Json)?;
+        let mut text = serde_json::to_string_pretty(&findings).map_err(ClientError::Json)?;
         text.push('\n');
         text
     } else {

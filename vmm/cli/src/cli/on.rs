@@ -13,30 +13,26 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use mkvmm_api::bodies::{KillBody, StartBody};
 use mkvmm_api::instance::Instance;
 use mkvmm_api::{InstanceSpec, MINE, SpecError};
 use mkvmm_base::affinity::CpuSet;
 use mkvmm_base::state::{EndReason, State};
 use mkvmm_base::{Class, Diagnose, InstanceName, chain};
-use mkvmm_manager::control::http::LEASE_PROTOCOL;
 use mkvmm_manager::run::Outcome;
 use rustix::process::{Signal as Number, getpid, kill_process};
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::cli::HostIoError;
-use crate::cli::client::{Call, ClientError, accepted, ask, block_on, connect, open, request};
 use crate::cli::console::{Written, write_stdout};
-use crate::cli::exchange::escape;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::connection::{Body, ask, ask_for, block_on, open};
+use mkvmm_client::events;
+use mkvmm_client::lease::Lease;
+use mkvmm_client::{Call, ClientError, Since};
 
 /// How long a name that is still in use is waited for: what an earlier job has left is
 /// being cleaned.
@@ -206,11 +202,7 @@ fn stop_oneself() {
 struct Guest<'a> {
     job: &'a Job,
     name: &'a InstanceName,
-    /// The path of the instance.
-    path: String,
-    /// The lease: it ends when this is dropped.
-    held: ReadHalf<TokioIo<Upgraded>>,
-    renewals: WriteHalf<TokioIo<Upgraded>>,
+    lease: Lease,
     /// True if it was paused by a signal.
     is_paused: bool,
 }
@@ -218,24 +210,10 @@ struct Guest<'a> {
 impl<'a> Guest<'a> {
     /// Takes the lease of the instance.
     async fn lease(job: &'a Job, name: &'a InstanceName) -> Result<Self, CliError> {
-        let path = format!("/v1/instances/{}", escape(name.as_str()));
-        let limit = job.lease.map_or_else(String::new, |limit| {
-            let ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-            format!("?limit_ms={}", ms.max(1))
-        });
-        let mut sender = connect(&job.socket).await?;
-        let call = Call::new("POST", format!("{path}/lease{limit}"));
-        let answer = sender.send_request(request(call, Some(LEASE_PROTOCOL))?);
-        let answer = accepted(answer.await.map_err(ClientError::from)?).await?;
-        let stream = hyper::upgrade::on(answer).await;
-        let stream = TokioIo::new(stream.map_err(ClientError::from)?);
-        let (held, renewals) = tokio::io::split(stream);
         Ok(Self {
             job,
             name,
-            path,
-            held,
-            renewals,
+            lease: Lease::take(&job.socket, name.as_str(), job.lease).await?,
             is_paused: false,
         })
     }
@@ -246,20 +224,17 @@ impl<'a> Guest<'a> {
         signals: &mut Signals,
     ) -> Result<(ExitStatus, Option<Outcome>), CliError> {
         let socket = &self.job.socket;
-        let path = format!("/v1/events?since=now&follow=true&name={}", self.name);
-        let events = open(socket, Call::get(path)).await?;
-        let path = format!("{}/output?follow=true", self.path);
-        let output = open(socket, Call::get(path)).await?;
+        let call = events::request(Since::Now, Some(self.name.as_str()), true);
+        let events = open(socket, call).await?;
+        let output = open(socket, self.call("GET", "/output?follow=true")).await?;
         let (lines, written) = write_stdout()?;
         let console = tokio::spawn(print(output, self.name.to_string(), lines.clone()));
         let asked = self.supervise(events, signals, &lines).await?;
         drop(lines);
         let instance = self.look().await?;
-        let path = format!("{}/output", self.path);
-        let text = ask(socket, Call::get(path)).await?;
+        let text = ask(socket, self.call("GET", "/output")).await?;
         // Its console is closed by that. Without it, the end of the lease does the same.
-        let call = Call::new("DELETE", self.path.clone());
-        if let Err(error) = ask(socket, call).await {
+        if let Err(error) = ask(socket, self.call("DELETE", "")).await {
             log::error!("{}", chain(&error));
             console.abort();
         }
@@ -280,7 +255,7 @@ impl<'a> Guest<'a> {
     /// has asked for its end.
     async fn supervise(
         &mut self,
-        mut events: Incoming,
+        mut events: Body,
         signals: &mut Signals,
         lines: &mpsc::Sender<Vec<u8>>,
     ) -> Result<Option<ExitStatus>, CliError> {
@@ -288,7 +263,6 @@ impl<'a> Guest<'a> {
         let mut begun = tokio::spawn(self.request("/start", Some(&StartBody::default()))?);
         let mut is_begun = false;
         let mut ending: Option<JoinHandle<Result<String, ClientError>>> = None;
-        let mut byte = [0; 1];
         let mut renewal = self.renewal();
         loop {
             let is_ending = ending.is_some();
@@ -317,8 +291,8 @@ impl<'a> Guest<'a> {
                     }
                     return Ok(asked);
                 }
-                frame = events.frame() => {
-                    let is_over = matches!(frame, None | Some(Err(_)));
+                arrived = events.next() => {
+                    let is_over = matches!(arrived, Ok(None) | Err(_));
                     if is_over || (is_begun && self.has_ended().await?) {
                         return match is_over {
                             true => Err(self.lost()),
@@ -326,12 +300,11 @@ impl<'a> Guest<'a> {
                         };
                     }
                 }
-                // The VMM sends nothing: it has ended the lease, or itself.
-                _ = self.held.read(&mut byte) => return Err(self.lost()),
+                () = self.lease.ended() => return Err(self.lost()),
                 is_renewed = &mut renewal => {
                     // Without that the VMM ends the guest in time.
                     if is_renewed.unwrap_or(false) {
-                        self.renewals.write_all(b".").await.map_err(|_gone| self.lost())?;
+                        self.lease.renew().await.map_err(|_gone| self.lost())?;
                     }
                     renewal = self.renewal();
                 }
@@ -372,13 +345,17 @@ impl<'a> Guest<'a> {
         OnError::Lost { name }.into()
     }
 
-    /// Returns a request about the instance.
+    fn call<'b>(&self, method: &'b str, rest: &str) -> Call<'b> {
+        Call::of_instance(method, self.name.as_str(), rest)
+    }
+
+    /// Sends a request about the instance.
     fn request<B: Serialize>(
         &self,
         rest: &str,
         body: Option<&B>,
     ) -> Result<impl Future<Output = Result<String, ClientError>> + use<B>, ClientError> {
-        let mut call = Call::new("POST", format!("{}{rest}", self.path));
+        let mut call = self.call("POST", rest);
         if let Some(body) = body {
             call = call.with(body)?;
         }
@@ -388,16 +365,12 @@ impl<'a> Guest<'a> {
 
     /// Returns the instance as it is.
     async fn look(&self) -> Result<Instance, CliError> {
-        let text = ask(&self.job.socket, Call::get(self.path.clone())).await?;
-        Ok(serde_json::from_str(&text).map_err(ClientError::Json)?)
+        Ok(ask_for(&self.job.socket, self.call("GET", "")).await?)
     }
 
     async fn has_ended(&self) -> Result<bool, CliError> {
         match self.look().await {
-            Ok(instance) => {
-                let has_ended = matches!(instance.state, State::Stopped | State::Failed);
-                Ok(has_ended && !instance.restarting)
-            }
+            Ok(instance) => Ok(instance.has_ended()),
             Err(error) if error.status() == ExitStatus::WrongState => Err(self.lost()),
             Err(error) => Err(error),
         }
@@ -434,8 +407,7 @@ impl<'a> Guest<'a> {
             if !renewed.unwrap_or(false) {
                 return Err(self.lost());
             }
-            let sent = self.renewals.write_all(b".").await;
-            sent.map_err(|_gone| self.lost())?;
+            self.lease.renew().await.map_err(|_gone| self.lost())?;
         }
         match self.request("/resume", None::<&()>)?.await {
             Err(error) if error.class() != Class::WrongState => Err(error.into()),
@@ -479,10 +451,10 @@ fn may_renew(command: Option<&str>) -> bool {
 }
 
 /// Prints what the guest prints, each line with its name, until its console is closed.
-async fn print(mut output: Incoming, name: String, lines: mpsc::Sender<Vec<u8>>) {
+async fn print(mut output: Body, name: String, lines: mpsc::Sender<Vec<u8>>) {
     let mut line = Vec::new();
-    while let Some(Ok(frame)) = output.frame().await {
-        for &byte in frame.data_ref().map(|bytes| &bytes[..]).unwrap_or_default() {
+    while let Ok(Some(bytes)) = output.next().await {
+        for &byte in &bytes {
             match byte {
                 b'\r' => continue,
                 b'\n' => {}

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color};
 
-use crate::cli::client::{Call, ClientArgs};
+use crate::cli::client::ClientArgs;
 use crate::cli::exchange::answer;
 use crate::cli::tables::{self, size};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::pool::PoolRecord;
+use mkvmm_client::Call;
 
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {

@@ -13,9 +13,10 @@ use mkvmm_api::pool::PoolMap;
 use rustix::termios::tcgetwinsize;
 
 use crate::cli::HostIoError;
-use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::{Call, ClientError};
 
 /// The number of columns without `--width` and without a terminal.
 const WIDTH: usize = 80;

@@ -1,18 +1,16 @@
 //! The commands that talk to a running VMM.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use mkpool::param::parse_addr;
 
 use crate::cli::channel::{self, ChannelCommand};
-use crate::cli::client::{Call, ClientArgs, ClientError};
-use crate::cli::exchange::{ChangeArgs, answer, change, escape, get};
+use crate::cli::client::ClientArgs;
+use crate::cli::exchange::{ChangeArgs, answer, change, get};
 use crate::cli::options::{OptionError, size};
 use crate::cli::output::print;
 use crate::cli::selection::{StateArgs, instances};
-use crate::cli::sse::Frames;
 use crate::cli::verbs::{self, KillArgs, RestartArgs, StartArgs, VerbArgs};
 use crate::cli::{
     apply, console, debug, fleet_file, images, logs, pool_log, pool_map, tables, top, wait,
@@ -25,6 +23,8 @@ use mkvmm_api::plan::Plan;
 use mkvmm_api::pool::{Audit, Health, IomemRow, Pool};
 use mkvmm_base::state::State;
 use mkvmm_base::{Bytes, InstanceName};
+use mkvmm_client::events::{self, Frames};
+use mkvmm_client::{Call, ClientError, Since, escape};
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
@@ -90,8 +90,8 @@ pub struct EventsArgs {
     #[arg(long)]
     follow: bool,
     /// Print only events with numbers above this one, or those from `now` on
-    #[arg(long, value_name = "SEQ", default_value = "0", value_parser = since)]
-    since: String,
+    #[arg(long, value_name = "SEQ", default_value = "0")]
+    since: Since,
     /// Print only events of the instance with this name
     #[arg(long)]
     name: Option<InstanceName>,
@@ -226,7 +226,7 @@ pub fn run(command: RemoteCommand) -> Result<ExitStatus, CliError> {
         RemoteCommand::Audit(client) => audit(&client),
         RemoteCommand::Capacity(client) => get(&client, "/v1/capacity", tables::capacity),
         RemoteCommand::Health(client) => health(&client),
-        RemoteCommand::Events(args) => events(&args),
+        RemoteCommand::Events(args) => list_events(&args),
         RemoteCommand::Metrics(client) => print(client.call(Call::get("/v1/metrics"))?.as_bytes()),
     }
 }
@@ -374,22 +374,11 @@ fn health(client: &ClientArgs) -> Result<ExitStatus, CliError> {
     })
 }
 
-/// Parses the number of an event, or `now`.
-fn since(text: &str) -> Result<String, &'static str> {
-    match text == "now" || text.parse::<u64>().is_ok() {
-        true => Ok(text.to_owned()),
-        false => Err("expected a number or `now`"),
-    }
-}
-
-fn events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
-    let mut path = format!("/v1/events?since={}&follow={}", args.since, args.follow);
-    if let Some(name) = &args.name {
-        // Writing to a String cannot fail.
-        let _ = write!(path, "&name={name}");
-    }
+fn list_events(args: &EventsArgs) -> Result<ExitStatus, CliError> {
+    let name = args.name.as_ref().map(InstanceName::as_str);
+    let call = events::request(args.since, name, args.follow);
     let mut frames = Frames::default();
-    args.client.stream(Call::get(path), |bytes| {
+    args.client.stream(call, |bytes| {
         for mut event in frames.push(bytes) {
             event.push(b'\n');
             print(&event)?;

@@ -5,12 +5,13 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
-use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::client::ClientArgs;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
 use mkvmm_api::instance::Instance;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};
+use mkvmm_client::{Call, ClientError};
 
 /// The words for the states of an instance.
 const STATES: [&str; 8] = [

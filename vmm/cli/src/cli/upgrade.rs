@@ -7,9 +7,10 @@ use mkvmm_api::bodies::{Upgrade, UpgradeBody};
 use mkvmm_api::pool::Version;
 use mkvmm_manager::upgrade::UpgradeError;
 
-use crate::cli::client::{Call, ClientArgs, ClientError};
+use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
 use crate::error::{CliError, ExitStatus};
+use mkvmm_client::{Call, ClientError};
 
 /// How long a client waits for the new program, and how often it looks.
 const TAKE_OVER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_millis(20));

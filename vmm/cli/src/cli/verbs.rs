@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::cli::client::{Call, ClientError};
 use crate::cli::console;
-use crate::cli::exchange::{ChangeArgs, change, done, escape};
+use crate::cli::exchange::{ChangeArgs, change, done};
 use crate::cli::grace::GraceArgs;
 use crate::cli::selection::{Selection, each, only};
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::bodies::{KillBody, StartBody};
 use mkvmm_api::instance::Instance;
+use mkvmm_client::{Call, ClientError, escape};
 
 /// The instances, for verbs that need nothing else.
 #[derive(Debug, clap::Args)]

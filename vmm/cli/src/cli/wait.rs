@@ -3,18 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-
-use crate::cli::client::{Call, ClientArgs, ClientError, ask, block_on, open};
-use crate::cli::exchange::{answer, done, escape};
+use crate::cli::client::ClientArgs;
+use crate::cli::exchange::{answer, done};
 use crate::cli::selection::{Selection, StateArgs};
-use crate::cli::sse::Frames;
 use crate::error::{CliError, ExitStatus};
-use mkvmm_api::events::Event;
 use mkvmm_api::instance::Instance;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};
+use mkvmm_client::connection::{ask, block_on};
+use mkvmm_client::events::{Events, newest};
+use mkvmm_client::{Call, ClientError, Since};
 
 #[derive(Debug, clap::Args)]
 pub struct WaitArgs {
@@ -67,18 +65,20 @@ pub fn run(args: &WaitArgs) -> Result<ExitStatus, CliError> {
         args,
         left: args.instances.names(&args.client)?,
     };
-    block_on(async {
-        let Some(limit) = args.timeout else {
-            return waiting.complete().await;
-        };
-        match tokio::time::timeout(limit, waiting.complete()).await {
-            Ok(complete) => complete,
-            Err(_elapsed) => Err(WaitError::Late {
-                left: waiting.left,
-                limit,
+    args.client.heard(|| {
+        block_on(async {
+            let Some(limit) = args.timeout else {
+                return waiting.complete().await;
+            };
+            match tokio::time::timeout(limit, waiting.complete()).await {
+                Ok(complete) => complete,
+                Err(_elapsed) => Err(WaitError::Late {
+                    left: waiting.left,
+                    limit,
+                }
+                .into()),
             }
-            .into()),
-        }
+        })
     })
 }
 
@@ -92,9 +92,8 @@ impl Waiting<'_> {
     async fn complete(&mut self) -> Result<ExitStatus, CliError> {
         let socket = self.args.client.socket();
         // From before the first look, so that no change falls in between.
-        let since = newest(&socket).await?;
-        let path = format!("/v1/events?since={since}&follow=true");
-        let mut events = open(&socket, Call::get(path)).await?;
+        let since = Since::Event(newest(&socket).await?);
+        let mut events = Events::open(&socket, since, None, true).await?;
         loop {
             self.look(&socket).await?;
             if self.left.is_empty() {
@@ -107,8 +106,7 @@ impl Waiting<'_> {
     /// Prints those that are there, and keeps the others.
     async fn look(&mut self, socket: &Path) -> Result<(), CliError> {
         for name in std::mem::take(&mut self.left) {
-            let path = format!("/v1/instances/{}", escape(&name));
-            let text = ask(socket, Call::get(path)).await?;
+            let text = ask(socket, Call::of_instance("GET", &name, "")).await?;
             let instance: Instance = serde_json::from_str(&text).map_err(ClientError::Json)?;
             if self.is_there(&instance) {
                 answer(self.args.client.json, text, done)?;
@@ -120,44 +118,31 @@ impl Waiting<'_> {
     }
 
     fn is_there(&self, instance: &Instance) -> bool {
-        let has_ended = matches!(instance.state, State::Stopped | State::Failed);
         let states = self.args.state.states();
-        let is_wanted = if states.is_empty() {
-            has_ended
-        } else {
-            states.contains(&instance.state)
-        };
-        // One that its policy restarts has not come to its end.
-        is_wanted && !(has_ended && instance.restarting)
+        if states.is_empty() {
+            return instance.has_ended();
+        }
+        let is_between =
+            instance.restarting && matches!(instance.state, State::Stopped | State::Failed);
+        states.contains(&instance.state) && !is_between
     }
 
     /// Waits for an event of one of those that are left.
-    async fn event(&self, events: &mut Incoming) -> Result<(), CliError> {
-        let mut frames = Frames::default();
-        while let Some(Ok(frame)) = events.frame().await {
-            let data = frame.data_ref().map(|bytes| frames.push(bytes));
-            for event in data.unwrap_or_default() {
-                let event: Event = serde_json::from_slice(&event).map_err(ClientError::Json)?;
-                if event.instance.is_some_and(|name| self.left.contains(&name)) {
-                    return Ok(());
+    async fn event(&self, events: &mut Events) -> Result<(), CliError> {
+        loop {
+            match events.arrived().await {
+                Ok(Some(arrived)) => {
+                    let mut names = arrived.iter().filter_map(|event| event.instance.as_ref());
+                    if names.any(|name| self.left.contains(name)) {
+                        return Ok(());
+                    }
+                }
+                Err(error @ ClientError::Json(_)) => return Err(error.into()),
+                Ok(None) | Err(_) => {
+                    let left = self.left.clone();
+                    return Err(WaitError::Ended { left }.into());
                 }
             }
         }
-        let left = self.left.clone();
-        Err(WaitError::Ended { left }.into())
     }
-}
-
-/// Returns the number of the newest event, or 0.
-///
-/// # Errors
-/// Returns the errors of the request.
-pub async fn newest(socket: &Path) -> Result<u64, CliError> {
-    let text = ask(socket, Call::get("/v1/events")).await?;
-    let events = Frames::default().push(text.as_bytes());
-    let Some(last) = events.last() else {
-        return Ok(0);
-    };
-    let last: Event = serde_json::from_slice(last).map_err(ClientError::Json)?;
-    Ok(last.seq)
 }

@@ -21,9 +21,7 @@ mod upgrades;
 
 pub use api::Api;
 pub(crate) use body::received;
-pub use lease::LEASE_PROTOCOL;
 pub(crate) use pool_routes::metrics as scrape;
-pub use streams::CONSOLE_PROTOCOL;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};

@@ -23,12 +23,13 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::cli::HostIoError;
-use crate::cli::client::{Call, ClientArgs, ClientError, ask, block_on};
-use crate::cli::exchange::escape;
+use crate::cli::client::ClientArgs;
 use crate::error::{CliError, ExitStatus};
 use mkvmm_api::instance::Instance;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};
+use mkvmm_client::connection::{ask, block_on};
+use mkvmm_client::{Call, ClientError, escape};
 use model::{Model, Snapshot, Verb};
 
 /// How often the VMM is asked.

@@ -21,10 +21,7 @@ use crate::control::http::upgrades::asks_for;
 use crate::control::places::Answering;
 use crate::lease::Holder;
 use crate::manager::Manager;
-
-/// The protocol to which the connection of a lease is upgraded: the client sends a byte
-/// to renew it, the VMM sends none.
-pub const LEASE_PROTOCOL: &str = "mkvmm-lease";
+use mkvmm_api::LEASE_PROTOCOL;
 
 /// Takes the lease of an instance that was created with `lease=true`. The connection is
 /// the lease from then on: when it ends, the instance is killed and deleted.

@@ -28,12 +28,9 @@ use crate::control::http::upgrades::asks_for;
 use crate::control::places::Answering;
 use crate::event_log::{Event, EventLog};
 use crate::registry::Registry;
+use mkvmm_api::CONSOLE_PROTOCOL;
 use mkvmm_api::number::EXACT_MAX;
 use mkvmm_base::InstanceName;
-
-/// The protocol to which a console connection is upgraded: bytes in both
-/// directions.
-pub const CONSOLE_PROTOCOL: &str = "mkvmm-console";
 
 struct Following {
     log: Arc<EventLog>,
