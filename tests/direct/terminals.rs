@@ -179,6 +179,50 @@ fn a_terminal_is_that_of_the_guest_until_somebody_leaves() {
 }
 
 #[test]
+fn a_second_signal_does_not_leave_the_terminal_raw() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (mut master, slave) = pty::open();
+    let modes = || {
+        let modes = rustix::termios::tcgetattr(&slave).expect("a terminal");
+        format!("{modes:?}")
+    };
+    let before = modes();
+    // This guest takes no notice of its power button.
+    let mut child = Command::new(mkvmm_test_harness::mkvmm::binary())
+        .args([
+            "run", "--pool", "64M@4G", "--attach", "web", "--grace", "1h",
+        ])
+        .args(["--guest", "name=web,memory=8M,kernel=probe,cmdline=spin"])
+        .stdin(slave.try_clone().expect("a descriptor"))
+        .stdout(slave.try_clone().expect("a descriptor"))
+        .stderr(slave.try_clone().expect("a descriptor"))
+        .spawn()
+        .expect("it starts");
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while modes() == before {
+        assert!(Instant::now() < end, "it does not attach");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let reader = thread::spawn(move || {
+        // Until nobody has the terminal any more.
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = master.read(&mut buffer) {}
+    });
+    // Both arrive before the process can handle the first.
+    let pid = Pid::from_child(&child);
+    for signal in [Signal::STOP, Signal::TERM, Signal::INT, Signal::CONT] {
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+    let code = child.wait().expect("a child").code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
+    assert_eq!(modes(), before);
+    drop(slave);
+    reader.join().expect("it only reads");
+}
+
+#[test]
 fn a_guests_bytes_go_into_a_pipe_as_they_are() {
     if skips_without_kvm() {
         return;

@@ -233,7 +233,11 @@ fn launch(args: &RunArgs, early: Option<Early>) -> Result<Ended, CliError> {
         .and_then(|(early, config)| settle(early, &children, config));
     args.children.confine_manager_early()?;
 
-    let signals = Signals::listen(Second::Signal).map_err(HostIoError::Signals)?;
+    let second = match args.attach {
+        Some(_) => Second::Handler,
+        None => Second::Signal,
+    };
+    let signals = Signals::listen(second).map_err(HostIoError::Signals)?;
     let ground = match request.reserve(signals.flag()) {
         Ok(ground) => ground,
         Err(_) if signals.came() => return Ok(signals.status().into()),
@@ -379,14 +383,20 @@ impl Launch {
                     finished.await;
                     return Err(error);
                 }
-                _ = signals.wait() => match args.grace.unwrap_or_default() {
-                    Duration::ZERO => {
-                        manager.kill_all();
-                        finished.await;
+                _ = signals.wait() => {
+                    // `typing` has ended with this choice, so the terminal is as it was.
+                    signals.let_second_end();
+                    match args.grace.unwrap_or_default() {
+                        // Guests are deleted as they end.
+                        grace if !grace.is_zero() && !signals.came_again() => {
+                            tokio::join!(manager.end_all(grace), finished);
+                        }
+                        _ => {
+                            manager.kill_all();
+                            finished.await;
+                        }
                     }
-                    // Guests are deleted as they end.
-                    grace => drop(tokio::join!(manager.end_all(grace), finished)),
-                },
+                }
                 () = broken.notified() => {
                     manager.kill_all();
                     finished.await;

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustix::net::{RecvFlags, recv};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use tokio::net::UnixStream;
 
@@ -16,7 +17,7 @@ pub enum Second {
     /// The first one.
     Signal,
     /// The one who handles the first, by [`Signals::let_second_end`]: guests would
-    /// be left behind before that.
+    /// be left behind before that, or a terminal as it is for one of them.
     Handler,
 }
 
@@ -71,6 +72,14 @@ impl Signals {
     /// Has the next signal end mkvmm at once.
     pub fn let_second_end(&self) {
         self.is_last.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether a second signal has arrived, which did not end mkvmm.
+    pub fn came_again(&self) -> bool {
+        // The bytes stay unread, as for `wait`. Without one, there is an error.
+        let mut bytes = [0; 2];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        recv(&self.stream, &mut bytes, flags).is_ok_and(|(_, count)| count > 1)
     }
 
     /// Returns whether a signal has arrived.
