@@ -1,15 +1,20 @@
 //! Tests of what users get besides the program: examples, man pages, completions, the
-//! installation, the package, and the example in Python.
+//! installation, the package, and the examples in Python and Rust.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use mkvmm_client::Client;
 use mkvmm_test_harness::mkvmm::binary;
 use mkvmm_test_harness::tier::{skip, skips_without_kvm, skips_without_tool};
 use mkvmm_test_harness::{Mkvmm, Scratch, root};
 
 use crate::server::Server;
+
+#[path = "../../vmm/client/examples/fleet.rs"]
+#[expect(dead_code, reason = "the test calls what the example's main does")]
+mod rust_example;
 
 /// The commands with examples, in the order in which those make a session.
 const SESSION: [&str; 31] = [
@@ -272,23 +277,42 @@ fn a_debian_package_has_what_the_installation_has() {
     assert!(contents.lines().all(is_root), "{contents}");
 }
 
+/// Returns what systemd says about a unit whose rating may be `most`, in tenths, and
+/// whether it is; `None` if it cannot judge a file.
+fn rating(unit: &Path, most: u32) -> Option<(bool, String)> {
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true"])
+        .arg(format!("--threshold={most}"))
+        .arg(unit)
+        .output()
+        .expect("it is a program");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (!said.is_empty()).then_some((output.status.success(), said))
+}
+
 #[test]
 fn the_unit_takes_what_the_service_does_not_need() {
     if skips_without_tool("systemd-analyze") {
         return;
     }
     let unit = root().join("scripts/mkvmm.service");
-    let output = Command::new("systemd-analyze")
-        // In tenths. Of these, the namespaces and mounts that passt makes cost nine.
-        .args(["security", "--offline=true", "--threshold=38"])
-        .arg(unit)
-        .output()
-        .expect("it is a program");
-    let said = String::from_utf8_lossy(&output.stdout);
-    if said.is_empty() {
+    let Some((is_below, said)) = rating(&unit, 29) else {
         return skip("this systemd-analyze cannot judge a file");
-    }
-    assert!(output.status.success(), "{said}");
+    };
+    assert!(is_below, "{said}");
+    // The network costs what the documents say it does.
+    let text = |path: &str| fs::read_to_string(root().join(path)).expect("it is there");
+    let (before, install) = text("scripts/mkvmm.service")
+        .split_once("[Install]")
+        .map(|(before, install)| (before.to_owned(), install.to_owned()))
+        .expect("it has both");
+    let scratch = Scratch::new();
+    let network = text("contrib/mkvmm-network.conf");
+    let with_network = format!("{before}{network}[Install]{install}");
+    let unit = scratch.file("mkvmm.service", with_network.as_bytes());
+    let (is_below, said) = rating(&unit, 36).expect("it has judged one");
+    assert!(is_below, "{said}");
+    assert!(!rating(&unit, 29).expect("it has judged one").0);
 }
 
 #[test]
@@ -347,4 +371,30 @@ fn the_example_in_python_works() {
         said.starts_with("error: instance one: needs 8M, 4M are free"),
         "{said}"
     );
+}
+
+#[test]
+fn the_example_in_rust_works() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start("64M@4G");
+    let client = Client::new(server.socket());
+    let mut out = Vec::new();
+    rust_example::fleet(&client, &mut out).expect("it works");
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "pool: 64M of 64M are free\none: Create\ntwo: Create\n\
+         one: ended (reboot), 'probe: pass'\ntwo: ended (reboot), 'probe: pass'\naudit: ok\n"
+    );
+    server.expect_empty();
+    // What is refused has changed nothing, and says why.
+    server.ok("pool alloc 60M");
+    let refused = rust_example::fleet(&client, &mut Vec::new()).expect_err("it has no room");
+    let said = refused.to_string();
+    assert!(
+        said.starts_with("instance one: needs 8M, 4M are free"),
+        "{said}"
+    );
+    assert_eq!(client.instances().expect("it serves"), []);
 }

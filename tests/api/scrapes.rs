@@ -256,10 +256,11 @@ fn what_happens_to_an_instance_is_logged_with_its_time() {
     quiet.ok("create web --memory 8M");
     quiet.tear_down();
     assert_eq!(quiet.running.stderr(), "");
-    let timed = Server::start_with("64M@4G", &["--log-format", "time"]);
+    let mut timed = Server::start_with("64M@4G", &["--log-format", "time"]);
     timed.ok("create web --memory 8M");
+    timed
+        .running
+        .wait_until("a time", |r| r.stderr().contains("Z web: ready\n"));
     timed.tear_down();
-    let said = timed.running.stderr();
-    assert!(said.contains("Z web: ready\n"), "{said}");
     server.tear_down();
 }
