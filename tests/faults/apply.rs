@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::house::House;
 
 /// How many calls a walk goes on by unless it is told.
-const STRIDE: u64 = 11;
+const STRIDE: u64 = 19;
 /// Fleets without a fault after which there are no more calls.
 const QUIET: u32 = 2;
 /// How often a fleet is applied without a fault if the host is short of something.
@@ -46,25 +46,48 @@ impl Fleets {
             object.extend(rest.as_object().expect("an object").clone());
             one
         };
-        let body = |instances: Value| {
-            json!({"instances": instances, "prune": true, "grace_ms": 0}).to_string()
+        let body = |channels: Value, instances: Value| {
+            let grace_ms = 0;
+            json!({"channels": channels, "instances": instances, "prune": true,
+                "grace_ms": grace_ms})
+            .to_string()
         };
+        let channel = |name: &str, size: u64, between: [&str; 2]| json!({"name": name, "size": size, "between": between});
+        // Of the channels, one stays, one is replaced, one is deleted, and one is new; a
+        // guest that runs has the first three.
+        let stays = channel("stays", 2 << 20, ["changes", "boots"]);
+        let channels_before = json!([
+            stays,
+            channel("grows", 2 << 20, ["changes", "idle"]),
+            channel("ends", 2 << 20, ["changes", "goes"]),
+        ]);
+        let channels_after = json!([
+            stays,
+            channel("grows", 4 << 20, ["changes", "idle"]),
+            channel("begins", 2 << 20, ["changes", "new"]),
+        ]);
         // One is replaced while it runs, one while it does not, one is booted, one is
         // deleted while it runs, and one is new.
-        let before = body(json!([
-            neighbour,
-            one("changes", json!({})),
-            one("idle", json!({"autostart": false})),
-            one("boots", json!({"autostart": false})),
-            one("goes", json!({})),
-        ]));
-        let after = body(json!([
-            neighbour,
-            one("changes", json!({"cpus": 2})),
-            one("idle", json!({"autostart": false, "memory": 8 << 20})),
-            one("boots", json!({})),
-            one("new", json!({})),
-        ]));
+        let before = body(
+            channels_before,
+            json!([
+                neighbour,
+                one("changes", json!({})),
+                one("idle", json!({"autostart": false})),
+                one("boots", json!({"autostart": false})),
+                one("goes", json!({})),
+            ]),
+        );
+        let after = body(
+            channels_after,
+            json!([
+                neighbour,
+                one("changes", json!({"cpus": 2})),
+                one("idle", json!({"autostart": false, "memory": 8 << 20})),
+                one("boots", json!({})),
+                one("new", json!({})),
+            ]),
+        );
         Self {
             house,
             before,
@@ -137,8 +160,15 @@ impl Fleets {
             let kept = ["id", "name", "state", "chunks", "spec", "cmdline", "kernel"];
             one.retain(|key, _| kept.contains(&key.as_str()));
         }
+        let mut channels = get("/v1/channels");
+        for one in channels.as_array_mut().expect("a list") {
+            for member in one["members"].as_array_mut().expect("a list") {
+                // Where its guest was booted again, there is one more.
+                member.as_object_mut().expect("an object").remove("boots");
+            }
+        }
         let (pool, iomem) = (get("/v1/pool"), get("/v1/iomem"));
-        json!([all, pool["avail"], pool["free_extents"], iomem])
+        json!([all, channels, pool["avail"], pool["free_extents"], iomem])
     }
 
     /// Has the calls of `role` fail, one in each fleet.
@@ -175,6 +205,14 @@ impl Fleets {
                         .collect();
                     let has = |name| names.contains(&name);
                     assert!(has("new") && !has("goes"), "{what}\n{now:#}\n{}", said());
+                    let channels = now[1].as_array().expect("a list").iter();
+                    let mut channels: Vec<_> = channels
+                        .map(|one| (one["name"].as_str(), one["size"].as_u64()))
+                        .collect();
+                    channels.sort_unstable();
+                    let wanted = [("begins", 2 << 20), ("grows", 4 << 20), ("stays", 2 << 20)];
+                    let wanted = wanted.map(|(name, size)| (Some(name), Some(size)));
+                    assert_eq!(channels, wanted, "{what}\n{now:#}\n{}", said());
                 }
                 Answer::Refused { .. } => {
                     count.undone += 1;
