@@ -13,6 +13,7 @@
 //! | `survivor` | one beside four that die, one of them attacking, one killed; twice |
 //! | `session` | three guests through the control socket, with console input |
 //! | `devices` | a Debian on a disk with all devices, a second guest, and a passt that dies |
+//! | `channels` | two guests that exchange messages through UIO, one of which is killed |
 //! | `cuts` | power cuts under a file system of that Debian |
 //! | `shell` | consoles with a shell in the guest |
 //! | `launch` | one run of mkvmm, whose result several checks examine |
@@ -23,6 +24,7 @@
 //! unmodified Linux, this executable runs itself again inside `scripts/nested`,
 //! for all tests together, and passes on its output and status.
 
+mod channels;
 mod checks;
 mod cuts;
 mod deaths;

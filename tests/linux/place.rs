@@ -12,6 +12,7 @@ use std::time::Instant;
 use mkvmm_image::bzimage;
 use mkvmm_test_harness::{mkvmm as binary, root, tier};
 
+use crate::channels::CHANNELS;
 use crate::cuts::CHECKER;
 use crate::devices::{DEBIAN, DRIVERS};
 use crate::guest::{LARGE, LARGE_MIB, SMALL, TOOLS, kexec};
@@ -93,6 +94,7 @@ fn prepare() -> Result<PathBuf, String> {
     initramfs(&[])?;
     initramfs(&[&path(LARGE), "--size", LARGE_MIB])?;
     initramfs(&["--tools", &path(TOOLS)])?;
+    initramfs(&["--channels", &path(CHANNELS)])?;
     // It makes that of DRIVERS as well.
     script("scripts/linux-rootfs", &["--no-copy"])?;
     for kernel in kernels {
@@ -124,7 +126,7 @@ fn files() -> Vec<String> {
     let base = kernels::BASE.map(|kernel| format!("vmlinuz-{kernel}"));
     let turn = kernels::in_turn().into_iter();
     let turn = turn.flat_map(|kernel| [format!("vmlinuz-{kernel}"), kexec(kernel)]);
-    let archives = [SMALL, LARGE, TOOLS, DRIVERS].map(str::to_owned);
+    let archives = [SMALL, LARGE, TOOLS, DRIVERS, CHANNELS].map(str::to_owned);
     let all = unpacked.into_iter().chain(base).chain(archives).chain(turn);
     // Each once: a kernel of every run may have its turn.
     all.collect::<BTreeSet<String>>().into_iter().collect()

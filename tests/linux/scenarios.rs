@@ -11,8 +11,8 @@ use libtest_mimic::{Failed, Trial};
 use crate::guest::{Form, Guest, LARGE};
 use crate::launch::Launch;
 use crate::{
-    checks, deaths, devices, ends, kernel_checks, manifest_checks, pauses, rotation, session,
-    survivor,
+    channels, checks, deaths, devices, ends, kernel_checks, manifest_checks, pauses, rotation,
+    session, survivor,
 };
 
 /// One launch and its properties.
@@ -116,6 +116,8 @@ const SESSION: &str = "session::three_guests_from_an_empty_pool_to_an_empty_pool
 
 /// The test of a Debian with all devices.
 const DEVICES: &str = "devices::a_debian_works_with_its_disks_networks_and_consoles";
+/// The test of two that exchange messages.
+const CHANNELS: &str = "channels::two_guests_talk_by_uio_and_one_is_killed_and_comes_back";
 /// The test of one that goes on beside four deaths.
 const SURVIVOR: &str = "survivor::four_die_in_four_ways_and_the_fifth_never_notices";
 /// The test of pauses.
@@ -138,7 +140,7 @@ pub fn tests() -> impl Iterator<Item = String> {
         .flat_map(of_launch)
         .chain(of_ends)
         .chain(of_deaths);
-    all.chain([PAUSES, SESSION, DEVICES, SURVIVOR].map(str::to_owned))
+    all.chain([PAUSES, SESSION, DEVICES, CHANNELS, SURVIVOR].map(str::to_owned))
 }
 
 /// Returns all tests. Each scenario is launched once, by the first of its
@@ -182,6 +184,11 @@ pub fn trials(images: &Path) -> Vec<Trial> {
     let of_devices = images.clone();
     trials.push(Trial::test(DEVICES, move || {
         devices::a_debian_works_with_its_disks_networks_and_consoles(&of_devices);
+        Ok(())
+    }));
+    let of_channels = images.clone();
+    trials.push(Trial::test(CHANNELS, move || {
+        channels::two_guests_talk_by_uio_and_one_is_killed_and_comes_back(&of_channels);
         Ok(())
     }));
     trials.push(Trial::test(SURVIVOR, move || {
