@@ -4,10 +4,12 @@
 //! Everything that may block, such as reading files, happens here and not on
 //! the event loop's thread.
 
+mod allocations;
 mod api;
 mod apply;
 mod body;
 mod channels;
+mod create;
 mod debug;
 mod debug_query;
 mod doctor;
@@ -62,25 +64,25 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(routes::version))
         .routes(routes!(routes::upgrade))
         .routes(routes!(describe))
-        .routes(routes!(routes::pool))
+        .routes(routes!(pool_routes::pool))
         .routes(routes!(pool_routes::capacity))
         .routes(routes!(pool_routes::health))
         .routes(routes!(pool_routes::map))
         .routes(routes!(pool_routes::log))
-        .routes(routes!(routes::iomem))
-        .routes(routes!(routes::audit))
+        .routes(routes!(pool_routes::iomem))
+        .routes(routes!(pool_routes::audit))
         .routes(routes!(pool_routes::metrics))
         .routes(routes!(doctor::examine))
-        .routes(routes!(routes::pool_alloc))
-        .routes(routes!(routes::pool_free))
+        .routes(routes!(allocations::pool_alloc))
+        .routes(routes!(allocations::pool_free))
         .routes(routes!(channels::list, channels::create))
         .routes(routes!(channels::show, channels::delete))
         .routes(routes!(channels::join))
         .routes(routes!(channels::leave))
-        .routes(routes!(routes::plan))
+        .routes(routes!(create::plan))
         .routes(routes!(apply::apply))
         .routes(routes!(streams::events))
-        .routes(routes!(routes::list, routes::create))
+        .routes(routes!(routes::list, create::create))
         .routes(routes!(routes::show, routes::delete))
         .routes(routes!(routes::load))
         .routes(routes!(routes::start))
@@ -96,8 +98,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(streams::console))
         .routes(routes!(output::output))
         .routes(routes!(lease::lease))
-        .routes(routes!(routes::alloc))
-        .routes(routes!(routes::free))
+        .routes(routes!(allocations::alloc))
+        .routes(routes!(allocations::free))
 }
 
 /// The OpenAPI description of this API.

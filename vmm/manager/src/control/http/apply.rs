@@ -16,7 +16,8 @@ use crate::control::connections::Peer;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{DryRun, Refusal, dry_run, json};
-use crate::control::http::routes::{KILL_GRACE_MS, channel_configs, configured_all};
+use crate::control::http::create::{channel_configs, configured_all};
+use crate::control::http::routes::KILL_GRACE_MS;
 use crate::manager::Manager;
 
 /// Makes the channels and instances be those of the body: creates, replaces and boots

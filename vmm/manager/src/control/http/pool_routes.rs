@@ -8,8 +8,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use axum::Json;
-use mkvmm_api::pool::{Capacity, Health, PoolMap, PoolRecord};
+use mkvmm_api::pool::{Audit, Capacity, Health, IomemRow, Pool, PoolMap, PoolRecord};
 
+use crate::audit;
 use crate::control::error::ControlError;
 use crate::control::http::api::Api;
 use crate::control::http::body::{LogQuery, Refusal};
@@ -18,6 +19,27 @@ use crate::control::objects;
 use crate::control::pool_map::pool_map;
 use crate::manager::Manager;
 use crate::registry::Registry;
+
+/// The current state of the pool.
+#[utoipa::path(get, path = "/v1/pool", responses((status = 200, body = Pool), Refusal))]
+pub async fn pool(State(api): State<Api>) -> Result<Json<Pool>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::pool_of(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// The resource tree, in the order of `/proc/iomem`.
+#[utoipa::path(get, path = "/v1/iomem", responses((status = 200, body = [IomemRow]), Refusal))]
+pub async fn iomem(State(api): State<Api>) -> Result<Json<Vec<IomemRow>>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::iomem(registry));
+    Ok(Json(api.client.look(look).await?))
+}
+
+/// A check that allocators, resource tree, memory slots and memory maps agree.
+#[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Audit), Refusal))]
+pub async fn audit(State(api): State<Api>) -> Result<Json<Audit>, ControlError> {
+    let look = |registry: &Registry| Ok(objects::audit(audit::audit(registry)));
+    Ok(Json(api.client.look(look).await?))
+}
 
 /// What the pool has, counted in granules, for schedulers.
 #[utoipa::path(get, path = "/v1/capacity", responses((status = 200, body = Capacity), Refusal))]
