@@ -36,7 +36,7 @@ fn produce() -> Result<(), Box<dyn Error>> {
     };
     let mut child = start()?;
     let mapping = Mapping::new(&file)?;
-    let mut producer = Producer::join(&mapping)?;
+    let mut producer = Producer::join(&mapping[..])?;
     while producer.sequence() < LINES {
         let text = format!("line {} of {LINES}", producer.sequence());
         match producer.try_push(text.as_bytes()) {

@@ -112,8 +112,6 @@
     )
 )]
 
-#[cfg(feature = "alloc")]
-extern crate alloc;
 #[cfg(any(loom, test))]
 extern crate std;
 

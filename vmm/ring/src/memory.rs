@@ -1,5 +1,7 @@
 //! What a ring needs of the memory that it is in.
 
+use core::ops::Deref;
+
 use crate::layout::CONTROL_WORDS;
 use crate::word::Word;
 
@@ -9,19 +11,21 @@ use crate::word::Word;
 /// to 8 bytes, and each method must return the same slice whenever it is called: otherwise messages
 /// are garbled, but nothing worse.
 ///
-/// A mapping that is owned by the ring implements this in a few lines:
+/// Everything that lends words implements it: a slice, `Arc<[Word]>`, and a mapping that is owned by
+/// the ring. The consumer's part comes first then.
 ///
 /// ```
-/// use mkvmm_ring::{Memory, Producer, Word};
+/// use std::ops::Deref;
+///
+/// use mkvmm_ring::{Producer, Word};
 ///
 /// struct Mapping(Box<[Word]>);
 ///
-/// impl Memory for Mapping {
-///     fn producer_part(&self) -> &[Word] {
-///         self.0.producer_part()
-///     }
-///     fn consumer_part(&self) -> &[Word] {
-///         self.0.consumer_part()
+/// impl Deref for Mapping {
+///     type Target = [Word];
+///
+///     fn deref(&self) -> &[Word] {
+///         &self.0
 ///     }
 /// }
 ///
@@ -40,34 +44,13 @@ pub trait Memory {
 }
 
 /// One range of memory: the consumer's part, then the producer's.
-impl Memory for [Word] {
+impl<T: Deref<Target = [Word]>> Memory for T {
     fn producer_part(&self) -> &[Word] {
         self.get(CONTROL_WORDS..).unwrap_or_default()
     }
 
     fn consumer_part(&self) -> &[Word] {
         self.get(..CONTROL_WORDS).unwrap_or_default()
-    }
-}
-
-impl<M: Memory + ?Sized> Memory for &M {
-    fn producer_part(&self) -> &[Word] {
-        (**self).producer_part()
-    }
-
-    fn consumer_part(&self) -> &[Word] {
-        (**self).consumer_part()
-    }
-}
-
-#[cfg(feature = "alloc")]
-impl<M: Memory + ?Sized> Memory for alloc::sync::Arc<M> {
-    fn producer_part(&self) -> &[Word] {
-        (**self).producer_part()
-    }
-
-    fn consumer_part(&self) -> &[Word] {
-        (**self).consumer_part()
     }
 }
 
@@ -83,12 +66,12 @@ pub struct Parts<P, C> {
     pub consumer: C,
 }
 
-impl<P: AsRef<[Word]>, C: AsRef<[Word]>> Memory for Parts<P, C> {
+impl<P: Deref<Target = [Word]>, C: Deref<Target = [Word]>> Memory for Parts<P, C> {
     fn producer_part(&self) -> &[Word] {
-        self.producer.as_ref()
+        &self.producer
     }
 
     fn consumer_part(&self) -> &[Word] {
-        self.consumer.as_ref()
+        &self.consumer
     }
 }

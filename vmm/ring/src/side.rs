@@ -180,7 +180,7 @@ fn passes(event: u64, old: u64, new: u64) -> bool {
 }
 
 /// Returns the capacity of the ring in a memory, in words.
-pub(crate) fn capacity(memory: &(impl Memory + ?Sized)) -> Result<u64, JoinError> {
+pub(crate) fn capacity(memory: &impl Memory) -> Result<u64, JoinError> {
     let producer = memory.producer_part().len();
     let consumer = memory.consumer_part().len();
     let words = producer.saturating_sub(CONTROL_WORDS) as u64;
@@ -217,12 +217,12 @@ mod tests {
     #[test]
     fn the_capacity_is_the_largest_power_of_two() {
         let memory: Vec<Word> = (0..1024).map(|_| Word::new(0)).collect();
-        assert_eq!(capacity(&memory[..]), Ok(512));
-        assert_eq!(capacity(&memory[..128 + 8]), Ok(8));
-        assert_eq!(capacity(&memory[..128 + 15]), Ok(8));
+        assert_eq!(capacity(&&memory[..]), Ok(512));
+        assert_eq!(capacity(&&memory[..128 + 8]), Ok(8));
+        assert_eq!(capacity(&&memory[..128 + 15]), Ok(8));
         for len in [0, 1, 64, 128, 128 + 7] {
             assert!(matches!(
-                capacity(&memory[..len]),
+                capacity(&&memory[..len]),
                 Err(JoinError::TooSmall { .. })
             ));
         }

@@ -10,13 +10,14 @@
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use loom::model::Builder;
 use loom::sync::Arc;
 use loom::thread;
 use mkvmm_ring::mortality::{die_after, is_dead, revive};
-use mkvmm_ring::{Consumer, InDoubt, Memory, Producer, Word};
+use mkvmm_ring::{Consumer, InDoubt, Producer, Word};
 
 /// The bound of switches in models that would have too many interleavings.
 const PREEMPTIONS: usize = 3;
@@ -39,13 +40,11 @@ impl Shared {
     }
 }
 
-impl Memory for Shared {
-    fn producer_part(&self) -> &[Word] {
-        self.0[..].producer_part()
-    }
+impl Deref for Shared {
+    type Target = [Word];
 
-    fn consumer_part(&self) -> &[Word] {
-        self.0[..].consumer_part()
+    fn deref(&self) -> &[Word] {
+        &self.0
     }
 }
 

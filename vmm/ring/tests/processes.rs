@@ -73,7 +73,7 @@ mod sides {
     }
 
     pub fn produce(ring: &Mapping, bell: &Bell) {
-        let mut producer = Producer::join(ring).unwrap();
+        let mut producer = Producer::join(&ring[..]).unwrap();
         while producer.sequence() < MESSAGES as u64 {
             let first = producer.sequence();
             // Each way of sending has its turn.
@@ -109,7 +109,7 @@ mod sides {
     }
 
     pub fn consume(ring: &Mapping, record: &Mapping, bell: &Bell) {
-        let mut consumer = Consumer::join(ring, InDoubt::Lose).unwrap();
+        let mut consumer = Consumer::join(&ring[..], InDoubt::Lose).unwrap();
         for sequence in consumer.in_doubt() {
             let word = &record[usize::try_from(sequence).unwrap()];
             word.store(word.load(Relaxed) | record::IN_DOUBT, Relaxed);

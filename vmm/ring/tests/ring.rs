@@ -364,7 +364,6 @@ fn the_parts_may_be_apart() {
     assert_eq!(&buffer[..5], b"apart");
 }
 
-#[cfg(feature = "alloc")]
 #[test]
 fn the_memory_may_be_counted() {
     let memory: std::sync::Arc<[Word]> = memory(8).into();

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use mkvmm_ring::{Memory, Word};
+use mkvmm_ring::Word;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -80,16 +80,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: it is the whole mapping of `new`, and all slices of it borrowed self.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.words * 8) };
-    }
-}
-
-impl Memory for Mapping {
-    fn producer_part(&self) -> &[Word] {
-        (**self).producer_part()
-    }
-
-    fn consumer_part(&self) -> &[Word] {
-        (**self).consumer_part()
     }
 }
 

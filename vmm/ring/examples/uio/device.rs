@@ -19,7 +19,7 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mkvmm_ring::{Memory, Word};
+use mkvmm_ring::Word;
 
 /// Where mkvmm has the function.
 const FUNCTION: &str = "/sys/bus/pci/devices/0000:00:1f.0";
@@ -104,16 +104,6 @@ impl Deref for Mapping {
         // channel does not become smaller, and one that is taken away reads as ones; 3. every content
         // is a valid Word; 4. others access it as atomics, or are other guests.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
-    }
-}
-
-impl Memory for Mapping {
-    fn producer_part(&self) -> &[Word] {
-        (**self).producer_part()
-    }
-
-    fn consumer_part(&self) -> &[Word] {
-        (**self).consumer_part()
     }
 }
 
