@@ -3,6 +3,7 @@
 use mkvmm_test_harness::Mkvmm;
 use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 
@@ -221,4 +222,46 @@ fn the_example_of_the_documentation_runs() {
     let consoles = run.expect_code(0).consoles(&["producer", "consumer"]);
     let all = "probe: ring received 100000 in doubt 0 lost 0";
     assert!(consoles.has("consumer", all), "{run}");
+}
+
+#[test]
+fn a_channel_that_cannot_be_taken_from_all_is_taken_from_nobody() {
+    if skips_without_kvm() {
+        return;
+    }
+    let server = Server::start(POOL);
+    let memory = channel(&server, "ab --size 64K --between a,b");
+    let member = |own: u64| {
+        let mut member = Member::new(memory);
+        member.state(1 - own, true, 1);
+        member.put(8 * own, own + 1);
+        member.read(8 * own);
+        // It loses the channel permanently only at the end.
+        member.wait(16, 1);
+        member
+    };
+    member(0).create(&server, "a");
+    member(1).create(&server, "b");
+    start(&server, &["a", "b"]);
+    wait_for_values(&server, "a", 1);
+    wait_for_values(&server, "b", 1);
+    let pid = server.json("show b")["pid"].as_i64().expect("a process");
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a process");
+    kill_process(pid, Signal::STOP).expect("it runs");
+    let refused = server.run("channel delete ab --force");
+    assert_ne!(refused.code(), Some(0), "{refused}");
+    // The one that had left has it again, and the other one when it has left.
+    assert_eq!(members(&server, "ab")[0], (true, 2));
+    kill_process(pid, Signal::CONT).expect("it runs");
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while members(&server, "ab") != [(true, 2), (true, 2)] {
+        assert!(Instant::now() < end, "{:?}", members(&server, "ab"));
+        thread::sleep(Duration::from_millis(10));
+    }
+    server.expect_audit();
+    server.ok("channel delete ab --force");
+    super::end(&server, &[]);
 }

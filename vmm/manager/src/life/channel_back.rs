@@ -1,10 +1,11 @@
-//! Takes a channel away so that it can be put back as it was: under its number, at
-//! its addresses, with its members. What these had written into it is gone.
+//! Takes a channel away from members that run: from all of them or none; and so that it
+//! can be put back as it was: under its number, at its addresses, with its members. What
+//! these had written into it is gone then.
 
 use std::rc::Rc;
 
 use mkpool::AddrRange;
-use mkvmm_base::InstanceName;
+use mkvmm_base::{InstanceName, chain};
 
 use crate::channels::{Channel, ChannelConfig, ChannelError, Member};
 use crate::manager::Manager;
@@ -40,6 +41,69 @@ impl RemovedChannel {
 }
 
 impl Manager {
+    /// Takes a channel away from all members that run, then deletes it.
+    ///
+    /// # Errors
+    /// Returns a [`ChannelError`]. Members that have left get it back then; one whose
+    /// process does not answer does when it has left.
+    pub async fn end_channel(self: &Rc<Self>, name: &InstanceName) -> Result<(), ChannelError> {
+        let before = self.registry().channel(name)?.members.clone();
+        let ended = async {
+            for member in before.iter().filter(|member| member.run.is_some()) {
+                self.leave_channel(name, &member.name).await?;
+            }
+            self.delete_channel(name).await
+        };
+        let ended = ended.await;
+        if ended.is_err() {
+            self.give_back(name, &before).await;
+        }
+        ended
+    }
+
+    /// Gives a channel that is not being deleted back to its members, as they were
+    /// `before`.
+    async fn give_back(self: &Rc<Self>, name: &InstanceName, before: &[Member]) {
+        if let Ok(channel) = self.registry_mut().channel_mut(name)
+            && !channel.is_ending
+        {
+            let members = channel.members.iter_mut().zip(before);
+            members.for_each(|(member, before)| member.is_out = before.is_out);
+        } else {
+            return;
+        }
+        let had_it = |member: &&Member| member.run.is_some() && !member.is_out;
+        for member in before.iter().filter(had_it) {
+            let (manager, channel) = (Rc::clone(self), name.clone());
+            let give = manager.give_when_settled(channel, member.name.clone());
+            match self.is_moving(name, &member.name) {
+                true => drop(tokio::task::spawn_local(give)),
+                false => give.await,
+            }
+        }
+    }
+
+    /// Gives a channel to a member as soon as its process is not leaving any more.
+    async fn give_when_settled(self: Rc<Self>, channel: InstanceName, member: InstanceName) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.is_moving(&channel, &member) {
+                break;
+            }
+            changed.await;
+        }
+        if let Err(error) = self.join_channel(&channel, &member).await {
+            log::warn!("channel {channel}: {}", chain(&error));
+        }
+    }
+
+    fn is_moving(&self, channel: &InstanceName, member: &InstanceName) -> bool {
+        let registry = self.registry();
+        let members = registry.channel(channel).map(|it| it.members.as_slice());
+        let mut members = members.unwrap_or_default().iter();
+        members.any(|it| it.name == *member && it.is_moving)
+    }
+
     /// Takes a channel away from all members that run, as [`Self::end_channel`] does,
     /// and deletes it. `removed` is what puts it back, set as soon as anything has
     /// changed.

@@ -329,23 +329,6 @@ impl Manager {
         self.changed.notify_waiters();
     }
 
-    /// Takes a channel away from all members that run, then deletes it.
-    ///
-    /// # Errors
-    /// Returns a [`ChannelError`]; members may have left then.
-    pub async fn end_channel(self: &Rc<Self>, name: &InstanceName) -> Result<(), ChannelError> {
-        let members: Vec<InstanceName> = {
-            let registry = self.registry();
-            let members = registry.channel(name)?.members.iter();
-            let present = members.filter(|member| member.run.is_some());
-            present.map(|member| member.name.clone()).collect()
-        };
-        for member in members {
-            self.leave_channel(name, &member).await?;
-        }
-        self.delete_channel(name).await
-    }
-
     /// Deletes a channel that no process has.
     ///
     /// # Errors
