@@ -1,5 +1,7 @@
 //! Doorbells by the interrupt line, as drivers without MSI-X get them.
 
+use std::fs;
+
 use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
 
@@ -121,4 +123,64 @@ fn doorbells_come_by_the_line_until_they_are_acknowledged() {
         .collect();
     assert_eq!(shown, [false, true, true, false], "{logs}");
     end(&server, &["ab"]);
+}
+
+/// Returns how often the first thread of a process, which listens to doorbells, has
+/// waited.
+fn waits(pid: i64) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status"));
+    let status = status.expect("it runs");
+    let mut lines = status.lines();
+    let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count
+        .and_then(|it| it.trim().parse().ok())
+        .expect("a number")
+}
+
+#[test]
+fn a_storm_by_the_line_costs_one_turn_for_each_acknowledgement() {
+    if skips_without_kvm() {
+        return;
+    }
+    const STORM: u64 = 200_000;
+    let server = Server::start(POOL);
+    let memory = channel(&server, "ab --size 64K --between a,b");
+    let mut a = Member::new(memory);
+    a.wait(8, 1);
+    a.ring(1, STORM);
+    a.put(0, 1);
+    let mut b = Member::with_line(memory);
+    b.register(8, MUTED, NEWS_BIT);
+    b.register(8, SHOWN, u64::MAX);
+    b.register(4, ALLOWED, 1);
+    // The first one is acknowledged in the middle of the storm.
+    b.read(0);
+    b.put(8, 1);
+    b.driver.pending(NUMBER);
+    b.register(8, SHOWN, 1);
+    b.rung(DOORBELLS, 1);
+    b.wait(0, 1);
+    b.register(8, SHOWN, 1);
+    b.rung(DOORBELLS, 1);
+    // All that was left is one more, after which it is quiet.
+    b.register(8, SHOWN, 1);
+    b.read(0);
+    b.driver.read(8, b.bar + SHOWN);
+    b.driver.until(8, b.bar + MEMORY, u64::MAX, 0);
+    a.create(&server, "a");
+    b.create(&server, "b");
+    start(&server, &["b"]);
+    wait_for_values(&server, "b", 1);
+    let pid = server.json("show b")["pid"].as_i64().expect("a process");
+    let before = waits(pid);
+    start(&server, &["a"]);
+    wait_for_values(&server, "b", 3);
+    let turns = waits(pid) - before;
+    assert!(turns < STORM / 200, "{turns} turns for {STORM} doorbells");
+    server.ok("channel delete ab --force");
+    expect_passed(&server, &["a", "b"]);
+    // The end of a has rung since then, which is muted.
+    let read: Vec<u64> = values(&server, "b");
+    assert_eq!([read[0], read[1], read[2] & DOORBELLS], [0, 1, 0]);
+    end(&server, &[]);
 }
