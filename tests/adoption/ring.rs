@@ -15,8 +15,8 @@ const MESSAGES: u64 = 60_000;
 const PACE: u64 = 200_000;
 /// Messages for each kill.
 const BETWEEN: u64 = 3_000;
-/// The average pause between two kills, and how long it takes to see an end.
-const PAUSE_MS: u64 = 150;
+/// The average pause between two kills, and how long it takes to see what has arrived.
+const PAUSE_MS: u64 = 60;
 const POLL: Duration = Duration::from_millis(20);
 /// The time per message after which the two are stuck.
 const STUCK: Duration = Duration::from_millis(3);
@@ -59,6 +59,16 @@ fn has_finished(kept: &Kept, name: &str) -> bool {
         );
     }
     is_over
+}
+
+/// Returns the number of the message that the receiver last told of, if its log has one.
+fn arrived(kept: &Kept) -> Option<u64> {
+    let logs = kept.ok("logs b");
+    // The last line may be one that is being printed.
+    let (whole, _) = logs.rsplit_once('\n')?;
+    let (_, rest) = whole.rsplit_once("ring at ")?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|it| it.parse().ok())
 }
 
 /// Kills a guest and starts its successor, unless it has come to its own end.
@@ -111,13 +121,18 @@ fn each_message_arrives_once_or_is_reported() {
     let mut random = Random(seed);
     let (mut kills, mut managers) = ([0_u64; 2], 0_u64);
     let begin = Instant::now();
-    let due = messages / BETWEEN;
+    // Where the first, and the last kill was.
+    let (mut at, mut first, mut last) = (0, None, 0);
     while !(has_finished(&kept, "a") && has_finished(&kept, "b")) {
         assert!(begin.elapsed() < stuck, "seed {seed}: the two are stuck");
-        if kills[0] + kills[1] >= due {
+        // As many kills as messages allow, so that they are spread over all of them.
+        at = at.max(arrived(&kept).unwrap_or(0));
+        if kills[0] + kills[1] > at / BETWEEN {
             thread::sleep(POLL);
             continue;
         }
+        first.get_or_insert(at);
+        last = at;
         thread::sleep(Duration::from_millis(random.below(2 * PAUSE_MS)));
         let choice = random.below(8);
         if choice < 4 {
@@ -135,8 +150,12 @@ fn each_message_arrives_once_or_is_reported() {
     let told = logs.lines().find(|line| line.contains("ring received"));
     let told = told.unwrap_or_else(|| panic!("seed {seed}: {logs}"));
     announce(&format!(
-        "{messages} messages, seed {seed}, killed {} senders, {} receivers, {managers} managers: {told}",
-        kills[0], kills[1]
+        "{messages} messages, seed {seed}, killed {} senders, {} receivers, {managers} managers \
+         from message {} to {last} in {} s: {told}",
+        kills[0],
+        kills[1],
+        first.unwrap_or(0),
+        begin.elapsed().as_secs()
     ));
     let number = |key: &str| -> u64 {
         let (_, rest) = told.split_once(key).expect("a key");
@@ -148,6 +167,9 @@ fn each_message_arrives_once_or_is_reported() {
     // Only the message that a receiver had taken last when it died is in doubt.
     assert!(doubts <= kills[1], "seed {seed}: {told}");
     assert!(lost <= doubts, "seed {seed}: {told}");
+    let (few, late) = (messages / BETWEEN / 2, messages / 4 * 3);
+    assert!(kills[0] + kills[1] >= few, "seed {seed}: too few kills");
+    assert!(last >= late, "seed {seed}: nobody was killed after {last}");
     kept.expect_audit();
     for name in ["a", "b"] {
         kept.ok(&format!("delete {name}"));

@@ -23,6 +23,8 @@ const NEXT: usize = 1;
 const FIRST: usize = 2;
 /// The bit in the word of a message that was reported as in doubt.
 const IN_DOUBT: u64 = 1 << 32;
+/// The number of times that a receiver tells how far it is.
+const REPORTS: u64 = 50;
 /// The number of messages after which a receiver rings for the room that they left.
 const BATCH: u64 = 64;
 
@@ -135,6 +137,7 @@ impl Probe {
             consumer.in_doubt()
         );
         let (mut bytes, mut expected) = ([0; MESSAGE_MAX], [0; MESSAGE_MAX]);
+        let step = (side.count / REPORTS).max(1);
         loop {
             // Before the ring is found empty: what was sent before the producer left
             // is in it now.
@@ -151,6 +154,9 @@ impl Probe {
                     && received.lost == 0;
                 if !is_right || !record.note_received(sequence) {
                     return bad!(self, "ring: message {sequence} is wrong");
+                }
+                if sequence % step == 0 {
+                    say!("ring at {sequence}");
                 }
                 if sequence % BATCH == 0 && consumer.needs_doorbell() {
                     self.ring_doorbell(side);
