@@ -1,6 +1,7 @@
 //! Guests of every kind, before, during and after a change of managers.
 
 use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -384,6 +385,54 @@ fn what_was_told_long_ago_is_not_told_again() {
     assert_eq!(after.len(), 1, "{after:?}");
     assert_eq!(after[0]["instance"], "old");
     assert_eq!(after[0]["state"], "paused");
+    kept.tear_down();
+    kept.end();
+}
+
+/// Returns the size of the journal that the manager writes, in bytes.
+fn journal_size(kept: &Kept) -> u64 {
+    let open = format!("/proc/{}/fd", kept.manager().as_raw_pid());
+    let entries = fs::read_dir(open).expect("the manager runs");
+    let is_journal = |path: &PathBuf| {
+        fs::read_link(path).is_ok_and(|link| link.starts_with("/memfd:mkvmm-journal (deleted)"))
+    };
+    let found = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let sizes = found
+        .filter(is_journal)
+        .filter_map(|path| fs::metadata(path).ok());
+    sizes
+        .map(|file| file.len())
+        .max()
+        .expect("it has a journal")
+}
+
+#[test]
+fn a_journal_of_which_little_counts_is_written_anew_by_the_next_manager() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start(POOL, &[]);
+    kept.ok("create busy --memory 8M --kernel probe --cmdline shell");
+    kept.ok("start busy");
+    for _ in 0..200 {
+        for verb in ["pause", "resume"] {
+            let path = format!("/v1/instances/busy/{verb}");
+            assert_eq!(kept.http("POST", &path, "").0, 200);
+        }
+    }
+    let (before, view) = (journal_size(&kept), View::take(&kept));
+    kept.replace_manager();
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while journal_size(&kept) > before / 2 {
+        assert!(Instant::now() < end, "it is as long as before: {before}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    // That one goes on.
+    let compact = journal_size(&kept);
+    kept.replace_manager();
+    expect_same(&view, &View::take(&kept));
+    kept.ok("pause busy");
+    assert!(journal_size(&kept) >= compact);
     kept.tear_down();
     kept.end();
 }

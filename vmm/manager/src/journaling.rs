@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use mkvmm_keeper::client::{Held, Keeper};
 
+use crate::journal::file::{Binding, JournalError};
 use crate::journal::record::{self, ManagerRecord, Record};
-use crate::journal::{Journal, RewriteError, snapshot};
+use crate::journal::{Journal, Left, RewriteError, snapshot};
 use crate::registry::Registry;
 
 /// The journal of a manager with a keeper.
@@ -20,23 +21,44 @@ pub(crate) struct Journaling {
     held: RefCell<Option<Held>>,
     /// The length of the journal when it was last rewritten, by this manager.
     rewritten: Cell<u64>,
+    /// True if most of what an earlier manager has left in it is of no use any more.
+    is_worn: Cell<bool>,
 }
 
 impl Journaling {
-    /// Creates the writer of a journal; `held` is what the keeper holds of it already.
-    pub fn new(
-        journal: Journal,
-        keeper: Keeper,
-        manager: ManagerRecord,
-        held: Option<Held>,
-    ) -> Self {
+    /// Creates the writer of an empty journal.
+    pub fn new(journal: Journal, keeper: Keeper, manager: ManagerRecord) -> Self {
         Self {
             journal: Arc::new(journal),
             keeper,
             manager,
-            held: RefCell::new(held),
+            held: RefCell::default(),
             rewritten: Cell::new(0),
+            is_worn: Cell::default(),
         }
+    }
+
+    /// Creates the writer of the journal that an earlier manager has left.
+    ///
+    /// # Errors
+    /// Returns a [`JournalError`].
+    pub fn resume(
+        left: Left,
+        binding: Binding,
+        keeper: Keeper,
+        manager: ManagerRecord,
+    ) -> Result<Self, JournalError> {
+        let Left {
+            file,
+            end,
+            held,
+            is_worn,
+        } = left;
+        let journal = Journal::resume(binding, (file, end), manager.clone())?;
+        let resumed = Self::new(journal, keeper, manager);
+        resumed.held.replace(Some(held));
+        resumed.is_worn.set(is_worn);
+        Ok(resumed)
     }
 
     /// Records all changes from now on, after writing everything into a journal that
@@ -56,6 +78,16 @@ impl Journaling {
     /// Returns the journal.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// Writes everything anew if an earlier manager has left much that is of no use any
+    /// more, so that the next one reads less.
+    pub fn renew(&self, registry: &Registry) {
+        if self.is_worn.take()
+            && let Err(error) = self.rewrite(registry)
+        {
+            log::error!("{}", mkvmm_base::chain(&error));
+        }
     }
 
     fn rewrite(&self, registry: &Registry) -> Result<(), RewriteError> {

@@ -104,14 +104,11 @@ impl Manager {
         for file in self.files.at_home() {
             self.hold_memory(&file).map_err(RewriteError::from)?;
         }
-        let (journal, held) = match left {
-            Some(Left { file, end, held }) => {
-                let journal = Journal::resume(binding, (file, end), record.clone())?;
-                (journal, Some(held))
-            }
-            None => (Journal::create(binding)?, None),
+        let keeper = keeper.clone();
+        let journaling = match left {
+            Some(left) => Journaling::resume(left, binding, keeper, record)?,
+            None => Journaling::new(Journal::create(binding)?, keeper, record),
         };
-        let journaling = Journaling::new(journal, keeper.clone(), record, held);
         journaling.begin(&mut self.registry_mut())?;
         // It was not set before.
         let _ = self.journaling.set(journaling);

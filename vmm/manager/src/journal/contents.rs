@@ -37,6 +37,8 @@ pub struct Contents {
     peers: BTreeMap<Option<u64>, u32>,
     /// How far the file goes on as it is, if this version would write it like that.
     pub(crate) end: Option<u64>,
+    /// True if most of it is of no use any more: later records have taken its place.
+    pub(crate) is_worn: bool,
 }
 
 impl Contents {
@@ -60,8 +62,10 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let mut peers = BTreeMap::new();
     let (mut channels, mut next_channel) = (BTreeMap::new(), None);
     let frames = file::frames(bytes, binding)?;
+    let mut count = 0_usize;
     for (offset, content) in frames.contents {
         for record in record::decode(offset, content)? {
+            count = count.saturating_add(1);
             match record {
                 Record::Manager(it) => manager = Some(it),
                 Record::Pool(it) => pool = Some(it),
@@ -93,6 +97,8 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
             }
         }
     }
+    let last = instances.len() + devices.len() + owners.len() + peers.len();
+    let last = last + channels.len() + events.len();
     let missing = |what: &str| JournalError::Contradiction {
         what: format!("it has no {what}"),
     };
@@ -107,6 +113,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         events,
         peers,
         end: frames.is_current.then_some(frames.end),
+        is_worn: count / 2 > last,
     })
 }
 

@@ -46,6 +46,8 @@ pub struct Left {
     /// The offset of the next frame.
     pub(crate) end: u64,
     pub(crate) held: Held,
+    /// True if it is to be written anew once there is time for that.
+    pub(crate) is_worn: bool,
 }
 
 impl Left {
@@ -54,7 +56,13 @@ impl Left {
         let end = contents.end?;
         let (mut files, held) = inventory.held.remove(&Key::Journal)?;
         let file = files.pop()?;
-        Some(Self { file, end, held })
+        let is_worn = contents.is_worn;
+        Some(Self {
+            file,
+            end,
+            held,
+            is_worn,
+        })
     }
 }
 

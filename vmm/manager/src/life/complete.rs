@@ -61,6 +61,9 @@ impl Manager {
                     });
                 }
             }
+            if let Some(journaling) = manager.journaling.get() {
+                journaling.renew(&manager.registry());
+            }
         });
     }
 
