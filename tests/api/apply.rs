@@ -5,6 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_client::Client;
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Kept, Mkvmm, Scratch};
@@ -557,4 +558,41 @@ fn serve_can_begin_with_a_fleet_and_begins_again_with_it() {
     assert_eq!(kept.json("show web")["pid"], web);
     assert_eq!(kept.ok("dump").matches("[[instance]]").count(), 3);
     kept.tear_down();
+}
+
+#[test]
+fn a_leased_instance_that_is_put_back_does_not_outlive_its_lease() {
+    if skips_without_kvm() {
+        return;
+    }
+    let ground = Ground::new("64M@4G");
+    let log = ground.scratch.path("log").display().to_string();
+    let logged =
+        format!("{TWO}\n[[instance]]\nname = \"log\"\nmemory = \"4M\"\nconsole-log = \"{log}\"\n");
+    ground.apply(&logged, "");
+    let client = Client::new(ground.server.socket());
+    let job = "name=job,memory=4M,kernel=probe,cmdline=spin".parse();
+    client
+        .create_leased(&job.expect("it is one"))
+        .expect("room");
+    let _held = client.lease("job", None).expect("it waits for it");
+    client.start("job").expect("it is loaded");
+    // The last step finds that its log is that of another.
+    let fails = logged.replace("autostart = false", &format!("console-log = \"{log}\""));
+    let file = ground.file(&fails);
+    let run = ground
+        .server
+        .run(&format!("apply {file} --prune --grace 0s"));
+    run.expect_code(4);
+    assert!(
+        run.stderr
+            .starts_with("error: nothing has changed, but job was booted again: "),
+        "{run}"
+    );
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while client.instance("job").is_ok() {
+        assert!(Instant::now() < end, "it is still there");
+        thread::sleep(Duration::from_millis(100));
+    }
+    ground.server.tear_down();
 }

@@ -61,14 +61,19 @@ impl Manager {
             self.unmake(id).await;
             return Err(error.of(&name));
         }
+        self.begin_lease(id);
+        self.introduce(id);
+        Ok(id)
+    }
+
+    /// Begins the lease of an instance that has to have one: without a holder, it ends.
+    pub(super) fn begin_lease(self: &Rc<Self>, id: InstanceId) {
         if let Some(guest) = self.registry_mut().guest_mut(id)
             && guest.config.is_leased
         {
             guest.lease = Some(Lease::unheld());
             self.watch_lease(id);
         }
-        self.introduce(id);
-        Ok(id)
     }
 
     /// Lets others use an instance that is complete, and tells them of it.

@@ -113,6 +113,8 @@ impl Manager {
             self.unmake(id).await;
             return Err(of(error));
         }
+        // Who held it was told that it is gone.
+        self.begin_lease(id);
         self.introduce(id);
         if removed.has_log {
             self.append_to_log(id).map_err(of)?;
