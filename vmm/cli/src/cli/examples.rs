@@ -19,6 +19,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "mkvmm run --pool 64M --fleet fleet.toml --dry-run --show",
                 "The memory of a fleet, without starting it",
             ),
+            (
+                "mkvmm run --on \"$MKVMM_SOCKET\" --lease 30s --guest name=job,kernel=probe,memory=8M",
+                "A guest in a pool that is served, which exists as long as this command",
+            ),
         ],
     ),
     (
@@ -31,6 +35,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
             (
                 "mkvmm serve --pool 1G --fleet fleet.toml --metrics-listen 9464",
                 "The same with guests from the beginning, and metrics for Prometheus",
+            ),
+            (
+                "mkvmm serve --pool 1G --granule 32M",
+                "Memory in multiples of 32 MiB, as a scheduler counts it",
             ),
         ],
     ),
