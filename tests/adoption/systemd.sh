@@ -88,7 +88,16 @@ expect_kept "restart again"
 ask kill web --force >"$dir/said"
 systemctl --user stop mkvmm.socket mkvmm.service || fail "stop"
 expect_nothing "stop"
+# With the drop-in, passt has the network that it needs.
+mkdir "$units/mkvmm.service.d"
+cp "$scripts/../contrib/mkvmm-network.conf" "$units/mkvmm.service.d/network.conf"
+systemctl --user daemon-reload
 start
+if command -v passt >"$dir/said"; then
+    ask create net --memory 8M --kernel probe --cmdline spin --net passt >"$dir/said" || fail "create net"
+    ask start net >"$dir/said" || fail "start net"
+    echo "network: there"
+fi
 # It is killed in the end, since its guests have more time than it has.
 sed -i 's/^grace.*//; $a grace = 3600' "$dir/mkvmm.toml"
 systemctl --user restart mkvmm.service || fail "restart"
