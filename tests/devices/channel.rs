@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::driver::{Driver, slot_start};
 
+mod area;
 mod books;
 mod hostile;
 mod line;

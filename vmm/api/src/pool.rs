@@ -40,6 +40,9 @@ pub struct Pool {
     pub backing: Backing,
     /// The number of instances.
     pub instances: u64,
+    /// The addresses of the channel area, which all channels are in; null without one.
+    #[serde(default)]
+    pub channel_area: Option<Range>,
 }
 
 /// What the pool has, counted in granules. If sizes have to be multiples of the
@@ -50,7 +53,8 @@ pub struct Pool {
 pub struct Capacity {
     /// The granule in bytes: that of `serve --granule`, or else that of the allocator.
     pub granule: u64,
-    /// The number of granules of the pool, without those that are held.
+    /// The number of granules of the pool, without those that are held and the channel
+    /// area.
     pub granules: u64,
     /// The number of granules that are free.
     pub free: u64,
@@ -142,6 +146,8 @@ pub enum SegmentKind {
         /// The parts of the region, in ascending order and without gaps.
         parts: Vec<Part>,
     },
+    /// The range is free, and for channels only.
+    ChannelArea,
     /// The range is the memory of a channel.
     Channel {
         /// The name of the channel.

@@ -17,7 +17,7 @@
 //! | `vcpu::exit`, `vcpu::stop`, `vcpu::thread_clock`, `vcpu::sleep`, `vcpu::round`, `vcpu::modes`, `vcpu::command`, `vcpu::run`, `vcpu::handle`, `vcpu::cpu`, `vcpu::halt`, `vcpu::standstill`, `vcpu::pause`, `vcpu` | a thread per vCPU |
 //! | `devices::irq`, `devices::device`, `devices::range_map`, `devices::violation`, `devices::bus` | the interface of devices, and the bus |
 //! | `devices::platform::acpi_pm`, `devices::platform::i8042`, `devices::platform::marks`, `devices::platform::pvpanic`, `devices::platform::serial`, `devices::platform` | devices at the fixed addresses of a PC |
-//! | `devices::pci::wiring`, `devices::pci::config`, `devices::pci::line`, `devices::pci::msix`, `devices::pci::function`, `devices::pci::doorbell_line`, `devices::pci::channels`, `devices::pci::host_bridge`, `devices::pci` | PCI |
+//! | `devices::pci::wiring`, `devices::pci::config`, `devices::pci::line`, `devices::pci::msix`, `devices::pci::function`, `devices::pci::doorbell_line`, `devices::pci::channel_config`, `devices::pci::channel_port`, `devices::pci::channels`, `devices::pci::host_bridge`, `devices::pci` | PCI |
 //! | `devices::virtio::interrupts`, `devices::virtio::registers`, `devices::virtio::space`, `devices::virtio::function`, `devices::virtio::console`, `devices::virtio` | virtio devices as PCI functions |
 //! | `devices::board`, `devices` | creation of a guest's devices |
 //! | `machine` | a guest as a whole: its VM, vCPUs and devices |

@@ -19,7 +19,8 @@ use mkvmm_wire::shared::board::BoardWriter;
 use crate::boot::writer::{self, BootData, BootDataError};
 use crate::console::Console;
 use crate::devices::board::{Board, BoardError};
-use crate::devices::pci::channels::{ChannelFunction, Port};
+use crate::devices::pci::channel_port::Port;
+use crate::devices::pci::channels::ChannelFunction;
 use crate::devices::pci::config::Windows;
 use crate::devices::pci::function::Function;
 use crate::devices::pci::host_bridge::{HostBridge, Slot};
@@ -71,6 +72,8 @@ pub struct Connections {
     pub channels: Vec<(Port, SharedMemory)>,
     /// The window of the PCI bridge above 4 GiB, if there is one.
     pub pci_high: Option<AddrRange>,
+    /// The part of the pool that all channels are in, if there is one.
+    pub channel_area: Option<AddrRange>,
 }
 
 /// A reason why a machine could not be created.
@@ -220,6 +223,7 @@ impl Machine {
             devices,
             channels,
             pci_high,
+            channel_area,
         } = connections;
         let (ports, shared): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
         let vm = Vm::new(host, vm, memory, shared)?;
@@ -230,7 +234,7 @@ impl Machine {
             bridge,
             devices: functions,
             channels,
-        } = functions(&vm, devices, pci_high, &status)?;
+        } = functions(&vm, devices, (pci_high, channel_area), &status)?;
         for port in ports {
             let none = MachineError::NoChannels;
             channels
@@ -449,13 +453,14 @@ struct Functions {
 }
 
 /// Creates the PCI bridge with a slot for each of `devices`, and with the last one for
-/// channels.
+/// channels; `windows` are that of the bridge above 4 GiB, and the channel area.
 fn functions(
     vm: &Vm,
     devices: Vec<Box<dyn VirtioDevice>>,
-    pci_high: Option<AddrRange>,
+    windows: (Option<AddrRange>, Option<AddrRange>),
     status: &BoardWriter,
 ) -> Result<Functions, MachineError> {
+    let (pci_high, area) = windows;
     let wiring: Arc<dyn Wiring> = Arc::new(vm.wires());
     let lines = Lines::new(Arc::clone(&wiring));
     let count = devices.len();
@@ -479,7 +484,7 @@ fn functions(
     let mut channels = None;
     if slots.iter().all(|slot| slot.number != CHANNEL_SLOT) {
         let function =
-            ChannelFunction::new(CHANNEL_SLOT, wiring, &lines).map_err(BoardError::Io)?;
+            ChannelFunction::new(CHANNEL_SLOT, area, wiring, &lines).map_err(BoardError::Io)?;
         channels = Some(Arc::clone(&function));
         slots.push(Slot {
             number: CHANNEL_SLOT,

@@ -84,9 +84,8 @@ fn check_pool(registry: &Registry, findings: &mut Findings) {
         )
     });
     let owned = registry.guests().flat_map(|g| g.regions().iter().copied());
-    let channels = pool.channels().map(|(_, range)| range);
     let owned = owned.chain(pool.held()).chain(pool.allocations());
-    let owned: Vec<AddrRange> = owned.chain(channels).collect();
+    let owned: Vec<AddrRange> = owned.chain(pool.taken_for_channels()).collect();
     let owned = sorted(owned);
     findings.check(overlap(&owned).is_none(), || {
         format!("two owners: {:?}", overlap(&owned))
@@ -99,6 +98,31 @@ fn check_pool(registry: &Registry, findings: &mut Findings) {
     let entries: Vec<AddrRange> = entries.map(|(_, resource)| resource.range()).collect();
     findings.check(entries == owned, || {
         format!("the tree lists {entries:?}, but the owners have {owned:?}")
+    });
+    if let Some(area) = pool.channel_area() {
+        check_area(registry, area, findings);
+    }
+}
+
+/// Checks that the channel area is its free space and the channels, which the tree has
+/// beneath it.
+fn check_area(registry: &Registry, area: AddrRange, findings: &mut Findings) {
+    let pool = registry.pool();
+    let channels = sorted(pool.channels().map(|(_, range)| range).collect());
+    let free = pool.channel_area_free();
+    let all = sorted(channels.iter().chain(&free).copied().collect());
+    findings.check(
+        overlap(&all).is_none() && merge_adjacent(all.clone()) == [area],
+        || format!("the channel area {area:?} has {channels:?}, and {free:?} free"),
+    );
+    let tree = pool.tree();
+    let entry = tree.path(area.start()).into_iter();
+    let entry = entry.clone().find(|r| r.range() == area);
+    let children = entry.into_iter().flat_map(|e| e.children());
+    let named = children.filter_map(|id| Some(tree.get(id)?.range()));
+    let named = sorted(named.collect());
+    findings.check(named == channels, || {
+        format!("the tree lists {named:?} in the channel area, which has {channels:?}")
     });
 }
 

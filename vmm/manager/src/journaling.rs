@@ -97,9 +97,11 @@ impl Journaling {
             record::of_keeper(self.keeper.wire()),
             Record::NextChannel(registry.pool().next_channel()),
         ];
+        let area = registry.pool().channel_area().map(Record::ChannelArea);
         let events = registry.log().since(0);
         let records = first
             .into_iter()
+            .chain(area)
             .chain(registry.channels().map(snapshot::of_channel))
             .chain(registry.guests().flat_map(snapshot::of_guest))
             .chain(events.iter().map(record::of_event));

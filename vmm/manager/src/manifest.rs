@@ -33,6 +33,8 @@ pub struct ManifestFacts<'a> {
     /// Allocations outside the control block from before the start, in
     /// ascending order; they are not the guest's RAM.
     pub allocations: &'a [AddrRange],
+    /// The part of the pool that all channels are in, if there is one.
+    pub channel_area: Option<AddrRange>,
     /// The memory of its channels, in ascending order.
     pub channels: &'a [AddrRange],
     /// The exact size of the initramfs in bytes.
@@ -90,6 +92,12 @@ pub fn build(facts: &ManifestFacts<'_>) -> Result<Vec<u8>, vm_fdt::Error> {
         fdt.end_node(allocations)?;
     }
 
+    if let Some(area) = facts.channel_area {
+        let node = fdt.begin_node("channel-area")?;
+        fdt.property_array_u64("reg", &reg(&[area]))?;
+        fdt.end_node(node)?;
+    }
+
     if !facts.channels.is_empty() {
         let channels = fdt.begin_node("channels")?;
         fdt.property_array_u64("reg", &reg(facts.channels))?;
@@ -143,6 +151,7 @@ mod tests {
             chunks: &chunks,
             plan: &plan,
             allocations: &[],
+            channel_area: Some(range(0x1_4000_0000, 0x10_0000)),
             channels: &[],
             initramfs_size: 0,
             entry: 0x1_0020_0000,

@@ -198,6 +198,9 @@ pub enum Order {
     /// Takes the channel with this number away from the guest. The worker answers it;
     /// one that the guest does not have is ignored. Since version 5.
     LeaveChannel(u32),
+    /// Names the part of the pool that all channels are in, before [`Self::Boot`]; no
+    /// order if there is none. Since version 6.
+    ChannelArea(Extent),
 }
 
 impl Message for Order {

@@ -180,7 +180,9 @@ impl Founding {
         binding: Binding,
     ) -> Result<(Rc<Manager>, ManagerRecord), CliError> {
         let config = memory_of(&contents.manager).map_err(AdoptError::from)?;
-        self.request.check_same(contents.pool.range, &config)?;
+        let area = contents.channel_area;
+        self.request
+            .check_same(contents.pool.range, area, &config)?;
         timeline::continue_from(contents.manager.start);
         if config.lock && !keeper.can_lock() {
             log::warn!("the keeper, of an earlier version, locks no memory between managers");

@@ -82,7 +82,7 @@ pub struct Cli {
 enum Command {
     /// Reserve a pool, launch all guests or none, and end when the last one
     /// ends
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Reserve a pool and serve it through a control socket
     Serve(Box<serve::ServeArgs>),
     /// Continue a running serve with another mkvmm; the guests run on
@@ -126,7 +126,7 @@ struct RunCli {
 
 #[derive(Debug, Subcommand)]
 enum RunCommand {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
 }
 
 pub use successor::go_back;

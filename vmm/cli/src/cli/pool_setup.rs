@@ -9,7 +9,7 @@ use mkpool::range::RangeError;
 use serde::Deserialize;
 
 use crate::cli::job::{self, JOB, JobError, JobPool, Needs};
-use mkvmm_base::{Class, Diagnose};
+use mkvmm_base::{Bytes, Class, Diagnose};
 use mkvmm_machine::kvm::host::{ADDRESS_BITS_MIN, Host, HostError};
 use mkvmm_memory::host_pool::{HostPool, HostPoolError, check_granule};
 use mkvmm_memory::place::{MachineError, place_pool};
@@ -45,6 +45,15 @@ pub enum PoolSetupError {
     /// `--hold` reaches past the end of the address space.
     #[error("--hold")]
     HoldRange(#[from] RangeError),
+    /// `--channel-area` is not a size.
+    #[error("--channel-area")]
+    ChannelArea(#[source] ParamError),
+    /// The guests of a state directory are in a pool with another channel area.
+    #[error("--channel-area: the state directory has guests in a pool with {}", area_text(*.size))]
+    OtherArea {
+        /// The size of that area in bytes; `None` without one.
+        size: Option<u64>,
+    },
     /// KVM cannot be used.
     #[error("KVM")]
     Host(#[from] HostError),
@@ -84,6 +93,8 @@ impl PoolSetupError {
             | Self::Param(_)
             | Self::Hold(_)
             | Self::HoldRange(_)
+            | Self::ChannelArea(_)
+            | Self::OtherArea { .. }
             | Self::Other { .. } => return None,
         })
     }
@@ -97,7 +108,9 @@ impl Diagnose for PoolSetupError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Missing => Some("for example --pool 1G".to_owned()),
-            Self::Other { .. } => Some("use the same options, or end the guests first".to_owned()),
+            Self::Other { .. } | Self::OtherArea { .. } => {
+                Some("use the same options, or end the guests first".to_owned())
+            }
             _ => self.inner()?.hint(),
         }
     }
@@ -128,6 +141,10 @@ pub struct PoolOptions {
     /// pool on purpose; repeatable
     #[arg(long, value_name = "SIZE@ADDR")]
     hold: Vec<String>,
+    /// Set a part of the pool apart for channels, a power of two: all of them are in it,
+    /// and guests find it as a BAR of their function for channels
+    #[arg(long, value_name = "SIZE")]
+    channel_area: Option<String>,
 }
 
 /// The options of a pool, validated as far as possible without the host.
@@ -136,6 +153,7 @@ pub struct CheckedPool {
     param: PoolParam,
     config: ReservationConfig,
     holds: Vec<AddrRange>,
+    channel_area: Option<u64>,
     /// What is to be said about it in the log: nothing may be logged before this
     /// process has confined itself, as that starts a thread.
     note: Option<String>,
@@ -143,7 +161,15 @@ pub struct CheckedPool {
 
 impl PoolOptions {
     /// The keys of a file that set these options.
-    pub const KEYS: [&str; 6] = ["pool", "backing", "prealloc", "lock", "numa-node", "hold"];
+    pub const KEYS: [&str; 7] = [
+        "pool",
+        "backing",
+        "prealloc",
+        "lock",
+        "numa-node",
+        "hold",
+        "channel-area",
+    ];
 
     /// Returns these options, with unset ones taken from `file`.
     pub fn or(self, file: Self) -> Self {
@@ -158,6 +184,7 @@ impl PoolOptions {
             } else {
                 self.hold
             },
+            channel_area: self.channel_area.or(file.channel_area),
         }
     }
 
@@ -204,6 +231,7 @@ impl PoolOptions {
                 numa_node: self.numa_node,
             },
             holds: holds.collect::<Result<_, _>>()?,
+            channel_area: self.channel_area.as_deref().map(parse_area).transpose()?,
             note: job.map(|job| job.note),
         })
     }
@@ -221,16 +249,22 @@ pub struct Ground {
 }
 
 impl CheckedPool {
-    /// Checks that these options describe a pool that exists already, at `range`
-    /// and with memory of `config`. Its holds are as they were.
+    /// Checks that these options describe a pool that exists already, at `range`, with
+    /// `area` for channels and with memory of `config`. Its holds are as they were, and so
+    /// is its area without an option.
     ///
     /// # Errors
-    /// Returns [`PoolSetupError::Other`].
+    /// Returns [`PoolSetupError::Other`] or [`PoolSetupError::OtherArea`].
     pub fn check_same(
         &self,
         range: AddrRange,
+        area: Option<AddrRange>,
         config: &ReservationConfig,
     ) -> Result<(), PoolSetupError> {
+        let size = area.map(|area| area.size());
+        if self.channel_area.is_some() && self.channel_area != size {
+            return Err(PoolSetupError::OtherArea { size });
+        }
         let size = self.param.size.next_multiple_of(config.backing.page_size());
         let is_there = self.param.start.is_none_or(|start| start == range.start());
         if self.config == *config && size == range.size() && is_there {
@@ -252,6 +286,7 @@ impl CheckedPool {
             .size
             .next_multiple_of(self.config.backing.page_size());
         let held = self.holds.iter().map(|range| range.size());
+        let held = held.chain(self.channel_area);
         let checked = check_granule(granule, size, held);
         checked.map_err(|error| PoolSetupError::Granule(error.into()))
     }
@@ -283,6 +318,10 @@ impl CheckedPool {
         for hold in self.holds {
             pool.hold(hold)?;
         }
+        if let Some(size) = self.channel_area {
+            let area = pool.set_channel_area(size)?;
+            log::info!("channels are in {area:?}");
+        }
         backing.check_host_can_give(range.size())?;
         raise_descriptor_limit();
         let memory = reserve(range, self.config, stop)?;
@@ -298,6 +337,20 @@ fn parse_hold(text: &str) -> Result<AddrRange, PoolSetupError> {
         PoolSetupError::Hold(ParamError::ZeroAddr { text })
     })?;
     Ok(AddrRange::with_size(start, param.size)?)
+}
+
+/// Parses `--channel-area SIZE`. The ledger, which knows its granule, checks the size.
+fn parse_area(text: &str) -> Result<u64, PoolSetupError> {
+    if let Some((_, address)) = text.split_once('@') {
+        let (text, junk) = (text.to_owned(), format!("@{address}"));
+        return Err(PoolSetupError::ChannelArea(ParamError::Junk { text, junk }));
+    }
+    let param = PoolParam::parse(text).map_err(PoolSetupError::ChannelArea)?;
+    Ok(param.size)
+}
+
+fn area_text(size: Option<u64>) -> String {
+    size.map_or("none".to_owned(), |size| format!("one of {}", Bytes(size)))
 }
 
 /// Reserves the pool, with a progress bar if that takes long.

@@ -98,7 +98,8 @@ pub struct RunArgs {
         long,
         value_name = "SOCKET",
         conflicts_with_all = [
-            "pool", "backing", "prealloc", "lock", "numa_node", "hold", "sandbox", "debuggable",
+            "pool", "backing", "prealloc", "lock", "numa_node", "hold",
+            "channel_area", "sandbox", "debuggable",
             "worker_uid", "on_stall", "cgroup", "fleet", "show", "timeline", "dry_run",
         ]
     )]

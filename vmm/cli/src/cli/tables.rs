@@ -237,6 +237,10 @@ pub fn pool(pool: &Pool) -> String {
         .numa_node
         .map_or_else(String::new, |node| format!(", node {node}"));
     let prealloc = if backing.prealloc { ", prealloc" } else { "" };
+    let area = pool.channel_area.as_ref().map_or_else(
+        || "none".to_owned(),
+        |area| format!("{:#x}-{:#x}", area.start, area.last()),
+    );
     for (key, value) in [
         (
             "range",
@@ -256,6 +260,7 @@ pub fn pool(pool: &Pool) -> String {
                 size(backing.page_size)
             ),
         ),
+        ("channel area", area),
         ("instances", pool.instances.to_string()),
     ] {
         table.add_row([

@@ -90,11 +90,11 @@ impl Diagnose for AcpiError {
 }
 
 /// Returns the tables as they are placed at [`ACPI_START`], the RSDP first, for
-/// a bridge with the window `pci_high` above 4 GiB.
+/// a bridge with the windows `pci_high` above 4 GiB.
 ///
 /// # Errors
 /// Returns [`AcpiError::NoRoom`] with the numbers.
-pub fn build(cpus: u8, pci_high: Option<AddrRange>) -> Result<Vec<u8>, AcpiError> {
+pub fn build(cpus: u8, pci_high: &[AddrRange]) -> Result<Vec<u8>, AcpiError> {
     let mut area = Area::default();
     // The RSDP comes first and refers to the XSDT, whose address is known last.
     let rsdp_size = Rsdp::len();
@@ -199,7 +199,7 @@ fn madt(cpus: u8) -> Vec<u8> {
 
 /// Describes the PCI host bridge, the serial port, the panic device, and the
 /// sleep type of soft-off.
-fn dsdt(pci_high: Option<AddrRange>) -> Vec<u8> {
+fn dsdt(pci_high: &[AddrRange]) -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let s5 = aml::Name::new(
         "_S5_".into(),
@@ -216,11 +216,12 @@ fn dsdt(pci_high: Option<AddrRange>) -> Vec<u8> {
         below_4_gib(PCI_WINDOW_END - 1),
     );
     let low = aml::AddressSpace::new_memory(uncached(), true, first, last, None);
-    let high = pci_high.map(|high| {
+    let high = pci_high.iter().map(|high| {
         aml::AddressSpace::new_memory(uncached(), true, high.start(), high.last(), None)
     });
+    let high: Vec<_> = high.collect();
     let mut resources: Vec<&dyn Aml> = vec![&bus, &io, &low];
-    resources.extend(high.as_ref().map(|high| high as &dyn Aml));
+    resources.extend(high.iter().map(|high| high as &dyn Aml));
     let pci = aml::ResourceTemplate::new(resources);
     let bridge = aml::EISAName::new("PNP0A03");
     dsdt.append_slice(&device("PCI0", &bridge, &pci, Some(&LineTable)));
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_rsdp() {
-        let area = build(4, None).unwrap();
+        let area = build(4, &[]).unwrap();
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(
             area[..20].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)),
@@ -318,7 +319,8 @@ mod tests {
     #[test]
     fn the_dsdt_declares_one_pci_bus() {
         let high = AddrRange::with_size(1 << 40, 16 << 30).unwrap();
-        let dsdt = dsdt(Some(high));
+        let area = AddrRange::with_size(5 << 30, 64 << 20).unwrap();
+        let dsdt = dsdt(&[high, area]);
         let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
         assert!(has(&bytes(&aml::EISAName::new("PNP0A03"))));
         // A word address space descriptor (ACPI 6.5, table 6.45): bus numbers
@@ -335,12 +337,17 @@ mod tests {
             0x8a, 43, 0, 0, 0x0c, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0,
         ];
         assert!(has(&high));
+        let area = [
+            0x8a, 43, 0, 0, 0x0c, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 1, 0, 0, 0, 0xff, 0xff,
+            0xff, 0x43, 1,
+        ];
+        assert!(has(&area));
         // Slot 9 has pin INTA at line 17: a package of 4 elements.
         assert!(has(&[0x0c, 0xff, 0xff, 9, 0, 0, 0, 10, 17]));
     }
 
     #[test]
     fn the_most_processors_there_can_be_fit() {
-        assert!(build(u8::MAX, None).unwrap().len() < 8192);
+        assert!(build(u8::MAX, &[]).unwrap().len() < 8192);
     }
 }

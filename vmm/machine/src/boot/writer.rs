@@ -35,8 +35,8 @@ pub struct BootData<'a> {
     pub manifest: &'a [u8],
     /// The command line without its NUL.
     pub cmdline: &'a [u8],
-    /// The window of the PCI bridge above 4 GiB, if there is one.
-    pub pci_high: Option<AddrRange>,
+    /// The windows of the PCI bridge above 4 GiB, one of which is the channel area.
+    pub pci_high: &'a [AddrRange],
 }
 
 /// A reason why boot data could not be written.

@@ -9,7 +9,7 @@ use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
 use mkvmm_wire::shared::members::Members;
 
-use crate::devices::pci::channels::Port;
+use crate::devices::pci::channel_port::Port;
 use crate::kvm::device::from_event;
 use crate::memory::{MemoryError, MemoryPart, SharedMemory};
 

@@ -26,7 +26,7 @@ use mkvmm_wire::shared::board::{Board, BoardWriter};
 use mkvmm_wire::shared::console;
 
 use crate::boot::writer::BootData;
-use crate::devices::pci::channels::Port;
+use crate::devices::pci::channel_port::Port;
 use crate::kvm::host::{Host, HostError};
 use crate::kvm::{BareVm, VmError};
 use crate::loading::{self, LoadError, Piece};
@@ -179,6 +179,8 @@ pub struct Guest {
     mapping: Option<Arc<PoolMapping>>,
     /// The channels, until the machine is created.
     channels: Vec<(Port, SharedMemory)>,
+    /// The part of the pool that all channels are in, if there is one.
+    channel_area: Option<AddrRange>,
     is_running: bool,
     /// True once the vCPUs were started.
     has_run: bool,
@@ -199,6 +201,7 @@ impl Guest {
             parts: Vec::new(),
             mapping: None,
             channels: Vec::new(),
+            channel_area: None,
             is_running: false,
             has_run: false,
             subscribers: Vec::new(),
@@ -295,6 +298,7 @@ impl Guest {
                 let left = self.leave(id);
                 self.answer(left.map(|()| Done::Left))?;
             }
+            Order::ChannelArea(extent) => self.channel_area = Some(range(extent)?),
             Order::Load(order) => {
                 let loaded = self.load(&order, &files);
                 self.answer(loaded.map(|()| Done::Loaded))?;
@@ -483,6 +487,7 @@ impl Guest {
         let pci_high = layout::pci_window_64(bits, pool.start(), pool.last());
         let pci_high = pci_high.map(|start| AddrRange::with_size(start, PCI_WINDOW_64_SIZE));
         let pci_high = pci_high.transpose()?;
+        let windows: Vec<AddrRange> = pci_high.into_iter().chain(self.channel_area).collect();
         let config = BootConfig {
             name: &me.name,
             affinity,
@@ -496,7 +501,7 @@ impl Guest {
                 e820: &e820,
                 manifest: &order.manifest,
                 cmdline: &order.cmdline,
-                pci_high,
+                pci_high: &windows,
             },
         };
         let connections = Connections {
@@ -506,6 +511,7 @@ impl Guest {
             devices,
             channels,
             pci_high,
+            channel_area: self.channel_area,
         };
         let memory = Arc::new(memory);
         let vm = vm.unwrap_or_else(|| early_machine(host));

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 pub use arrival::Arrival;
+use mkpool::AddrRange;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId};
 use mkvmm_keeper::client::{Held, Inventory, KeptChild};
@@ -159,11 +160,16 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         taken += sub_pool.size();
         count += 1;
     }
-    restore_channels(&mut pool, contents.channels.values(), contents.next_channel)?;
+    restore_channels(
+        &mut pool,
+        contents.channel_area,
+        contents.channels.values(),
+        contents.next_channel,
+    )?;
     taken += pool
         .held()
         .chain(pool.allocations())
-        .chain(pool.channels().map(|(_, range)| range))
+        .chain(pool.taken_for_channels())
         .map(|r| r.size())
         .sum::<u64>();
     let (size, avail) = (pool.range().size(), pool.avail());
@@ -176,12 +182,16 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
     Ok(count)
 }
 
-/// Adds the channels of a journal to the ledger.
+/// Adds the channels of a journal to the ledger, and the area that they are in.
 fn restore_channels<'a>(
     pool: &mut HostPool,
+    area: Option<AddrRange>,
     records: impl Iterator<Item = &'a ChannelRecord>,
     next: Option<u32>,
 ) -> Result<(), AdoptError> {
+    if let Some(area) = area {
+        pool.restore_channel_area(area)?;
+    }
     for record in records {
         pool.restore_channel(record.id, &record.name, record.range)?;
     }

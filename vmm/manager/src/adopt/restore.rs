@@ -76,7 +76,12 @@ impl Manager {
             let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;
             parts.push((record, sub_pool, files));
         }
-        restore_channels(&mut pool, contents.channels.values(), contents.next_channel)?;
+        restore_channels(
+            &mut pool,
+            contents.channel_area,
+            contents.channels.values(),
+            contents.next_channel,
+        )?;
         let mut channels = Vec::new();
         for record in contents.channels.into_values() {
             let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;

@@ -41,6 +41,7 @@ pub fn pool(pool: &HostPool, config: &ReservationConfig, instances: usize) -> Po
             numa_node: config.numa_node,
         },
         instances: instances as u64,
+        channel_area: pool.channel_area().map(Into::into),
     }
 }
 

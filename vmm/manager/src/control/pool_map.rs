@@ -43,7 +43,7 @@ pub fn pool_map(registry: &Registry) -> PoolMap {
     PoolMap {
         pool: objects::pool_of(registry),
         granule: 1 << pool.order(),
-        segments: segments(pool.tree(), pool.range(), &holders),
+        segments: segments(pool.tree(), pool.range(), pool.channel_area(), &holders),
         owners: owners.into_iter().map(|(_, owner)| owner).collect(),
     }
 }
@@ -58,17 +58,27 @@ enum Holder<'a> {
 }
 
 /// Returns the pool in segments; `holders` maps the first byte of each to its
-/// owner.
+/// owner. The channel area is one segment for each channel in it, and for each gap.
 fn segments(
     tree: &ResourceTree,
     pool: AddrRange,
+    area: Option<AddrRange>,
     holders: &HashMap<u64, Holder<'_>>,
 ) -> Vec<Segment> {
     let top = tree.iter().filter(|(depth, _)| *depth == 1);
     let covered = cover(pool, top.map(|(_, resource)| resource));
+    let covered = covered.into_iter().flat_map(|(range, taken)| match taken {
+        Some(resource) if Some(range) == area => {
+            cover(range, resource.children().filter_map(|id| tree.get(id)))
+        }
+        _ => vec![(range, taken)],
+    });
     let segment = |(range, taken): (AddrRange, Option<&Resource>)| {
         let holder = holders.get(&range.start()).copied();
         let kind = match (taken, holder) {
+            (None, _) if area.is_some_and(|area| area.contains_range(&range)) => {
+                SegmentKind::ChannelArea
+            }
             (None, _) => SegmentKind::Free,
             (Some(resource), Some(Holder::Instance(name))) => SegmentKind::Instance {
                 instance: name.to_owned(),
@@ -86,7 +96,7 @@ fn segments(
             kind,
         }
     };
-    covered.into_iter().map(segment).collect()
+    covered.map(segment).collect()
 }
 
 /// Returns the innermost names in `resource`; the ranges that none of them
@@ -167,7 +177,7 @@ mod tests {
             (0xb000, Holder::Allocation),
             (0xa000, Holder::Held),
         ]);
-        let all = segments(&tree, pool, &holders);
+        let all = segments(&tree, pool, None, &holders);
         assert_eq!(joined(all.iter().map(|s| &s.range)), (0x1000, 0x100_0000));
         let kinds: Vec<&SegmentKind> = all.iter().map(|s| &s.kind).collect();
         let SegmentKind::Instance { instance, parts } = kinds[1] else {
@@ -198,5 +208,24 @@ mod tests {
                 &SegmentKind::Lost
             ]
         );
+    }
+
+    #[test]
+    fn the_channel_area_is_its_channels_and_the_gaps() {
+        let mut tree = ResourceTree::new();
+        let (pool, area) = (range(0x1000, 0x10_0000), range(0x4000, 0x4000));
+        let root = tree.insert(None, pool, "pool").unwrap();
+        let entry = tree.insert(Some(root), area, "mk-channel-area").unwrap();
+        tree.insert(Some(entry), range(0x4000, 0x1000), "mk-channel-1-ab")
+            .unwrap();
+        let holders = HashMap::from([(0x4000, Holder::Channel("ab"))]);
+        let all = segments(&tree, pool, Some(area), &holders);
+        assert_eq!(joined(all.iter().map(|s| &s.range)), (0x1000, 0x10_0000));
+        let kinds: Vec<&SegmentKind> = all.iter().map(|s| &s.kind).collect();
+        let channel = SegmentKind::Channel {
+            channel: "ab".to_owned(),
+        };
+        let (free, gap) = (SegmentKind::Free, SegmentKind::ChannelArea);
+        assert_eq!(kinds, [&free, &channel, &gap, &free]);
     }
 }

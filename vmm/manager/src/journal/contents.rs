@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mkpool::AddrRange;
 use mkvmm_api::events::Event;
 use mkvmm_memory::host_pool::state::PoolState;
 
@@ -24,6 +25,8 @@ pub struct Contents {
     pub instances: BTreeMap<u32, Box<InstanceRecord>>,
     /// The counters of the instances' devices in previous boots.
     pub devices: BTreeMap<u32, Vec<Vec<u64>>>,
+    /// The part of the pool that all channels are in, if there is one.
+    pub channel_area: Option<AddrRange>,
     /// The channels by number.
     pub channels: BTreeMap<u32, ChannelRecord>,
     /// The number of the next channel, if there were channels at all.
@@ -61,6 +64,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
     let mut owners = BTreeMap::new();
     let mut peers = BTreeMap::new();
     let (mut channels, mut next_channel) = (BTreeMap::new(), None);
+    let mut channel_area = None;
     let frames = file::frames(bytes, binding)?;
     let mut count = 0_usize;
     for (offset, content) in frames.contents {
@@ -92,6 +96,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
                 Record::Owner(id, user, is_leased) => {
                     owners.insert(id, (user, is_leased));
                 }
+                Record::ChannelArea(range) => channel_area = Some(range),
                 Record::NextChannel(id) => next_channel = Some(id),
                 Record::Event(text) => push(&mut events, record::event_of(&text)?)?,
             }
@@ -107,6 +112,7 @@ pub fn read(bytes: &[u8], binding: Binding) -> Result<Contents, JournalError> {
         pool: pool.ok_or_else(|| missing("pool"))?,
         instances,
         devices,
+        channel_area,
         channels,
         next_channel,
         owners,

@@ -17,7 +17,7 @@ use rustix::fs::MemfdFlags;
 /// The first bytes of every journal.
 const MAGIC: [u8; 8] = *b"mkvmm-j\n";
 /// The version that is written: of the frames and of the records in them.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The versions that are read: that before has no records of peers, which all speak
 /// the same version of the wire protocol then.
 const READABLE: std::ops::RangeInclusive<u32> = 2..=VERSION;

@@ -47,6 +47,9 @@ pub enum Record {
     /// The number of an instance, the user ID of its owner, and whether it is leased;
     /// without it, the owner is the user of the manager. Since version 5.
     Owner(u32, u32, bool),
+    /// The part of the pool that all channels are in; without it, they are anywhere.
+    /// Since version 6.
+    ChannelArea(AddrRange),
 }
 
 /// Which version of the wire protocol a process speaks that outlives its manager.

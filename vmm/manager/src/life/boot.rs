@@ -171,6 +171,12 @@ impl Manager {
         };
         let links = self.connect_links(id).await?;
         let worker = self.living_worker(id)?;
+        let area = self.registry().pool().channel_area();
+        if let Some(area) = area {
+            let order = Order::ChannelArea(extent(area));
+            self.attend(&worker, AT_WORK, worker.tell(&order, &[]))
+                .await?;
+        }
         self.join_channels(id, &worker).await?;
         let (orders, files) = device_orders(&devices, &links);
         let (order, e820) = {
@@ -274,6 +280,7 @@ fn boot_order(
         chunks: guest.regions(),
         plan: &loaded.plan,
         allocations: &allocations,
+        channel_area: registry.pool().channel_area(),
         channels: &channels,
         initramfs_size: loaded.initramfs().map_or(0, |range| range.size()),
         entry: loaded.entry(),

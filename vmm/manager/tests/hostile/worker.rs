@@ -83,7 +83,7 @@ pub fn serve(path: &Path, plan: &str) -> ExitCode {
     let mut memory = Vec::new();
     while let Some(received) = channel.recv(None).expect("the manager is honest") {
         let (due, answer) = match received.message {
-            Order::Kvm(_) | Order::Identity(_) => continue,
+            Order::Kvm(_) | Order::Identity(_) | Order::ChannelArea(_) => continue,
             Order::Memory(extents) => {
                 memory.extend(extents);
                 continue;

@@ -9,7 +9,7 @@ use crate::host_pool::{HostPool, HostPoolError};
 pub struct Capacity {
     /// The granule in bytes.
     pub granule: u64,
-    /// The granules of the pool, without those that are held.
+    /// The granules of the pool, without those that are held and the channel area.
     pub granules: u64,
     /// The granules that are free.
     pub free: u64,
@@ -28,7 +28,8 @@ impl HostPool {
     /// none.
     pub fn capacity(&self) -> Capacity {
         let granule = self.rule.granule.unwrap_or(1 << self.order());
-        let held: u64 = self.held().map(|range| range.size()).sum();
+        let held = self.held().chain(self.channel_area());
+        let held: u64 = held.map(|range| range.size()).sum();
         let free = self.free_extents().into_iter();
         Capacity {
             granule,

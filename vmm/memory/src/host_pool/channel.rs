@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use mkpool::AddrRange;
 use mkpool::resource::ResourceId;
+use mkpool::{AddrRange, GenPool};
 use mkvmm_base::InstanceName;
 
 /// The ID of the first channel.
@@ -17,9 +17,20 @@ pub struct Channel {
     pub entry: ResourceId,
 }
 
+/// The part of the pool that all channels are in, and nothing else.
+#[derive(Debug)]
+pub struct Area {
+    pub range: AddrRange,
+    pub entry: ResourceId,
+    /// Its free space.
+    pub pool: GenPool,
+}
+
 /// The channels of a ledger.
 #[derive(Debug)]
 pub struct Channels {
+    /// Where they are; anywhere in the pool without it.
+    pub area: Option<Area>,
     pub entries: BTreeMap<u32, Channel>,
     pub next_id: u32,
 }
@@ -27,6 +38,7 @@ pub struct Channels {
 impl Default for Channels {
     fn default() -> Self {
         Self {
+            area: None,
             entries: BTreeMap::new(),
             next_id: FIRST,
         }

@@ -89,6 +89,17 @@ pub enum HostPoolError {
         #[source]
         source: AllocError,
     },
+    /// The channel area cannot be of this size.
+    #[error(
+        "a channel area of {} is impossible: it is a power of two, of at least {}, and there is one",
+        Bytes(*.size), Bytes(*.granule)
+    )]
+    ChannelArea {
+        /// The size that was asked for in bytes.
+        size: u64,
+        /// The least size in bytes.
+        granule: u64,
+    },
     /// The name is used by another channel.
     #[error("there is a channel {name} already")]
     ChannelExists {
@@ -208,9 +219,11 @@ impl Diagnose for HostPoolError {
             | Self::TooManyRegions { .. }
             | Self::Alloc(AllocError::NoRoom { .. }) => Class::NoRoom,
             Self::Placement(error) => error.class(),
-            Self::Alloc(_) | Self::Hold { .. } | Self::HoldOutside { .. } | Self::Granule(_) => {
-                Class::Invalid
-            }
+            Self::Alloc(_)
+            | Self::Hold { .. }
+            | Self::HoldOutside { .. }
+            | Self::ChannelArea { .. }
+            | Self::Granule(_) => Class::Invalid,
             Self::NoAllocation { .. } => Class::NoAllocation,
             Self::ChannelExists { .. } => Class::Exists,
             Self::ControlBusy { .. } | Self::Published { .. } => Class::Busy,

@@ -528,8 +528,12 @@ impl HostPool {
     /// or `None` outside the pool.
     pub fn owner(&self, addr: u64) -> Option<String> {
         let path = self.tree.path(addr);
-        // Below the pool itself, the instance's region determines the owner.
-        let owner = path.get(1).or_else(|| path.first())?;
+        // Below the pool itself, the instance's region determines the owner, and in the
+        // channel area the channel.
+        let area = self.channels.area.as_ref();
+        let is_in_area = area.is_some_and(|area| area.range.contains(addr));
+        let channel = path.get(2).filter(|_| is_in_area);
+        let owner = channel.or_else(|| path.get(1)).or_else(|| path.first())?;
         Some(owner.name().to_owned())
     }
 }

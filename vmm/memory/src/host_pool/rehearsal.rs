@@ -36,6 +36,13 @@ impl HostPool {
             let range = entry.range();
             let at = Algo::At(range.start());
             copy.main.alloc_with(range.size(), at)?;
+            if Some(range) == self.channel_area() {
+                copy.enter_area(range)?;
+                for (_, channel) in self.channels() {
+                    copy.enter_unknown_channel(channel)?;
+                }
+                continue;
+            }
             copy.tree.insert(Some(copy.root), range, entry.name())?;
         }
         copy.next_id = self.next_id;
@@ -44,8 +51,8 @@ impl HostPool {
         Ok(copy)
     }
 
-    /// Frees the regions of an instance in a [copy](Self::copy), which has them by
-    /// name only.
+    /// Frees the regions of an instance, or a channel, in a [copy](Self::copy), which
+    /// has them by name only.
     ///
     /// # Errors
     /// [`HostPoolError`]: bugs. Regions of the ledger that was copied are there.
@@ -54,7 +61,10 @@ impl HostPool {
             if let Some(entry) = self.tree.find(region.start()) {
                 self.tree.remove_subtree(entry)?;
             }
-            self.main.free(region)?;
+            match self.channel_area() {
+                Some(area) if area.contains_range(&region) => self.give_channel(region)?,
+                _ => self.main.free(region)?,
+            }
         }
         Ok(())
     }
@@ -122,7 +132,7 @@ impl Rehearsal<'_> {
         }
     }
 
-    /// Frees the regions of an instance that was there when the ledger was copied.
+    /// Frees what an instance or a channel had when the ledger was copied.
     /// That is not undone at the end: only a copy may be used like that.
     ///
     /// # Errors
@@ -220,5 +230,20 @@ mod tests {
         assert_eq!(pool.avail(), 64 << 20);
         assert_eq!(pool.next_id(), id);
         assert_eq!(pool.next_channel(), 1);
+    }
+    #[test]
+    fn a_copy_has_the_channel_area_and_what_is_in_it() {
+        let range = AddrRange::with_size(0x1_0000_0000, 64 << 20).unwrap();
+        let mut pool = HostPool::new(range, PAGE_ORDER).unwrap();
+        pool.set_channel_area(1 << 20).unwrap();
+        let name = |text: &str| text.parse::<InstanceName>().unwrap();
+        let (_, range) = pool.carve_channel(&name("ab"), 1 << 20).unwrap();
+        let mut copy = pool.copy().unwrap();
+        let mut rehearsal = copy.rehearse();
+        rehearsal.carve_channel(&name("cd"), 4096).unwrap_err();
+        rehearsal.forget(&[range]).unwrap();
+        let (_, again) = rehearsal.carve_channel(&name("cd"), 4096).unwrap();
+        assert_eq!(again.start(), range.start());
+        assert_eq!(rehearsal.pool().avail(), 63 << 20);
     }
 }

@@ -221,7 +221,7 @@ impl SubPool {
 }
 
 /// Takes `range` with `alloc` at its address.
-fn check(
+pub(super) fn check(
     what: &'static str,
     range: AddrRange,
     alloc: impl FnOnce(u64, Algo) -> Result<AddrRange, AllocError>,

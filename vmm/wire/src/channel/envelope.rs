@@ -11,7 +11,7 @@ use super::message::MESSAGE_MAX;
 
 /// The version of the protocol: the format that [`encode`] writes and the
 /// messages inside. It is incremented whenever a message changes.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The oldest version that this program speaks to processes of an earlier one:
 /// keepers, and workers of guests that run. What those send and are sent changes
 /// from version to version only by new variants at the end of an enum, which an

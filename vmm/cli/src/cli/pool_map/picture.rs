@@ -34,6 +34,8 @@ pub enum Who {
     /// The instance with this index among the owners.
     Instance(usize),
     Channel,
+    /// Free, and for channels only.
+    ChannelArea,
     Allocation,
     Held,
     Lost,
@@ -116,6 +118,7 @@ pub fn who(segment: &Segment, index: &HashMap<&str, usize>) -> Who {
             None => Who::Lost,
         },
         SegmentKind::Channel { .. } => Who::Channel,
+        SegmentKind::ChannelArea => Who::ChannelArea,
         SegmentKind::Allocation => Who::Allocation,
         SegmentKind::Held => Who::Held,
         SegmentKind::Lost => Who::Lost,

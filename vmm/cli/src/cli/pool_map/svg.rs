@@ -59,6 +59,7 @@ stroke:#fff;stroke-width:3px;stroke-linejoin:round;stroke-opacity:.75}
 .held{fill:url(#held)}
 .line{stroke:#6e7781;stroke-width:2.5px}
 .channel{fill:#1b7c83}
+.area{fill:#b3dfe1}
 .allocation{fill:#24292f}
 .lost{fill:#cf222e}
 .sample{fill:#8c959f}
@@ -70,6 +71,7 @@ text{fill:#e6edf3}
 .panel{fill:#0d1117;stroke:#30363d}
 .free{fill:#21262d}
 .channel{fill:#39c5cf}
+.area{fill:#154b50}
 .allocation{fill:#e6edf3}
 .sample{fill:#8b949e}
 .sample.image{fill:#656d76}
@@ -182,6 +184,7 @@ fn heading(document: Document, map: &PoolMap) -> Document {
         ("free", "free", has(&SegmentKind::Free)),
         ("held", "held", has(&SegmentKind::Held)),
         ("channel", "channel", has_channel),
+        ("area", "channel area", has(&SegmentKind::ChannelArea)),
         ("allocation", "allocation", has(&SegmentKind::Allocation)),
         ("lost", "lost", has(&SegmentKind::Lost)),
     ];
@@ -285,6 +288,7 @@ impl Picture<'_> {
                 (Who::Channel, SegmentKind::Channel { channel }) => {
                     ("channel".to_owned(), format!("channel {}", plain(channel)))
                 }
+                (Who::ChannelArea, _) => ("area".to_owned(), "channel area".to_owned()),
                 (Who::Allocation, _) => ("allocation".to_owned(), "allocation".to_owned()),
                 (Who::Held, _) => ("held".to_owned(), "held".to_owned()),
                 _ => ("lost".to_owned(), "lost".to_owned()),

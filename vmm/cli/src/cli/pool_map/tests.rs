@@ -56,6 +56,7 @@ fn map(size: u64, segments: impl IntoIterator<Item = (u64, SegmentKind)>) -> Poo
                 numa_node: None,
             },
             instances,
+            channel_area: None,
         },
         granule: 4096,
         segments: all,

@@ -8,6 +8,7 @@
 //!           0x100  for each position 0x80 bytes: the memory of its channel, the
 //!                  members' states; zero if there is none
 //!   BAR 1   0x000  the table of MSI-X, from 0x800 on the pending bits
+//!   BAR 2          the channel area, if the pool has one
 //! ```
 //!
 //! A doorbell is an eventfd: KVM signals the ringing member's number at the
@@ -35,38 +36,23 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use mkpool::AddrRange;
-use mkvmm_base::layout::{pci_slot_line, pci_slot_start};
-use mkvmm_wire::messages::{CHANNELS_MAX, DOORBELLS_MAX};
-use mkvmm_wire::shared::bell::{Bell, Rung};
-use mkvmm_wire::shared::members::{MEMBERS_MAX, Members};
+use mkvmm_base::layout::pci_slot_line;
+use mkvmm_wire::messages::CHANNELS_MAX;
+use mkvmm_wire::shared::bell::Rung;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::device::lock;
-use crate::devices::pci::config::{Bar, ConfigSpace, Decoded, Identity, Windows};
+use crate::devices::pci::channel_config::{BAR_SIZE, ChannelConfig, PENDING, REGISTERS, VECTORS};
+use crate::devices::pci::channel_port::{
+    CHANNEL_SIZE, CHANNEL_VECTORS, DOORBELLS, Port, STATE_VECTOR,
+};
+use crate::devices::pci::config::{Decoded, Windows};
 use crate::devices::pci::doorbell_line::DoorbellLine;
 use crate::devices::pci::function::Function;
 use crate::devices::pci::line::Lines;
-use crate::devices::pci::msix::{Msix, Place};
+use crate::devices::pci::msix::Msix;
 use crate::devices::pci::wiring::Wiring;
 use crate::kvm::device::take_signal;
-
-/// Shared memory between virtual machines, as QEMU's ivshmem says it: class 05
-/// (memory), subclass 00 (RAM). The subsystem tells it from QEMU's, which has a
-/// second BAR for the memory.
-const IDENTITY: Identity = Identity {
-    vendor: 0x1af4,
-    device: 0x1110,
-    class: 0x05_00_00,
-    revision: 1,
-    subsystem_vendor: 0x1af4,
-    subsystem: 0x6d6b,
-};
-
-/// The BARs: registers, and MSI-X.
-const REGISTERS: u8 = 0;
-const VECTORS: u8 = 1;
-const BAR_SIZE: u64 = 0x1000;
-const PENDING: u64 = 0x800;
 
 /// Offsets of registers in the first BAR.
 const ENABLE: u64 = 0x00;
@@ -78,55 +64,16 @@ const RUNG: u64 = 0x18;
 const MUTED: u64 = 0x20;
 const RUNG_HIGH: u64 = RUNG + 4;
 const MUTED_HIGH: u64 = MUTED + 4;
-/// The first channel, and the bytes of each.
+/// The first channel.
 const FIRST: u64 = 0x100;
-const CHANNEL: u64 = 0x80;
-/// The words of the members' states, in a channel.
-const STATES: u64 = 0x40;
 /// The version of the registers from [`VERSION`] on.
 const THIS_VERSION: u64 = 1;
 
-/// The vectors of a channel: its doorbells, and the last one for changes of the
-/// members' states.
-const CHANNEL_VECTORS: usize = 8;
-const STATE_VECTOR: usize = CHANNEL_VECTORS - 1;
-
-const _: () = assert!((DOORBELLS_MAX as usize) <= STATE_VECTOR);
-const _: () = assert!(STATES + 8 * MEMBERS_MAX as u64 <= CHANNEL);
-const _: () = assert!(FIRST + CHANNEL * CHANNELS_MAX as u64 <= BAR_SIZE);
+const _: () = assert!(FIRST + CHANNEL_SIZE * CHANNELS_MAX as u64 <= BAR_SIZE);
 const _: () = assert!(16 * (CHANNELS_MAX * CHANNEL_VECTORS) as u64 <= PENDING);
-
-/// One channel of a guest.
-#[derive(Debug)]
-pub struct Port {
-    /// The number of the channel.
-    pub id: u32,
-    /// The addresses of its memory.
-    pub range: AddrRange,
-    /// Whether this guest can only read the memory.
-    pub is_read_only: bool,
-    /// The number of this guest among the members.
-    pub member: u8,
-    /// The states of all members.
-    pub states: Members,
-    /// Rung by the manager when a state has changed.
-    pub news: Bell,
-    /// The doorbells of all members.
-    pub doorbells: Vec<Vec<EventFd>>,
-}
 
 /// The token of a change of the channels in the event loop.
 const CHANGED: u32 = u32::MAX;
-/// The token of the first vector's doorbell in the event loop. Below are those of the
-/// positions.
-const DOORBELLS: u32 = 0x100;
-
-#[derive(Debug)]
-struct Space {
-    config: ConfigSpace,
-    msix: u8,
-}
-
 /// A channel whose notifications the event loop is to watch from now on, or no
 /// longer, with its position.
 #[derive(Debug)]
@@ -152,63 +99,13 @@ struct Ports {
 /// The channels of a guest, in a slot.
 #[derive(Debug)]
 pub struct ChannelFunction {
-    space: Mutex<Space>,
+    config: Mutex<ChannelConfig>,
     msix: Msix,
     line: DoorbellLine,
     ports: Mutex<Ports>,
     wiring: Arc<dyn Wiring>,
     /// Signalled when there are new watches.
     changed: EventFd,
-}
-
-impl Port {
-    /// Returns the eventfds that ring this guest.
-    fn own(&self) -> impl Iterator<Item = &EventFd> {
-        let own = self.doorbells.get(usize::from(self.member));
-        own.into_iter().flatten().take(STATE_VECTOR)
-    }
-
-    /// Returns the eventfd that rings this guest at a vector.
-    fn doorbell_of(&self, vector: u32) -> Option<&EventFd> {
-        let doorbell = usize::try_from(vector).ok()? % CHANNEL_VECTORS;
-        self.own().nth(doorbell)
-    }
-
-    /// Returns what the event loop is to know of the doorbell at a vector.
-    fn events(&self, vector: u32) -> Option<Events> {
-        let event = self.doorbell_of(vector)?;
-        let token = DOORBELLS.saturating_add(vector);
-        Some(Events::with_data(event, token, EventSet::IN))
-    }
-
-    /// Returns all doorbells, with the numbers that ring them: the position of the
-    /// channel, the member, and the doorbell.
-    fn numbers(&self, position: u32) -> impl Iterator<Item = (u32, &EventFd)> {
-        let members = self.doorbells.iter().zip(0_u32..);
-        members.flat_map(move |(doorbells, member)| {
-            let numbers = (position << 8 | member) << 16..;
-            numbers.zip(doorbells)
-        })
-    }
-
-    /// Returns 8 bytes of the channel's registers; `index` is the position of the
-    /// channel.
-    fn word(&self, index: u64, offset: u64) -> u64 {
-        let members = self.doorbells.len() as u64;
-        let doorbells = self.doorbells.first().map_or(0, Vec::len) as u64;
-        match offset {
-            0x00 => self.range.start(),
-            0x08 => self.range.size(),
-            0x10 => u64::from(self.id) | u64::from(self.is_read_only) << 32,
-            0x18 => u64::from(self.member) | members << 32,
-            0x20 => doorbells | (index * CHANNEL_VECTORS as u64) << 32,
-            STATES.. => match usize::try_from((offset - STATES) / 8) {
-                Ok(member) if member < self.doorbells.len() => self.states.get(member).word(),
-                _ => 0,
-            },
-            _ => 0,
-        }
-    }
 }
 
 impl Ports {
@@ -251,38 +148,24 @@ impl Ports {
 }
 
 impl ChannelFunction {
-    /// Creates the function in slot `slot`, without channels.
+    /// Creates the function in slot `slot`, without channels; `area` is the part of the
+    /// pool that all of them will be in, if there is one.
     ///
     /// # Errors
     /// Fails if the host has run out of file descriptors.
-    pub fn new(slot: u8, wiring: Arc<dyn Wiring>, lines: &Arc<Lines>) -> io::Result<Arc<Self>> {
-        let number = pci_slot_line(slot);
+    pub fn new(
+        slot: u8,
+        area: Option<AddrRange>,
+        wiring: Arc<dyn Wiring>,
+        lines: &Arc<Lines>,
+    ) -> io::Result<Arc<Self>> {
         let vectors = 0..CHANNELS_MAX * CHANNEL_VECTORS;
         let foreign = vectors.map(|vector| vector % CHANNEL_VECTORS != STATE_VECTOR);
         let msix = Msix::on_demand(foreign, Arc::clone(&wiring));
-        let mut config = ConfigSpace::new(IDENTITY, Some(number));
-        for index in [REGISTERS, VECTORS] {
-            let bar = Bar {
-                index,
-                size: BAR_SIZE,
-                wide: false,
-            };
-            config.add_bar(bar, pci_slot_start(slot) + u64::from(index) * BAR_SIZE);
-        }
-        let place = Place {
-            bar: VECTORS,
-            table: 0,
-            // Below the size of the BAR.
-            pending: u32::try_from(PENDING).unwrap_or(0),
-        };
-        let msix_at = msix.add_to(&mut config, place);
         Ok(Arc::new(Self {
-            space: Mutex::new(Space {
-                config,
-                msix: msix_at,
-            }),
+            config: Mutex::new(ChannelConfig::new(slot, area, &msix)),
             msix,
-            line: DoorbellLine::new(lines.line(number, slot)),
+            line: DoorbellLine::new(lines.line(pci_slot_line(slot), slot)),
             ports: Mutex::new(Ports {
                 all: Default::default(),
                 register: None,
@@ -369,12 +252,14 @@ impl ChannelFunction {
             POSITION => first().map_or(0, |port| port.member.into()),
             VERSION => THIS_VERSION | (CHANNELS_MAX as u64) << 32,
             FIRST.. => {
-                let position = (offset - FIRST) / CHANNEL;
+                let position = (offset - FIRST) / CHANNEL_SIZE;
                 let place = usize::try_from(position)
                     .ok()
                     .and_then(|at| ports.all.get(at));
                 let port = place.and_then(Option::as_ref);
-                port.map_or(0, |port| port.word(position, (offset - FIRST) % CHANNEL))
+                port.map_or(0, |port| {
+                    port.word(position, (offset - FIRST) % CHANNEL_SIZE)
+                })
             }
             _ => 0,
         }
@@ -494,23 +379,20 @@ impl Function for ChannelFunction {
     }
 
     fn read_config(&self, offset: u8, data: &mut [u8]) {
-        let mut space = lock(&self.space);
-        space.config.show_line(self.line.is_pending());
-        space.config.read(offset, data);
+        lock(&self.config).read(offset, data, self.line.is_pending());
     }
 
     fn write_config(&self, offset: u8, data: &[u8]) {
-        let mut space = lock(&self.space);
-        space.config.write(offset, data);
-        self.msix.on_config(&space.config, space.msix);
-        let is_enabled = space.config.is_line_enabled();
+        let mut config = lock(&self.config);
+        config.write(offset, data, &self.msix);
+        let is_enabled = config.is_line_enabled();
         self.line.on_config(is_enabled, self.msix.is_enabled());
-        drop(space);
+        drop(config);
         self.wake();
     }
 
     fn decoded(&self, windows: &Windows) -> Vec<Decoded> {
-        lock(&self.space).config.decoded(windows)
+        lock(&self.config).decoded(windows)
     }
 
     fn moved(&self, decoded: &[Decoded]) {
@@ -555,8 +437,10 @@ impl Function for ChannelFunction {
                     self.wake();
                 }
             }
-            (_, PENDING..) => self.msix.read_pending(offset - PENDING, data),
-            _ => self.msix.read_table(offset, data),
+            (VECTORS, PENDING..) => self.msix.read_pending(offset - PENDING, data),
+            (VECTORS, _) => self.msix.read_table(offset, data),
+            // The area elsewhere than in the pool.
+            _ => data.fill(0xff),
         }
     }
 

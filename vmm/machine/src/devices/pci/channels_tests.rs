@@ -1,5 +1,7 @@
 use event_manager::SubscriberOps;
-use mkvmm_wire::shared::members::MemberState;
+use mkvmm_base::layout::pci_slot_start;
+use mkvmm_wire::shared::bell::Bell;
+use mkvmm_wire::shared::members::{MemberState, Members};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
@@ -7,6 +9,8 @@ use crate::devices::pci::wiring::tests::Recorded;
 use crate::kvm::device::is_signalled;
 
 const BASE: u64 = pci_slot_start(3);
+/// The first capability, that of MSI-X.
+const CAPABILITY: u8 = 0x40;
 
 struct Fixture {
     wiring: Arc<Recorded>,
@@ -40,7 +44,7 @@ fn fixture() -> Fixture {
     let ((first, states), (second, _)) = (port(5, 0, 2, 2), port(6, 2, 3, 1));
     let doorbell = second.doorbells[2][0].try_clone().unwrap();
     let lines = Lines::new(wiring.clone());
-    let function = ChannelFunction::new(3, wiring.clone(), &lines).unwrap();
+    let function = ChannelFunction::new(3, None, wiring.clone(), &lines).unwrap();
     function.add(first).unwrap();
     function.add(second).unwrap();
     Fixture {
@@ -124,8 +128,7 @@ fn doorbells_move_with_their_bar() {
 fn the_vectors_are_the_own_doorbells_and_the_news() {
     let it = fixture();
     let function = &it.function;
-    let capability = lock(&function.space).msix;
-    function.write_config(capability + 3, &[0x80]);
+    function.write_config(CAPABILITY + 3, &[0x80]);
     let entry = |vector: u64, data: u32| {
         function.write(VECTORS, 16 * vector, &0xfee0_0000_u64.to_le_bytes());
         function.write(VECTORS, 16 * vector + 8, &data.to_le_bytes());
@@ -146,8 +149,7 @@ fn the_vectors_are_the_own_doorbells_and_the_news() {
 fn channels_come_and_go_at_positions() {
     let it = fixture();
     it.move_to(Some(BASE));
-    let capability = lock(&it.function.space).msix;
-    it.function.write_config(capability + 3, &[0x80]);
+    it.function.write_config(CAPABILITY + 3, &[0x80]);
     it.function.remove(5);
     it.function.remove(5);
     assert_eq!(it.function.range(5), None);
@@ -182,8 +184,7 @@ fn channels_come_and_go_at_positions() {
 #[test]
 fn the_event_loop_watches_the_channels_that_are_there() {
     let it = fixture();
-    let capability = lock(&it.function.space).msix;
-    it.function.write_config(capability + 3, &[0x80]);
+    it.function.write_config(CAPABILITY + 3, &[0x80]);
     let mut manager = event_manager::EventManager::<Arc<ChannelFunction>>::new().unwrap();
     manager.add_subscriber(Arc::clone(&it.function));
     let (mut third, _) = port(9, 1, 2, 1);
@@ -197,9 +198,9 @@ fn the_event_loop_watches_the_channels_that_are_there() {
     let state = 2 * CHANNEL_VECTORS as u64 + STATE_VECTOR as u64;
     assert_eq!(it.read(VECTORS, PENDING) >> state & 1, 1);
     // The guest takes the interrupt of the arrival.
-    it.function.write_config(capability + 3, &[0]);
+    it.function.write_config(CAPABILITY + 3, &[0]);
     it.function.msix.reset();
-    it.function.write_config(capability + 3, &[0x80]);
+    it.function.write_config(CAPABILITY + 3, &[0x80]);
     ours.ring();
     settle(&mut manager);
     assert_eq!(it.read(VECTORS, PENDING) >> state & 1, 1);
@@ -260,16 +261,50 @@ fn doorbells_assert_the_line_of_who_has_no_msix() {
     it.doorbell.write(1).unwrap();
     settle();
     assert!(is_signalled(&it.doorbell) && !it.wiring.level(line));
-    let capability = lock(&function.space).msix;
-    function.write_config(capability + 3, &[0x80]);
+    function.write_config(CAPABILITY + 3, &[0x80]);
     function.write(REGISTERS, MUTED, &0_u64.to_le_bytes());
     settle();
     assert!(is_signalled(&it.doorbell) && !shown());
-    function.write_config(capability + 3, &[0]);
+    function.write_config(CAPABILITY + 3, &[0]);
     settle();
     assert_eq!(it.read(REGISTERS, RUNG), 1 << 8);
     // A channel that is gone is not heard.
     function.remove(6);
     settle();
     assert!(lock(&function.ports).heard.keys().all(|vector| *vector < 8));
+}
+
+#[test]
+fn the_channel_area_is_the_third_bar_at_its_own_address() {
+    let wiring = Arc::new(Recorded::default());
+    let lines = Lines::new(wiring.clone());
+    let area = AddrRange::with_size(0x1_4000_0000, 0x4000_0000).unwrap();
+    let function = ChannelFunction::new(3, Some(area), wiring, &lines).unwrap();
+    let read = |offset: u8| {
+        let mut data = [0; 4];
+        function.read_config(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    // Memory with an address of 64 bits.
+    assert_eq!([read(0x18), read(0x1c)], [0x4000_0004, 1]);
+    function.write_config(4, &[2, 0]);
+    let bars = |windows: &Windows| -> Vec<u8> {
+        let decoded = function.decoded(windows);
+        decoded.iter().map(|it| it.bar).collect()
+    };
+    // Where it is, its memory answers, and what is absent is nobody's.
+    assert_eq!(bars(&Windows { high: None }), [0, 1]);
+    for at in [0x18, 0x1c] {
+        function.write_config(at, &[0xff; 4]);
+    }
+    assert_eq!([read(0x18), read(0x1c)], [0xc000_0004, u32::MAX]);
+    // Elsewhere, there is nothing.
+    function.write_config(0x1c, &[0x20, 0, 0, 0]);
+    function.write_config(0x18, &[0; 4]);
+    let high = Some((0x20_0000_0000, 0x23_ffff_ffff));
+    assert_eq!(bars(&Windows { high }), [0, 1, 2]);
+    let mut data = [0; 8];
+    function.read(2, 0, &mut data);
+    function.write(2, 0, &[0; 8]);
+    assert_eq!(data, [0xff; 8]);
 }

@@ -56,7 +56,8 @@ pub struct Identity {
 pub struct Bar {
     /// The index of its first register, from 0 to 5.
     pub index: u8,
-    /// The size in bytes: a power of two, at least a page and at most 4 GiB.
+    /// The size in bytes: a power of two, at least a page, and at most 2 GiB unless its
+    /// address has 64 bits.
     pub size: u64,
     /// Whether its address has 64 bits; it has two registers then.
     pub wide: bool,

@@ -6,6 +6,8 @@
 //!   KVM ◄── doorbells, messages, levels ── Wiring
 //! ```
 
+pub mod channel_config;
+pub mod channel_port;
 pub mod channels;
 pub mod config;
 pub mod doorbell_line;
