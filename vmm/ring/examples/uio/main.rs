@@ -8,6 +8,9 @@
 //! guest b # uio receive
 //! ```
 //!
+//! `uio flood MEBIBYTES` and `uio drain` measure what the ring carries, `uio ping COUNT` and
+//! `uio echo` how long a message takes, with both sides asleep in between.
+//!
 //! Either guest may be killed and started again: its successor goes on where it stopped. It needs
 //! nothing but the standard library and mkvmm-ring, so that `scripts/linux-initramfs --channels`
 //! compiles it without cargo, statically.
@@ -21,6 +24,7 @@ use mkvmm_ring::{Consumer, InDoubt, Memory, Producer, PushError, State};
 use device::{Device, Mapping};
 
 mod device;
+mod measure;
 
 /// The bytes of the ring, few enough for the producer to wait for room.
 const RING: usize = 4096;
@@ -31,6 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let device = Device::open()?;
+    if let [word @ ("flood" | "drain" | "ping" | "echo"), rest @ ..] = &words[..] {
+        let count = rest.first().map(|text| text.parse()).transpose()?;
+        return measure::carry_out(word, &device, count.unwrap_or(0));
+    }
     let memory = device.memory(RING)?;
     match words[..] {
         ["send", count] => send(&device, memory, count.parse()?, None),
@@ -39,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             send(&device, memory, count.parse()?, Some(pause))
         }
         ["receive"] => receive(&device, memory),
-        _ => Err("usage: uio send COUNT [MILLISECONDS] | receive".into()),
+        _ => Err("usage: uio send COUNT [MILLISECONDS] | receive | flood MEBIBYTES | drain | ping COUNT | echo".into()),
     }
 }
 
