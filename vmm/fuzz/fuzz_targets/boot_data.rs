@@ -63,7 +63,12 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     let cpus = input.arbitrary()?;
-    assert!(acpi::build(cpus, range(input)?).is_ok_and(|tables| tables.starts_with(b"RSD PTR ")));
+    // The bridge's second window, and the pool's channel area.
+    let windows: Vec<AddrRange> = [range(input)?, range(input)?]
+        .into_iter()
+        .flatten()
+        .collect();
+    assert!(acpi::build(cpus, &windows).is_ok_and(|tables| tables.starts_with(b"RSD PTR ")));
     Ok(())
 }
 

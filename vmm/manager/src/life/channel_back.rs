@@ -47,7 +47,11 @@ impl Manager {
     /// Returns a [`ChannelError`]. Members that have left get it back then; one whose
     /// process does not answer does when it has left.
     pub async fn end_channel(self: &Rc<Self>, name: &InstanceName) -> Result<(), ChannelError> {
-        let before = self.registry().channel(name)?.members.clone();
+        let (id, before) = {
+            let registry = self.registry();
+            let channel = registry.channel(name)?;
+            (channel.id, channel.members.clone())
+        };
         let ended = async {
             for member in before.iter().filter(|member| member.run.is_some()) {
                 self.leave_channel(name, &member.name).await?;
@@ -56,15 +60,17 @@ impl Manager {
         };
         let ended = ended.await;
         if ended.is_err() {
-            self.give_back(name, &before).await;
+            self.give_back((id, name), &before).await;
         }
         ended
     }
 
     /// Gives a channel that is not being deleted back to its members, as they were
     /// `before`.
-    async fn give_back(self: &Rc<Self>, name: &InstanceName, before: &[Member]) {
+    async fn give_back(self: &Rc<Self>, (id, name): (u32, &InstanceName), before: &[Member]) {
         if let Ok(channel) = self.registry_mut().channel_mut(name)
+            // Another client may have deleted it, and created one of its name.
+            && channel.id == id
             && !channel.is_ending
         {
             let members = channel.members.iter_mut().zip(before);
