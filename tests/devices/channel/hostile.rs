@@ -34,7 +34,10 @@ fn a_masked_doorbell_waits_and_a_storm_is_one_interrupt() {
     b.create(&server, "b");
     start(&server, &["b", "a"]);
     expect_passed(&server, &["a", "b"]);
-    assert_eq!(values(&server, "b"), [0]);
+    // The other member's arrival may be pending beside it.
+    let pending: Vec<u64> = values(&server, "b");
+    let rung = pending.iter().map(|bits| bits >> (RUNG % 32) & 1);
+    assert_eq!(rung.collect::<Vec<u64>>(), [0], "{pending:x?}");
     end(&server, &["ab"]);
 }
 
