@@ -4,7 +4,7 @@
 use crate::Probe;
 use crate::checks::{LOW_WINDOW, Mem};
 use crate::pure::e820::USABLE;
-use crate::pure::manifest::{FIRST_LEAF, END_LEAF, LEAF_STEP, Manifest, SIGNATURE};
+use crate::pure::manifest::{END_LEAF, FIRST_LEAF, LEAF_STEP, Manifest, SIGNATURE};
 use crate::pure::range::{Range, subtract};
 use crate::service::cpuid;
 
@@ -137,7 +137,9 @@ impl Probe {
                 continue;
             };
             let foreign = subtract(range, self.chunks.as_slice()).next();
-            let shared = withheld().take(nth).any(|(_, r)| r.is_some_and(|r| r.overlaps(range)));
+            let shared = withheld()
+                .take(nth)
+                .any(|(_, r)| r.is_some_and(|r| r.overlaps(range)));
             self.agree(what, foreign.is_none() && !shared);
             own = own.saturating_sub(range.size());
         }
