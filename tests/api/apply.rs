@@ -44,6 +44,14 @@ struct Ground {
 }
 
 impl Ground {
+    /// The path of a console log, and a fleet of which one instance has it.
+    fn logged(&self) -> (String, String) {
+        let log = self.scratch.path("log").display().to_string();
+        let one =
+            format!("[[instance]]\nname = \"log\"\nmemory = \"4M\"\nconsole-log = \"{log}\"\n");
+        (log, format!("{TWO}\n{one}"))
+    }
+
     fn new(pool: &str) -> Self {
         Self {
             server: Server::start(pool),
@@ -411,9 +419,7 @@ fn channels_are_there_again_if_a_fleet_fails() {
         return;
     }
     let ground = Ground::new("64M@4G");
-    let log = ground.scratch.path("log").display().to_string();
-    let logged =
-        format!("{TWO}\n[[instance]]\nname = \"log\"\nmemory = \"4M\"\nconsole-log = \"{log}\"\n");
+    let (log, logged) = ground.logged();
     let gone = CHANNEL.replace("\"ab\"", "\"gone\"");
     ground.apply(&format!("{CHANNEL}{gone}{logged}"), "");
     ground.wait_for_pass("web", 1);
@@ -566,9 +572,7 @@ fn a_leased_instance_that_is_put_back_does_not_outlive_its_lease() {
         return;
     }
     let ground = Ground::new("64M@4G");
-    let log = ground.scratch.path("log").display().to_string();
-    let logged =
-        format!("{TWO}\n[[instance]]\nname = \"log\"\nmemory = \"4M\"\nconsole-log = \"{log}\"\n");
+    let (log, logged) = ground.logged();
     ground.apply(&logged, "");
     let client = Client::new(ground.server.socket());
     let job = "name=job,memory=4M,kernel=probe,cmdline=spin".parse();

@@ -169,9 +169,9 @@ fn consoles_replay_from_the_first_byte_to_many_viewers() {
     server.expect_audit();
 }
 
-/// Sends `request` as it is, says that no more comes unless it asks for the
-/// connection to be closed, and returns the whole answer. The server closes the
-/// connection of a request that it cannot read.
+/// Sends `request` as it is and returns the whole answer. The server closes the
+/// connection of a request that it cannot read; one that it can read must ask
+/// for that, or it would be given up: whoever says that no more comes has left.
 fn answer_to(server: &Server, request: &str) -> String {
     let mut stream = UnixStream::connect(server.socket()).expect("the server listens");
     stream
@@ -180,8 +180,6 @@ fn answer_to(server: &Server, request: &str) -> String {
     stream
         .write_all(request.as_bytes())
         .expect("the server listens");
-    // A client that sends no more has left, and a whole request of its is
-    // given up.
     if !request.contains("Connection: close") {
         stream
             .shutdown(Shutdown::Write)
@@ -330,7 +328,7 @@ fn a_console_is_an_upgrade_as_rfc_9110_has_them() {
         assert_eq!(got, Some(status), "{request}{head}");
     }
     // Asking about a stream that never ends is answered, and has no body.
-    let ask = "HEAD /v1/events?follow=true HTTP/1.1\r\nHost: x\r\n\r\n";
+    let ask = "HEAD /v1/events?follow=true HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let answer = answer_to(&server, ask);
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(answer.ends_with("\r\n\r\n"), "{answer}");

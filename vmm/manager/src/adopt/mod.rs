@@ -12,7 +12,6 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
 pub use arrival::Arrival;
-use mkpool::AddrRange;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceId};
 use mkvmm_keeper::client::{Held, Inventory, KeptChild};
@@ -29,7 +28,7 @@ use crate::channels::ChannelError;
 use crate::journal::RewriteError;
 use crate::journal::contents::Contents;
 use crate::journal::file::JournalError;
-use crate::journal::record::{ChannelRecord, InstanceRecord, ManagerRecord, images_of, spec_of};
+use crate::journal::record::{InstanceRecord, ManagerRecord, images_of, spec_of};
 #[cfg(doc)]
 use crate::manager::Manager;
 
@@ -160,12 +159,7 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
         taken += sub_pool.size();
         count += 1;
     }
-    restore_channels(
-        &mut pool,
-        contents.channel_area,
-        contents.channels.values(),
-        contents.next_channel,
-    )?;
+    restore_channels(&mut pool, contents)?;
     taken += pool
         .held()
         .chain(pool.allocations())
@@ -183,19 +177,14 @@ pub fn check(contents: &Contents) -> Result<usize, AdoptError> {
 }
 
 /// Adds the channels of a journal to the ledger, and the area that they are in.
-fn restore_channels<'a>(
-    pool: &mut HostPool,
-    area: Option<AddrRange>,
-    records: impl Iterator<Item = &'a ChannelRecord>,
-    next: Option<u32>,
-) -> Result<(), AdoptError> {
-    if let Some(area) = area {
+fn restore_channels(pool: &mut HostPool, contents: &Contents) -> Result<(), AdoptError> {
+    if let Some(area) = contents.channel_area {
         pool.restore_channel_area(area)?;
     }
-    for record in records {
+    for record in contents.channels.values() {
         pool.restore_channel(record.id, &record.name, record.range)?;
     }
-    if let Some(next) = next {
+    if let Some(next) = contents.next_channel {
         pool.restore_next_channel(next)?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ impl Manager {
     /// Returns an [`AdoptError`]; what the keeper holds stays with it.
     pub async fn adopt(
         host: Host,
-        contents: Contents,
+        mut contents: Contents,
         inventory: &mut Inventory,
         arrival: Arrival,
         options: Options,
@@ -68,20 +69,16 @@ impl Manager {
         let wires = contents.instances.values();
         let wires = wires.map(|record| contents.wire_of(record.worker));
         let mut wires = wires.collect::<Vec<u32>>().into_iter();
-        let (devices, owners) = (contents.devices, contents.owners);
-        let mut parts = Vec::with_capacity(contents.instances.len());
+        let instances = mem::take(&mut contents.instances);
+        let mut parts = Vec::with_capacity(instances.len());
         let mut held_memory = BTreeMap::new();
-        for record in contents.instances.into_values() {
+        for record in instances.into_values() {
             let sub_pool = pool.restore_sub_pool(&record.sub_pool)?;
             let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;
             parts.push((record, sub_pool, files));
         }
-        restore_channels(
-            &mut pool,
-            contents.channel_area,
-            contents.channels.values(),
-            contents.next_channel,
-        )?;
+        restore_channels(&mut pool, &contents)?;
+        let (devices, owners) = (contents.devices, contents.owners);
         let mut channels = Vec::new();
         for record in contents.channels.into_values() {
             let files = adopt_files(&record.files, &config, inventory, &mut held_memory)?;

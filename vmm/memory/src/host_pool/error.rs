@@ -91,7 +91,7 @@ pub enum HostPoolError {
     },
     /// The channel area cannot be of this size.
     #[error(
-        "a channel area of {} is impossible: it is a power of two, of at least {}, and there is one",
+        "a channel area of {} is impossible: its size is a power of two, of at least {}, and a pool has only one",
         Bytes(*.size), Bytes(*.granule)
     )]
     ChannelArea {

@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(pool.next_id(), id);
         assert_eq!(pool.next_channel(), 1);
     }
+
     #[test]
     fn a_copy_has_the_channel_area_and_what_is_in_it() {
         let range = AddrRange::with_size(0x1_0000_0000, 64 << 20).unwrap();
