@@ -84,7 +84,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let [head, map, table, console, foot] = parts.areas(area);
     let Some(snapshot) = &model.snapshot else {
         frame.render_widget(Paragraph::new("waiting for the VMM"), head);
-        frame.render_widget(footer(model), foot);
+        frame.render_widget(footer(model, foot.width), foot);
         return;
     };
     frame.render_widget(Paragraph::new(summary(snapshot, head.width)), head);
@@ -93,7 +93,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     if has_console {
         frame.render_widget(console_tail(model, console), console);
     }
-    frame.render_widget(footer(model), foot);
+    frame.render_widget(footer(model, foot.width), foot);
 }
 
 /// The first line: how many instances there are, and how full the pool is.
@@ -106,7 +106,7 @@ fn summary(snapshot: &Snapshot, width: u16) -> Line<'static> {
     let mut text = format!("{active}/{instances} active  pool {used}/{whole}");
     if width >= 70 {
         let largest = size(pool.largest_free);
-        text += &format!("  largest free {largest} in {} pieces", pool.free_extents);
+        text += &format!("  largest free piece {largest} of {}", pool.free_extents);
     }
     Line::from(text).bold()
 }
@@ -178,8 +178,8 @@ fn console_tail(model: &Model, area: Rect) -> Paragraph<'_> {
     Paragraph::new(lines).block(block)
 }
 
-/// The last line: a question, the last message, or the keys.
-fn footer(model: &Model) -> Line<'_> {
+/// The last line: a question, the last message, or as many of the keys as fit.
+fn footer(model: &Model, width: u16) -> Line<'_> {
     if let Some((verb, name)) = &model.question {
         return Line::from(format!("{} {name}? y/n", verb.word()))
             .bold()
@@ -188,11 +188,16 @@ fn footer(model: &Model) -> Line<'_> {
     if let Some(message) = &model.message {
         return Line::from(message.as_str()).yellow();
     }
-    let order = model.order.word();
-    Line::from(format!(
-        "q quit  ↑↓ select  s start  p pause/resume  k kill  o order: {order}"
-    ))
-    .dim()
+    let mut keys = "q quit".to_owned();
+    let order = format!("o order: {}", model.order.word());
+    for key in ["↑↓ select", "s start", "k kill", "p pause/resume", &order] {
+        let longer = format!("{keys}  {key}");
+        if Line::from(longer.as_str()).width() > usize::from(width) {
+            break;
+        }
+        keys = longer;
+    }
+    Line::from(keys).dim()
 }
 
 fn state(one: &Instance) -> String {
