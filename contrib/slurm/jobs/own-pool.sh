@@ -1,0 +1,7 @@
+#!/bin/bash
+#SBATCH --comment=own-pool
+#SBATCH --mem=64M
+#SBATCH --signal=B:TERM@20
+# A guest in a pool of the job: as large as its memory allows. The hosts need only the program.
+exec mkvmm run --pool job --grace 5s --result "result-$SLURM_JOB_ID.json" \
+    --guest "name=job$SLURM_JOB_ID,memory=32M,kernel=${1:-probe},cmdline=${2:-}"
