@@ -112,7 +112,7 @@ class Cluster:
         line = self.scontrol("show", "job", "-o", str(number))
         return dict(re.findall(r"(\w+)=(.*?)(?=\s+[\w/:]+=|$)", line.strip()))
 
-    def account(self, number, seconds=30):
+    def account(self, number, seconds=60):
         """Returns the rows of a job in the accounts, once they do not change any more."""
 
         def rows():
@@ -125,6 +125,8 @@ class Cluster:
             final = found and all(row["State"].split()[0] in FINAL for row in found.values())
             return found if final and f"{number}.batch" in found else None
 
+        # A job that is cancelled has its state before its processes have ended.
+        wait_for(f"the end of job {number}", seconds, lambda: number not in self.jobs(), 0.2)
         return wait_for(f"the accounts of job {number}", seconds, rows, 0.3)
 
     def wait_for_jobs(self, state, numbers, seconds):

@@ -7,7 +7,7 @@ from hosts import PROJECT, expect, wait_for
 INTRUDER = PROJECT / "tests/cluster/jobs/intruder.sh"
 # What the other user may do: what concerns nobody else.
 OWN = {"list the own guests", "run an own guest"}
-ATTEMPTS = 31
+ATTEMPTS = 33
 
 
 def two_users(cluster):
