@@ -37,7 +37,9 @@ use crate::memory::{GuestMemory, SharedMemory};
 use crate::news::{News, NewsSink};
 use crate::progress::Progress;
 use crate::vcpu::cpu::{FirstVcpu, Vcpu, VcpuError, VcpuSetup};
-use crate::vcpu::{ExitBus, HaltCheck, Paused, ReadRequest, Standstill, VcpuCommand, VcpuHandle};
+use crate::vcpu::{
+    ExitBus, HaltCheck, LOOK, Paused, ReadRequest, Standstill, VcpuCommand, VcpuHandle,
+};
 
 /// How long a pause waits for what the host does for devices, such as reads of a disk.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -416,8 +418,8 @@ impl Machine {
     }
 
     /// Returns why the guest has come to an end that no vCPU leaves it for: all
-    /// of them have halted permanently, or loop after a panic. To be asked once
-    /// a second while the guest runs.
+    /// of them have halted permanently, or loop after a panic. To be asked after
+    /// each [pause](Self::next_look) while the guest runs.
     pub fn silent_end(&mut self) -> Option<EndReason> {
         if self.paused.is_some() {
             return None;
@@ -427,6 +429,20 @@ impl Machine {
         }
         let stands = self.standstill.check(self.log.stands(), &self.vcpus);
         stands.then_some(EndReason::Panic)
+    }
+
+    /// Returns how long to wait before the next call of [`Self::silent_end`].
+    pub fn next_look(&self) -> Duration {
+        match self.log.stands() {
+            true => LOOK,
+            false => self.halt.next_look(),
+        }
+    }
+
+    /// Notes that the guest may do something now; returns whether it was given a
+    /// longer pause.
+    pub fn expect_change(&mut self) -> bool {
+        self.halt.expect_change()
     }
 
     /// Stops all vCPUs. Their registers are on the board afterwards.

@@ -34,7 +34,7 @@ mod thread_clock;
 pub use command::{ReadRequest, VcpuCommand};
 pub use cpu::{Vcpu, VcpuError, VcpuSetup};
 pub use exit::{ExitBus, ExitOutcome};
-pub use halt::HaltCheck;
+pub use halt::{HaltCheck, LOOK};
 pub use handle::VcpuHandle;
 pub use pause::{Paused, pause};
 pub use standstill::Standstill;

@@ -60,10 +60,6 @@ pub enum WorkerError {
     Order(#[from] OrderError),
 }
 
-/// The interval at which a running guest is checked for having halted
-/// permanently.
-const LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
-
 /// Tokens of the watched descriptors.
 const CHANNEL: u32 = 0;
 const BELL: u32 = 1;
@@ -171,21 +167,36 @@ impl Worker {
                 self.has_bell = true;
                 ops.add(Events::with_data(&bell.as_fd(), BELL, EventSet::IN))?;
             }
-            if self.guest.is_running() && !self.is_looking {
-                self.is_looking = true;
-                self.timer.reset(LOOK_INTERVAL, Some(LOOK_INTERVAL))?;
+            if self.guest.expect_change() || !self.is_looking {
+                self.look_later()?;
             }
         }
+    }
+
+    /// Arms the timer for the next look at the guest; not for one that does not run.
+    fn look_later(&mut self) -> Result<(), WorkerError> {
+        let pause = self.guest.next_look();
+        self.is_looking = pause.is_some();
+        if let Some(pause) = pause {
+            self.timer.reset(pause, None)?;
+        }
+        Ok(())
     }
 
     fn on_event(&mut self, token: u32, ops: &mut EventOps<'_>) -> Result<(), WorkerError> {
         match token {
             CHANNEL => self.on_orders(ops)?,
-            BELL => self.guest.on_typed(),
+            BELL => {
+                self.guest.on_typed();
+                if self.guest.expect_change() {
+                    self.look_later()?;
+                }
+            }
             TIMER => {
                 self.timer.wait()?;
-                if let Some(reason) = self.guest.silent_end() {
-                    self.end(reason);
+                match self.guest.silent_end() {
+                    Some(reason) => self.end(reason),
+                    None => self.look_later()?,
                 }
             }
             ENDED => {

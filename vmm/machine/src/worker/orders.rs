@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_manager::EventSubscriber;
 use kvm_ioctls::Kvm;
@@ -218,11 +219,6 @@ impl Guest {
         self.me.as_ref().map(|me| me.bell.clone())
     }
 
-    /// Returns whether the guest's vCPUs were started and not paused.
-    pub fn is_running(&self) -> bool {
-        self.is_running
-    }
-
     /// Returns the devices that the loop must watch from now on, once.
     pub fn take_subscribers(&mut self) -> Vec<Arc<dyn EventSubscriber + Send + Sync>> {
         std::mem::take(&mut self.subscribers)
@@ -245,6 +241,20 @@ impl Guest {
     pub fn silent_end(&mut self) -> Option<EndReason> {
         let machine = self.machine.as_mut().filter(|_| self.is_running)?;
         machine.silent_end()
+    }
+
+    /// Returns how long to wait before the next call of [`Self::silent_end`]; `None`
+    /// while no guest runs.
+    pub fn next_look(&self) -> Option<Duration> {
+        let machine = self.machine.as_ref().filter(|_| self.is_running)?;
+        Some(machine.next_look())
+    }
+
+    /// Notes that the guest may do something now; returns whether it was given a
+    /// longer pause.
+    pub fn expect_change(&mut self) -> bool {
+        let machine = self.machine.as_mut();
+        machine.is_some_and(Machine::expect_change)
     }
 
     /// Leaves the reason of the end in shared memory, for a manager whose channel
