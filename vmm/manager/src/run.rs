@@ -62,16 +62,14 @@ impl Fleet {
         configs: Vec<GuestConfig>,
     ) -> Result<Self, LifeError> {
         let mut launch = Transaction::begin(Rc::clone(&manager), Arc::default());
-        for config in configs {
-            let GuestConfig { instance, images } = config;
-            let name = instance.name.clone();
-            if let Err(error) = launch.create(instance, Some(images)).await {
-                give_up(launch).await;
-                return Err(error);
-            }
-            if let Ok(guest) = manager.registry().find(&name) {
-                stream.add(&name, guest.console());
-            }
+        let new = configs.into_iter();
+        let new = new.map(|config| (config.instance, Some(config.images)));
+        if let Err(error) = launch.create(new.collect()).await {
+            give_up(launch).await;
+            return Err(error);
+        }
+        for guest in manager.registry().guests() {
+            stream.add(guest.name(), guest.console());
         }
         Ok(Self {
             manager,
@@ -91,9 +89,7 @@ impl Fleet {
         };
         let names = self.names();
         let started = async {
-            for name in &names {
-                launch.prepare(name).await?;
-            }
+            launch.prepare(names.clone()).await?;
             launch.run().await
         };
         let started = started.await;

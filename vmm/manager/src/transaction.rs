@@ -4,13 +4,16 @@
 //! Guests that are booted run only when everything else is done ([`Transaction::run`]),
 //! so that most failures come before anything has happened that others can see.
 
+use std::panic;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose, InstanceName, Room, chain};
+use tokio::task::JoinSet;
 
 use crate::channels::{ChannelConfig, ChannelError};
 use crate::config::InstanceConfig;
@@ -118,19 +121,26 @@ impl Transaction {
         }
     }
 
-    /// Creates an instance, for which everything is open.
+    /// Creates instances, for which everything is open, side by side. They get their
+    /// memory in this order.
     ///
     /// # Errors
-    /// Returns a [`LifeError`]; the steps before are still done.
+    /// Returns the [`LifeError`] of the first that failed; the steps before, and some
+    /// of these, are still done.
     pub async fn create(
         &mut self,
-        config: InstanceConfig,
-        images: Option<Images>,
+        new: Vec<(InstanceConfig, Option<Images>)>,
     ) -> Result<(), LifeError> {
-        let name = config.name.clone();
-        self.manager.create(config, images).await?;
-        self.done.push(Done::Created(name));
-        Ok(())
+        let create = |(config, images): (InstanceConfig, Option<Images>)| {
+            let (manager, name) = (Rc::clone(&self.manager), config.name.clone());
+            async move {
+                manager.create(config, images).await?;
+                Ok(Done::Created(name))
+            }
+        };
+        let (done, result) = side_by_side(new.into_iter().map(create)).await;
+        self.done.extend(done);
+        result
     }
 
     /// Creates a channel, which members that run have at once.
@@ -177,13 +187,20 @@ impl Transaction {
         result
     }
 
-    /// Prepares everything that an instance needs to run, without running it.
+    /// Prepares everything that instances need to run, side by side, without running
+    /// them.
     ///
     /// # Errors
-    /// Returns a [`LifeError`]; the steps before are still done.
-    pub async fn prepare(&mut self, name: &InstanceName) -> Result<(), LifeError> {
-        self.prepared.push(self.manager.prepare(name).await?);
-        Ok(())
+    /// Returns the [`LifeError`] of the first that failed; the steps before, and some
+    /// of these, are still done.
+    pub async fn prepare(&mut self, names: Vec<InstanceName>) -> Result<(), LifeError> {
+        let prepare = |name: InstanceName| {
+            let manager = Rc::clone(&self.manager);
+            async move { manager.prepare(&name).await }
+        };
+        let (prepared, result) = side_by_side(names.into_iter().map(prepare)).await;
+        self.prepared.extend(prepared);
+        result
     }
 
     /// Runs all guests that were prepared, in that order.
@@ -222,6 +239,39 @@ impl Transaction {
         }
         undone
     }
+}
+
+/// Performs `tasks`, as many at a time as there are processors; they begin in their
+/// order. After a failure no further one begins, and those that have begun are
+/// completed: a verb that is dropped half-way could not be undone. Returns the results
+/// in the order of the tasks, and the first failure in that order.
+async fn side_by_side<T, F>(tasks: impl IntoIterator<Item = F>) -> (Vec<T>, Result<(), LifeError>)
+where
+    T: 'static,
+    F: Future<Output = Result<T, LifeError>> + 'static,
+{
+    let limit = thread::available_parallelism().map_or(1, usize::from);
+    let mut tasks = tasks.into_iter().enumerate();
+    let (mut running, mut done, mut failed) = (JoinSet::new(), Vec::new(), Vec::new());
+    loop {
+        while failed.is_empty()
+            && running.len() < limit
+            && let Some((number, task)) = tasks.next()
+        {
+            running.spawn_local(async move { (number, task.await) });
+        }
+        match running.join_next().await {
+            Some(Ok((number, Ok(result)))) => done.push((number, result)),
+            Some(Ok((number, Err(error)))) => failed.push((number, error)),
+            // Nobody cancels it, so it has panicked.
+            Some(Err(error)) => panic::resume_unwind(error.into_panic()),
+            None => break,
+        }
+    }
+    done.sort_unstable_by_key(|(number, _)| *number);
+    let done = done.into_iter().map(|(_, result)| result).collect();
+    let first = failed.into_iter().min_by_key(|(number, _)| *number);
+    (done, first.map_or(Ok(()), |(_, error)| Err(error)))
 }
 
 fn of_channel(name: &InstanceName) -> impl FnOnce(ChannelError) -> TransactionError {
@@ -306,5 +356,67 @@ impl Undone {
         if let Err(error) = result {
             self.problems.push(chain(&error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    /// Runs `work` where tasks of one thread can be spawned.
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        tokio::task::LocalSet::new().block_on(&runtime.unwrap(), work)
+    }
+
+    /// What is done in one step less by each later task, so that the last one of those
+    /// that run together is completed first.
+    async fn steps(begun: Rc<RefCell<Vec<usize>>>, number: usize) -> usize {
+        begun.borrow_mut().push(number);
+        for _ in number..100 {
+            tokio::task::yield_now().await;
+        }
+        number
+    }
+
+    #[test]
+    fn tasks_begin_in_their_order_and_so_are_their_results() {
+        let begun = Rc::new(RefCell::new(Vec::new()));
+        let task = |number| {
+            let begun = Rc::clone(&begun);
+            async move { Ok(steps(begun, number).await) }
+        };
+        let (results, result) = run(side_by_side((0..9).map(task)));
+        result.unwrap();
+        let all: Vec<usize> = (0..9).collect();
+        assert_eq!(results, all);
+        assert_eq!(*begun.borrow(), all);
+    }
+
+    #[test]
+    fn after_a_failure_nothing_begins_and_what_has_begun_is_completed() {
+        let begun = Rc::new(RefCell::new(Vec::new()));
+        let completed = Rc::new(Cell::new(0));
+        let task = |number| {
+            let (begun, completed) = (Rc::clone(&begun), Rc::clone(&completed));
+            async move {
+                let number = steps(begun, number).await;
+                completed.set(completed.get() + 1);
+                match number {
+                    0..3 => Ok(number),
+                    _ => Err(StepError::Killed.of(&format!("g{number}").parse().unwrap())),
+                }
+            }
+        };
+        let (results, result) = run(side_by_side((0..1000).map(task)));
+        assert_eq!(results, [0, 1, 2]);
+        assert!(
+            matches!(result, Err(LifeError::Instance { .. })),
+            "{result:?}"
+        );
+        let begun = begun.borrow().len();
+        assert!(begun < 1000, "{begun}");
+        assert_eq!(completed.get(), begun);
     }
 }

@@ -107,6 +107,13 @@ enum Step<'a> {
     Prepare(&'a InstanceName),
 }
 
+impl Step<'_> {
+    /// True if it may happen beside the steps before and after it that are alike.
+    fn is_of_new(self) -> bool {
+        matches!(self, Self::Create(_) | Self::Prepare(_))
+    }
+}
+
 /// Compares `fleet` with what is there, and reads the images that are needed.
 /// Changes nothing.
 ///
@@ -288,18 +295,25 @@ impl Prepared {
     }
 
     async fn take_steps(&self, transaction: &mut Transaction) -> Result<(), TransactionError> {
-        for step in self.steps(self.is_gone_first) {
-            match step {
-                Step::Remove(name) => transaction.remove(name, self.fleet.grace).await?,
-                Step::Create(new) => {
-                    let Planned { config, images } = &new.planned;
-                    let opened = transaction.open(config.clone()).await?;
-                    transaction.create(opened, images.clone()).await?;
+        let steps = self.steps(self.is_gone_first);
+        for together in steps.chunk_by(|one, next| one.is_of_new() && next.is_of_new()) {
+            let (mut new, mut prepared) = (Vec::new(), Vec::new());
+            for step in together {
+                match *step {
+                    Step::Remove(name) => transaction.remove(name, self.fleet.grace).await?,
+                    Step::Create(one) => {
+                        let Planned { config, images } = &one.planned;
+                        new.push((transaction.open(config.clone()).await?, images.clone()));
+                    }
+                    Step::RemoveChannel(name) => transaction.remove_channel(name).await?,
+                    Step::CreateChannel(config) => {
+                        transaction.create_channel(config.clone()).await?;
+                    }
+                    Step::Prepare(name) => prepared.push(name.clone()),
                 }
-                Step::RemoveChannel(name) => transaction.remove_channel(name).await?,
-                Step::CreateChannel(config) => transaction.create_channel(config.clone()).await?,
-                Step::Prepare(name) => transaction.prepare(name).await?,
             }
+            transaction.create(new).await?;
+            transaction.prepare(prepared).await?;
         }
         Ok(transaction.run().await?)
     }
