@@ -10,11 +10,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use mkvmm_base::InstanceName;
 use mkvmm_wire::shared::SharedError;
 use mkvmm_wire::shared::bell::Bell;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::console::GuestConsole;
@@ -22,6 +23,20 @@ use crate::console::GuestConsole;
 /// The length at which a line is split: a guest that never ends its line must
 /// not exhaust the host's memory.
 const LINE_MAX: usize = 4096;
+
+/// How long output is collected where a guest prints byte by byte: each wake-up of
+/// this thread costs the guest more than its byte.
+const GATHER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
+/// How often it is written at once before that, after a pause: the first line is not
+/// delayed, nor is what somebody types.
+const PROMPT: u32 = 64;
+/// How long nothing is printed in a pause.
+const PAUSE: Duration = Duration::from_millis(10);
+/// The number of bytes at once from which on there is no need to wait for more.
+const HURRY: usize = 1024;
 
 /// A message to the thread.
 #[derive(Debug)]
@@ -217,15 +232,22 @@ impl Write for Apart<'_> {
 
 impl Follower {
     fn run(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        // How often there was output since the last pause.
+        let mut rounds = 0_u32;
         loop {
             self.read_inbox();
-            let mut wrote = false;
+            let mut news = None;
             for one in &mut self.followed {
-                wrote |= one.write_new(out, self.attached.as_mut())?;
+                let more = one.write_new(out, self.attached.as_mut())?;
+                news = more.map(|more| more + news.unwrap_or(0)).or(news);
             }
             self.finish_ended(out)?;
-            if wrote {
+            if let Some(count) = news {
                 out.flush()?;
+                rounds = rounds.saturating_add(1);
+                if rounds > PROMPT && count < HURRY {
+                    self.gather()?;
+                }
                 continue;
             }
             if self.is_closed && self.followed.is_empty() {
@@ -234,8 +256,21 @@ impl Follower {
             // Announce first, then check once more, so that no ring is lost.
             let waits = |one: &Followed| one.console.viewer().will_wait(one.position);
             if self.followed.iter().all(waits) {
+                let begin = Instant::now();
                 self.wait()?;
+                if begin.elapsed() > PAUSE {
+                    rounds = 0;
+                }
             }
+        }
+    }
+
+    /// Lets output collect, unless there is a message.
+    fn gather(&self) -> io::Result<()> {
+        let mut polled = [PollFd::new(&self.bell, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&GATHER)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -309,12 +344,12 @@ impl Follower {
 }
 
 impl Followed {
-    /// Writes new output; returns whether there was any.
+    /// Writes new output; returns the number of bytes, if there was any.
     fn write_new(
         &mut self,
         out: &mut dyn Write,
         mut attached: Option<&mut Attached>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<usize>> {
         let (bytes, position) = self.console.since(self.position);
         let is_news = position != self.position;
         match &mut attached {
@@ -325,7 +360,7 @@ impl Followed {
         if is_news {
             self.console.viewer().acknowledge(position);
         }
-        Ok(is_news)
+        Ok(is_news.then_some(bytes.len()))
     }
 }
 
