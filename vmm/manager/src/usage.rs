@@ -5,8 +5,11 @@
 //! added to the instance's previous time. The memory of a guest is the memory
 //! of its files; the memory of its process is what belongs to no file.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::str;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mkvmm_keeper::process::Killer;
@@ -21,6 +24,9 @@ pub struct Meter {
     ended: AtomicU64,
     /// The highest value reported so far.
     told: AtomicU64,
+    /// The open `/proc/PID/statm` of the process with this number, while it lives:
+    /// opening it takes longer than reading it, and it never is another process's.
+    statm: Mutex<Option<(i32, File)>>,
 }
 
 impl Meter {
@@ -29,6 +35,7 @@ impl Meter {
         Self {
             ended: AtomicU64::new(ended),
             told: AtomicU64::new(ended),
+            statm: Mutex::default(),
         }
     }
 
@@ -40,6 +47,26 @@ impl Meter {
     /// Adds the time of a worker, once it was reaped.
     pub(crate) fn add(&self, used: Duration) {
         self.ended.fetch_add(nanoseconds(used), Ordering::AcqRel);
+        *self.statm.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Returns the number of bytes of the private memory of `process`; `None` once it
+    /// was reaped.
+    fn memory(&self, process: &Killer) -> Option<u64> {
+        // What is in it is checked by its number.
+        let mut statm = self.statm.lock().unwrap_or_else(PoisonError::into_inner);
+        if statm.as_ref().is_none_or(|(pid, _)| *pid != process.pid()) {
+            let pid = process.pid();
+            let file = File::open(format!("/proc/{pid}/statm"));
+            // If it is there now, it was when the file was opened.
+            process.cpu_time()?;
+            *statm = file.ok().map(|file| (pid, file));
+        }
+        match &*statm {
+            Some((_, file)) => private_memory(file),
+            // There are no descriptors left.
+            None => process.memory(),
+        }
     }
 
     /// Returns the time used up to now, including `process` if it still exists.
@@ -53,6 +80,20 @@ impl Meter {
         let told = self.told.fetch_max(used, Ordering::AcqRel);
         Duration::from_nanos(used.max(told))
     }
+}
+
+/// Reads the number of bytes of a process's private memory, the resident set without
+/// pages of files (proc_pid_statm(5)); `None` once it was reaped.
+fn private_memory(statm: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let count = statm.read_at(&mut text, 0).ok()?;
+    let text = str::from_utf8(text.get(..count)?).ok()?;
+    let mut pages = text.split_ascii_whitespace().skip(1);
+    let resident: u64 = pages.next()?.parse().ok()?;
+    let of_files: u64 = pages.next()?.parse().ok()?;
+    let size = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    // The two numbers are not read at the same moment.
+    Some(resident.saturating_sub(of_files).saturating_mul(size))
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -102,7 +143,10 @@ impl Footprint {
         Usage {
             cpu_time: self.meter.read(self.process.as_ref()),
             resident: self.resident,
-            process: self.process.as_ref().and_then(Killer::memory),
+            process: self
+                .process
+                .as_ref()
+                .and_then(|process| self.meter.memory(process)),
         }
     }
 }
@@ -133,6 +177,20 @@ mod tests {
         meter.add(Duration::from_millis(3));
         meter.add(Duration::from_millis(4));
         assert_eq!(meter.read(None), Duration::from_millis(7));
+    }
+
+    #[test]
+    fn a_process_has_no_memory_once_it_was_reaped() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let statm = File::open(format!("/proc/{}/statm", child.id())).unwrap();
+        let bytes = private_memory(&statm).unwrap();
+        assert!(bytes < 1 << 30, "{bytes}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(private_memory(&statm), None);
     }
 
     #[test]

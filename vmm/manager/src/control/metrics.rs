@@ -17,20 +17,17 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_spans::BootSpans;
 use crate::channels::Channel;
+use crate::control::instance_metrics::{DeviceFacts, InstanceFacts, Labels, Rows};
 use crate::control::objects;
-use crate::guest::Guest;
 use crate::stock::{Stock, StockCounters};
-use crate::usage::Footprint;
 use mkvmm_base::state::State;
 use mkvmm_base::timeline;
 use mkvmm_images::CacheCounters;
 use mkvmm_memory::host_pool::alloc_log::{CountKey, Op, Outcome};
-use mkvmm_memory::reservation::ReservationConfig;
 
-use mkvmm_api::devices::{Device, DeviceSpec};
+use mkvmm_api::devices::DeviceSpec;
 use mkvmm_api::pool::Pool;
-use mkvmm_base::ExitKind;
-use mkvmm_wire::shared::board::{self, DeviceCounts};
+use mkvmm_wire::shared::board;
 
 /// The content type that scrapers accept.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -47,7 +44,6 @@ const STATES: [State; 8] = [
     State::Stalled,
 ];
 
-type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
 type Counters = Family<Labels, Counter>;
 
@@ -61,23 +57,6 @@ pub struct MetricsFacts {
     boots: BootSpans,
     /// The number of workers that wait, of how many, and what became of others.
     stock: (u64, u64, StockCounters),
-}
-
-/// The data of one instance for the metrics.
-#[derive(Debug)]
-struct InstanceFacts {
-    name: String,
-    id: u32,
-    state: State,
-    memory: u64,
-    avail: u64,
-    chunks: u64,
-    vcpus: u64,
-    violations: u64,
-    printed: u64,
-    exits: Vec<(&'static str, u64)>,
-    devices: Vec<DeviceFacts>,
-    footprint: Footprint,
 }
 
 /// The data of a channel for the metrics.
@@ -106,62 +85,6 @@ impl ChannelFacts {
     }
 }
 
-/// The counters of a device for the metrics.
-#[derive(Debug)]
-struct DeviceFacts {
-    address: String,
-    spec: DeviceSpec,
-    counts: DeviceCounts,
-}
-
-/// Returns the counters of all devices, as their worker says.
-fn devices(guest: &Guest) -> Vec<DeviceFacts> {
-    let specs = guest.config().spec.devices();
-    let device = |(index, spec): (usize, &DeviceSpec)| {
-        let slot = u8::try_from(index + 1).unwrap_or(u8::MAX);
-        DeviceFacts {
-            address: Device::address_of(slot),
-            spec: spec.clone(),
-            counts: guest.status().device(index),
-        }
-    };
-    specs.iter().enumerate().map(device).collect()
-}
-
-/// Returns the totals of all vCPUs, by the names of the kinds.
-fn exits(guest: &Guest) -> Vec<(&'static str, u64)> {
-    let cpus = 0..guest.config().cpus();
-    let vcpus: Vec<_> = cpus.map(|cpu| guest.status().exits(cpu)).collect();
-    let of_kind = |(kind, name): (ExitKind, &'static str)| {
-        let counts = vcpus.iter().filter_map(|counts| counts.get(kind as usize));
-        (name, counts.sum())
-    };
-    ExitKind::ALL.into_iter().map(of_kind).collect()
-}
-
-impl InstanceFacts {
-    fn of(guest: &Guest, memory: &ReservationConfig) -> Self {
-        Self {
-            footprint: guest.footprint(memory),
-            name: guest.name().to_string(),
-            id: guest.id().0,
-            state: guest.state(),
-            memory: guest.sub_pool().size(),
-            avail: guest.sub_pool().avail(),
-            chunks: guest.regions().len() as u64,
-            vcpus: guest.config().spec.cpus.into(),
-            violations: guest.status().violations(),
-            printed: guest.console().printed(),
-            exits: exits(guest),
-            devices: devices(guest),
-        }
-    }
-
-    fn labels(&self) -> Labels {
-        vec![("name", self.name.clone()), ("id", self.id.to_string())]
-    }
-}
-
 impl MetricsFacts {
     /// Collects the current data.
     pub(crate) fn of(registry: &crate::registry::Registry, stock: &Stock) -> Self {
@@ -186,7 +109,7 @@ impl MetricsFacts {
 ///
 /// # Errors
 /// Never fails, since writing to a string cannot fail.
-pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std::fmt::Error> {
+pub fn render(facts: MetricsFacts, images: CacheCounters) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("mkvmm");
     let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("build", "The VMM", version);
@@ -197,9 +120,9 @@ pub fn render(facts: &MetricsFacts, images: CacheCounters) -> Result<String, std
     register_pool(&mut registry, &facts.pool);
     register_allocations(&mut registry, &facts.allocations);
     register_states(&mut registry, &facts.instances);
-    register_instances(&mut registry, &facts.instances);
     register_devices(&mut registry, &facts.instances);
-    register_usage(&mut registry, &facts.instances);
+    let rows = Rows::read(facts.instances);
+    registry.register_collector(Box::new(rows));
     register_channels(&mut registry, &facts.channels);
     registry.register_with_unit(
         "boot_stage",
@@ -301,61 +224,6 @@ fn register_states(registry: &mut Registry, all: &[InstanceFacts]) {
             .inc_by(count.try_into().unwrap_or(i64::MAX));
     }
     registry.register("instances", "Instances by state", states);
-}
-
-fn register_instances(registry: &mut Registry, all: &[InstanceFacts]) {
-    let gauges = |value: fn(&InstanceFacts) -> u64| {
-        let family = Gauges::default();
-        for one in all {
-            let value = value(one).try_into().unwrap_or(i64::MAX);
-            family.get_or_create(&one.labels()).set(value);
-        }
-        family
-    };
-    let counters = |value: fn(&InstanceFacts) -> u64| {
-        let family = Counters::default();
-        for one in all {
-            family.get_or_create(&one.labels()).inc_by(value(one));
-        }
-        family
-    };
-    let (help, memory) = ("Memory of an instance", gauges(|one| one.memory));
-    registry.register_with_unit("instance_memory", help, Unit::Bytes, memory);
-    let (help, avail) = (
-        "Memory that no image and no allocation uses",
-        gauges(|one| one.avail),
-    );
-    registry.register_with_unit("instance_avail", help, Unit::Bytes, avail);
-    let (help, chunks) = (
-        "Regions of the memory of an instance",
-        gauges(|one| one.chunks),
-    );
-    registry.register("instance_chunks", help, chunks);
-    registry.register(
-        "instance_vcpus",
-        "The vCPUs of an instance",
-        gauges(|one| one.vcpus),
-    );
-    let (help, violations) = (
-        "Accesses to memory that an instance does not own",
-        counters(|one| one.violations),
-    );
-    registry.register("instance_violations", help, violations);
-    let (help, printed) = (
-        "Output on the console of an instance",
-        counters(|one| one.printed),
-    );
-    registry.register_with_unit("instance_console", help, Unit::Bytes, printed);
-    let exits = Counters::default();
-    for one in all {
-        for (kind, count) in &one.exits {
-            let mut labels = one.labels();
-            labels.push(("kind", (*kind).to_owned()));
-            exits.get_or_create(&labels).inc_by(*count);
-        }
-    }
-    let help = "VM exits of an instance's vCPUs to the VMM, by kind";
-    registry.register("instance_exits", help, exits);
 }
 
 /// The counters of a queue, in the order in which a board has them: the name,
@@ -493,26 +361,6 @@ fn register_devices(registry: &mut Registry, all: &[InstanceFacts]) {
             false => registry.register(name, help, family),
         }
     }
-}
-
-fn register_usage(registry: &mut Registry, all: &[InstanceFacts]) {
-    let times: Family<Labels, Counter<f64, AtomicU64>> = Family::default();
-    let (resident, process) = (Gauges::default(), Gauges::default());
-    for one in all {
-        let (labels, usage) = (one.labels(), one.footprint.read());
-        let time = usage.cpu_time.as_secs_f64();
-        times.get_or_create(&labels).inc_by(time);
-        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        resident.get_or_create(&labels).set(bytes(usage.resident));
-        let own = bytes(usage.process.unwrap_or(0));
-        process.get_or_create(&labels).set(own);
-    }
-    let help = "CPU time of an instance's processes, including its guest";
-    registry.register_with_unit("instance_cpu", help, Unit::Seconds, times);
-    let help = "Host memory that the memory of an instance occupies";
-    registry.register_with_unit("instance_memory_resident", help, Unit::Bytes, resident);
-    let help = "Further host memory that an instance's process uses";
-    registry.register_with_unit("instance_process_memory", help, Unit::Bytes, process);
 }
 
 fn register_images(registry: &mut Registry, images: CacheCounters) {

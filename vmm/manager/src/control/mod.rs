@@ -34,6 +34,7 @@ pub mod debug;
 pub mod doctor;
 pub mod error;
 pub mod http;
+mod instance_metrics;
 pub mod metrics;
 pub mod objects;
 mod places;

@@ -93,7 +93,7 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, ControlError> {
     // This takes long with a thousand instances, and must not delay other
     // requests.
     let (facts, images) = api.client.ask(ask).await?;
-    let text = tokio::task::spawn_blocking(move || metrics::render(&facts, images));
+    let text = tokio::task::spawn_blocking(move || metrics::render(facts, images));
     match text.await.map_err(|_cancelled| ControlError::Ending)? {
         Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
         Err(error) => {
