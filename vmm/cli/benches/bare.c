@@ -1,6 +1,7 @@
 /* The minimal program that reaches a guest's first byte, for comparison with
  * mkvmm's spawn time. Its ioctls are in the cheapest order: memory slots before
- * irqchip, PIT and vCPU. spawn.rs uses it. */
+ * irqchip, PIT and vCPU. With an argument it reads that file into the guest's memory, as
+ * if it were a kernel. spawn.rs and cold.rs use it. */
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 
 #define MEMORY (128UL << 20)
 
-int main(void)
+int main(int argc, char **argv)
 {
 	/* mov $0x3f8,%dx; mov $'x',%al; out %al,(%dx) */
 	static const uint8_t code[] = { 0xba, 0xf8, 0x03, 0xb0, 'x', 0xee };
@@ -27,6 +28,15 @@ int main(void)
 	if (memory == MAP_FAILED)
 		err(1, "mmap");
 	memcpy(memory + 0x1000, code, sizeof(code));
+	int image = argc > 1 ? open(argv[1], O_RDONLY | O_CLOEXEC) : -1;
+	for (uint8_t *to = memory + (2 << 20); image >= 0;) {
+		ssize_t got = read(image, to, memory + MEMORY - to);
+		if (got < 0)
+			err(1, "%s", argv[1]);
+		if (got == 0)
+			break;
+		to += got;
+	}
 	struct kvm_userspace_memory_region slot = {
 		.memory_size = MEMORY,
 		.userspace_addr = (uintptr_t)memory,

@@ -63,10 +63,16 @@ pub fn binary() -> PathBuf {
 
 /// Returns the command of a VMM with a pool of `bytes`.
 pub fn command(bytes: u64, socket: &Path) -> Command {
+    command_with(bytes, 65536, socket)
+}
+
+/// Returns the command of a VMM with a pool of `bytes`, which keeps `ring` bytes of
+/// each console.
+pub fn command_with(bytes: u64, ring: usize, socket: &Path) -> Command {
     let pool = format!("{bytes}@4G");
     let mut command = Command::new(binary());
     command
-        .args(["serve", "--grace", "0", "--console-ring", "65536"])
+        .args(["serve", "--grace", "0", "--console-ring", &ring.to_string()])
         .args(["--pool", &pool, "--socket"])
         .arg(socket)
         .stdout(Stdio::piped())
