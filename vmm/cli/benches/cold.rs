@@ -11,7 +11,6 @@
 //! binary instead of this tree's. It builds the C program with `cc`.
 
 mod measured;
-mod served;
 
 use std::env;
 use std::fs::{self, File};
@@ -26,7 +25,8 @@ use mkvmm_base::unpacking::{ImageRole, Job, Limits};
 use mkvmm_image::child;
 use mkvmm_test_harness::images::{bzimage, code, elf};
 use mkvmm_test_harness::root;
-use served::{Result, binary};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -150,6 +150,12 @@ fn debians_kernel(out: &Path) -> Result<Vec<u8>> {
     let facts = child::answer(&job, kernel.into(), File::create(&unpacked)?.into())?;
     println!("{}: {:?}", path.display(), facts.facts);
     Ok(fs::read(unpacked)?)
+}
+
+/// Returns the path of the binary that is measured.
+fn binary() -> PathBuf {
+    let named = env::var_os("MKVMM_BIN");
+    named.map_or_else(|| env!("CARGO_BIN_EXE_mkvmm").into(), PathBuf::from)
 }
 
 /// Time from the start of `command` to the first byte on its standard output.

@@ -8,6 +8,7 @@
 //! binary instead of this tree's. It builds the guest with `cc`.
 
 mod measured;
+#[expect(dead_code, reason = "other benchmarks use the rest")]
 mod served;
 
 use std::fs;

@@ -188,9 +188,8 @@ fn ends(server: Server, mut client: Client, count: usize) -> Result<()> {
         for first in 0..CLIENTS {
             let mut client = server.client()?;
             clients.push(scope.spawn(move || {
-                let mine = (first..together).step_by(CLIENTS);
-                mine.map(|number| kill(&mut client, one_by_one + number))
-                    .collect::<Result<()>>()
+                let mut mine = (first..together).step_by(CLIENTS);
+                mine.try_for_each(|number| kill(&mut client, one_by_one + number))
             }));
         }
         for client in clients {

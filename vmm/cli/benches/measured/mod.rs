@@ -6,14 +6,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::served::Result;
+/// What these fail with.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Times of one thing.
 #[derive(Debug, Default)]
 pub struct Times(Vec<Duration>);
 
 impl Times {
-    /// Adds one.
+    /// Adds a time to the others.
     pub fn push(&mut self, time: Duration) {
         let place = self.0.partition_point(|other| *other <= time);
         self.0.insert(place, time);

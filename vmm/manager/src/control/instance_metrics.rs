@@ -101,7 +101,7 @@ struct Row {
     usage: Usage,
 }
 
-/// All instances.
+/// All instances, in the order of their numbers.
 #[derive(Debug)]
 pub(super) struct Rows(Vec<Row>);
 
