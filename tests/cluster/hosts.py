@@ -73,7 +73,7 @@ class Cluster:
         self.granules = granules
 
     def down(self):
-        self.script("down")
+        self.script("down", timeout=240)
 
     # Commands.
 
