@@ -166,6 +166,8 @@ def lost_hosts(cluster):
     expect(queue[large][0] == "PENDING" and "Held" not in queue[large][2], f"{queue[large]}")
     for number in (*few, moved):
         expect(cluster.job(number)["Restarts"] == "1", f"job {number} was started twice")
+    # Hosts that are lost do not end what runs on others.
+    expect(cluster.job(taken)["Restarts"] == "0", "the guest of the host that is well runs on")
     for host in (cut, crashed):
         cluster.script("heal", host)
     cluster.wait_for_guest(large, seconds=60)
