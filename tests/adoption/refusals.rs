@@ -185,6 +185,25 @@ fn journals_that_are_not_this_keepers_are_refused_and_guests_run_on() {
 }
 
 #[test]
+fn a_lock_that_is_held_for_a_moment_is_waited_for() {
+    if skips_without_kvm() {
+        return;
+    }
+    let (mut kept, pid) = with_guest(&[]);
+    kept.kill_manager();
+    // Like a process that the manager was starting when it was killed.
+    let lock = File::open(kept.state_dir().join("lock")).expect("it is ours");
+    lock.lock().expect("nobody else has it");
+    let moment = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        drop(lock);
+    });
+    expect_taken_over(&mut kept, pid);
+    moment.join().expect("it has let go");
+    kept.end();
+}
+
+#[test]
 fn a_second_manager_of_a_directory_is_refused() {
     if skips_without_kvm() {
         return;

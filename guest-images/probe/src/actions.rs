@@ -14,7 +14,7 @@ const TOUCH: u64 = 0x6d6b_766d_6d00_0000;
 /// The pattern that `hold` fills pages with, combined with each word.
 const HOLD: u64 = 0x686f_6c64_0000_0000;
 /// How long a step waits for a device, in TSC cycles.
-const PATIENCE: u64 = 20_000_000_000;
+const PATIENCE: u64 = 60_000_000_000;
 /// The byte that `marks` writes to the POST port.
 const POST_CODE: u8 = 0x6d;
 /// The line that `marks` writes to the debug port.

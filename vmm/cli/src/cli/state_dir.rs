@@ -13,6 +13,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_children::{KEEPER, KEEPER_LOCK_VARIABLE, ON_MANAGER_EXIT_VARIABLE};
@@ -26,6 +28,12 @@ use serde::Deserialize;
 
 /// The connections that may wait for the keeper.
 const BACKLOG: i32 = 8;
+
+/// How long the lock is waited for: whoever a killed manager was just starting has a
+/// copy of its descriptors until it executes its program.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// The interval at which it is looked at.
+const LOCK_LOOK: Duration = Duration::from_millis(2);
 
 /// What helps where the socket of a keeper is gone.
 const UNREACHABLE: &str = "use another directory, or end the guests by ending the keeper: ps \
@@ -149,10 +157,14 @@ impl StateDir {
         let mut options = File::options();
         let lock = options.write(true).create(true).truncate(false);
         let lock = lock.open(&lock_path).map_err(failed(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(Errno::WOULDBLOCK) => Err(StateDirError::Taken { path }),
-            Err(errno) => Err(failed(&lock_path)(errno.into())),
+        let end = Instant::now() + LOCK_WAIT;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { path, _lock: lock }),
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_LOOK),
+                Err(Errno::WOULDBLOCK) => return Err(StateDirError::Taken { path }),
+                Err(errno) => return Err(failed(&lock_path)(errno.into())),
+            }
         }
     }
 
