@@ -121,7 +121,8 @@ fn start(server: &Server, names: &[&str]) {
 fn expect_passed(server: &Server, names: &[&str]) {
     for name in names {
         let logs = || server.ok(&format!("logs {name}"));
-        let end = Instant::now() + EVENT_TIMEOUT;
+        // Hundreds of thousands of doorbells or messages take long on a busy host.
+        let end = Instant::now() + 4 * EVENT_TIMEOUT;
         while server.json(&format!("show {name}"))["state"] != "stopped" {
             assert!(Instant::now() < end, "{name} goes on: {}", logs());
             thread::sleep(Duration::from_millis(10));

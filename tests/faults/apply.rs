@@ -244,6 +244,13 @@ fn with_failures(mut before: Value, now: &Value) -> Value {
             one["state"] = json!("failed");
         }
     }
+    for channel in before[1].as_array_mut().expect("a list") {
+        for member in channel["members"].as_array_mut().expect("a list") {
+            if has_failed(&member["name"]) {
+                member["present"] = json!(false);
+            }
+        }
+    }
     before
 }
 

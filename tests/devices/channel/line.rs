@@ -142,7 +142,7 @@ fn a_storm_by_the_line_costs_one_turn_for_each_acknowledgement() {
     if skips_without_kvm() {
         return;
     }
-    const STORM: u64 = 200_000;
+    const STORM: u64 = 50_000;
     let server = Server::start(POOL);
     let memory = channel(&server, "ab --size 64K --between a,b");
     let mut a = Member::new(memory);
