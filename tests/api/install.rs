@@ -220,6 +220,7 @@ fn an_installation_is_complete_and_can_be_removed() {
         "lib/systemd/system/mkvmm.socket",
         "usr/share/doc/mkvmm/control.md",
         "usr/share/doc/mkvmm/grafana.json",
+        "usr/share/doc/mkvmm/slurm/jobs/on-host.sh",
     ] {
         assert!(scratch.path(file).is_file(), "{file}");
     }
@@ -228,7 +229,7 @@ fn an_installation_is_complete_and_can_be_removed() {
     assert!(unit.contains("ExecStart=/usr/bin/mkvmm serve"), "{unit}");
     run("install", &[&place[..], &["--uninstall"]].concat());
     let left = Command::new("find")
-        .args([&destination, "-type", "f"])
+        .args([&destination, "-type", "f", "-o", "-path", "*/mkvmm"])
         .output()
         .expect("it is a program");
     assert!(left.stdout.is_empty(), "{left:?}");

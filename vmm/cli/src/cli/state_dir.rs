@@ -29,8 +29,8 @@ use serde::Deserialize;
 /// The connections that may wait for the keeper.
 const BACKLOG: i32 = 8;
 
-/// How long the lock is waited for: whoever a killed manager was just starting has a
-/// copy of its descriptors until it executes its program.
+/// How long a lock is waited for: whoever a killed manager or keeper was just starting has
+/// a copy of its descriptors until it executes its program.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// The interval at which it is looked at.
 const LOCK_LOOK: Duration = Duration::from_millis(2);
@@ -123,6 +123,19 @@ impl Diagnose for StateDirError {
     }
 }
 
+/// Locks a file; returns whether nobody else has it locked.
+fn try_lock(file: &File) -> io::Result<bool> {
+    let end = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_LOOK),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// A locked state directory.
 #[derive(Debug)]
 pub struct StateDir {
@@ -157,14 +170,9 @@ impl StateDir {
         let mut options = File::options();
         let lock = options.write(true).create(true).truncate(false);
         let lock = lock.open(&lock_path).map_err(failed(&lock_path))?;
-        let end = Instant::now() + LOCK_WAIT;
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { path, _lock: lock }),
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_LOOK),
-                Err(Errno::WOULDBLOCK) => return Err(StateDirError::Taken { path }),
-                Err(errno) => return Err(failed(&lock_path)(errno.into())),
-            }
+        match try_lock(&lock).map_err(failed(&lock_path))? {
+            true => Ok(Self { path, _lock: lock }),
+            false => Err(StateDirError::Taken { path }),
         }
     }
 
@@ -215,11 +223,7 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(failed)?,
         };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(false),
-            Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(errno) => Err(failed(errno.into())),
-        }
+        Ok(!try_lock(&file).map_err(failed)?)
     }
 
     /// Starts a keeper and connects to it.
