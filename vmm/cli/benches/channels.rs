@@ -10,6 +10,8 @@
 //! Not a criterion benchmark: what is measured happens in guests. `scripts/bench
 //! channels` calls it; `MKVMM_BIN` names another binary than this tree's.
 
+mod entry;
+
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -26,17 +28,7 @@ const COLD: usize = 100;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !env::args().any(|word| word == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    match compare() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("channels: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    entry::run("channels", |_| compare())
 }
 
 /// What is measured: a name, the number of guests, and of doorbells of each, which tells

@@ -10,6 +10,7 @@
 //! `cargo bench -p mkvmm --bench cold -- [ROUNDS]`; with `MKVMM_BIN` it measures that
 //! binary instead of this tree's. It builds the C program with `cc`.
 
+mod entry;
 mod measured;
 
 use std::env;
@@ -29,19 +30,10 @@ use mkvmm_test_harness::root;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let rounds = arguments.iter().find_map(|word| word.parse().ok());
-    match measure(rounds.unwrap_or(21).max(1)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cold: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    entry::run("cold", |words| {
+        let rounds = words.iter().find_map(|word| word.parse().ok());
+        measure(rounds.unwrap_or(21).max(1))
+    })
 }
 
 /// One kind of kernel.

@@ -7,6 +7,7 @@
 //! `cargo bench -p mkvmm --bench console -- [ROUNDS]`; with `MKVMM_BIN` it measures that
 //! binary instead of this tree's. It builds the guest with `cc`.
 
+mod entry;
 mod measured;
 #[expect(dead_code, reason = "other benchmarks use the rest")]
 mod served;
@@ -35,19 +36,10 @@ const SETTLE: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let rounds = arguments.iter().find_map(|word| word.parse().ok());
-    match measure(rounds.unwrap_or(5).max(1)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("console: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    entry::run("console", |words| {
+        let rounds = words.iter().find_map(|word| word.parse().ok());
+        measure(rounds.unwrap_or(5).max(1))
+    })
 }
 
 /// The times of one number of viewers.

@@ -5,6 +5,7 @@
 //! `cargo bench -p mkvmm --bench crowd -- density|deaths|adoption [N]`; with `MKVMM_BIN`
 //! it measures that binary instead of this tree's.
 
+mod entry;
 mod served;
 
 use std::env;
@@ -28,30 +29,15 @@ const ADOPTIONS: usize = 11;
 const PAUSE: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let words: Vec<&str> = arguments
-        .iter()
-        .map(String::as_str)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
-    let count = words.get(1).and_then(|word| word.parse().ok());
-    let done = match words.first() {
-        Some(&"density") => density(count.unwrap_or(1000)),
-        Some(&"deaths") => deaths(count.unwrap_or(200)),
-        Some(&"adoption") => adoption(count.unwrap_or(1000)),
-        _ => Err("say density, deaths or adoption".into()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("crowd: {error}");
-            ExitCode::FAILURE
+    entry::run("crowd", |words| {
+        let count = words.get(1).and_then(|word| word.parse().ok());
+        match words.first().map(String::as_str) {
+            Some("density") => density(count.unwrap_or(1000)),
+            Some("deaths") => deaths(count.unwrap_or(200)),
+            Some("adoption") => adoption(count.unwrap_or(1000)),
+            _ => Err("say density, deaths or adoption".into()),
         }
-    }
+    })
 }
 
 /// A VMM that serves, with guests that wait for input.

@@ -8,9 +8,9 @@
 //! `scripts/bench devices` calls it, inside an emulated host if this one's KVM cannot
 //! run an unmodified Linux; `MKVMM_BIN` names another binary than this tree's.
 
+mod entry;
 mod served;
 
-use std::env;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -113,23 +113,10 @@ const ROWS: [Row; 8] = [
 ];
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|word| word == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let words: Vec<&String> = arguments.iter().filter(|w| !w.starts_with("--")).collect();
-    let done = match words[..] {
+    entry::run("devices", |words| match words {
         [kernel, initramfs] => compare(Path::new(kernel), Path::new(initramfs)),
         _ => Err("say KERNEL INITRAMFS, as scripts/bench devices does".into()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("devices: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Starts both guests, and prints the table.

@@ -10,6 +10,7 @@
 //! `cargo bench -p mkvmm --bench scale -- thousands|fleet …`; with `MKVMM_BIN` it
 //! measures that binary instead of this tree's.
 
+mod entry;
 mod measured;
 mod served;
 
@@ -47,34 +48,24 @@ const LARGE: u64 = 128 << 20;
 const PADDING: &str = "-DPADDING=33554432";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let mut words = arguments.iter().filter(|word| *word != "--bench");
-    let (mut what, mut count, mut picture) = ("", None, None);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--svg" => picture = words.next().map(PathBuf::from),
-            word => match word.parse::<usize>() {
-                Ok(number) => count = Some(number.max(1)),
-                Err(_) => what = word,
-            },
+    entry::run("scale", |words| {
+        let mut words = words.iter();
+        let (mut what, mut count, mut picture) = ("", None, None);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--svg" => picture = words.next().map(PathBuf::from),
+                word => match word.parse::<usize>() {
+                    Ok(number) => count = Some(number.max(1)),
+                    Err(_) => what = word,
+                },
+            }
         }
-    }
-    let done = match what {
-        "thousands" => thousands(count.unwrap_or(4000), picture.as_deref()),
-        "fleet" => fleet(count.unwrap_or(16)),
-        _ => Err("say thousands or fleet".into()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("scale: {error}");
-            ExitCode::FAILURE
+        match what {
+            "thousands" => thousands(count.unwrap_or(4000), picture.as_deref()),
+            "fleet" => fleet(count.unwrap_or(16)),
+            _ => Err("say thousands or fleet".into()),
         }
-    }
+    })
 }
 
 fn create(client: &mut Client, number: usize) -> Result<()> {

@@ -7,6 +7,7 @@
 //! `cargo bench -p mkvmm --bench serve -- [ROUNDS] [--svg FILE]`; with `MKVMM_BIN` it
 //! measures that binary instead of this tree's. It builds the C program with `cc`.
 
+mod entry;
 mod served;
 
 use std::fs;
@@ -37,26 +38,17 @@ const LOOP: Duration = Duration::from_secs(5);
 const CLIENTS: [usize; 3] = [1, 4, 16];
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` calls every benchmark to see whether it starts.
-    if !arguments.iter().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let mut words = arguments.iter().filter(|word| *word != "--bench");
-    let (mut rounds, mut picture) = (101, None);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--svg" => picture = words.next().map(PathBuf::from),
-            number => rounds = number.parse().unwrap_or(rounds),
+    entry::run("serve", |words| {
+        let mut words = words.iter();
+        let (mut rounds, mut picture) = (101, None);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--svg" => picture = words.next().map(PathBuf::from),
+                number => rounds = number.parse().unwrap_or(rounds),
+            }
         }
-    }
-    match measure(rounds.max(1), picture.as_deref()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("serve: {error}");
-            ExitCode::FAILURE
-        }
-    }
+        measure(rounds.max(1), picture.as_deref())
+    })
 }
 
 fn measure(rounds: usize, picture: Option<&Path>) -> Result<()> {

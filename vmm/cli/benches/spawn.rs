@@ -7,6 +7,8 @@
 //! Run it with `cargo bench -p mkvmm --bench spawn`; it builds the C program
 //! with `cc`.
 
+mod entry;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -16,17 +18,7 @@ use std::time::{Duration, Instant};
 const RUNS: usize = 101;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` calls every benchmark to check that it starts.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("spawn: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    entry::run("spawn", |_| measure())
 }
 
 fn measure() -> Result<(), String> {
