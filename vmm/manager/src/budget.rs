@@ -13,9 +13,9 @@ use std::rc::Rc;
 use mkvmm_base::{Class, Diagnose};
 
 /// The manager's descriptors per instance, apart from memory files and images:
-/// a console and two doorbells, a channel, a process, a board, a log; and a pipe
-/// until a new process has executed its program.
-const OWN_DESCRIPTORS: u64 = 8;
+/// a console and two doorbells, a channel, a process and its memory's statistics, a
+/// board, a log; and a pipe until a new process has executed its program.
+const OWN_DESCRIPTORS: u64 = 9;
 /// The manager's descriptors per worker that waits for an instance.
 const WAITING_DESCRIPTORS: u64 = 4;
 /// The threads of a worker apart from its vCPUs: its main thread, and KVM's.
