@@ -263,6 +263,45 @@ fn an_earlier_program_is_followed_and_comes_back_if_it_can() {
 }
 
 #[test]
+fn a_guard_that_looks_late_revives_nobody() {
+    if skips_without_kvm() {
+        return;
+    }
+    let this = binary().canonicalize().expect("it is there");
+    let mut fleet = Fleet::start();
+    let guard = fleet.kept.path("guard");
+    // The guard is stopped before the new program serves.
+    let text = format!(
+        r#"[ "$1" = serve ] && for process in /proc/[0-9]*; do
+            case "$(tr '\0' ' ' 2>/dev/null <"$process/cmdline")" in
+            *upgrade-guard*{socket}*--alone*)
+                kill -STOP "${{process#/proc/}}" && echo "${{process#/proc/}}" >{guard}
+            esac
+        done
+        exec {this} "$@""#,
+        socket = fleet.kept.path("sock").display(),
+        guard = guard.display(),
+        this = this.display(),
+    );
+    let script = fleet.script("stops-the-guard", &text);
+    // It is refused because the program that serves is not the script.
+    let run = fleet
+        .kept
+        .run_words(["upgrade", &script.display().to_string()]);
+    run.expect_code(2);
+    fleet.expect(&this, 2);
+    let guard = fs::read_to_string(guard).expect("there was a guard");
+    let guard = guard.trim().parse().ok().and_then(Pid::from_raw);
+    let guard = guard.expect("a process ID");
+    fleet.kept.kill_manager();
+    kill_process(guard, Signal::CONT).expect("it is stopped");
+    expect_gone(guard);
+    fleet.kept.serve();
+    fleet.expect(&this, 3);
+    fleet.end();
+}
+
+#[test]
 fn a_check_that_hangs_holds_up_nothing_else() {
     if skips_without_kvm() {
         return;

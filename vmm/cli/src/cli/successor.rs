@@ -12,13 +12,16 @@
 //!
 //! A new program that just ends, for example by a crash, can go back to nothing. A
 //! guard, which runs the old program, waits until the new one serves; if it ends
-//! before that, the guard becomes the old `serve`.
+//! before that, the guard becomes the old `serve`. The new program tells it over a pipe
+//! that it serves, so that a manager that is ended a moment later stays ended, however
+//! late the guard looks.
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::{self, File};
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -47,6 +50,11 @@ use crate::logger;
 
 /// The variable that names the descriptor of the program before the upgrade.
 const BEFORE_VARIABLE: &str = "MKVMM_BEFORE";
+/// The variable that names the descriptor over which the guard learns that it is not
+/// needed.
+const GUARD_VARIABLE: &str = "MKVMM_GUARD";
+/// What the guard is told then.
+const NOT_NEEDED: &[u8] = b"S";
 /// True once this program serves after an upgrade.
 static HAS_STAYED: AtomicBool = AtomicBool::new(false);
 /// The time within which the new program must have checked the journal.
@@ -69,7 +77,7 @@ pub struct CheckArgs {
 }
 
 /// Arguments of `mkvmm upgrade-guard`, which `serve` runs before it executes
-/// another program.
+/// another program. Standard input is the pipe that releases it.
 #[derive(Debug, clap::Args)]
 pub struct GuardArgs {
     /// The process that executes the new program
@@ -130,24 +138,44 @@ pub fn guard(args: &GuardArgs) -> Result<ExitStatus, CliError> {
     };
     let end = Instant::now() + GUARD;
     while Instant::now() < end {
-        if version(&ClientArgs::of(&args.control)).is_ok_and(|now| now.manager > args.manager) {
+        // Whoever has ended cannot say anything after this.
+        let has_ended = has_ended();
+        // A program that knows nothing of the pipe answers clients only.
+        if is_released()
+            || version(&ClientArgs::of(&args.control)).is_ok_and(|now| now.manager > args.manager)
+        {
             return Ok(ExitStatus::Done);
         }
-        if has_ended() {
+        if has_ended {
             log::error!("the new program has ended; the one before goes on");
             logger::finish();
             let mut command = Command::new("/proc/self/exe");
-            return Err(failed(command.args(&args.arguments).exec()).into());
+            command.args(&args.arguments).stdin(Stdio::null());
+            return Err(failed(command.exec()).into());
         }
         std::thread::sleep(GUARD_LOOK);
     }
     Ok(ExitStatus::Done)
 }
 
-/// Starts the guard.
-fn start_guard(manager: u32, control: &Path) -> io::Result<()> {
+/// Returns whether a guard was told over its pipe that it is not needed.
+fn is_released() -> bool {
+    let stdin = io::stdin();
+    let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+    let now = Timespec::default();
+    let has_something = poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0);
+    // The pipe also ends when the program does.
+    has_something && stdin.lock().read(&mut [0]).is_ok_and(|count| count > 0)
+}
+
+/// Starts the guard. What is returned releases it by [`NOT_NEEDED`].
+fn start_guard(manager: u32, control: &Path) -> io::Result<PipeWriter> {
+    let (theirs, ours) = io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
     command
+        // They may name descriptors of an earlier upgrade.
+        .env_remove(BEFORE_VARIABLE)
+        .env_remove(GUARD_VARIABLE)
         .arg("upgrade-guard")
         .arg(format!("--parent={}", std::process::id()))
         .arg(format!("--manager={manager}"))
@@ -155,9 +183,9 @@ fn start_guard(manager: u32, control: &Path) -> io::Result<()> {
         .arg(control)
         .arg("--")
         .args(env::args_os().skip(1))
-        .stdin(Stdio::null());
+        .stdin(theirs);
     match command.status()?.success() {
-        true => Ok(()),
+        true => Ok(ours),
         false => Err(io::Error::other("the guard cannot be started")),
     }
 }
@@ -246,20 +274,33 @@ impl Successor {
         log::info!("continuing with {}: {check}", binary.display());
         // A service manager starts its own program again, and must not find another.
         let is_service = env::var_os("NOTIFY_SOCKET").is_some();
-        if !is_service && let Err(source) = start_guard(manager, control) {
-            let path = binary;
-            let _ = reply.send(Err(UpgradeError::Execute { path, source }));
-            return;
-        }
+        let started = (!is_service).then(|| start_guard(manager, control));
+        let guard = match started.transpose() {
+            Ok(guard) => guard,
+            Err(source) => {
+                let path = binary;
+                let _ = reply.send(Err(UpgradeError::Execute { path, source }));
+                return;
+            }
+        };
         let _ = reply.send(Ok(Upgrade { manager, check }));
         // The control socket's thread sends the answer meanwhile.
         tokio::time::sleep(ANSWER).await;
-        if let Err(error) = keeper.stay() {
-            log::error!("{}", chain(&error));
-            return;
+        match keeper.stay() {
+            Ok(()) => {
+                let mut command = same_arguments(&binary);
+                let before = File::open("/proc/self/exe").ok();
+                pass(&mut command, BEFORE_VARIABLE, before.as_ref());
+                pass(&mut command, GUARD_VARIABLE, guard.as_ref());
+                let error = exec(command);
+                log::error!("{} cannot be executed: {error}", binary.display());
+            }
+            Err(error) => log::error!("{}", chain(&error)),
         }
-        let error = exec(&binary, kept_open().as_ref());
-        log::error!("{} cannot be executed: {error}", binary.display());
+        // This program goes on.
+        if let Some(mut guard) = guard {
+            let _ = guard.write_all(NOT_NEEDED);
+        }
     }
 }
 
@@ -308,33 +349,59 @@ fn check_with(
     }
 }
 
-/// Returns the program of this process, open in the next one, too.
-fn kept_open() -> Option<File> {
-    let program = File::open("/proc/self/exe").ok()?;
-    rustix::io::fcntl_setfd(&program, FdFlags::empty()).ok()?;
-    Some(program)
+/// Returns the number of the descriptor that the program before this one has left open
+/// and named in `variable`.
+fn left_open(variable: &str) -> Option<RawFd> {
+    env::var(variable).ok()?.parse().ok()
 }
 
 /// Forgets the program before the upgrade: this one serves now.
 pub fn stay() {
-    let number = env::var(BEFORE_VARIABLE)
-        .ok()
-        .and_then(|text| text.parse().ok());
-    if let Some(number) = number {
+    if let Some(number) = left_open(BEFORE_VARIABLE) {
         HAS_STAYED.store(true, Ordering::Relaxed);
         // It is closed in the next program, at the latest.
         child::close_on_exec(number);
     }
+    if let Some(number) = left_open(GUARD_VARIABLE) {
+        // A guard that does not hear of it asks like a client.
+        let _ = release_guard(number);
+        child::close_on_exec(number);
+    }
 }
 
-/// Executes the program at `path` in place of this one, with the same arguments.
-fn exec(path: &Path, before: Option<&File>) -> io::Error {
+/// Tells the guard at the other end of pipe `number` that it is not needed.
+fn release_guard(number: RawFd) -> io::Result<()> {
+    // Opening it again needs no owner of what only has a number.
+    let path = format!("/proc/self/fd/{number}");
+    if !fs::metadata(&path)?.file_type().is_fifo() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    File::options()
+        .write(true)
+        .open(path)?
+        .write_all(NOT_NEEDED)
+}
+
+/// Returns the program at `path` with the arguments of this process.
+fn same_arguments(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.args(env::args_os().skip(1));
-    command.env_remove(BEFORE_VARIABLE);
-    if let Some(before) = before {
-        command.env(BEFORE_VARIABLE, before.as_raw_fd().to_string());
+    command
+}
+
+/// Leaves a descriptor open in the program that is executed next, which finds its number
+/// in `variable`.
+fn pass(command: &mut Command, variable: &str, descriptor: Option<&impl AsFd>) {
+    command.env_remove(variable);
+    let Some(descriptor) = descriptor else { return };
+    let descriptor = descriptor.as_fd();
+    if rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).is_ok() {
+        command.env(variable, descriptor.as_raw_fd().to_string());
     }
+}
+
+/// Executes a program in place of this one. Returns only if that fails.
+fn exec(mut command: Command) -> io::Error {
     // What was said so far is lost otherwise.
     logger::finish();
     command.exec()
@@ -346,15 +413,14 @@ pub fn go_back(error: &str) {
     if HAS_STAYED.load(Ordering::Relaxed) {
         return;
     }
-    let before = env::var_os(BEFORE_VARIABLE);
-    let number = before
-        .as_deref()
-        .and_then(|text| text.to_str()?.parse::<u32>().ok());
-    let Some(number) = number else {
+    let Some(number) = left_open(BEFORE_VARIABLE) else {
         return;
     };
     log::error!("{}; going back to the program before", error.trim());
-    let path = OsString::from(format!("/proc/self/fd/{number}"));
-    let error = exec(Path::new(&path), None);
+    // The guard, if there is one, waits for that program now.
+    let mut command = same_arguments(Path::new(&format!("/proc/self/fd/{number}")));
+    command.env_remove(BEFORE_VARIABLE);
+    child::close_on_exec(number);
+    let error = exec(command);
     log::error!("it cannot be executed: {error}");
 }
