@@ -33,7 +33,8 @@ pub struct Kernel {
     pub format: String,
     /// The compression of a bzImage's payload, if it was compressed.
     pub compression: Option<String>,
-    /// The SHA-256 of the file.
+    /// The SHA-256 of the file. Empty until it was computed: a large file is hashed
+    /// while its kernel is started already.
     pub sha256: String,
     /// The memory that the kernel occupies.
     #[serde(flatten)]

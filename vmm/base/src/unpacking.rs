@@ -21,6 +21,16 @@ const MAX_TEXT: usize = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash(pub [u8; 32]);
 
+impl ContentHash {
+    /// Stands for a hash that is not known yet. Nobody knows a content with this one.
+    pub const UNKNOWN: Self = Self([0; 32]);
+
+    /// Returns whether the hash is known.
+    pub fn is_known(&self) -> bool {
+        *self != Self::UNKNOWN
+    }
+}
+
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -132,9 +142,10 @@ pub enum Facts {
 pub struct Unpacked {
     /// The facts about the image.
     pub facts: Facts,
-    /// The SHA-256 of the image as it was read.
+    /// The SHA-256 of the image as it was read. An unpacker may answer before it has
+    /// [computed](ContentHash::is_known) it, and once more when it has.
     pub sha256: ContentHash,
-    /// The number of bytes that were read.
+    /// The number of bytes of the image.
     pub input_size: u64,
     /// The number of bytes of output.
     pub output_size: u64,

@@ -3,7 +3,7 @@
 use std::io;
 
 use mkvmm_base::unpacking::{UnpackError, UnpackErrorClass};
-use mkvmm_image::child;
+use mkvmm_image::child::Early;
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::Channel;
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
@@ -16,7 +16,8 @@ pub fn refusal(text: &str) -> UnpackReport {
     UnpackReport(Err(UnpackError::new(UnpackErrorClass::Resources, &error)))
 }
 
-/// Receives one order, carries it out and answers it.
+/// Receives one order, carries it out and answers it; twice if the hash of the image
+/// comes later, which the first answer says by lacking it.
 pub fn serve(mut channel: Channel<UnpackReport, UnpackOrder>) -> Result<(), WireError> {
     let Some(received) = channel.recv(None)? else {
         return Ok(());
@@ -27,8 +28,18 @@ pub fn serve(mut channel: Channel<UnpackReport, UnpackOrder>) -> Result<(), Wire
         return Ok(());
     };
     let UnpackOrder(job) = received.message;
-    let done = last_words::catch(|| child::answer(&job, image, output));
-    let answer = match done {
+    let early = match last_words::catch(|| Early::answer(&job, image, output)) {
+        Ok(Ok(early)) => early,
+        Ok(Err(error)) => return channel.send(&UnpackReport(Err(error)), &[], None),
+        Err(words) => return channel.send(&refusal(&words), &[], None),
+    };
+    let first = early.as_answer().clone();
+    let is_complete = first.sha256.is_known();
+    channel.send(&UnpackReport(Ok(first)), &[], None)?;
+    if is_complete {
+        return Ok(());
+    }
+    let answer = match last_words::catch(|| early.complete()) {
         Ok(answer) => UnpackReport(answer),
         Err(words) => refusal(&words),
     };

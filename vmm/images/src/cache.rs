@@ -6,6 +6,7 @@
 //! its own. The hash only indicates an entry that may be equal.
 
 use std::collections::HashMap;
+use std::ptr;
 use std::sync::Arc;
 
 use mkvmm_base::unpacking::ImageRole;
@@ -93,11 +94,9 @@ impl Cache {
         self.touch(id)
     }
 
-    /// Returns an entry that claims to have the same content as `image`.
+    /// Returns another entry that claims to have the same content as `image`.
     pub fn alike(&self, image: &StoredImage) -> Option<Arc<StoredImage>> {
-        let same = |entry: &&Entry| {
-            entry.image.role() == image.role() && entry.image.content() == image.content()
-        };
+        let same = |entry: &&Entry| !ptr::eq(&*entry.image, image) && entry.image.is_alike(image);
         let entry = self.entries.values().find(same)?;
         Some(Arc::clone(&entry.image))
     }
@@ -128,6 +127,25 @@ impl Cache {
             self.touch(id);
             self.remember(id, key);
         }
+    }
+
+    /// Replaces `image` by `held`, which has the same content, as both were cached
+    /// before that was known.
+    pub fn merge(&mut self, image: &Arc<StoredImage>, held: &Arc<StoredImage>) {
+        let find = |wanted: &Arc<StoredImage>| {
+            let same = |(_, entry): &(&EntryId, &Entry)| Arc::ptr_eq(&entry.image, wanted);
+            self.entries.iter().find(same).map(|(id, _)| *id)
+        };
+        let (Some(from), Some(to)) = (find(image), find(held)) else {
+            return; // it was evicted
+        };
+        for entry in self.files.values_mut().filter(|entry| **entry == from) {
+            *entry = to;
+        }
+        self.entries.remove(&from);
+        self.counters.bytes_held -= image.size();
+        self.counters.hits_by_content += 1;
+        self.touch(to);
     }
 
     fn touch(&mut self, id: EntryId) -> Option<Arc<StoredImage>> {

@@ -34,4 +34,4 @@ pub use initramfs::Initramfs;
 pub use source::{Access, ImageDirs, ImageSource, SourceError};
 pub use store::{Batch, Budget, BuiltIn, ImageStore, Loaded, SizeError, StoreError};
 pub use stored::{ImageInfo, StoredImage};
-pub use unpackers::{Unpackers, UnpackersError};
+pub use unpackers::{LateHash, Unpackers, UnpackersError};

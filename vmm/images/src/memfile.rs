@@ -1,8 +1,8 @@
 //! The memory file that an unpacker writes, and its seals.
 //!
 //! ```text
-//!  Unsealed::new ── GROW ──► written by the unpacker ── it is dead ──► seal
-//!                                                          SHRINK, WRITE, SEAL
+//!  Unsealed::new ── GROW ──► written by the unpacker ── it has answered ──► seal
+//!                                                              SHRINK, WRITE, SEAL
 //! ```
 //!
 //! From the beginning it cannot grow beyond its limit, whatever an unpacker
@@ -79,8 +79,8 @@ impl Unsealed {
         })
     }
 
-    /// Truncates the file to `len` bytes and seals it. Every process that wrote
-    /// it must be dead: a writable mapping is an error (EBUSY).
+    /// Truncates the file to `len` bytes and seals it. A process that wrote it may
+    /// still have it open, but a writable mapping is an error (EBUSY).
     ///
     /// Returns the file and its length as the kernel reports it afterwards.
     ///

@@ -22,14 +22,14 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared, WeakShared};
 use mkvmm_base::image_facts::BootMode;
 use mkvmm_base::unpacking::{ImageRole, Job, Unpacked};
-use tokio::task::spawn_blocking;
+use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::cache::{Cache, CacheCounters};
 use crate::identity::FileId;
 use crate::memfile::Unsealed;
 use crate::source::{Access, ImageSource, Opened};
 use crate::stored::{ImageInfo, StoredImage};
-use crate::unpackers::Unpackers;
+use crate::unpackers::{LateHash, Unpackers};
 
 mod batch;
 mod compare;
@@ -353,22 +353,44 @@ impl<U: Unpackers + 'static> Inner<U> {
     }
 
     async fn unpack(
-        &self,
+        self: &Rc<Self>,
         fd: OwnedFd,
         known: Option<Known>,
         job: Job,
         mut charge: Charge<U>,
     ) -> Result<Done, StoreError> {
         let sealed = self.unpack_sealed(&fd, known, job).await;
-        let done = match sealed {
-            Ok(image) => Ok(self.keep(image, known).await),
+        let (done, late) = match sealed {
+            Ok((image, late)) => (Ok(self.keep(image, known).await), late),
             Err(error) => {
                 self.state.borrow_mut().cache.counters.misses += 1;
-                Err(error)
+                (Err(error), None)
             }
         };
         charge.finished = true;
+        if let (Ok(done), Some(late)) = (&done, late) {
+            let (inner, image) = (Rc::clone(self), Arc::clone(&done.image));
+            spawn_local(async move {
+                // Its process uses what it was charged for until then.
+                let _charge = charge;
+                if let Some(hash) = late.await {
+                    image.learn(hash);
+                    inner.unite(&image).await;
+                }
+            });
+        }
         done
+    }
+
+    /// Finds out whether an image that was cached without its hash has the content of
+    /// another one, and keeps only that.
+    async fn unite(&self, image: &Arc<StoredImage>) {
+        let alike = self.state.borrow().cache.alike(image);
+        if let Some(held) = alike
+            && compare::are_equal(image, &held).await.unwrap_or(false)
+        {
+            self.state.borrow_mut().cache.merge(image, &held);
+        }
     }
 
     /// Has the image unpacked; trusts nothing in the answer that was not
@@ -378,11 +400,10 @@ impl<U: Unpackers + 'static> Inner<U> {
         fd: &OwnedFd,
         known: Option<Known>,
         job: Job,
-    ) -> Result<StoredImage, StoreError> {
+    ) -> Result<(StoredImage, Option<LateHash>), StoreError> {
         let output = Unsealed::new(job.limits.output)?;
         let (image, writer) = (fd.try_clone()?, output.writer()?);
-        let content = self.unpackers.unpack(job, image, writer).await?;
-        // The process that wrote the file is dead.
+        let (content, late) = self.unpackers.unpack_early(job, image, writer).await?;
         if let Some(Known { key: (id, _), .. }) = known
             && (FileId::of(fd)? != id || content.input_size != id.size())
         {
@@ -390,7 +411,7 @@ impl<U: Unpackers + 'static> Inner<U> {
         }
         let (file, len) = output.seal(content.output_size)?;
         content.check(&job, len)?;
-        Ok(StoredImage::new(file, job.role, content))
+        Ok((StoredImage::new(file, job.role, content), late))
     }
 
     /// Caches `image`, or uses a cached one that is equal to it.

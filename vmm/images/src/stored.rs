@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use mkvmm_base::image_facts::KernelFacts;
@@ -14,6 +15,8 @@ pub struct StoredImage {
     file: OwnedFd,
     role: ImageRole,
     content: Unpacked,
+    /// The hash, if it was not known when the image was stored.
+    late: OnceLock<ContentHash>,
 }
 
 impl StoredImage {
@@ -23,7 +26,21 @@ impl StoredImage {
             file,
             role,
             content,
+            late: OnceLock::new(),
         }
+    }
+
+    /// Notes the hash of an image that was stored without one.
+    pub(crate) fn learn(&self, sha256: ContentHash) {
+        // The first one stays.
+        let _ = self.late.set(sha256);
+    }
+
+    /// Returns whether `other` claims to have the same content.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        let is_known = self.sha256().is_known();
+        let of = |image: &Self| image.report();
+        is_known && self.role == other.role && of(self) == of(other)
     }
 
     /// Takes over an image that an earlier process has checked and sealed.
@@ -47,9 +64,12 @@ impl StoredImage {
     }
 
     /// Returns the SHA-256 of the image as it was read, according to its
-    /// unpacker.
+    /// unpacker; [unknown](ContentHash::UNKNOWN) until that has computed it.
     pub fn sha256(&self) -> ContentHash {
-        self.content.sha256
+        match self.content.sha256.is_known() {
+            true => self.content.sha256,
+            false => self.late.get().copied().unwrap_or(ContentHash::UNKNOWN),
+        }
     }
 
     /// Returns the facts about a kernel, checked against the file; `None` for
@@ -70,9 +90,17 @@ impl StoredImage {
         }
     }
 
-    /// Returns the report of its unpacker.
+    /// Returns the report of its unpacker, as it was when the image was stored.
     pub fn content(&self) -> &Unpacked {
         &self.content
+    }
+
+    /// Returns the report of its unpacker, with the hash if that is known by now.
+    pub fn report(&self) -> Unpacked {
+        Unpacked {
+            sha256: self.sha256(),
+            ..self.content.clone()
+        }
     }
 
     /// Returns the number of bytes that an instance needs to hold it: the
@@ -89,7 +117,8 @@ pub struct ImageInfo {
     pub role: ImageRole,
     /// The source of the image: a path, `fd:N`, or `probe`.
     pub path: PathBuf,
-    /// The SHA-256 of the file's content.
+    /// The SHA-256 of the file's content, if it was known when the image was
+    /// requested.
     pub sha256: ContentHash,
     /// The number of bytes that are kept and copied into guests.
     pub kept_bytes: u64,

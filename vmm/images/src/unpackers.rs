@@ -4,7 +4,13 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use mkvmm_base::unpacking::{Job, UnpackError, Unpacked};
+use futures_util::future::LocalBoxFuture;
+use mkvmm_base::unpacking::{ContentHash, Job, UnpackError, Unpacked};
+
+/// The hash of an image that is used before it was hashed; `None` if there will be
+/// none, because its file has changed meanwhile or its unpacker was lost. Dropped, it
+/// ends the process.
+pub type LateHash = LocalBoxFuture<'static, Option<ContentHash>>;
 
 /// A reason why an image was not unpacked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -44,4 +50,20 @@ pub trait Unpackers {
         image: OwnedFd,
         output: OwnedFd,
     ) -> impl Future<Output = Result<Unpacked, UnpackersError>>;
+
+    /// Unpacks like [`Self::unpack`], but may return before the image was hashed, whose
+    /// hash is then [unknown](ContentHash::UNKNOWN) and comes later. Its process may
+    /// still have the two descriptors: what it does to the output before that is sealed
+    /// is its answer, and a seal is refused while it has the output mapped for writing.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::unpack`].
+    fn unpack_early(
+        &self,
+        job: Job,
+        image: OwnedFd,
+        output: OwnedFd,
+    ) -> impl Future<Output = Result<(Unpacked, Option<LateHash>), UnpackersError>> {
+        async move { Ok((self.unpack(job, image, output).await?, None)) }
+    }
 }

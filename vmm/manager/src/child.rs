@@ -291,6 +291,20 @@ pub(crate) async fn ask<Out: Message, In: Message>(
     children: &Children,
     question: &Question<'_, Out>,
 ) -> Result<In, AskError> {
+    let (answer, _none) = ask_early(children, question, |_| false).await?;
+    Ok(answer)
+}
+
+/// Does [`ask`], but returns at the first answer if `is_partial` says that there will
+/// be another one.
+///
+/// # Errors
+/// Returns the errors of [`ask`].
+pub(crate) async fn ask_early<Out: Message, In: Message>(
+    children: &Children,
+    question: &Question<'_, Out>,
+    is_partial: impl Fn(&In) -> bool,
+) -> Result<(In, Option<More<Out, In>>), AskError> {
     let Question { role, label, .. } = *question;
     let Started { child, socket, .. } = children.start(role, label, None).await?;
     let (child, execution) = child.split();
@@ -303,32 +317,58 @@ pub(crate) async fn ask<Out: Message, In: Message>(
         child.ended(true).await?;
         return Err(WorkerError::from(error).into());
     }
-    let channel = match AsyncChannel::<Out, In>::open(socket) {
+    let mut channel = match AsyncChannel::<Out, In>::open(socket) {
         // It has ended already, and says with which status.
         Err(WireError::Closed) => None,
         opened => Some(opened.map_err(WorkerError::from)?),
     };
-    let role = role.word();
     let answer = tokio::select! {
-        answer = talk(channel, question) => answer,
-        error = watch_over(&killer, role, question.limit) => Err(error),
+        answer = talk(&mut channel, question) => answer,
+        error = watch_over(&killer, role.word(), question.limit) => Err(error),
     };
-    let exit = child.ended(answer.is_err()).await?;
-    match answer? {
-        Some(answer) => Ok(answer),
-        None => Err(match exit.not_executed(role) {
-            Some(error) => WorkerError::from(error).into(),
-            None => AskError::Gone { role, exit },
-        }),
+    match (answer, channel) {
+        (Ok(Some(answer)), Some(channel)) if is_partial(&answer) => {
+            let limit = question.limit;
+            let more = More {
+                child,
+                killer,
+                channel,
+                limit,
+            };
+            Ok((answer, Some(more)))
+        }
+        (answer, _) => Ok((child.conclude(answer).await?, None)),
+    }
+}
+
+/// A child that has answered and will do so once more. Dropped, it is ended.
+pub(crate) struct More<Out, In> {
+    child: Asked,
+    killer: Killer,
+    channel: AsyncChannel<Out, In>,
+    limit: Option<Duration>,
+}
+
+impl<Out: Message, In: Message> More<Out, In> {
+    /// Waits for the answer, and until the child is gone, like [`ask`].
+    ///
+    /// # Errors
+    /// Returns the errors of [`ask`].
+    pub(crate) async fn answer(mut self) -> Result<In, AskError> {
+        let answer = tokio::select! {
+            answer = receive(&mut self.channel) => answer,
+            error = watch_over(&self.killer, self.child.role, self.limit) => Err(error),
+        };
+        self.child.conclude(answer).await
     }
 }
 
 /// Asks and waits for the answer; `None` where the child is gone without one.
 async fn talk<Out: Message, In: Message>(
-    channel: Option<AsyncChannel<Out, In>>,
+    channel: &mut Option<AsyncChannel<Out, In>>,
     question: &Question<'_, Out>,
 ) -> Result<Option<In>, AskError> {
-    let Some(mut channel) = channel else {
+    let Some(channel) = channel else {
         return Ok(None);
     };
     let sent = channel.sender.send(question.message, question.descriptors);
@@ -338,6 +378,12 @@ async fn talk<Out: Message, In: Message>(
         // It waits for the question.
         Err(error) => return Err(WorkerError::from(error).into()),
     }
+    receive(channel).await
+}
+
+async fn receive<Out: Message, In: Message>(
+    channel: &mut AsyncChannel<Out, In>,
+) -> Result<Option<In>, AskError> {
     match channel.receiver.recv().await {
         Ok(Some(received)) => Ok(Some(received.message)),
         Ok(None) | Err(WireError::Closed) => Ok(None),
@@ -370,6 +416,16 @@ struct Asked {
 }
 
 impl Asked {
+    /// Waits until the child is gone, which has given its last `answer`.
+    async fn conclude<In>(&mut self, answer: Result<Option<In>, AskError>) -> Result<In, AskError> {
+        let exit = self.ended(answer.is_err()).await?;
+        let role = self.role;
+        answer?.ok_or_else(|| match exit.not_executed(role) {
+            Some(error) => WorkerError::from(error).into(),
+            None => AskError::Gone { role, exit },
+        })
+    }
+
     /// Waits until the child is gone, which has nothing more to say. One that
     /// stays is ended: nothing may still have what it was given.
     async fn ended(&mut self, kill: bool) -> Result<Exit, AskError> {

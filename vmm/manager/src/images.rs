@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mkpool::AddrRange;
 use mkvmm_api::{ImagesSpec, KernelSource, Source};
 use mkvmm_base::cmdline::DEFAULT_LINUX;
@@ -12,14 +13,14 @@ use mkvmm_base::image_facts::KernelFacts;
 use mkvmm_base::unpacking::{ImageRole, Job, UnpackErrorClass, Unpacked};
 use mkvmm_base::{Class, Diagnose, InstanceName, chain, is_shortage};
 use mkvmm_images::{
-    Batch, ImageInfo, ImageSource, Initramfs, Loaded, SizeError, StoreError, StoredImage,
+    Batch, ImageInfo, ImageSource, Initramfs, LateHash, Loaded, SizeError, StoreError, StoredImage,
     Unpackers, UnpackersError,
 };
 use mkvmm_wire::messages::{UnpackOrder, UnpackReport};
 use rustix::fs::FallocateFlags;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::child::{self, AskError, Question, Role};
+use crate::child::{self, AskError, More, Question, Role};
 use crate::host::Host;
 use crate::journal::file::JournalError;
 use crate::journal::record::{self, LoadedRecord};
@@ -128,7 +129,7 @@ impl Images {
         let archives = self.archives().map(|(_, archive)| archive);
         std::iter::once(&self.kernel)
             .chain(archives)
-            .map(|image| (image.role(), image.content().clone()))
+            .map(|image| (image.role(), image.report()))
             .collect()
     }
 
@@ -273,8 +274,14 @@ fn image_error(what: &'static str, path: &impl ToString) -> impl FnOnce(StoreErr
 pub struct UnpackerChildren {
     host: Rc<Host>,
     /// Limits the number of running unpackers.
-    room: Rc<Semaphore>,
+    room: Arc<Semaphore>,
     limit: usize,
+}
+
+/// An unpacker that has not hashed its image yet, and what it takes up.
+struct Hashing {
+    more: More<UnpackOrder, UnpackReport>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl UnpackerChildren {
@@ -282,7 +289,7 @@ impl UnpackerChildren {
     pub fn new(host: Rc<Host>, limit: usize) -> Self {
         Self {
             host,
-            room: Rc::new(Semaphore::new(limit)),
+            room: Arc::new(Semaphore::new(limit)),
             limit,
         }
     }
@@ -295,10 +302,56 @@ impl Unpackers for UnpackerChildren {
         image: OwnedFd,
         output: OwnedFd,
     ) -> Result<Unpacked, UnpackersError> {
+        let (unpacked, hashing) = self.unpacked(job, image, output).await?;
+        match hashing {
+            None => Ok(unpacked),
+            Some(Hashing { more, _place }) => {
+                let UnpackReport(complete) = more.answer().await.map_err(lost)?;
+                let sha256 = complete?.sha256;
+                Ok(Unpacked { sha256, ..unpacked })
+            }
+        }
+    }
+
+    async fn unpack_early(
+        &self,
+        job: Job,
+        image: OwnedFd,
+        output: OwnedFd,
+    ) -> Result<(Unpacked, Option<LateHash>), UnpackersError> {
+        if self.host.children.keeper.is_some() {
+            // The journal of a VMM with a keeper has the hash.
+            return Ok((self.unpack(job, image, output).await?, None));
+        }
+        let (unpacked, hashing) = self.unpacked(job, image, output).await?;
+        let late = hashing.map(|Hashing { more, _place }| {
+            async move {
+                let _place = _place;
+                let complete = more.answer().await.map_err(lost);
+                let complete = complete.and_then(|UnpackReport(complete)| Ok(complete?));
+                let sha256 = complete.map(|complete| complete.sha256);
+                sha256
+                    .inspect_err(|error| log::warn!("an image has no SHA-256: {}", chain(error)))
+                    .ok()
+            }
+            .boxed_local()
+        });
+        Ok((unpacked, late))
+    }
+}
+
+impl UnpackerChildren {
+    async fn unpacked(
+        &self,
+        job: Job,
+        image: OwnedFd,
+        output: OwnedFd,
+    ) -> Result<(Unpacked, Option<Hashing>), UnpackersError> {
         // There is no timeout: one image may take as long as its limits allow.
         let limit = self.limit;
         let crowded = |_no_room| UnpackersError::Crowded { limit };
-        let _place = self.room.try_acquire().map_err(crowded)?;
+        let place = Arc::clone(&self.room).try_acquire_owned();
+        let place = place.map_err(crowded)?;
         let size = size_of_file(&image);
         let order = UnpackOrder(job);
         let mut answer = self.ask(&order, &image, &output, size).await;
@@ -311,19 +364,21 @@ impl Unpackers for UnpackerChildren {
             empty(output.try_clone().map_err(lost)?).await?;
             answer = self.ask(&order, &image, &output, size).await;
         }
-        let UnpackReport(unpacked) = answer.map_err(lost)?;
-        Ok(unpacked?)
+        let (UnpackReport(unpacked), more) = answer.map_err(lost)?;
+        let hashing = more.map(|more| Hashing {
+            more,
+            _place: place,
+        });
+        Ok((unpacked?, hashing))
     }
-}
 
-impl UnpackerChildren {
     async fn ask(
         &self,
         order: &UnpackOrder,
         image: &OwnedFd,
         output: &OwnedFd,
         size: Option<u64>,
-    ) -> Result<UnpackReport, AskError> {
+    ) -> Result<(UnpackReport, Option<More<UnpackOrder, UnpackReport>>), AskError> {
         let question = Question {
             role: Role::Unpacker,
             label: "image",
@@ -332,7 +387,12 @@ impl UnpackerChildren {
             // Whoever writes into a pipe may take as long as they like.
             limit: size.map(|size| UNPACKING + Duration::from_secs(size / UNPACKED_PER_SECOND)),
         };
-        child::ask(&self.host.children, &question).await
+        let is_unhashed = |UnpackReport(answer): &UnpackReport| {
+            answer
+                .as_ref()
+                .is_ok_and(|answer| !answer.sha256.is_known())
+        };
+        child::ask_early(&self.host.children, &question, is_unhashed).await
     }
 }
 

@@ -1,7 +1,8 @@
-//! Reads an image once, in pieces, hashing it on the way.
+//! Reads an image once, in pieces, and hashes what was read afterwards.
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -23,13 +24,26 @@ pub const HEAD: usize = 1 << 20;
 /// The number of bytes that are read at a time: 256 KiB.
 const PIECE: usize = 256 << 10;
 
-/// The result of reading an image.
+/// An image that was read as far as it is used, and has not been hashed.
 #[derive(Debug)]
 pub struct Read {
-    /// The SHA-256 of the whole image.
-    pub sha256: ContentHash,
-    /// The size of the image in bytes.
-    pub size: u64,
+    size: u64,
+    unhashed: Unhashed,
+}
+
+/// Where the bytes are that were read: the same ones are hashed, whatever the file
+/// has become since.
+#[derive(Debug)]
+enum Unhashed {
+    /// All of them in memory.
+    Bytes(Vec<u8>),
+    /// The head in memory and what follows it up to `end` in the output; nobody has
+    /// used the others, which are still in the file.
+    Output {
+        head: Vec<u8>,
+        end: u64,
+        before: Times,
+    },
 }
 
 /// An open image whose head has been read.
@@ -136,40 +150,130 @@ impl<'a> Input<'a> {
         self.len
     }
 
-    /// Passes all bytes to `take`, in order and in pieces, each with its
-    /// offset.
+    /// Passes the first `end` bytes to `take`, in order and in pieces, each with its
+    /// offset. What it is passed must be in the output when [`Read::sha256`] is called.
     ///
     /// # Errors
     /// Returns the error of `take`, or [`Failure::Changing`] if the file was
     /// written to meanwhile.
     pub fn read(
         self,
+        end: u64,
         mut take: impl FnMut(u64, &[u8]) -> Result<(), Failure>,
     ) -> Result<Read, Failure> {
-        let mut hash = Sha256::new();
-        let mut pass = |at: u64, piece: &[u8]| {
-            hash.update(piece);
-            take(at, piece)
+        let end = end.min(self.len);
+        let whole = usize::try_from(end).unwrap_or(usize::MAX);
+        take(0, self.bytes.get(..whole).unwrap_or(&self.bytes))?;
+        let unhashed = match self.rest {
+            Some((file, before)) if self.len > self.bytes.len() as u64 => {
+                let start = self.bytes.len() as u64;
+                read_pieces(file, start..end, &mut take)?;
+                check_unchanged(file, before)?;
+                Unhashed::Output {
+                    head: self.bytes,
+                    end,
+                    before,
+                }
+            }
+            _ => {
+                if let Some((file, before)) = self.rest {
+                    check_unchanged(file, before)?;
+                }
+                Unhashed::Bytes(self.bytes)
+            }
         };
-        pass(0, &self.bytes)?;
+        Ok(Read {
+            size: self.len,
+            unhashed,
+        })
+    }
+
+    /// Reads all bytes into memory.
+    ///
+    /// # Errors
+    /// Returns [`Failure::Changing`] if the file was written to meanwhile, or another
+    /// [`Failure`].
+    pub fn read_whole(mut self) -> Result<Read, Failure> {
         if let Some((file, before)) = self.rest {
-            let mut at = self.bytes.len() as u64;
-            let mut buffer = vec![0; PIECE];
-            while at < self.len {
-                let left = usize::try_from(self.len - at).unwrap_or(PIECE);
-                let (piece, _) = buffer.split_at_mut(left.min(PIECE));
-                read_exact_at(file, piece, at)?;
-                pass(at, piece)?;
-                at += piece.len() as u64;
-            }
-            if Times::of(&stat(file)?) != before {
-                return Err(Failure::Changing);
-            }
+            let start = self.bytes.len();
+            let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+            self.bytes.try_reserve_exact(len.saturating_sub(start))?;
+            self.bytes.resize(len, 0);
+            let more = self.bytes.get_mut(start..).unwrap_or_default();
+            read_exact_at(file, more, start as u64)?;
+            check_unchanged(file, before)?;
         }
         Ok(Read {
-            sha256: ContentHash(hash.finalize().into()),
             size: self.len,
+            unhashed: Unhashed::Bytes(self.bytes),
         })
+    }
+}
+
+impl Read {
+    /// Returns the size of the image in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Returns the bytes that are in memory: all of an image that was read whole, or
+    /// that is small.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.unhashed {
+            Unhashed::Bytes(bytes) => bytes,
+            Unhashed::Output { .. } => &[],
+        }
+    }
+
+    /// Returns the SHA-256 of the whole image, which was read from `image` and
+    /// written to `output`.
+    ///
+    /// # Errors
+    /// Returns [`Failure::Changing`] if the part of the file that nobody has used was
+    /// written to meanwhile.
+    pub fn sha256(&self, image: &File, output: &File) -> Result<ContentHash, Failure> {
+        let mut hash = Sha256::new();
+        match &self.unhashed {
+            Unhashed::Bytes(bytes) => hash.update(bytes),
+            Unhashed::Output { head, end, before } => {
+                hash.update(head);
+                let start = head.len() as u64;
+                let end = start.max(*end);
+                let mut update = |_, piece: &[u8]| {
+                    hash.update(piece);
+                    Ok(())
+                };
+                read_pieces(output, start..end, &mut update)?;
+                read_pieces(image, end..self.size, &mut update)?;
+                check_unchanged(image, *before)?;
+            }
+        }
+        Ok(ContentHash(hash.finalize().into()))
+    }
+}
+
+/// Passes a part of a file to `take`, in order and in pieces, each with its offset.
+fn read_pieces(
+    file: &File,
+    part: Range<u64>,
+    take: &mut impl FnMut(u64, &[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut at = part.start;
+    let mut buffer = vec![0; PIECE];
+    while at < part.end {
+        let left = usize::try_from(part.end - at).unwrap_or(PIECE);
+        let (piece, _) = buffer.split_at_mut(left.min(PIECE));
+        read_exact_at(file, piece, at)?;
+        take(at, piece)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
+fn check_unchanged(file: &File, before: Times) -> Result<(), Failure> {
+    match Times::of(&stat(file)?) == before {
+        true => Ok(()),
+        false => Err(Failure::Changing),
     }
 }
 

@@ -22,8 +22,13 @@ fn pipe() -> (File, io::PipeWriter) {
 }
 
 fn all(input: Input<'_>) -> Result<(Vec<u8>, Read), Failure> {
+    some(input, u64::MAX)
+}
+
+/// Reads the first `end` bytes.
+fn some(input: Input<'_>, end: u64) -> Result<(Vec<u8>, Read), Failure> {
     let mut bytes = Vec::new();
-    let read = input.read(|at, piece| {
+    let read = input.read(end, |at, piece| {
         assert_eq!(at, bytes.len() as u64);
         bytes.extend_from_slice(piece);
         Ok(())
@@ -31,14 +36,18 @@ fn all(input: Input<'_>) -> Result<(Vec<u8>, Read), Failure> {
     Ok((bytes, read))
 }
 
+fn sum_of(content: &[u8]) -> [u8; 32] {
+    Sha256::digest(content).into()
+}
+
 #[test]
 fn a_file_is_read_and_hashed_from_its_beginning_every_time() {
     let file = memfd(b"abc"); // its position is the end
     for _ in 0..2 {
         let (bytes, read) = all(Input::open(&file, 3).unwrap()).unwrap();
-        assert_eq!((bytes.as_slice(), read.size), (&b"abc"[..], 3));
+        assert_eq!((bytes.as_slice(), read.size()), (&b"abc"[..], 3));
         assert_eq!(
-            read.sha256.to_string(),
+            read.sha256(&file, &memfd(b"")).unwrap().to_string(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
     }
@@ -57,7 +66,12 @@ fn pieces_make_up_the_whole() {
         assert_eq!(input.head().len(), len.min(HEAD));
         let (bytes, read) = all(input).unwrap();
         assert!(bytes == content, "{len}");
-        assert_eq!(read.sha256.0, <[u8; 32]>::from(Sha256::digest(&content)));
+        let sum = read.sha256(&file, &memfd(&bytes)).unwrap();
+        assert_eq!(sum.0, sum_of(&content), "{len}");
+        let whole = Input::open(&file, LIMIT).unwrap().read_whole().unwrap();
+        assert!(whole.bytes() == content, "{len}");
+        let sum = whole.sha256(&memfd(b""), &memfd(b"")).unwrap();
+        assert_eq!(sum.0, sum_of(&content), "{len}");
     }
 }
 
@@ -80,6 +94,24 @@ fn a_file_that_changes_while_it_is_read_is_refused() {
     let input = Input::open(&reader, LIMIT).unwrap();
     file.write_all(b"more").unwrap();
     assert!(matches!(all(input), Err(Failure::Changing)));
+}
+
+#[test]
+fn a_file_that_changes_before_it_is_hashed_gets_no_hash() {
+    let content: Vec<u8> = (0..HEAD + 3 * PIECE).map(|i| i.to_le_bytes()[1]).collect();
+    for end in [100, HEAD, HEAD + PIECE + 1, content.len()] {
+        let mut file = memfd(&content);
+        let reader = file.try_clone().unwrap();
+        let (bytes, read) = some(Input::open(&reader, LIMIT).unwrap(), end as u64).unwrap();
+        assert_eq!(bytes, &content[..end]);
+        let sum = read.sha256(&reader, &memfd(&bytes)).unwrap();
+        assert_eq!(sum.0, sum_of(&content), "{end}");
+        thread::sleep(SHORT);
+        io::Seek::rewind(&mut file).unwrap();
+        file.write_all(&[7; 10]).unwrap();
+        let changed = read.sha256(&reader, &memfd(&bytes));
+        assert!(matches!(changed, Err(Failure::Changing)), "{end}");
+    }
 }
 
 #[test]

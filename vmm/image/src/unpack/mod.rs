@@ -1,20 +1,21 @@
 //! The unpacker's job: unpacks one image from a file into a memory file.
 //!
 //! ```text
-//!            ┌─ sha256 ◄──────────────┐
 //!  image ──► Input ─ head (1 MiB) ──► recognise ── ELF ──────► what is loaded ──┐
-//!  (file, pipe)                         │                                       ├──► Output
+//!  (file, pipe)  │                      │                                       ├──► Output
 //!                                       ├─ bzImage ──► payload ──► decompress ──┤  (memory file)
 //!                                       │  boot=bzimage ──► setup and kernel ───┤
-//!                                       └─ initramfs ──► all of it, crc32 ──────┘
+//!                │                      └─ initramfs ──► all of it, crc32 ──────┤
+//!                └──► sha256, afterwards ◄──────────────────────────────────────┘
 //! ```
 //!
-//! The image is read once, from beginning to end, and the same bytes are
-//! parsed, hashed and written: a file that changes meanwhile cannot get the
-//! facts of other contents. Memory is bounded: 1 MiB for the file's head, a
-//! buffer, a compressed payload (no larger than the maximum output), and a
-//! decoder's window. The output is written piece by piece, and never beyond its
-//! limit.
+//! Of the image, what is used is read once, and the same bytes are parsed, written and
+//! hashed: a file that changes meanwhile cannot get the facts of other contents. Hashing
+//! takes longer than all the rest, and nothing depends on it, so it is left for the end,
+//! when the output is in use already: it reads the bytes from memory or from the output.
+//! What no output has (symbols, debugging information) is read from the file then.
+//! Memory is bounded: 1 MiB for the file's head, a buffer, a bzImage, and a decoder's
+//! window. The output is written piece by piece, and never beyond its limit.
 //!
 //! This runs in a process that hostile input may compromise; it trusts nothing
 //! that it reads, and no other process trusts it
@@ -27,7 +28,7 @@ mod output;
 use std::fs::File;
 
 use mkvmm_base::image_facts::{BootMode, KernelFacts};
-use mkvmm_base::unpacking::{Facts, ImageRole, Job, Limits, UnpackError, Unpacked};
+use mkvmm_base::unpacking::{ContentHash, Facts, ImageRole, Job, Limits, UnpackError, Unpacked};
 
 use crate::bzimage::{self, SetupHeader};
 use crate::decompress::{self, Compression};
@@ -35,7 +36,8 @@ use crate::image::{ImageError, Recognised, recognise};
 use crate::version::BannerSearch;
 use crate::{elf, facts};
 use failure::Failure;
-use input::{Input, Read};
+pub use input::Read;
+use input::{HEAD, Input};
 use output::Output;
 
 /// Unpacks `image` into `output` as `job` says.
@@ -49,10 +51,34 @@ use output::Output;
 /// # Errors
 /// Returns an [`UnpackError`] if the image cannot be unpacked.
 pub fn unpack(job: &Job, image: &File, output: &File) -> Result<Unpacked, UnpackError> {
+    let (unpacked, read) = unpack_early(job, image, output)?;
+    let sha256 = hash(&read, image, output)?;
+    Ok(Unpacked { sha256, ..unpacked })
+}
+
+/// Does [`unpack`], except for hashing an image of many bytes, whose SHA-256 is
+/// [unknown](ContentHash::UNKNOWN) in the answer: [`hash`] computes it.
+///
+/// # Errors
+/// Returns the errors of [`unpack`].
+pub fn unpack_early(
+    job: &Job,
+    image: &File,
+    output: &File,
+) -> Result<(Unpacked, Read), UnpackError> {
     run(job, image, output).map_err(UnpackError::from)
 }
 
-fn run(job: &Job, image: &File, output: &File) -> Result<Unpacked, Failure> {
+/// Returns the SHA-256 of the image that was `read`.
+///
+/// # Errors
+/// Returns an [`UnpackError`] if it has changed where it was not used.
+pub fn hash(read: &Read, image: &File, output: &File) -> Result<ContentHash, UnpackError> {
+    read.sha256(image, output).map_err(UnpackError::from)
+}
+
+fn run(job: &Job, image: &File, output: &File) -> Result<(Unpacked, Read), Failure> {
+    let file = output;
     let input = Input::open(image, job.limits.input)?;
     let mut output = Output::new(output, job.limits.output);
     let (facts, read) = match job.role {
@@ -67,19 +93,25 @@ fn run(job: &Job, image: &File, output: &File) -> Result<Unpacked, Failure> {
             (Facts::Kernel(facts), read)
         }
     };
-    Ok(Unpacked {
+    let output_size = output.finish()?;
+    let sha256 = match read.size() <= HEAD as u64 {
+        true => read.sha256(image, file)?,
+        false => ContentHash::UNKNOWN,
+    };
+    let unpacked = Unpacked {
         facts,
-        sha256: read.sha256,
-        input_size: read.size,
-        output_size: output.finish()?,
-    })
+        sha256,
+        input_size: read.size(),
+        output_size,
+    };
+    Ok((unpacked, read))
 }
 
 fn initramfs(input: Input<'_>, output: &mut Output<'_>) -> Result<(Facts, Read), Failure> {
     // The size is known before a byte is copied.
     output.expect("the initramfs", input.len())?;
     let mut crc = crc32fast::Hasher::new();
-    let read = input.read(|_, piece| {
+    let read = input.read(u64::MAX, |_, piece| {
         crc.update(piece);
         output.write(piece)
     })?;
@@ -88,7 +120,7 @@ fn initramfs(input: Input<'_>, output: &mut Output<'_>) -> Result<(Facts, Read),
 }
 
 /// Unpacks an ELF file: the loaded part is written, and the rest (symbols,
-/// debugging information) is only hashed.
+/// debugging information) is not read.
 fn elf_kernel(
     input: Input<'_>,
     limits: &Limits,
@@ -99,9 +131,9 @@ fn elf_kernel(
     let used = used(&elf);
     output.expect("the loaded part of the kernel", used as u64)?;
     let mut banner = BannerSearch::default();
-    let read = input.read(|at, piece| {
+    let read = input.read(used as u64, |_, piece| {
         banner.push(piece);
-        output.write(overlap(at, piece, 0..used))
+        output.write(piece)
     })?;
     Ok((facts::of_elf(&elf, banner.finish()), read))
 }
@@ -116,17 +148,12 @@ fn packed(
     let place = header.sized_payload();
     // A payload is smaller than its unpacked size.
     output.expect("the compressed kernel", place.len() as u64)?;
-    let mut payload = Vec::new();
-    payload.try_reserve_exact(place.len())?;
-    let read = input.read(|at, piece| {
-        payload.extend_from_slice(overlap(at, piece, place.clone()));
-        Ok(())
-    })?;
+    let read = input.read_whole()?;
+    let payload = read.bytes().get(place).unwrap_or_default();
     // No kernel unpacks to more than it requests, which was checked already.
     let limit = header.init_size.min(output.limit());
     output.keep_head();
-    let (compression, size) = bzimage::unpack_to(&payload, limit, |piece| output.write(piece))?;
-    drop(payload);
+    let (compression, size) = bzimage::unpack_to(payload, limit, |piece| output.write(piece))?;
     let elf = elf::parse_head(output.head(), size).map_err(ImageError::Payload)?;
     output.truncate(used(&elf) as u64);
     let facts = facts::of_unpacked(&elf, compression, header).map_err(ImageError::BzImage)?;
@@ -134,7 +161,7 @@ fn packed(
 }
 
 /// Copies a bzImage that unpacks itself in the guest: the setup sectors and the
-/// kernel are written, and what follows them (a signature) is only hashed.
+/// kernel are written, and what follows them (a signature) is not read.
 fn whole(
     input: Input<'_>,
     limits: &Limits,
@@ -146,10 +173,10 @@ fn whole(
     let payload = header.sized_payload();
     let start_of_payload = payload.start..payload.end.min(payload.start + MAGIC);
     let (mut magic, mut size) = (Vec::new(), Vec::new());
-    let read = input.read(|at, piece| {
+    let read = input.read(end as u64, |at, piece| {
         magic.extend_from_slice(overlap(at, piece, start_of_payload.clone()));
         size.extend_from_slice(overlap(at, piece, payload.end - 4..payload.end));
-        output.write(overlap(at, piece, 0..end))
+        output.write(piece)
     })?;
     let compression = decompress::recognise(&magic).unwrap_or(Compression::None);
     let size = u32::from_le_bytes(size.first_chunk().copied().unwrap_or_default());

@@ -27,7 +27,15 @@ fn memfd(content: &[u8]) -> File {
 fn unpacked(image: &[u8], role: ImageRole, limits: Limits) -> Result<(Unpacked, Vec<u8>), Failed> {
     let (input, output) = (memfd(image), memfd(b""));
     let job = Job { role, limits };
-    let result = unpack(&job, &input, &output);
+    let result = unpack_early(&job, &input, &output);
+    let result = result.map(|(mut answer, read)| {
+        let sum = hash(&read, &input, &output).unwrap();
+        let is_known = answer.sha256.is_known();
+        assert_eq!(is_known, image.len() <= HEAD, "small ones only");
+        assert!(!is_known || answer.sha256 == sum);
+        answer.sha256 = sum;
+        answer
+    });
     let len = output.metadata().unwrap().len();
     match result {
         Ok(answer) => {

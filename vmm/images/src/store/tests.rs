@@ -213,4 +213,5 @@ fn bzimage() -> Vec<u8> {
 
 mod cached;
 mod hostile;
+mod late;
 mod waiting;

@@ -299,11 +299,13 @@ fn devices(spec: &InstanceSpec) -> Vec<Device> {
 
 fn kernel(loaded: &Loaded) -> Option<Kernel> {
     let info = loaded.images.infos().first()?;
+    let sha256 = loaded.images.kernel().sha256();
+    let sha256 = sha256.is_known().then(|| sha256.to_string());
     Some(Kernel {
         path: info.path.display().to_string(),
         format: info.format.unwrap_or_default().to_owned(),
         compression: info.compression.clone().filter(|packing| packing != "none"),
-        sha256: info.sha256.to_string(),
+        sha256: sha256.unwrap_or_default(),
         range: loaded.plan.kernel.into(),
         entry: loaded.entry(),
     })
