@@ -1,6 +1,8 @@
 //! Guests of every kind, before, during and after a change of managers.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -503,6 +505,18 @@ fn a_process_that_stands_still_does_not_hold_up_the_next_manager() {
     }
     let still = kept.worker_pid("still");
     kill_process(still, Signal::STOP).expect("it runs");
+    // Orders that wait in its socket leave no room for those of the next manager.
+    for _ in 0..10 {
+        let ask = || {
+            let mut stream = UnixStream::connect(kept.socket()).expect("it serves");
+            let request = b"GET /v1/instances/still/regs HTTP/1.1\r\nHost: x\r\n\r\n";
+            stream.write_all(request).expect("it reads");
+            stream
+        };
+        let asking: Vec<_> = (0..100).map(|_| ask()).collect();
+        thread::sleep(Duration::from_millis(100));
+        drop(asking);
+    }
     // A verb waits for it when the manager is killed.
     let socket = kept.socket().to_owned();
     let pausing = thread::spawn(move || try_http(&socket, "POST", "/v1/instances/still/pause", ""));

@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `channels` | channels before and after a change of managers |
+//! | `crash` | what comes back after the keeper is lost, and what does not |
 //! | `guests` | guests of every kind before, during and after a change of managers |
 //! | `hostile` | what guests' processes leave behind, and processes that do not end |
 //! | `keeping` | the keeper alone, with the test as its manager |
@@ -26,6 +27,7 @@
 //! Managers that are killed at random are a target of their own, `adoption_deaths`.
 
 mod channels;
+mod crash;
 mod guests;
 mod hostile;
 mod house;

@@ -301,6 +301,144 @@ fn a_guard_that_looks_late_revives_nobody() {
     fleet.end();
 }
 
+/// Returns the guard of an upgrade of the manager at `socket`, if it waits by now.
+fn find_guard(socket: &Path) -> Option<Pid> {
+    let socket = socket.display().to_string();
+    let entries = fs::read_dir("/proc").expect("procfs is there");
+    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pid = pids.find(|pid: &i32| {
+        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = words.split('\0').collect();
+        ["upgrade-guard", "--alone", &socket]
+            .iter()
+            .all(|word| words.contains(word))
+    });
+    pid.and_then(Pid::from_raw)
+}
+
+#[test]
+fn a_signal_during_an_upgrade_is_not_lost() {
+    // Shorter than the guard is alone before the program is executed.
+    const IN_TIME: Duration = Duration::from_millis(40);
+    if skips_without_kvm() {
+        return;
+    }
+    for _ in 0..20 {
+        let kept = Kept::start("32M@4G", &[]);
+        kept.ok("create a --memory 8M --kernel probe --cmdline shell");
+        kept.ok("start a");
+        let (manager, keeper) = (kept.manager(), kept.keeper());
+        let other = kept.path("second");
+        fs::copy(binary(), &other).expect("there is room");
+        let socket = kept.socket().to_owned();
+        let body = format!(r#"{{"binary":"{}"}}"#, other.display());
+        let asking = thread::spawn(move || try_http(&socket, "POST", "/v1/upgrade", &body));
+        let end = Instant::now() + EVENT_TIMEOUT;
+        let mut before = Instant::now();
+        let guard = loop {
+            let now = Instant::now();
+            if let Some(guard) = find_guard(kept.socket()) {
+                break guard;
+            }
+            before = now;
+            assert!(now < end, "there is no guard");
+        };
+        kill_process(manager, Signal::STOP).expect("it runs");
+        let is_in_time = before.elapsed() < IN_TIME;
+        if is_in_time {
+            kill_process(manager, Signal::TERM).expect("it is stopped");
+        }
+        kill_process(manager, Signal::CONT).expect("it is stopped");
+        let _ = asking.join();
+        if is_in_time {
+            for pid in [manager, keeper, guard] {
+                expect_gone(pid);
+            }
+            assert!(kept.find_keeper().is_none());
+            return;
+        }
+        // This machine is too busy for it now, and the other program serves soon.
+        expect_gone(guard);
+        kept.tear_down();
+        kept.end();
+    }
+    announce("this machine was too busy for a signal in time");
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_leaves_the_keeper_as_it_was() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::start("32M@4G", &["--on-manager-exit", "kill"]);
+    kept.ok("create a --memory 8M --kernel probe --cmdline shell");
+    kept.ok("start a");
+    let (worker, keeper) = (kept.worker_pid("a"), kept.keeper());
+    let script = kept.path("gone");
+    let text = format!("#!/bin/sh\nrm \"$0\"\nexec {} \"$@\"\n", binary().display());
+    fs::write(&script, text).expect("the directory is ours");
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("it is ours");
+    let body = format!(r#"{{"binary":"{}"}}"#, script.display());
+    let (status, answer) = kept.http("POST", "/v1/upgrade", &body);
+    assert_eq!(status, 202, "{answer}");
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while !kept.said().contains("cannot be executed") {
+        assert!(Instant::now() < end, "{}", kept.said());
+        thread::sleep(Duration::from_millis(2));
+    }
+    kept.expect_audit();
+    // No other program came, so its guests end with it, as was asked for.
+    kept.kill_manager();
+    expect_gone(worker);
+    expect_gone(keeper);
+    kept.serve();
+    kept.expect_empty();
+    kept.end();
+}
+
+#[test]
+fn an_end_while_the_fleet_is_made_after_an_upgrade_is_no_failure() {
+    if skips_without_kvm() {
+        return;
+    }
+    let mut kept = Kept::new("64M@4G", &[], LONGEST);
+    let file = kept.path("fleet.toml");
+    let fleet = |memory: &str| {
+        let text = format!(
+            "[[instance]]\nname = \"a\"\nmemory = \"{memory}\"\nkernel = \"probe\"\ncmdline = \"spin\"\n"
+        );
+        fs::write(&file, text).expect("the directory is ours");
+    };
+    fleet("8M");
+    kept.set_options(&["--fleet", &file.display().to_string()]);
+    kept.set_grace(2);
+    kept.serve();
+    let (manager, keeper) = (kept.manager(), kept.keeper());
+    fleet("16M");
+    let second = kept.path("second");
+    fs::copy(binary(), &second).expect("there is room");
+    let body = format!(r#"{{"binary":"{}"}}"#, second.display());
+    try_http(kept.socket(), "POST", "/v1/upgrade", &body);
+    // The instance that is replaced has its grace now.
+    let end = Instant::now() + EVENT_TIMEOUT;
+    while !kept.said().contains("were taken over") {
+        assert!(Instant::now() < end, "{}", kept.said());
+        thread::sleep(Duration::from_millis(2));
+    }
+    let guard = find_guard(kept.socket());
+    if let Some(guard) = guard {
+        kill_process(guard, Signal::STOP).expect("it waits");
+    }
+    kill_process(manager, Signal::TERM).expect("it runs");
+    kept.bury_manager();
+    expect_gone(keeper);
+    if let Some(guard) = guard {
+        kill_process(guard, Signal::CONT).expect("it is stopped");
+        expect_gone(guard);
+    }
+    assert!(kept.find_keeper().is_none());
+}
+
 #[test]
 fn a_check_that_hangs_holds_up_nothing_else() {
     if skips_without_kvm() {

@@ -43,6 +43,17 @@ pub enum KeeperError {
     Wire(#[from] WireError),
 }
 
+impl KeeperError {
+    /// Returns whether trying again may help: a keeper that was just ending is gone
+    /// then, and one whose manager has just ended has noticed that.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Occupied { .. } | Self::Lost | Self::Wire(WireError::Closed)
+        )
+    }
+}
+
 /// Descriptors that the keeper holds. It closes them when this is dropped while
 /// the manager is [at work](Keeper::set_at_work).
 #[derive(Debug)]

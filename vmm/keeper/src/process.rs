@@ -24,7 +24,7 @@ pub use crate::exit::Exit;
 
 /// The time for which a child is waited for that was killed and dropped: much
 /// longer than the kernel takes to tear it down.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// A reason why a child could not be started, killed or reaped.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mkvmm_wire::WireError;
 use mkvmm_wire::channel::{Channel, DESCRIPTORS_MAX, Received, Receiver, Sender};
@@ -19,7 +20,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use crate::process::{Child, Execution, Exit, Output, ProcessError, Spawn};
+use crate::process::{Child, Execution, Exit, LAST_WAIT, Output, ProcessError, Spawn};
 use crate::sys::Locked;
 
 /// Tokens of watched descriptors. A child's is its serial number, from 1 on, and
@@ -97,7 +98,8 @@ struct Manager {
 
 struct Keeper {
     epoll: OwnedFd,
-    listener: OwnedFd,
+    /// `None` once it ends: whoever connects later is refused by the kernel.
+    listener: Option<OwnedFd>,
     children: BTreeMap<u64, KeptChild>,
     held: BTreeMap<Key, Held>,
     program: Option<OwnedFd>,
@@ -121,9 +123,10 @@ pub fn serve(listener: OwnedFd, version: &str, on_exit: OnManagerExit) -> Result
     let mut identity = [0; 8];
     rustix::rand::getrandom(&mut identity, rustix::rand::GetRandomFlags::empty())
         .map_err(at("draw a number"))?;
+    watch(&epoll, &listener, LISTENER, epoll::EventFlags::IN)?;
     let mut keeper = Keeper {
         epoll,
-        listener,
+        listener: Some(listener),
         children: BTreeMap::new(),
         held: BTreeMap::new(),
         program: None,
@@ -135,8 +138,6 @@ pub fn serve(listener: OwnedFd, version: &str, on_exit: OnManagerExit) -> Result
         is_expecting: false,
         is_quitting: false,
     };
-    let listener = keeper.listener.as_fd();
-    watch(&keeper.epoll, listener, LISTENER, epoll::EventFlags::IN)?;
     keeper.run()
 }
 
@@ -173,24 +174,33 @@ impl Keeper {
                 }
             }
         }
+        // Nobody is to wait for an answer from here on.
+        self.listener = None;
         self.end_all();
         Ok(())
     }
 
-    /// Kills all children and waits for their ends.
+    /// Kills all children and waits for their ends, but not for long.
     fn end_all(&mut self) {
         for kept in self.children.values() {
             // What cannot be killed has ended, or dies with this process.
             let _ = kept.child.kill();
         }
-        // Dropping them waits for each.
-        self.children.clear();
+        let end = Instant::now() + LAST_WAIT;
+        for kept in mem::take(&mut self.children).into_values() {
+            let mut child = kept.child;
+            let _ = child.wait(Some(end));
+            // A child that a freezer holds ends when it is let go.
+            child.detach();
+        }
     }
 
     /// Accepts a manager, unless there is one.
     fn on_connection(&mut self) -> Result<(), ServerError> {
-        let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
-        {
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
+        let socket = match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => socket,
             // It has gone away already, or descriptors are short.
             Err(_refused) => return Ok(()),
@@ -240,8 +250,8 @@ impl Keeper {
         for (key, held) in &self.held {
             let (number, held) = (held.number, &held.descriptors);
             if descriptors.len() + held.len() > DESCRIPTORS_MAX {
-                let full = KeeperReport::Held(std::mem::take(&mut keys));
-                reports.push_back((full, std::mem::take(&mut descriptors)));
+                let full = KeeperReport::Held(mem::take(&mut keys));
+                reports.push_back((full, mem::take(&mut descriptors)));
             }
             // An order has at most 253.
             keys.push((*key, number, u8::try_from(held.len()).unwrap_or(u8::MAX)));

@@ -172,18 +172,18 @@ impl Worker {
         let number = timeline::monotonic();
         let (worker, listening) = Self::with(run, child, channel, meter, listener, Some(number));
         let asking = Rc::clone(&worker);
+        let asking = async move { asking.ask_state(number).await };
         let listening = async move {
-            asking.ask_state(number).await;
-            drop(asking);
-            listening.await;
+            tokio::join!(asking, listening);
         };
         (worker, listening)
     }
 
-    /// Asks what it is doing. A worker that takes no order is killed.
+    /// Asks what it is doing. One that is stopped may have no room for this order now: how
+    /// long it is waited for is decided where its answer is missed.
     async fn ask_state(&self, number: u64) {
         let mut sender = self.sender.lock().await;
-        match sender.now().try_send(&Order::State(number), &[]) {
+        match sender.send(&Order::State(number), &[]).await {
             // What it has said before its end is received.
             Ok(()) | Err(WireError::Closed) => {}
             Err(error) => {

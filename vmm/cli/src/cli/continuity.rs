@@ -1,9 +1,11 @@
 //! How `serve` gets its manager: a new one, or one that continues for another
 //! with what that has left to the keeper.
 
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use mkvmm_api::pool::KeeperVersion;
 use mkvmm_base::{chain, timeline};
@@ -18,16 +20,22 @@ use mkvmm_manager::journal::record::ManagerRecord;
 use mkvmm_manager::upgrade::Continuity;
 use mkvmm_manager::{Children, Manager};
 use rustix::process::Pid;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::cli::HostIoError;
 use crate::cli::founding::{Treatment, found, prepare};
+use crate::cli::last_fleet::LastFleet;
 use crate::cli::pool_setup::{CheckedPool, PoolSetupError};
 use crate::cli::signals::Signals;
 use crate::cli::state_dir::{OnManagerExit, StateDir, StateDirError};
 use crate::cli::{last_fleet, successor};
 use crate::error::CliError;
+
+/// How long a keeper is asked again that does not take this manager at once, and how
+/// often.
+const KEEPER_WAIT: Duration = Duration::from_secs(10);
+const KEEPER_LOOK: Duration = Duration::from_millis(5);
 
 /// What a manager is created from.
 #[derive(Debug)]
@@ -57,10 +65,32 @@ pub struct Founded {
 #[derive(Debug)]
 pub struct Kept {
     keeper: Keeper,
+    last_fleet: LastFleet,
     version: KeeperVersion,
     ordinal: u32,
     /// What belongs to steps that were never recorded.
     leftover: Inventory,
+}
+
+/// The signals that a manager with a keeper gets, from before it has one: none of them
+/// is to end it unheard.
+#[derive(Debug)]
+pub struct Served<'a> {
+    /// Those that end it, with its guests.
+    pub end: &'a Signals,
+    /// Those on which it leaves its guests to the next one.
+    pub leave: Signal,
+}
+
+impl<'a> Served<'a> {
+    /// Listens to them beside `end`. Must be called in a runtime.
+    ///
+    /// # Errors
+    /// Fails if the host has run out of file descriptors.
+    pub fn listen(end: &'a Signals) -> io::Result<Self> {
+        let leave = signal(SignalKind::user_defined1())?;
+        Ok(Self { end, leave })
+    }
 }
 
 /// What ends when `serve` does.
@@ -97,13 +127,23 @@ impl Founding {
         dir: &StateDir,
         stop: &AtomicBool,
     ) -> Result<Founded, CliError> {
-        let socket = match dir.find_keeper()? {
-            Some(socket) => socket,
-            None => dir.start_keeper(self.on_manager_exit)?,
-        };
         let boot = StateDir::boot()?;
-        let mut arrival = Arrival::new(boot);
-        let (keeper, mut inventory) = dir.connect(socket, &mut arrival).await?;
+        let end = Instant::now() + KEEPER_WAIT;
+        let (keeper, mut inventory, mut arrival) = loop {
+            let socket = match dir.find_keeper()? {
+                Some(socket) => socket,
+                None => dir.start_keeper(self.on_manager_exit)?,
+            };
+            let mut arrival = Arrival::new(boot);
+            match dir.connect(socket, &mut arrival).await {
+                Ok((keeper, inventory)) => break (keeper, inventory, arrival),
+                Err(StateDirError::Keeper(error)) if error.is_passing() && Instant::now() < end => {
+                    log::debug!("{}", chain(&error));
+                    tokio::time::sleep(KEEPER_LOOK).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         if let Some(pid) = Pid::from_raw(inventory.pid) {
             cgroup::name_after(pid);
         }
@@ -143,15 +183,15 @@ impl Founding {
         if !has_guests {
             last_fleet::after_crash(&manager, dir, recreate).await?;
         }
-        last_fleet::keep(&manager, dir);
         Ok(Founded {
-            manager,
             kept: Some(Kept {
+                last_fleet: LastFleet::keep(&manager, dir),
                 keeper,
                 version,
                 ordinal: record.ordinal,
                 leftover: inventory,
             }),
+            manager,
         })
     }
 
@@ -220,7 +260,7 @@ impl Kept {
     pub async fn serve(
         &mut self,
         manager: &Rc<Manager>,
-        signals: &Signals,
+        signals: &mut Served<'_>,
         control: &Path,
     ) -> Result<End, CliError> {
         self.leftover = Inventory::default();
@@ -231,16 +271,16 @@ impl Kept {
     async fn wait(
         &self,
         manager: &Rc<Manager>,
-        signals: &Signals,
+        signals: &mut Served<'_>,
         control: &Path,
     ) -> Result<End, CliError> {
+        let Served { end, leave } = signals;
         let (upgrades, mut requests) = unbounded_channel();
         manager.set_continuity(Continuity {
             ordinal: self.ordinal,
             keeper: self.version.clone(),
             upgrades,
         });
-        let mut leave = signal(SignalKind::user_defined1()).map_err(HostIoError::Signals)?;
         // One at a time, so that no other waits for it.
         let mut check: Option<successor::Check> = None;
         loop {
@@ -251,7 +291,7 @@ impl Kept {
                 }
             };
             tokio::select! {
-                waited = signals.wait() => {
+                waited = end.wait() => {
                     waited.map_err(HostIoError::Signals)?;
                     return Ok(End::Guests);
                 }
@@ -269,7 +309,7 @@ impl Kept {
                 successor = checked => {
                     check = None;
                     if let Some(successor) = successor {
-                        successor.take_over(manager, &self.keeper, control).await;
+                        successor.take_over(manager, &self.keeper, control, end).await;
                     }
                 }
                 Some(request) = requests.recv() => {
@@ -284,6 +324,8 @@ impl Kept {
 
     /// Has everything end with this manager, however that ends from now on.
     pub fn begin_end(&self, signals: &Signals) {
+        // It is no crash if it ends before everything else has.
+        self.last_fleet.clear();
         match self.keeper.on_manager_exit(true) {
             Ok(true) => signals.let_second_end(),
             // Guests of this one, of an earlier version, would be left behind.
@@ -296,6 +338,5 @@ impl Kept {
     pub async fn end(&self, dir: &StateDir) {
         self.keeper.quit().await;
         dir.clear();
-        last_fleet::clear(dir);
     }
 }

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mkvmm_api::InstanceSpec;
@@ -44,7 +45,8 @@ impl Last {
         let registry = manager.registry();
         let kept = registry.channels().filter(|channel| !channel.is_ending());
         last.channel = kept.filter_map(|channel| channel.body().ok()).collect();
-        for guest in registry.guests() {
+        // What is leased is over with its lease, and may be elsewhere by now.
+        for guest in registry.guests().filter(|guest| !guest.config().is_leased) {
             let images = guest.loaded().map(|loaded| loaded.images.spec());
             let is_live = guest.state().is_live();
             let spec = guest.config().spec.clone();
@@ -71,13 +73,52 @@ fn current(dir: &StateDir) -> PathBuf {
     dir.path().join("instances.toml")
 }
 
-/// Writes the file whenever the instances of `manager` have changed.
-pub fn keep(manager: &Rc<Manager>, dir: &StateDir) {
-    let (manager, path) = (Rc::clone(manager), current(dir));
-    tokio::task::spawn_local(async move { write_changes(&manager, &path).await });
+/// The file, which is written whenever the instances of a manager have changed.
+#[derive(Debug, Clone)]
+pub struct LastFleet {
+    path: PathBuf,
+    /// True once all instances are to end: that is no crash.
+    is_over: Arc<Mutex<bool>>,
 }
 
-async fn write_changes(manager: &Manager, path: &Path) {
+impl LastFleet {
+    /// Keeps the file of `manager` up to date.
+    pub fn keep(manager: &Rc<Manager>, dir: &StateDir) -> Self {
+        let file = Self {
+            path: current(dir),
+            is_over: Arc::default(),
+        };
+        let (kept, manager) = (file.clone(), Rc::clone(manager));
+        tokio::task::spawn_local(async move { write_changes(&manager, &kept).await });
+        file
+    }
+
+    /// Removes the file permanently: all instances are being ended.
+    pub fn clear(&self) {
+        *self.lock() = true;
+        // What is left is reported by the next serve, which does no harm.
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the file in one step, and not only into the page cache.
+    fn save(&self, last: &Last) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(last.text().as_bytes())?;
+        file.sync_all()?;
+        let is_over = self.lock();
+        match *is_over {
+            true => fs::remove_file(&new),
+            false => fs::rename(&new, &self.path),
+        }
+    }
+}
+
+async fn write_changes(manager: &Manager, file: &LastFleet) {
     let mut written = None;
     loop {
         // What changes from here on is not missed.
@@ -85,8 +126,8 @@ async fn write_changes(manager: &Manager, path: &Path) {
         let now = Some(Last::of(manager));
         if now != written {
             written.clone_from(&now);
-            let path = path.to_owned();
-            let save = move || now.map_or(Ok(()), |now| save(&now, &path));
+            let file = file.clone();
+            let save = move || now.map_or(Ok(()), |now| file.save(&now));
             let saved = tokio::task::spawn_blocking(save).await;
             if let Ok(Err(error)) = saved {
                 log::warn!("the list of instances is not up to date: {}", chain(&error));
@@ -95,21 +136,6 @@ async fn write_changes(manager: &Manager, path: &Path) {
         changed.await;
         tokio::time::sleep(GATHER).await;
     }
-}
-
-/// Writes the file in one step, and not only into the page cache.
-fn save(last: &Last, path: &Path) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(last.text().as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)
-}
-
-/// Removes the file: all instances have been ended properly.
-pub fn clear(dir: &StateDir) {
-    // What is left is reported by the next serve, which does no harm.
-    let _ = fs::remove_file(current(dir));
 }
 
 /// Says what was there before a crash, where no guests are left; creates it again
@@ -218,6 +244,10 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("mkvmm-last-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("instances.toml");
+        let file = LastFleet {
+            path: path.clone(),
+            is_over: Arc::default(),
+        };
         let specs = [
             "name=a,memory=8M,kernel=probe,cmdline=x,,y",
             "name=b,memory=16M,cpus=2",
@@ -236,18 +266,22 @@ mod tests {
             instance: last.instance.clone(),
             channel: last.channel.clone(),
         };
-        save(&last, &path).unwrap();
+        file.save(&last).unwrap();
         let found = read(&path).unwrap();
         assert_eq!(found, (fleet(&last), last.running.clone()));
         let channels = Last {
             instance: Vec::new(),
             ..last
         };
-        save(&channels, &path).unwrap();
+        file.save(&channels).unwrap();
         let found = read(&path).unwrap();
-        assert_eq!(found, (fleet(&channels), channels.running));
-        save(&Last::default(), &path).unwrap();
+        assert_eq!(found, (fleet(&channels), channels.running.clone()));
+        file.save(&Last::default()).unwrap();
         assert_eq!(read(&path).unwrap(), (FleetFile::default(), Vec::new()));
+        // What was being written at the end does not come back.
+        file.clear();
+        file.save(&channels).unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

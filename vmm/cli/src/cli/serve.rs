@@ -27,7 +27,7 @@ use mkvmm_memory::reservation::host::{raise_descriptor_limit, reserve_descriptor
 
 use crate::cli::HostIoError;
 use crate::cli::config_file::{ConfigError, ConfigFile};
-use crate::cli::continuity::{End, Founded, Founding};
+use crate::cli::continuity::{End, Founded, Founding, Served};
 use crate::cli::founding::{ChildOptions, FoundingError, Treatment};
 use crate::cli::group::Group;
 use crate::cli::log_options::{self, LogOptions};
@@ -36,7 +36,7 @@ use crate::cli::pool_setup::PoolOptions;
 use crate::cli::runtime::serve_on;
 use crate::cli::signals::{Second, Signals};
 use crate::cli::state_dir::{OnManagerExit, StateDir};
-use crate::cli::{find_socket, fleet_file, grace, start_fleet};
+use crate::cli::{find_socket, fleet_file, grace, start_fleet, successor};
 use crate::doctor;
 use crate::error::{CliError, ExitStatus};
 
@@ -265,6 +265,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
         recreate: args.recreate || file.recreate,
     };
     let served = serve_on(async {
+        let mut all_signals = Served::listen(&signals).map_err(HostIoError::Signals)?;
         let founded = match &state_dir {
             Some(dir) => founding.in_state_dir(dir, signals.flag()).await,
             None => founding.alone(signals.flag()),
@@ -307,7 +308,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
                 notify(NotifyState::Ready);
                 say_ready(&path).map_err(HostIoError::Signals)?;
                 let end = match &mut kept {
-                    Some(kept) => kept.serve(&manager, &signals, &path).await?,
+                    Some(kept) => kept.serve(&manager, &mut all_signals, &path).await?,
                     None => {
                         signals.wait().await.map_err(HostIoError::Signals)?;
                         End::Guests
@@ -315,7 +316,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitStatus, CliError> {
                 };
                 (end, Ok(ExitStatus::Done))
             }
-            Ok(Some(status)) => (End::Guests, Ok(status)),
+            Ok(Some(status)) => {
+                // It ends as it was asked to, so no program before it is to go on.
+                successor::stay();
+                (End::Guests, Ok(status))
+            }
             Err(error) => (End::Guests, Err(error)),
         };
         match end {

@@ -32,6 +32,8 @@ const BACKLOG: i32 = 8;
 /// How long a lock is waited for: whoever a killed manager or keeper was just starting has
 /// a copy of its descriptors until it executes its program.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long a keeper is waited for that is ending: it waits for its children.
+const ENDING_WAIT: Duration = Duration::from_secs(10);
 /// The interval at which it is looked at.
 const LOCK_LOOK: Duration = Duration::from_millis(2);
 
@@ -123,9 +125,10 @@ impl Diagnose for StateDirError {
     }
 }
 
-/// Locks a file; returns whether nobody else has it locked.
-fn try_lock(file: &File) -> io::Result<bool> {
-    let end = Instant::now() + LOCK_WAIT;
+/// Locks a file that somebody else may have locked for up to `wait`; returns whether
+/// nobody else has it locked.
+fn try_lock(file: &File, wait: Duration) -> io::Result<bool> {
+    let end = Instant::now() + wait;
     loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
@@ -170,7 +173,7 @@ impl StateDir {
         let mut options = File::options();
         let lock = options.write(true).create(true).truncate(false);
         let lock = lock.open(&lock_path).map_err(failed(&lock_path))?;
-        match try_lock(&lock).map_err(failed(&lock_path))? {
+        match try_lock(&lock, LOCK_WAIT).map_err(failed(&lock_path))? {
             true => Ok(Self { path, _lock: lock }),
             false => Err(StateDirError::Taken { path }),
         }
@@ -199,11 +202,19 @@ impl StateDir {
         let socket = self.socket()?;
         match rustix::net::connect(&socket, &self.address()?) {
             Ok(()) => Ok(Some(socket)),
-            Err(Errno::NOENT | Errno::CONNREFUSED) if self.has_keeper()? => {
-                let path = self.path.clone();
-                Err(StateDirError::Unreachable { path })
+            Err(errno @ (Errno::NOENT | Errno::CONNREFUSED)) => {
+                let wait = match errno {
+                    Errno::NOENT => LOCK_WAIT,
+                    // It is there, and listens no more.
+                    _ => ENDING_WAIT,
+                };
+                match self.has_keeper(wait)? {
+                    true => Err(StateDirError::Unreachable {
+                        path: self.path.clone(),
+                    }),
+                    false => Ok(None),
+                }
             }
-            Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
             Err(errno) => Err(self.failed(errno)),
         }
     }
@@ -212,8 +223,9 @@ impl StateDir {
         self.path.join("keeper.lock")
     }
 
-    /// Returns whether a keeper of the directory lives.
-    fn has_keeper(&self) -> Result<bool, StateDirError> {
+    /// Returns whether a keeper of the directory lives, and does so for longer than
+    /// `wait`.
+    fn has_keeper(&self, wait: Duration) -> Result<bool, StateDirError> {
         let path = self.lock_path();
         let failed = |source| StateDirError::Io {
             path: path.clone(),
@@ -223,7 +235,7 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(failed)?,
         };
-        Ok(!try_lock(&file).map_err(failed)?)
+        Ok(!try_lock(&file, wait).map_err(failed)?)
     }
 
     /// Starts a keeper and connects to it.

@@ -44,6 +44,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cli::client::ClientArgs;
 use crate::cli::output::print;
+use crate::cli::signals::Signals;
 use crate::cli::upgrade::version;
 use crate::error::{CliError, ExitStatus};
 use crate::logger;
@@ -59,6 +60,8 @@ const NOT_NEEDED: &[u8] = b"S";
 static HAS_STAYED: AtomicBool = AtomicBool::new(false);
 /// The time within which the new program must have checked the journal.
 const CHECK: Duration = Duration::from_secs(30);
+/// How many bytes of what it says about the journal are read.
+const SAID: usize = 4096;
 /// How long a guard waits for the new program, and how often it looks.
 const GUARD: Duration = Duration::from_secs(60);
 const GUARD_LOOK: Duration = Duration::from_millis(50);
@@ -266,15 +269,25 @@ impl Drop for Dropped {
 }
 
 impl Successor {
-    /// Executes the program in place of this one. Returns only if that fails.
-    pub async fn take_over(self, manager: &Manager, keeper: &Keeper, control: &Path) {
+    /// Executes the program in place of this one. Returns only if that fails, or if
+    /// one of `signals` has come: the new program would not know of it.
+    pub async fn take_over(
+        self,
+        manager: &Manager,
+        keeper: &Keeper,
+        control: &Path,
+        signals: &Signals,
+    ) {
         let Self { request, check } = self;
         let manager = manager.ordinal();
         let UpgradeRequest { binary, reply } = request;
         log::info!("continuing with {}: {check}", binary.display());
         // A service manager starts its own program again, and must not find another.
         let is_service = env::var_os("NOTIFY_SOCKET").is_some();
-        let started = (!is_service).then(|| start_guard(manager, control));
+        let control = control.to_owned();
+        let start = move || (!is_service).then(|| start_guard(manager, &control));
+        let started = tokio::task::spawn_blocking(start).await;
+        let started = started.unwrap_or_else(|error| Some(Err(io::Error::other(error))));
         let guard = match started.transpose() {
             Ok(guard) => guard,
             Err(source) => {
@@ -287,6 +300,7 @@ impl Successor {
         // The control socket's thread sends the answer meanwhile.
         tokio::time::sleep(ANSWER).await;
         match keeper.stay() {
+            _ if signals.came() => {}
             Ok(()) => {
                 let mut command = same_arguments(&binary);
                 let before = File::open("/proc/self/exe").ok();
@@ -297,7 +311,8 @@ impl Successor {
             }
             Err(error) => log::error!("{}", chain(&error)),
         }
-        // This program goes on.
+        // This program goes on, and no other one comes after it.
+        keeper.set_at_work(true);
         if let Some(mut guard) = guard {
             let _ = guard.write_all(NOT_NEEDED);
         }
@@ -331,22 +346,34 @@ fn check_with(
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    let output = child.wait_with_output().map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
     let said = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
         let line = text.trim().chars().take(400);
         line.map(|c| if c.is_control() { ' ' } else { c }).collect()
     };
-    match output.status.success() {
-        true => Ok(said(&output.stdout)),
+    match status.success() {
+        true => Ok(said(&written(child.stdout))),
         false => Err(UpgradeError::Refused {
             path: path.to_owned(),
-            text: match said(&output.stderr) {
-                text if text.is_empty() => output.status.to_string(),
+            text: match said(&written(child.stderr)) {
+                text if text.is_empty() => status.to_string(),
                 text => text,
             },
         }),
     }
+}
+
+/// Returns what a program that has ended has written into a pipe: whatever it has started
+/// may still have the pipe open, so that its end may never come.
+fn written<P: Read + AsFd>(pipe: Option<P>) -> Vec<u8> {
+    let mut bytes = vec![0; SAID];
+    let count = pipe.and_then(|mut pipe| {
+        rustix::io::ioctl_fionbio(&pipe, true).ok()?;
+        pipe.read(&mut bytes).ok()
+    });
+    bytes.truncate(count.unwrap_or(0));
+    bytes
 }
 
 /// Returns the number of the descriptor that the program before this one has left open

@@ -36,8 +36,16 @@ pub fn run(args: &UpgradeArgs) -> Result<ExitStatus, CliError> {
     })?;
     let program = binary.to_string_lossy().into_owned();
     let call = Call::new("POST", "/v1/upgrade".to_owned()).with(&UpgradeBody { binary })?;
-    let text = args.client.call(call)?;
-    let upgrade: Upgrade = serde_json::from_str(&text).map_err(ClientError::Json)?;
+    let before = version(&args.client)?;
+    let upgrade = match args.client.call(call) {
+        Ok(text) => serde_json::from_str(&text).map_err(ClientError::Json)?,
+        // The new program may have taken over before the answer was sent.
+        Err(error) if error.status() == ExitStatus::Lost => Upgrade {
+            manager: before.manager,
+            check: "the answer was lost".to_owned(),
+        },
+        Err(error) => return Err(error),
+    };
     let end = Instant::now() + TAKE_OVER.0;
     loop {
         std::thread::sleep(TAKE_OVER.1);
