@@ -91,17 +91,17 @@ pub async fn serve(listener: UnixListener, router: Router, clients: Clients, tim
                 continue;
             }
         };
-        match places.take() {
-            Some(place) => drop(tokio::spawn(converse(
+        match places.take(peer.user) {
+            Ok(place) => drop(tokio::spawn(converse(
                 stream,
                 peer,
                 router.clone(),
                 place,
                 timeouts,
             ))),
-            None => {
+            Err(limit) => {
                 if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
-                    tokio::spawn(refuse(stream, places.limit(), turn));
+                    tokio::spawn(refuse(stream, limit, turn));
                 }
             }
         }

@@ -1,5 +1,9 @@
 //! Places of connections: limits the number of clients, and selects the
 //! connection that makes way for a new one.
+//!
+//! Other users than the VMM's own and root have shares of the places: none of them can
+//! keep the others out, and all of them together cannot keep out whoever supervises the
+//! VMM.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,9 +11,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// The part of all places that is left to the VMM's own user and root.
+const RESERVE: usize = 8;
+/// The part of all places that one other user can have.
+const SHARE: usize = 2;
+
 /// The state of a connection.
 #[derive(Debug)]
 struct Known {
+    /// The user, if it is another than the VMM's own and root.
+    user: Option<u32>,
     /// The time since when it is idle; `None` while it is being served.
     idle: Option<Instant>,
     /// Notified when the connection is to be closed.
@@ -32,36 +43,43 @@ impl Places {
         })
     }
 
-    /// Returns the total number of places.
-    pub fn limit(&self) -> usize {
-        self.limit
-    }
-
     fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Known>)> {
         // A number and a map are valid even if the lock is poisoned.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place, if necessary that of the connection that has been idle
-    /// longest; `None` if all are being served.
-    pub fn take(self: &Arc<Self>) -> Option<Place> {
+    /// Returns how many places `user` can have at most, and how many all other users
+    /// together.
+    fn shares(&self) -> (usize, usize) {
+        let others = self.limit - self.limit.div_ceil(RESERVE);
+        // With very few places, nothing is left to divide.
+        ((self.limit / SHARE).max(1), others.max(1))
+    }
+
+    /// Takes a place for `user`, `None` for the VMM's own and root; if necessary that of
+    /// the connection that has been idle longest, among those of whoever has used up a
+    /// share.
+    ///
+    /// # Errors
+    /// Returns the number of places, or of the share, if all of them are being served.
+    pub fn take(self: &Arc<Self>, user: Option<u32>) -> Result<Place, usize> {
+        let (share, others) = self.shares();
         let mut all = self.lock();
         let (next, known) = &mut *all;
-        if known.len() >= self.limit {
-            let silent = known
-                .iter()
-                .filter_map(|(number, one)| Some((one.idle?, *number)));
-            let (_, longest) = silent.min()?;
-            known.remove(&longest)?.close.notify_one();
+        if user.is_some() {
+            make_room(known, share, |one| one == user)?;
+            make_room(known, others, |one| one.is_some())?;
         }
+        make_room(known, self.limit, |_| true)?;
         let (number, close) = (*next, Arc::new(Notify::new()));
         *next += 1;
         let one = Known {
+            user,
             idle: Some(Instant::now()),
             close: Arc::clone(&close),
         };
         known.insert(number, one);
-        Some(Place {
+        Ok(Place {
             places: Arc::clone(self),
             number,
             close,
@@ -73,6 +91,26 @@ impl Places {
             one.idle = idle;
         }
     }
+}
+
+/// Closes the connection that has been idle longest among those of whom `is_counted` says
+/// so, if these are `limit` or more.
+///
+/// # Errors
+/// Returns `limit` if all of them are being served.
+fn make_room(
+    known: &mut BTreeMap<u64, Known>,
+    limit: usize,
+    is_counted: impl Fn(Option<u32>) -> bool,
+) -> Result<(), usize> {
+    let counted = known.iter().filter(|(_, one)| is_counted(one.user));
+    if counted.clone().count() < limit {
+        return Ok(());
+    }
+    let silent = counted.filter_map(|(number, one)| Some((one.idle?, *number)));
+    let longest = silent.min().and_then(|(_, number)| known.remove(&number));
+    longest.ok_or(limit)?.close.notify_one();
+    Ok(())
 }
 
 /// The place of one connection, which becomes free when this is dropped.
@@ -126,20 +164,53 @@ mod tests {
     #[tokio::test]
     async fn who_says_nothing_makes_room_and_who_is_answered_does_not() {
         let places = Places::new(2);
-        let [first, second] = [(); 2].map(|()| Arc::new(places.take().unwrap()));
+        let [first, second] = [(); 2].map(|()| Arc::new(places.take(None).unwrap()));
         let answering = Answering::begin(&first);
-        let third = places.take().unwrap();
+        let third = places.take(None).unwrap();
         second.needed().await;
         let third = Arc::new(third);
         let other = Answering::begin(&third);
-        assert!(places.take().is_none(), "both are being answered");
+        assert_eq!(places.take(None).err(), Some(2), "both are being answered");
         drop(answering);
-        let fourth = places.take().unwrap();
+        let fourth = places.take(None).unwrap();
         first.needed().await;
         // A connection whose place was taken does not free a place.
         drop((first, second));
         assert_eq!(places.lock().1.len(), 2);
         drop((other, third, fourth));
         assert_eq!(places.lock().1.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_other_user_keeps_anybody_out() {
+        const ADA: Option<u32> = Some(7101);
+        const BOB: Option<u32> = Some(7102);
+        let places = Places::new(16);
+        let take = |user| {
+            let place = Arc::new(places.take(user)?);
+            Ok::<_, usize>((Answering::begin(&place), place))
+        };
+        let fill = |user| std::iter::from_fn(|| take(user).ok()).collect::<Vec<_>>();
+        let ada = fill(ADA);
+        assert_eq!((ada.len(), take(ADA).err()), (8, Some(8)));
+        let mut bob = fill(BOB);
+        assert_eq!((bob.len(), take(BOB).err()), (6, Some(14)));
+        let own = fill(None);
+        assert_eq!((own.len(), take(None).err()), (2, Some(16)));
+        // Whoever is idle makes room for the same user first.
+        let (answering, idle) = bob.pop().unwrap();
+        drop((answering, own));
+        let (_answering, _again) = take(BOB).unwrap();
+        idle.needed().await;
+        assert_eq!(take(ADA).err(), Some(8));
+    }
+
+    #[test]
+    fn there_is_a_place_for_everybody_however_few_there_are() {
+        for limit in 1..20 {
+            let places = Places::new(limit);
+            assert!(places.take(Some(7101)).is_ok(), "{limit}");
+            assert!(places.take(None).is_ok(), "{limit}");
+        }
     }
 }

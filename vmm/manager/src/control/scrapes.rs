@@ -110,7 +110,7 @@ impl MetricsSocket {
                 }
             };
             // Beyond the limit, whoever comes is disconnected.
-            if let Some(place) = places.take() {
+            if let Ok(place) = places.take(None) {
                 let (router, peer) = (router.clone(), Peer::default());
                 tokio::spawn(connections::converse(stream, peer, router, place, TIMEOUTS));
             }
