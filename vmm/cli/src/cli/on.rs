@@ -34,9 +34,9 @@ use mkvmm_client::events;
 use mkvmm_client::lease::Lease;
 use mkvmm_client::{Call, ClientError, Since};
 
-/// How long a name that is still in use is waited for: what an earlier job has left is
-/// being cleaned.
-const NAME_IN_USE: Duration = Duration::from_secs(10);
+/// How long a name that is still in use is waited for, since what an earlier job has left
+/// is being cleaned, and a VMM that takes no more clients.
+const IN_USE: Duration = Duration::from_secs(10);
 /// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
 /// How often a lease is renewed within its time.
@@ -53,6 +53,9 @@ pub enum OnError {
         /// The number of guests.
         count: usize,
     },
+    /// The VMM has too much to do, and goes on having it.
+    #[error("the VMM takes no more clients now")]
+    Overload(#[source] ClientError),
     /// The instance is gone, or the VMM.
     #[error("the VMM has ended, or has ended {name}")]
     Lost {
@@ -65,7 +68,7 @@ impl Diagnose for OnError {
     fn class(&self) -> Class {
         match self {
             Self::Guests { .. } => Class::Invalid,
-            Self::Lost { .. } => Class::Lost,
+            Self::Overload(_) | Self::Lost { .. } => Class::Lost,
         }
     }
 }
@@ -122,13 +125,19 @@ async fn create(
     name: &InstanceName,
     may_be_outside: bool,
 ) -> Result<(), CliError> {
-    let end = Instant::now() + NAME_IN_USE;
+    let end = Instant::now() + IN_USE;
     loop {
         let call = Call::new("POST", "/v1/instances?lease=true".to_owned()).with(&spec)?;
         match ask(socket, call).await {
-            Err(error) if error.class() == Class::Exists && Instant::now() < end => {
+            Err(error)
+                if matches!(error.class(), Class::Exists | Class::Overload)
+                    && Instant::now() < end =>
+            {
                 log::debug!("{name}: {}", chain(&error));
                 tokio::time::sleep(RETRY).await;
+            }
+            Err(error) if error.class() == Class::Overload => {
+                return Err(OnError::Overload(error).into());
             }
             Err(error) if error.class() == Class::Cgroup && may_be_outside => {
                 if spec.cgroup.take().is_none() {

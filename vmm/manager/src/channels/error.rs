@@ -150,6 +150,7 @@ impl Diagnose for ChannelError {
             {
                 Class::Exhausted
             }
+            Self::Stopping => Class::Lost,
             _ => Class::VmmFailed,
         }
     }

@@ -192,6 +192,7 @@ impl Diagnose for ControlError {
             Self::Forbidden { .. } => Class::Forbidden,
             Self::NoMethod => Class::NoMethod,
             Self::NoRoute => Class::NoRoute,
+            Self::Ending => Class::Lost,
             _ => Class::VmmFailed,
         }
     }
@@ -240,7 +241,7 @@ pub const fn status(class: Class) -> StatusCode {
         | Class::NoCpu
         | Class::Unmapped => StatusCode::UNPROCESSABLE_ENTITY,
         Class::NoRoom | Class::Exhausted => StatusCode::INSUFFICIENT_STORAGE,
-        Class::Overload => StatusCode::SERVICE_UNAVAILABLE,
-        Class::VmmFailed | Class::Lost | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+        Class::Overload | Class::Lost => StatusCode::SERVICE_UNAVAILABLE,
+        Class::VmmFailed | Class::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -213,6 +213,7 @@ impl StepError {
             Self::Cgroup(_) => Class::Cgroup,
             _ if self.is_held() => Class::Busy,
             Self::Killed | Self::Ended { .. } | Self::Stalled { .. } => Class::WrongState,
+            Self::Ending => Class::Lost,
             _ => Class::VmmFailed,
         }
     }
