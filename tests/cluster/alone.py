@@ -11,6 +11,8 @@ from hosts import PROJECT, expect
 
 AGENT = PROJECT / "contrib/pacemaker/mkvmm"
 MANIFESTS = PROJECT / "contrib/kubernetes"
+# How many clients the VMM of the agent takes.
+CLIENTS = 4
 # The version of the schemas, and what is fetched with it.
 KUBERNETES = "1.37.0"
 
@@ -20,7 +22,7 @@ def pacemaker(mkvmm):
     with tempfile.TemporaryDirectory(prefix="mkvmm-ocf.") as place:
         socket, state = f"{place}/sock", f"{place}/state"
         server = subprocess.Popen(
-            [mkvmm, "serve", "--pool", "64M", "--socket", socket, "--state-dir", state],
+            [mkvmm, "serve", "--pool", "64M", "--socket", socket, "--state-dir", state, "--connections", str(CLIENTS)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )
         try:
@@ -37,10 +39,50 @@ def pacemaker(mkvmm):
             expect(done.returncode == 0 and "passed all tests" in told, told)
             left = subprocess.run([mkvmm, "list", "-q", "--socket", socket], capture_output=True, text=True, timeout=20)
             expect(left.stdout == "", f"a guest is left: {left.stdout}")
+            environment |= {f"OCF_RESKEY_{key}": value for key, value in options.items()}
+            not_known(mkvmm, socket, environment)
         finally:
-            server.terminate()
+            server.kill()
             server.wait(timeout=30)
-    return "ocf-tester: passed all tests"
+            # Its guest runs on, so it may not be started elsewhere.
+            expect(ask_agent(environment, "monitor", OCF_RESKEY_CRM_meta_interval="0") == 1, "a guest without a VMM")
+            again = subprocess.Popen(
+                [mkvmm, "serve", "--pool", "64M", "--socket", socket, "--state-dir", state, "--grace", "0"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )
+            again.stdout.readline()
+            again.terminate()
+            again.wait(timeout=30)
+    return "ocf-tester: passed all tests; a VMM that is busy or gone is not taken for a guest that does not run"
+
+
+def ask_agent(environment, action, **more):
+    """Returns the status of the agent."""
+    done = subprocess.run(
+        [str(AGENT), action], capture_output=True, timeout=60, env=environment | more, stdin=subprocess.DEVNULL
+    )
+    return done.returncode
+
+
+def not_known(mkvmm, socket, environment):
+    """While a VMM takes no more clients, nobody knows whether the guest runs."""
+    expect(ask_agent(environment, "start") == 0, "the guest starts")
+    watching = []
+    try:
+        for _ in range(CLIENTS):
+            follower = subprocess.Popen(
+                [mkvmm, "events", "--follow", "--socket", socket], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+            watching.append(follower)
+            # It is being served once it has said something.
+            follower.stdout.readline()
+        expect(ask_agent(environment, "monitor") == 1, "a monitor while the VMM is busy")
+        expect(ask_agent(environment, "stop") == 1, "a stop while the VMM is busy")
+    finally:
+        for follower in watching:
+            follower.kill()
+            follower.wait(timeout=20)
+    expect(ask_agent(environment, "monitor") == 0, "the guest runs")
 
 
 def kubernetes(_mkvmm):
