@@ -79,6 +79,14 @@ pub struct ElfKernel {
     pub align: u64,
 }
 
+impl ElfKernel {
+    /// Returns the number of bytes from the start of the file to the end of its loaded
+    /// part; symbols and debugging information follow.
+    pub fn loaded_len(&self) -> usize {
+        self.segments.iter().map(|s| s.file.end).max().unwrap_or(0)
+    }
+}
+
 /// Checks the whole file without copying it.
 ///
 /// # Errors

@@ -109,7 +109,9 @@ impl KernelImage {
         let image = match (recognise(&file, boot)?, boot) {
             (Recognised::Elf, _) => {
                 let elf = elf::parse(&file)?;
-                let facts = facts::of_elf(&elf, version::from_banner(&file));
+                // Nobody reads what is not loaded.
+                let loaded = file.get(..elf.loaded_len()).unwrap_or(&file);
+                let facts = facts::of_elf(&elf, version::from_banner(loaded));
                 Self::keep(file, facts)
             }
             (Recognised::BzImage, BootMode::Elf) => Self::unpacked(&file)?,

@@ -128,7 +128,7 @@ fn elf_kernel(
 ) -> Result<(KernelFacts, Read), Failure> {
     let elf = elf::parse_head(input.head(), input.len()).map_err(ImageError::Elf)?;
     expect_memory(elf.span, limits)?;
-    let used = used(&elf);
+    let used = elf.loaded_len();
     output.expect("the loaded part of the kernel", used as u64)?;
     let mut banner = BannerSearch::default();
     let read = input.read(used as u64, |_, piece| {
@@ -155,7 +155,7 @@ fn packed(
     output.keep_head();
     let (compression, size) = bzimage::unpack_to(payload, limit, |piece| output.write(piece))?;
     let elf = elf::parse_head(output.head(), size).map_err(ImageError::Payload)?;
-    output.truncate(used(&elf) as u64);
+    output.truncate(elf.loaded_len() as u64);
     let facts = facts::of_unpacked(&elf, compression, header).map_err(ImageError::BzImage)?;
     Ok((facts, read))
 }
@@ -203,11 +203,6 @@ fn expect_memory(size: u64, limits: &Limits) -> Result<(), Failure> {
         size,
         limit: limits.memory,
     })
-}
-
-/// Returns the end in the file of the last byte that is loaded.
-fn used(elf: &elf::ElfKernel) -> usize {
-    elf.segments.iter().map(|s| s.file.end).max().unwrap_or(0)
 }
 
 /// Returns the part of `piece`, which begins at byte `at` of the file, that is

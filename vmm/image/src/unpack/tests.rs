@@ -104,6 +104,11 @@ fn expect_same_as_in_memory(image: &[u8], boot: BootMode) {
 fn files_and_memory_give_the_same_kernels() {
     expect_same_as_in_memory(mkvmm_guest_images::PROBE, BootMode::Elf);
     expect_same_as_in_memory(&kernel(), BootMode::Elf);
+    // A banner that is not loaded is none.
+    let mut file = kernel();
+    file[0x400..0x41b].fill(0);
+    file.extend(b"Linux version 6.2.0 (symbols)\n");
+    expect_same_as_in_memory(&file, BootMode::Elf);
     for compression in ALL {
         let image = packed_kernel(&kernel(), compression);
         expect_same_as_in_memory(&image, BootMode::Elf);
