@@ -231,7 +231,7 @@ impl Read {
     /// # Errors
     /// Returns [`Failure::Changing`] if the part of the file that nobody has used was
     /// written to meanwhile.
-    pub fn sha256(&self, image: &File, output: &File) -> Result<ContentHash, Failure> {
+    pub(super) fn sha256(&self, image: &File, output: &File) -> Result<ContentHash, Failure> {
         let mut hash = Sha256::new();
         match &self.unhashed {
             Unhashed::Bytes(bytes) => hash.update(bytes),
