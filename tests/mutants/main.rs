@@ -12,7 +12,7 @@ mod mutate;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mkvmm_base::chain;
 use mkvmm_base::image_facts::BootMode;
@@ -30,8 +30,22 @@ use mutate::{Field, Mutants};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Measuring memory allows only one test at a time.
-static ONE: Mutex<()> = Mutex::new(());
+/// The right to use memory: what a test uses is that of the whole process. A
+/// test has it from its beginning, since reading and unpacking Debian's kernels
+/// already takes many times what a mutant may.
+struct Alone {
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    /// Waits for the tests that run.
+    fn wait() -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        // A failed test does not affect the next one.
+        let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { _guard: guard }
+    }
+}
 
 const MIB: u64 = 1 << 20;
 /// The number of mutants of each header.
@@ -190,9 +204,7 @@ async fn build_guest(manager: &Rc<Manager>, spec: String, is_valid: bool) {
 }
 
 /// Tries `COUNT` mutants of `file` and reports how many were refused.
-fn expect_harmless(what: &str, file: &[u8], fields: &[Field], boot: BootMode) {
-    // A failed test does not affect the next one.
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+fn expect_harmless(_: &Alone, what: &str, file: &[u8], fields: &[Field], boot: BootMode) {
     let refused = block_on(async {
         let mut bench = Bench::new();
         // The file itself is valid: mutants are refused for their mutation.
@@ -269,44 +281,55 @@ fn vmlinux(version: &str) -> Option<Vec<u8>> {
 
 #[test]
 fn of_a_bzimage_of_our_own() {
+    let alone = Alone::wait();
     let elf = images::elf(&vec![0x90; 100_000]);
     let mut payload = elf.clone();
     let size = u32::try_from(elf.len()).expect("it is small");
     payload.extend_from_slice(&size.to_le_bytes());
     let file = images::bzimage(&payload, 32 << 20);
-    expect_harmless("own header", &file, &SETUP_FIELDS, BootMode::Elf);
-    expect_harmless("own header, whole", &file, &SETUP_FIELDS, BootMode::BzImage);
+    expect_harmless(&alone, "own header", &file, &SETUP_FIELDS, BootMode::Elf);
+    expect_harmless(
+        &alone,
+        "own header, whole",
+        &file,
+        &SETUP_FIELDS,
+        BootMode::BzImage,
+    );
 }
 
 #[test]
 fn of_debians_setup_headers_to_be_unpacked() {
+    let alone = Alone::wait();
     for version in ["6.1", "6.12"] {
         if let Some(file) = debian(version) {
             let file = transplanted(&file);
-            expect_harmless(version, &file, &SETUP_FIELDS, BootMode::Elf);
+            expect_harmless(&alone, version, &file, &SETUP_FIELDS, BootMode::Elf);
         }
     }
 }
 
 #[test]
 fn of_debians_setup_headers_with_all_that_follows() {
+    let alone = Alone::wait();
     for version in ["6.1", "6.12"] {
         if let Some(file) = debian(version) {
-            expect_harmless(version, &file, &SETUP_FIELDS, BootMode::BzImage);
+            expect_harmless(&alone, version, &file, &SETUP_FIELDS, BootMode::BzImage);
         }
     }
 }
 
 #[test]
 fn of_the_probes_elf_headers() {
-    expect_harmless("probe", PROBE, &elf_fields(PROBE), BootMode::Elf);
+    let alone = Alone::wait();
+    expect_harmless(&alone, "probe", PROBE, &elf_fields(PROBE), BootMode::Elf);
 }
 
 #[test]
 fn of_debians_elf_headers() {
+    let alone = Alone::wait();
     for version in ["6.1", "6.12"] {
         if let Some(elf) = vmlinux(version) {
-            expect_harmless(version, &elf, &elf_fields(&elf), BootMode::Elf);
+            expect_harmless(&alone, version, &elf, &elf_fields(&elf), BootMode::Elf);
         }
     }
 }
