@@ -30,7 +30,7 @@ const REQUIRE_FUSE: &str = "MKVMM_REQUIRE_FUSE";
 /// which are stored packed, unpacked and in mkvmm's cache.
 const HOST_MEMORY: &str = "4096";
 /// The time limit in seconds, more than all scenarios take on a slow machine.
-const HOST_TIMEOUT: &str = "2400";
+const HOST_TIMEOUT: &str = "3600";
 /// The same where all kernels have their turn.
 const HOST_TIMEOUT_ALL: &str = "7200";
 
