@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mkvmm_base::{Diagnose, InstanceName, causes, chain};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::control::error::ControlError;
+use crate::control::shares::{Room, Taken};
 use crate::event_log::EventKind;
 use crate::manager::Manager;
 use crate::registry::Registry;
@@ -60,8 +61,8 @@ async fn with_rights<F: Future>(manager: &Manager, user: Option<u32>, work: F) -
     .await
 }
 
-/// The maximum number of requests in progress. A client that disconnects may
-/// leave one running.
+/// The maximum number of requests in progress, of which each user has a share. A client
+/// that disconnects may leave one running.
 const REQUESTS: usize = 1024;
 /// The number of additional requests that end something: it must always be
 /// possible to free resources.
@@ -83,8 +84,8 @@ pub struct Change {
 #[derive(Debug, Clone)]
 pub struct Client {
     jobs: mpsc::UnboundedSender<Job>,
-    room: Arc<Semaphore>,
-    room_to_end: Arc<Semaphore>,
+    room: Arc<Room>,
+    room_to_end: Arc<Room>,
 }
 
 /// The receiving end, for the thread that owns the manager.
@@ -98,8 +99,8 @@ pub fn channel() -> (Client, Requests) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let client = Client {
         jobs: sender,
-        room: Arc::new(Semaphore::new(REQUESTS)),
-        room_to_end: Arc::new(Semaphore::new(ENDINGS)),
+        room: Room::new(REQUESTS),
+        room_to_end: Room::new(ENDINGS),
     };
     (client, Requests { jobs: receiver })
 }
@@ -134,7 +135,8 @@ impl Client {
         &self,
         ask: impl FnOnce(&Rc<Manager>) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<T, ControlError> {
-        let (place, user) = (self.place(None)?, user());
+        let user = user();
+        let place = self.place(user, None)?;
         let (reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
             let (_place, _used) = (place, Used::by(manager, user));
@@ -181,7 +183,8 @@ impl Client {
         F: Future<Output = Result<P, ControlError>> + 'static,
         G: Future<Output = Result<T, ControlError>> + 'static,
     {
-        let (place, user) = (self.place(Some(&name))?, user());
+        let user = user();
+        let place = self.place(user, Some(&name))?;
         let (mut reply, replied) = oneshot::channel();
         self.send(Box::new(move |manager| {
             let manager = Rc::clone(manager);
@@ -209,15 +212,14 @@ impl Client {
         replied.await.unwrap_or(Err(ControlError::Ending))
     }
 
-    /// Acquires one of the permits for requests in progress.
-    fn place(&self, change: Option<&Change>) -> Result<OwnedSemaphorePermit, ControlError> {
+    /// Takes room for a request of `user`.
+    fn place(&self, user: Option<u32>, change: Option<&Change>) -> Result<Taken, ControlError> {
         let ends = change.is_some_and(|change| matches!(change.action, "kill" | "delete"));
-        let place = Arc::clone(&self.room).try_acquire_owned();
-        let place = place.or_else(|full| match ends {
-            true => Arc::clone(&self.room_to_end).try_acquire_owned(),
-            false => Err(full),
+        let place = self.room.take(user).or_else(|limit| match ends {
+            true => self.room_to_end.take(user),
+            false => Err(limit),
         });
-        place.or(Err(ControlError::Requests { limit: REQUESTS }))
+        place.map_err(|limit| ControlError::Requests { limit })
     }
 
     fn send(&self, job: Job) -> Result<(), ControlError> {

@@ -79,7 +79,7 @@ pub enum ControlError {
     /// that disconnected.
     #[error("{limit} requests are in progress, which is the limit")]
     Requests {
-        /// The maximum number of requests in progress.
+        /// The maximum number of requests in progress, or a share of it.
         limit: usize,
     },
     /// A plan has too many instances or channels.

@@ -42,3 +42,4 @@ pub mod plan;
 pub mod pool_map;
 pub mod scrapes;
 pub mod server;
+mod shares;

@@ -1,9 +1,5 @@
 //! Places of connections: limits the number of clients, and selects the
-//! connection that makes way for a new one.
-//!
-//! Other users than the VMM's own and root have shares of the places: none of them can
-//! keep the others out, and all of them together cannot keep out whoever supervises the
-//! VMM.
+//! connection that makes way for a new one. Each user has a share.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The part of all places that is left to the VMM's own user and root.
-const RESERVE: usize = 8;
-/// The part of all places that one other user can have.
-const SHARE: usize = 2;
+use crate::control::shares::{Group, groups};
 
 /// The state of a connection.
 #[derive(Debug)]
@@ -48,14 +41,6 @@ impl Places {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many places `user` can have at most, and how many all other users
-    /// together.
-    fn shares(&self) -> (usize, usize) {
-        let others = self.limit - self.limit.div_ceil(RESERVE);
-        // With very few places, nothing is left to divide.
-        ((self.limit / SHARE).max(1), others.max(1))
-    }
-
     /// Takes a place for `user`, `None` for the VMM's own and root; if necessary that of
     /// the connection that has been idle longest, among those of whoever has used up a
     /// share.
@@ -63,14 +48,11 @@ impl Places {
     /// # Errors
     /// Returns the number of places, or of the share, if all of them are being served.
     pub fn take(self: &Arc<Self>, user: Option<u32>) -> Result<Place, usize> {
-        let (share, others) = self.shares();
         let mut all = self.lock();
         let (next, known) = &mut *all;
-        if user.is_some() {
-            make_room(known, share, |one| one == user)?;
-            make_room(known, others, |one| one.is_some())?;
+        for (group, limit) in groups(self.limit, user) {
+            make_room(known, group, limit)?;
         }
-        make_room(known, self.limit, |_| true)?;
         let (number, close) = (*next, Arc::new(Notify::new()));
         *next += 1;
         let one = Known {
@@ -93,17 +75,13 @@ impl Places {
     }
 }
 
-/// Closes the connection that has been idle longest among those of whom `is_counted` says
-/// so, if these are `limit` or more.
+/// Closes the connection of a group that has been idle longest, if these are `limit` or
+/// more.
 ///
 /// # Errors
 /// Returns `limit` if all of them are being served.
-fn make_room(
-    known: &mut BTreeMap<u64, Known>,
-    limit: usize,
-    is_counted: impl Fn(Option<u32>) -> bool,
-) -> Result<(), usize> {
-    let counted = known.iter().filter(|(_, one)| is_counted(one.user));
+fn make_room(known: &mut BTreeMap<u64, Known>, group: Group, limit: usize) -> Result<(), usize> {
+    let counted = known.iter().filter(|(_, one)| group.has(one.user));
     if counted.clone().count() < limit {
         return Ok(());
     }
