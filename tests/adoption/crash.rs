@@ -86,7 +86,7 @@ fn an_end_that_is_cut_short_is_no_crash() {
             thread::sleep(Duration::from_millis(2));
         }
         // The keeper is told a moment later that everything ends with its manager.
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_secs(1));
         kept.running.signal(signal);
         kept.bury_manager();
         expect_gone(worker);

@@ -315,11 +315,11 @@ fn a_kill_with_a_grace_and_a_restart_go_on_under_the_next_manager() {
     kept.ok("start loop");
     let socket = kept.socket().to_owned();
     let killer = thread::spawn(move || {
-        let body = r#"{"grace_ms":1500}"#;
+        let body = r#"{"grace_ms":6000}"#;
         try_http(&socket, "POST", "/v1/instances/deaf/kill", body)
     });
     // The kill is in the journal as soon as a client can see it.
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_secs(1));
     let pid = kept.worker_pid("deaf");
     kept.running.signal(Signal::KILL);
     kept.bury_manager();
@@ -452,7 +452,7 @@ fn guests_that_end_without_a_manager_have_ended_for_the_next_one() {
         ("again", "--on-reboot restart".to_owned()),
     ] {
         kept.ok(&format!("create {name} --memory 8M {more}"));
-        let body = r#"{"kernel":"probe","cmdline":"hold=300"}"#;
+        let body = r#"{"kernel":"probe","cmdline":"hold=5000"}"#;
         let path = format!("/v1/instances/{name}/load");
         assert_eq!(kept.http("POST", &path, body).0, 200);
     }

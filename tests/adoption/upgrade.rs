@@ -169,7 +169,7 @@ impl Fleet {
 fn settled_descriptors(pid: Pid) -> Vec<String> {
     let mut before = Kept::descriptors(pid);
     loop {
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(300));
         let now = Kept::descriptors(pid);
         if now == before {
             return now;

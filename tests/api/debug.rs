@@ -50,7 +50,9 @@ fn wait_for_registers(server: &Server, name: &str) -> Value {
     let end = Instant::now() + crate::server::EVENT_TIMEOUT;
     loop {
         let regs = get(server, &format!("{name}/regs"));
-        if hex(&regs["cpus"][0]["general"]["r15"]) == R15 {
+        // A vCPU that takes long to answer is missing.
+        let is_whole = regs["missing"].as_array().is_some_and(Vec::is_empty);
+        if is_whole && hex(&regs["cpus"][0]["general"]["r15"]) == R15 {
             return regs;
         }
         assert!(Instant::now() < end, "{regs:#}");
@@ -313,7 +315,7 @@ fn the_doctor_answers_through_the_socket_as_on_the_command_line() {
     let server = Server::start("16M@4G");
     let told: Value = serde_json::from_str(&server_doctor()).unwrap();
     thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..3 {
             let (server, told) = (&server, &told);
             scope.spawn(move || {
                 let (status, heard) = server.http("GET", "/v1/doctor", "");

@@ -97,7 +97,8 @@ fn signals_to_a_job_are_for_its_guest() {
     // A second one does not wait for the grace to be over.
     let patient = running(job(&server, "cmdline=spin").arg("--grace").arg("1h"));
     patient.signal(Signal::TERM);
-    std::thread::sleep(Duration::from_millis(200));
+    // So that it has seen the first one before the second.
+    std::thread::sleep(Duration::from_secs(1));
     assert_eq!(server.json("show job")["state"], "active");
     patient.signal(Signal::TERM);
     patient.wait().expect_code(143);
@@ -164,18 +165,18 @@ fn a_lease_that_is_not_renewed_ends_the_guest() {
     let renew = format!("test -e {}", reachable.display());
     let cut_off = job(&server, "cmdline=spin")
         .arg("--lease")
-        .arg("600ms")
+        .arg("5s")
         .arg("--renew")
         .arg(&renew);
     let cut_off = running(cut_off);
-    // Several times as long as its lease.
-    std::thread::sleep(Duration::from_secs(2));
+    // More than twice as long as its lease.
+    std::thread::sleep(Duration::from_secs(12));
     assert_eq!(server.json("show job")["state"], "active");
     fs::remove_file(&reachable).unwrap();
     cut_off.wait().expect_code(75);
     expect_gone(&server);
     // And so does one whose holder is stopped.
-    let held = job(&server, "cmdline=spin").arg("--lease").arg("600ms");
+    let held = job(&server, "cmdline=spin").arg("--lease").arg("5s");
     let held = running(held);
     held.signal(Signal::STOP);
     expect_gone(&server);

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -412,30 +413,32 @@ fn memory_that_cannot_be_cleaned_stays_and_is_tried_again() {
         server.ok("start a");
         server.wait_for_state("a", "stopped");
         thread::scope(|scope| {
-            let deleting = scope.spawn(|| server.http("DELETE", "/v1/instances/a", ""));
-            while !deleting.is_finished() {
-                for pid in server.running.children_named("mkvmm-cleaner") {
-                    // It may have ended already.
-                    let _ = kill_process(pid, Signal::KILL);
+            let (watching, watched) = mpsc::channel::<()>();
+            let server = &server;
+            scope.spawn(move || {
+                while watched.try_recv() == Err(TryRecvError::Empty) {
+                    for pid in server.running.children_named("mkvmm-cleaner") {
+                        // It may have ended already.
+                        let _ = kill_process(pid, Signal::KILL);
+                    }
                 }
+            });
+            let (status, answer) = server.http("DELETE", "/v1/instances/a", "");
+            if status == 200 {
+                return false;
             }
-            let (status, answer) = deleting.join().unwrap();
-            match status {
-                200 => false,
-                _ => {
-                    assert_eq!(answer["error"]["code"], "vmm-failed", "{answer}");
-                    true
-                }
-            }
+            assert_eq!(answer["error"]["code"], "vmm-failed", "{answer}");
+            // Nobody gets the memory or the name.
+            let (_, a) = server.http("GET", "/v1/instances/a", "");
+            assert_eq!(a["state"], "cleaning", "{a}");
+            server.expect_audit();
+            server.run("create b --memory 700M").expect_refusal(5);
+            server.run("start a").expect_refusal(4);
+            drop(watching);
+            true
         })
     });
     assert!(caught, "no cleaner was seen");
-    // Nobody gets the memory or the name.
-    let (_, a) = server.http("GET", "/v1/instances/a", "");
-    assert_eq!(a["state"], "cleaning", "{a}");
-    server.expect_audit();
-    server.run("create b --memory 700M").expect_refusal(5);
-    server.run("start a").expect_refusal(4);
     wait_until("its end", || {
         server.http("GET", "/v1/instances/a", "").0 == 404
     });

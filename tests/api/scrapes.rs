@@ -219,7 +219,7 @@ fn what_happens_to_an_instance_is_logged_with_its_time() {
         let lines = text.lines().map(serde_json::from_str);
         lines.map(|line| line.expect("JSON")).collect()
     };
-    let has_refusal = |text: &str| text.contains("refused: start web");
+    let has_refusal = |text: &str| text.contains("refused: start web") && text.ends_with('\n');
     server
         .running
         .wait_until("a refusal", |r| has_refusal(&r.stderr()));

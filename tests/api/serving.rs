@@ -96,7 +96,7 @@ fn a_live_socket_is_refused_and_a_stale_one_is_replaced() {
     if skips_without_kvm() {
         return;
     }
-    let server = Server::start("16M@4G");
+    let mut server = Server::start("16M@4G");
     let run = Mkvmm::new(["serve", "--pool", "16M@4G", "--socket"])
         .arg(server.socket())
         .finish();
@@ -104,7 +104,7 @@ fn a_live_socket_is_refused_and_a_stale_one_is_replaced() {
     assert!(run.stderr.contains("another mkvmm"), "{run}");
     server.ok("list");
     server.running.signal(Signal::KILL);
-    std::thread::sleep(Duration::from_millis(100));
+    server.running.wait_for_exit();
     assert!(server.socket().exists(), "SIGKILL leaves the socket");
     let again = serve("16M@4G", server.socket());
     assert_eq!(http(server.socket(), "GET", "/v1/version", "").0, 200);
@@ -181,8 +181,9 @@ fn the_socket_is_found_in_the_documented_order() {
     if skips_without_kvm() {
         return;
     }
-    let (server, scratch) = (Server::start("16M@4G"), Scratch::new());
-    let socket = server.socket();
+    let (mut server, scratch) = (Server::start("16M@4G"), Scratch::new());
+    let socket = server.socket().to_owned();
+    let socket = socket.as_path();
     let text = socket.display().to_string();
     let wrong = scratch.path("wrong");
     let directory = socket.parent().expect("it is in a directory");
@@ -217,7 +218,7 @@ fn the_socket_is_found_in_the_documented_order() {
     assert!(said.contains("MKVMM_SOCKET"), "{said}");
     // One whose owner was killed is there, and nobody listens.
     server.running.signal(Signal::KILL);
-    std::thread::sleep(Duration::from_millis(100));
+    server.running.wait_for_exit();
     let run = with_variables(&["list"], &[("MKVMM_SOCKET", socket)]);
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(said.contains("its `mkvmm serve` has ended"), "{said}");

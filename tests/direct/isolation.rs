@@ -46,8 +46,8 @@ fn a_neighbours_memory_reads_as_all_ones_and_stays_as_it_is() {
         return;
     }
     let mark = victims_mark();
-    // The victim watches for ten times as long as the intruder waits.
-    let run = pair(&format!("hold=300 touch={mark:#x}"), "hold=3000");
+    // The victim watches for thirty times as long as the intruder waits.
+    let run = pair(&format!("hold=300 touch={mark:#x}"), "hold=9000");
     let consoles = run.expect_code(0).consoles(&["intruder", "victim"]);
 
     let touch = consoles.starting("intruder", "probe: touch").concat();

@@ -152,7 +152,8 @@ fn grace_is_for_guests_that_hear_their_power_button() {
         .arg("1h");
     let run = running(patient);
     run.signal(Signal::TERM);
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    // So that it has seen the first one before the second.
+    std::thread::sleep(std::time::Duration::from_secs(1));
     run.signal(Signal::TERM);
     run.wait().expect_code(143);
 }

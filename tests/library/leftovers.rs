@@ -48,6 +48,19 @@ impl Holdings {
         }
     }
 
+    /// Waits until the same is held twice: a thread that was joined may still be there.
+    fn settled() -> Self {
+        let mut before = Self::now();
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let now = Self::now();
+            if now == before {
+                return now;
+            }
+            before = now;
+        }
+    }
+
     /// Waits until the process holds the same resources again.
     #[track_caller]
     fn expect_again(self) {
@@ -156,7 +169,7 @@ fn launch(count: usize) {
 
 pub fn a_launch_leaves_nothing_behind() {
     launch(1); // creates everything that is created only once
-    let holdings = Holdings::now();
+    let holdings = Holdings::settled();
     launch(24);
     holdings.expect_again();
     launch(1);
@@ -165,7 +178,7 @@ pub fn a_launch_leaves_nothing_behind() {
 
 pub fn a_failed_launch_leaves_nothing_behind() {
     launch(1);
-    let holdings = Holdings::now();
+    let holdings = Holdings::settled();
     block_on(async {
         let manager = manager();
         // The last of 33 guests of 4 MiB does not fit into 128 MiB.
@@ -179,7 +192,7 @@ pub fn a_failed_launch_leaves_nothing_behind() {
 
 pub fn guests_that_are_killed_leave_nothing_behind() {
     launch(1);
-    let holdings = Holdings::now();
+    let holdings = Holdings::settled();
     block_on(async {
         let manager = manager();
         let built = build(&manager, &specs(8, "spin")).await;
@@ -196,7 +209,7 @@ pub fn guests_that_are_killed_leave_nothing_behind() {
 
 pub fn guests_that_never_start_leave_nothing_behind() {
     launch(1);
-    let holdings = Holdings::now();
+    let holdings = Holdings::settled();
     block_on(async {
         let fleet = build(&manager(), &specs(8, "")).await.expect("it fits");
         assert_eq!(fleet.manager().registry().guests().count(), 8);
@@ -218,7 +231,7 @@ pub fn guests_that_never_start_leave_nothing_behind() {
 /// there again, and contains no data of a guest.
 pub fn a_populated_pool_is_whole_and_zero_again() {
     launch(1);
-    let holdings = Holdings::now();
+    let holdings = Holdings::settled();
     block_on(async {
         let memory = ReservationConfig {
             prealloc: true,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_test_harness::kept::expect_gone;
 use mkvmm_test_harness::server::EVENT_TIMEOUT;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use mkvmm_test_harness::{Kept, Mkvmm, Server};
@@ -108,8 +109,9 @@ fn workers_wait_serve_one_boot_and_are_replaced() {
     server.expect_audit();
     server.running.signal(Signal::TERM);
     server.running.wait().expect_code(0);
+    // It has ended with the manager.
     for pid in now {
-        assert!(!place(pid).exists(), "it has ended with the manager");
+        expect_gone(Pid::from_raw(pid).expect("a process"));
     }
 }
 

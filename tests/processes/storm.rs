@@ -356,8 +356,9 @@ fn take_down(server: &Server) -> Value {
 
 impl Sample {
     fn take(house: &House, began: Instant, counts: &Counts) -> Self {
-        // Connections of clients that have left are being closed.
-        thread::sleep(Duration::from_millis(500));
+        // Connections of clients that have left are being closed, those of refused ones
+        // after a second.
+        thread::sleep(Duration::from_millis(1500));
         let processes = house.processes();
         let entries = |of: &str| {
             let count = |process: &Pid| {

@@ -114,7 +114,7 @@ fn channels_that_come_and_go_leave_nothing() {
     };
     let descriptors = || processes.map(|pid| grown(pid).0);
     // The last client has been forgotten by then.
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_secs(1));
     let few = descriptors();
     // The keeper lets go of what it holds when it gets round to it.
     let settle = || {

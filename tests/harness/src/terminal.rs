@@ -57,7 +57,9 @@ impl Terminal {
             match self.stream.read(&mut buffer) {
                 Ok(0) => panic!("hung up before {what}: {}", self.text()),
                 Ok(count) => self.seen.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // A read with a time limit is interrupted where the process was stopped.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => panic!("{error} before {what}: {}", self.text()),
             }
             assert!(Instant::now() < end, "no {what}: {}", self.text());

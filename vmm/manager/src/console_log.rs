@@ -302,7 +302,15 @@ mod tests {
         let first = LogFile::open(&path, &[]).unwrap();
         let waiting = thread::spawn({
             let path = path.clone();
-            move || LogFile::open(&path, &[]).unwrap()
+            move || {
+                loop {
+                    match LogFile::open(&path, &[]) {
+                        // It does not wait for long.
+                        Err(LogError::Taken { .. }) => {}
+                        opened => return opened.unwrap(),
+                    }
+                }
+            }
         });
         // It finds the first one's file, which is removed with the first one.
         thread::sleep(TAKEN / 4);

@@ -31,7 +31,7 @@ const BACKLOG: i32 = 8;
 
 /// How long a lock is waited for: whoever a killed manager or keeper was just starting has
 /// a copy of its descriptors until it executes its program.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long a keeper is waited for that is ending: it waits for its children.
 const ENDING_WAIT: Duration = Duration::from_secs(10);
 /// The interval at which it is looked at.

@@ -105,13 +105,13 @@ impl Waiting<'_> {
 
     /// Prints those that are there, and keeps the others.
     async fn look(&mut self, socket: &Path) -> Result<(), CliError> {
-        for name in std::mem::take(&mut self.left) {
+        // Its future may be dropped at any time: then those are left that were not printed.
+        for name in self.left.clone() {
             let text = ask(socket, Call::of_instance("GET", &name, "")).await?;
             let instance: Instance = serde_json::from_str(&text).map_err(ClientError::Json)?;
             if self.is_there(&instance) {
+                self.left.retain(|left| *left != name);
                 answer(self.args.client.json, text, done)?;
-            } else {
-                self.left.push(name);
             }
         }
         Ok(())
