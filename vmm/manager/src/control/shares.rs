@@ -18,7 +18,7 @@ pub enum Group {
     One(u32),
     /// All users but the VMM's own and root.
     Others,
-    /// All users.
+    /// Every user of the socket.
     All,
 }
 
