@@ -60,17 +60,22 @@ class Mkvmm:
         """Makes the pool be what `instances` says; returns what was done."""
         return self.call("POST", "/v1/apply", {"instances": instances, **options})
 
-    def events(self, since=0):
-        """Yields events with numbers above `since`, as they happen."""
-        response = self.open("GET", f"/v1/events?since={since}&follow=true")
+    def events(self, since=0, follow=True):
+        """Yields events with numbers above `since`, and further ones as they happen."""
+        response = self.open("GET", f"/v1/events?since={since}&follow={str(follow).lower()}")
         for line in response:
             if line.startswith(b"data: "):
                 yield json.loads(line[len("data: "):])
 
-    def wait(self, names):
-        """Waits until all these instances have ended; returns their reasons."""
+    def newest(self):
+        """Returns the number of the newest event, or 0."""
+        return max((event["seq"] for event in self.events(follow=False)), default=0)
+
+    def wait(self, names, since):
+        """Waits until all these instances have ended, by events with numbers above
+        `since`; returns their reasons."""
         reasons = {}
-        for event in self.events():
+        for event in self.events(since):
             name = event.get("instance")
             if name in names and event["kind"] == "state":
                 # One that boots again has not ended.
@@ -79,6 +84,7 @@ class Mkvmm:
                     reasons[name] = event["reason"]
             if reasons.keys() >= set(names):
                 return reasons
+        raise OSError("it has ended")
 
     def output(self, name):
         """Returns what an instance has printed."""
@@ -92,9 +98,11 @@ def main():
     pool = vmm.call("GET", "/v1/pool")
     print(f"pool: {pool['avail'] >> 20}M of {pool['size'] >> 20}M are free")
     fleet = [{"name": name, "memory": "8M", "kernel": "probe"} for name in ("one", "two")]
+    # Instances of these names may have ended before.
+    since = vmm.newest()
     for change in vmm.apply(fleet)["changes"]:
         print(f"{change['name']}: {change['action']}")
-    for name, reason in sorted(vmm.wait(["one", "two"]).items()):
+    for name, reason in sorted(vmm.wait(["one", "two"], since).items()):
         last = vmm.output(name).splitlines()[-1]
         print(f"{name}: ended ({reason}), {last!r}")
         vmm.call("DELETE", f"/v1/instances/{quote(name)}")

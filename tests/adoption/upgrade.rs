@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mkvmm_client::Client;
 use mkvmm_test_harness::images::{code, elf, numbers};
 use mkvmm_test_harness::kept::expect_gone;
 use mkvmm_test_harness::mkvmm::binary;
@@ -299,6 +300,34 @@ fn a_guard_that_looks_late_revives_nobody() {
     fleet.kept.serve();
     fleet.expect(&this, 3);
     fleet.end();
+}
+
+#[test]
+fn whoever_waits_for_an_end_goes_on_waiting_under_the_next_program() {
+    if skips_without_kvm() {
+        return;
+    }
+    let kept = Kept::start("32M@4G", &[]);
+    kept.ok("create a --memory 8M --kernel probe --cmdline shell");
+    kept.ok("start a");
+    let other = kept.path("second");
+    fs::copy(binary(), &other).expect("there is room");
+    let client = Client::new(kept.socket());
+    let waiting = thread::spawn(move || client.wait("a"));
+    let command = Mkvmm::new(["wait", "a", "--socket"])
+        .arg(kept.socket())
+        .spawn();
+    for _ in 0..2 {
+        // They have begun to listen, or will: then there is less to survive.
+        thread::sleep(Duration::from_millis(300));
+        kept.ok(&format!("upgrade {}", other.display()));
+    }
+    assert!(!waiting.is_finished(), "{:?}", waiting.join());
+    kept.ok("kill a --force");
+    let ended = waiting.join().expect("it does not panic");
+    assert_eq!(ended.expect("it waits").name.as_str(), "a");
+    command.wait().expect_code(0);
+    kept.end();
 }
 
 /// Returns the guard of an upgrade of the manager at `socket`, if it waits by now.

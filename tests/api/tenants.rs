@@ -109,6 +109,12 @@ fn tenants_have_their_own_instances_and_no_others() {
     assert!(told.lines().all(|line| line.contains("\"web\"")), "{told}");
     assert_eq!(allowed(&server, two, "events"), "");
     allowed(&server, one, "delete web");
+    // Nobody gets into a channel by its member's name.
+    server.ok("channel create secret --size 64K --between web,db");
+    for name in ["web", "db"] {
+        forbidden(&server, two, &format!("create {name} --memory 8M"));
+    }
+    server.ok("channel delete secret");
     // Whoever gets the name has nothing of who had it.
     allowed(&server, two, "create web --memory 8M");
     forbidden(&server, one, "show web");

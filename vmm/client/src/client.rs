@@ -1,6 +1,7 @@
 //! The client that waits for each answer.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use mkvmm_api::apply::{Applied, ApplyBody};
@@ -15,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::call::{Call, escape};
 use crate::connection::{ask, ask_for, block_on};
 use crate::error::ClientError;
-use crate::events::{Since, newest};
+use crate::events::{RECONNECT, Since, newest};
 use crate::socket;
 use crate::streams::{Console, EventStream, Held, Output};
 
@@ -204,19 +205,28 @@ impl Client {
 
     /// Waits until an instance has come to its end: one that its policy restarts has not.
     ///
+    /// It goes on when the VMM is upgraded.
+    ///
     /// # Errors
     /// Returns a [`ClientError`], also if it is deleted meanwhile.
     pub fn wait(&self, name: &str) -> Result<Instance, ClientError> {
-        // From before the first look, so that no change falls in between.
-        let since = block_on(newest(&self.socket))?;
-        let mut events = self.events(Since::Event(since), Some(name))?;
         loop {
-            let instance = self.instance(name)?;
-            if instance.has_ended() {
-                return Ok(instance);
+            // From before the first look, so that no change falls in between.
+            let since = block_on(newest(&self.socket))?;
+            let mut events = self.events(Since::Event(since), Some(name))?;
+            loop {
+                let instance = self.instance(name)?;
+                if instance.has_ended() {
+                    return Ok(instance);
+                }
+                match events.next() {
+                    Some(Ok(_)) => {}
+                    Some(Err(error @ ClientError::Json(_))) => return Err(error),
+                    // It ends with the manager; without another one, the next look says so.
+                    None | Some(Err(_)) => break,
+                }
             }
-            // Without a VMM, the next look says so.
-            events.next().transpose()?;
+            thread::sleep(RECONNECT);
         }
     }
 
@@ -278,7 +288,7 @@ impl Client {
     }
 
     /// Returns the events of the instance `name`, or of all, and waits for further ones:
-    /// the stream ends with the VMM.
+    /// the stream ends with the VMM, and when that is upgraded.
     ///
     /// # Errors
     /// Returns a [`ClientError`].

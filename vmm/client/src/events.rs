@@ -6,12 +6,17 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use mkvmm_api::events::Event;
 
 use crate::call::{Call, escape};
 use crate::connection::{Body, open};
 use crate::error::ClientError;
+
+/// How long to wait before events are asked for again, after their end: the VMM is being
+/// upgraded, or gone.
+pub const RECONNECT: Duration = Duration::from_millis(100);
 
 /// Where events begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 //! | [`error`] | [`ClientError`]: what the VMM refused and why, or that it does not answer |
 //!
 //! A connection is made for each request, so that a client needs no care when the VMM is
-//! upgraded or restarted. An example, which is a program (`examples/fleet.rs`) and which a
+//! upgraded or restarted; only streams end then. An example, which is a program (`examples/fleet.rs`) and which a
 //! test runs:
 #![doc = "```no_run"]
 #![doc = include_str!("../examples/fleet.rs")]

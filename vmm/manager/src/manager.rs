@@ -96,6 +96,8 @@ pub struct Manager {
     pub(crate) rehearsals: Semaphore,
     /// Has fleets be applied one after the other.
     pub(crate) applying: Semaphore,
+    /// Has channels be made one after the other.
+    pub(crate) making_channels: Semaphore,
     pub(crate) on_stall: OnStall,
     early: RefCell<Option<Begun>>,
     /// Workers that wait for a guest.
@@ -146,6 +148,7 @@ impl Manager {
             restarts: Semaphore::new(limits.restarts),
             rehearsals: Semaphore::new(REHEARSALS),
             applying: Semaphore::new(1),
+            making_channels: Semaphore::new(1),
             on_stall,
             early: RefCell::new(early),
             stock: Stock::new(warm),

@@ -34,6 +34,13 @@ pub enum RegistryError {
         /// The name that was requested.
         name: InstanceName,
     },
+    /// The name is that of a member of a channel, and the request is not that of the
+    /// VMM's user: who gets the name gets the memory of the channel.
+    #[error("{name} is a member of a channel: only the user of the VMM may create it")]
+    OfChannel {
+        /// The name that was requested.
+        name: InstanceName,
+    },
     /// The instance has no lease.
     #[error("the instance {name} is not leased")]
     NoLease {
@@ -75,7 +82,7 @@ impl Diagnose for RegistryError {
     fn class(&self) -> Class {
         match self {
             Self::Unknown { .. } => Class::NoInstance,
-            Self::Forbidden { .. } => Class::Forbidden,
+            Self::Forbidden { .. } | Self::OfChannel { .. } => Class::Forbidden,
             Self::NoLease { .. } => Class::Invalid,
             Self::Exists { .. } => Class::Exists,
             Self::State { .. } => Class::WrongState,
@@ -87,6 +94,7 @@ impl Diagnose for RegistryError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Exists { .. } => Some("delete it first, or choose another name".to_owned()),
+            Self::OfChannel { .. } => Some("choose another name".to_owned()),
             Self::State { state, .. } => {
                 let legal: Vec<String> = state.legal().map(|verb| verb.to_string()).collect();
                 Some(format!("legal now: {}", legal.join(", ")))
@@ -277,15 +285,19 @@ impl Registry {
         }
     }
 
-    /// Checks that a name is free.
+    /// Checks that a name is free for the user for whom it is used.
     ///
     /// # Errors
-    /// Returns [`RegistryError::Exists`] if it is used.
+    /// Returns [`RegistryError::Exists`] if it is used, or [`RegistryError::OfChannel`].
     pub fn check_free(&self, name: &InstanceName) -> Result<(), RegistryError> {
-        match self.names.contains_key(name) {
-            true => Err(RegistryError::Exists { name: name.clone() }),
-            false => Ok(()),
+        if self.names.contains_key(name) {
+            return Err(RegistryError::Exists { name: name.clone() });
         }
+        let mut members = self.channels.values().flat_map(Channel::members);
+        if self.user.get().is_some() && members.any(|member| member.name == *name) {
+            return Err(RegistryError::OfChannel { name: name.clone() });
+        }
+        Ok(())
     }
 
     /// Checks that `verb` is legal for `name` now, and returns its number. A

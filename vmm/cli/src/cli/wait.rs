@@ -11,7 +11,7 @@ use mkvmm_api::instance::Instance;
 use mkvmm_base::state::State;
 use mkvmm_base::{Class, Diagnose};
 use mkvmm_client::connection::{ask, block_on};
-use mkvmm_client::events::{Events, newest};
+use mkvmm_client::events::{Events, RECONNECT, newest};
 use mkvmm_client::{Call, ClientError, Since};
 
 #[derive(Debug, clap::Args)]
@@ -92,14 +92,25 @@ impl Waiting<'_> {
     async fn complete(&mut self) -> Result<ExitStatus, CliError> {
         let socket = self.args.client.socket();
         // From before the first look, so that no change falls in between.
-        let since = Since::Event(newest(&socket).await?);
-        let mut events = Events::open(&socket, since, None, true).await?;
+        let mut since = newest(&socket).await?;
         loop {
-            self.look(&socket).await?;
-            if self.left.is_empty() {
-                return Ok(ExitStatus::Done);
+            let mut events = Events::open(&socket, Since::Event(since), None, true).await?;
+            loop {
+                self.look(&socket).await?;
+                if self.left.is_empty() {
+                    return Ok(ExitStatus::Done);
+                }
+                if !self.event(&mut events).await? {
+                    break;
+                }
             }
-            self.event(&mut events).await?;
+            // The VMM was upgraded, or has ended.
+            tokio::time::sleep(RECONNECT).await;
+            let Ok(now) = newest(&socket).await else {
+                let left = self.left.clone();
+                return Err(WaitError::Ended { left }.into());
+            };
+            since = now;
         }
     }
 
@@ -127,21 +138,19 @@ impl Waiting<'_> {
         states.contains(&instance.state) && !is_between
     }
 
-    /// Waits for an event of one of those that are left.
-    async fn event(&self, events: &mut Events) -> Result<(), CliError> {
+    /// Waits for an event of one of those that are left; returns false at the end of
+    /// the stream.
+    async fn event(&self, events: &mut Events) -> Result<bool, CliError> {
         loop {
             match events.arrived().await {
                 Ok(Some(arrived)) => {
                     let mut names = arrived.iter().filter_map(|event| event.instance.as_ref());
                     if names.any(|name| self.left.contains(name)) {
-                        return Ok(());
+                        return Ok(true);
                     }
                 }
                 Err(error @ ClientError::Json(_)) => return Err(error.into()),
-                Ok(None) | Err(_) => {
-                    let left = self.left.clone();
-                    return Err(WaitError::Ended { left }.into());
-                }
+                Ok(None) | Err(_) => return Ok(false),
             }
         }
     }

@@ -131,6 +131,7 @@ impl Manager {
             // instance.
             registry.announce(id);
         }
+        self.join_missed(id);
         self.changed.notify_waiters();
         let told = Rc::clone(&worker);
         let run = async move { told.tell(&Order::Run, &[]).await };

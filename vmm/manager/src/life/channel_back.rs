@@ -52,10 +52,17 @@ impl Manager {
             let channel = registry.channel(name)?;
             (channel.id, channel.members.clone())
         };
+        // Another client may delete it, and create one of its name, at any time.
+        let check = || match self.registry().channel(name)?.id == id {
+            true => Ok(()),
+            false => Err(ChannelError::Ending { name: name.clone() }),
+        };
         let ended = async {
             for member in before.iter().filter(|member| member.run.is_some()) {
+                check()?;
                 self.leave_channel(name, &member.name).await?;
             }
+            check()?;
             self.delete_channel(name).await
         };
         let ended = ended.await;

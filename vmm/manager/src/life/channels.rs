@@ -25,6 +25,8 @@ impl Manager {
         self: &Rc<Self>,
         config: ChannelConfig,
     ) -> Result<(), ChannelError> {
+        // One after the other: what is checked here counts only once its memory was taken.
+        let alone = self.making_channels.acquire().await;
         self.check_channel(&config)?;
         self.registry().check_members(&config, &[], &[])?;
         let carved = self
@@ -33,6 +35,7 @@ impl Manager {
             .carve_channel(&config.name, config.size);
         let (id, range) = carved?;
         self.furnish_channel(id, range, &config).await?;
+        drop(alone);
         log::info!("channel {}: created at {range:?}", config.name);
         self.changed.notify_waiters();
         self.join_live(&config).await;
@@ -151,6 +154,19 @@ impl Manager {
             if let Err(error) = joined {
                 log::warn!("channel {}: {}", config.name, chain(&error));
             }
+        }
+    }
+
+    /// Gives an instance that runs from now on the channels that it has got while it
+    /// booted, in the background.
+    pub(crate) fn join_missed(self: &Rc<Self>, id: InstanceId) {
+        for (channel, member) in self.registry().missed_channels(id) {
+            let manager = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                if let Err(error) = manager.join_channel(&channel, &member).await {
+                    log::warn!("channel {channel}: {}", chain(&error));
+                }
+            });
         }
     }
 
