@@ -1,49 +1,13 @@
 //! Members that exchange messages, come and go.
 
 use std::thread;
-use std::time::{Duration, Instant};
 
 use mkvmm_test_harness::Mkvmm;
-use mkvmm_test_harness::server::{EVENT_TIMEOUT, Server};
+use mkvmm_test_harness::server::Server;
 use mkvmm_test_harness::tier::skips_without_kvm;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
-
-/// Waits until a member has a channel.
-fn wait_until_present(server: &Server, channel: &str, member: usize) {
-    let end = Instant::now() + EVENT_TIMEOUT;
-    loop {
-        let shown = server.json(&format!("channel show {channel}"));
-        if shown["members"][member]["present"] == true {
-            return;
-        }
-        assert!(Instant::now() < end, "{shown}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-#[test]
-fn a_channel_that_is_made_while_a_member_boots_is_not_missed() {
-    if skips_without_kvm() {
-        return;
-    }
-    let server = Server::start(POOL);
-    server.ok("create a --memory 8M --kernel probe --cmdline spin");
-    // A boot takes a few milliseconds.
-    for after in 0..12 {
-        thread::scope(|scope| {
-            let starting = scope.spawn(|| server.http("POST", "/v1/instances/a/start", ""));
-            thread::sleep(Duration::from_millis(after));
-            channel(&server, "ab --size 4K --between a,b");
-            assert_eq!(starting.join().expect("it does not fail").0, 200);
-        });
-        wait_until_present(&server, "ab", 0);
-        server.ok("kill a --force");
-        server.ok("channel delete ab");
-    }
-    server.expect_audit();
-}
 
 #[test]
 fn channels_that_are_made_at_once_are_not_too_many_for_a_guest() {

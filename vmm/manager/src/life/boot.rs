@@ -131,7 +131,6 @@ impl Manager {
             // instance.
             registry.announce(id);
         }
-        self.join_missed(id);
         self.changed.notify_waiters();
         let told = Rc::clone(&worker);
         let run = async move { told.tell(&Order::Run, &[]).await };

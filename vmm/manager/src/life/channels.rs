@@ -157,19 +157,6 @@ impl Manager {
         }
     }
 
-    /// Gives an instance that runs from now on the channels that it has got while it
-    /// booted, in the background.
-    pub(crate) fn join_missed(self: &Rc<Self>, id: InstanceId) {
-        for (channel, member) in self.registry().missed_channels(id) {
-            let manager = Rc::clone(self);
-            tokio::task::spawn_local(async move {
-                if let Err(error) = manager.join_channel(&channel, &member).await {
-                    log::warn!("channel {channel}: {}", chain(&error));
-                }
-            });
-        }
-    }
-
     /// Gives a channel to a member: at once if it runs, and at its boots from now on.
     ///
     /// # Errors

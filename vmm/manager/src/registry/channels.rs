@@ -110,24 +110,6 @@ impl Registry {
         all
     }
 
-    /// Returns the channels that an instance which runs should have and has not, with
-    /// its name.
-    pub(crate) fn missed_channels(&self, id: InstanceId) -> Vec<(InstanceName, InstanceName)> {
-        let Some(guest) = self.guest(id) else {
-            return Vec::new();
-        };
-        let (own, run) = (guest.name(), guest.run_id());
-        let is_missed = |channel: &&Channel| {
-            let mut members = channel.members.iter();
-            let member = members.find(|member| member.name == *own);
-            !channel.is_ending && member.is_some_and(|it| !it.is_out && it.run != Some(run))
-        };
-        let missed = self.channels().filter(is_missed);
-        missed
-            .map(|channel| (channel.name.clone(), own.clone()))
-            .collect()
-    }
-
     /// Notes that the process of an instance is gone, and with it its mappings of
     /// channels.
     pub(crate) fn leave_channels(&mut self, instance: InstanceId) {
