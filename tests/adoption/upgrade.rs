@@ -318,8 +318,8 @@ fn whoever_waits_for_an_end_goes_on_waiting_under_the_next_program() {
         .arg(kept.socket())
         .spawn();
     for _ in 0..2 {
-        // They have begun to listen, or will: then there is less to survive.
-        thread::sleep(Duration::from_millis(300));
+        // By then they listen again.
+        thread::sleep(Duration::from_secs(1));
         kept.ok(&format!("upgrade {}", other.display()));
     }
     assert!(!waiting.is_finished(), "{:?}", waiting.join());
